@@ -1,0 +1,290 @@
+"""How the arguments and results of tasks travel: made plain by their annotations, written by a codec."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from inspect import Parameter
+from itertools import chain, repeat
+from typing import Any, Final
+
+import attrs
+
+from flowfabric_worker.conversions import FAULTS, Conversion, Mismatch, brief, unsupported
+from flowfabric_worker.converting import Conversions
+from flowfabric_worker.formats import Codec, find_codec
+
+__all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec"]
+
+
+class EncodingError(ValueError):
+    """A value cannot be sent, because it would not come back as it is; the message names where it stands."""
+
+
+class DecodingError(ValueError):
+    """What is stored cannot be read as the task's annotations say; trying again cannot help."""
+
+
+@lru_cache(maxsize=64)
+def _conversions(native: frozenset[type]) -> Conversions:
+    """Shared by all tasks whose codecs write the same classes by themselves."""
+    return Conversions(native)
+
+
+class _Port:
+    """A place where values leave and enter a task: a parameter, the result, the frames.
+
+    Attributes:
+        where: how errors name it.
+        plain: the classes whose instances need no conversion; callers look here before they call.
+    """
+
+    __slots__ = ("_conversion", "plain", "where")
+
+    def __init__(self, where: str, conversion: Conversion) -> None:
+        self.where = where
+        self.plain = conversion.plain
+        self._conversion = conversion
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._conversion.encode(value)
+        except FAULTS as error:
+            raise EncodingError(f"{self.where} cannot be encoded{_reason(error)}") from error
+
+    def receive(self, value: Any) -> Any:
+        try:
+            return self._conversion.decode(value)
+        except FAULTS as error:
+            raise DecodingError(f"{self.where} cannot be decoded{_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    place = f" at {error.path}" if isinstance(error, Mismatch) and error.path else ""
+    words = str(error) if isinstance(error, Mismatch) else brief(error)
+    return f"{place}: {words.rstrip('.')}."
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Ports:
+    """All ports of a task. `rest` and `more` stand for `*args` and `**kwargs`."""
+
+    places: Sequence[_Port]
+    rest: _Port
+    names: Mapping[str, _Port]
+    more: _Port
+    result: _Port
+    frame: _Port
+
+    def in_order(self) -> Iterator[_Port]:
+        return chain(self.places, repeat(self.rest))
+
+    def named(self, name: str) -> _Port:
+        return self.names.get(name, self.more)
+
+
+class TaskCodec:
+    """Encodes and decodes the calls, results and frames of one task by the annotations of its function.
+
+    Annotations are resolved at first use, so they may name what is defined later. A call travels as
+    `[args, kwargs]`, in the way it was written; what was left out takes the default of the day when it runs.
+
+    Args:
+        function: the task's function.
+        codec: what writes and reads plain values.
+        skip: the names of parameters that the runtime fills, by keyword; callers do not pass them.
+
+    Raises:
+        TypeError: a parameter to skip cannot be filled by keyword.
+    """
+
+    def __init__(self, function: Callable[..., Any], codec: Codec, *, skip: Collection[str] = ()) -> None:
+        self._function = function
+        self._codec = codec
+        self._name = f"{getattr(function, '__name__', type(function).__name__)}()"
+        parameters = list(inspect.signature(function).parameters.values())
+        self._parameters = [parameter for parameter in parameters if parameter.name not in skip]
+        self._places = [parameter.name for parameter in self._parameters if parameter.kind in _BY_PLACE]
+        self._before_skipped = _count_before_skipped(parameters, skip, self._name)
+        self._bind = _binder(function, self._parameters)
+
+    def encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+        """The payload of a call.
+
+        Raises:
+            TypeError: the call does not fit the signature; it is Python's own error.
+            EncodingError: an argument would not come back as it is.
+        """
+        self._bind(*args, **kwargs)
+        ports = self._ports
+        call: list[Any] = [
+            [
+                value if value.__class__ in port.plain else port.send(value)
+                for value, port in zip(args, ports.in_order(), strict=False)
+            ]
+        ]
+        if kwargs:
+            call.append({name: ports.named(name).send(value) for name, value in kwargs.items()})
+        try:
+            return self._codec.encode(call)
+        except FAULTS as error:
+            raise self._refused_call(call, error) from error
+
+    def decode_call(self, payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call: what the function takes, beside the skipped parameters.
+
+        Raises:
+            DecodingError: the payload is no call, or not one of this function.
+        """
+        sent_args, sent_kwargs = self._read_call(payload)
+        try:
+            self._bind(*sent_args, **sent_kwargs)
+        except TypeError as error:
+            raise DecodingError(f"The stored call does not fit {self._name}: {brief(error)}.") from error
+        ports = self._ports
+        received = [
+            value if value.__class__ in port.plain else port.receive(value)
+            for value, port in zip(sent_args, ports.in_order(), strict=False)
+        ]
+        kwargs = {name: ports.named(name).receive(value) for name, value in sent_kwargs.items()}
+        kept = self._before_skipped
+        if kept is not None:
+            kwargs.update(zip(self._places[kept:], received[kept:], strict=False))
+            received = received[:kept]
+        return tuple(received), kwargs
+
+    def encode_result(self, value: Any) -> bytes:
+        """What the task returned, as bytes.
+
+        Raises:
+            EncodingError: it would not come back as it is.
+        """
+        return self._encode(self._ports.result, value)
+
+    def decode_result(self, data: bytes | None) -> Any:
+        """What the task returned, as its return annotation says; None where nothing is stored.
+
+        Raises:
+            DecodingError: the bytes hold something else.
+        """
+        return self._decode(self._ports.result, data)
+
+    def encode_frame(self, value: Any) -> bytes:
+        """One value that the task yielded, as bytes; raises as `encode_result` does."""
+        return self._encode(self._ports.frame, value)
+
+    def decode_frame(self, data: bytes) -> Any:
+        """One value that the task yielded; raises as `decode_result` does."""
+        return self._decode(self._ports.frame, data)
+
+    def _encode(self, port: _Port, value: Any) -> bytes:
+        plain = value if value.__class__ in port.plain else port.send(value)
+        try:
+            return self._codec.encode(plain)
+        except FAULTS as error:
+            raise EncodingError(f"{port.where} cannot be encoded{_reason(error)}") from error
+
+    def _decode(self, port: _Port, data: bytes | None) -> Any:
+        if data is None:
+            return None
+        try:
+            plain = self._codec.decode(data)
+        except FAULTS as error:
+            raise DecodingError(f"{port.where} is not {self._codec.name}{_reason(error)}") from error
+        return plain if plain.__class__ in port.plain else port.receive(plain)
+
+    def _read_call(self, payload: bytes | None) -> tuple[list[Any], dict[str, Any]]:
+        if payload is None:
+            return [], {}
+        try:
+            call = self._codec.decode(payload)
+        except FAULTS as error:
+            raise DecodingError(f"The payload of {self._name} is not {self._codec.name}{_reason(error)}") from error
+        if isinstance(call, list) and 1 <= len(call) <= 2 and isinstance(call[0], list):
+            kwargs = call[1] if len(call) == 2 else {}
+            if isinstance(kwargs, dict):
+                return call[0], kwargs
+        raise DecodingError(f"The payload of {self._name} is not a call: it must be [args] or [args, kwargs].")
+
+    def _refused_call(self, call: list[Any], error: Exception) -> EncodingError:
+        """The error for a call that the codec refused; it names the first argument that is at fault."""
+        args, kwargs = call if len(call) == 2 else (call[0], {})
+        ports = self._ports
+        named = ((ports.named(name), value) for name, value in kwargs.items())
+        for port, value in chain(zip(ports.in_order(), args, strict=False), named):
+            try:
+                self._codec.encode(value)
+            except FAULTS as refused:
+                return EncodingError(f"{port.where} cannot be encoded{_reason(refused)}")
+        return EncodingError(f"The call of {self._name} cannot be encoded{_reason(error)}")
+
+    @cached_property
+    def _ports(self) -> _Ports:
+        conversions = _conversions(frozenset(getattr(self._codec, "native", ())))
+        hints: Mapping[str, Any] = {}
+        unresolved = ""
+        try:
+            hints = typing.get_type_hints(self._function, include_extras=True)
+        except NameError as error:
+            unresolved = f"the annotations of {self._name} do not resolve: {error}"
+
+        def port(where: str, annotation: Any) -> _Port:
+            conversion = unsupported("", unresolved) if unresolved else conversions.of(annotation)
+            return _Port(f"{where} of {self._name}", conversion)
+
+        ports = {p.name: port(f"The argument {p.name!r}", hints.get(p.name, Any)) for p in self._parameters}
+        by_kind = {p.kind: ports[p.name] for p in self._parameters}
+        result, frame = _outputs(self._function, hints.get("return", Any))
+        unused = port("An argument", Any)  # the binding refuses what would go there
+        return _Ports(
+            places=[ports[name] for name in self._places],
+            rest=by_kind.get(Parameter.VAR_POSITIONAL, unused),
+            names={p.name: ports[p.name] for p in self._parameters if p.kind in _BY_NAME},
+            more=by_kind.get(Parameter.VAR_KEYWORD, unused),
+            result=port("The result", result),
+            frame=port("A yielded value", frame),
+        )
+
+
+_BY_PLACE: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+
+
+def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Callable[..., None]:
+    """A function of the same name and parameters that does nothing: calling it is the check of a call."""
+    bare = [
+        parameter.replace(
+            annotation=Parameter.empty,
+            default=Parameter.empty if parameter.default is Parameter.empty else None,
+        )
+        for parameter in parameters
+    ]
+    binder: Callable[..., None] = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: None")
+    # Python takes the name in its messages from here.
+    binder.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+    return binder
+
+
+def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str], name: str) -> int | None:
+    """How many arguments can stay positional when skipped parameters are filled by keyword; None if all."""
+    for count, parameter in enumerate(parameters):
+        if parameter.name in skip and parameter.kind is not Parameter.KEYWORD_ONLY:
+            followers = {follower.kind for follower in parameters[count:]}
+            if parameter.kind not in _BY_NAME or Parameter.VAR_POSITIONAL in followers:
+                raise TypeError(f"{name} cannot be given {parameter.name!r} by keyword; make it keyword-only.")
+            return count
+    return None
+
+
+def _outputs(function: Callable[..., Any], annotation: Any) -> tuple[Any, Any]:
+    """What a function returns and what it yields, from its return annotation."""
+    if not inspect.isgeneratorfunction(inspect.unwrap(function)):
+        return annotation, Any
+    match typing.get_args(annotation):
+        case [frame, _, result]:
+            return result, frame
+        case [frame]:
+            return Any, frame
+    return Any, Any

@@ -1,0 +1,295 @@
+"""What all rooms of the engine share: calling stored functions, and how a store was set up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import tenacity
+
+from flowfabric_worker.engine.errors import (
+    ConflictError,
+    EngineError,
+    TransportError,
+    UnavailableError,
+    ValidationError,
+    error_from_code,
+)
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import ExecutionId, check_name
+from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Limits
+from flowfabric_worker.engine.listening import Listener
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
+from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
+from flowfabric_worker.engine.wire import pack
+
+T = TypeVar("T")
+Item = Sequence[Argument]
+
+DEFAULT_PATIENCE = 5.0
+
+
+class EngineCore:
+    """The ground of the rooms.
+
+    Args:
+        open_store: opens the store and says how many partitions its URL asks for; called once, at the first call.
+        namespace: whose lanes, keys and listings this engine works with.
+        limits: what an operator set.
+        patience: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], tuple[Store, int | None]],
+        *,
+        namespace: str = "default",
+        limits: Limits | None = None,
+        patience: float = DEFAULT_PATIENCE,
+    ) -> None:
+        self.namespace = check_name(namespace, "namespace")
+        self.limits = limits or Limits()
+        self.patience = patience
+        self._open_store = open_store
+        self._starting = threading.Lock()
+        self._opened: Store | None = None
+        self._wanted_partitions: int | None = None
+        self._partitions = 0
+        self._listener: Listener | None = None
+        self._packed_namespace = pack((namespace,))
+
+    # Set-up
+
+    @property
+    def store(self) -> Store:
+        """The store; opened at its first use."""
+        if self._opened is None:
+            with self._starting:
+                if self._opened is None:
+                    self._opened, self._wanted_partitions = self._open_store()
+        return self._opened
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions the store has; it is set up at the first use if it was not."""
+        if not self._partitions:
+            self.set_up(testing=False)
+        return self._partitions
+
+    def set_up(self, *, testing: bool) -> tuple[bool, bool]:
+        """Sets the store up, or checks that it was set up as it is wanted.
+
+        Returns whether this call set it up, and whether its clock can be set.
+
+        Raises:
+            ConflictError: `configuration_mismatch`.
+            UnavailableError: `store_not_supported`, a newer major of the contract wrote it.
+        """
+        store = self.store
+        wanted = self._wanted_partitions or store.default_partitions
+        status, major, count, stored_testing = self._prepare_partition(0, wanted, testing)
+        if int(major) > CONTRACT_MAJOR:
+            raise UnavailableError(
+                "prepare",
+                f"The store was written by a newer release (contract {int(major)}); upgrade flowfabric_worker.",
+                "store_not_supported",
+            )
+        partitions = int(count)
+        if self._wanted_partitions not in (None, partitions):
+            raise ConflictError(
+                "configuration_mismatch",
+                f"The store was set up with {partitions} partitions, not {self._wanted_partitions}; leave the number out "
+                "to take the stored one.",
+                what="partitions",
+                stored=partitions,
+                given=self._wanted_partitions,
+            )
+        for partition in range(1, partitions):
+            self._prepare_partition(partition, partitions, stored_testing == b"1")
+        self._partitions = partitions
+        return status == b"prepared", stored_testing == b"1"
+
+    def _prepare_partition(self, partition: int, partitions: int, testing: bool) -> Reply:
+        arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0")
+        return self.persist(lambda: self.store.call("prepare", partition, arguments))
+
+    @property
+    def listener(self) -> Listener:
+        """What this engine hears from others; listening begins at the first use."""
+        if self._listener is None:
+            with self._starting:
+                if self._listener is None:
+                    assert self._opened is not None, "the listener is wanted only after a call"
+                    self._listener = Listener(self._opened)
+        return self._listener
+
+    def close(self) -> None:
+        """Ends listening and closes every connection. May be called again."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._opened is not None:
+            self._opened.close()
+
+    # Calls
+
+    def persist(self, attempt: Callable[[], T]) -> T:
+        """Runs `attempt`; again for a while if the connection fails, since every call of the engine may be repeated."""
+        try:
+            return attempt()
+        except TransportError as error:
+            if not error.retryable or self.patience <= 0:
+                raise
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=tenacity.stop_after_delay(self.patience),
+            reraise=True,
+        )
+        return retrying(attempt)
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        """Runs a stored function and returns its reply, or raises the error that it answers."""
+        self._check_partition(partition)
+        reply = self.persist(lambda: self.store.call(function, partition, arguments, timeout))
+        return self.checked(reply)
+
+    def call_items(
+        self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
+    ) -> list[Reply | EngineError]:
+        """Runs a function that takes many items, each `(partition, arguments)`, and answers each by itself.
+
+        The items go out in bounded batches per partition, all of them in one round trip.
+        """
+        answers: list[Reply | EngineError] = [TransportError()] * len(items)
+        batches = list(self._batches(items))
+        calls = [
+            Call(function, partition, [argument for index in indices for argument in items[index][1]])
+            for partition, indices in batches
+        ]
+        if len(calls) == 1:
+            call = calls[0]
+            replies: list[Reply | EngineError] = [
+                self.persist(lambda: self.store.call(function, call.partition, call.arguments, timeout))
+            ]
+        else:
+            replies = self._call_many(calls, timeout)
+        for (_, indices), reply in zip(batches, replies, strict=True):
+            for place, index in enumerate(indices):
+                answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place])
+        return answers
+
+    def _call_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+        replies: list[Reply | EngineError] = list(self.store.call_many(calls, timeout))
+        for index, reply in enumerate(replies):
+            if isinstance(reply, TransportError) and reply.retryable:
+                call = calls[index]
+                try:
+                    replies[index] = self.persist(
+                        lambda call=call: self.store.call(call.function, call.partition, call.arguments, timeout)  # type: ignore[misc]
+                    )
+                except EngineError as error:
+                    replies[index] = error
+        return replies
+
+    def _batches(self, items: Sequence[tuple[int, Item]]) -> Iterable[tuple[int, list[int]]]:
+        """The indices of the items that go into one call: of one partition, within the limits of a call."""
+        open_batches: dict[int, tuple[list[int], int]] = {}
+        for index, (partition, arguments) in enumerate(items):
+            self._check_partition(partition)
+            size = sum(len(argument) for argument in arguments if not isinstance(argument, int)) + 16 * len(arguments)
+            indices, total = open_batches.get(partition, ([], 0))
+            if indices and (len(indices) >= MAX_BATCH_ITEMS or total + size > MAX_BATCH_BYTES):
+                yield partition, indices
+                indices, total = [], 0
+            indices.append(index)
+            open_batches[partition] = indices, total + size
+        yield from ((partition, indices) for partition, (indices, _) in open_batches.items())
+
+    def _check_partition(self, partition: int) -> None:
+        if partition >= self.partitions:
+            raise ValidationError(
+                "partition_mismatch", f"The store has {self.partitions} partitions; there is no partition {partition}."
+            )
+
+    @staticmethod
+    def checked(reply: Reply) -> Reply:
+        """The reply, unless it is an error, which is raised."""
+        answer = as_error(reply)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
+
+    # Arguments
+
+    def check_payload(self, payload: bytes | None, what: str) -> None:
+        """A payload or a result within the limit.
+
+        Raises:
+            ValidationError: `payload_too_large`, or not bytes; the message names `what`.
+        """
+        if payload is None:
+            return
+        if not isinstance(payload, bytes):
+            raise ValidationError("invalid_input", f"The {what} must be bytes or None, not {type(payload).__name__}.")
+        if len(payload) > self.limits.payload_bytes:
+            raise ValidationError(
+                "payload_too_large",
+                f"The {what} has {len(payload)} bytes; at most {self.limits.payload_bytes} are allowed. Store it elsewhere "
+                "and pass its address.",
+                limit=self.limits.payload_bytes,
+            )
+
+    # Handles
+
+    def check_handle(self, handle: Handle) -> Handle:
+        """Returns a handle of this kind of store.
+
+        Raises:
+            ValidationError: `handle_from_other_backend`.
+        """
+        if not isinstance(handle, Handle):
+            raise ValidationError("invalid_input", f"A Handle is needed, not {type(handle).__name__}.")
+        if handle.backend != self.store.label:
+            raise ValidationError(
+                "handle_from_other_backend",
+                f"The handle belongs to a {handle.backend} store; this is a {self.store.label} store.",
+            )
+        return handle
+
+    def fenced(self, handle: Handle) -> tuple[int, str, str]:
+        """Partition, uuid and fence of a handle of this kind of store."""
+        self.check_handle(handle)
+        return handle.execution_id.partition, handle.execution_id.uuid, handle.fence
+
+    @staticmethod
+    def refuse_repeats(keys: Iterable[object], what: str) -> None:
+        """An id or key stands once in a call.
+
+        Raises:
+            ValidationError: `duplicate_in_call`.
+        """
+        seen = set()
+        for key in keys:
+            if key in seen:
+                raise ValidationError("duplicate_in_call", f"{what} {key} stands twice in one call.")
+            seen.add(key)
+
+    def packed_lane(self, lane: str) -> bytes:
+        """The address of a lane of this engine's namespace."""
+        return pack((self.namespace, lane))
+
+
+def as_error(reply: Reply) -> Reply | EngineError:
+    """The error that a reply stands for, or the reply."""
+    if reply and reply[0] == b"error":
+        code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
+        return error_from_code(code, details)
+    return reply
+
+
+def execution_id(partition: int, uuid: bytes) -> ExecutionId:
+    """The id of a stored execution."""
+    return ExecutionId(partition, uuid.decode())

@@ -1,0 +1,40 @@
+"""The one implementation of the engine, assembled from its rooms; it runs on every store."""
+
+from __future__ import annotations
+
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.claiming import Claiming
+from flowfabric_worker.engine.core import DEFAULT_PATIENCE
+from flowfabric_worker.engine.feed import Feed
+from flowfabric_worker.engine.limits import Limits
+from flowfabric_worker.engine.operating import Operating
+from flowfabric_worker.engine.reads import Reads
+from flowfabric_worker.engine.running import Running
+from flowfabric_worker.engine.stores import open_store
+from flowfabric_worker.engine.submission import Submission
+from flowfabric_worker.engine.upkeep import Upkeep
+from flowfabric_worker.engine.workers import Workers
+
+
+class Engine(Submission, Claiming, Running, Operating, Reads, Workers, Feed, Upkeep, EngineBackend):
+    """An engine on a store. Nothing is connected before the first call; safe to share between threads.
+
+    Its constructor is that of `EngineCore`; `open_engine` makes one from a URL.
+    """
+
+
+def open_engine(
+    url: str, *, namespace: str = "default", limits: Limits | None = None, patience: float = DEFAULT_PATIENCE
+) -> Engine:
+    """An engine on the store that a URL names.
+
+    Args:
+        url: such as `memory://`, `embedded://.flowfabric` or `valkey://localhost:6379`.
+        namespace: the tenant whose lanes, keys and listings it works with.
+        limits: what an operator set; None for the defaults.
+        patience: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
+
+    Raises:
+        ValidationError: the namespace is not valid. A wrong URL is told at the first call.
+    """
+    return Engine(lambda: open_store(url), namespace=namespace, limits=limits, patience=patience)

@@ -1,0 +1,179 @@
+"""feed: every end of an execution, in order, and waiting for one."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.errors import EngineTimeoutError, NotFoundError, ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.listening import FALLBACK
+from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
+from flowfabric_worker.engine.types.states import StateVector, TerminalOutcome
+from flowfabric_worker.engine.wire import decode_class, read_optional, unpack_pairs, unpack_tags
+
+_OUTCOME_FIELDS = ("state", "result", "codec", "error", "error_class", "error_detail", "cancel_reason")
+_ENTRY = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
+_PAGE = 500
+
+
+class Feed(EngineCore):
+    """The room `feed`."""
+
+    def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
+        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        outcome = self.read_outcome(execution_id)
+        if outcome is not None:
+            return outcome
+        event = self.listener.watch(str(execution_id), self._ended_of)
+        try:
+            status = self.call("watch_executions", execution_id.partition, [self.listener.topic, execution_id.uuid])[0][0]
+            while status == b"watched" and not event.wait(_remaining(deadline)):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise EngineTimeoutError(
+                        message=f"{execution_id} did not end within {timeout}; it goes on, and may be waited for again.",
+                        execution_id=str(execution_id),
+                    )
+        finally:
+            self.listener.unwatch(str(execution_id), event)
+        outcome = self.read_outcome(execution_id)
+        if outcome is None:
+            raise NotFoundError("execution_not_found", execution_id=str(execution_id))
+        return outcome
+
+    def read_outcome(self, execution_id: ExecutionId) -> ExecutionOutcome | None:
+        """How an execution ended; None while it has not.
+
+        Raises:
+            NotFoundError: there is no such execution.
+        """
+        values = self.call(
+            "read_executions", execution_id.partition, [len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
+        )[0]
+        if not values:
+            raise NotFoundError("execution_not_found", execution_id=str(execution_id))
+        state, result, codec, error, error_class, detail, cancel_reason = values
+        try:
+            vector = StateVector.parse(state.decode())
+        except (ValueError, AttributeError) as problem:
+            raise ValidationError("corruption", f"{execution_id}: state: {problem}.") from None
+        if vector.terminal_outcome is TerminalOutcome.NONE:
+            return None
+        succeeded = vector.terminal_outcome is TerminalOutcome.SUCCESS
+        message = cancel_reason if vector.terminal_outcome is TerminalOutcome.CANCELLED and cancel_reason else error
+        return ExecutionOutcome(
+            execution_id=execution_id,
+            outcome=vector.terminal_outcome,
+            result=read_optional(result) if succeeded else None,
+            codec=codec.decode() if codec else "",
+            error=None if succeeded else (message or b"").decode("utf-8", "replace"),
+            error_class=None if succeeded or not error_class else error_class.decode(),
+            detail=b"" if succeeded else detail or b"",
+        )
+
+    def _ended_of(self, ids: list[str]) -> list[str]:
+        """Those of the watched executions that ended, or are gone; the others are watched again in the same step."""
+        by_partition: dict[int, list[ExecutionId]] = {}
+        for each in map(ExecutionId.parse, ids):
+            by_partition.setdefault(each.partition, []).append(each)
+        ended = []
+        for partition, group in by_partition.items():
+            for first in range(0, len(group), MAX_BATCH_ITEMS):
+                some = group[first : first + MAX_BATCH_ITEMS]
+                uuids = [each.uuid for each in some]
+                reply = self.store.call("watch_executions", partition, [self.listener.topic, *uuids])
+                ended += [str(each) for each, answer in zip(some, reply, strict=True) if answer[0] != b"watched"]
+        return ended
+
+    def subscribe_completions(
+        self,
+        cursor: str | None = None,
+        filter: CompletionFilter | None = None,  # noqa: A002  the name that the operation has
+        timeout: timedelta | None = None,
+    ) -> Iterator[CompletionEvent]:
+        positions = self._positions(cursor)
+        wanted = filter or CompletionFilter()
+        return self._follow(positions, wanted, timeout)
+
+    def feed_cursor(self) -> str:
+        """A cursor behind the newest end: a subscription from it sees only what is still to come."""
+        return _encode_cursor(
+            {partition: self.call("feed_head", partition, [])[0].decode() for partition in range(self.partitions)}
+        )
+
+    def _follow(
+        self, positions: dict[int, str], wanted: CompletionFilter, timeout: timedelta | None
+    ) -> Iterator[CompletionEvent]:
+        waiter = self.listener.waiter()
+        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        try:
+            while True:
+                found = False
+                for partition in range(self.partitions):
+                    for event in self._page(partition, positions, waiter.name):
+                        found = True
+                        if _passes(event, wanted):
+                            yield event
+                            deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+                if found:
+                    continue
+                if deadline is not None and time.monotonic() >= deadline:
+                    return
+                waiter.wait(min(FALLBACK, _remaining(deadline)))
+        finally:
+            self.listener.forget(waiter)
+
+    def _page(self, partition: int, positions: dict[int, str], waiter: str) -> Iterator[CompletionEvent]:
+        arguments = [positions.get(partition, ""), _PAGE, waiter, int(FALLBACK * 1000)]
+        for entry in self.call("read_feed", partition, arguments)[1:]:
+            positions[partition] = entry[0].decode()
+            yield _event(partition, entry, _encode_cursor(positions))
+
+    def _positions(self, cursor: str | None) -> dict[int, str]:
+        positions: dict[int, str] = {}
+        if not cursor:
+            return positions
+        for part in cursor.split(","):
+            partition, _, entry = part.partition("=")
+            if not partition.isdecimal() or int(partition) >= self.partitions or not _ENTRY.fullmatch(entry):
+                raise ValidationError("invalid_cursor", f"{cursor!r:.200} is no cursor of this feed.")
+            positions[int(partition)] = entry
+        # What is too old is refused at once, not when the first event is asked for.
+        for partition, entry in positions.items():
+            self.call("read_feed", partition, [entry, 1, "", 0])
+        return positions
+
+
+def _encode_cursor(positions: dict[int, str]) -> str:
+    return ",".join(f"{partition}={entry}" for partition, entry in sorted(positions.items()) if entry)
+
+
+def _remaining(deadline: float | None) -> float:
+    return FALLBACK if deadline is None else max(0.0, min(FALLBACK, deadline - time.monotonic()))
+
+
+def _passes(event: CompletionEvent, wanted: CompletionFilter) -> bool:
+    return (
+        (not wanted.lanes or event.lane in wanted.lanes)
+        and (not wanted.tasks or event.task in wanted.tasks)
+        and wanted.tags.items() <= event.tags.items()
+    )
+
+
+def _event(partition: int, entry: Reply, cursor: str) -> CompletionEvent:
+    fields = unpack_pairs(entry[1:])
+    work_class = decode_class(fields["class"])
+    return CompletionEvent(
+        cursor=cursor,
+        execution_id=ExecutionId(partition, fields["execution"].decode()),
+        outcome=TerminalOutcome(fields["outcome"].decode()),
+        lane=work_class.lane,
+        task=work_class.task,
+        tags=unpack_tags(fields.get("tags")),
+        produced_at_ms=int(entry[0].split(b"-")[0]),
+    )

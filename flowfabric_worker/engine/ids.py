@@ -1,0 +1,144 @@
+"""Identities: execution ids, lanes and names, and how they are minted and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import unicodedata
+from typing import NewType, Self
+from uuid import UUID
+
+import attrs
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.limits import MAX_CAPABILITIES, MAX_CAPABILITIES_BYTES, MAX_LANE_CHARACTERS, MAX_NAME_BYTES
+from flowfabric_worker.engine.partitions import partition_of_uuid
+
+LaneId = NewType("LaneId", str)
+FlowId = NewType("FlowId", str)
+EdgeId = NewType("EdgeId", str)
+BudgetId = NewType("BudgetId", str)
+QuotaPolicyId = NewType("QuotaPolicyId", str)
+WaitpointId = NewType("WaitpointId", str)
+SignalId = NewType("SignalId", str)
+
+_EXECUTION_ID = re.compile(
+    r"\{fp:(0|[1-9][0-9]{0,4})\}:([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
+)
+_LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
+
+
+@attrs.frozen(order=True, repr=False)
+class ExecutionId:
+    """The id of an execution, `{fp:N}:<uuid>`: its partition and a UUID, in the one canonical spelling."""
+
+    partition: int
+    uuid: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads an id back from its text form.
+
+        Raises:
+            ValidationError: another spelling, a partition over 65535, or not an id at all.
+        """
+        match = _EXECUTION_ID.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[1]) > 0xFFFF:
+            raise ValidationError(
+                "invalid_execution_id", f"{text!r} is not an execution id of the form {{fp:N}}:<lower-case uuid>."
+            )
+        return cls(int(match[1]), match[2])
+
+    @classmethod
+    def mint(cls, partitions: int = 1) -> Self:
+        """A new id in the partition that its UUID falls into; ids sort by the time they were made."""
+        uuid = uuid7()
+        return cls(partition_of_uuid(uuid, partitions), str(uuid))
+
+    def __str__(self) -> str:
+        return f"{{fp:{self.partition}}}:{self.uuid}"
+
+    def __repr__(self) -> str:
+        return f"ExecutionId({str(self)!r})"
+
+
+class _Uuid7:
+    """Mints UUIDv7 that grow strictly inside a process: 48 bits of ms, a counter of 12 + 14 bits, 48 random bits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def __call__(self) -> UUID:
+        random = int.from_bytes(os.urandom(8), "big")
+        with self._lock:
+            # One number holds the time and the counter, so an overflow of the counter borrows from the future.
+            moment = max((time.time_ns() // 1_000_000) << 26, self._last + 1)
+            self._last = moment
+        milliseconds, counter = moment >> 26, moment & 0x3FFFFFF
+        value = (milliseconds & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (counter >> 14) << 64
+        value |= 0b10 << 62 | (counter & 0x3FFF) << 48 | (random & 0xFFFFFFFFFFFF)
+        return UUID(int=value)
+
+
+uuid7 = _Uuid7()
+
+
+def check_name(value: object, what: str) -> str:
+    """Returns `value` when it is a valid name: UTF-8 of 1 to 256 bytes, no control character, no surrogate.
+
+    Raises:
+        ValidationError: it is not; the message names `what`.
+    """
+    if not isinstance(value, str):
+        raise ValidationError("invalid_input", f"{what} must be a str, not {type(value).__name__}.")
+    if value.isascii() and value.isprintable() and 0 < len(value) <= MAX_NAME_BYTES:
+        return value
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValidationError("invalid_input", f"{what} {value!a} holds a control character or a lone surrogate.")
+    if not 0 < len(value.encode()) <= MAX_NAME_BYTES:
+        raise ValidationError("invalid_input", f"{what} must be 1 to {MAX_NAME_BYTES} bytes long.")
+    return value
+
+
+def check_lane(value: object) -> LaneId:
+    """Returns `value` when it is a lane id: 1 to 64 printable ASCII characters.
+
+    Raises:
+        ValidationError: it is not.
+    """
+    if not isinstance(value, str) or _LANE.fullmatch(value) is None:
+        raise ValidationError(
+            "invalid_input", f"A lane is 1 to {MAX_LANE_CHARACTERS} printable ASCII characters, not {value!a}."
+        )
+    return LaneId(value)
+
+
+def check_capabilities(tokens: object) -> tuple[str, ...]:
+    """Returns the capability tokens sorted and without repetition.
+
+    A token holds no comma, no white space and no control character; at most 256 tokens and 4096 bytes, commas
+    between them included.
+
+    Raises:
+        ValidationError: `invalid_capabilities`, with the token that is at fault.
+    """
+    if isinstance(tokens, str) or not hasattr(tokens, "__iter__"):
+        raise ValidationError("invalid_capabilities", "Capabilities are a collection of words, not a single value.")
+    unique: set[str] = set()
+    for token in tokens:
+        if not isinstance(token, str) or not token:
+            raise ValidationError("invalid_capabilities", f"{token!a} is not a capability: it must be a word.")
+        if "," in token or any(c.isspace() or unicodedata.category(c) in ("Cc", "Cs") for c in token):
+            raise ValidationError(
+                "invalid_capabilities", f"The capability {token!a} holds a comma, white space or a control character."
+            )
+        unique.add(token)
+    ordered = tuple(sorted(unique, key=str.encode))
+    if len(ordered) > MAX_CAPABILITIES or len(",".join(ordered).encode()) > MAX_CAPABILITIES_BYTES:
+        raise ValidationError(
+            "invalid_capabilities", f"At most {MAX_CAPABILITIES} capabilities and {MAX_CAPABILITIES_BYTES} bytes."
+        )
+    return ordered

@@ -1,0 +1,64 @@
+"""The limits of the engine, named once. Sizes are bytes, times are milliseconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+MAX_NAME_BYTES: Final = 256
+MAX_LANE_CHARACTERS: Final = 64
+MAX_PRIORITY: Final = 9000
+
+MAX_BATCH_ITEMS: Final = 500
+MAX_BATCH_BYTES: Final = 8 * MIB
+MAX_PAGE_SIZE: Final = 1000
+
+MAX_CAPABILITIES: Final = 256
+MAX_CAPABILITIES_BYTES: Final = 4096
+MAX_CLASSES_PER_LANE: Final = 1024
+MAX_CLASSES_PER_CLAIM: Final = 64
+
+MAX_TAGS: Final = 64
+MAX_TAG_VALUE_BYTES: Final = 1024
+
+MAX_STEPS: Final = 1000
+MAX_JOURNAL_BYTES: Final = MIB
+
+MAX_SIGNAL_PAYLOAD_BYTES: Final = 64 * KIB
+MAX_FRAME_BYTES: Final = 64 * KIB
+MAX_CONDITION_BYTES: Final = 8 * KIB
+MAX_CONDITION_DEPTH: Final = 4
+MAX_WAITPOINTS: Final = 64
+MAX_SUMMARY_DEPTH: Final = 16
+MAX_TAIL_BLOCK_MS: Final = 30_000
+MAX_READ_COUNT: Final = 10_000
+MAX_BUDGET_DIMENSIONS: Final = 64
+
+MAX_MESSAGE_BYTES: Final = 2 * KIB
+MAX_DETAIL_BYTES: Final = 16 * KIB
+
+DEFAULT_RETENTION_MS: Final = 24 * 3600 * 1000
+DEFAULT_DEDUP_WINDOW_MS: Final = 24 * 3600 * 1000
+DEFAULT_LEASE_MS: Final = 30_000
+MAX_LEASE_MS: Final = 24 * 3600 * 1000
+MAX_DURATION_MS: Final = 100 * 365 * 24 * 3600 * 1000
+MAX_GRANT_MS: Final = 60_000
+DEFAULT_MAX_RECLAIMS: Final = 100
+DEFAULT_MAX_REPLAYS: Final = 10
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """The limits that an operator may set for one engine.
+
+    Attributes:
+        payload_bytes: largest payload and largest result of an execution.
+        signals_per_execution: signals that one execution accepts in its life.
+    """
+
+    payload_bytes: int = attrs.field(default=MIB, validator=attrs.validators.ge(1))
+    signals_per_execution: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))

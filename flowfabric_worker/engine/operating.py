@@ -1,0 +1,84 @@
+"""operating: what an operator or a producer does to an execution, without a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, check_lane
+from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_TAGS
+from flowfabric_worker.engine.running import cut
+from flowfabric_worker.engine.submission import check_tags, clamp_priority
+from flowfabric_worker.engine.types.operating import (
+    AlreadySatisfied,
+    CancelExecutionArgs,
+    CancelExecutionResult,
+    CancelSource,
+    ChangePriorityArgs,
+    ChangePriorityResult,
+    ReplayExecutionArgs,
+    ReplayExecutionResult,
+    Revoked,
+    RevokeLeaseArgs,
+    RevokeLeaseResult,
+)
+from flowfabric_worker.engine.types.states import StateVector
+from flowfabric_worker.engine.wire import pack_tags
+
+
+class Operating(EngineCore):
+    """The room `operating`."""
+
+    def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
+        target = args.execution_id
+        reason = cut(args.reason, MAX_MESSAGE_BYTES)
+        self.call("cancel_execution", target.partition, [target.uuid, reason, CancelSource(args.source).value])
+        return CancelExecutionResult(execution_id=target)
+
+    def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
+        target = args.execution_id
+        priority = clamp_priority(args.priority)
+        reply = self.call("change_priority", target.partition, [target.uuid, priority])
+        return ChangePriorityResult(execution_id=target, old_priority=int(reply[1]), priority=priority)
+
+    def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
+        target = args.execution_id
+        reply = self.call("replay_execution", target.partition, [target.uuid])
+        return ReplayExecutionResult(execution_id=target, state=StateVector.parse(reply[1].decode()).public_state)
+
+    def revoke_lease(self, args: RevokeLeaseArgs) -> RevokeLeaseResult:
+        target = args.execution_id
+        reply = self.call(
+            "revoke_lease",
+            target.partition,
+            [
+                target.uuid,
+                args.expected_lease_id or "",
+                args.worker_instance_id or "",
+                cut(args.reason, MAX_MESSAGE_BYTES),
+            ],
+        )
+        if reply[0] == b"revoked":
+            return Revoked(lease_id=reply[1].decode(), lease_epoch=int(reply[2]))
+        return AlreadySatisfied(reason=reply[1].decode())
+
+    def pause_lane(self, lane: str) -> bool:
+        return self._on_every_partition("pause_lane", lane)
+
+    def resume_lane(self, lane: str) -> bool:
+        return self._on_every_partition("resume_lane", lane)
+
+    def _on_every_partition(self, function: str, lane: str) -> bool:
+        packed = self.packed_lane(check_lane(lane))
+        replies = [self.call(function, partition, [packed]) for partition in range(self.partitions)]
+        return any(reply[0] == b"ok" for reply in replies)
+
+    def set_tags(self, execution_id: ExecutionId, tags: Mapping[str, str]) -> int:
+        if not tags:
+            raise ValidationError("invalid_input", "There are no tags to set.")
+        packed = pack_tags(check_tags(tags))
+        return int(self.call("set_tags", execution_id.partition, [execution_id.uuid, packed, MAX_TAGS])[1])
+
+    def purge(self, execution_id: ExecutionId) -> None:
+        self.call("purge", execution_id.partition, [execution_id.uuid])

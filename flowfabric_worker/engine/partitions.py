@@ -1,0 +1,50 @@
+"""Partitions: the unit of atomicity and of order. One everywhere but on a cluster.
+
+A partition's number is part of every execution id, so nothing is ever hashed again to find a record.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from uuid import UUID
+
+from flowfabric_worker.engine.errors import ValidationError
+
+DEFAULT_PARTITIONS = 1
+DEFAULT_CLUSTER_PARTITIONS = 16
+MAX_PARTITIONS = 1024
+
+_KEY = re.compile(r"\{fp:(0|[1-9][0-9]{0,4})\}")
+
+
+def crc16(data: bytes) -> int:
+    """CRC16/XMODEM of `data`: polynomial 0x1021, initial value 0, nothing reflected."""
+    return binascii.crc_hqx(data, 0)
+
+
+def partition_of_uuid(uuid: UUID, partitions: int) -> int:
+    """The partition of an execution that has neither an idempotency key nor a flow."""
+    return crc16(uuid.bytes) % partitions
+
+
+def partition_of_key(namespace: str, key: str, partitions: int) -> int:
+    """The partition of an execution with an idempotency key: the same one for every lane of a namespace."""
+    return crc16(namespace.encode() + b"\0" + key.encode()) % partitions
+
+
+def partition_key(partition: int) -> str:
+    """The text form of a partition, `{fp:N}`: the hash tag of all its keys on a cluster."""
+    return f"{{fp:{partition}}}"
+
+
+def parse_partition_key(text: str) -> int:
+    """The number in a partition's text form.
+
+    Raises:
+        ValidationError: `text` is not of the form `{fp:N}` with a canonical number.
+    """
+    match = _KEY.fullmatch(text)
+    if match is None:
+        raise ValidationError("invalid_partition_key", f"{text!r} is not a partition key such as '{{fp:0}}'.")
+    return int(match[1])

@@ -1,0 +1,300 @@
+"""A stored record, read strictly: every value is checked, and a damaged one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeVar
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.reads import (
+    AttemptSummary,
+    ExecutionInfo,
+    ExecutionSnapshot,
+    ExecutionSummary,
+    LeaseSummary,
+    PastAttempt,
+)
+from flowfabric_worker.engine.types.states import (
+    BlockingReason,
+    LifecyclePhase,
+    PublicState,
+    StateVector,
+)
+from flowfabric_worker.engine.wire import WorkClass, decode_class, decode_policy, unpack, unpack_tags, unpack_text
+
+T = TypeVar("T")
+Offer = tuple[frozenset[str], frozenset[str], frozenset[str]]
+
+
+class Record:
+    """The fields of one execution as they lie in the store."""
+
+    SUMMARY_FIELDS: ClassVar = ("state", "class", "priority", "created", "tags")
+    FIELDS: ClassVar = (
+        *SUMMARY_FIELDS,
+        "mutated", "policy", "codec", "creator", "idempotency_key", "flow", "fence", "holder", "expires", "timeout_at",
+        "deadline", "delay_until", "remove_at", "reserved_for", "attempt", "attempt_count", "attempts", "retry_count",
+        "reclaim_count", "replay_count", "steps", "started", "ended", "progress_percent", "progress_message", "error",
+        "error_class", "error_detail", "cancel_reason", "cancelled_by",
+    )  # fmt: skip
+
+    def __init__(self, execution_id: ExecutionId, values: dict[str, bytes | None]) -> None:
+        self.execution_id = execution_id
+        self._values = values
+
+    # Single values
+
+    def raw(self, field: str) -> bytes | None:
+        """A value as it is; None where it is absent or empty."""
+        return self._values[field] or None
+
+    def _read(self, field: str, read: Callable[[bytes], T]) -> T | None:
+        value = self.raw(field)
+        if value is None:
+            return None
+        try:
+            return read(value)
+        except (ValueError, LookupError, TypeError, ValidationError) as error:
+            raise self._corruption(field, str(error)) from None
+
+    def _needed(self, field: str, read: Callable[[bytes], T]) -> T:
+        value = self._read(field, read)
+        if value is None:
+            raise self._corruption(field, "is missing")
+        return value
+
+    def _corruption(self, field: str, problem: str) -> ValidationError:
+        return ValidationError(
+            "corruption", f"{self.execution_id}: {field}: {problem}.", execution_id=str(self.execution_id), field=field
+        )
+
+    def text(self, field: str) -> str | None:
+        """A text."""
+        return self._read(field, bytes.decode)
+
+    def number(self, field: str) -> int | None:
+        """A whole number."""
+        return self._read(field, int)
+
+    def count(self, field: str) -> int:
+        """A whole number that is 0 where it is absent."""
+        return self.number(field) or 0
+
+    def state(self) -> StateVector:
+        """The six dimensions."""
+        return self._needed("state", lambda data: StateVector.parse(data.decode()))
+
+    def work_class(self) -> WorkClass:
+        """Namespace, lane, task and what a worker must offer."""
+        return self._needed("class", decode_class)
+
+    def tags(self) -> dict[str, str]:
+        """The tags."""
+        return self._read("tags", unpack_tags) or {}
+
+    # Compound values
+
+    def _fence(self) -> tuple[str, int, str] | None:
+        def read(data: bytes) -> tuple[str, int, str]:
+            lease, epoch, attempt = data.decode().split(":")
+            return lease, int(epoch), attempt
+
+        return self._read("fence", read)
+
+    def attempt(self) -> AttemptSummary | None:
+        """The present or last attempt."""
+        index = self.number("attempt")
+        if index is None:
+            return None
+        fence = self._fence()
+        if fence is None:
+            raise self._corruption("fence", "is missing")
+        return AttemptSummary(attempt_id=fence[2], attempt_index=index)
+
+    def lease(self) -> LeaseSummary | None:
+        """The lease of an active execution."""
+        if self.state().lifecycle_phase is not LifecyclePhase.ACTIVE:
+            return None
+        fence = self._fence()
+        if fence is None:
+            raise self._corruption("fence", "is missing")
+        worker_id, instance, _ = self._needed("holder", unpack_text)
+        return LeaseSummary(
+            lease_epoch=fence[1],
+            worker_id=worker_id,
+            worker_instance_id=instance,
+            expires_at_ms=self._needed("expires", int),
+        )
+
+    def past_attempts(self) -> tuple[PastAttempt, ...]:
+        """The attempts before the present one, oldest first."""
+        return self._read("attempts", lambda data: tuple(_past_attempt(entry) for entry in unpack(data))) or ()
+
+    def _when(self, field: str, applies: bool) -> int | None:
+        """A moment that means something only in some states."""
+        return self.number(field) if applies else None
+
+    def blocking_detail(self) -> str | None:
+        """What the blocking reason refers to, in words."""
+        state = self.state()
+        if state.public_state is PublicState.DELAYED:
+            return f"delayed until {self.number('delay_until')}"
+        return None
+
+    # Views
+
+    def snapshot(self) -> ExecutionSnapshot:
+        """What describe_execution shows."""
+        state, work_class = self.state(), self.work_class()
+        return ExecutionSnapshot(
+            execution_id=self.execution_id,
+            flow_id=self.text("flow"),
+            lane=work_class.lane,
+            namespace=work_class.namespace,
+            task=work_class.task,
+            public_state=state.public_state,
+            blocking_reason=state.blocking_reason.value,
+            blocking_detail=self.blocking_detail(),
+            current_attempt=self.attempt(),
+            current_lease=self.lease(),
+            current_waitpoint=None,
+            created_at_ms=self._needed("created", int),
+            last_mutation_at_ms=self.number("mutated") or self._needed("created", int),
+            total_attempt_count=self.count("attempt_count"),
+            tags=self.tags(),
+        )
+
+    def info(self) -> ExecutionInfo:
+        """What read_execution_info shows."""
+        state, work_class = self.state(), self.work_class()
+        leased = state.lifecycle_phase is LifecyclePhase.ACTIVE
+        ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
+        delayed = state.public_state is PublicState.DELAYED
+        key = self._read("idempotency_key", unpack_text)
+        return ExecutionInfo(
+            execution_id=self.execution_id,
+            namespace=work_class.namespace,
+            lane=work_class.lane,
+            task=work_class.task,
+            priority=self._needed("priority", int),
+            state=state,
+            public_state=state.public_state,
+            creator=self.text("creator") or "",
+            codec=self.text("codec") or "",
+            idempotency_key=key[1] if key else None,
+            policy=self._policy(work_class),
+            tags=self.tags(),
+            created_at_ms=self._needed("created", int),
+            last_mutation_at_ms=self.number("mutated") or self._needed("created", int),
+            started_at_ms=self.number("started"),
+            ended_at_ms=self._when("ended", ended),
+            delay_until_ms=self._when("delay_until", delayed),
+            deadline_at_ms=self.number("deadline"),
+            timeout_at_ms=self._when("timeout_at", leased),
+            remove_at_ms=self._when("remove_at", ended),
+            current_attempt=self.attempt(),
+            current_lease=self.lease(),
+            past_attempts=self.past_attempts(),
+            total_attempt_count=self.count("attempt_count"),
+            retry_count=self.count("retry_count"),
+            reclaim_count=self.count("reclaim_count"),
+            replay_count=self.count("replay_count"),
+            step_count=self.count("steps"),
+            progress_percent=self.number("progress_percent"),
+            progress_message=self.text("progress_message"),
+            error=self.text("error"),
+            error_class=self.text("error_class"),
+            error_detail=self.raw("error_detail") or b"",
+            cancel_reason=self.text("cancel_reason"),
+            cancelled_by=self.text("cancelled_by"),
+            reserved_for=self.text("reserved_for"),
+            flow_id=self.text("flow"),
+        )
+
+    def _policy(self, work_class: WorkClass) -> ExecutionPolicy:
+        try:
+            return decode_policy(self.raw("policy"), work_class)
+        except (ValueError, ValidationError) as error:
+            raise self._corruption("policy", str(error)) from None
+
+    def explain(
+        self, *, now: int, paused: bool, place: int | None, held: int, workers: Sequence[Offer]
+    ) -> tuple[str, str]:
+        """Why it is not running: a word for programs and a sentence for people.
+
+        Args:
+            now: the store's clock, ms.
+            paused: whether its lane is paused.
+            place: how many of its class go before it; None when it is not ready.
+            held: how many its class holds.
+            workers: lanes, tasks and capabilities of each living worker.
+        """
+        state = self.state()
+        if state.public_state.is_terminal:
+            return "ended", f"It ended {state.public_state} at {self.number('ended')}."
+        if state.public_state is PublicState.DELAYED:
+            wait = max(0, (self.number("delay_until") or now) - now)
+            why = {
+                BlockingReason.WAITING_FOR_RETRY_BACKOFF: f"Attempt {self.count('attempt_count')} failed "
+                f"({self.text('error')}); it is tried again in {wait} ms.",
+            }
+            return "delayed", why.get(state.blocking_reason, f"It is delayed; it may start in {wait} ms.")
+        lease = self.lease()
+        if lease is not None and place is None:
+            return "running", f"It runs at {lease.worker_instance_id}; its lease holds for {lease.expires_at_ms - now} ms."
+        if place is None:
+            return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
+        if paused:
+            return "lane_paused", f"Its lane {self.work_class().lane!r} is paused; resume the lane."
+        return self._explain_ready(place, held, workers)
+
+    def _explain_ready(self, place: int, held: int, workers: Sequence[Offer]) -> tuple[str, str]:
+        """Why nobody took a ready execution yet: the first thing that the living workers lack."""
+        work_class = self.work_class()
+        serving = [worker for worker in workers if work_class.lane in worker[0]]
+        knowing = [worker for worker in serving if work_class.task in worker[1]]
+        able = [worker for worker in knowing if worker[2].issuperset(work_class.capabilities)]
+        if not workers:
+            return "no_worker", "No worker is alive; start one."
+        if not serving:
+            return "no_worker", f"None of the {len(workers)} living workers serves the lane {work_class.lane!r}."
+        if not knowing:
+            return "no_handler", f"No living worker of the lane {work_class.lane!r} knows the task {work_class.task!r}."
+        if not able:
+            needs = ", ".join(work_class.capabilities)
+            return "no_capable_worker", f"No living worker of the lane offers everything that it needs ({needs})."
+        return "queued", f"It waits for a free worker; {place} of {held} of its kind go before it."
+
+
+def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None]) -> ExecutionSummary:
+    """A row of a listing; a damaged record becomes a row that says what is wrong."""
+    record = Record(execution_id, dict(zip(Record.SUMMARY_FIELDS, values, strict=True)))
+    try:
+        work_class = record.work_class()
+        return ExecutionSummary(
+            execution_id=execution_id,
+            lane=work_class.lane,
+            task=work_class.task,
+            public_state=record.state().public_state,
+            priority=record.count("priority"),
+            created_at_ms=record.count("created"),
+            tags=record.tags(),
+        )
+    except ValidationError as error:
+        return ExecutionSummary(execution_id=execution_id, corruption=str(error))
+
+
+def _past_attempt(entry: bytes) -> PastAttempt:
+    index, kind, ending, started, ended, holder, error_class, error = unpack_text(entry)
+    return PastAttempt(
+        attempt_index=int(index),
+        attempt_type=kind,
+        ending=ending,
+        started_at_ms=int(started),
+        ended_at_ms=int(ended),
+        worker_instance_id=unpack_text(holder.encode())[1] if holder else "",
+        error_class=error_class or None,
+        error=error or None,
+    )

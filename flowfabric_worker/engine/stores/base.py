@@ -1,0 +1,117 @@
+"""What a store is: named functions, each an atomic step in one partition, and topics to wait on.
+
+A store knows nothing of executions. It loads the function library, calls one function by name in a partition, calls
+many in one round trip, waits on a topic, wakes a topic, and turns its driver's errors into `EngineError`s.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import attrs
+
+from flowfabric_worker.engine.errors import EngineError
+
+Argument: TypeAlias = bytes | str | int
+Reply: TypeAlias = list[Any]
+"""A nested list of bytes, ints and None, the same on every store."""
+
+CALL_TIMEOUT = 5.0
+
+
+@attrs.frozen
+class Call:
+    """One call of a stored function."""
+
+    function: str
+    partition: int
+    arguments: Sequence[Argument]
+
+
+@attrs.frozen(kw_only=True)
+class StoreInfo:
+    """What a store says of itself: product and version, and what an operator should know of it."""
+
+    product: str
+    version: str
+    warnings: tuple[str, ...] = ()
+
+
+class Subscription(ABC):
+    """A connection that listens on one topic. Used by one thread at a time; `close` may come from another."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> list[bytes]:
+        """Blocks until messages come, at most `timeout` seconds; returns those that came, oldest first.
+
+        Raises:
+            TransportError: the connection is lost; what was sent meanwhile is lost too.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the subscription and a `wait` that is under way. May be called again."""
+
+
+class Store(ABC):
+    """A place that holds the engine's data.
+
+    Attributes:
+        label: names the kind of store in handles, logs and metrics.
+        default_partitions: how many partitions a new store of this kind gets.
+    """
+
+    label: str
+    default_partitions: int = 1
+
+    @abstractmethod
+    def load(self) -> bool:
+        """Loads the function library where it is missing; True if it was missing somewhere. Only ever adds.
+
+        Raises:
+            UnavailableError: `store_not_supported`, the server is too old or set up to lose data.
+            TransportError: unreachable, wrong password, or no right to load functions.
+        """
+
+    @abstractmethod
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        """Runs one function atomically in one partition, in one round trip, and returns its reply.
+
+        A missing library is loaded and the call repeated once; nothing else is ever repeated here.
+
+        Raises:
+            TransportError: what became of the call is not known, or it did not reach the store.
+            ResourceExhaustedError: `store_full`.
+        """
+
+    @abstractmethod
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        """Runs many calls, each atomic by itself, in one round trip per server; an error takes its call's place."""
+
+    @abstractmethod
+    def subscribe(self, topic: str) -> Subscription:
+        """Listens on a topic from now on: what is sent after this returns is seen."""
+
+    @abstractmethod
+    def wake(self, topic: str, message: bytes) -> None:
+        """Sends a message to whoever listens on the topic now."""
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Returns when the store answers.
+
+        Raises:
+            TransportError: it does not.
+        """
+
+    @abstractmethod
+    def info(self) -> StoreInfo:
+        """What the store says of itself, read anew."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes every connection. May be called again; a closed store is not used any more."""

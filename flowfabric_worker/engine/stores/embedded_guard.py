@@ -1,0 +1,209 @@
+"""The guardian of an embedded server: a small process of its own that starts, restarts and stops the server.
+
+It runs as a script, by path, in the directory that it guards, and needs nothing but the standard library.
+What lies in that directory:
+
+    valkey.sock      where the server listens
+    valkey.log       what the server and its guardian have to say
+    appendonlydir/   the data
+    start.lock       held while somebody decides to start or to stop
+    users.lock       held, shared, by every process that uses the server
+    guard.lock       held by a living guardian
+    server.lock      held by a living server
+
+The locks are `flock`s, so the kernel drops them however their holder ends: a lock that is free proves that
+its holder is gone. Who needs both start.lock and users.lock takes start.lock first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from io import FileIO
+from pathlib import Path
+
+SOCKET = "valkey.sock"
+LOG = "valkey.log"
+START_LOCK = "start.lock"
+USERS_LOCK = "users.lock"
+GUARD_LOCK = "guard.lock"
+SERVER_LOCK = "server.lock"
+
+# All in seconds.
+LOOK_EVERY = 0.2
+STOP_TIMEOUT = 5.0
+LONGEST_PAUSE = 5.0
+STEADY_AFTER = 60.0
+
+SERVER_OPTIONS = {
+    "port": "0",
+    "unixsocket": SOCKET,
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+    "logfile": LOG,
+    "loglevel": "warning",
+    "daemonize": "no",
+}
+
+
+def open_private(path: Path | str) -> FileIO:
+    """Opens a file for appending, made for this user alone when it is missing; programs do not inherit it."""
+    return FileIO(path, "a", opener=partial(os.open, mode=0o600))
+
+
+def take(lock: FileIO, *, shared: bool = False) -> bool:
+    """Takes the lock on an open file if it can be had at once; says whether it could."""
+    import fcntl  # Not at the top: a platform without it must still be able to import this module.
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def release(lock: FileIO) -> None:
+    """Drops the lock on an open file, also for a forked child that inherited it."""
+    import fcntl  # See take().
+
+    fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def ask(socket_path: Path | str, command: bytes, timeout: float = 1.0) -> bytes:
+    """Sends one command to a server and returns the beginning of its reply; empty when it hangs up instead.
+
+    Raises:
+        OSError: nobody listens, or no reply came within `timeout` seconds.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout)
+        connection.connect(str(socket_path))
+        connection.sendall(command + b"\r\n")
+        return connection.recv(256)
+
+
+def answers(socket_path: Path | str) -> bool:
+    """Whether a server listens there, has loaded its data and answers.
+
+    Raises:
+        OSError: this user may not ask it.
+    """
+    try:
+        return ask(socket_path, b"PING").startswith(b"+PONG")
+    except (ConnectionError, FileNotFoundError, BlockingIOError, TimeoutError):
+        return False
+
+
+class Guardian:
+    """Keeps the server of the current directory running for as long as somebody uses it.
+
+    Names are relative to the current directory on purpose: should the directory be removed and made anew
+    under the same path, this guardian and its server can no longer reach, let alone stop, what is there now.
+    """
+
+    def __init__(self, binary: str, guard_lock: int) -> None:
+        self._binary = binary
+        self._guard_lock = guard_lock
+        self._start_lock = open_private(START_LOCK)
+        self._users_lock = open_private(USERS_LOCK)
+        self._server_lock = open_private(SERVER_LOCK)
+        self._server: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._pause = 0.0
+        self._answered = False
+
+    def run(self) -> None:
+        """Returns when the server is stopped because nobody uses it, or cannot be kept running."""
+        while not (self._directory_is_gone() or self._stopped_unused() or self._server_refuses()):
+            time.sleep(LOOK_EVERY)
+
+    def _directory_is_gone(self) -> bool:
+        """Whether the guarded files were deleted; then the server, out of everybody's reach, is killed."""
+        if os.fstat(self._guard_lock).st_nlink:
+            return False
+        if self._server is not None:
+            self._server.kill()
+        return True
+
+    def _stopped_unused(self) -> bool:
+        """Stops the server if nobody uses it, keeping everybody out meanwhile; says whether it is stopped."""
+        try:
+            return take(self._start_lock) and take(self._users_lock) and self._stop()
+        finally:
+            release(self._users_lock)
+            release(self._start_lock)
+
+    def _stop(self) -> bool:
+        # NOSAVE ends even a function that still runs for somebody who is gone; data is flushed in any case.
+        with contextlib.suppress(OSError):
+            ask(SOCKET, b"SHUTDOWN NOSAVE FORCE", STOP_TIMEOUT)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while self._server_lives():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _server_refuses(self) -> bool:
+        """Starts the server if none lives; True if it never answered and ended by itself, its log says why.
+
+        One that was killed or crashed is started again, after a pause that grows while it keeps crashing.
+        """
+        if self._server_lives():
+            self._answered = self._answered or answers(SOCKET)
+            return False
+        if self._server is not None:
+            if self._server.wait() > 0 and not self._answered:
+                return True
+            self._pause_after_crash()
+        self._start()
+        return False
+
+    def _server_lives(self) -> bool:
+        if not take(self._server_lock):
+            return True
+        release(self._server_lock)
+        return False
+
+    def _pause_after_crash(self) -> None:
+        if time.monotonic() - self._started_at > STEADY_AFTER:
+            self._pause = 0.0
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause + LOOK_EVERY, LONGEST_PAUSE)
+
+    def _start(self) -> None:
+        options = [word for name, value in SERVER_OPTIONS.items() for word in (f"--{name}", value)]
+        # The server inherits the locked file and alone keeps it open, so the lock lives as long as it does.
+        with open_private(SERVER_LOCK) as lock:
+            take(lock)
+            self._server = subprocess.Popen([self._binary, *options], pass_fds=[lock.fileno()])
+        self._started_at = time.monotonic()
+
+
+def main() -> None:
+    """Goes on in the background as the guardian.
+
+    Arguments: the directory, for those who read `ps`; the server's binary; guard.lock's inherited descriptor.
+    """
+    _, _, binary, guard_lock = sys.argv
+    # Its life hangs on the users of the server alone: a service manager that signals every process of a
+    # worker must not take the store away before the worker has handed in its work.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # The process that was started ends here, so the one that started it has no child to look after.
+    if os.fork():
+        os._exit(0)
+    Guardian(binary, int(guard_lock)).run()
+
+
+if __name__ == "__main__":
+    main()

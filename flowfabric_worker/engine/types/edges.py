@@ -1,0 +1,212 @@
+"""The records of the flows room that speak of edges: groups, dependencies and how they stand."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+import attrs
+from attrs.validators import optional
+
+from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
+from flowfabric_worker.engine.types import checks
+from flowfabric_worker.engine.types.damage import DamagedRow
+
+# ── groups: when the edges into one execution let it run ──
+
+
+class OnSatisfied(StrEnum):
+    """What becomes of the other upstream executions once a group has fired."""
+
+    CANCEL_REMAINING = "cancel_remaining"
+    LET_RUN = "let_run"
+
+
+@attrs.frozen
+class AllOf:
+    """Every upstream execution must succeed."""
+
+
+@attrs.frozen
+class AnyOf:
+    """One upstream execution must succeed."""
+
+    on_satisfied: OnSatisfied = OnSatisfied.CANCEL_REMAINING
+
+
+@attrs.frozen
+class Quorum:
+    """`k` upstream executions must succeed."""
+
+    k: int = attrs.field(validator=checks.integer(1))
+    on_satisfied: OnSatisfied = OnSatisfied.CANCEL_REMAINING
+
+
+EdgeDependencyPolicy: TypeAlias = AllOf | AnyOf | Quorum
+
+
+class SetEdgeGroupPolicyResult(StrEnum):
+    """Whether a group's policy was set, or was the same before."""
+
+    SET = "set"
+    ALREADY_SET = "already_set"
+
+
+class EdgeGroupState(StrEnum):
+    """Where a group stands. It leaves `pending` once, for good."""
+
+    PENDING = "pending"
+    SATISFIED = "satisfied"
+    IMPOSSIBLE = "impossible"
+    CANCELLED = "cancelled"
+
+
+# ── edges ──
+
+
+class EdgeState(StrEnum):
+    """Where an edge stands: recorded, holding its downstream execution back, or decided."""
+
+    STAGED = "staged"
+    APPLIED = "applied"
+    SATISFIED = "satisfied"
+    IMPOSSIBLE = "impossible"
+
+
+class DependencyKind(StrEnum):
+    """What an edge waits for: the success of its upstream execution."""
+
+    SUCCESS_ONLY = "success_only"
+
+
+@attrs.frozen(kw_only=True)
+class DependencyEdge:
+    """An edge between two members.
+
+    Attributes:
+        edge_id: the caller's own; the same id is the same edge.
+        data_passing_ref: the downstream argument that receives the upstream result; None passes nothing.
+    """
+
+    flow_id: FlowId = attrs.field(validator=checks.name)
+    edge_id: EdgeId = attrs.field(validator=checks.name)
+    upstream_execution_id: ExecutionId
+    downstream_execution_id: ExecutionId
+    dependency_kind: DependencyKind = DependencyKind.SUCCESS_ONLY
+    data_passing_ref: str | None = attrs.field(default=None, validator=optional(checks.name))
+
+
+@attrs.frozen(kw_only=True)
+class LinkResult:
+    """An edge that counts now.
+
+    Attributes:
+        created: False when the same edge counted before.
+        edge_state: what the upstream execution's present outcome makes of it.
+        unsatisfied_count: edges that the downstream execution still waits for.
+    """
+
+    edge_id: EdgeId
+    created: bool
+    edge_state: EdgeState
+    unsatisfied_count: int
+    graph_revision: int
+
+
+@attrs.frozen(kw_only=True)
+class StageDependencyEdgeArgs:
+    """An edge to record, which does not hold its downstream execution back yet.
+
+    Attributes:
+        edge: the edge.
+        expected_graph_revision: the flow's revision that the caller has seen.
+    """
+
+    edge: DependencyEdge
+    expected_graph_revision: int = attrs.field(validator=checks.integer(0))
+
+
+@attrs.frozen(kw_only=True)
+class StageDependencyEdgeResult:
+    """A staged edge; `staged` is False when the same one was staged before."""
+
+    edge_id: EdgeId
+    staged: bool
+    graph_revision: int
+
+
+@attrs.frozen(kw_only=True)
+class ApplyDependencyToChildArgs:
+    """A staged edge that is to hold its downstream execution back from now on."""
+
+    flow_id: FlowId = attrs.field(validator=checks.name)
+    edge_id: EdgeId = attrs.field(validator=checks.name)
+
+
+@attrs.frozen(kw_only=True)
+class ApplyDependencyToChildResult:
+    """An applied edge; `applied` is False when it was applied before."""
+
+    applied: bool
+    unsatisfied_count: int
+
+
+# ── reading ──
+
+
+@attrs.frozen
+class Outgoing:
+    """The edges that leave an execution."""
+
+    execution_id: ExecutionId
+
+
+@attrs.frozen
+class Incoming:
+    """The edges that lead to an execution."""
+
+    execution_id: ExecutionId
+
+
+EdgeDirection: TypeAlias = Outgoing | Incoming
+
+
+@attrs.frozen(kw_only=True)
+class EdgeSnapshot:
+    """An edge at one moment."""
+
+    edge_id: EdgeId
+    flow_id: FlowId
+    upstream_execution_id: ExecutionId
+    downstream_execution_id: ExecutionId
+    dependency_kind: DependencyKind
+    data_passing_ref: str | None
+    state: EdgeState
+    created_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class EdgeGroupSnapshot:
+    """The edges into one execution at one moment. The four counts add up to `total_count`.
+
+    Attributes:
+        failed_count: upstream executions that failed, expired or were cancelled.
+        running_count: upstream executions that have not ended.
+    """
+
+    downstream_execution_id: ExecutionId
+    policy: EdgeDependencyPolicy
+    state: EdgeGroupState
+    total_count: int
+    satisfied_count: int
+    failed_count: int
+    skipped_count: int
+    running_count: int
+
+
+@attrs.frozen(kw_only=True)
+class ListEdgesPage:
+    """A page of edges by id; `next_cursor` is None on the last one."""
+
+    edges: tuple[EdgeSnapshot | DamagedRow, ...]
+    next_cursor: str | None

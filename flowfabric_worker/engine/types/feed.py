@@ -1,0 +1,56 @@
+"""feed: arguments and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.states import TerminalOutcome
+
+
+@attrs.frozen(kw_only=True)
+class CompletionFilter:
+    """Which ends to see: of some lanes, some tasks, and with these tags; empty for all."""
+
+    lanes: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    tasks: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class CompletionEvent:
+    """The end of an execution.
+
+    Attributes:
+        cursor: resumes behind this event.
+        produced_at_ms: when it ended, ms of the store's clock.
+    """
+
+    cursor: str
+    execution_id: ExecutionId
+    outcome: TerminalOutcome
+    lane: str
+    task: str
+    tags: Mapping[str, str]
+    produced_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionOutcome:
+    """How an execution ended, and what it left.
+
+    Attributes:
+        result: of a success; None and `b""` differ.
+        error: the last failure's message; None after a success.
+        detail: what came with it, such as a traceback.
+    """
+
+    execution_id: ExecutionId
+    outcome: TerminalOutcome
+    result: bytes | None = attrs.field(default=None, repr=False)
+    codec: str = ""
+    error: str | None = None
+    error_class: str | None = None
+    detail: bytes = attrs.field(default=b"", repr=False)

@@ -1,0 +1,263 @@
+"""The records of the flows room: flows, whole graphs, and how flows are cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+
+import attrs
+from attrs.validators import optional
+
+from flowfabric_worker.engine.ids import ExecutionId, FlowId
+from flowfabric_worker.engine.types import checks
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.edges import (
+    AllOf,
+    DependencyKind,
+    EdgeDependencyPolicy,
+    EdgeGroupSnapshot,
+)
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs
+
+# ── building a flow step by step ──
+
+
+@attrs.frozen(kw_only=True)
+class CreateFlowArgs:
+    """A flow to create, in the engine's namespace.
+
+    Attributes:
+        flow_id: a UUID; the flow's partition follows from it.
+        kind: what sort of flow it is, a word of the caller's choice.
+        tags: words to find it by.
+    """
+
+    flow_id: FlowId = attrs.field(validator=checks.name)
+    kind: str = attrs.field(validator=checks.name)
+    tags: Mapping[str, str] = attrs.field(factory=dict, converter=checks.as_dict, validator=checks.names)
+
+
+@attrs.frozen(kw_only=True)
+class CreateFlowResult:
+    """A flow that exists now; `created` is False when the same one existed before."""
+
+    flow_id: FlowId
+    created: bool
+
+
+@attrs.frozen(kw_only=True)
+class AddExecutionToFlowArgs:
+    """An execution that becomes a member; it must lie in the flow's partition."""
+
+    flow_id: FlowId = attrs.field(validator=checks.name)
+    execution_id: ExecutionId
+
+
+@attrs.frozen(kw_only=True)
+class AddExecutionToFlowResult:
+    """A member of the flow; `added` is False when it was one before."""
+
+    execution_id: ExecutionId
+    added: bool
+    node_count: int
+
+
+# ── a whole graph at once ──
+
+
+@attrs.frozen(kw_only=True)
+class FlowNode:
+    """An execution of a graph.
+
+    Attributes:
+        key: its name inside the graph.
+        execution: what is created for it.
+        policy: when its upstream nodes let it run.
+    """
+
+    key: str = attrs.field(validator=checks.name)
+    execution: CreateExecutionArgs
+    policy: EdgeDependencyPolicy = attrs.field(factory=AllOf)
+
+
+@attrs.frozen(kw_only=True)
+class FlowEdge:
+    """An edge between two nodes, by their keys; `data_passing_ref` as in `DependencyEdge`."""
+
+    upstream: str = attrs.field(validator=checks.name)
+    downstream: str = attrs.field(validator=checks.name)
+    dependency_kind: DependencyKind = DependencyKind.SUCCESS_ONLY
+    data_passing_ref: str | None = attrs.field(default=None, validator=optional(checks.name))
+
+
+@attrs.frozen(kw_only=True)
+class FlowGraph:
+    """A flow with all its nodes and edges. The order of edges is the order in which results are passed."""
+
+    flow_id: FlowId = attrs.field(validator=checks.name)
+    kind: str = attrs.field(validator=checks.name)
+    nodes: tuple[FlowNode, ...] = attrs.field(converter=checks.as_tuple)
+    edges: tuple[FlowEdge, ...] = attrs.field(default=(), converter=checks.as_tuple)
+    tags: Mapping[str, str] = attrs.field(factory=dict, converter=checks.as_dict, validator=checks.names)
+
+
+@attrs.frozen(kw_only=True)
+class SubmitFlowResult:
+    """A flow that runs now, and the executions of its nodes by key.
+
+    `created` is False when the same flow was submitted before.
+    """
+
+    flow_id: FlowId
+    created: bool
+    execution_ids: Mapping[str, ExecutionId]
+
+
+# ── cancelling ──
+
+
+class CancelFlowPolicy(StrEnum):
+    """Which members a cancelled flow takes along: none, all, or those that have not started."""
+
+    FLOW_ONLY = "flow_only"
+    CANCEL_ALL = "cancel_all"
+    CANCEL_PENDING = "cancel_pending"
+
+
+@attrs.frozen
+class CancelFlowWait:
+    """How long a cancellation waits for its members to end; None is for ever."""
+
+    timeout: timedelta | None = attrs.field(validator=optional(checks.duration))
+
+    @classmethod
+    def no_wait(cls) -> CancelFlowWait:
+        """Not at all."""
+        return cls(timedelta(0))
+
+    @classmethod
+    def at_most(cls, timeout: timedelta) -> CancelFlowWait:
+        """For that time."""
+        return cls(timeout)
+
+    @classmethod
+    def indefinite(cls) -> CancelFlowWait:
+        """Until the last one has ended."""
+        return cls(None)
+
+
+class CancelFlowStatus(StrEnum):
+    """How far a cancellation got before the answer."""
+
+    CANCELLED = "cancelled"
+    SCHEDULED = "scheduled"
+    PARTIALLY_CANCELLED = "partially_cancelled"
+
+
+@attrs.frozen(kw_only=True)
+class CancelFlowResult:
+    """A cancelled flow.
+
+    Attributes:
+        status: CANCELLED when every member that the policy takes along has ended, SCHEDULED when some have
+            not yet, PARTIALLY_CANCELLED when some could not be cancelled.
+        policy: the one that counts, which is the first call's.
+        member_count: how many members the flow has.
+        member_execution_ids: the first 1,000 of them.
+        failed_member_execution_ids: those that could not be cancelled.
+    """
+
+    status: CancelFlowStatus
+    policy: CancelFlowPolicy
+    member_count: int
+    member_execution_ids: tuple[ExecutionId, ...]
+    failed_member_execution_ids: tuple[ExecutionId, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class CancelFlowArgs:
+    """A flow to mark as cancelled."""
+
+    flow_id: FlowId = attrs.field(validator=checks.name)
+    policy: CancelFlowPolicy
+    reason: str | None = attrs.field(default=None, validator=optional(checks.name))
+
+
+@attrs.frozen(kw_only=True)
+class CancelFlowHeader:
+    """A flow that was marked as cancelled, or had ended before.
+
+    Attributes:
+        already_terminal: whether it had ended before; policy and reason are then those of that time, if any.
+        member_count: how many members the flow has.
+        member_execution_ids: the first 1,000 of them.
+    """
+
+    already_terminal: bool
+    policy: CancelFlowPolicy | None
+    reason: str | None
+    member_count: int
+    member_execution_ids: tuple[ExecutionId, ...]
+
+
+# ── reading ──
+
+
+class FlowState(StrEnum):
+    """Where a flow stands; kept with its members' counts."""
+
+    OPEN = "open"
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@attrs.frozen(kw_only=True)
+class FlowSnapshot:
+    """A flow at one moment.
+
+    Attributes:
+        graph_revision: counts the members added and the edges staged.
+        member_counts: members by their public state.
+        edge_groups: by downstream execution, the first 1,000.
+        more_edge_groups: whether there are more.
+    """
+
+    flow_id: FlowId
+    kind: str
+    namespace: str
+    state: FlowState
+    graph_revision: int
+    node_count: int
+    edge_count: int
+    member_counts: Mapping[PublicState, int]
+    created_at_ms: int
+    last_mutation_at_ms: int
+    cancelled_at_ms: int | None
+    cancel_reason: str | None
+    cancellation_policy: CancelFlowPolicy | None
+    tags: Mapping[str, str]
+    edge_groups: tuple[EdgeGroupSnapshot, ...]
+    more_edge_groups: bool
+
+
+@attrs.frozen(kw_only=True)
+class FlowSummary:
+    """A flow in a listing."""
+
+    flow_id: FlowId
+    kind: str
+    state: FlowState
+    created_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class ListFlowsPage:
+    """A page of flows by id; `next_cursor` is None on the last one."""
+
+    flows: tuple[FlowSummary | DamagedRow, ...]
+    next_cursor: str | None

@@ -1,0 +1,137 @@
+"""What an execution is to be given: retries, time, retention."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Literal
+
+import attrs
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.limits import (
+    DEFAULT_MAX_RECLAIMS,
+    DEFAULT_MAX_REPLAYS,
+    MAX_DURATION_MS,
+)
+
+
+class FailureClass(StrEnum):
+    """What kind of failure an attempt ended with."""
+
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+    INFRA_CRASH = "infra_crash"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+
+
+def milliseconds(duration: timedelta, what: str, *, least: int = 0) -> int:
+    """A duration in whole milliseconds.
+
+    Raises:
+        ValidationError: not a timedelta, below `least` ms, or longer than 100 years; the message names `what`.
+    """
+    if not isinstance(duration, timedelta):
+        raise ValidationError("invalid_input", f"{what} must be a timedelta, not {duration!r}.")
+    value = duration // timedelta(milliseconds=1)
+    if not least <= value <= MAX_DURATION_MS:
+        raise ValidationError("invalid_input", f"{what} must be {least} ms to 100 years, not {duration}.")
+    return value
+
+
+def _duration(least: int) -> Any:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
+        if value is not None:
+            milliseconds(value, attribute.name, least=least)
+
+    return check
+
+
+def _count(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1_000_000:
+        raise ValidationError("invalid_policy", f"{attribute.name} must be a whole number from 0 to 1000000, not {value!r}.")
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How often and how late a failed attempt is made again.
+
+    The n-th retry waits `initial` (fixed), or `initial * multiplier ** (n - 1)`, at most `maximum` (exponential).
+
+    Attributes:
+        max_retries: retries after the first attempt.
+        backoff: "exponential" or "fixed".
+        initial: the first wait.
+        maximum: the longest wait of an exponential backoff.
+        multiplier: by which the wait grows, at least 1.
+        jitter: wait a random part between half of it and the whole.
+        retryable_categories: the classes of failure that are retried; empty for all of them but permanent ones.
+    """
+
+    max_retries: int = attrs.field(default=3, validator=_count)
+    backoff: Literal["exponential", "fixed"] = "exponential"
+    initial: timedelta = attrs.field(default=timedelta(seconds=1), validator=_duration(0))
+    maximum: timedelta = attrs.field(default=timedelta(minutes=1), validator=_duration(0))
+    multiplier: float = 2.0
+    jitter: bool = True
+    retryable_categories: frozenset[FailureClass] = attrs.field(default=frozenset(), converter=frozenset)
+
+    def __attrs_post_init__(self) -> None:
+        if self.backoff not in ("exponential", "fixed"):
+            raise ValidationError("invalid_policy", f"backoff must be 'exponential' or 'fixed', not {self.backoff!r}.")
+        if not (math.isfinite(self.multiplier) and 1 <= self.multiplier <= 1000):
+            raise ValidationError("invalid_policy", f"multiplier must be 1 to 1000, not {self.multiplier!r}.")
+        allowed = {FailureClass.TRANSIENT, FailureClass.TIMEOUT, FailureClass.INFRA_CRASH}
+        if not self.retryable_categories <= allowed:
+            raise ValidationError(
+                "invalid_policy", f"retryable_categories can be {', '.join(sorted(allowed))}: others never retry."
+            )
+
+    def delay_ms(self, retry_count: int, draw: float) -> int:
+        """The wait before the next attempt, in ms.
+
+        Args:
+            retry_count: retries made before, from 0.
+            draw: a number in [0, 1) for the jitter.
+        """
+        delay = float(milliseconds(self.initial, "initial"))
+        if self.backoff == "exponential":
+            try:
+                grown = delay * self.multiplier**retry_count
+            except OverflowError:
+                grown = math.inf if delay else 0.0
+            delay = min(grown, float(milliseconds(self.maximum, "maximum")))
+        if self.jitter:
+            delay = delay / 2 + draw * delay / 2
+        return math.floor(delay)
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionPolicy:
+    """Everything that an execution is to be given.
+
+    Attributes:
+        retry: None for no retries.
+        attempt_timeout: how long one attempt may take.
+        execution_deadline: how long everything together may take, from creation; it ends `expired`.
+        max_reclaim_count: how often work is handed out again after its lease was lost.
+        max_replay_count: how often an operator may replay it.
+        retention: how long the ended execution is kept; None for 24 h.
+        dedup_window: how long its idempotency key stands for it; None for 24 h.
+        required_capabilities: what a worker must offer to claim it.
+        budget_ids: budgets that it spends from.
+        quota_policy_id: the quota that it is admitted under.
+    """
+
+    retry: RetryPolicy | None = None
+    attempt_timeout: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    execution_deadline: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    max_reclaim_count: int = attrs.field(default=DEFAULT_MAX_RECLAIMS, validator=_count)
+    max_replay_count: int = attrs.field(default=DEFAULT_MAX_REPLAYS, validator=_count)
+    retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
+    dedup_window: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    required_capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    budget_ids: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    quota_policy_id: str | None = None

@@ -1,0 +1,197 @@
+"""reads: arguments and results. Every time is ms of the store's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState, StateVector
+
+
+@attrs.frozen(kw_only=True)
+class AttemptSummary:
+    """The present or last attempt."""
+
+    attempt_id: str
+    attempt_index: int
+
+
+@attrs.frozen(kw_only=True)
+class LeaseSummary:
+    """The lease that holds an active execution; it may have run out."""
+
+    lease_epoch: int
+    worker_id: str
+    worker_instance_id: str
+    expires_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class PastAttempt:
+    """An attempt that another one followed."""
+
+    attempt_index: int
+    attempt_type: str
+    ending: str
+    started_at_ms: int
+    ended_at_ms: int
+    worker_instance_id: str
+    error_class: str | None
+    error: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionSnapshot:
+    """An execution at one moment."""
+
+    execution_id: ExecutionId
+    flow_id: str | None
+    lane: str
+    namespace: str
+    task: str
+    public_state: PublicState
+    blocking_reason: str
+    blocking_detail: str | None
+    current_attempt: AttemptSummary | None
+    current_lease: LeaseSummary | None
+    current_waitpoint: str | None
+    created_at_ms: int
+    last_mutation_at_ms: int
+    total_attempt_count: int
+    tags: Mapping[str, str]
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionInfo:
+    """Everything an operator may want to know of an execution, but its payload and result."""
+
+    execution_id: ExecutionId
+    namespace: str
+    lane: str
+    task: str
+    priority: int
+    state: StateVector
+    public_state: PublicState
+    creator: str
+    codec: str
+    idempotency_key: str | None
+    policy: ExecutionPolicy
+    tags: Mapping[str, str]
+    created_at_ms: int
+    last_mutation_at_ms: int
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    delay_until_ms: int | None
+    deadline_at_ms: int | None
+    timeout_at_ms: int | None
+    remove_at_ms: int | None
+    current_attempt: AttemptSummary | None
+    current_lease: LeaseSummary | None
+    past_attempts: tuple[PastAttempt, ...]
+    total_attempt_count: int
+    retry_count: int
+    reclaim_count: int
+    replay_count: int
+    step_count: int
+    progress_percent: int | None
+    progress_message: str | None
+    error: str | None
+    error_class: str | None
+    error_detail: bytes = attrs.field(repr=False)
+    cancel_reason: str | None
+    cancelled_by: str | None
+    reserved_for: str | None
+    flow_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionFilter:
+    """Which executions to list; None for any.
+
+    Attributes:
+        tags: every one of these, with this value.
+    """
+
+    lane: str | None = None
+    state: PublicState | None = None
+    task: str | None = None
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class ExecutionSummary:
+    """A row of a listing.
+
+    Attributes:
+        corruption: what is wrong with a damaged record, whose other values are then None; None otherwise.
+    """
+
+    execution_id: ExecutionId
+    lane: str | None = None
+    task: str | None = None
+    public_state: PublicState | None = None
+    priority: int | None = None
+    created_at_ms: int | None = None
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+    corruption: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ListExecutionsPage:
+    """A page of executions by id; `next_cursor` is None on the last one. A page may be short and yet not the last."""
+
+    executions: tuple[ExecutionSummary, ...]
+    next_cursor: ExecutionId | None
+
+
+@attrs.frozen(kw_only=True)
+class LaneInfo:
+    """A lane: what it holds per public state, and since when it is paused."""
+
+    lane: str
+    depths: Mapping[PublicState, int]
+    paused_since_ms: int | None
+
+
+@attrs.frozen(kw_only=True)
+class ListLanesPage:
+    """A page of lanes by name; `next_cursor` is None on the last one."""
+
+    lanes: tuple[LaneInfo, ...]
+    next_cursor: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ExpiredLease:
+    """An execution whose lease ran out or was revoked, and that nobody claimed since."""
+
+    execution_id: ExecutionId
+    worker_instance_id: str
+    lease_epoch: int
+    expired_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class ListExpiredLeasesPage:
+    """A page of expired leases by execution; `next_cursor` is None on the last one."""
+
+    leases: tuple[ExpiredLease, ...]
+    next_cursor: ExecutionId | None
+
+
+@attrs.frozen(kw_only=True)
+class Explanation:
+    """Why an execution is not running.
+
+    Attributes:
+        code: one word: running, ended, delayed, lane_paused, no_worker, no_handler, no_capable_worker, queued, reserved ...
+        text: a sentence for people.
+    """
+
+    execution_id: ExecutionId
+    public_state: PublicState
+    code: str
+    text: str

@@ -1,0 +1,211 @@
+"""The records of the streams room: frames, how they are kept, and summaries."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from enum import StrEnum
+
+import attrs
+from attrs.validators import optional
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.limits import MAX_FRAME_BYTES
+from flowfabric_worker.engine.types import checks
+
+_FRAME_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
+_LARGEST_ID_PART = 2**64 - 1
+
+
+class FrameKind(StrEnum):
+    """What a frame is."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    EVENT = "event"
+    BLOB = "blob"
+
+
+class StreamMode(StrEnum):
+    """How a frame is kept.
+
+    DURABLE frames stay as long as the stream; DURABLE_SUMMARY frames are merged into the attempt's summary
+    document; BEST_EFFORT_LIVE frames are for whoever watches now, and the oldest go first.
+    """
+
+    DURABLE = "durable"
+    DURABLE_SUMMARY = "summary"
+    BEST_EFFORT_LIVE = "best_effort"
+
+
+class PatchKind(StrEnum):
+    """How a summary frame changes the document: by RFC 7396."""
+
+    JSON_MERGE_PATCH = "json-merge-patch"
+
+
+def _smoothing(_record: object, _field: attrs.Attribute[float], value: object) -> None:
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValidationError("invalid_input", "BestEffortLiveConfig.ema_alpha must be over 0 and at most 1.")
+
+
+@attrs.frozen(kw_only=True)
+class BestEffortLiveConfig:
+    """How many best-effort frames are kept: as many as `ttl` holds at twice the present pace, within bounds.
+
+    Attributes:
+        ttl: how long a watcher should be able to look back.
+        maxlen_floor: frames that are kept at least.
+        maxlen_ceiling: frames that are kept at most.
+        ema_alpha: the weight of the newest frame in the pace, over 0 and at most 1.
+    """
+
+    ttl: timedelta = attrs.field(default=timedelta(seconds=10), validator=checks.duration)
+    maxlen_floor: int = attrs.field(default=64, validator=checks.integer(1))
+    maxlen_ceiling: int = attrs.field(default=16_384, validator=checks.integer(1))
+    ema_alpha: float = attrs.field(default=0.2, validator=_smoothing)
+
+    def __attrs_post_init__(self) -> None:
+        if self.maxlen_ceiling < self.maxlen_floor:
+            raise ValidationError("invalid_input", "BestEffortLiveConfig.maxlen_ceiling is below maxlen_floor.")
+
+
+@attrs.frozen(kw_only=True)
+class Frame:
+    """One frame to append.
+
+    Attributes:
+        payload: at most 64 KiB; in mode DURABLE_SUMMARY a merge patch in JSON.
+        frame_type: a word of the writer's choice; None means the kind's word.
+        correlation_id: a word of the writer's choice, handed on.
+        seq: the writer's own number; the same number in the same attempt is the same frame.
+        mode: how it is kept.
+        live: for mode BEST_EFFORT_LIVE, how many are kept; None means the defaults.
+    """
+
+    payload: bytes = attrs.field(repr=False, validator=checks.payload(MAX_FRAME_BYTES))
+    kind: FrameKind = FrameKind.EVENT
+    frame_type: str | None = attrs.field(default=None, validator=optional(checks.name))
+    correlation_id: str | None = attrs.field(default=None, validator=optional(checks.name))
+    seq: int | None = attrs.field(default=None, validator=optional(checks.integer(0)))
+    mode: StreamMode = StreamMode.DURABLE
+    live: BestEffortLiveConfig | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.live is not None and self.mode is not StreamMode.BEST_EFFORT_LIVE:
+            raise ValidationError("invalid_input", f"Frame.live means nothing in mode {self.mode.value}; leave it out.")
+
+
+@attrs.frozen(kw_only=True)
+class AppendFrameOutcome:
+    """A frame that was appended.
+
+    Attributes:
+        frame_id: its id in the stream, `<ms>-<number>`.
+        frame_count: frames appended in this attempt so far, those that are no longer kept included.
+        summary_version: the document's version after it; None unless it is a summary frame.
+    """
+
+    frame_id: str
+    frame_count: int
+    summary_version: int | None = None
+
+
+@attrs.frozen
+class StreamCursor:
+    """A place in a stream: `start`, `end`, or a frame's id, `<ms>` or `<ms>-<number>`."""
+
+    value: str = attrs.field()
+
+    @value.validator
+    def _check_value(self, _field: attrs.Attribute[str], value: object) -> None:
+        if value in ("start", "end"):
+            return
+        match = _FRAME_ID.fullmatch(value) if isinstance(value, str) else None
+        if match is None or any(int(part) > _LARGEST_ID_PART for part in match.groups(default="0")):
+            raise ValidationError("invalid_cursor", f"{value!a} is neither 'start' nor 'end' nor a frame's id.")
+
+    @classmethod
+    def start(cls) -> StreamCursor:
+        """Before the first frame, for `read_stream`."""
+        return cls("start")
+
+    @classmethod
+    def end(cls) -> StreamCursor:
+        """Behind the last frame, for `read_stream`."""
+        return cls("end")
+
+    @classmethod
+    def from_beginning(cls) -> StreamCursor:
+        """Before the first frame, for `tail_stream`, which takes nothing but ids."""
+        return cls("0-0")
+
+    @property
+    def is_concrete(self) -> bool:
+        """Whether it is a frame's id."""
+        return self.value not in ("start", "end")
+
+
+class TailVisibility(StrEnum):
+    """Which frames a tail shows."""
+
+    ALL = "all"
+    EXCLUDE_BEST_EFFORT = "exclude_best_effort"
+
+
+class StreamCloseReason(StrEnum):
+    """What ended the attempt that a stream belongs to."""
+
+    ATTEMPT_SUCCESS = "attempt_success"
+    ATTEMPT_FAILURE = "attempt_failure"
+    ATTEMPT_CANCELLED = "attempt_cancelled"
+    LEASE_EXPIRED = "lease_expired"
+    RECLAIMED = "reclaimed"
+    EXPIRED = "expired"
+    SUSPENSION_TIMEOUT = "suspension_timeout"
+    DEPENDENCY_IMPOSSIBLE = "dependency_impossible"
+
+
+@attrs.frozen(kw_only=True)
+class StreamFrame:
+    """One frame as it was stored. `appended_at_ms` is the store's time."""
+
+    frame_id: str
+    kind: FrameKind
+    frame_type: str
+    mode: StreamMode
+    payload: bytes = attrs.field(repr=False)
+    appended_at_ms: int
+    correlation_id: str | None = None
+    seq: int | None = None
+    summary_version: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class StreamFrames:
+    """Frames in the order of their ids, and whether more can come.
+
+    Attributes:
+        closed_at_ms: when the stream was closed; None while its attempt goes on.
+        closed_reason: what closed it.
+    """
+
+    frames: tuple[StreamFrame, ...] = ()
+    closed_at_ms: int | None = None
+    closed_reason: StreamCloseReason | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no further frame can be appended. Some may lie behind the last one of `frames`."""
+        return self.closed_at_ms is not None
+
+
+@attrs.frozen(kw_only=True)
+class SummaryDocument:
+    """An attempt's rolling summary: JSON in UTF-8, and its version, which counts from 1."""
+
+    document: bytes = attrs.field(repr=False)
+    version: int
+    patch_kind: PatchKind
+    first_applied_at_ms: int
+    last_updated_at_ms: int

@@ -1,0 +1,417 @@
+"""The records of the suspension room: conditions, suspensions, waitpoints and signals."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import TypeAlias
+
+import attrs
+from attrs.validators import optional
+
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import ExecutionId, LaneId, SignalId, WaitpointId
+from flowfabric_worker.engine.limits import (
+    DEFAULT_DEDUP_WINDOW_MS,
+    MAX_SIGNAL_PAYLOAD_BYTES,
+    MAX_WAITPOINTS,
+)
+from flowfabric_worker.engine.types import checks
+from flowfabric_worker.engine.types.damage import DamagedRow
+
+_DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
+
+# ── conditions ──
+
+
+@attrs.frozen
+class SignalMatcher:
+    """Which signals count, by their name: exactly `name`, or any when it is None."""
+
+    name: str | None = attrs.field(default=None, validator=optional(checks.name))
+
+    def accepts(self, name: str) -> bool:
+        """Whether a signal of that name counts."""
+        return self.name is None or self.name == name
+
+
+ANY_SIGNAL = SignalMatcher()
+
+
+class CountKind(StrEnum):
+    """What a `Count` counts."""
+
+    WAITPOINTS = "waitpoints"
+    SIGNALS = "signals"
+    SOURCES = "sources"
+
+
+@attrs.frozen
+class Single:
+    """Met by one signal that matches, at one waitpoint."""
+
+    waitpoint_key: str = attrs.field(validator=checks.name)
+    matcher: SignalMatcher = ANY_SIGNAL
+
+
+@attrs.frozen
+class OperatorOnly:
+    """Met by no signal: an operator resumes the execution, or its timeout does."""
+
+
+@attrs.frozen
+class TimeoutOnly:
+    """Met by no signal: the timeout decides. The suspension must have one."""
+
+
+@attrs.frozen
+class AllOf:
+    """Met when every member is; the same signal may serve several members."""
+
+    members: tuple[ResumeCondition, ...] = attrs.field(converter=checks.as_tuple)
+
+
+@attrs.frozen(kw_only=True)
+class Count:
+    """Met by `n` different waitpoints, signals or sources, among the signals that match at these waitpoints.
+
+    Each Count counts for itself: what another one has counted neither helps nor hinders it.
+    """
+
+    n: int
+    kind: CountKind
+    waitpoint_keys: tuple[str, ...] = attrs.field(converter=checks.as_tuple, validator=checks.names)
+    matcher: SignalMatcher = ANY_SIGNAL
+
+
+ResumeCondition: TypeAlias = Single | OperatorOnly | TimeoutOnly | AllOf | Count
+
+# ── suspending ──
+
+
+class TimeoutBehavior(StrEnum):
+    """What becomes of an execution whose suspension runs out of time."""
+
+    FAIL = "fail"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+    AUTO_RESUME_WITH_TIMEOUT_SIGNAL = "auto_resume_with_timeout_signal"
+    ESCALATE = "escalate"
+
+
+class SuspensionReason(StrEnum):
+    """Why an execution was suspended, for whoever looks at it."""
+
+    WAITING_FOR_SIGNAL = "waiting_for_signal"
+    WAITING_FOR_APPROVAL = "waiting_for_approval"
+    WAITING_FOR_CALLBACK = "waiting_for_callback"
+    WAITING_FOR_TOOL_RESULT = "waiting_for_tool_result"
+    WAITING_FOR_OPERATOR_REVIEW = "waiting_for_operator_review"
+    PAUSED_BY_POLICY = "paused_by_policy"
+    PAUSED_BY_BUDGET = "paused_by_budget"
+    STEP_BOUNDARY = "step_boundary"
+    MANUAL_PAUSE = "manual_pause"
+
+
+@attrs.frozen(kw_only=True)
+class ResumePolicy:
+    """How an execution is resumed.
+
+    Attributes:
+        resume_delay: from the moment its condition is met until it is ready; zero makes it ready at once.
+    """
+
+    resume_delay: timedelta = attrs.field(default=timedelta(0), validator=checks.duration)
+
+
+@attrs.frozen(kw_only=True)
+class WaitpointBinding:
+    """One waitpoint of a suspension.
+
+    Attributes:
+        waitpoint_key: the name that the condition calls it by.
+        pending: the waitpoint that `create_waitpoint` made under this key; None makes a new one.
+    """
+
+    waitpoint_key: str = attrs.field(validator=checks.name)
+    pending: WaitpointId | None = attrs.field(default=None, validator=optional(checks.name))
+
+
+@attrs.frozen(kw_only=True)
+class SuspendArgs:
+    """What a worker suspends its execution with.
+
+    Attributes:
+        condition: when signals resume it.
+        waitpoints: where signals come in, at most 64; the condition names each one.
+        timeout: how long it waits at most, on the store's clock; None waits for ever.
+        timeout_behavior: what happens when the timeout comes first.
+        reason: why, for whoever looks at it.
+        resume_policy: how it is resumed.
+        continuation: an address of the worker's own choice, handed back by `observe_signals`.
+        idempotency_key: tells two suspensions of one lease apart; the same key gets the first answer again.
+    """
+
+    condition: ResumeCondition
+    waitpoints: tuple[WaitpointBinding, ...] = attrs.field(
+        default=(), converter=checks.as_tuple, validator=checks.at_most(MAX_WAITPOINTS)
+    )
+    timeout: timedelta | None = attrs.field(default=None, validator=optional(checks.duration))
+    timeout_behavior: TimeoutBehavior = TimeoutBehavior.FAIL
+    reason: SuspensionReason = SuspensionReason.WAITING_FOR_SIGNAL
+    resume_policy: ResumePolicy = ResumePolicy()
+    continuation: str | None = attrs.field(default=None, validator=optional(checks.name))
+    idempotency_key: str | None = attrs.field(default=None, validator=optional(checks.name))
+
+
+@attrs.frozen(kw_only=True)
+class IssuedWaitpoint:
+    """A waitpoint of a suspension, with the token that lets its bearer signal it."""
+
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    token: str = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class SuspensionDetails:
+    """A suspension and its waitpoints, in the order in which they were asked for."""
+
+    suspension_id: str
+    waitpoints: tuple[IssuedWaitpoint, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Suspended:
+    """The execution is suspended and its lease is over; `handle` takes the place of the one that was used."""
+
+    details: SuspensionDetails
+    handle: Handle
+
+
+@attrs.frozen(kw_only=True)
+class AlreadySatisfied:
+    """Buffered signals met the condition at once: nothing is suspended, the lease and its handle go on."""
+
+    details: SuspensionDetails
+    signals: tuple[ResumeSignal, ...]
+
+
+SuspendOutcome: TypeAlias = Suspended | AlreadySatisfied
+
+
+@attrs.frozen(kw_only=True)
+class PendingWaitpoint:
+    """A waitpoint that waits for its suspension; signals to it are buffered until `expires_at_ms`."""
+
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    token: str = attrs.field(repr=False)
+    expires_at_ms: int
+
+
+# ── signals ──
+
+
+@attrs.frozen
+class SignalSource:
+    """Who sent a signal: a kind of sender, such as `user` or `system`, and which one."""
+
+    type: str = attrs.field(validator=checks.name)
+    identity: str = attrs.field(validator=checks.name)
+
+
+class SignalEffect(StrEnum):
+    """What a signal did."""
+
+    RESUME_CONDITION_SATISFIED = "resume_condition_satisfied"
+    APPENDED_TO_WAITPOINT = "appended_to_waitpoint"
+    BUFFERED_FOR_PENDING_WAITPOINT = "buffered_for_pending_waitpoint"
+    NO_OP = "no_op"
+
+
+@attrs.frozen(kw_only=True)
+class DeliverSignalArgs:
+    """A signal to a waitpoint, from whoever bears the waitpoint's token.
+
+    Attributes:
+        token: what `suspend` or `create_waitpoint` gave out; never shown.
+        name: what the condition's matchers look at.
+        category: a word of the sender's choice, handed on.
+        payload: at most 64 KiB; None and b"" differ.
+        correlation_id: a word of the sender's choice, handed on.
+        idempotency_key: the same key at the same waitpoint is the same signal.
+        dedup_window: how long the key is remembered.
+        signal_id: the signal's id; None makes a new one.
+    """
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId = attrs.field(validator=checks.name)
+    token: str = attrs.field(repr=False)
+    name: str = attrs.field(validator=checks.name)
+    source: SignalSource
+    category: str = attrs.field(default="signal", validator=checks.name)
+    payload: bytes | None = attrs.field(
+        default=None, repr=False, validator=optional(checks.payload(MAX_SIGNAL_PAYLOAD_BYTES))
+    )
+    correlation_id: str | None = attrs.field(default=None, validator=optional(checks.name))
+    idempotency_key: str | None = attrs.field(default=None, validator=optional(checks.name))
+    dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration)
+    signal_id: SignalId | None = attrs.field(default=None, validator=optional(checks.name))
+
+
+@attrs.frozen(kw_only=True)
+class DeliverApprovalSignalArgs:
+    """An operator's decision on a waitpoint, sent without its token.
+
+    Its category is `approval`, its source the operator, its idempotency key `approval:<name>:<decision_key>`.
+
+    Attributes:
+        name: the decision, such as `approved` or `rejected`.
+        operator: who decided.
+        decision_key: tells two decisions of the same name apart.
+        lane: when given, the execution must lie in it.
+        payload: at most 64 KiB; None and b"" differ.
+        dedup_window: how long the decision is remembered.
+    """
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId = attrs.field(validator=checks.name)
+    name: str = attrs.field(validator=checks.name)
+    operator: str = attrs.field(validator=checks.name)
+    decision_key: str = attrs.field(validator=checks.name)
+    lane: LaneId | None = None
+    payload: bytes | None = attrs.field(
+        default=None, repr=False, validator=optional(checks.payload(MAX_SIGNAL_PAYLOAD_BYTES))
+    )
+    dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration)
+
+
+@attrs.frozen(kw_only=True)
+class SignalAccepted:
+    """The signal is recorded; `effect` says what it did."""
+
+    signal_id: SignalId
+    effect: SignalEffect
+
+
+@attrs.frozen(kw_only=True)
+class SignalDuplicate:
+    """The signal came before, under `existing_signal_id`; nothing changed."""
+
+    existing_signal_id: SignalId
+
+
+DeliverSignalResult: TypeAlias = SignalAccepted | SignalDuplicate
+
+
+@attrs.frozen(kw_only=True)
+class ResumeSignal:
+    """A signal as the resumed worker sees it. `accepted_at_ms` is the store's time."""
+
+    signal_id: SignalId
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    name: str
+    category: str
+    source: SignalSource
+    accepted_at_ms: int
+    correlation_id: str | None = None
+    payload: bytes | None = attrs.field(default=None, repr=False)
+
+
+class ResumeReason(StrEnum):
+    """What ended a suspension that was followed by a resume."""
+
+    SIGNAL = "signal"
+    OPERATOR = "operator"
+    TIMEOUT = "timeout"
+
+
+@attrs.frozen(kw_only=True)
+class ObservedSignals:
+    """What the last suspension of this attempt brought.
+
+    Attributes:
+        reason: why it was resumed; None when this attempt was not.
+        signals: those that count towards the condition, oldest first; after a timeout, those that had come.
+        continuation: what the suspension was given.
+    """
+
+    reason: ResumeReason | None = None
+    signals: tuple[ResumeSignal, ...] = ()
+    continuation: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ResumeExecutionResult:
+    """An execution that an operator resumed: ready at `ready_at_ms`."""
+
+    execution_id: ExecutionId
+    ready_at_ms: int
+
+
+# ── listings ──
+
+
+@attrs.frozen(kw_only=True)
+class SuspendedExecutionEntry:
+    """One suspended execution.
+
+    Attributes:
+        suspended_at_ms: when it was suspended.
+        timeout_at_ms: when its timeout comes; None when it has none.
+    """
+
+    execution_id: ExecutionId
+    suspension_id: str
+    suspended_at_ms: int
+    timeout_at_ms: int | None
+    timeout_behavior: TimeoutBehavior
+    reason: SuspensionReason
+
+
+@attrs.frozen(kw_only=True)
+class ListSuspendedPage:
+    """A page of suspended executions, oldest first; `next_cursor` is None on the last one."""
+
+    executions: tuple[SuspendedExecutionEntry | DamagedRow, ...]
+    next_cursor: str | None
+
+
+class WaitpointState(StrEnum):
+    """Where a waitpoint stands."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    CLOSED = "closed"
+
+
+@attrs.frozen(kw_only=True)
+class PendingWaitpointInfo:
+    """A waitpoint that takes signals, without its token.
+
+    Attributes:
+        required_signal_names: the names that count at it, sorted; empty when any does.
+        token_kid: the id of the secret that signed its token.
+        token_fingerprint: the first 16 hex digits of the token's digest, to recognise it by.
+    """
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    state: WaitpointState
+    required_signal_names: tuple[str, ...]
+    created_at_ms: int
+    activated_at_ms: int | None
+    expires_at_ms: int | None
+    token_kid: str
+    token_fingerprint: str
+
+
+@attrs.frozen(kw_only=True)
+class ListPendingWaitpointsPage:
+    """A page of waitpoints by id; `next_cursor` is None on the last one."""
+
+    waitpoints: tuple[PendingWaitpointInfo | DamagedRow, ...]
+    next_cursor: str | None

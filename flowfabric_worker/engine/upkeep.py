@@ -1,0 +1,54 @@
+"""upkeep: what time alone brings about, and setting a store up."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.upkeep import PrepareResult, UpkeepResult
+from flowfabric_worker.engine.wire import epoch_ms
+
+
+class Upkeep(EngineCore):
+    """The room `upkeep`."""
+
+    def prepare(self, *, testing: bool = False) -> PrepareResult:
+        store = self.store
+        self.persist(store.ping)
+        info = store.info()
+        loaded = self.persist(store.load)
+        created, stored_testing = self.set_up(testing=testing)
+        return PrepareResult(
+            created=created,
+            loaded=loaded,
+            partitions=self.partitions,
+            testing=stored_testing,
+            product=info.product,
+            version=info.version,
+            warnings=info.warnings,
+        )
+
+    def run_upkeep(self, limit: int = 200) -> UpkeepResult:
+        if not 1 <= limit <= MAX_BATCH_ITEMS:
+            raise ValidationError("invalid_input", f"Upkeep handles 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
+        total = 0
+        next_due: int | None = None
+        for partition in range(self.partitions):
+            handled, now, due = self.call("run_upkeep", partition, [limit])
+            total += handled
+            if due is not None:
+                remaining = max(0, due - now)
+                next_due = remaining if next_due is None else min(next_due, remaining)
+        return UpkeepResult(handled=total, more=next_due == 0, next_due_in_ms=next_due)
+
+    def set_clock(self, moment: datetime | None) -> None:
+        value = "" if moment is None else str(epoch_ms(moment, "the clock"))
+        for partition in range(self.partitions):
+            self.call("set_clock", partition, [value])
+
+    def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
+        if grace < timedelta():
+            raise ValidationError("invalid_input", "grace is a duration of at least 0.")
+        self.close()

@@ -1,0 +1,221 @@
+"""How values travel to stored functions and lie in records: arrays of bytes, never JSON."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import attrs
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy, milliseconds
+
+
+def pack(parts: Iterable[str | bytes]) -> bytes:
+    """Joins texts so that none can pass for two: each stands behind its length."""
+    out = bytearray()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        out += b"%d:" % len(data)
+        out += data
+    return bytes(out)
+
+
+def unpack(data: bytes) -> list[bytes]:
+    """The texts that `pack` joined.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    parts = []
+    at = 0
+    while at < len(data):
+        colon = data.index(b":", at)
+        size = int(data[at:colon])
+        at = colon + 1 + size
+        if size < 0 or at > len(data):
+            raise ValueError("packed text is cut short")
+        parts.append(data[colon + 1 : at])
+    return parts
+
+
+def unpack_text(data: bytes) -> list[str]:
+    """The texts that `pack` joined, as str."""
+    return [part.decode() for part in unpack(data)]
+
+
+def optional(data: bytes | None) -> bytes:
+    """Bytes or None: a mark stands before bytes, so that None and `b""` differ."""
+    return b"" if data is None else b"=" + data
+
+
+def read_optional(data: bytes | None) -> bytes | None:
+    """The bytes or None that `optional` wrote; an absent field is None."""
+    return data[1:] if data else None
+
+
+def pack_tags(tags: Mapping[str, str]) -> bytes:
+    """Tags by their keys' order, so that equal tags are equal bytes."""
+    return pack(text for key in sorted(tags) for text in (key, tags[key])) if tags else b""
+
+
+def unpack_tags(data: bytes | None) -> dict[str, str]:
+    """The tags that `pack_tags` wrote."""
+    if not data:
+        return {}
+    texts = unpack_text(data)
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def unpack_pairs(entries: Sequence[bytes]) -> dict[str, bytes]:
+    """Name, value, name, value ... as a dict."""
+    return {name.decode(): value for name, value in zip(entries[::2], entries[1::2], strict=True)}
+
+
+def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
+    """A moment for a stored function: `+ms` from the store's now, `@ms` absolute, or nothing.
+
+    Raises:
+        ValidationError: both are given, `at` has no time zone, or one is out of range; the message names `what`.
+    """
+    if after is not None and at is not None:
+        raise ValidationError("invalid_input", f"{what} takes a duration or a moment, not both.")
+    if after is not None:
+        return f"+{milliseconds(after, what)}"
+    return "" if at is None else f"@{epoch_ms(at, what)}"
+
+
+def epoch_ms(moment: datetime, what: str) -> int:
+    """A moment in ms since 1970.
+
+    Raises:
+        ValidationError: not a datetime, or one without a time zone, or before 1970; the message names `what`.
+    """
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise ValidationError("invalid_input", f"{what} must be a datetime with a time zone, not {moment!r}.")
+    value = int(moment.timestamp() * 1000)
+    if value < 0:
+        raise ValidationError("invalid_input", f"{what} lies before 1970.")
+    return value
+
+
+@attrs.frozen(kw_only=True)
+class WorkClass:
+    """What a worker must fit to claim an execution; also the address of the ready index that it waits in."""
+
+    namespace: str
+    lane: str
+    task: str
+    capabilities: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    quota: str = ""
+
+    def encode(self) -> bytes:
+        """The packed form, which begins with the packed lane."""
+        return pack(
+            (self.namespace, self.lane, self.task, ",".join(self.capabilities), ",".join(self.budgets), self.quota)
+        )
+
+    def fits(self, capabilities: frozenset[str], tasks: frozenset[str] | None) -> bool:
+        """Whether a worker that offers these may claim work of this class."""
+        return (tasks is None or self.task in tasks) and capabilities.issuperset(self.capabilities)
+
+
+@functools.lru_cache(maxsize=4096)
+def decode_class(data: bytes) -> WorkClass:
+    """Reads a class back.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    namespace, lane, task, capabilities, budgets, quota = unpack_text(data)
+    return WorkClass(
+        namespace=namespace,
+        lane=lane,
+        task=task,
+        capabilities=tuple(capabilities.split(",")) if capabilities else (),
+        budgets=tuple(budgets.split(",")) if budgets else (),
+        quota=quota,
+    )
+
+
+def _ms(duration: timedelta | None, what: str) -> str:
+    return "" if duration is None else str(milliseconds(duration, what))
+
+
+@functools.lru_cache(maxsize=1024)
+def encode_policy(policy: ExecutionPolicy) -> bytes:
+    """The stored form of a policy: its values in a fixed order, each followed by `|`; empty for the default policy."""
+    retry = policy.retry
+    values = (
+        [""] * 7
+        if retry is None
+        else [
+            str(retry.max_retries),
+            retry.backoff,
+            _ms(retry.initial, "initial"),
+            _ms(retry.maximum, "maximum"),
+            repr(float(retry.multiplier)),
+            "1" if retry.jitter else "0",
+            ",".join(sorted(retry.retryable_categories)),
+        ]
+    )
+    defaults = attrs.fields_dict(ExecutionPolicy)
+    values += [
+        _ms(policy.attempt_timeout, "attempt_timeout"),
+        "" if policy.max_reclaim_count == defaults["max_reclaim_count"].default else str(policy.max_reclaim_count),
+        "" if policy.max_replay_count == defaults["max_replay_count"].default else str(policy.max_replay_count),
+        _ms(policy.retention, "retention"),
+        _ms(policy.dedup_window, "dedup_window"),
+        _ms(policy.execution_deadline, "execution_deadline"),
+    ]
+    return "".join(f"{value}|" for value in values).encode() if any(values) else b""
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
+    """Reads a policy back; what a worker must offer and spends from stands in the class.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    gates = {
+        "required_capabilities": frozenset(work_class.capabilities),
+        "budget_ids": work_class.budgets,
+        "quota_policy_id": work_class.quota or None,
+    }
+    if not data:
+        return ExecutionPolicy(**gates)  # type: ignore[arg-type]  # each value has its field's type
+    values = data.decode().split("|")
+    if len(values) != 14 or values[13]:
+        raise ValueError("a policy has 13 values")
+
+    def duration(index: int) -> timedelta | None:
+        return timedelta(milliseconds=int(values[index])) if values[index] else None
+
+    retry = None
+    if values[0]:
+        retry = RetryPolicy(
+            max_retries=int(values[0]),
+            backoff="fixed" if values[1] == "fixed" else "exponential",
+            initial=timedelta(milliseconds=int(values[2])),
+            maximum=timedelta(milliseconds=int(values[3])),
+            multiplier=float(values[4]),
+            jitter=values[5] == "1",
+            retryable_categories=frozenset(FailureClass(word) for word in values[6].split(",") if word),
+        )
+    counts = {}
+    if values[8]:
+        counts["max_reclaim_count"] = int(values[8])
+    if values[9]:
+        counts["max_replay_count"] = int(values[9])
+    return ExecutionPolicy(
+        retry=retry,
+        attempt_timeout=duration(7),
+        retention=duration(10),
+        dedup_window=duration(11),
+        execution_deadline=duration(12),
+        **counts,
+        **gates,  # type: ignore[arg-type]  # each value has its field's type
+    )

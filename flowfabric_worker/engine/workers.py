@@ -1,0 +1,91 @@
+"""workers: who is alive and what it offers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name
+from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
+from flowfabric_worker.engine.running import cut
+from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, RegisterWorkerResult, WorkerInfo
+from flowfabric_worker.engine.wire import pack, unpack, unpack_text
+
+# The registry of a store lies in its first partition: workers belong to no partition.
+_REGISTRY = 0
+
+
+class Workers(EngineCore):
+    """The room `workers`."""
+
+    def register_worker(self, args: RegisterWorkerArgs) -> RegisterWorkerResult:
+        about = pack(
+            (
+                check_name(args.worker_id, "worker_id"),
+                pack(check_lane(lane) for lane in args.lanes),
+                pack(check_capabilities(args.capabilities)),
+                pack(check_name(task, "task") for task in args.tasks),
+                str(args.threads),
+                args.host,
+                str(args.pid),
+            )
+        )
+        alive_ms = milliseconds(args.alive_for, "alive_for", least=1)
+        reply = self.call("register_worker", _REGISTRY, [self._worker(args.worker_instance_id), about, alive_ms])
+        return RegisterWorkerResult(refreshed=reply[0] == b"refreshed")
+
+    def heartbeat_worker(self, worker_instance_id: str, alive_for: timedelta = timedelta(seconds=60)) -> int:
+        alive_ms = milliseconds(alive_for, "alive_for", least=1)
+        return int(self.call("heartbeat_worker", _REGISTRY, [self._worker(worker_instance_id), alive_ms])[1])
+
+    def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
+        why = cut(reason, MAX_MESSAGE_BYTES) or b"marked dead"
+        return bool(self.call("mark_worker_dead", _REGISTRY, [self._worker(worker_instance_id), why])[0] == b"marked")
+
+    def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:
+        count = page_size(limit)
+        if not count:
+            return ListWorkersPage(workers=(), next_cursor=None)
+        after = self._worker(cursor) if cursor else b""
+        now, *rows = self.call("list_workers", _REGISTRY, [self._packed_namespace, after, count + 1])
+        skipped = len(self._packed_namespace)
+        workers = tuple(_worker_info(row[0][skipped:].decode(), row, now) for row in rows[:count])
+        return ListWorkersPage(
+            workers=workers, next_cursor=workers[-1].worker_instance_id if len(rows) > count else None
+        )
+
+    def _worker(self, instance: str) -> bytes:
+        return self._packed_namespace + check_name(instance, "worker_instance_id").encode()
+
+
+def page_size(limit: int) -> int:
+    """A page's size within 0 to 1000.
+
+    Raises:
+        ValidationError: it is not.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
+        raise ValidationError("invalid_input", f"A page holds 0 to {MAX_PAGE_SIZE} entries, not {limit!r}.")
+    return limit
+
+
+def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
+    _, expires, died, since, about = row
+    worker_id, lanes, capabilities, tasks, threads, host, pid = unpack(about)
+    return WorkerInfo(
+        worker_id=worker_id.decode(),
+        worker_instance_id=instance,
+        lanes=tuple(unpack_text(lanes)),
+        capabilities=tuple(unpack_text(capabilities)),
+        tasks=tuple(unpack_text(tasks)),
+        threads=int(threads),
+        host=host.decode(),
+        pid=int(pid),
+        registered_at_ms=int(since),
+        expires_at_ms=int(expires),
+        alive=not died and int(expires) > now,
+        death_reason=died.decode(),
+    )

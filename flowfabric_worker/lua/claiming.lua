@@ -1,0 +1,364 @@
+-- claiming: work is handed out under a lease, reserved, and redeemed.
+
+-- What a claim reads beyond the core, and what it hands to the worker.
+local CLAIM = ff.joined({ ff.CORE, ff.ATTEMPT, { 'payload', 'codec', 'created', 'started', 'kind', 'steps' } })
+
+-- The results of an execution's steps, as name, value, name, value.
+local function journal(record)
+  local steps = tonumber(record.steps or '0')
+  local entries = {}
+  for first = 1, steps, 500 do
+    local slots = {}
+    for i = first, math.min(first + 499, steps) do
+      slots[#slots + 1] = 'step#' .. i
+    end
+    local names = call('HMGET', record.key, unpack(slots)) -- bounded: 500 at a time
+    local fields = {}
+    for i, name in ipairs(names) do
+      fields[i] = 'step:' .. name
+    end
+    local values = call('HMGET', record.key, unpack(fields)) -- bounded: 500 at a time
+    for i, name in ipairs(names) do
+      entries[#entries + 1] = name
+      entries[#entries + 1] = values[i]
+    end
+  end
+  return entries
+end
+
+-- What the worker gets of one claimed execution.
+local function claimed(record)
+  local _, epoch, attempt_id = ff.fence_parts(record.fence)
+  return {
+    record.uuid, record.kind, ff.text(epoch), attempt_id, tostring(record.attempt), record.attempt_type,
+    ff.text(tonumber(record.expires)), record.class, record.priority, record.created, record.payload or false,
+    record.codec or false, record.policy or false, record.tags or false, record.deadline or false,
+    record.timeout_at and record.timeout_at ~= '' and ff.text(tonumber(record.timeout_at)) or false,
+    record.retry_count or '0', record.reclaim_count and ff.text(tonumber(record.reclaim_count)) or '0', journal(record),
+  }
+end
+
+local ATTEMPT_TYPES = { pending_retry_attempt = 'retry', pending_replay_attempt = 'replay' }
+
+-- Puts an execution under a lease. Work that was interrupted goes on in its attempt; work whose lease was lost begins
+-- a new one. `lease` has id, holder and ttl.
+local function take(ctx, record, lease)
+  local words = record.words
+  local _, epoch, attempt_id = ff.fence_parts(record.fence)
+  local changes = {
+    holder = lease.holder,
+    expires = ctx.now + lease.ttl,
+    started = not record.started and ctx.now or nil,
+    reserved_for = record.reserved_for and '' or nil,
+    reserved_until = record.reserved_until and '' or nil,
+  }
+  if words.phase == 'runnable' and words.attempt == 'attempt_interrupted' then
+    changes.kind = 'resumed'
+  else
+    local count = tonumber(record.attempt_count or '0')
+    changes.attempts = ff.archive(ctx, record, words.phase == 'active' and 'interrupted_reclaimed' or 'ended_failure')
+    changes.attempt = count
+    changes.attempt_count = count + 1
+    changes.attempt_started = ctx.now
+    changes.attempt_ended = record.attempt_ended and '' or nil
+    attempt_id = lease.id
+    if words.phase == 'active' then
+      changes.kind = 'reclaimed'
+      changes.attempt_type = 'reclaim'
+      changes.reclaim_count = tonumber(record.reclaim_count or '0') + 1
+    else
+      changes.kind = 'fresh'
+      changes.attempt_type = ATTEMPT_TYPES[words.attempt] or 'initial'
+    end
+  end
+  changes.fence = lease.id .. ':' .. ff.text(epoch + 1) .. ':' .. attempt_id
+  local timeout = tonumber(ff.policy(record).timeout)
+  changes.timeout_at = timeout and ctx.now + timeout or record.timeout_at and '' or nil
+  ff.move(ctx, record, ff.RUNNING, changes)
+end
+
+-- Work that was reclaimed too often is not handed out again; answers whether it was ended for that.
+local function exhausted(ctx, record)
+  if record.words.phase ~= 'active' then
+    return false
+  end
+  local most = tonumber(ff.policy(record).max_reclaims) or 100
+  if tonumber(record.reclaim_count or '0') < most then
+    return false
+  end
+  ff.finish(ctx, record, 'failed', { error = 'reclaims_exhausted', error_class = 'infra_crash', error_detail = '' })
+  return true
+end
+
+-- The heads of several classes of a lane in their common order: { score, uuid, class } each, at most `wanted`.
+-- Each class gives a page; behind the end of a full page the order is not known, so the list ends there.
+local function heads(ctx, classes, wanted)
+  local page = math.min(wanted, math.max(2, math.floor(512 / math.max(1, #classes))))
+  local found = {}
+  for _, class in ipairs(classes) do
+    local entries = call('ZRANGE', ctx.base .. ':ready:' .. class, 0, page - 1, 'WITHSCORES')
+    for i = 1, #entries, 2 do
+      found[#found + 1] = { tonumber(entries[i + 1]), entries[i], class, i == page * 2 - 1 }
+    end
+  end
+  if #classes > 1 then
+    table.sort(found, function(a, b)
+      if a[1] ~= b[1] then
+        return a[1] < b[1]
+      end
+      return a[2] < b[2]
+    end)
+  end
+  local last = math.min(wanted, #found)
+  for i = 1, last do
+    if found[i][4] then
+      last = i
+      break
+    end
+  end
+  for i = #found, last + 1, -1 do
+    found[i] = nil
+  end
+  return found
+end
+
+-- Walks what is ready in a lane and gives each claimable record to `use` until that answers false. An entry whose
+-- record is gone or moved on is removed: it hides nothing behind it.
+local function each_ready(ctx, classes, wanted, use)
+  for _, head in ipairs(heads(ctx, classes, wanted)) do
+    local record = ff.load(ctx, head[2], CLAIM)
+    if not record or not record.words.claimable or record.class ~= head[3] then
+      call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
+    elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
+      ff.expire(ctx, record)
+    elseif not exhausted(ctx, record) and not use(record) then
+      return
+    end
+  end
+end
+
+-- Reads the lanes that a call asks for, from argument `at` on: lane, limit, number of classes, the classes.
+local function lanes_of(args, at)
+  local lanes = {}
+  while at <= #args do
+    local lane = { name = args[at], limit = tonumber(args[at + 1]), classes = {} }
+    local count = tonumber(args[at + 2])
+    for i = 1, count do
+      lane.classes[i] = args[at + 2 + i]
+    end
+    lanes[#lanes + 1] = lane
+    at = at + 3 + count
+  end
+  return lanes
+end
+
+local function paused(ctx, lane)
+  return call('HGET', ctx.base .. ':lane:' .. lane.name, 'paused') ~= false
+end
+
+-- A claim that was answered before is answered again, with what its lease still holds.
+local function claimed_before(ctx, instance, claim_id)
+  local last = call('HGET', ctx.base .. ':claims', instance)
+  if not last then
+    return nil
+  end
+  local parts = ff.unpack(last)
+  if parts[1] ~= claim_id then
+    return nil
+  end
+  local items = {}
+  for i = 2, #parts do
+    local record = ff.load(ctx, parts[i], CLAIM)
+    if record and record.words.leased and ff.fence_parts(record.fence) == claim_id then
+      items[#items + 1] = claimed(record)
+    end
+  end
+  return items
+end
+
+local function remember_claim(ctx, instance, claim_id, items, ttl)
+  local parts = { claim_id }
+  for i, item in ipairs(items) do
+    parts[i + 1] = item[1]
+  end
+  call('HSET', ctx.base .. ':claims', instance, ff.pack(parts))
+  ctx.due['k' .. instance] = ctx.now + ttl
+end
+
+local function claim_lanes(ctx, lanes, limit, lease)
+  local items, bytes = {}, 0
+  for _, lane in ipairs(lanes) do
+    local wanted = math.min(lane.limit, limit - #items)
+    if wanted > 0 and #lane.classes > 0 and not paused(ctx, lane) then
+      each_ready(ctx, lane.classes, wanted, function(record)
+        bytes = bytes + #(record.payload or '')
+        if bytes > ff.MAX_BYTES and #items > 0 then
+          return false
+        end
+        take(ctx, record, lease)
+        items[#items + 1] = claimed(record)
+        return true
+      end)
+    end
+  end
+  return items
+end
+
+-- The classes of some lanes that hold work which may be handed out.
+local function classes_left(ctx, lanes)
+  local left = {}
+  for _, lane in ipairs(lanes) do
+    if not paused(ctx, lane) then
+      for _, class in ipairs(lane.classes) do
+        if call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
+          left[#left + 1] = class
+        end
+      end
+    end
+  end
+  return left
+end
+
+-- A claim that leaves work behind passes the wake-up on: one waiter for each class that still holds something.
+local function wake_next(ctx, lanes)
+  if call('EXISTS', ctx.base .. ':waiting') == 1 then
+    for _, class in ipairs(classes_left(ctx, lanes)) do
+      ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, 1 }
+    end
+  end
+end
+
+local function wait_for_work(ctx, lanes, waiter, wait_ms)
+  local what = {}
+  for _, lane in ipairs(lanes) do
+    what[#what + 1] = 'l' .. lane.name
+    for _, class in ipairs(lane.classes) do
+      what[#what + 1] = 'c' .. class
+    end
+  end
+  ff.wait(ctx, waiter, what, wait_ms)
+end
+
+-- claim_many: everything that is ready, in the order of the lanes asked for.
+--
+-- Arguments: claim id, holder (pack{worker id, instance, topic}), instance (pack{namespace, instance}), waiter, lease
+-- in ms, how long to wait in ms, limit, the revision of the classes that the caller knows, then the lanes.
+-- Answers: now, next due moment, revision, the items. An empty answer under an old revision: read the classes anew.
+ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
+  local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
+  local ttl, wait_ms, limit, known = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
+  local lanes = lanes_of(args, 9)
+  ff.unwait(ctx, waiter)
+  local items = claimed_before(ctx, instance, claim_id)
+  local due
+  if not items then
+    ff.run_due(ctx, ff.DUE_PER_CLAIM)
+    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
+    if #items > 0 then
+      remember_claim(ctx, instance, claim_id, items, ttl)
+      wake_next(ctx, lanes)
+    end
+    ff.flush(ctx)
+    if #items == 0 and wait_ms > 0 and known == ctx.revision then
+      -- What could not be handed out was removed from the heads: there may be more behind it.
+      if #classes_left(ctx, lanes) > 0 then
+        due = ctx.now
+      else
+        wait_for_work(ctx, lanes, waiter, wait_ms)
+      end
+    end
+  end
+  return { ctx.now, due or ff.next_due(ctx), ctx.revision, items }
+end)
+
+-- pass_wake: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
+ff.register('pass_wake', { 'allow-oom' }, function(ctx, args)
+  wake_next(ctx, lanes_of(args, 1))
+  ff.flush(ctx)
+  return { 'ok' }
+end)
+
+-- stop_waiting: a waiter is gone for good. Argument: waiter.
+ff.register('stop_waiting', { 'allow-oom' }, function(ctx, args)
+  ff.unwait(ctx, args[1])
+  ff.flush(ctx)
+  return { 'ok' }
+end)
+
+-- list_classes: the classes that hold work in some lanes. Arguments: the lanes. Answers: revision, a list per lane.
+ff.register('list_classes', { 'no-writes' }, function(ctx, args)
+  local answer = { ctx.revision }
+  for i, lane in ipairs(args) do
+    answer[i + 1] =
+      call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, 2 * ff.MAX_CLASSES_PER_LANE)
+  end
+  return answer
+end)
+
+-- reserve: sets one ready execution aside for a named worker, for a time.
+--
+-- Arguments: grant id, instance (pack{namespace, instance}), worker id, time in ms, then the one lane.
+-- Answers: 'granted' uuid until; or 'none' revision.
+ff.register('reserve', {}, function(ctx, args)
+  local grant_id, instance, worker, ttl = args[1], 'g' .. args[2], args[3], tonumber(args[4])
+  local lane = lanes_of(args, 5)[1]
+  local last = call('HGET', ctx.base .. ':claims', instance)
+  if last and ff.unpack(last)[1] == grant_id then
+    local uuid = ff.unpack(last)[2]
+    local record = ff.load(ctx, uuid)
+    if record and record.reserved_for == worker and ff.number(record.reserved_until) then
+      return { 'granted', uuid, record.reserved_until }
+    end
+  end
+  ff.run_due(ctx, ff.DUE_PER_CLAIM)
+  local granted
+  if not paused(ctx, lane) then
+    each_ready(ctx, lane.classes, 16, function(record)
+      granted = record
+      return false
+    end)
+  end
+  if granted then
+    ff.move(ctx, granted, nil, { reserved_for = worker, reserved_until = ctx.now + ttl })
+    remember_claim(ctx, instance, grant_id, { { granted.uuid } }, ttl)
+  end
+  ff.flush(ctx)
+  if not granted then
+    return { 'none', ctx.revision }
+  end
+  return { 'granted', granted.uuid, ff.text(granted.reserved_until) }
+end)
+
+-- redeem: claims the execution that is reserved for a worker.
+--
+-- Arguments: uuid, claim id, holder, worker id, lease in ms, 'any' or 'resumed' (only an interrupted attempt).
+-- Answers: 'claimed' and the item.
+ff.register('redeem', { 'allow-oom' }, function(ctx, args)
+  local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
+  local record, failure = ff.load(ctx, uuid, CLAIM)
+  if not record then
+    return failure
+  end
+  local words = record.words
+  if words.leased and ff.fence_parts(record.fence) == claim_id then
+    return { 'claimed', claimed(record) }
+  elseif not words.claimable then
+    return ff.failure('execution_not_leaseable', uuid, words.public)
+  elseif mode == 'resumed' and (words.phase ~= 'runnable' or words.attempt ~= 'attempt_interrupted') then
+    return ff.failure('not_a_resumed_execution', uuid)
+  elseif record.reserved_for ~= worker then
+    return ff.failure('invalid_claim_grant', uuid)
+  elseif tonumber(record.reserved_until) <= ctx.now then
+    return ff.failure('claim_grant_expired', uuid)
+  elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
+    ff.expire(ctx, record)
+    ff.flush(ctx)
+    return ff.failure('execution_not_leaseable', uuid, 'expired')
+  elseif exhausted(ctx, record) then
+    ff.flush(ctx)
+    return ff.failure('execution_not_leaseable', uuid, 'failed')
+  end
+  take(ctx, record, { id = claim_id, holder = holder, ttl = ttl })
+  ff.flush(ctx)
+  return { 'claimed', claimed(record) }
+end)

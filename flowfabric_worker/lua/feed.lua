@@ -1,0 +1,57 @@
+-- feed: every end of an execution, in order, and waiting for one.
+
+-- Topics that wait for one execution; a process has one topic, however many of its threads wait.
+local MAX_WATCHERS = 64
+
+-- watch_executions: wait for the ends of some executions. Arguments: topic, the uuids.
+-- Answers per uuid: 'ended' when it has, 'watched' when the topic will be told, 'missing'.
+ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
+  local topic = args[1]
+  local answer = {}
+  for at = 2, #args do
+    local record = ff.load(ctx, args[at])
+    if not record then
+      answer[#answer + 1] = { 'missing' }
+    elseif record.words.phase == 'terminal' then
+      answer[#answer + 1] = { 'ended' }
+    else
+      local topics = { topic }
+      for _, other in ipairs(ff.unpack(record.watchers or '')) do
+        if other ~= topic and #topics < MAX_WATCHERS then
+          topics[#topics + 1] = other
+        end
+      end
+      call('HSET', record.key, 'watchers', ff.pack(topics))
+      answer[#answer + 1] = { 'watched' }
+    end
+  end
+  return answer
+end)
+
+-- read_feed: a page of the feed. Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms.
+-- Answers: 'ok', then per end: id, field, value, ...; or cursor_expired.
+ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
+  local after, waiter, wait_ms = args[1], args[3], tonumber(args[4])
+  local floor = ff.number(call('HGET', ctx.base .. ':meta', 'feed_floor'))
+  if after ~= '' and floor and tonumber(string.match(after, '^%d+')) < floor then
+    return ff.failure('cursor_expired', after)
+  end
+  ff.unwait(ctx, waiter)
+  local from = after ~= '' and '(' .. after or '-'
+  local entries = call('XRANGE', ctx.base .. ':feed', from, '+', 'COUNT', tonumber(args[2]))
+  if #entries == 0 and wait_ms > 0 then
+    ff.wait(ctx, waiter, { 'f' }, wait_ms)
+  end
+  ff.flush(ctx)
+  local answer = { 'ok' }
+  for i, entry in ipairs(entries) do
+    answer[i + 1] = { entry[1], unpack(entry[2], 1, 8) } -- bounded: four fields
+  end
+  return answer
+end)
+
+-- feed_head: the id of the newest end, to begin behind it. Answers: id or ''.
+ff.register('feed_head', { 'no-writes' }, function(ctx)
+  local entries = call('XREVRANGE', ctx.base .. ':feed', '+', '-', 'COUNT', 1)
+  return { entries[1] and entries[1][1] or '' }
+end)

@@ -1,0 +1,159 @@
+-- operating: what an operator or a producer does to an execution, without a lease.
+
+local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'replay_count' } })
+
+-- cancel_execution: ends an execution in any phase. Arguments: uuid, reason, source. Answers: 'cancelled' and the phase
+-- that it was in; of a cancelled one the same answer again.
+ff.register('cancel_execution', { 'allow-oom' }, function(ctx, args)
+  local record, failure = ff.load(ctx, args[1])
+  if not record then
+    return failure
+  elseif record.words.outcome == 'cancelled' then
+    return { 'cancelled' }
+  elseif record.words.phase == 'terminal' then
+    return ff.not_active(record)
+  end
+  local leased = record.words.leased
+  ff.finish(ctx, record, 'cancelled', { cancel_reason = args[2], cancelled_by = args[3] })
+  if leased then
+    ff.tell_holder(ctx, record)
+  end
+  ff.flush(ctx)
+  return { 'cancelled' }
+end)
+
+-- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, priority. Answers: 'changed' old.
+ff.register('change_priority', {}, function(ctx, args)
+  local record, failure = ff.load(ctx, args[1])
+  if not record then
+    return failure
+  elseif record.words.phase ~= 'runnable' then
+    return ff.failure('execution_not_eligible', args[1], record.words.public)
+  end
+  local old = record.priority
+  ff.move(ctx, record, nil, { priority = tonumber(args[2]) })
+  ff.flush(ctx)
+  return { 'changed', old }
+end)
+
+-- replay_execution: an ended execution runs again, from a new place, as a new attempt. Arguments: uuid.
+-- Answers: 'replayed' state.
+ff.register('replay_execution', {}, function(ctx, args)
+  local record, failure = ff.load(ctx, args[1], OPERATE)
+  if not record then
+    return failure
+  elseif record.words.phase ~= 'terminal' then
+    return ff.failure('execution_not_terminal', args[1], record.words.public)
+  end
+  local replays = tonumber(record.replay_count or '0')
+  if replays >= (tonumber(ff.policy(record).max_replays) or 10) then
+    return ff.failure('max_replays_exhausted', args[1])
+  end
+  local endings = { success = 'ended_success', cancelled = 'ended_cancelled' }
+  local past = ff.archive(ctx, record, endings[record.words.outcome] or 'ended_failure')
+  call(
+    'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
+    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'last', 'retry_count', 'attempt_started', 'attempt_ended'
+  )
+  local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
+  ff.move(ctx, record, ff.READY .. 'pending_replay_attempt', {
+    replay_count = replays + 1,
+    place = ctx.now,
+    attempts = past,
+    -- A deadline that is over belonged to the run that is over.
+    deadline = overdue and '' or nil,
+  })
+  ff.flush(ctx)
+  return { 'replayed', record.state }
+end)
+
+-- revoke_lease: takes the lease away; the work is ready again. Arguments: uuid, expected lease id or '', expected
+-- instance or '', reason. Answers: 'revoked' lease-id epoch, or 'already' why.
+ff.register('revoke_lease', { 'allow-oom' }, function(ctx, args)
+  local record, failure = ff.load(ctx, args[1])
+  if not record then
+    return failure
+  elseif record.words.phase ~= 'active' then
+    return ff.not_active(record)
+  elseif record.words.ownership == 'lease_revoked' then
+    return { 'already', 'already_revoked' }
+  elseif not record.words.leased or tonumber(record.expires) <= ctx.now then
+    return { 'already', 'already_expired' }
+  end
+  local lease, epoch = ff.fence_parts(record.fence)
+  if args[2] ~= '' and args[2] ~= lease then
+    return ff.failure('stale_lease', args[1])
+  elseif args[3] ~= '' and args[3] ~= ff.unpack(record.holder)[2] then
+    return { 'already', 'different_worker_instance_id' }
+  end
+  ff.move(ctx, record, ff.REVOKED, { revoke_reason = args[4], attempt_ended = ctx.now })
+  ff.tell_holder(ctx, record)
+  ff.flush(ctx)
+  return { 'revoked', lease, ff.text(epoch) }
+end)
+
+-- pause_lane, resume_lane: a paused lane hands nothing out and loses nothing. Argument: lane. Answers: 'ok', or
+-- 'already' when nothing changed.
+ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
+  local parts = ff.unpack(args[1])
+  call('ZADD', ctx.base .. ':lanes', 0, ff.pack({ parts[1] }) .. parts[2])
+  local new = call('HSETNX', ctx.base .. ':lane:' .. args[1], 'paused', ctx.now)
+  return { new == 1 and 'ok' or 'already' }
+end)
+
+ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
+  local lane = args[1]
+  if call('HDEL', ctx.base .. ':lane:' .. lane, 'paused') == 0 then
+    return { 'already' }
+  end
+  local classes =
+    call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, 2 * ff.MAX_CLASSES_PER_LANE)
+  for _, class in ipairs(classes) do
+    ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, 100 }
+  end
+  ff.flush(ctx)
+  return { 'ok' }
+end)
+
+-- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags. Answers: 'ok' number of tags.
+ff.register('set_tags', {}, function(ctx, args)
+  local record, failure = ff.load(ctx, args[1])
+  if not record then
+    return failure
+  end
+  local order, values = {}, {}
+  for _, text in ipairs({ record.tags or '', args[2] }) do
+    local parts = ff.unpack(text)
+    for i = 1, #parts, 2 do
+      if not values[parts[i]] then
+        order[#order + 1] = parts[i]
+      end
+      values[parts[i]] = parts[i + 1]
+    end
+  end
+  if #order > tonumber(args[3]) then
+    return ff.failure('invalid_input', 'tags', args[3])
+  end
+  table.sort(order)
+  local flat = {}
+  for _, name in ipairs(order) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = values[name]
+  end
+  ff.move(ctx, record, nil, { tags = ff.pack(flat) })
+  ff.flush(ctx)
+  return { 'ok', #order }
+end)
+
+-- purge: removes an ended execution with everything it ever had, before its retention is over. Argument: uuid.
+ff.register('purge', { 'allow-oom' }, function(ctx, args)
+  local record, failure = ff.load(ctx, args[1])
+  if not record then
+    return failure
+  elseif record.words.phase ~= 'terminal' then
+    return ff.failure('execution_not_terminal', args[1], record.words.public)
+  end
+  ff.remove(ctx, record)
+  ff.flush(ctx)
+  return { 'purged' }
+end)

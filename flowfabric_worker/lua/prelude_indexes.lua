@@ -1,0 +1,183 @@
+-- Second part of what every stored function shares: who waits and is woken, the classes that hold work, and the
+-- indexes that follow the records.
+
+-- Waking ------------------------------------------------------------------------------------------------------------
+
+-- Who waits is '<topic>/<number>'; what for is 'c' + class, 'l' + lane (for classes yet unknown), or 'f' (the feed).
+-- One record per waiter holds until when it waits and everything it waits for, so it is removed whole.
+function ff.wait(ctx, waiter, what, wait_ms)
+  local members = {}
+  for i, item in ipairs(what) do
+    members[i] = item .. '\0' .. waiter
+  end
+  local scored = {}
+  for _, member in ipairs(members) do
+    scored[#scored + 1] = 0
+    scored[#scored + 1] = member
+  end
+  ff.chunked('ZADD', ctx.base .. ':waiting', scored)
+  local expiry = ctx.now + wait_ms + 1000
+  call('HSET', ctx.base .. ':waiters', waiter, ff.pack({ ff.text(expiry), ff.pack(members) }))
+  call('ZADD', ctx.base .. ':due', expiry, 'q' .. waiter)
+end
+
+-- Ends a waiter's waiting; answers until when it would have waited, or nil if it did not wait.
+function ff.unwait(ctx, waiter)
+  local entry = call('HGET', ctx.base .. ':waiters', waiter)
+  if not entry then
+    return nil
+  end
+  local parts = ff.unpack(entry)
+  ff.chunked('ZREM', ctx.base .. ':waiting', ff.unpack(parts[2]))
+  call('HDEL', ctx.base .. ':waiters', waiter)
+  ctx.due['q' .. waiter] = false
+  return tonumber(parts[1])
+end
+
+-- Wakes up to `wanted` of those who wait for `what`. One whose process is gone does not count.
+function ff.wake(ctx, what, wanted)
+  if wanted == 0 then
+    return
+  end
+  local waiting = ctx.base .. ':waiting'
+  local members = call('ZRANGE', waiting, '[' .. what .. '\0', '(' .. what .. '\1', 'BYLEX', 'LIMIT', 0, wanted + 8)
+  local woken = 0
+  for _, member in ipairs(members) do
+    if woken >= wanted then
+      return
+    end
+    local waiter = string.sub(member, #what + 2)
+    local expiry = ff.unwait(ctx, waiter)
+    if not expiry then
+      call('ZREM', waiting, member)
+    elseif expiry >= ctx.now then
+      woken = woken + ff.send_wake(ctx, waiter)
+    end
+  end
+end
+
+-- Wakes one of those who wait for work of any kind: somebody must come for what is due.
+function ff.wake_any(ctx)
+  local members = call('ZRANGE', ctx.base .. ':waiting', '[l', '+', 'BYLEX', 'LIMIT', 0, 8)
+  for _, member in ipairs(members) do
+    local waiter = string.match(member, '%z([^%z]*)$')
+    local expiry = ff.unwait(ctx, waiter)
+    if not expiry then
+      call('ZREM', ctx.base .. ':waiting', member)
+    elseif expiry >= ctx.now and ff.send_wake(ctx, waiter) > 0 then
+      return
+    end
+  end
+end
+
+function ff.send_wake(ctx, waiter)
+  local topic, number = string.match(waiter, '^(.*)/([^/]*)$')
+  local heard = call('PUBLISH', ctx.channel .. topic, 'wake ' .. number .. ' ' .. ctx.partition)
+  return heard > 0 and 1 or 0
+end
+
+-- Classes -----------------------------------------------------------------------------------------------------------
+
+function ff.register_class(ctx, class, lane)
+  if ctx.registered[class] then
+    return
+  end
+  ctx.registered[class] = true
+  if call('ZSCORE', ctx.base .. ':classes', class) then
+    return
+  end
+  call('ZADD', ctx.base .. ':classes', 0, class)
+  ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
+  ctx.due['c' .. class] = ctx.now + ff.HOUR
+  ctx.wakes[#ctx.wakes + 1] = { 'l' .. (lane or ff.lane_of(class)), 100 }
+end
+
+-- Whether a lane may hold work of one more class; digits sort before ':', so the range is the lane's own classes.
+function ff.class_fits(ctx, class, lane)
+  if ctx.registered[class] or call('ZSCORE', ctx.base .. ':classes', class) then
+    return true
+  end
+  return call('ZLEXCOUNT', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':') < ff.MAX_CLASSES_PER_LANE
+end
+
+-- Bringing the indexes after ----------------------------------------------------------------------------------------
+
+function ff.flush_ready(ctx)
+  for class, entries in pairs(ctx.ready) do
+    local added, removed, count = {}, {}, 0
+    for uuid, score in pairs(entries) do
+      if score then
+        added[#added + 1] = score
+        added[#added + 1] = uuid
+        count = count + 1
+      else
+        removed[#removed + 1] = uuid
+      end
+    end
+    if count > 0 then
+      ff.register_class(ctx, class)
+      ff.chunked('ZADD', ctx.base .. ':ready:' .. class, added)
+      ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, count }
+    end
+    ff.chunked('ZREM', ctx.base .. ':ready:' .. class, removed)
+  end
+  ctx.ready = {}
+end
+
+-- Answers whether something is due sooner than anybody expects who waits.
+function ff.flush_due(ctx)
+  local added, removed, soonest = {}, {}, math.huge
+  for member, moment in pairs(ctx.due) do
+    if moment then
+      added[#added + 1] = moment
+      added[#added + 1] = member
+      soonest = math.min(soonest, moment)
+    else
+      removed[#removed + 1] = member
+    end
+  end
+  ctx.due = {}
+  local key = ctx.base .. ':due'
+  local sooner = false
+  if soonest <= ctx.now + ff.FALLBACK then
+    local head = call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    sooner = not head[2] or soonest < tonumber(head[2])
+  end
+  ff.chunked('ZADD', key, added)
+  ff.chunked('ZREM', key, removed)
+  return sooner
+end
+
+-- How many to wake: for a class, never more than it holds by now.
+function ff.wanted(ctx, what, count)
+  if string.sub(what, 1, 1) ~= 'c' then
+    return count
+  end
+  return math.min(count, call('ZCARD', ctx.base .. ':ready:' .. string.sub(what, 2)))
+end
+
+function ff.flush(ctx)
+  ff.flush_ready(ctx)
+  for lane, counts in pairs(ctx.counts) do
+    for state, change in pairs(counts) do
+      if change ~= 0 then
+        call('HINCRBY', ctx.base .. ':lane:' .. lane, state, change)
+      end
+    end
+  end
+  ctx.counts = {}
+  local sooner = ff.flush_due(ctx)
+  if (sooner or ctx.announced or #ctx.wakes > 0) and call('EXISTS', ctx.base .. ':waiting') == 1 then
+    for _, wake in ipairs(ctx.wakes) do
+      ff.wake(ctx, wake[1], ff.wanted(ctx, wake[1], wake[2]))
+    end
+    if ctx.announced then
+      ff.wake(ctx, 'f', 100)
+    end
+    if sooner then
+      ff.wake_any(ctx)
+    end
+    ff.flush_due(ctx)
+  end
+  ctx.wakes = {}
+end

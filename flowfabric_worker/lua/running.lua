@@ -1,0 +1,160 @@
+-- running: what the holder of a lease does with its execution.
+
+-- renew_many: leases go on. Items: uuid, fence, lease in ms. Answers per item: 'renewed' expires-at.
+ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
+  return ff.each(ctx, args, 1, 3, function(at)
+    local record, answer = ff.fenced(ctx, args[at], args[at + 1])
+    if not record then
+      return answer
+    end
+    local expires = ctx.now + tonumber(args[at + 2])
+    ff.move(ctx, record, nil, { expires = expires })
+    return { 'renewed', ff.text(expires) }
+  end)
+end)
+
+-- progress: how far the handler is. Arguments: uuid, fence, percent or '', '=' + message or ''.
+ff.register('progress', { 'allow-oom' }, function(ctx, args)
+  local record, answer = ff.fenced(ctx, args[1], args[2])
+  if not record then
+    return answer
+  end
+  local changes = {}
+  if args[3] ~= '' then
+    changes.progress_percent = args[3]
+  end
+  if args[4] ~= '' then
+    changes.progress_message = string.sub(args[4], 2)
+  end
+  if next(changes) then
+    changes.progress_at = ctx.now
+    ff.move(ctx, record, nil, changes)
+    ff.flush(ctx)
+  end
+  return { 'ok' }
+end)
+
+-- complete_many: executions end with success. Items: uuid, fence, '=' + result or ''. Answers per item: 'completed'.
+ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
+  return ff.each(ctx, args, 1, 3, function(at)
+    local uuid, fence, result = args[at], args[at + 1], args[at + 2]
+    local record, answer = ff.fenced(ctx, uuid, fence, 'complete')
+    if not record then
+      return answer
+    end
+    answer = { 'completed' }
+    ff.finish(ctx, record, 'success', { result = result, last = ff.remembered('complete', fence, answer) })
+    return answer
+  end)
+end)
+
+-- fail_many: attempts end as failed. Items: uuid, fence, class, message, detail, retry after in ms or '', draw.
+-- Answers per item: 'retry' at, 'failed', or 'cancelled'.
+ff.register('fail_many', { 'allow-oom' }, function(ctx, args)
+  return ff.each(ctx, args, 1, 7, function(at)
+    local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'fail')
+    if not record then
+      return answer
+    end
+    return ff.fail_attempt(ctx, record, {
+      fence = args[at + 1],
+      class = args[at + 2],
+      message = args[at + 3],
+      detail = args[at + 4],
+      after = ff.number(args[at + 5]),
+      draw = tonumber(args[at + 6]),
+    })
+  end)
+end)
+
+-- cancel: the holder gives the execution up. Arguments: uuid, fence, reason. Answers: 'cancelled'.
+ff.register('cancel', { 'allow-oom' }, function(ctx, args)
+  local record, answer = ff.fenced(ctx, args[1], args[2], 'cancel')
+  if not record then
+    return answer
+  end
+  answer = { 'cancelled' }
+  ff.finish(ctx, record, 'cancelled', {
+    cancel_reason = args[3],
+    cancelled_by = 'lease_holder',
+    last = ff.remembered('cancel', args[2], answer),
+  })
+  ff.flush(ctx)
+  return answer
+end)
+
+-- The attempt stops here and goes on later: at a moment, or at once when that moment is past.
+local function interrupt(ctx, record, ending, fence, until_ms)
+  local answer = { 'ok' }
+  local changes = { last = ff.remembered(ending, fence, answer) }
+  if until_ms and until_ms > ctx.now then
+    changes.delay_until = until_ms
+    ff.move(ctx, record, ff.DELAYED .. 'attempt_interrupted', changes)
+  else
+    ff.move(ctx, record, ff.READY .. 'attempt_interrupted', changes)
+  end
+  return answer
+end
+
+-- release_many: claims are handed back: same place, same attempt, no retry used. Items: uuid, fence, moment.
+ff.register('release_many', { 'allow-oom' }, function(ctx, args)
+  return ff.each(ctx, args, 1, 3, function(at)
+    local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'release')
+    if not record then
+      return answer
+    end
+    return interrupt(ctx, record, 'release', args[at + 1], ff.moment(args[at + 2], ctx.now))
+  end)
+end)
+
+-- delay: the handler goes on at a moment. Arguments: uuid, fence, moment.
+ff.register('delay', { 'allow-oom' }, function(ctx, args)
+  local record, answer = ff.fenced(ctx, args[1], args[2], 'delay')
+  if not record then
+    return answer
+  end
+  answer = interrupt(ctx, record, 'delay', args[2], ff.moment(args[3], ctx.now))
+  ff.flush(ctx)
+  return answer
+end)
+
+-- wait_children: the handler goes on when its children are through. An execution without a flow has no children that
+-- are outstanding, so it is ready at once. Arguments: uuid, fence.
+ff.register('wait_children', { 'allow-oom' }, function(ctx, args)
+  local record, answer = ff.fenced(ctx, args[1], args[2], 'wait_children')
+  if not record then
+    return answer
+  end
+  answer = interrupt(ctx, record, 'wait_children', args[2], nil)
+  ff.flush(ctx)
+  return answer
+end)
+
+local STEPS = ff.joined({ ff.CORE, { 'steps', 'journal_bytes' } })
+
+-- record_step: the result of a step, kept for every later run; the first one stands.
+-- Arguments: uuid, fence, name, value, most steps, most bytes. Answers: 'recorded' or 'known', and the value that stands.
+ff.register('record_step', {}, function(ctx, args)
+  local name, value = args[3], args[4]
+  local record, answer = ff.fenced(ctx, args[1], args[2], nil, STEPS)
+  if not record then
+    return answer
+  end
+  local known = call('HGET', record.key, 'step:' .. name)
+  if known then
+    return { 'known', known }
+  end
+  local steps = tonumber(record.steps or '0') + 1
+  local bytes = tonumber(record.journal_bytes or '0') + #name + #value
+  if steps > tonumber(args[5]) or bytes > tonumber(args[6]) then
+    return ff.failure('journal_full', args[1], steps > tonumber(args[5]) and args[5] or args[6])
+  end
+  ff.move(ctx, record, nil, {
+    steps = steps,
+    journal_bytes = bytes,
+    ['step#' .. steps] = name,
+    ['step:' .. name] = value,
+  })
+  ff.flush(ctx)
+  return { 'recorded', value }
+end)

@@ -1,0 +1,185 @@
+-- upkeep: what time alone brings about, and setting a store up.
+
+-- Ends an execution whose deadline is over, whatever it was doing.
+function ff.expire(ctx, record)
+  local leased = record.words.leased
+  ff.finish(ctx, record, 'expired', { error = 'execution_deadline', error_class = 'timeout', error_detail = '' })
+  if leased then
+    ff.tell_holder(ctx, record)
+  end
+end
+
+-- Removes an execution with every key it ever had.
+function ff.remove(ctx, record)
+  local before = ff.derive(record)
+  if record.idempotency_key and record.idempotency_key ~= '' and call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
+    call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
+  end
+  call('DEL', record.key)
+  local namespace = ff.unpack(record.class)[1]
+  call('ZREM', ctx.base .. ':ids', ff.pack({ namespace }) .. record.uuid)
+  ff.follow(ctx, record, before, {})
+  ctx.due['x' .. record.uuid] = false
+end
+
+-- The idempotency key is free again; the execution lives on.
+local function forget_key(ctx, record)
+  if call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
+    call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
+  end
+  ff.move(ctx, record, nil, { idempotency_key = '', dedup_until = '' })
+end
+
+local function is_due(ctx, moment)
+  local at = ff.number(moment)
+  return at ~= nil and at <= ctx.now
+end
+
+-- Handles one moment of a leased execution: of a timeout and a lapse, the one that came first.
+local function lapse(ctx, record)
+  if is_due(ctx, record.timeout_at) and tonumber(record.timeout_at) <= tonumber(record.expires) then
+    ff.fail_attempt(ctx, record, { class = 'timeout', message = 'attempt_timeout', draw = 0 })
+    ff.tell_holder(ctx, record)
+  else
+    ff.move(ctx, record, ff.LAPSED, { attempt_ended = ctx.now })
+  end
+end
+
+-- Handles the first thing that is due of an execution; each is checked anew. Answers whether something was.
+local function handle_one(ctx, record)
+  local words = record.words
+  if words.phase == 'terminal' then
+    if is_due(ctx, record.remove_at) then
+      ff.remove(ctx, record)
+    end
+    return false
+  elseif is_due(ctx, record.deadline) then
+    ff.expire(ctx, record)
+  elseif is_due(ctx, record.dedup_until) then
+    forget_key(ctx, record)
+  elseif is_due(ctx, record.reserved_until) then
+    ff.move(ctx, record, nil, { reserved_for = '', reserved_until = '' })
+  elseif words.leased and (is_due(ctx, record.timeout_at) or is_due(ctx, record.expires)) then
+    lapse(ctx, record)
+  elseif words.eligibility == 'not_eligible_until_time' and is_due(ctx, record.delay_until) then
+    ff.move(ctx, record, ff.READY .. words.attempt, {})
+  else
+    return false
+  end
+  return true
+end
+
+local function handle_execution(ctx, uuid)
+  local record = ff.load(ctx, uuid)
+  if not record then
+    ctx.due['x' .. uuid] = false
+    return
+  end
+  -- The entry may be older than the record: it is set right in any case.
+  ctx.due['x' .. uuid] = ff.derive(record).due or false
+  while handle_one(ctx, record) do
+  end
+end
+
+-- A class that has held nothing for an hour leaves the registry.
+local function handle_class(ctx, class)
+  if call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
+    ctx.due['c' .. class] = ctx.now + ff.HOUR
+    return
+  end
+  call('ZREM', ctx.base .. ':classes', class)
+  ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
+  ctx.due['c' .. class] = false
+end
+
+-- Trims the feed to a day, in bounded pieces; the floor is what a cursor may not lie below.
+local function handle_feed(ctx)
+  local floor = ctx.now - ff.DAY
+  local trimmed = call('XTRIM', ctx.base .. ':feed', 'MINID', '~', ff.text(floor), 'LIMIT', 10000)
+  call('HSET', ctx.base .. ':meta', 'feed_floor', floor)
+  local oldest = call('XRANGE', ctx.base .. ':feed', '-', '+', 'COUNT', 1)
+  if trimmed == 0 and oldest[1] and tonumber(string.match(oldest[1][1], '^%d+')) <= floor then
+    -- Whole pieces only are trimmed cheaply; what is left of the last one goes exactly.
+    trimmed = call('XTRIM', ctx.base .. ':feed', 'MINID', ff.text(floor))
+  end
+  oldest = call('XRANGE', ctx.base .. ':feed', '-', '+', 'COUNT', 1)
+  if not oldest[1] then
+    ctx.due['f'] = false
+  else
+    ctx.due['f'] = trimmed > 0 and ctx.now or ctx.now + ff.HOUR
+  end
+end
+
+local HANDLERS = {
+  x = handle_execution,
+  c = handle_class,
+  f = handle_feed,
+  w = function(ctx, worker)
+    ff.forget_worker(ctx, worker)
+  end,
+  q = function(ctx, waiter)
+    ff.unwait(ctx, waiter)
+    ctx.due['q' .. waiter] = false
+  end,
+  k = function(ctx, instance)
+    call('HDEL', ctx.base .. ':claims', instance)
+    ctx.due['k' .. instance] = false
+  end,
+}
+
+-- Handles up to `limit` things that are due; answers how many. Their indexes are up to date when it returns.
+function ff.run_due(ctx, limit)
+  local members = call('ZRANGE', ctx.base .. ':due', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, limit)
+  for _, member in ipairs(members) do
+    HANDLERS[string.sub(member, 1, 1)](ctx, string.sub(member, 2))
+  end
+  if #members > 0 then
+    ff.flush_ready(ctx)
+    ff.flush_due(ctx)
+  end
+  return #members
+end
+
+-- The next moment that something is due, or false.
+function ff.next_due(ctx)
+  local head = call('ZRANGE', ctx.base .. ':due', 0, 0, 'WITHSCORES')
+  return head[2] and math.floor(tonumber(head[2])) or false
+end
+
+-- run_upkeep: Argument: most entries to handle. Answers: how many were handled, now, next due moment.
+ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
+  local handled = ff.run_due(ctx, tonumber(args[1]))
+  ff.flush(ctx)
+  return { handled, ctx.now, ff.next_due(ctx) }
+end)
+
+-- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests.
+-- Answers: 'prepared' or 'known', then major, partitions, '1' for tests as they are stored.
+ff.register('prepare', {}, function(ctx, args)
+  local meta = ctx.base .. ':meta'
+  local new = call('HSETNX', meta, 'major', args[1])
+  if new == 1 then
+    call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now)
+  end
+  local stored = call('HMGET', meta, 'major', 'partitions', 'testing')
+  return { new == 1 and 'prepared' or 'known', stored[1], stored[2], stored[3] }
+end)
+
+-- read_config: how the store was set up, without setting it up. Answers: major, partitions, testing; or nothing.
+ff.register('read_config', { 'no-writes' }, function(ctx)
+  local stored = call('HMGET', ctx.base .. ':meta', 'major', 'partitions', 'testing')
+  return stored[1] and { stored[1], stored[2], stored[3] } or {}
+end)
+
+-- set_clock: stops the clock at a moment, in a store for tests. Argument: ms, or '' for the real clock again.
+ff.register('set_clock', {}, function(ctx, args)
+  if call('HGET', ctx.base .. ':meta', 'testing') ~= '1' then
+    return ff.failure('clock_not_settable')
+  end
+  if args[1] == '' then
+    call('HDEL', ctx.base .. ':meta', 'clock')
+  else
+    call('HSET', ctx.base .. ':meta', 'clock', args[1])
+  end
+  return { 'ok' }
+end)

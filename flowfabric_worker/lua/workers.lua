@@ -1,0 +1,91 @@
+-- workers: who is alive and what it offers. A worker is pack{namespace} and its instance id; what
+-- it says of itself is opaque here.
+
+-- How long a worker that no longer answers stays listed.
+local REMEMBERED = ff.DAY
+
+local function write(ctx, worker, entry)
+  call('HSET', ctx.base .. ':worker', worker, ff.pack({ ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about }))
+  ctx.due['w' .. worker] = entry.expires + REMEMBERED
+end
+
+local function read(ctx, worker)
+  local stored = call('HGET', ctx.base .. ':worker', worker)
+  if not stored then
+    return nil
+  end
+  local parts = ff.unpack(stored)
+  return { expires = tonumber(parts[1]), died = parts[2], since = tonumber(parts[3]), about = parts[4] }
+end
+
+-- register_worker: Arguments: worker, what it says of itself, alive for ms. Answers: 'registered' or 'refreshed'.
+ff.register('register_worker', { 'allow-oom' }, function(ctx, args)
+  local known = read(ctx, args[1])
+  call('ZADD', ctx.base .. ':workers', 0, args[1])
+  write(ctx, args[1], {
+    expires = ctx.now + tonumber(args[3]),
+    died = '',
+    since = known and known.since or ctx.now,
+    about = args[2],
+  })
+  ff.flush(ctx)
+  return { known and 'refreshed' or 'registered' }
+end)
+
+-- heartbeat_worker: Arguments: worker, alive for ms. Answers: 'ok' expires-at.
+ff.register('heartbeat_worker', { 'allow-oom' }, function(ctx, args)
+  local entry = read(ctx, args[1])
+  if not entry then
+    return ff.failure('worker_not_found', (ff.behind_first(args[1])))
+  elseif entry.died ~= '' then
+    return ff.failure('worker_dead', (ff.behind_first(args[1])))
+  end
+  entry.expires = ctx.now + tonumber(args[2])
+  write(ctx, args[1], entry)
+  ff.flush(ctx)
+  return { 'ok', ff.text(entry.expires) }
+end)
+
+-- mark_worker_dead: Arguments: worker, reason. Answers: 'marked', or 'already'.
+ff.register('mark_worker_dead', { 'allow-oom' }, function(ctx, args)
+  local entry = read(ctx, args[1])
+  if not entry then
+    return ff.failure('worker_not_found', (ff.behind_first(args[1])))
+  elseif entry.died ~= '' then
+    return { 'already' }
+  end
+  entry.expires = math.min(entry.expires, ctx.now)
+  entry.died = args[2]
+  write(ctx, args[1], entry)
+  ff.flush(ctx)
+  return { 'marked' }
+end)
+
+-- list_workers: a page of a namespace's workers. Arguments: pack{namespace}, after (a worker) or '', limit.
+-- Answers: now, then per worker: worker, expires-at, reason of death or '', registered-at, what it says of itself.
+ff.register('list_workers', { 'no-writes' }, function(ctx, args)
+  local namespace = args[1]
+  local from = args[2] ~= '' and '(' .. args[2] or '[' .. namespace
+  local workers =
+    call('ZRANGE', ctx.base .. ':workers', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
+  local answer = { ctx.now }
+  for _, worker in ipairs(workers) do
+    local entry = read(ctx, worker)
+    if entry then
+      answer[#answer + 1] = { worker, ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about }
+    end
+  end
+  return answer
+end)
+
+-- A worker is forgotten when its time is over.
+function ff.forget_worker(ctx, worker)
+  local entry = read(ctx, worker)
+  if entry and entry.expires + REMEMBERED > ctx.now then
+    ctx.due['w' .. worker] = entry.expires + REMEMBERED
+    return
+  end
+  call('HDEL', ctx.base .. ':worker', worker)
+  call('ZREM', ctx.base .. ':workers', worker)
+  ctx.due['w' .. worker] = false
+end

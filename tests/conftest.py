@@ -1,0 +1,112 @@
+"""What all tests share: the stores to run on, and an engine on each of them with a clock to move."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine, open_engine
+from tests.dumping import Dump, dump_of
+from tests.servers import ValkeyCluster, ValkeyServer, running
+
+STORES = ("memory", "memory5", "embedded", "valkey", "cluster")
+# The conformance suite runs on these unless others are asked for; the embedded store is a Valkey on a unix socket.
+DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store", action="append", choices=STORES, help="run store tests on this store only; may repeat")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "store_name" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--store") or DEFAULT_STORES
+        metafunc.parametrize("store_name", chosen, scope="session")
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A Valkey server for the whole run."""
+    with running(ValkeyServer("--appendfsync", "no")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[ValkeyCluster]:
+    """A Valkey cluster of three nodes for the whole run."""
+    with running(ValkeyCluster()) as servers:
+        yield servers
+
+
+@pytest.fixture
+def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a store that nobody else uses: a prefix of its own keeps tests apart on one server."""
+    mark = uuid4().hex[:12]
+    if store_name in ("memory", "memory5"):
+        return f"memory://{mark}?partitions={5 if store_name == 'memory5' else 1}"
+    if store_name == "embedded":
+        directory: Path = request.getfixturevalue("embedded_directory")
+        return f"embedded://{directory}?prefix=t{mark}"
+    server = request.getfixturevalue(store_name)
+    return f"{server.url}?prefix=t{mark}"
+
+
+@pytest.fixture(scope="session")
+def embedded_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of an embedded store whose server lives for the whole run."""
+    from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
+
+    directory = tmp_path_factory.mktemp("embedded")
+    member = EmbeddedServer.join(directory)
+    yield directory
+    member.leave()
+
+
+@pytest.fixture
+def engine(store_url: str) -> Iterator[Engine]:
+    """An engine on an empty store that was prepared for tests: its clock can be set."""
+    engine = open_engine(store_url)
+    engine.prepare(testing=True)
+    yield engine
+    engine.close()
+
+
+class Clock:
+    """The clock of a store for tests: it stands still until it is moved."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.now = datetime(2030, 1, 1, tzinfo=UTC)
+        engine.set_clock(self.now)
+
+    @property
+    def ms(self) -> int:
+        return int(self.now.timestamp() * 1000)
+
+    def move(self, duration: timedelta) -> None:
+        """Sets the clock forward (or back)."""
+        self.now += duration
+        self._engine.set_clock(self.now)
+
+
+@pytest.fixture
+def clock(engine: Engine) -> Clock:
+    """The engine's clock, stopped."""
+    return Clock(engine)
+
+
+@pytest.fixture
+def dump(engine: Engine) -> Dump:
+    """Everything that the engine's store holds, at each call."""
+    return lambda: dump_of(engine)
+
+
+@pytest.fixture
+def names() -> Iterator[str]:
+    """Names that no other test uses."""
+    return (f"n{number}" for number in itertools.count())
