@@ -1,0 +1,79 @@
+"""Durable executions for Python: decorated functions that survive their workers."""
+
+from flowfabric_worker._version import __version__
+from flowfabric_worker.codec import Codec, DecodingError, EncodingError
+from flowfabric_worker.config import RunSettings
+from flowfabric_worker.context import TaskContext, current
+from flowfabric_worker.engine.errors import (
+    ConflictError,
+    ContentionError,
+    EngineError,
+    EngineTimeoutError,
+    NotFoundError,
+    ResourceExhaustedError,
+    StateError,
+    TransportError,
+    UnavailableError,
+    ValidationError,
+)
+from flowfabric_worker.engine.limits import Limits
+from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
+from flowfabric_worker.outcomes import (
+    Cancel,
+    Delay,
+    ExecutionCancelled,
+    ExecutionExpired,
+    ExecutionFailed,
+    ExecutionSkipped,
+    Fail,
+    HandlerExit,
+    Interrupted,
+    ResultError,
+    Retry,
+    WaitChildren,
+)
+from flowfabric_worker.runtime import Runtime
+from flowfabric_worker.task import Call, Run, Submission, Task, TaskOptions
+from flowfabric_worker.worker import Worker
+
+__all__ = [
+    "Call",
+    "Cancel",
+    "Codec",
+    "ConflictError",
+    "ContentionError",
+    "DecodingError",
+    "Delay",
+    "EncodingError",
+    "EngineError",
+    "EngineTimeoutError",
+    "ExecutionCancelled",
+    "ExecutionExpired",
+    "ExecutionFailed",
+    "ExecutionSkipped",
+    "Fail",
+    "FailureClass",
+    "HandlerExit",
+    "Interrupted",
+    "Limits",
+    "NotFoundError",
+    "ResourceExhaustedError",
+    "ResultError",
+    "Retry",
+    "RetryPolicy",
+    "Run",
+    "RunSettings",
+    "Runtime",
+    "StateError",
+    "Submission",
+    "Task",
+    "TaskContext",
+    "TaskOptions",
+    "TransportError",
+    "UnavailableError",
+    "ValidationError",
+    "WaitChildren",
+    "Worker",
+    "__version__",
+    "current",
+]

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from flowfabric_worker.conversions import FAULTS, Conversion, Mismatch, brief, unsupported
-from flowfabric_worker.converting import Conversions
+from flowfabric_worker.converting import FAULTS, UNRESOLVED, Conversion, Conversions, Mismatch, brief, unsupported
 from flowfabric_worker.formats import Codec, find_codec
 
 __all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec"]
@@ -227,7 +226,7 @@ class TaskCodec:
         unresolved = ""
         try:
             hints = typing.get_type_hints(self._function, include_extras=True)
-        except NameError as error:
+        except UNRESOLVED as error:
             unresolved = f"the annotations of {self._name} do not resolve: {error}"
 
         def port(where: str, annotation: Any) -> _Port:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Final, Protocol
 
-from flowfabric_worker.conversions import brief
+from flowfabric_worker.converting import brief
 
 
 class Codec(Protocol):

@@ -6,6 +6,9 @@ from datetime import timedelta
 
 import attrs
 
+from flowfabric_worker.engine.types.checks import as_tuple, integer
+from flowfabric_worker.engine.types.damage import DamagedRow
+
 
 @attrs.frozen(kw_only=True)
 class RegisterWorkerArgs:
@@ -19,12 +22,12 @@ class RegisterWorkerArgs:
 
     worker_id: str
     worker_instance_id: str
-    lanes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    capabilities: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    tasks: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    threads: int = 1
+    lanes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    tasks: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    threads: int = attrs.field(default=1, validator=integer(1))
     host: str = ""
-    pid: int = 0
+    pid: int = attrs.field(default=0, validator=integer(0))
     alive_for: timedelta = timedelta(seconds=60)
 
 
@@ -62,5 +65,5 @@ class WorkerInfo:
 class ListWorkersPage:
     """A page of workers by instance id; `next_cursor` is None on the last one."""
 
-    workers: tuple[WorkerInfo, ...]
+    workers: tuple[WorkerInfo | DamagedRow, ...]
     next_cursor: str | None

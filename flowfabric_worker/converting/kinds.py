@@ -1,9 +1,4 @@
-"""How values become plain and come back: scalars, texts, enums, literals, collections, mappings.
-
-Plain values are None, bool, int, float, str, and lists and dicts (with str keys) of plain values: what every
-codec can write. A `Conversion` leads from typed values to plain ones and back. It checks as it goes: what
-would not come back as it was sent is refused with a `Mismatch` that says where, and never bent into shape.
-"""
+"""How values become plain and come back: scalars, texts, enums, literals, collections, mappings."""
 
 from __future__ import annotations
 
@@ -14,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag
+from itertools import repeat
 from types import NoneType
 from typing import Any, Final
 from uuid import UUID
@@ -23,6 +19,7 @@ import attrs
 Convert = Callable[[Any], Any]
 
 SCALARS: Final[frozenset[type]] = frozenset({NoneType, bool, int, float, str})
+_STR: Final[frozenset[type]] = frozenset({str})
 ANYTHING: Final[frozenset[type]] = SCALARS | {list, dict}
 
 # What may go wrong in the code of users' classes (validators, __init__) and of codecs: the value is at fault.
@@ -116,16 +113,18 @@ def anything(leaves: frozenset[type]) -> Conversion:
     """For values without an annotation: plain ones of these leaves pass, all others are refused."""
     bases = tuple(leaves)
 
+    def check_item(key: Any, item: Any) -> tuple[str, Any]:
+        if not isinstance(key, str):
+            raise Mismatch(f"a dict without an annotation needs keys of type str, not {type(key).__name__}")
+        return key, check(item)
+
     def check(value: Any) -> Any:
         if isinstance(value, list):
             if not leaves.issuperset(map(type, value)):
-                each(check, value)
+                each(repeat(check), value)
         elif isinstance(value, dict):
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise Mismatch(f"a dict without an annotation needs keys of type str, not {type(key).__name__}")
-                if item.__class__ not in leaves:
-                    below(f"[{key!r:.40}]", check, item)
+            if not (_STR.issuperset(map(type, value)) and leaves.issuperset(map(type, value.values()))):
+                by_key(value, check_item)
         elif not isinstance(value, bases):
             raise Mismatch(f"a {type(value).__name__} travels only where an annotation says so")
         return value
@@ -133,23 +132,27 @@ def anything(leaves: frozenset[type]) -> Conversion:
     return Conversion(label="Any", encode=check, decode=lambda value: value, wire=ANYTHING | leaves, plain=leaves)
 
 
-def each(convert: Convert, values: Iterable[Any]) -> list[Any]:
-    """Converts all values; a mismatch tells the index."""
+def each(converts: Iterable[Convert], values: Iterable[Any]) -> list[Any]:
+    """Converts values one after the other; a mismatch tells the index."""
     converted: list[Any] = []
     try:
-        for value in values:
-            converted.append(convert(value))  # noqa: PERF401 - its length tells where it stopped
+        for convert, value in zip(converts, values, strict=False):
+            converted.append(convert(value))
     except Mismatch as mismatch:
         raise mismatch.under(f"[{len(converted)}]") from None
     return converted
 
 
-def below(step: str, convert: Convert, value: Any) -> Any:
-    """Converts a part of a value; a mismatch tells the step that leads to the part."""
-    try:
-        return convert(value)
-    except Mismatch as mismatch:
-        raise mismatch.under(step) from None
+def by_key(items: Mapping[Any, Any], convert: Callable[[Any, Any], tuple[Any, Any]]) -> dict[Any, Any]:
+    """Converts the items of a dict; a mismatch tells the key."""
+    converted = {}
+    for key, value in items.items():
+        try:
+            new_key, new_value = convert(key, value)
+        except Mismatch as mismatch:
+            raise mismatch.under(f"[{key!r:.40}]") from None
+        converted[new_key] = new_value
+    return converted
 
 
 def brief(error: BaseException) -> str:
@@ -275,13 +278,13 @@ def collection(
     def encode(value: Any) -> list[Any]:
         if not isinstance(value, accepted):
             raise unexpected(label, value)
-        items: list[Any] = list(value) if plain and passes(map(type, value)) else each(item.encode, value)
+        items: list[Any] = list(value) if plain and passes(map(type, value)) else each(repeat(item.encode), value)
         return sorted(items, key=repr) if ordered else items
 
     def decode(value: Any) -> Any:
         if not isinstance(value, list):
             raise unexpected(f"a list for {label}", value)
-        items = value if plain and passes(map(type, value)) else each(item.decode, value)
+        items = value if plain and passes(map(type, value)) else each(repeat(item.decode), value)
         return items if make is list else make(items)
 
     kind = accepted[0] if len(accepted) == 1 else None
@@ -293,6 +296,9 @@ def fixed_tuple(
 ) -> Conversion:
     """For a tuple or named tuple with an annotation for each place; it travels as a list."""
 
+    encoders = [item.encode for item in items]
+    decoders = [item.decode for item in items]
+
     def check(value: Any, accepted: type[Any]) -> None:
         if not isinstance(value, accepted):
             raise unexpected(label if accepted is kind else f"a list for {label}", value)
@@ -301,11 +307,11 @@ def fixed_tuple(
 
     def encode(value: Any) -> list[Any]:
         check(value, kind)
-        return [below(f"[{place}]", item.encode, value[place]) for place, item in enumerate(items)]
+        return each(encoders, value)
 
     def decode(value: Any) -> Any:
         check(value, list)
-        return make(below(f"[{place}]", item.decode, value[place]) for place, item in enumerate(items))
+        return make(each(decoders, value))
 
     return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind)
 
@@ -315,24 +321,27 @@ MAPPINGS: Final = frozenset({dict, abc.Mapping, abc.MutableMapping})
 
 def mapping(label: str, key: Conversion, value: Conversion) -> Conversion:
     """For a dict; keys that are no text by nature (`5`) travel as the JSON of their plain form (`"5"`)."""
-    is_text = key.wire == {str}
-    write: Convert = key.encode if is_text else lambda item: json.dumps(key.encode(item))
-    read: Convert = key.decode if is_text else lambda text: key.decode(_read_key(text))
+    is_text = key.wire == _STR
+    plain_keys = key.plain if is_text else frozenset[type]()
 
-    def convert(items: Any, convert_key: Convert, convert_value: Convert) -> dict[Any, Any]:
+    def encode_item(name: Any, item: Any) -> tuple[str, Any]:
+        plain = key.encode(name)
+        return plain if is_text else json.dumps(plain), value.encode(item)
+
+    def decode_item(name: str, item: Any) -> tuple[Any, Any]:
+        return key.decode(name if is_text else _read_key(name)), value.decode(item)
+
+    def convert(items: Any, convert_item: Callable[[Any, Any], tuple[Any, Any]]) -> dict[Any, Any]:
         if not isinstance(items, dict):
             raise unexpected(label, items)
-        converted = {}
-        for name, item in items.items():
-            step = f"[{name!r:.40}]"
-            new_name = name if name.__class__ in key.plain and is_text else below(step, convert_key, name)
-            converted[new_name] = item if item.__class__ in value.plain else below(step, convert_value, item)
-        return converted
+        if plain_keys.issuperset(map(type, items)) and value.plain.issuperset(map(type, items.values())):
+            return items
+        return by_key(items, convert_item)
 
     return Conversion(
         label=label,
-        encode=lambda items: convert(items, write, value.encode),
-        decode=lambda items: convert(items, read, value.decode),
+        encode=lambda items: convert(items, encode_item),
+        decode=lambda items: convert(items, decode_item),
         wire=frozenset({dict}),
         kind=dict,
     )

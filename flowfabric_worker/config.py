@@ -1,0 +1,53 @@
+"""Settings that come from outside: the store's URL, and what a worker process is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
+
+import attrs
+
+from flowfabric_worker.engine.ids import check_lane
+
+URL_VARIABLE: Final = "FLOWFABRIC_URL"
+DEFAULT_URL: Final = "embedded://.flowfabric"
+DEFAULT_THREADS: Final = 8
+
+
+def store_url(url: str | None = None) -> str:
+    """The URL to use: the given one, else `$FLOWFABRIC_URL`, else an embedded store in the working directory."""
+    return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def _positive(_: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
+    if value <= timedelta():
+        raise ValueError(f"{attribute.name} must be longer than 0, not {value}")
+
+
+@attrs.frozen(kw_only=True)
+class RunSettings:
+    """How a worker process runs.
+
+    Attributes:
+        threads: handlers that run at the same time.
+        lanes: where to take work from, and how often each lane goes first; empty for the lanes of the worker's tasks.
+        offers: capabilities of this process.
+        lease: how long a claim holds without renewal; it is renewed three times as often.
+        grace: how long a stop waits for handlers that run.
+    """
+
+    threads: int = attrs.field(default=DEFAULT_THREADS, validator=attrs.validators.and_(
+        attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1000)
+    ))  # fmt: skip
+    lanes: Mapping[str, int] = attrs.field(factory=dict)
+    offers: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    lease: timedelta = attrs.field(default=timedelta(seconds=30), validator=_positive)
+    grace: timedelta = timedelta(seconds=30)
+
+    def __attrs_post_init__(self) -> None:
+        for lane, weight in self.lanes.items():
+            check_lane(lane)
+            if weight < 1:
+                raise ValueError(f"the weight of the lane {lane!r} must be at least 1, not {weight}")

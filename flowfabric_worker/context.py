@@ -1,0 +1,134 @@
+"""`current()`: what a handler may ask for while it runs."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from flowfabric_worker.codec import Codec, TaskCodec, find_codec
+from flowfabric_worker.outcomes import Interrupted
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ClaimKind = Literal["fresh", "resumed", "reclaimed", "local"]
+
+log = logging.getLogger("flowfabric_worker.task")
+
+
+class TaskContext(ABC):
+    """The run that a handler is in.
+
+    Attributes:
+        id: the execution's id, as text.
+        task: the task's name.
+        lane: the lane that it came from.
+        attempt: the number of this attempt, from 0.
+        retry_count: retries made before this attempt.
+        kind: how the work came here: fresh, resumed (the same attempt goes on), reclaimed (a worker was lost), or
+            local (a plain call).
+        deadline: when the execution expires; None if it does not.
+        tags: its tags.
+        cancelled: set when the result of this run will not count any more.
+        log: a logger whose records carry the execution's id, task and attempt.
+    """
+
+    id: str = ""
+    task: str = ""
+    lane: str = ""
+    attempt: int = 0
+    retry_count: int = 0
+    kind: ClaimKind = "local"
+    deadline: datetime | None = None
+    tags: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    @abstractmethod
+    def cancelled(self) -> threading.Event: ...
+
+    @abstractmethod
+    def progress(self, percent: int | None = None, message: str | None = None) -> None:
+        """Says how far the work is, 0 to 100; None keeps what was said before."""
+
+    @abstractmethod
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs `function` once per execution: later runs get the result that was recorded under `name`.
+
+        The result travels as `function`'s return annotation says. If the process dies between the step and its
+        recording, the step runs again.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `Interrupted` when the result of this run will not count any more."""
+
+    @abstractmethod
+    def sleep(self, duration: timedelta) -> None:
+        """Frees this thread; after `duration` the handler runs again from its start, and this call returns at once.
+
+        Calls are told apart by their order, so a handler must make them in the same order each time. No retry is used.
+        """
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        return logging.LoggerAdapter(
+            log, {"execution_id": self.id, "task": self.task, "lane": self.lane, "attempt": self.attempt}
+        )
+
+
+class LocalContext(TaskContext):
+    """The context of a plain call: steps run, nothing is kept, and sleeping is refused."""
+
+    def __init__(self, task: str = "") -> None:
+        self.task = task
+        self._cancelled = threading.Event()
+
+    @property
+    def cancelled(self) -> threading.Event:
+        return self._cancelled
+
+    def progress(self, percent: int | None = None, message: str | None = None) -> None:
+        self.log.debug("progress: %s %s", percent, message)
+
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **kwargs)
+
+    def check(self) -> None:
+        if self._cancelled.is_set():
+            raise Interrupted("cancelled or revoked")
+
+    def sleep(self, duration: timedelta) -> None:
+        raise RuntimeError(
+            f"current().sleep({duration}) works in a durable execution only: submit the task instead of calling it."
+        )
+
+
+_current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("flowfabric_current", default=None)
+
+# For the runtime, which sets the context of each run.
+enter = _current.set
+leave = _current.reset
+
+
+def current() -> TaskContext:
+    """The context of the run that this code is in; outside of any run, a local one."""
+    return _current.get() or LocalContext()
+
+
+def inside_run() -> bool:
+    """Whether this code runs inside a handler of a worker."""
+    context = _current.get()
+    return context is not None and context.kind != "local"
+
+
+@functools.lru_cache(maxsize=1024)
+def step_codec(function: Callable[..., Any], codec: Codec | str) -> TaskCodec:
+    """How the result of a step travels."""
+    return TaskCodec(function, find_codec(codec))

@@ -1,0 +1,12 @@
+"""How typed values become plain ones and come back, by their annotations.
+
+Plain values are None, bool, int, float, str, and lists and dicts (with str keys) of plain values: what every codec
+can write. A `Conversion` leads from the values of one annotation to plain ones and back. It checks as it goes: what
+would not come back as it was sent is refused with a `Mismatch` that says where, and never bent into shape.
+"""
+
+from flowfabric_worker.converting.annotations import UNRESOLVED
+from flowfabric_worker.converting.conversions import Conversions
+from flowfabric_worker.converting.kinds import FAULTS, Conversion, Mismatch, brief, unsupported
+
+__all__ = ["FAULTS", "UNRESOLVED", "Conversion", "Conversions", "Mismatch", "brief", "unsupported"]

@@ -1,0 +1,140 @@
+"""From an annotation to its conversion."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Collection
+from enum import Enum
+from pathlib import PurePath
+from types import UnionType
+from typing import Any, Final, Literal, Never, NoReturn, Union
+
+import attrs
+
+from flowfabric_worker.converting.annotations import UNRESOLVED, field_hints, is_typed_dict, label_of, strip
+from flowfabric_worker.converting.classes import CattrsConverter, RecordClass, TypedDictClass
+from flowfabric_worker.converting.kinds import (
+    COLLECTIONS,
+    MAPPINGS,
+    SCALARS,
+    TEXTS,
+    Conversion,
+    anything,
+    collection,
+    enumeration,
+    fixed_tuple,
+    literal,
+    mapping,
+    text,
+    unchanged,
+    unsupported,
+    untouched,
+)
+from flowfabric_worker.converting.unions import UnionOfMembers
+
+_UNTYPED: Final = (Any, object, Never, NoReturn)
+
+
+class Conversions:
+    """The conversions for one codec, each made when it is first asked for and kept.
+
+    Args:
+        native: classes beyond the plain ones that the codec writes by itself. With `object` among them every
+            value passes as it is.
+    """
+
+    def __init__(self, native: Collection[type] = ()) -> None:
+        self._native = frozenset(native)
+        self._known: dict[Any, Conversion] = {}
+        self._any = untouched() if object in self._native else anything(SCALARS | self._native)
+        # The keys of dicts are text in every codec.
+        self._of_keys = Conversions() if self._native else self
+        self._cattrs = CattrsConverter(self.of)
+
+    def of(self, annotation: Any) -> Conversion:
+        """The conversion of an annotation; for one that cannot travel, a conversion that says so in use."""
+        if object in self._native:
+            return self._any
+        annotation = strip(annotation)
+        if not _is_hashable(annotation):
+            return self._make(annotation)
+        conversion = self._known.get(annotation)
+        if conversion is None:
+            conversion = self._known[annotation] = self._make(annotation)
+        return conversion
+
+    def _make(self, annotation: Any) -> Conversion:
+        try:
+            return self._of_form(annotation)
+        except UNRESOLVED as error:
+            label = label_of(annotation)
+            return unsupported(label, f"{label} does not resolve: {error}")
+
+    def _of_form(self, annotation: Any) -> Conversion:
+        origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+        if origin in _UNTYPED:
+            return self._any
+        if origin in (Union, UnionType):
+            return self._union(arguments)
+        if origin is Literal:
+            return literal(
+                label_of(annotation),
+                {(type(value), value): self.of(type(value)).encode(value) for value in arguments},
+            )
+        if isinstance(origin, type):
+            return self._of_class(annotation, origin, arguments)
+        return unsupported(label_of(annotation))
+
+    def _of_class(self, annotation: Any, kind: type[Any], arguments: tuple[Any, ...]) -> Conversion:
+        label = label_of(annotation)
+        if kind in SCALARS or kind in self._native:
+            return unchanged(label, kind)
+        if kind in TEXTS:
+            return text(label, kind, *TEXTS[kind])
+        if issubclass(kind, PurePath):
+            return text(label, kind, str, kind)
+        if issubclass(kind, Enum):
+            return enumeration(label, kind)
+        if issubclass(kind, tuple):
+            return self._tuple(annotation, kind, arguments)
+        if kind in COLLECTIONS:
+            return collection(label, self.of(*arguments or (Any,)), *COLLECTIONS[kind])
+        if kind in MAPPINGS:
+            key, value = arguments or (str, Any)
+            return mapping(label, self._of_keys.of(str if key is Any else key), self.of(value))
+        if is_typed_dict(kind):
+            return TypedDictClass(annotation, kind, self.of).conversion()
+        if attrs.has(kind) or dataclasses.is_dataclass(kind):
+            return RecordClass(annotation, kind, self.of, self._cattrs).conversion()
+        return unsupported(label)
+
+    def _tuple(self, annotation: Any, kind: Any, arguments: tuple[Any, ...]) -> Conversion:
+        label = label_of(annotation)
+        if hasattr(kind, "_fields"):
+            hints = field_hints(annotation, kind)
+            return fixed_tuple(label, kind, [self.of(hints.get(name, Any)) for name in kind._fields], kind._make)
+        if kind is not tuple:
+            return unsupported(label)
+        if annotation is tuple or arguments[1:] == (...,):
+            return collection(label, self.of(arguments[0] if arguments else Any), (tuple,), tuple)
+        return fixed_tuple(label, tuple, [self.of(argument) for argument in arguments], tuple)
+
+    def _union(self, members: tuple[Any, ...]) -> Conversion:
+        conversions = [self.of(member) for member in members]
+        if self._any in conversions:
+            return self._any
+        labels = [conversion.label for conversion in conversions]
+        if len({*labels}) < len(labels):
+            labels = [inspect.formatannotation(member) for member in members]
+        return UnionOfMembers(dict(zip(labels, conversions, strict=True))).conversion()
+
+
+def _is_hashable(annotation: Any) -> bool:
+    """False for `list[Annotated[int, {}]]` and its like."""
+    try:
+        hash(annotation)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,172 @@
+"""The runtime of a worker process: claimer, handler threads, committer and keeper, started and stopped together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from types import FrameType
+from uuid import uuid4
+
+from flowfabric_worker.claimer import Claimer
+from flowfabric_worker.committer import Committer
+from flowfabric_worker.config import RunSettings
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.claiming import ClaimPolicy
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.handlers import Handlers
+from flowfabric_worker.held import Holdings
+from flowfabric_worker.keeper import ALIVE_FOR, Keeper
+from flowfabric_worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_JOIN = 10.0
+
+
+class Runtime:
+    """Runs the tasks of a worker until it is stopped.
+
+    Args:
+        worker: whose tasks to run.
+        settings: how.
+
+    Attributes:
+        instance_id: names this start of this process; never used again.
+    """
+
+    def __init__(self, worker: Worker, settings: RunSettings | None = None) -> None:
+        self.worker = worker
+        self.settings = settings or RunSettings()
+        self.instance_id = f"{worker.name[:64]}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid4().hex[:8]}"
+        self._engine = worker.engine
+        self._holdings = Holdings(self.settings.threads)
+        self._committer = Committer(self._holdings, self._engine)
+        limit = self._engine.limits.payload_bytes
+        self._handlers = Handlers(self._holdings, self._committer, self._engine, limit)
+        self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
+        self._keeper = Keeper(self._holdings, self._engine, self._registration())
+        policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
+        self._claimer = Claimer(
+            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers
+        )
+        self._stop_wanted = threading.Event()
+        self._hurry = threading.Event()
+
+    # For the main thread
+
+    def run(self) -> None:
+        """Runs until SIGTERM or SIGINT: then what runs may finish within the grace, and the rest is handed back.
+
+        A second signal hands everything back at once.
+        """
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.start()
+            # A wait without end would keep the main thread from seeing signals on some platforms.
+            while not self._stop_wanted.wait(1.0):
+                pass
+            self.stop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        # Only events are set here: a signal may come in the middle of anything.
+        if self._stop_wanted.is_set():
+            self._hurry.set()
+        self._stop_wanted.set()
+
+    # For whoever owns the threads
+
+    def start(self) -> None:
+        """Prepares the store and starts the threads.
+
+        Raises:
+            EngineError: the store cannot be used.
+            ValueError: the worker has no tasks.
+        """
+        if not self.worker.tasks:
+            raise ValueError(f"The worker {self.worker.name!r} has no tasks: decorate functions with @worker.task first.")
+        prepared = self._engine.prepare()
+        for warning in prepared.warnings:
+            log.warning("%s", warning)
+        self._engine.register_worker(self._registration())
+        self._engine.listener.on_lost(self._on_lost)
+        self._committer.start()
+        self._handlers.start()
+        self._keeper.start()
+        self._claimer.start()
+        log.info("%s takes work from %s with %s threads.", self.instance_id, ", ".join(self._lanes), self.settings.threads)
+
+    def stop(self, grace: timedelta | None = None) -> None:
+        """Claims nothing more, lets what runs finish within the grace, and hands the rest back."""
+        self._stop_wanted.set()
+        self._claimer.stop()
+        self._claimer.join(_JOIN)
+        released = self._keeper.release_waiting()
+        self._handlers.stop()
+        running = self._await_handlers((self.settings.grace if grace is None else grace).total_seconds())
+        self._committer.stop()
+        self._committer.join(_JOIN)
+        # What still runs here is handed back; renewals go on until this moment.
+        left = [held for held in list(self._holdings.executions.values()) if not held.ended]
+        for held in left:
+            held.lose("stopping")
+        self._keeper.stop()
+        self._keeper.join(_JOIN)
+        self._keeper.release(left)
+        self._leave()
+        log.info("%s stopped; %s handed back, %s still running.", self.instance_id, released + len(left), running)
+
+    def _await_handlers(self, grace: float) -> int:
+        """Waits until the handlers have ended, the grace is over, or a second signal hurries; how many still run."""
+        waited = 0.0
+        while waited < grace and not self._hurry.is_set():
+            if self._handlers.join(min(0.1, grace - waited)):
+                return 0
+            waited += 0.1
+        return len(self._holdings.running())
+
+    def _leave(self) -> None:
+        """Says goodbye, as far as the store can be reached."""
+        farewells: tuple[Callable[[], object], ...] = (
+            lambda: self._engine.listener.off_lost(self._on_lost),
+            lambda: self._engine.mark_worker_dead(self.instance_id, "stopped"),
+        )
+        for farewell in farewells:
+            try:
+                farewell()
+            except EngineError as error:
+                log.debug("Leaving: %s", error)
+
+    def _on_lost(self, execution_id: str) -> None:
+        held = self._holdings.executions.get(execution_id)
+        if held is not None and not held.ended:
+            held.lose("cancelled or revoked")
+
+    # What others are told
+
+    def _claim_lease(self) -> timedelta:
+        """The shortest lease among the tasks: a claim does not know yet what it will get."""
+        own = [task.options_given.lease for task in self.worker.tasks.values() if task.options_given.lease is not None]
+        return min([self.settings.lease, *own])
+
+    def _registration(self) -> RegisterWorkerArgs:
+        return RegisterWorkerArgs(
+            worker_id=self.worker.name,
+            worker_instance_id=self.instance_id,
+            lanes=tuple(sorted(self._lanes)),
+            capabilities=tuple(sorted(self.settings.offers)),
+            tasks=tuple(sorted(self.worker.tasks)),
+            threads=self.settings.threads,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            alive_for=ALIVE_FOR,
+        )
+
+

@@ -1,0 +1,362 @@
+"""A registered task: its options, and how it is submitted."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+import attrs
+
+from flowfabric_worker.codec import Codec, TaskCodec, find_codec
+from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.feed import ExecutionOutcome
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
+from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs
+from flowfabric_worker.outcomes import (
+    ExecutionCancelled,
+    ExecutionExpired,
+    ExecutionFailed,
+    ExecutionSkipped,
+    ResultError,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_LANE = "default"
+# A task that takes its worker down with it is not handed to all of them.
+DEFAULT_MAX_RECLAIMS = 5
+
+
+class Owner(Protocol):
+    """Whose task it is: what a task needs of its worker."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def engine(self) -> EngineBackend: ...
+
+
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise TypeError(f"a collection of names is needed, not the single text {value!r}")
+    return tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class TaskOptions:
+    """What may be said of a task where it is decorated, and again for a submission.
+
+    Attributes:
+        lane: the queue that its executions wait in.
+        retry: how a failed attempt is tried again; None for no retries.
+        timeout: how long one attempt may take.
+        deadline: how long everything may take from submission; then it ends expired.
+        priority: 0 to 9000, higher first.
+        delay: begin not before this long after submission.
+        at: begin not before this moment; only one of `delay` and `at`.
+        key: an idempotency key: a second submission under it answers with the first run.
+        tags: names to find it by.
+        needs: capabilities that a worker must offer.
+        budgets: budgets that it spends from.
+        quota: the quota that it is admitted under.
+        lease: how long a claim holds without renewal; None for the worker's.
+        codec: how arguments and results travel; None for the worker's.
+        retention: how long the ended execution is kept; None for 24 h.
+        max_reclaims: how often it is handed out again after its worker was lost.
+        permanent: exceptions that no retry would help against.
+    """
+
+    lane: str = attrs.field(default=DEFAULT_LANE, converter=check_lane)
+    retry: RetryPolicy | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(RetryPolicy))
+    )
+    timeout: timedelta | None = None
+    deadline: timedelta | None = None
+    priority: int = 0
+    delay: timedelta | None = None
+    at: datetime | None = None
+    key: str | None = None
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+    needs: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    budgets: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    quota: str | None = None
+    lease: timedelta | None = None
+    codec: str | Codec | None = None
+    retention: timedelta | None = None
+    max_reclaims: int = DEFAULT_MAX_RECLAIMS
+    permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=tuple)
+
+    def policy(self) -> ExecutionPolicy:
+        """What the engine is told of these options."""
+        return ExecutionPolicy(
+            retry=self.retry,
+            attempt_timeout=self.timeout,
+            execution_deadline=self.deadline,
+            max_reclaim_count=self.max_reclaims,
+            retention=self.retention,
+            required_capabilities=frozenset(self.needs),
+            budget_ids=self.budgets,
+            quota_policy_id=self.quota,
+        )
+
+
+# What belongs to the task itself and cannot differ from one submission to the next.
+_FIXED = frozenset({"lease", "codec", "permanent"})
+
+
+class Call(Generic[P]):
+    """The arguments of one submission, for `submit_many`."""
+
+    __slots__ = ("args", "kwargs")
+
+    def __init__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+
+class Run(Generic[R]):
+    """A submitted execution.
+
+    Attributes:
+        id: its id.
+        created: False when the submission found an execution under its key.
+    """
+
+    __slots__ = ("_codec", "_engine", "created", "id")
+
+    def __init__(self, execution_id: ExecutionId, engine: EngineBackend, codec: TaskCodec | None, created: bool) -> None:
+        self.id = execution_id
+        self.created = created
+        self._engine = engine
+        self._codec = codec
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.id)!r})"
+
+    def result(self, timeout: float | timedelta | None = None) -> R:
+        """What the task returned; blocks until the execution ends.
+
+        Args:
+            timeout: seconds, or a timedelta; None waits as long as it takes.
+
+        Raises:
+            ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: it ended otherwise.
+            EngineTimeoutError: it did not end in time; it goes on.
+            RuntimeError: called inside a handler, where it would hold a thread while it waits.
+        """
+        if inside_run():
+            raise RuntimeError(
+                "result() inside a handler would hold a thread while it waits, and a worker whose threads all wait stands "
+                "still: use current().gather(...)."
+            )
+        limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
+        outcome = self._engine.wait_for_result(self.id, limit)
+        if outcome.outcome is not TerminalOutcome.SUCCESS:
+            raise result_error(outcome)
+        value: R = self._codec.decode_result(outcome.result) if self._codec else outcome.result
+        return value
+
+    def state(self) -> PublicState | None:
+        """The execution's state at this moment; None when its retention is over."""
+        return self._engine.read_execution_state(self.id)
+
+    def cancel(self, reason: str = "") -> None:
+        """Ends the execution as cancelled, whatever it is doing."""
+        self._engine.cancel_execution(CancelExecutionArgs(execution_id=self.id, reason=reason))
+
+
+_ERRORS: dict[TerminalOutcome, type[ResultError]] = {
+    TerminalOutcome.FAILED: ExecutionFailed,
+    TerminalOutcome.CANCELLED: ExecutionCancelled,
+    TerminalOutcome.EXPIRED: ExecutionExpired,
+    TerminalOutcome.SKIPPED: ExecutionSkipped,
+}
+
+
+def result_error(outcome: ExecutionOutcome) -> ResultError:
+    """The error that stands for an end that is no success."""
+    reason = outcome.error or outcome.outcome.value
+    return _ERRORS[outcome.outcome](outcome.execution_id, reason, outcome.detail.decode("utf-8", "replace"))
+
+
+class Task(Generic[P, R]):
+    """A function that can be called here and now, or submitted as a durable execution.
+
+    Args:
+        function: what was decorated.
+        owner: the worker that it is registered with.
+        name: what executions call it.
+        options: as they were given to the decorator.
+        codec: the worker's.
+    """
+
+    def __init__(
+        self, function: Callable[P, R], owner: Owner, name: str, options: TaskOptions, codec: str | Codec
+    ) -> None:
+        self.function = function
+        self.name = check_name(name, "a task's name")
+        self.options_given = options
+        self.context_parameter = _context_parameter(function)
+        self._owner = owner
+        skip = {self.context_parameter} if self.context_parameter else set()
+        self._port = find_codec(options.codec or codec)
+        self.codec = TaskCodec(function, self._port, skip=skip)
+        self._submission = Submission(self, options)
+        functools.update_wrapper(self, function, updated=())
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r} of {self._owner.name!r}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs the function here and now, without a store."""
+        context = LocalContext(self.name)
+        if self.context_parameter and self.context_parameter not in kwargs:
+            kwargs[self.context_parameter] = context
+        token = enter(context)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            leave(token)
+
+    @property
+    def codec_name(self) -> str:
+        """How payloads of this task are marked."""
+        return self._port.name
+
+    @property
+    def engine(self) -> EngineBackend:
+        """The worker's engine."""
+        return self._owner.engine
+
+    def options(self, **changes: Any) -> Submission[P, R]:
+        """The same task with other options for what is submitted through the result.
+
+        Raises:
+            TypeError: an unknown option, or one that belongs to the task itself.
+        """
+        return self._submission.options(**changes)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
+        """Makes a durable execution of this call.
+
+        Raises:
+            TypeError: the call does not fit the signature; it is Python's own error.
+            EncodingError: an argument cannot travel.
+            EngineError: the store refused it, or cannot be reached.
+        """
+        return self._submission.submit(*args, **kwargs)
+
+    def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
+        """Makes a durable execution of each call, in bounded batches; returns the runs in order."""
+        return self._submission.submit_many(calls)
+
+    def run(self, execution_id: ExecutionId | str) -> Run[R]:
+        """The run of an execution of this task that was submitted before."""
+        identity = ExecutionId.parse(execution_id) if isinstance(execution_id, str) else execution_id
+        return Run(identity, self.engine, self.codec, created=False)
+
+
+class Submission(Generic[P, R]):
+    """A task with the options of a submission."""
+
+    def __init__(self, task: Task[P, R], options: TaskOptions) -> None:
+        self._task = task
+        self._options = options
+        self._policy = options.policy()
+
+    def options(self, **changes: Any) -> Submission[P, R]:
+        """The same with further changes; see `Task.options`."""
+        fixed = _FIXED & changes.keys()
+        if fixed:
+            raise TypeError(f"{', '.join(sorted(fixed))} belongs to the task: give it to @worker.task().")
+        return Submission(self._task, change_options(self._options, changes))
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
+        """Makes a durable execution of this call; see `Task.submit`."""
+        engine = self._task.engine
+        result = engine.create_execution(self._creation(args, kwargs))
+        return Run(result.execution_id, engine, self._task.codec, created=isinstance(result, Created))
+
+    def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
+        """Makes a durable execution of each call; see `Task.submit_many`."""
+        if self._options.key is not None:
+            raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
+        engine = self._task.engine
+        runs: list[Run[R]] = []
+        for batch in _batched((self._creation(*_arguments(call)) for call in calls), MAX_BATCH_ITEMS):
+            for result in engine.create_executions(batch):
+                if isinstance(result, EngineError):
+                    raise result
+                runs.append(Run(result.execution_id, engine, self._task.codec, created=True))
+        return runs
+
+    def _creation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CreateExecutionArgs:
+        options = self._options
+        return CreateExecutionArgs(
+            lane=options.lane,
+            task=self._task.name,
+            payload=self._task.codec.encode_call(args, kwargs),
+            codec=self._task.codec_name,
+            priority=options.priority,
+            idempotency_key=options.key,
+            delay=options.delay,
+            delay_until=options.at,
+            policy=self._policy,
+            tags=options.tags,
+        )
+
+
+def change_options(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
+    """Options with changes.
+
+    Raises:
+        TypeError: an unknown option; the message lists the known ones.
+    """
+    known = attrs.fields_dict(TaskOptions)
+    unknown = sorted(changes.keys() - known.keys())
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+    return attrs.evolve(options, **changes)
+
+
+def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(call, Call):
+        return call.args, call.kwargs
+    if isinstance(call, tuple):
+        return call, {}
+    raise TypeError(f"submit_many() takes Call(...) objects or tuples of arguments, not {type(call).__name__}")
+
+
+def _batched(items: Iterable[CreateExecutionArgs], size: int) -> Iterator[list[CreateExecutionArgs]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _context_parameter(function: Callable[..., Any]) -> str | None:
+    """The parameter that wants the context: the one annotated `TaskContext`."""
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = parameter.annotation
+        if annotation is TaskContext or (isinstance(annotation, str) and _names_context(function, annotation)):
+            return parameter.name
+    return None
+
+
+def _names_context(function: Callable[..., Any], annotation: str) -> bool:
+    """Whether an annotation written as text means `TaskContext`; others may not be resolvable yet."""
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    name, _, attribute = annotation.strip("'\"").partition(".")
+    found = scope.get(name)
+    return (getattr(found, attribute, None) if attribute else found) is TaskContext

@@ -1,0 +1,112 @@
+"""`Worker`: where tasks are registered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar, overload
+
+from flowfabric_worker.codec import Codec, find_codec
+from flowfabric_worker.config import store_url
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.limits import Limits
+from flowfabric_worker.task import Task, TaskOptions, change_options
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Worker:
+    """A set of tasks, and the store that their executions live in.
+
+    Creating one, decorating functions and importing connect to nothing; the first submission does.
+
+    Args:
+        name: what operators call it.
+        url: the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
+        namespace: separates tenants in one store.
+        codec: how arguments and results travel: "json", "msgpack", or an object of one's own.
+        defaults: options of every task that does not say otherwise.
+        limits: sizes that an operator allows.
+
+    Raises:
+        TypeError: an unknown option among the defaults.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str | None = None,
+        *,
+        namespace: str = "default",
+        codec: str | Codec = "json",
+        defaults: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.name = check_name(name, "a worker's name")
+        self.url = url
+        self.namespace = check_name(namespace, "namespace")
+        self._codec = find_codec(codec)
+        self._defaults = change_options(TaskOptions(), defaults or {})
+        self._limits = limits
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name!r} with {len(self._tasks)} tasks>"
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The registered tasks, by name."""
+        return MappingProxyType(self._tasks)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine on this worker's store; it connects at its first call."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = open_engine(store_url(self.url), namespace=self.namespace, limits=self._limits)
+        return self._engine
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(self, /, *, name: str | None = None, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(
+        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
+    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+        """Registers a function; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
+
+        Args:
+            name: what executions call it; None for the function's own name. Keep it when the function is renamed.
+            options: see `TaskOptions`.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: another task of this worker has the name.
+        """
+        given = change_options(self._defaults, options)
+
+        def register(function: Callable[P, R]) -> Task[P, R]:
+            return self._register(Task(function, self, name or function.__name__, given, self._codec))
+
+        return register if function is None else register(function)
+
+    def _register(self, task: Task[P, R]) -> Task[P, R]:
+        if task.name in self._tasks:
+            raise ValueError(f"The worker {self.name!r} has a task named {task.name!r} already; give one of them a name=.")
+        self._tasks[task.name] = task
+        return task
+
+    def close(self) -> None:
+        """Closes the connections to the store; the next use opens them again."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
