@@ -1,6 +1,7 @@
 """Durable executions for Python: decorated functions that survive their workers."""
 
 from flowfabric_worker._version import __version__
+from flowfabric_worker.client import Client
 from flowfabric_worker.codec import Codec, DecodingError, EncodingError
 from flowfabric_worker.config import RunSettings
 from flowfabric_worker.context import TaskContext, current
@@ -39,6 +40,7 @@ from flowfabric_worker.worker import Worker
 __all__ = [
     "Call",
     "Cancel",
+    "Client",
     "Codec",
     "ConflictError",
     "ContentionError",

@@ -102,12 +102,28 @@ class TaskCodec:
     def __init__(self, function: Callable[..., Any], codec: Codec, *, skip: Collection[str] = ()) -> None:
         self._function = function
         self._codec = codec
+        self._skip = frozenset(skip)
         self._name = f"{getattr(function, '__name__', type(function).__name__)}()"
         parameters = list(inspect.signature(function).parameters.values())
         self._parameters = [parameter for parameter in parameters if parameter.name not in skip]
         self._places = [parameter.name for parameter in self._parameters if parameter.kind in _BY_PLACE]
         self._before_skipped = _count_before_skipped(parameters, skip, self._name)
         self._bind = _binder(function, self._parameters)
+
+    def named(self, name: str) -> TaskCodec:
+        """The same task's values in the codec of a stored execution; this one, unless it was written with another.
+
+        Args:
+            name: of the codec, as it is stored; empty where none is.
+
+        Raises:
+            DecodingError: the other codec is neither json nor msgpack, so it is not taken on a stored word alone.
+        """
+        if name in ("", self._codec.name):
+            return self
+        if name not in _SAFE:
+            raise DecodingError(f"{self._name} was submitted with the codec {name!r}, not with {self._codec.name!r}.")
+        return TaskCodec(self._function, find_codec(name), skip=self._skip)
 
     def encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         """The payload of a call.
@@ -246,6 +262,9 @@ class TaskCodec:
             frame=port("A yielded value", frame),
         )
 
+
+# Codecs that whoever can write to the store may choose: reading them runs no code.
+_SAFE: Final = ("json", "msgpack")
 
 _BY_PLACE: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)

@@ -7,9 +7,9 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from flowfabric_worker.codec import DecodingError, EncodingError, TaskCodec, find_codec
+from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.context import ClaimKind, TaskContext, enter, leave, step_codec
 from flowfabric_worker.engine.backend import EngineBackend
@@ -19,7 +19,6 @@ from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.outcomes import Cancel, Delay, Fail, HandlerExit, Interrupted, Retry, WaitChildren
-from flowfabric_worker.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 
 # How few may wait for a thread before the claimer is told to fetch more.
 LOW_WATER = 4
-_SAFE_CODECS = ("json", "msgpack")
 
 
 class RunContext(TaskContext):
@@ -162,14 +160,15 @@ class Handlers:
 
     def _call(self, held: Held, context: RunContext) -> None:
         task = held.task
-        codec = _codec_of(task, held.claimed.codec)
         try:
+            # The result goes back in the codec that the call came in: whoever submitted it reads that one.
+            codec = task.codec.named(held.claimed.codec)
             args, kwargs = codec.decode_call(held.claimed.payload)
         except DecodingError as error:
             raise DecodingError(f"payload_decode: {error}") from error
         if task.context_parameter:
             kwargs[task.context_parameter] = context
-        result = task.codec.encode_result(task.function(*args, **kwargs))
+        result = codec.encode_result(task.function(*args, **kwargs))
         if len(result) > self._payload_limit:
             raise EncodingError(
                 f"payload_too_large: the result has {len(result)} bytes; at most {self._payload_limit} are allowed."
@@ -203,15 +202,3 @@ class Handlers:
         log.info("%s failed: %s", held.handle.execution_id, message)
         reason = FailureReason(message=message, detail=text.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])
         self._committer.fail(held, reason, kind)
-
-
-def _codec_of(task: Task[..., Any], name: str) -> TaskCodec:
-    """How a payload was written: the task's way, unless it was submitted before the task's codec changed."""
-    if name in ("", task.codec_name):
-        return task.codec
-    if name not in _SAFE_CODECS:
-        raise DecodingError(f"payload_decode: the payload was written with the codec {name!r}, not {task.codec_name!r}.")
-    skip = {task.context_parameter} if task.context_parameter else set()
-    return TaskCodec(task.function, find_codec(name), skip=skip)
-
-

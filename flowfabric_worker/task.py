@@ -165,7 +165,7 @@ class Run(Generic[R]):
         outcome = self._engine.wait_for_result(self.id, limit)
         if outcome.outcome is not TerminalOutcome.SUCCESS:
             raise result_error(outcome)
-        value: R = self._codec.decode_result(outcome.result) if self._codec else outcome.result
+        value: R = self._codec.named(outcome.codec).decode_result(outcome.result) if self._codec else outcome.result
         return value
 
     def state(self) -> PublicState | None:

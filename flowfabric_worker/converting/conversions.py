@@ -79,13 +79,20 @@ class Conversions:
         if origin in (Union, UnionType):
             return self._union(arguments)
         if origin is Literal:
-            return literal(
-                label_of(annotation),
-                {(type(value), value): self.of(type(value)).encode(value) for value in arguments},
-            )
+            return self._literal(annotation, arguments)
         if isinstance(origin, type):
             return self._of_class(annotation, origin, arguments)
         return unsupported(label_of(annotation))
+
+    def _literal(self, annotation: Any, values: tuple[Any, ...]) -> Conversion:
+        by_class: dict[type | None, list[Any]] = {}
+        for value in values:
+            by_class.setdefault(None if type(value) in SCALARS else type(value), []).append(value)
+        if len(by_class) > 1:
+            # An enum's member may look like a scalar when it is encoded; a union keeps them apart.
+            return self._union(tuple(Literal[tuple(alike)] for alike in by_class.values()))
+        encoded = {(type(value), value): self.of(type(value)).encode(value) for value in values}
+        return literal(label_of(annotation), encoded)
 
     def _of_class(self, annotation: Any, kind: type[Any], arguments: tuple[Any, ...]) -> Conversion:
         label = label_of(annotation)

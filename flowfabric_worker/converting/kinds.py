@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import abc
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
@@ -161,12 +162,22 @@ def brief(error: BaseException) -> str:
     return words if len(words) <= 100 else words[:99] + "…"
 
 
+_SECONDS: Final = re.compile(r"(-?)([0-9]{1,15})(?:\.([0-9]{1,6}))?")
+
+
 def _seconds(value: timedelta) -> str:
-    return str(Decimal(value // timedelta(microseconds=1)).scaleb(-6))
+    microseconds = value // timedelta(microseconds=1)
+    whole, rest = divmod(abs(microseconds), 1_000_000)
+    return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06}".rstrip("0").rstrip(".")
 
 
 def _timedelta(text: str) -> timedelta:
-    return timedelta(microseconds=int(Decimal(text).scaleb(6)))
+    match = _SECONDS.fullmatch(text)
+    if match is None:
+        raise ValueError("it must be seconds, such as 90 or 1.5")
+    sign, whole, rest = match.groups("")
+    value = timedelta(seconds=int(whole), microseconds=int(rest.ljust(6, "0")))
+    return -value if sign else value
 
 
 def _time(value: time) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -12,13 +12,13 @@ from uuid import UUID, uuid4
 
 import attrs
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
 from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
-from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CLASSES_PER_CLAIM, MAX_GRANT_MS, MAX_LEASE_MS
+from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_GRANT_MS, MAX_LEASE_MS
 from flowfabric_worker.engine.listening import FALLBACK, Waiter
-from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
     ClaimForWorkerArgs,
@@ -31,7 +31,6 @@ from flowfabric_worker.engine.types.claiming import (
 )
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.wire import (
-    WorkClass,
     decode_class,
     decode_policy,
     pack,
@@ -43,14 +42,6 @@ from flowfabric_worker.engine.wire import (
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@attrs.define
-class _Classes:
-    """The classes of a partition that hold work, as far as they were read, under one revision."""
-
-    revision: int
-    lanes: dict[str, list[tuple[bytes, WorkClass]]] = attrs.field(factory=dict)
-
-
 @attrs.frozen(kw_only=True)
 class _Terms:
     """A claim request with everything that does not change from call to call."""
@@ -60,17 +51,17 @@ class _Terms:
     holder: bytes
     instance: bytes
     waiter: Waiter | None
+    wait: float
     lease_ms: int
 
 
-class Claiming(EngineCore):
+class Claiming(Classes):
     """The room `claiming`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._classes: dict[int, _Classes] = {}
         self._waiters: dict[str, Waiter] = {}
-        self._turns = itertools.count()
+        self._claims = itertools.count()
 
     # Claims
 
@@ -81,55 +72,49 @@ class Claiming(EngineCore):
 
     def claim_many(self, request: ClaimRequest) -> list[Claimed]:
         terms = self._terms(request)
-        wait = request.policy.max_wait
-        if wait is None or terms.waiter is None:
+        if request.claim_id is not None and self.partitions > 1:
+            again = self._claimed_before(terms)
+            if again:
+                return again
+        if terms.waiter is None:
             return self._sweep(terms, self._partitions_in_turn(), 0)[0]
-        deadline = time.monotonic() + wait.total_seconds()
-        partitions = self._partitions_in_turn()
-        while True:
-            remaining = max(0.0, deadline - time.monotonic())
-            claimed, next_due = self._sweep(terms, partitions, min(remaining, FALLBACK))
-            remaining = deadline - time.monotonic()
-            if claimed or remaining <= 0:
-                return claimed
-            woken = terms.waiter.wait(min(remaining, next_due, FALLBACK))
-            partitions = [*woken, *(p for p in self._partitions_in_turn() if p not in woken)]
+        return self._claim_or_wait(terms, terms.waiter)
 
     def pass_wake(self, request: ClaimRequest) -> None:
         """Hands a wake-up on: this worker has no room for what it was woken for."""
         for partition in range(self.partitions):
-            for lanes in self._lane_arguments(partition, request):
-                self.call("pass_wake", partition, lanes)
+            for portion in self.portions(self.fitting(partition, request)[1]):
+                self.call("pass_wake", partition, portion)
 
     def stop_waiting(self, worker_instance_id: str) -> None:
-        """Ends the waiting of a worker that goes; nobody wakes it any more."""
+        """Ends the waiting of a worker that goes, also a claim that is under way; nobody wakes it any more."""
         waiter = self._waiters.pop(worker_instance_id, None)
         if waiter is not None:
+            waiter.stop()
             for partition in range(self.partitions):
                 self.call("stop_waiting", partition, [waiter.name])
             self.listener.forget(waiter)
 
     def _terms(self, request: ClaimRequest) -> _Terms:
         policy = request.policy
-        if not 1 <= request.limit <= MAX_BATCH_ITEMS:
-            raise ValidationError("invalid_input", f"A claim's limit is 1 to {MAX_BATCH_ITEMS}, not {request.limit!r}.")
+        _check_count(request.limit, "A claim's limit", 1)
         if not request.lanes:
             raise ValidationError("invalid_input", "A claim names at least one lane.")
         for lane in request.lanes:
             check_lane(lane.lane)
-            if lane.limit is not None and lane.limit < 0:
-                raise ValidationError("invalid_input", f"A lane's limit is at least 0, not {lane.limit!r}.")
+            if lane.limit is not None:
+                _check_count(lane.limit, "A lane's limit", 0)
         self.refuse_repeats((lane.lane for lane in request.lanes), "The lane")
-        check_capabilities(request.capabilities)
-        if policy.max_wait is not None:
-            milliseconds(policy.max_wait, "max_wait")
-        holder, instance = self._holder(policy.worker_id, policy.worker_instance_id, waits=policy.max_wait is not None)
+        waits = policy.max_wait is not None
+        wait_ms = 0 if policy.max_wait is None else milliseconds(policy.max_wait, "max_wait")
+        holder, instance = self._holder(policy.worker_id, policy.worker_instance_id, waits=waits)
         return _Terms(
             request=request,
             claim_id=check_uuid(request.claim_id, "claim_id"),
             holder=holder,
             instance=instance,
-            waiter=self._waiter(policy.worker_instance_id) if policy.max_wait is not None else None,
+            waiter=self._waiter(policy.worker_instance_id) if waits else None,
+            wait=wait_ms / 1000,
             lease_ms=lease_ms(policy.lease),
         )
 
@@ -137,6 +122,8 @@ class Claiming(EngineCore):
         """How a worker stands in a record, and how its claims are remembered."""
         check_name(worker_id, "worker_id")
         check_name(instance, "worker_instance_id")
+        if waits:
+            self.partitions  # noqa: B018  the store is set up before anybody listens on it
         # Only a process that listens can be told that it lost a lease.
         topic = self.listener.topic if waits or self._listener is not None else ""
         return pack((worker_id, instance, topic)), pack((self.namespace, instance))
@@ -144,18 +131,33 @@ class Claiming(EngineCore):
     def _waiter(self, instance: str) -> Waiter:
         waiter = self._waiters.get(instance)
         if waiter is None:
-            self.partitions  # noqa: B018  the store is set up before anybody listens on it
             waiter = self._waiters.setdefault(instance, self.listener.waiter())
         return waiter
 
     def _partitions_in_turn(self) -> list[int]:
         """All partitions, each claim beginning with the next one."""
         count = self.partitions
-        first = next(self._turns) % count
+        first = next(self._claims) % count
         return [*range(first, count), *range(first)]
 
+    def _claim_or_wait(self, terms: _Terms, waiter: Waiter) -> list[Claimed]:
+        """Claims until there is something, somebody ends the waiting, or the time is over."""
+        deadline = time.monotonic() + terms.wait
+        partitions = self._partitions_in_turn()
+        while True:
+            remaining = max(0.0, deadline - time.monotonic())
+            claimed, next_due = self._sweep(terms, partitions, min(remaining, FALLBACK))
+            remaining = deadline - time.monotonic()
+            if claimed or remaining <= 0:
+                return claimed
+            woken = waiter.wait(min(remaining, next_due, FALLBACK))
+            if waiter.stopped:
+                self._leave(terms, waiter, range(self.partitions))
+                return []
+            partitions = [*woken, *(p for p in self._partitions_in_turn() if p not in woken)]
+
     def _sweep(self, terms: _Terms, partitions: Sequence[int], wait: float) -> tuple[list[Claimed], float]:
-        """Claims from one partition after the other until the limit is reached; registers as waiting if it gets nothing.
+        """Claims from one partition after the other up to the limit; registers as waiting if it gets nothing.
 
         Returns what was claimed, and in how many seconds something is due.
         """
@@ -163,85 +165,67 @@ class Claiming(EngineCore):
         next_due = FALLBACK
         waiting_in: list[int] = []
         for partition in partitions:
-            room = terms.request.limit - len(claimed)
-            if room <= 0:
+            if len(claimed) >= terms.request.limit:
                 break
-            items, due = self._claim_from(terms, partition, room, 0 if claimed else wait)
+            items, due = self._claim_from(terms, partition, claimed, 0 if claimed else wait)
             next_due = min(next_due, due)
-            if items:
-                claimed += items
-            elif wait and not claimed:
+            if wait and not items and not claimed:
                 waiting_in.append(partition)
+            claimed += items
         if claimed and terms.waiter is not None:
-            # Whoever has work does not wait: a wake-up sent to it would be missed by somebody who does.
-            for partition in waiting_in:
-                self.call("stop_waiting", partition, [terms.waiter.name])
+            self._leave(terms, terms.waiter, waiting_in)
         return claimed, next_due
 
-    def _claim_from(self, terms: _Terms, partition: int, room: int, wait: float) -> tuple[list[Claimed], float]:
-        next_due = FALLBACK
+    def _leave(self, terms: _Terms, waiter: Waiter, partitions: Iterable[int]) -> None:
+        """Waits in these partitions no more; a wake-up that was sent meanwhile goes on to somebody who does."""
+        for partition in partitions:
+            lanes = self.fitting(partition, terms.request)[1]
+            self.call("stop_waiting", partition, [waiter.name, *lane_arguments(lanes)])
+
+    def _claim_from(
+        self, terms: _Terms, partition: int, claimed: Sequence[Claimed], wait: float
+    ) -> tuple[list[Claimed], float]:
+        """Claims from one partition what there is still room for.
+
+        Returns what it got, and in how many seconds something is due there.
+        """
         for _ in range(3):
-            known = self._known_classes(partition, terms.request).revision
+            known, lanes = self.fitting(partition, terms.request, claimed)
+            portions = list(self.portions(lanes))
+            if wait and len(portions) > 1:
+                # Who waits, waits for everything: one more call names all classes.
+                portions.append(lane_arguments(lanes))
+            next_due = FALLBACK
             stale = False
-            for lanes in self._lane_arguments(partition, terms.request):
-                now, due, revision, items = self.call(
-                    "claim_many",
-                    partition,
-                    [
-                        terms.claim_id, terms.holder, terms.instance, terms.waiter.name if terms.waiter else "",
-                        terms.lease_ms, int(wait * 1000), room, known, *lanes,
-                    ],
-                )  # fmt: skip
+            for number, portion in enumerate(portions, 1):
+                wait_ms = int(wait * 1000) if number == len(portions) else 0
+                room = terms.request.limit - len(claimed)
+                now, due, revision, items = self._call_claim(terms, partition, (wait_ms, room, known), portion)
                 if items:
                     return [self._claimed(partition, item, terms) for item in items], 0.0
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
                 stale = stale or revision != known
             if not stale:
-                break
-            self._classes.pop(partition, None)
-        return [], next_due
+                return [], next_due
+            self.forget_classes(partition)
+        # New kinds of work came faster than they were read, so nobody is registered as waiting: look again at once.
+        return [], 0.0
 
-    # Classes
+    def _call_claim(
+        self, terms: _Terms, partition: int, numbers: tuple[int, int, int], lanes: Sequence[Argument]
+    ) -> Reply:
+        waiter = terms.waiter.name if terms.waiter else ""
+        head: list[Argument] = [terms.claim_id, terms.holder, terms.instance, waiter, terms.lease_ms, *numbers]
+        return self.call("claim_many", partition, [*head, *lanes])
 
-    def _known_classes(self, partition: int, request: ClaimRequest) -> _Classes:
-        """The classes of the lanes that a claim asks for, read once per revision."""
-        known = self._classes.get(partition)
-        wanted = [lane.lane for lane in request.lanes if known is None or lane.lane not in known.lanes]
-        if known is None or wanted:
-            revision, *lists = self.call("list_classes", partition, [self.packed_lane(lane) for lane in wanted])
-            if known is None or known.revision != revision:
-                known = _Classes(revision)
-                if len(wanted) < len(request.lanes):
-                    self._classes[partition] = known
-                    return self._known_classes(partition, request)
-            for lane, classes in zip(wanted, lists, strict=True):
-                known.lanes[lane] = [(data, decode_class(data)) for data in classes]
-            self._classes[partition] = known
-        return known
-
-    def _lane_arguments(self, partition: int, request: ClaimRequest) -> Iterator[list[bytes | int]]:
-        """The lanes of a claim with the classes that this worker fits, at most 64 classes a call."""
-        known = self._known_classes(partition, request)
-        fitting = [
-            (lane, [data for data, each in known.lanes[lane.lane] if each.fits(request.capabilities, request.tasks)])
-            for lane in request.lanes
+    def _claimed_before(self, terms: _Terms) -> list[Claimed]:
+        """What an earlier call claimed under the caller's claim id, in whichever partitions it found it."""
+        return [
+            self._claimed(partition, item, terms)
+            for partition in range(self.partitions)
+            for item in self._call_claim(terms, partition, (0, 1, 0), [])[3]
         ]
-        if sum(len(classes) for _, classes in fitting) <= MAX_CLASSES_PER_CLAIM:
-            yield self._arguments(fitting)
-            return
-        for lane, classes in fitting:
-            turn = next(self._turns) * MAX_CLASSES_PER_CLAIM % max(1, len(classes))
-            rotated = classes[turn:] + classes[:turn]
-            for first in range(0, max(1, len(rotated)), MAX_CLASSES_PER_CLAIM):
-                yield self._arguments([(lane, rotated[first : first + MAX_CLASSES_PER_CLAIM])])
-
-    def _arguments(self, lanes: Sequence[tuple[LaneRequest, list[bytes]]]) -> list[bytes | int]:
-        arguments: list[bytes | int] = []
-        for lane, classes in lanes:
-            limit = MAX_BATCH_ITEMS if lane.limit is None else lane.limit
-            arguments += [self.packed_lane(lane.lane), limit, len(classes), *classes]
-        return arguments
 
     # Reservations
 
@@ -250,7 +234,7 @@ class Claiming(EngineCore):
         request = ClaimRequest(
             lanes=(LaneRequest(lane=check_lane(args.lane)),),
             policy=policy,
-            capabilities=frozenset(check_capabilities(args.capabilities)),
+            capabilities=args.capabilities,
             tasks=args.tasks,
         )
         grant_ms = milliseconds(args.grant, "grant", least=1)
@@ -258,29 +242,39 @@ class Claiming(EngineCore):
             raise ValidationError("invalid_input", f"A grant holds at most {MAX_GRANT_MS} ms.")
         grant_id = check_uuid(args.grant_id, "grant_id")
         _, instance = self._holder(args.worker_id, args.worker_instance_id, waits=False)
+        head: list[Argument] = [grant_id, instance, args.worker_id, grant_ms]
+        if args.grant_id is not None and self.partitions > 1:
+            again = self._reserved_before(args, head)
+            if again is not None:
+                return again
         for partition in self._partitions_in_turn():
-            head = [grant_id, instance, args.worker_id, grant_ms]
             granted = self._reserve_from(partition, request, head)
             if granted is not None:
-                return ClaimGrant(
-                    execution_id=ExecutionId(partition, granted[1].decode()),
-                    worker_id=args.worker_id,
-                    expires_at_ms=int(granted[2]),
-                )
+                return _grant(partition, granted, args.worker_id)
         return None
 
-    def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Any]) -> Reply | None:
+    def _reserved_before(self, args: ClaimForWorkerArgs, head: list[Argument]) -> ClaimGrant | None:
+        """What an earlier call set aside under the caller's grant id, in whichever partition it found it."""
+        # A lane without classes gives nothing new.
+        lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
+        for partition in range(self.partitions):
+            reply = self.call("reserve", partition, [*head, *lane])
+            if reply[0] == b"granted":
+                return _grant(partition, reply, args.worker_id)
+        return None
+
+    def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
         for _ in range(3):
-            known = self._known_classes(partition, request).revision
+            known, lanes = self.fitting(partition, request)
             revision = known
-            for lanes in self._lane_arguments(partition, request):
-                reply = self.call("reserve", partition, [*head, *lanes])
+            for portion in self.portions(lanes):
+                reply = self.call("reserve", partition, [*head, *portion])
                 if reply[0] == b"granted":
                     return reply
                 revision = reply[1]
             if revision == known:
                 break
-            self._classes.pop(partition, None)
+            self.forget_classes(partition)
         return None
 
     def claim_resumed_execution(self, args: ClaimResumedExecutionArgs) -> Claimed:
@@ -317,8 +311,8 @@ class Claiming(EngineCore):
 
     def _decode_claimed(self, partition: int, item: Reply, claim_id: str, instance: str, lease: int) -> Claimed:
         (
-            uuid, kind, epoch, attempt_id, attempt, attempt_type, expires, class_data, priority, created, payload, codec,
-            policy, tags, deadline, timeout, retries, reclaims, journal,
+            uuid, kind, epoch, attempt_id, attempt, attempt_type, expires, class_data, priority, created, payload,
+            codec, policy, tags, deadline, timeout, retries, reclaims, journal,
         ) = item  # fmt: skip
         work_class = decode_class(class_data)
         return Claimed(
@@ -350,6 +344,18 @@ class Claiming(EngineCore):
             reclaim_count=int(reclaims),
             journal=unpack_pairs(journal) if journal else _NOTHING,
         )
+
+
+def _check_count(value: object, what: str, least: int) -> None:
+    """A whole number from `least` to what one call may carry."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_BATCH_ITEMS:
+        raise ValidationError("invalid_input", f"{what} is {least} to {MAX_BATCH_ITEMS}, not {value!r:.100}.")
+
+
+def _grant(partition: int, reply: Reply, worker_id: str) -> ClaimGrant:
+    return ClaimGrant(
+        execution_id=ExecutionId(partition, reply[1].decode()), worker_id=worker_id, expires_at_ms=int(reply[2])
+    )
 
 
 def check_uuid(value: str | None, what: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import tenacity
 
@@ -152,7 +153,7 @@ class EngineCore:
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
         """Runs a stored function and returns its reply, or raises the error that it answers."""
-        self._check_partition(partition)
+        self.check_partition(partition)
         reply = self.persist(lambda: self.store.call(function, partition, arguments, timeout))
         return self.checked(reply)
 
@@ -198,7 +199,7 @@ class EngineCore:
         """The indices of the items that go into one call: of one partition, within the limits of a call."""
         open_batches: dict[int, tuple[list[int], int]] = {}
         for index, (partition, arguments) in enumerate(items):
-            self._check_partition(partition)
+            self.check_partition(partition)
             size = sum(len(argument) for argument in arguments if not isinstance(argument, int)) + 16 * len(arguments)
             indices, total = open_batches.get(partition, ([], 0))
             if indices and (len(indices) >= MAX_BATCH_ITEMS or total + size > MAX_BATCH_BYTES):
@@ -208,11 +209,17 @@ class EngineCore:
             open_batches[partition] = indices, total + size
         yield from ((partition, indices) for partition, (indices, _) in open_batches.items())
 
-    def _check_partition(self, partition: int) -> None:
-        if partition >= self.partitions:
+    def check_partition(self, partition: int) -> int:
+        """A partition that the store has.
+
+        Raises:
+            ValidationError: `partition_mismatch`.
+        """
+        if not 0 <= partition < self.partitions:
             raise ValidationError(
                 "partition_mismatch", f"The store has {self.partitions} partitions; there is no partition {partition}."
             )
+        return partition
 
     @staticmethod
     def checked(reply: Reply) -> Reply:
@@ -288,6 +295,11 @@ def as_error(reply: Reply) -> Reply | EngineError:
         code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
         return error_from_code(code, details)
     return reply
+
+
+def new_call_id() -> str:
+    """A name for one call: sent again after a lost reply, it is known by it and gets the answer of its first time."""
+    return uuid4().hex
 
 
 def execution_id(partition: int, uuid: bytes) -> ExecutionId:

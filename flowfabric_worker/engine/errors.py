@@ -157,7 +157,7 @@ CODES: dict[str, Row] = {
     "payload_too_large": Row(ValidationError, False, "The payload is over the limit; store it elsewhere and pass its address."),
     "journal_full": Row(ValidationError, False, "The execution's journal of steps is full.", ("execution_id", "limit")),
     "handle_from_other_backend": Row(ValidationError, False, "That handle belongs to another kind of store."),
-    "corruption": Row(ValidationError, False, "A stored record is damaged."),
+    "corruption": Row(ValidationError, False, "A stored record is damaged.", ("execution_id", "field")),
     "clock_not_settable": Row(
         ValidationError, False, "The clock can be set only in a store that was prepared for tests."
     ),

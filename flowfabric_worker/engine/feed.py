@@ -7,18 +7,20 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, Item
 from flowfabric_worker.engine.errors import EngineTimeoutError, NotFoundError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.listening import FALLBACK
+from flowfabric_worker.engine.records import Record
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
-from flowfabric_worker.engine.types.states import StateVector, TerminalOutcome
-from flowfabric_worker.engine.wire import decode_class, read_optional, unpack_pairs, unpack_tags
+from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.types.states import TerminalOutcome
+from flowfabric_worker.engine.wire import decode_class, unpack_pairs, unpack_tags
 
 _OUTCOME_FIELDS = ("state", "result", "codec", "error", "error_class", "error_detail", "cancel_reason")
-_ENTRY = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
+_POSITION = re.compile(r"(0|[1-9][0-9]{0,3})=([0-9]{1,16}-[0-9]{1,16})")
 _PAGE = 500
 
 
@@ -26,8 +28,9 @@ class Feed(EngineCore):
     """The room `feed`."""
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
-        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        seconds = _seconds(timeout)
         outcome = self.read_outcome(execution_id)
+        deadline = None if seconds is None else time.monotonic() + seconds
         if outcome is not None:
             return outcome
         event = self.listener.watch(str(execution_id), self._ended_of)
@@ -52,29 +55,13 @@ class Feed(EngineCore):
         Raises:
             NotFoundError: there is no such execution.
         """
+        check_execution_id(execution_id)
         values = self.call(
             "read_executions", execution_id.partition, [len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
         )[0]
         if not values:
             raise NotFoundError("execution_not_found", execution_id=str(execution_id))
-        state, result, codec, error, error_class, detail, cancel_reason = values
-        try:
-            vector = StateVector.parse(state.decode())
-        except (ValueError, AttributeError) as problem:
-            raise ValidationError("corruption", f"{execution_id}: state: {problem}.") from None
-        if vector.terminal_outcome is TerminalOutcome.NONE:
-            return None
-        succeeded = vector.terminal_outcome is TerminalOutcome.SUCCESS
-        message = cancel_reason if vector.terminal_outcome is TerminalOutcome.CANCELLED and cancel_reason else error
-        return ExecutionOutcome(
-            execution_id=execution_id,
-            outcome=vector.terminal_outcome,
-            result=read_optional(result) if succeeded else None,
-            codec=codec.decode() if codec else "",
-            error=None if succeeded else (message or b"").decode("utf-8", "replace"),
-            error_class=None if succeeded or not error_class else error_class.decode(),
-            detail=b"" if succeeded else detail or b"",
-        )
+        return Record(execution_id, dict(zip(_OUTCOME_FIELDS, values, strict=True))).outcome()
 
     def _ended_of(self, ids: list[str]) -> list[str]:
         """Those of the watched executions that ended, or are gone; the others are watched again in the same step."""
@@ -98,7 +85,7 @@ class Feed(EngineCore):
     ) -> Iterator[CompletionEvent]:
         positions = self._positions(cursor)
         wanted = filter or CompletionFilter()
-        return self._follow(positions, wanted, timeout)
+        return self._follow(positions, wanted, _seconds(timeout))
 
     def feed_cursor(self) -> str:
         """A cursor behind the newest end: a subscription from it sees only what is still to come."""
@@ -107,10 +94,10 @@ class Feed(EngineCore):
         )
 
     def _follow(
-        self, positions: dict[int, str], wanted: CompletionFilter, timeout: timedelta | None
+        self, positions: dict[int, str], wanted: CompletionFilter, timeout: float | None
     ) -> Iterator[CompletionEvent]:
         waiter = self.listener.waiter()
-        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while True:
                 found = False
@@ -119,7 +106,7 @@ class Feed(EngineCore):
                         found = True
                         if _passes(event, wanted):
                             yield event
-                            deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+                            deadline = None if timeout is None else time.monotonic() + timeout
                 if found:
                     continue
                 if deadline is not None and time.monotonic() >= deadline:
@@ -129,20 +116,19 @@ class Feed(EngineCore):
             self.listener.forget(waiter)
 
     def _page(self, partition: int, positions: dict[int, str], waiter: str) -> Iterator[CompletionEvent]:
-        arguments = [positions.get(partition, ""), _PAGE, waiter, int(FALLBACK * 1000)]
+        arguments: Item = [positions.get(partition, ""), _PAGE, waiter, int(FALLBACK * 1000)]
         for entry in self.call("read_feed", partition, arguments)[1:]:
             positions[partition] = entry[0].decode()
             yield _event(partition, entry, _encode_cursor(positions))
 
     def _positions(self, cursor: str | None) -> dict[int, str]:
         positions: dict[int, str] = {}
-        if not cursor:
+        if cursor is None or cursor == "":
             return positions
-        for part in cursor.split(","):
-            partition, _, entry = part.partition("=")
-            if not partition.isdecimal() or int(partition) >= self.partitions or not _ENTRY.fullmatch(entry):
-                raise ValidationError("invalid_cursor", f"{cursor!r:.200} is no cursor of this feed.")
-            positions[int(partition)] = entry
+        for match in map(_POSITION.fullmatch, cursor.split(",") if isinstance(cursor, str) else [""]):
+            if match is None or int(match[1]) >= self.partitions or int(match[1]) in positions:
+                raise ValidationError("invalid_cursor", f"{cursor!a:.200} is no cursor of this feed.")
+            positions[int(match[1])] = match[2]
         # What is too old is refused at once, not when the first event is asked for.
         for partition, entry in positions.items():
             self.call("read_feed", partition, [entry, 1, "", 0])
@@ -165,15 +151,24 @@ def _passes(event: CompletionEvent, wanted: CompletionFilter) -> bool:
     )
 
 
+def _seconds(timeout: timedelta | None) -> float | None:
+    return None if timeout is None else milliseconds(timeout, "timeout") / 1000
+
+
 def _event(partition: int, entry: Reply, cursor: str) -> CompletionEvent:
-    fields = unpack_pairs(entry[1:])
-    work_class = decode_class(fields["class"])
-    return CompletionEvent(
-        cursor=cursor,
-        execution_id=ExecutionId(partition, fields["execution"].decode()),
-        outcome=TerminalOutcome(fields["outcome"].decode()),
-        lane=work_class.lane,
-        task=work_class.task,
-        tags=unpack_tags(fields.get("tags")),
-        produced_at_ms=int(entry[0].split(b"-")[0]),
-    )
+    try:
+        fields = unpack_pairs(entry[1:])
+        work_class = decode_class(fields["class"])
+        return CompletionEvent(
+            cursor=cursor,
+            execution_id=ExecutionId(partition, fields["execution"].decode()),
+            outcome=TerminalOutcome(fields["outcome"].decode()),
+            lane=work_class.lane,
+            task=work_class.task,
+            tags=unpack_tags(fields.get("tags")),
+            produced_at_ms=int(entry[0].split(b"-")[0]),
+        )
+    except (ValueError, LookupError) as error:
+        raise ValidationError(
+            "corruption", f"The feed's entry {cursor} is damaged ({error}); subscribe again from behind it.", cursor=cursor
+        ) from None

@@ -47,7 +47,7 @@ class ExecutionId:
         match = _EXECUTION_ID.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[1]) > 0xFFFF:
             raise ValidationError(
-                "invalid_execution_id", f"{text!r} is not an execution id of the form {{fp:N}}:<lower-case uuid>."
+                "invalid_execution_id", f"{text!a:.200} is not an execution id of the form {{fp:N}}:<lower-case uuid>."
             )
         return cls(int(match[1]), match[2])
 
@@ -114,6 +114,17 @@ def check_lane(value: object) -> LaneId:
             "invalid_input", f"A lane is 1 to {MAX_LANE_CHARACTERS} printable ASCII characters, not {value!a}."
         )
     return LaneId(value)
+
+
+def check_execution_id(value: object) -> ExecutionId:
+    """Returns `value` when it is an execution id in its canonical form.
+
+    Raises:
+        ValidationError: `invalid_execution_id`.
+    """
+    if not isinstance(value, ExecutionId):
+        raise ValidationError("invalid_execution_id", f"An ExecutionId is needed, not {type(value).__name__}.")
+    return ExecutionId.parse(str(value))
 
 
 def check_capabilities(tokens: object) -> tuple[str, ...]:

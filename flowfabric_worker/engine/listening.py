@@ -36,6 +36,7 @@ class Waiter:
         self._condition = threading.Condition()
         self._partitions: set[int] = set()
         self._woken = False
+        self.stopped = False
 
     def wait(self, timeout: float) -> set[int]:
         """Waits until somebody wakes, at most `timeout` seconds; returns the partitions in which there is something."""
@@ -52,6 +53,11 @@ class Waiter:
                 self._partitions.add(partition)
             self._woken = True
             self._condition.notify_all()
+
+    def stop(self) -> None:
+        """Ends a wait for good."""
+        self.stopped = True
+        self.wake()
 
 
 class Listener:

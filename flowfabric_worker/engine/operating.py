@@ -32,8 +32,14 @@ class Operating(EngineCore):
 
     def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
         target = args.execution_id
+        try:
+            source = CancelSource(args.source)
+        except ValueError:
+            raise ValidationError(
+                "invalid_input", f"{args.source!r} is no source of a cancellation; there are {', '.join(CancelSource)}."
+            ) from None
         reason = cut(args.reason, MAX_MESSAGE_BYTES)
-        self.call("cancel_execution", target.partition, [target.uuid, reason, CancelSource(args.source).value])
+        self.call("cancel_execution", target.partition, [target.uuid, reason, source.value])
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
@@ -78,7 +84,12 @@ class Operating(EngineCore):
         if not tags:
             raise ValidationError("invalid_input", "There are no tags to set.")
         packed = pack_tags(check_tags(tags))
-        return int(self.call("set_tags", execution_id.partition, [execution_id.uuid, packed, MAX_TAGS])[1])
+        answer, count = self.call("set_tags", execution_id.partition, [execution_id.uuid, packed, MAX_TAGS])
+        if answer == b"too_many":
+            raise ValidationError(
+                "invalid_input", f"At most {MAX_TAGS} tags are allowed; {execution_id} would have {count}."
+            )
+        return int(count)
 
     def purge(self, execution_id: ExecutionId) -> None:
         self.call("purge", execution_id.partition, [execution_id.uuid])

@@ -44,7 +44,7 @@ def parse_partition_key(text: str) -> int:
     Raises:
         ValidationError: `text` is not of the form `{fp:N}` with a canonical number.
     """
-    match = _KEY.fullmatch(text)
+    match = _KEY.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ValidationError("invalid_partition_key", f"{text!r} is not a partition key such as '{{fp:0}}'.")
+        raise ValidationError("invalid_partition_key", f"{text!a:.200} is not a partition key such as '{{fp:0}}'.")
     return int(match[1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 from flowfabric_worker.engine.core import EngineCore
-from flowfabric_worker.engine.ids import ExecutionId, check_lane
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.records import Record, summary_of
@@ -22,14 +24,15 @@ from flowfabric_worker.engine.types.reads import (
     ListExpiredLeasesPage,
     ListLanesPage,
 )
-from flowfabric_worker.engine.types.states import LifecyclePhase, OwnershipState, PublicState
-from flowfabric_worker.engine.wire import read_optional
+from flowfabric_worker.engine.types.states import OwnershipState, PublicState
+from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.engine.workers import Workers, page_size
 
 # How many records a filtered listing reads before it returns what it has: every call has a bound.
 _MOST_WALKED = 10 * MAX_PAGE_SIZE
 
 _COUNTERS = (*PublicState, "paused")
+_LEASE_FIELDS = ("state", "fence", "holder", "expires")
 
 
 class Reads(Workers, EngineCore):
@@ -55,7 +58,7 @@ class Reads(Workers, EngineCore):
         record = self._record(execution_id, ("state", "result"))
         if record is None or record.state().public_state is not PublicState.COMPLETED:
             return None
-        return read_optional(record.raw("result"))
+        return record.result()
 
     def list_executions(
         self,
@@ -65,10 +68,13 @@ class Reads(Workers, EngineCore):
         filter: ExecutionFilter | None = None,  # noqa: A002  the name that the operation has
     ) -> ListExecutionsPage:
         count = page_size(limit)
+        partitions = self._partitions_behind(partition, cursor)
         found: list[ExecutionSummary] = []
         last = cursor
         if count:
-            for summary in self._walk(partition, cursor):
+            # Without a filter every record that is read is shown: one more tells whether there is a next page.
+            chunk = MAX_PAGE_SIZE if filter else min(count + 1, MAX_PAGE_SIZE)
+            for summary in self._walk(partitions, cursor, chunk):
                 if summary is None:
                     return ListExecutionsPage(executions=tuple(found), next_cursor=last)
                 if _matches(summary, filter):
@@ -78,59 +84,65 @@ class Reads(Workers, EngineCore):
                 last = summary.execution_id
         return ListExecutionsPage(executions=tuple(found), next_cursor=None)
 
-    def _walk(self, partition: str | None, cursor: ExecutionId | None) -> Iterator[ExecutionSummary | None]:
+    def _partitions_behind(self, partition: str | None, cursor: ExecutionId | None) -> range:
+        """The partitions that a listing goes through, from its cursor's on.
+
+        Raises:
+            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, of another partition.
+        """
+        count = self.partitions
+        partitions = range(count)
+        if partition is not None:
+            number = self.check_partition(parse_partition_key(partition))
+            partitions = range(number, number + 1)
+        if cursor is None:
+            return partitions
+        try:
+            first = check_execution_id(cursor).partition
+        except ValidationError as error:
+            raise ValidationError("invalid_cursor", f"The cursor of a listing is an execution's id: {error}") from None
+        if first not in partitions:
+            raise ValidationError("invalid_cursor", f"{cursor} does not lie in what is listed.")
+        return range(first, partitions.stop)
+
+    def _walk(
+        self, partitions: range, cursor: ExecutionId | None, chunk: int
+    ) -> Iterator[ExecutionSummary | None]:
         """The executions behind a cursor, partition after partition; None where the bound of one call is reached."""
-        first = cursor.partition if cursor else 0
-        partitions = range(first, self.partitions) if partition is None else [parse_partition_key(partition)]
         walked = 0
         for number in partitions:
             after = cursor.uuid if cursor and cursor.partition == number else ""
             while True:
                 rows = self.call(
-                    "list_executions",
-                    number,
-                    [self._packed_namespace, after, MAX_PAGE_SIZE, *Record.SUMMARY_FIELDS],
+                    "list_executions", number, [self._packed_namespace, after, chunk, *Record.SUMMARY_FIELDS]
                 )
                 for uuid, values in rows:
                     yield summary_of(ExecutionId(number, uuid.decode()), values)
                 walked += len(rows)
-                if len(rows) < MAX_PAGE_SIZE:
-                    break
                 if walked >= _MOST_WALKED:
                     yield None
                     return
+                if len(rows) < chunk:
+                    break
                 after = rows[-1][0].decode()
 
     def list_expired_leases(
         self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
     ) -> ListExpiredLeasesPage:
-        found: list[ExpiredLease] = []
         page = self.list_executions(partition, cursor, limit, ExecutionFilter(state=PublicState.ACTIVE))
         now = self.server_time()
-        for summary in page.executions:
-            record = self._record(summary.execution_id)
-            state = record.state() if record else None
-            if record is None or state is None or state.lifecycle_phase is not LifecyclePhase.ACTIVE:
-                continue
-            lease = record.lease()
-            if lease is not None and (
-                state.ownership_state is not OwnershipState.LEASED or lease.expires_at_ms <= now
-            ):
-                found.append(
-                    ExpiredLease(
-                        execution_id=summary.execution_id,
-                        worker_instance_id=lease.worker_instance_id,
-                        lease_epoch=lease.lease_epoch,
-                        expired_at_ms=lease.expires_at_ms,
-                    )
-                )
-        return ListExpiredLeasesPage(leases=tuple(found), next_cursor=page.next_cursor)
+        # A damaged record says nothing of a lease; list_executions shows it.
+        active = [row.execution_id for row in page.executions if row.corruption is None]
+        found = [_expired_lease(record, now) for record in self._records(active, _LEASE_FIELDS)]
+        return ListExpiredLeasesPage(
+            leases=tuple(lease for lease in found if lease is not None), next_cursor=page.next_cursor
+        )
 
     def list_lanes(self, cursor: str | None = None, limit: int = 100) -> ListLanesPage:
         count = page_size(limit)
         if not count:
             return ListLanesPage(lanes=(), next_cursor=None)
-        after = check_lane(cursor) if cursor else ""
+        after = "" if cursor is None else _checked_lane_cursor(cursor)
         arguments = [self._packed_namespace, after, count + 1, *_COUNTERS]
         merged: dict[str, LaneInfo] = {}
         for partition in range(self.partitions):
@@ -166,7 +178,7 @@ class Reads(Workers, EngineCore):
             living += [
                 (frozenset(worker.lanes), frozenset(worker.tasks), frozenset(worker.capabilities))
                 for worker in page.workers
-                if worker.alive
+                if isinstance(worker, WorkerInfo) and worker.alive
             ]
             cursor = page.next_cursor
             if cursor is None:
@@ -181,10 +193,34 @@ class Reads(Workers, EngineCore):
     def backend_label(self) -> str:
         return self.store.label
 
-    def _record(self, execution_id: ExecutionId, fields: tuple[str, ...] | None = None) -> Record | None:
-        wanted = fields or Record.FIELDS
-        values = self.call("read_executions", execution_id.partition, [len(wanted), *wanted, execution_id.uuid])[0]
-        return Record(execution_id, dict(zip(wanted, values, strict=True))) if values else None
+    def _record(self, execution_id: ExecutionId, fields: tuple[str, ...] = Record.FIELDS) -> Record | None:
+        check_execution_id(execution_id)
+        return next(self._records([execution_id], fields), None)
+
+    def _records(self, execution_ids: Sequence[ExecutionId], fields: tuple[str, ...]) -> Iterator[Record]:
+        """Those of some executions that exist, read in one call per partition; the ids come in partition order."""
+        for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition):
+            ids = list(group)
+            rows = self.call("read_executions", partition, [len(fields), *fields, *(each.uuid for each in ids)])
+            for each, values in zip(ids, rows, strict=True):
+                if values:
+                    yield Record(each, dict(zip(fields, values, strict=True)))
+
+
+def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
+    """The lease of an execution that nobody holds any more; None if it is held, or damaged meanwhile."""
+    try:
+        lease, ownership = record.lease(), record.state().ownership_state
+    except ValidationError:
+        return None
+    if lease is None or (ownership is OwnershipState.LEASED and lease.expires_at_ms > now):
+        return None
+    return ExpiredLease(
+        execution_id=record.execution_id,
+        worker_instance_id=lease.worker_instance_id,
+        lease_epoch=lease.lease_epoch,
+        expired_at_ms=lease.expires_at_ms,
+    )
 
 
 def _matches(summary: ExecutionSummary, wanted: ExecutionFilter | None) -> bool:
@@ -197,6 +233,13 @@ def _matches(summary: ExecutionSummary, wanted: ExecutionFilter | None) -> bool:
         and wanted.task in (None, summary.task)
         and wanted.tags.items() <= summary.tags.items()
     )
+
+
+def _checked_lane_cursor(cursor: str) -> str:
+    try:
+        return check_lane(cursor)
+    except ValidationError as error:
+        raise ValidationError("invalid_cursor", f"The cursor of a list of lanes is a lane: {error}") from None
 
 
 def _add_lane(known: LaneInfo | None, name: str, values: Reply) -> LaneInfo:

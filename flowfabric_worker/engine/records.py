@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import (
     AttemptSummary,
@@ -21,8 +23,17 @@ from flowfabric_worker.engine.types.states import (
     LifecyclePhase,
     PublicState,
     StateVector,
+    TerminalOutcome,
 )
-from flowfabric_worker.engine.wire import WorkClass, decode_class, decode_policy, unpack, unpack_tags, unpack_text
+from flowfabric_worker.engine.wire import (
+    WorkClass,
+    decode_class,
+    decode_policy,
+    read_optional,
+    unpack,
+    unpack_tags,
+    unpack_text,
+)
 
 T = TypeVar("T")
 Offer = tuple[frozenset[str], frozenset[str], frozenset[str]]
@@ -56,7 +67,7 @@ class Record:
             return None
         try:
             return read(value)
-        except (ValueError, LookupError, TypeError, ValidationError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, ValidationError) as error:
             raise self._corruption(field, str(error)) from None
 
     def _needed(self, field: str, read: Callable[[bytes], T]) -> T:
@@ -78,6 +89,10 @@ class Record:
         """A whole number."""
         return self._read(field, int)
 
+    def needed_number(self, field: str) -> int:
+        """A whole number that every record has."""
+        return self._needed(field, int)
+
     def count(self, field: str) -> int:
         """A whole number that is 0 where it is absent."""
         return self.number(field) or 0
@@ -93,6 +108,10 @@ class Record:
     def tags(self) -> dict[str, str]:
         """The tags."""
         return self._read("tags", unpack_tags) or {}
+
+    def result(self) -> bytes | None:
+        """The result; None and `b""` differ."""
+        return self._read("result", _marked)
 
     # Compound values
 
@@ -120,7 +139,7 @@ class Record:
         fence = self._fence()
         if fence is None:
             raise self._corruption("fence", "is missing")
-        worker_id, instance, _ = self._needed("holder", unpack_text)
+        worker_id, instance = self._needed("holder", _worker_of)
         return LeaseSummary(
             lease_epoch=fence[1],
             worker_id=worker_id,
@@ -172,7 +191,6 @@ class Record:
         leased = state.lifecycle_phase is LifecyclePhase.ACTIVE
         ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
         delayed = state.public_state is PublicState.DELAYED
-        key = self._read("idempotency_key", unpack_text)
         return ExecutionInfo(
             execution_id=self.execution_id,
             namespace=work_class.namespace,
@@ -183,7 +201,7 @@ class Record:
             public_state=state.public_state,
             creator=self.text("creator") or "",
             codec=self.text("codec") or "",
-            idempotency_key=key[1] if key else None,
+            idempotency_key=self._read("idempotency_key", _key_of),
             policy=self._policy(work_class),
             tags=self.tags(),
             created_at_ms=self._needed("created", int),
@@ -213,11 +231,25 @@ class Record:
             flow_id=self.text("flow"),
         )
 
+    def outcome(self) -> ExecutionOutcome | None:
+        """How it ended; None while it has not."""
+        ending = self.state().terminal_outcome
+        if ending is TerminalOutcome.NONE:
+            return None
+        outcome = functools.partial(
+            ExecutionOutcome, execution_id=self.execution_id, outcome=ending, codec=self.text("codec") or ""
+        )
+        if ending is TerminalOutcome.SUCCESS:
+            return outcome(result=self.result())
+        cancelled = self.text("cancel_reason") if ending is TerminalOutcome.CANCELLED else None
+        return outcome(
+            error=cancelled or self.text("error") or "",
+            error_class=self.text("error_class"),
+            detail=self.raw("error_detail") or b"",
+        )
+
     def _policy(self, work_class: WorkClass) -> ExecutionPolicy:
-        try:
-            return decode_policy(self.raw("policy"), work_class)
-        except (ValueError, ValidationError) as error:
-            raise self._corruption("policy", str(error)) from None
+        return self._read("policy", lambda data: decode_policy(data, work_class)) or decode_policy(None, work_class)
 
     def explain(
         self, *, now: int, paused: bool, place: int | None, held: int, workers: Sequence[Offer]
@@ -243,6 +275,8 @@ class Record:
             return "delayed", why.get(state.blocking_reason, f"It is delayed; it may start in {wait} ms.")
         lease = self.lease()
         if lease is not None and place is None:
+            if lease.expires_at_ms <= now:
+                return "lapsed", f"Its lease at {lease.worker_instance_id} ran out; the next claim or upkeep makes it ready."
             return "running", f"It runs at {lease.worker_instance_id}; its lease holds for {lease.expires_at_ms - now} ms."
         if place is None:
             return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
@@ -278,23 +312,40 @@ def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None]) -> Exe
             lane=work_class.lane,
             task=work_class.task,
             public_state=record.state().public_state,
-            priority=record.count("priority"),
-            created_at_ms=record.count("created"),
+            priority=record.needed_number("priority"),
+            created_at_ms=record.needed_number("created"),
             tags=record.tags(),
         )
     except ValidationError as error:
         return ExecutionSummary(execution_id=execution_id, corruption=str(error))
 
 
+def _key_of(data: bytes) -> str:
+    _, key = unpack_text(data)
+    return key
+
+
+def _worker_of(data: bytes) -> tuple[str, str]:
+    worker_id, instance, _ = unpack_text(data)
+    return worker_id, instance
+
+
+def _marked(data: bytes) -> bytes | None:
+    if not data.startswith(b"="):
+        raise ValueError("it lacks its mark")
+    return read_optional(data)
+
+
 def _past_attempt(entry: bytes) -> PastAttempt:
-    index, kind, ending, started, ended, holder, error_class, error = unpack_text(entry)
+    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)
     return PastAttempt(
         attempt_index=int(index),
-        attempt_type=kind,
-        ending=ending,
+        attempt_type=kind.decode(),
+        ending=ending.decode(),
         started_at_ms=int(started),
         ended_at_ms=int(ended),
-        worker_instance_id=unpack_text(holder.encode())[1] if holder else "",
-        error_class=error_class or None,
-        error=error or None,
+        worker_instance_id=_worker_of(holder)[1] if holder else "",
+        error_class=error_class.decode() or None,
+        # It is cut after so many bytes, which may be in the middle of a character.
+        error=error.decode("utf-8", "ignore") or None,
     )

@@ -25,7 +25,7 @@ from flowfabric_worker.engine.types.running import (
     TerminalCancelled,
     TerminalFailed,
 )
-from flowfabric_worker.engine.wire import optional, pack_moment
+from flowfabric_worker.engine.wire import epoch_ms, optional, pack_moment
 
 T = TypeVar("T")
 
@@ -40,11 +40,11 @@ class Running(EngineCore):
         return _only(self.renew_many([handle]))
 
     def renew_many(self, handles: Sequence[Handle]) -> list[LeaseRenewal | EngineError]:
-        self.refuse_repeats((handle.execution_id for handle in handles), "The execution")
         items: list[tuple[int, Item]] = []
         for handle in handles:
             partition, uuid, fence = self.fenced(handle)
             items.append((partition, (uuid, fence, str(handle.lease_ttl_ms))))
+        self._refuse_repeats_in(items)
         shortest = min((handle.lease_ttl_ms for handle in handles), default=30_000)
         replies = self.call_items("renew_many", items, max(0.05, shortest / 1000 / RENEWAL_TIMEOUT_SHARE))
         return [
@@ -55,7 +55,7 @@ class Running(EngineCore):
         ]
 
     def progress(self, handle: Handle, percent: int | None = None, message: str | None = None) -> None:
-        if percent is not None and (isinstance(percent, bool) or not isinstance(percent, int) or not 0 <= percent <= 100):
+        if percent is not None and (type(percent) is not int or not 0 <= percent <= 100):
             raise ValidationError("invalid_input", f"percent is a whole number from 0 to 100, not {percent!r}.")
         partition, uuid, fence = self.fenced(handle)
         text = optional(None if message is None else cut(message, MAX_MESSAGE_BYTES))
@@ -64,13 +64,13 @@ class Running(EngineCore):
     def complete(self, handle: Handle, payload: bytes | None = None) -> None:
         _only(self.complete_many([Completion(handle=handle, payload=payload)]))
 
-    def complete_many(self, completions: Sequence[Completion]) -> list[None | EngineError]:
-        self.refuse_repeats((each.handle.execution_id for each in completions), "The execution")
+    def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
         items: list[tuple[int, Item]] = []
         for each in completions:
             self.check_payload(each.payload, "result")
             partition, uuid, fence = self.fenced(each.handle)
             items.append((partition, (uuid, fence, optional(each.payload))))
+        self._refuse_repeats_in(items)
         replies = self.call_items("complete_many", items)
         return [reply if isinstance(reply, EngineError) else None for reply in replies]
 
@@ -82,11 +82,15 @@ class Running(EngineCore):
         retry_after: timedelta | None = None,
     ) -> FailOutcome:
         failure = Failure(handle=handle, reason=reason, classification=classification, retry_after=retry_after)
-        return _only(self.fail_many([failure]))
+        outcome = self.fail_many([failure])[0]
+        if isinstance(outcome, EngineError):
+            raise outcome
+        return outcome
 
     def fail_many(self, failures: Sequence[Failure]) -> list[FailOutcome | EngineError]:
-        self.refuse_repeats((each.handle.execution_id for each in failures), "The execution")
-        replies = self.call_items("fail_many", [self._failure_item(each) for each in failures])
+        items = [self._failure_item(each) for each in failures]
+        self._refuse_repeats_in(items)
+        replies = self.call_items("fail_many", items)
         return [reply if isinstance(reply, EngineError) else _fail_outcome(reply) for reply in replies]
 
     def _failure_item(self, failure: Failure) -> tuple[int, Item]:
@@ -98,6 +102,8 @@ class Running(EngineCore):
                 "invalid_input", f"{failure.classification!r} is no failure class; there are {', '.join(FailureClass)}."
             ) from None
         after = "" if failure.retry_after is None else str(milliseconds(failure.retry_after, "retry_after"))
+        if not isinstance(failure.reason.detail, bytes):
+            raise ValidationError("invalid_input", "The detail of a failure must be bytes.")
         return partition, (
             uuid,
             fence,
@@ -106,7 +112,7 @@ class Running(EngineCore):
             failure.reason.detail[:MAX_DETAIL_BYTES],
             after,
             # The store does not draw: what it writes must follow from its arguments.
-            repr(random.random()),  # noqa: S311  a jitter is no secret
+            repr(random.random()),
         )
 
     def cancel(self, handle: Handle, reason: str = "") -> None:
@@ -116,22 +122,22 @@ class Running(EngineCore):
     def release(self, handle: Handle, delay: timedelta | None = None) -> None:
         _only(self.release_many([handle], delay))
 
-    def release_many(self, handles: Sequence[Handle], delay: timedelta | None = None) -> list[None | EngineError]:
-        self.refuse_repeats((handle.execution_id for handle in handles), "The execution")
+    def release_many(self, handles: Sequence[Handle], delay: timedelta | None = None) -> list[EngineError | None]:
         moment = pack_moment(delay, None, "delay")
         items: list[tuple[int, Item]] = []
         for handle in handles:
             partition, uuid, fence = self.fenced(handle)
             items.append((partition, (uuid, fence, moment)))
+        self._refuse_repeats_in(items)
         replies = self.call_items("release_many", items)
         return [reply if isinstance(reply, EngineError) else None for reply in replies]
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
         partition, uuid, fence = self.fenced(handle)
         if isinstance(delay_until, timedelta):
-            moment = pack_moment(delay_until, None, "delay_until")
+            moment = f"+{milliseconds(delay_until, 'delay_until')}"
         else:
-            moment = pack_moment(None, delay_until, "delay_until")
+            moment = f"@{epoch_ms(delay_until, 'delay_until')}"
         self.call("delay", partition, [uuid, fence, moment])
 
     def wait_children(self, handle: Handle) -> None:
@@ -141,9 +147,14 @@ class Running(EngineCore):
     def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:
         partition, uuid, fence = self.fenced(handle)
         check_name(name, "a step's name")
+        if value is None:
+            raise ValidationError("invalid_input", "A step's result must be bytes; None cannot be kept.")
         self.check_payload(value, "step's result")
         reply = self.call("record_step", partition, [uuid, fence, name, value, MAX_STEPS, MAX_JOURNAL_BYTES])
         return StepRecord(value=reply[1], first=reply[0] == b"recorded")
+
+    def _refuse_repeats_in(self, items: Sequence[tuple[int, Item]]) -> None:
+        self.refuse_repeats((item[0] for _, item in items), "The execution")
 
 
 def _only(results: Sequence[T | EngineError]) -> T:
@@ -161,6 +172,12 @@ def _fail_outcome(reply: Reply) -> FailOutcome:
 
 
 def cut(text: str, limit: int) -> bytes:
-    """A text as UTF-8 of at most `limit` bytes; what cannot be encoded is replaced."""
+    """A text as UTF-8 of at most `limit` bytes; what cannot be encoded is replaced.
+
+    Raises:
+        ValidationError: not a text.
+    """
+    if not isinstance(text, str):
+        raise ValidationError("invalid_input", f"A message or reason must be a str, not {type(text).__name__}.")
     data = text.encode("utf-8", "replace")
     return data if len(data) <= limit else data[:limit].decode("utf-8", "ignore").encode()

@@ -14,7 +14,7 @@ from flowfabric_worker.engine.partitions import partition_of_key, partition_of_u
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.states import StateVector
-from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created, CreateExecutionResult, Duplicate
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_tags
 
 
@@ -66,26 +66,23 @@ class Submission(EngineCore):
             key,
             str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
             self._digest(args),
-            self._fields(args),
+            *self._kept(args),
         )
 
-    def _fields(self, args: CreateExecutionArgs) -> bytes:
-        """The fields that stored functions hand on without reading them."""
-        fields: list[str | bytes] = []
-        for name, value in (
-            ("payload", optional(args.payload)),
-            ("codec", check_name(args.codec, "codec") if args.codec else b""),
-            ("policy", encode_policy(args.policy)),
-            ("tags", pack_tags(check_tags(args.tags)) if args.tags else b""),
-            ("creator", check_name(args.creator, "creator") if args.creator else b""),
-        ):
-            if value:
-                fields += name, value
-        return pack(fields)
+    @staticmethod
+    def _kept(args: CreateExecutionArgs) -> tuple[str | bytes, ...]:
+        """What stored functions hand on without reading it."""
+        return (
+            optional(args.payload),
+            check_name(args.codec, "codec") if args.codec else "",
+            encode_policy(args.policy),
+            pack_tags(check_tags(args.tags)) if args.tags else "",
+            check_name(args.creator, "creator") if args.creator else "",
+        )
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str]:
         """Partition and uuid: the key's partition if there is a key, else the one that the uuid falls into."""
-        given = args.execution_id
+        given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
         minted = ExecutionId.mint(self.partitions) if given is None else given
         if args.idempotency_key is not None:
             partition = partition_of_key(
@@ -98,7 +95,7 @@ class Submission(EngineCore):
         if given is not None and given.partition != partition:
             raise ValidationError(
                 "partition_mismatch",
-                f"{given} must lie in partition {partition}, the one of its {'key' if args.idempotency_key else 'uuid'}.",
+                f"{given} must lie in partition {partition}, that of its {'key' if args.idempotency_key else 'uuid'}.",
             )
         return partition, minted.uuid
 

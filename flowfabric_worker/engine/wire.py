@@ -178,7 +178,7 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     """Reads a policy back; what a worker must offer and spends from stands in the class.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError, ArithmeticError, ValidationError: it is damaged.
     """
     gates = {
         "required_capabilities": frozenset(work_class.capabilities),
@@ -198,7 +198,7 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     if values[0]:
         retry = RetryPolicy(
             max_retries=int(values[0]),
-            backoff="fixed" if values[1] == "fixed" else "exponential",
+            backoff=values[1],  # type: ignore[arg-type]  # the policy itself checks the word
             initial=timedelta(milliseconds=int(values[2])),
             maximum=timedelta(milliseconds=int(values[3])),
             multiplier=float(values[4]),

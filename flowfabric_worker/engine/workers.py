@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name
-from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
+from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, RegisterWorkerResult, WorkerInfo
 from flowfabric_worker.engine.wire import pack, unpack, unpack_text
@@ -22,19 +23,10 @@ class Workers(EngineCore):
     """The room `workers`."""
 
     def register_worker(self, args: RegisterWorkerArgs) -> RegisterWorkerResult:
-        about = pack(
-            (
-                check_name(args.worker_id, "worker_id"),
-                pack(check_lane(lane) for lane in args.lanes),
-                pack(check_capabilities(args.capabilities)),
-                pack(check_name(task, "task") for task in args.tasks),
-                str(args.threads),
-                args.host,
-                str(args.pid),
-            )
-        )
+        worker = self._worker(args.worker_instance_id)
+        about = _about(args)
         alive_ms = milliseconds(args.alive_for, "alive_for", least=1)
-        reply = self.call("register_worker", _REGISTRY, [self._worker(args.worker_instance_id), about, alive_ms])
+        reply = self.call("register_worker", _REGISTRY, [worker, about, alive_ms, new_call_id()])
         return RegisterWorkerResult(refreshed=reply[0] == b"refreshed")
 
     def heartbeat_worker(self, worker_instance_id: str, alive_for: timedelta = timedelta(seconds=60)) -> int:
@@ -43,22 +35,29 @@ class Workers(EngineCore):
 
     def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
         why = cut(reason, MAX_MESSAGE_BYTES) or b"marked dead"
-        return bool(self.call("mark_worker_dead", _REGISTRY, [self._worker(worker_instance_id), why])[0] == b"marked")
+        arguments: Item = [self._worker(worker_instance_id), why, new_call_id()]
+        return bool(self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked")
 
     def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:
         count = page_size(limit)
         if not count:
             return ListWorkersPage(workers=(), next_cursor=None)
-        after = self._worker(cursor) if cursor else b""
+        after = self._behind(cursor)
         now, *rows = self.call("list_workers", _REGISTRY, [self._packed_namespace, after, count + 1])
-        skipped = len(self._packed_namespace)
-        workers = tuple(_worker_info(row[0][skipped:].decode(), row, now) for row in rows[:count])
-        return ListWorkersPage(
-            workers=workers, next_cursor=workers[-1].worker_instance_id if len(rows) > count else None
-        )
+        names = [row[0][len(self._packed_namespace) :].decode() for row in rows[:count]]
+        workers = tuple(_row(name, row, now) for name, row in zip(names, rows, strict=False))
+        return ListWorkersPage(workers=workers, next_cursor=names[-1] if len(rows) > count else None)
 
     def _worker(self, instance: str) -> bytes:
         return self._packed_namespace + check_name(instance, "worker_instance_id").encode()
+
+    def _behind(self, cursor: str | None) -> bytes:
+        if cursor is None:
+            return b""
+        try:
+            return self._worker(cursor)
+        except ValidationError as error:
+            raise ValidationError("invalid_cursor", f"The cursor of a list of workers is one's instance id: {error}") from None
 
 
 def page_size(limit: int) -> int:
@@ -70,6 +69,33 @@ def page_size(limit: int) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
         raise ValidationError("invalid_input", f"A page holds 0 to {MAX_PAGE_SIZE} entries, not {limit!r}.")
     return limit
+
+
+def _about(args: RegisterWorkerArgs) -> bytes:
+    """What a worker says of itself, as it is stored."""
+    about = pack(
+        (
+            check_name(args.worker_id, "worker_id"),
+            pack(check_lane(lane) for lane in args.lanes),
+            pack(check_capabilities(args.capabilities)),
+            pack(check_name(task, "task") for task in args.tasks),
+            str(args.threads),
+            check_name(args.host, "host") if args.host != "" else "",
+            str(args.pid),
+        )
+    )
+    if len(about) > MAX_REGISTRATION_BYTES:
+        raise ValidationError(
+            "invalid_input", f"A worker's registration has at most {MAX_REGISTRATION_BYTES} bytes, not {len(about)}."
+        )
+    return about
+
+
+def _row(instance: str, row: Reply, now: int) -> WorkerInfo | DamagedRow:
+    try:
+        return _worker_info(instance, row, now)
+    except ValueError as error:
+        return DamagedRow(instance, f"worker: {error}")
 
 
 def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:

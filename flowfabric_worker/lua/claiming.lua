@@ -1,12 +1,28 @@
 -- claiming: work is handed out under a lease, reserved, and redeemed.
 
--- What a claim reads beyond the core, and what it hands to the worker.
-local CLAIM = ff.joined({ ff.CORE, ff.ATTEMPT, { 'payload', 'codec', 'created', 'started', 'kind', 'steps' } })
+-- What a claim reads beyond the core; and, of work that had an attempt before, beyond that.
+local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created' } })
+local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'kind', 'steps', 'journal_bytes' } })
+
+-- The record of an execution with everything that a claim needs.
+local function load_for_claim(ctx, uuid)
+  local record, failure = ff.load(ctx, uuid, CLAIM)
+  if record and record.attempt then
+    local values = call('HMGET', record.key, unpack(CLAIM_AGAIN)) -- bounded: a fixed list of names
+    for i, name in ipairs(CLAIM_AGAIN) do
+      record[name] = values[i] or nil
+    end
+  end
+  return record, failure
+end
+
+-- How often a claim looks again when what it found could not be handed out.
+local MOST_ROUNDS = 16
 
 -- The results of an execution's steps, as name, value, name, value.
 local function journal(record)
-  local steps = tonumber(record.steps or '0')
   local entries = {}
+  local steps = tonumber(record.steps or '0')
   for first = 1, steps, 500 do
     local slots = {}
     for i = first, math.min(first + 499, steps) do
@@ -48,7 +64,7 @@ local function take(ctx, record, lease)
   local changes = {
     holder = lease.holder,
     expires = ctx.now + lease.ttl,
-    started = not record.started and ctx.now or nil,
+    started = not record.started and ctx.now_text or nil,
     reserved_for = record.reserved_for and '' or nil,
     reserved_until = record.reserved_until and '' or nil,
   }
@@ -59,7 +75,7 @@ local function take(ctx, record, lease)
     changes.attempts = ff.archive(ctx, record, words.phase == 'active' and 'interrupted_reclaimed' or 'ended_failure')
     changes.attempt = count
     changes.attempt_count = count + 1
-    changes.attempt_started = ctx.now
+    changes.attempt_started = ctx.now_text
     changes.attempt_ended = record.attempt_ended and '' or nil
     attempt_id = lease.id
     if words.phase == 'active' then
@@ -122,18 +138,39 @@ local function heads(ctx, classes, wanted)
   return found
 end
 
--- Walks what is ready in a lane and gives each claimable record to `use` until that answers false. An entry whose
--- record is gone or moved on is removed: it hides nothing behind it.
+-- The record of a ready entry if it may be handed out. An entry whose record is gone or moved on is removed, work
+-- whose time is over or that was reclaimed too often ends here.
+local function claimable(ctx, head)
+  local record = load_for_claim(ctx, head[2])
+  if not record or not record.words.claimable or record.class ~= head[3] then
+    call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
+  elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
+    ff.expire(ctx, record)
+  elseif not exhausted(ctx, record) then
+    return record
+  end
+  return nil
+end
+
+-- Walks what is ready in a lane and gives up to `wanted` records to `use` until that answers false. When an entry could
+-- not be handed out it looks again, so that such an entry hides nothing behind it.
 local function each_ready(ctx, classes, wanted, use)
-  for _, head in ipairs(heads(ctx, classes, wanted)) do
-    local record = ff.load(ctx, head[2], CLAIM)
-    if not record or not record.words.claimable or record.class ~= head[3] then
-      call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
-    elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
-      ff.expire(ctx, record)
-    elseif not exhausted(ctx, record) and not use(record) then
+  for _ = 1, MOST_ROUNDS do
+    local passed_over = false
+    for _, head in ipairs(heads(ctx, classes, wanted)) do
+      local record = claimable(ctx, head)
+      if not record then
+        passed_over = true
+      elseif not use(record) then
+        return
+      else
+        wanted = wanted - 1
+      end
+    end
+    if not passed_over or wanted <= 0 then
       return
     end
+    ff.flush_ready(ctx)
   end
 end
 
@@ -168,7 +205,7 @@ local function claimed_before(ctx, instance, claim_id)
   end
   local items = {}
   for i = 2, #parts do
-    local record = ff.load(ctx, parts[i], CLAIM)
+    local record = load_for_claim(ctx, parts[i])
     if record and record.words.leased and ff.fence_parts(record.fence) == claim_id then
       items[#items + 1] = claimed(record)
     end
@@ -191,7 +228,7 @@ local function claim_lanes(ctx, lanes, limit, lease)
     local wanted = math.min(lane.limit, limit - #items)
     if wanted > 0 and #lane.classes > 0 and not paused(ctx, lane) then
       each_ready(ctx, lane.classes, wanted, function(record)
-        bytes = bytes + #(record.payload or '')
+        bytes = bytes + #(record.payload or '') + tonumber(record.journal_bytes or '0')
         if bytes > ff.MAX_BYTES and #items > 0 then
           return false
         end
@@ -278,9 +315,12 @@ ff.register('pass_wake', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- stop_waiting: a waiter is gone for good. Argument: waiter.
+-- stop_waiting: a waiter has work elsewhere, or is gone. If it was woken meanwhile, the wake-up goes on to the next.
+-- Arguments: waiter, then the lanes that it waited for, as in claim_many.
 ff.register('stop_waiting', { 'allow-oom' }, function(ctx, args)
-  ff.unwait(ctx, args[1])
+  if not ff.unwait(ctx, args[1]) then
+    wake_next(ctx, lanes_of(args, 2))
+  end
   ff.flush(ctx)
   return { 'ok' }
 end)
@@ -335,7 +375,7 @@ end)
 -- Answers: 'claimed' and the item.
 ff.register('redeem', { 'allow-oom' }, function(ctx, args)
   local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
-  local record, failure = ff.load(ctx, uuid, CLAIM)
+  local record, failure = load_for_claim(ctx, uuid)
   if not record then
     return failure
   end

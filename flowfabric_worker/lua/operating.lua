@@ -53,7 +53,8 @@ ff.register('replay_execution', {}, function(ctx, args)
   local past = ff.archive(ctx, record, endings[record.words.outcome] or 'ended_failure')
   call(
     'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
-    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'last', 'retry_count', 'attempt_started', 'attempt_ended'
+    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'last', 'retry_count', 'reclaim_count', 'revoke_reason',
+    'attempt_started', 'attempt_ended'
   )
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
   ff.move(ctx, record, ff.READY .. 'pending_replay_attempt', {
@@ -115,7 +116,8 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags. Answers: 'ok' number of tags.
+-- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags. Answers: 'ok' number of tags, or
+-- 'too_many' and what their number would be.
 ff.register('set_tags', {}, function(ctx, args)
   local record, failure = ff.load(ctx, args[1])
   if not record then
@@ -132,7 +134,7 @@ ff.register('set_tags', {}, function(ctx, args)
     end
   end
   if #order > tonumber(args[3]) then
-    return ff.failure('invalid_input', 'tags', args[3])
+    return { 'too_many', #order }
   end
   table.sort(order)
   local flat = {}

@@ -24,10 +24,8 @@
 
 local ff = {}
 
--- While a library is loaded there is no redis.call yet, so it is looked up at each call.
-local function call(...)
-  return redis.call(...)
-end
+-- While a library is loaded there is no redis.call yet: ff.begin sets this before a function runs.
+local call
 
 ff.MAX_ITEMS = 500
 ff.MAX_BYTES = 8 * 1024 * 1024
@@ -115,6 +113,7 @@ end
 -- The context of one call -------------------------------------------------------------------------------------------
 
 function ff.begin(keys)
+  call = redis.call
   local base = keys[1]
   local meta = call('HMGET', base .. ':meta', 'clock', 'revision', 'feed_last')
   local now = ff.number(meta[1])
@@ -126,6 +125,7 @@ function ff.begin(keys)
   return {
     base = base,
     now = now,
+    now_text = ff.text(now),
     revision = tonumber(meta[2] or '0'),
     -- Ids of the feed never go back, whatever the clock does.
     feed_now = math.max(now, ff.number(meta[3]) or 0),
@@ -256,84 +256,119 @@ function ff.policy(record)
   return policy
 end
 
-function ff.lane_of(class)
-  local parts = ff.unpack(class)
-  return ff.pack({ parts[1], parts[2] })
+-- What a class says of itself: its lane (packed), its namespace (packed), and the lane's name. There are few classes, so
+-- each is read apart once; the memory of them is begun anew before it grows large.
+ff.known_classes, ff.known_class_count = {}, 0
+
+function ff.class(class)
+  local known = ff.known_classes[class]
+  if not known then
+    local parts = ff.unpack(class)
+    known = { lane = ff.pack({ parts[1], parts[2] }), namespace = ff.pack({ parts[1] }), lane_name = parts[2] }
+    if ff.known_class_count >= 4096 then
+      ff.known_classes, ff.known_class_count = {}, 0
+    end
+    ff.known_classes[class] = known
+    ff.known_class_count = ff.known_class_count + 1
+  end
+  return known
 end
 
--- What the indexes must say of a record: its public state, its place among the ready ones, its next moment.
+
+-- What the indexes must say of a record: its public state, its score among the ready ones, its next moment.
 function ff.derive(record)
   local words = record.words
-  local view = { public = words.public }
-  local reserved = ff.number(record.reserved_until)
-  if words.claimable and not reserved then
-    view.ready = record.place - record.priority * 1e12
-  end
   if words.phase == 'terminal' then
-    view.due = ff.number(record.remove_at)
-    return view
+    return words.public, nil, ff.number(record.remove_at)
   end
-  local due = math.min(ff.number(record.deadline) or math.huge, ff.number(record.dedup_until) or math.huge)
-  due = math.min(due, reserved or math.huge)
+  local reserved = ff.number(record.reserved_until)
+  local ready
+  if words.claimable and not reserved then
+    ready = record.place - record.priority * 1e12
+  end
+  local due = reserved
+  local function sooner(moment)
+    moment = ff.number(moment)
+    if moment and not (due and due <= moment) then
+      due = moment
+    end
+  end
+  sooner(record.deadline)
+  sooner(record.dedup_until)
   if words.leased then
-    due = math.min(due, ff.number(record.expires) or math.huge, ff.number(record.timeout_at) or math.huge)
+    sooner(record.expires)
+    sooner(record.timeout_at)
   elseif words.eligibility == 'not_eligible_until_time' then
-    due = math.min(due, ff.number(record.delay_until) or math.huge)
+    sooner(record.delay_until)
   end
-  view.due = due < math.huge and due or nil
-  return view
+  return words.public, ready, due
 end
 
--- Notes that the indexes must follow a record that changed from one view to another.
-function ff.follow(ctx, record, before, after)
-  if before.public ~= after.public then
-    local lane = ff.lane_of(record.class)
-    local counts = ctx.counts[lane] or {}
+function ff.count(ctx, lane, state, change)
+  local counts = ctx.counts[lane]
+  if not counts then
+    counts = {}
     ctx.counts[lane] = counts
-    if before.public then
-      counts[before.public] = (counts[before.public] or 0) - 1
+  end
+  counts[state] = (counts[state] or 0) + change
+end
+
+-- Notes what the indexes must follow: a record as it is now, and what they said of it before (nothing of a new one).
+function ff.follow(ctx, record, old_public, old_ready, old_due)
+  local public, ready, due
+  if record.words then
+    public, ready, due = ff.derive(record)
+  end
+  if old_public ~= public then
+    local lane = ff.class(record.class).lane
+    if old_public then
+      ff.count(ctx, lane, old_public, -1)
     end
-    if after.public then
-      counts[after.public] = (counts[after.public] or 0) + 1
+    if public then
+      ff.count(ctx, lane, public, 1)
     end
   end
-  if before.ready ~= after.ready then
-    local class = ctx.ready[record.class] or {}
-    ctx.ready[record.class] = class
-    class[record.uuid] = after.ready or false
+  if old_ready ~= ready then
+    local class = ctx.ready[record.class]
+    if not class then
+      class = {}
+      ctx.ready[record.class] = class
+    end
+    class[record.uuid] = ready or false
   end
-  if before.due ~= after.due then
-    ctx.due['x' .. record.uuid] = after.due or false
+  if old_due ~= due then
+    ctx.due['x' .. record.uuid] = due or false
   end
 end
 
 -- The one way to change a record: the fields are written, the indexes follow. `state` nil keeps the state.
 function ff.move(ctx, record, state, changes)
-  local before = ff.derive(record)
+  local public, ready, due = ff.derive(record)
   changes.state = state
-  changes.mutated = ctx.now
-  local flat = {}
+  changes.mutated = ctx.now_text
+  local flat, size = {}, 0
   for field, value in pairs(changes) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = value
+    flat[size + 1], flat[size + 2] = field, value
+    size = size + 2
     record[field] = value
   end
   call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
   if state then
     record.words = ff.words(state)
   end
-  ff.follow(ctx, record, before, ff.derive(record))
+  ff.follow(ctx, record, public, ready, due)
 end
 
 -- Ends an execution: whatever ends it goes through here, is announced, and is kept for its retention.
 function ff.finish(ctx, record, outcome, changes)
   local words = record.words
-  if words.phase == 'active' or words.attempt == 'attempt_interrupted' then
-    changes.attempt_ended = ctx.now
+  if record.attempt then
+    changes.attempt_ended = ctx.now_text
   end
-  changes.ended = ctx.now
-  changes.reserved_for = ''
-  changes.reserved_until = ''
+  changes.ended = ctx.now_text
+  if record.reserved_for then
+    changes.reserved_for, changes.reserved_until = '', ''
+  end
   local retention = tonumber(ff.policy(record).retention) or ff.DAY
   changes.remove_at = math.max(ctx.now + retention, ff.number(record.dedup_until) or 0)
   local watchers = record.watchers
@@ -347,16 +382,17 @@ end
 
 -- Writes the end of an execution into the feed and tells those who wait for it.
 function ff.announce(ctx, record, outcome, watchers)
-  local entry = { 'execution', record.uuid, 'outcome', outcome, 'class', record.class }
-  if record.tags and record.tags ~= '' then
-    entry[#entry + 1] = 'tags'
-    entry[#entry + 1] = record.tags
-  end
-  call('XADD', ctx.base .. ':feed', ff.text(ctx.feed_now) .. '-*', unpack(entry)) -- bounded: four fields
   if not ctx.announced then
     ctx.announced = true
+    ctx.feed_id = ff.text(ctx.feed_now) .. '-*'
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
     call('ZADD', ctx.base .. ':due', 'NX', ctx.now + ff.HOUR, 'f')
+  end
+  local feed, class = ctx.base .. ':feed', record.class
+  if record.tags and record.tags ~= '' then
+    call('XADD', feed, ctx.feed_id, 'execution', record.uuid, 'outcome', outcome, 'class', class, 'tags', record.tags)
+  else
+    call('XADD', feed, ctx.feed_id, 'execution', record.uuid, 'outcome', outcome, 'class', class)
   end
   if watchers and watchers ~= '' then
     for _, topic in ipairs(ff.unpack(watchers)) do

@@ -78,7 +78,7 @@ end
 
 -- Classes -----------------------------------------------------------------------------------------------------------
 
-function ff.register_class(ctx, class, lane)
+function ff.register_class(ctx, class)
   if ctx.registered[class] then
     return
   end
@@ -89,7 +89,7 @@ function ff.register_class(ctx, class, lane)
   call('ZADD', ctx.base .. ':classes', 0, class)
   ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
   ctx.due['c' .. class] = ctx.now + ff.HOUR
-  ctx.wakes[#ctx.wakes + 1] = { 'l' .. (lane or ff.lane_of(class)), 100 }
+  ctx.wakes[#ctx.wakes + 1] = { 'l' .. ff.class(class).lane, 100 }
 end
 
 -- Whether a lane may hold work of one more class; digits sort before ':', so the range is the lane's own classes.

@@ -51,7 +51,8 @@ end
 -- Milliseconds before the next attempt; `draw` is a number in [0, 1) that the caller drew for the jitter.
 function ff.backoff(policy, retry_count, draw)
   local delay = tonumber(policy.initial)
-  if policy.backoff == 'exponential' then
+  -- Nothing times infinity would be no number.
+  if policy.backoff == 'exponential' and delay > 0 then
     delay = math.min(delay * tonumber(policy.multiplier) ^ retry_count, tonumber(policy.maximum))
   end
   if policy.jitter == '1' then
@@ -107,6 +108,14 @@ end
 -- The fields that a past attempt is made of.
 ff.ATTEMPT = { 'attempts', 'attempt_type', 'attempt_started', 'attempt_ended', 'error', 'error_class' }
 
+-- The beginning of a UTF-8 text, at most so many bytes and no half character.
+local function cut(text, limit)
+  while limit > 0 and #text > limit and string.find(text, '^[\128-\191]', limit + 1) do
+    limit = limit - 1
+  end
+  return string.sub(text, 1, limit)
+end
+
 -- The field of past attempts with the present one added; nil when there is none to add. The oldest of many are dropped.
 function ff.archive(ctx, record, how)
   if not record.attempt_started or record.attempt_started == '' then
@@ -120,7 +129,7 @@ function ff.archive(ctx, record, how)
   past[#past + 1] = ff.pack({
     record.attempt, record.attempt_type or '', how, record.attempt_started,
     ended and ended ~= '' and ended or ff.text(ctx.now), record.holder or '',
-    how == 'ended_failure' and record.error_class or '', how == 'ended_failure' and string.sub(record.error or '', 1, 256) or '',
+    how == 'ended_failure' and record.error_class or '', how == 'ended_failure' and cut(record.error or '', 256) or '',
   })
   return ff.pack(past)
 end

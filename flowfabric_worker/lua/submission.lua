@@ -2,57 +2,43 @@
 
 -- create_executions: many executions, each by itself.
 --
--- Each item has 9 arguments: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key
--- (pack{namespace, key} or ''), dedup window in ms, digest of the request, and pack{field, value, ...}: fields of the
--- record that no function interprets.
+-- Each item has 13 arguments: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key
+-- (pack{namespace, key} or ''), dedup window in ms, digest of the request, and what is kept as it is, '' for nothing:
+-- payload, codec, policy, tags, creator.
 -- Answers per item: 'created' uuid state, or 'duplicate' existing-uuid state same-request; or too_many_classes.
+
+-- The execution that a key stands for; none when the key's window is over, even if nobody removed the key yet.
+local function holder_of(ctx, key)
+  local uuid = call('GET', ctx.base .. ':key:' .. key)
+  local until_ms = uuid and ff.number(call('HGET', ff.record_key(ctx, uuid), 'dedup_until'))
+  return until_ms and until_ms > ctx.now and uuid or nil
+end
 
 local function duplicate(ctx, existing, digest)
   local stored = call('HMGET', ff.record_key(ctx, existing), 'state', 'digest')
   return { 'duplicate', existing, stored[1], stored[2] == digest and 1 or 0 }
 end
 
-local function create(ctx, uuid, class, priority, delay, deadline, key, window, digest, fields)
-  if key ~= '' then
-    local existing = call('GET', ctx.base .. ':key:' .. key)
-    if existing then
-      return duplicate(ctx, existing, digest)
+-- The fields that are kept as they are, in the order of the arguments.
+local KEPT = { 'digest', 'payload', 'codec', 'policy', 'tags', 'creator' }
+
+-- Writes a new record. `args[at]` is its uuid.
+local function write(ctx, args, at, record, key)
+  local flat = {
+    'state', record.state, 'class', record.class, 'priority', record.priority, 'place', record.place,
+    'created', ctx.now,
+  }
+  local size = 10
+  local function add(name, value)
+    flat[size + 1], flat[size + 2] = name, value
+    size = size + 2
+  end
+  for i = 1, #KEPT do
+    local value = args[at + 6 + i]
+    if value ~= '' then
+      add(KEPT[i], value)
     end
   end
-  local record_key = ff.record_key(ctx, uuid)
-  if call('EXISTS', record_key) == 1 then
-    return duplicate(ctx, uuid, digest)
-  end
-  local lane = ff.lane_of(class)
-  if not ff.class_fits(ctx, class, lane) then
-    return ff.failure('too_many_classes', ff.unpack(lane)[2], ff.MAX_CLASSES_PER_LANE)
-  end
-  ff.register_class(ctx, class, lane)
-
-  local now = ctx.now
-  local until_ms = ff.moment(delay, now)
-  local delayed = until_ms and until_ms > now
-  local record = {
-    uuid = uuid,
-    key = record_key,
-    class = class,
-    priority = tonumber(priority),
-    place = delayed and until_ms or now,
-    state = (delayed and ff.DELAYED or ff.READY) .. 'pending_first_attempt',
-    delay_until = delayed and until_ms or nil,
-    deadline = ff.moment(deadline, now),
-  }
-  local flat = ff.unpack(fields)
-  local function add(name, value)
-    flat[#flat + 1] = name
-    flat[#flat + 1] = value
-  end
-  add('state', record.state)
-  add('class', class)
-  add('priority', record.priority)
-  add('place', record.place)
-  add('created', now)
-  add('digest', digest)
   if record.delay_until then
     add('delay_until', record.delay_until)
   end
@@ -60,29 +46,60 @@ local function create(ctx, uuid, class, priority, delay, deadline, key, window, 
     add('deadline', record.deadline)
   end
   if key ~= '' then
-    record.dedup_until = now + tonumber(window)
+    record.dedup_until = ctx.now + tonumber(args[at + 6])
     add('idempotency_key', key)
     add('dedup_until', record.dedup_until)
-    call('SET', ctx.base .. ':key:' .. key, uuid)
+    call('SET', ctx.base .. ':key:' .. key, record.uuid)
   end
-  call('HSET', record_key, unpack(flat)) -- bounded: the fields of one record
-  record.words = ff.words(record.state)
-  ff.follow(ctx, record, {}, ff.derive(record))
+  call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
+  ff.follow(ctx, record)
+end
 
-  local name, namespace = ff.behind_first(lane)
-  ctx.created[#ctx.created + 1] = 0
-  ctx.created[#ctx.created + 1] = namespace .. uuid
-  ctx.lanes[namespace .. string.match(name, '^%d+:(.*)$')] = true
-  return { 'created', uuid, record.state }
+local function create(ctx, args, at)
+  local uuid, class, key, digest = args[at], args[at + 1], args[at + 5], args[at + 7]
+  if key ~= '' then
+    local existing = holder_of(ctx, key)
+    if existing then
+      return duplicate(ctx, existing, digest)
+    end
+  end
+  local address = ff.record_key(ctx, uuid)
+  if call('EXISTS', address) == 1 then
+    return duplicate(ctx, uuid, digest)
+  end
+  local known = ff.class(class)
+  if not ff.class_fits(ctx, class, known.lane) then
+    return ff.failure('too_many_classes', known.lane_name, ff.MAX_CLASSES_PER_LANE)
+  end
+  ff.register_class(ctx, class)
+
+  local now = ctx.now
+  local moment = ff.moment(args[at + 3], now)
+  local delayed = moment and moment > now
+  local state = (delayed and ff.DELAYED or ff.READY) .. 'pending_first_attempt'
+  write(ctx, args, at, {
+    uuid = uuid,
+    key = address,
+    class = class,
+    priority = args[at + 2],
+    place = delayed and moment or now,
+    state = state,
+    words = ff.words(state),
+    delay_until = delayed and moment or nil,
+    deadline = ff.moment(args[at + 4], now),
+  }, key)
+
+  local created = ctx.created
+  created[#created + 1] = 0
+  created[#created + 1] = known.namespace .. uuid
+  ctx.lanes[known.namespace .. known.lane_name] = true
+  return { 'created', uuid, state }
 end
 
 ff.register('create_executions', {}, function(ctx, args)
   ctx.created, ctx.lanes = {}, {}
-  local answers = ff.each(ctx, args, 1, 9, function(at)
-    return create(
-      ctx, args[at], args[at + 1], args[at + 2], args[at + 3], args[at + 4], args[at + 5], args[at + 6], args[at + 7],
-      args[at + 8]
-    )
+  local answers = ff.each(ctx, args, 1, 13, function(at)
+    return create(ctx, args, at)
   end)
   ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
   for lane in pairs(ctx.lanes) do

@@ -11,14 +11,15 @@ end
 
 -- Removes an execution with every key it ever had.
 function ff.remove(ctx, record)
-  local before = ff.derive(record)
+  local public, ready, due = ff.derive(record)
   if record.idempotency_key and record.idempotency_key ~= '' and call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
     call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
   end
   call('DEL', record.key)
-  local namespace = ff.unpack(record.class)[1]
-  call('ZREM', ctx.base .. ':ids', ff.pack({ namespace }) .. record.uuid)
-  ff.follow(ctx, record, before, {})
+  call('ZREM', ctx.base .. ':ids', ff.class(record.class).namespace .. record.uuid)
+  -- What is gone has no state: it leaves every index.
+  record.words = nil
+  ff.follow(ctx, record, public, ready, due)
   ctx.due['x' .. record.uuid] = false
 end
 
@@ -76,7 +77,8 @@ local function handle_execution(ctx, uuid)
     return
   end
   -- The entry may be older than the record: it is set right in any case.
-  ctx.due['x' .. uuid] = ff.derive(record).due or false
+  local _, _, due = ff.derive(record)
+  ctx.due['x' .. uuid] = due or false
   while handle_one(ctx, record) do
   end
 end

@@ -4,29 +4,39 @@
 -- How long a worker that no longer answers stays listed.
 local REMEMBERED = ff.DAY
 
+-- An entry is pack{expires-at, reason of death, registered-at, what it says of itself, the call that wrote it}.
 local function write(ctx, worker, entry)
-  call('HSET', ctx.base .. ':worker', worker, ff.pack({ ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about }))
+  local parts = { ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about, entry.call }
+  call('HSET', ctx.base .. ':worker', worker, ff.pack(parts))
   ctx.due['w' .. worker] = entry.expires + REMEMBERED
 end
 
+-- The entry of a worker; or nil and the failure to answer, when there is none or it is damaged.
 local function read(ctx, worker)
   local stored = call('HGET', ctx.base .. ':worker', worker)
   if not stored then
-    return nil
+    return nil, ff.failure('worker_not_found', (ff.behind_first(worker)))
   end
-  local parts = ff.unpack(stored)
-  return { expires = tonumber(parts[1]), died = parts[2], since = tonumber(parts[3]), about = parts[4] }
+  local whole, parts = pcall(ff.unpack, stored)
+  if not whole or #parts ~= 5 or not tonumber(parts[1]) or not tonumber(parts[3]) then
+    return nil, ff.failure('corruption', '', 'worker ' .. ff.behind_first(worker))
+  end
+  return { expires = tonumber(parts[1]), died = parts[2], since = tonumber(parts[3]), about = parts[4], call = parts[5] }
 end
 
--- register_worker: Arguments: worker, what it says of itself, alive for ms. Answers: 'registered' or 'refreshed'.
+-- register_worker: Arguments: worker, what it says of itself, alive for ms, call. Answers: 'registered' or 'refreshed'.
 ff.register('register_worker', { 'allow-oom' }, function(ctx, args)
   local known = read(ctx, args[1])
+  if known and known.call == 'registered ' .. args[4] then
+    return { 'registered' }
+  end
   call('ZADD', ctx.base .. ':workers', 0, args[1])
   write(ctx, args[1], {
     expires = ctx.now + tonumber(args[3]),
     died = '',
     since = known and known.since or ctx.now,
     about = args[2],
+    call = known and '' or 'registered ' .. args[4],
   })
   ff.flush(ctx)
   return { known and 'refreshed' or 'registered' }
@@ -34,9 +44,9 @@ end)
 
 -- heartbeat_worker: Arguments: worker, alive for ms. Answers: 'ok' expires-at.
 ff.register('heartbeat_worker', { 'allow-oom' }, function(ctx, args)
-  local entry = read(ctx, args[1])
+  local entry, failure = read(ctx, args[1])
   if not entry then
-    return ff.failure('worker_not_found', (ff.behind_first(args[1])))
+    return failure
   elseif entry.died ~= '' then
     return ff.failure('worker_dead', (ff.behind_first(args[1])))
   end
@@ -46,23 +56,25 @@ ff.register('heartbeat_worker', { 'allow-oom' }, function(ctx, args)
   return { 'ok', ff.text(entry.expires) }
 end)
 
--- mark_worker_dead: Arguments: worker, reason. Answers: 'marked', or 'already'.
+-- mark_worker_dead: Arguments: worker, reason, call. Answers: 'marked', or 'already'.
 ff.register('mark_worker_dead', { 'allow-oom' }, function(ctx, args)
-  local entry = read(ctx, args[1])
+  local entry, failure = read(ctx, args[1])
   if not entry then
-    return ff.failure('worker_not_found', (ff.behind_first(args[1])))
+    return failure
   elseif entry.died ~= '' then
-    return { 'already' }
+    return { entry.call == 'marked ' .. args[3] and 'marked' or 'already' }
   end
   entry.expires = math.min(entry.expires, ctx.now)
   entry.died = args[2]
+  entry.call = 'marked ' .. args[3]
   write(ctx, args[1], entry)
   ff.flush(ctx)
   return { 'marked' }
 end)
 
 -- list_workers: a page of a namespace's workers. Arguments: pack{namespace}, after (a worker) or '', limit.
--- Answers: now, then per worker: worker, expires-at, reason of death or '', registered-at, what it says of itself.
+-- Answers: now, then per worker: worker, expires-at, reason of death or '', registered-at, what it says of itself; of
+-- one whose entry is damaged or gone its name alone, so that it hides nothing behind it.
 ff.register('list_workers', { 'no-writes' }, function(ctx, args)
   local namespace = args[1]
   local from = args[2] ~= '' and '(' .. args[2] or '[' .. namespace
@@ -73,6 +85,8 @@ ff.register('list_workers', { 'no-writes' }, function(ctx, args)
     local entry = read(ctx, worker)
     if entry then
       answer[#answer + 1] = { worker, ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about }
+    else
+      answer[#answer + 1] = { worker }
     end
   end
   return answer

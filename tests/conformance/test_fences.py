@@ -351,3 +351,10 @@ def test_an_execution_may_stand_once_in_a_call(engine: Engine, dump: Dump) -> No
         with refused("duplicate_in_call"):
             call([handle, handle])
     assert dump() == before
+
+
+@every_operation
+@pytest.mark.parametrize("handle", [None, "handle", b""])
+def test_what_is_no_handle_is_refused(engine: Engine, operation: Operation, handle: Any) -> None:
+    with refused("invalid_input"):
+        operation(engine, handle)

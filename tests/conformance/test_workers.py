@@ -121,7 +121,7 @@ def test_a_registration_may_fill_its_limit_and_not_pass_it(engine: Engine) -> No
 
     engine.register_worker(registration(tasks=tasks))
     with pytest.raises(ValidationError, match="registration"):
-        engine.register_worker(registration(tasks=[*tasks, "x" * 256]))
+        engine.register_worker(registration(tasks=[*tasks, "x" * 256, "y" * 256]))
 
     assert listed(engine)["pool-1"].tasks == tuple(tasks)
 

@@ -18,7 +18,8 @@ from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.running import FailureReason
-from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
 
 LANE = "mail"
 TASK = "send"
@@ -89,6 +90,12 @@ def refused(code: str) -> Iterator[pytest.ExceptionInfo[EngineError]]:
         yield caught
     assert caught.value.code == code, caught.value
     assert type(caught.value) is CODES[code].error
+
+
+def depths(engine: Engine, lane: str) -> dict[PublicState, int]:
+    """How many executions a lane holds in each state, without those in which there are none."""
+    (info,) = [each for each in engine.list_lanes(limit=1000).lanes if each.lane == lane]
+    return {state: depth for state, depth in info.depths.items() if depth}
 
 
 def upkeep_all(engine: Engine) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -185,12 +186,18 @@ def iterating(n: int) -> Iterator[UUID]:
     yield UUID(int=n)
 
 
+@functools.wraps(counting)
+def wrapped(n: int) -> Any:
+    return counting(n)
+
+
 def test_a_generator_has_frames_of_what_it_yields_and_a_result_of_what_it_returns() -> None:
     task = TaskCodec(counting, find_codec("json"))
     assert task.decode_frame(task.encode_frame(Decimal("1.0"))) == Decimal("1.0")
     assert task.decode_result(task.encode_result(date(2024, 1, 1))) == date(2024, 1, 1)
     with pytest.raises(EncodingError, match=r"^A yielded value of counting\(\) cannot be encoded"):
         task.encode_frame(1)
+    assert TaskCodec(wrapped, find_codec("json")).encode_result(date(2024, 1, 1)) == b'"2024-01-01"'
     iterator = TaskCodec(iterating, find_codec("json"))
     assert iterator.decode_frame(iterator.encode_frame(ID)) == ID
     assert iterator.encode_result(None) == b"null"
@@ -271,6 +278,13 @@ def test_msgpack_that_is_not_installed_says_how_to_install_it(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "msgpack", None)
     with pytest.raises(ImportError, match=r"pip install flowfabric_worker\[msgpack\]"):
         find_codec("msgpack")
+
+
+def test_msgpack_that_is_damaged_or_of_another_kind_is_a_decoding_error() -> None:
+    task = returning(Any, "msgpack")
+    for data in (b"", b"\xc1", b"\x92\x01", b"\x01\x01", b"\xa1\xff", b"\xd4\x05\x00", b"\x81\x01\x01"):
+        with pytest.raises(DecodingError, match=r"^The result of task\(\) is not msgpack: "):
+            task.decode_result(data)
 
 
 def test_pickle_warns_that_it_runs_code_and_takes_any_object_as_it_is() -> None:

@@ -7,6 +7,7 @@ import enum
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -90,6 +91,12 @@ class Tree:
     name: str
     children: list["Tree"] = dataclasses.field(default_factory=list)  # noqa: UP037 - a reference inside a list
     parent_id: UUID | None = None
+
+
+# As where annotations are no strings: the reference stands inside of a list.
+Branch = dataclasses.make_dataclass(
+    "Branch", [("twigs", types.GenericAlias(list, ("Branch",)))], namespace={"__module__": __name__}
+)
 
 
 @attrs.frozen
@@ -181,6 +188,8 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     (Literal["a", 1, True, None], 1),
     (Literal[Color.RED, b"x"], Color.RED),
     (Literal[Color.RED, b"x"], b"x"),
+    (Literal["red", Color.RED], Color.RED),
+    (Literal["red", Color.RED], "red"),
     (UserId, UserId(5)),
     (Annotated[datetime, "when"], MOMENT),
     (list, [1, "a", [None], {"k": [1.5]}]),
@@ -230,9 +239,11 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     (list[Card | Cash | None], [Card("1"), Cash("1"), None]),
     (Card | dict[str, Any], {"Card": {"number": "1"}}),
     (Card | dict[str, Any], Card("1")),
+    (dict[str, str] | datetime | UUID, {"UUID": "x"}),
     (Order | SpecialOrder, SpecialOrder(ID, [], MOMENT)),
     (Order, Order(ID, [Line("a", Decimal("0.10")), Line("b", Decimal(2), 3)], MOMENT, {Color.RED: {"x", "y"}}, b"\0")),
     (Tree, Tree("root", [Tree("leaf", parent_id=ID), Tree("other", [Tree("deep")])])),
+    (Branch, Branch([Branch([])])),
     (Box[datetime], Box(MOMENT, [MOMENT])),
     (Box[Box[bytes]], Box(Box(b"x"))),
     (Options, {"until": date(2024, 1, 1)}),
@@ -316,6 +327,7 @@ def test_a_value_that_only_resembles_its_annotation_comes_back_as_the_annotation
         (list[Order], [Order(ID, [Line("a", 2)], MOMENT)], "at [0].lines[0].price: expected Decimal, got int"),  # type: ignore[arg-type]  # on purpose
         (Options, {}, "the key 'until' of Options is missing"),
         (Options, {"until": date(2024, 1, 1), "x": 1}, "Options has no key 'x'"),
+        (Page[date], {}, "the key 'items' of Page[date] is missing"),
         (Options, {"until": 1}, "at ['until']: expected date, got int"),
         (Callable[[], int], len, "annotated Callable[[], int] cannot travel"),
         (type[int], int, "cannot travel"),
@@ -397,6 +409,8 @@ def test_typed_values_round_trip_through_a_union_of_texts(value: Any) -> None:
         (UUID, b'"x"', "not the text of a UUID"),
         (Decimal, b'"x"', "not the text of a Decimal"),
         (timedelta, b'"Infinity"', "not the text of a timedelta"),
+        (timedelta, b'"1E+9"', "it must be seconds"),
+        (timedelta, b'"999999999999999"', "not the text of a timedelta"),
         (bytes, b'"?"', "not the text of a bytes"),
         (Color, b'"green"', "expected a value of Color, got 'green'"),
         (Shape, b'"CIRCLE"', "expected a name of Shape, got 'CIRCLE'"),
@@ -469,7 +483,10 @@ def test_a_set_is_the_same_bytes_in_every_process() -> None:
 
 
 def test_the_decimal_text_of_a_duration_is_in_seconds() -> None:
-    assert returning(timedelta).encode_result(timedelta(minutes=1, milliseconds=500)) == b'"60.500000"'
+    task = returning(timedelta)
+    assert task.encode_result(timedelta(minutes=1, milliseconds=500)) == b'"60.5"'
+    assert task.encode_result(timedelta(minutes=-10)) == b'"-600"'
+    assert task.decode_result(b'"90"') == timedelta(seconds=90)
 
 
 def test_one_conversion_serves_all_who_ask_for_the_same_annotation() -> None:

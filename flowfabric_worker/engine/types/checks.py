@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.ids import check_capabilities, check_name
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
 
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -87,9 +87,29 @@ def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def as_frozenset(values: Iterable[Any]) -> frozenset[Any]:
+    """Converts a field to a frozenset; a lone str or bytes is refused, for its letters are never meant."""
+    return frozenset(as_tuple(values))
+
+
+def as_capabilities(values: Iterable[Any]) -> frozenset[str]:
+    """Converts a field to a set of capabilities, each of which is valid."""
+    return frozenset(check_capabilities(values))
+
+
 def as_dict(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies a mapping, so that the record does not follow its changes."""
+    """Copies a mapping, so that the record does not follow its changes; anything else is refused."""
+    if not isinstance(values, Mapping):
+        raise ValidationError("invalid_input", f"A mapping is needed, not {type(values).__name__}.")
     return dict(values)
+
+
+def as_words(values: Iterable[str]) -> frozenset[str]:
+    """Converts a field to a set of words; a lone str or bytes is refused, for its letters are never meant."""
+    words = frozenset(as_tuple(values))
+    if not all(isinstance(word, str) for word in words):
+        raise ValidationError("invalid_input", "A collection of words is needed.")
+    return words
 
 
 def _spoken(record: Any, field: attrs.Attribute[Any]) -> str:

@@ -10,6 +10,7 @@ import attrs
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import DEFAULT_LEASE_MS
+from flowfabric_worker.engine.types.checks import as_capabilities, as_frozenset, as_tuple
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 
 DEFAULT_LEASE = timedelta(milliseconds=DEFAULT_LEASE_MS)
@@ -53,11 +54,11 @@ class ClaimRequest:
         claim_id: a UUID that stands for this call; the same call under it gets the same answer. None to have one made.
     """
 
-    lanes: tuple[LaneRequest, ...] = attrs.field(converter=tuple)
+    lanes: tuple[LaneRequest, ...] = attrs.field(converter=as_tuple)
     policy: ClaimPolicy
     limit: int = 1
-    capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    tasks: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(frozenset))
+    capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
+    tasks: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(as_frozenset))
     claim_id: str | None = None
 
 
@@ -108,8 +109,8 @@ class ClaimForWorkerArgs:
     lane: str
     worker_id: str
     worker_instance_id: str
-    capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    tasks: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(frozenset))
+    capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
+    tasks: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(as_frozenset))
     grant: timedelta = timedelta(seconds=5)
     grant_id: str | None = None
 

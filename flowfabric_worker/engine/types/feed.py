@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import attrs
 
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.checks import as_dict, as_words
 from flowfabric_worker.engine.types.states import TerminalOutcome
 
 
@@ -14,9 +15,9 @@ from flowfabric_worker.engine.types.states import TerminalOutcome
 class CompletionFilter:
     """Which ends to see: of some lanes, some tasks, and with these tags; empty for all."""
 
-    lanes: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    tasks: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    tags: Mapping[str, str] = attrs.field(factory=dict)
+    lanes: frozenset[str] = attrs.field(default=frozenset(), converter=as_words)
+    tasks: frozenset[str] = attrs.field(default=frozenset(), converter=as_words)
+    tags: Mapping[str, str] = attrs.field(factory=dict, converter=as_dict)
 
 
 @attrs.frozen(kw_only=True)

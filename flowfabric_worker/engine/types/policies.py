@@ -15,6 +15,7 @@ from flowfabric_worker.engine.limits import (
     DEFAULT_MAX_REPLAYS,
     MAX_DURATION_MS,
 )
+from flowfabric_worker.engine.types.checks import as_capabilities, as_tuple
 
 
 class FailureClass(StrEnum):
@@ -132,6 +133,6 @@ class ExecutionPolicy:
     max_replay_count: int = attrs.field(default=DEFAULT_MAX_REPLAYS, validator=_count)
     retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
     dedup_window: timedelta | None = attrs.field(default=None, validator=_duration(1))
-    required_capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    budget_ids: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    required_capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
+    budget_ids: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     quota_policy_id: str | None = None

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import attrs
 
+from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.checks import as_dict, name
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState, StateVector
 
@@ -107,6 +109,14 @@ class ExecutionInfo:
     flow_id: str | None
 
 
+def _public_state(value: str) -> PublicState:
+    try:
+        return PublicState(value)
+    except ValueError:
+        known = ", ".join(PublicState)
+        raise ValidationError("invalid_input", f"{value!a:.100} is no public state; there are {known}.") from None
+
+
 @attrs.frozen(kw_only=True)
 class ExecutionFilter:
     """Which executions to list; None for any.
@@ -115,10 +125,10 @@ class ExecutionFilter:
         tags: every one of these, with this value.
     """
 
-    lane: str | None = None
-    state: PublicState | None = None
-    task: str | None = None
-    tags: Mapping[str, str] = attrs.field(factory=dict)
+    lane: str | None = attrs.field(default=None, validator=attrs.validators.optional(name))
+    state: PublicState | None = attrs.field(default=None, converter=attrs.converters.optional(_public_state))
+    task: str | None = attrs.field(default=None, validator=attrs.validators.optional(name))
+    tags: Mapping[str, str] = attrs.field(factory=dict, converter=as_dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -187,7 +197,8 @@ class Explanation:
     """Why an execution is not running.
 
     Attributes:
-        code: one word: running, ended, delayed, lane_paused, no_worker, no_handler, no_capable_worker, queued, reserved ...
+        code: one word: running, lapsed, ended, delayed, reserved, lane_paused, no_worker, no_handler,
+            no_capable_worker, queued.
         text: a sentence for people.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 
 import attrs
@@ -134,6 +135,7 @@ class StateVector:
     attempt_state: AttemptState
 
     @classmethod
+    @functools.lru_cache(maxsize=256)
     def parse(cls, text: str) -> StateVector:
         """Reads the stored form: the six words with spaces between them.
 

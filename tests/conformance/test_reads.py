@@ -1,0 +1,511 @@
+"""reads: one execution as it is, why it does not run, and what the store says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.errors import UnavailableError, ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
+from flowfabric_worker.engine.types.operating import (
+    CancelExecutionArgs,
+    CancelSource,
+    ReplayExecutionArgs,
+    RevokeLeaseArgs,
+)
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.reads import AttemptSummary, ExecutionSnapshot, LeaseSummary, PastAttempt
+from flowfabric_worker.engine.types.running import FailureReason
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from tests.conformance.work import (
+    BOOM,
+    LANE,
+    TASK,
+    claim_one,
+    created,
+    damage,
+    info_of,
+    refused,
+    running,
+    tenant,
+    upkeep_all,
+)
+from tests.conftest import Clock
+from tests.dumping import Dump
+
+SECOND = timedelta(seconds=1)
+RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
+
+
+def snapshot(engine: Engine, execution_id: ExecutionId) -> ExecutionSnapshot:
+    found = engine.describe_execution(execution_id)
+    assert found is not None
+    return found
+
+
+# What is there
+
+
+def test_a_new_execution_reads_as_it_was_made(engine: Engine, clock: Clock) -> None:
+    policy = ExecutionPolicy(
+        retry=RetryPolicy(max_retries=7, retryable_categories=frozenset({FailureClass.TIMEOUT})),
+        attempt_timeout=SECOND,
+        execution_deadline=60 * SECOND,
+        max_reclaim_count=3,
+        max_replay_count=2,
+        retention=5 * SECOND,
+        dedup_window=6 * SECOND,
+        required_capabilities=frozenset({"gpu", "eu"}),
+    )
+
+    execution = created(
+        engine, priority=50, codec="json", idempotency_key="order-7", policy=policy, tags={"a.b": "ü"}, creator="ci"
+    )
+
+    info = info_of(engine, execution)
+    assert (info.execution_id, info.namespace, info.lane, info.task) == (execution, "default", LANE, TASK)
+    assert (info.priority, info.codec, info.creator, info.idempotency_key) == (50, "json", "ci", "order-7")
+    assert (info.policy, info.tags, info.public_state) == (policy, {"a.b": "ü"}, PublicState.WAITING)
+    assert (info.created_at_ms, info.last_mutation_at_ms, info.deadline_at_ms) == (clock.ms, clock.ms, clock.ms + 60_000)
+    assert (info.started_at_ms, info.ended_at_ms, info.delay_until_ms, info.timeout_at_ms) == (None, None, None, None)
+    assert (info.current_attempt, info.current_lease, info.past_attempts) == (None, None, ())
+    assert (info.total_attempt_count, info.retry_count, info.reclaim_count, info.replay_count) == (0, 0, 0, 0)
+    assert (info.step_count, info.progress_percent, info.progress_message, info.reserved_for) == (0, None, None, None)
+    assert (info.error, info.error_class, info.error_detail, info.cancel_reason, info.cancelled_by) == (
+        None, None, b"", None, None,
+    )  # fmt: skip
+
+
+def test_a_running_execution_reads_with_its_attempt_and_lease(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, lane="l", tags={"k": "v"})
+    made = clock.ms
+    clock.move(SECOND)
+    engine.progress(claimed.handle, 40, "almost")
+
+    assert snapshot(engine, claimed.execution_id) == ExecutionSnapshot(
+        execution_id=claimed.execution_id,
+        flow_id=None,
+        lane="l",
+        namespace="default",
+        task=TASK,
+        public_state=PublicState.ACTIVE,
+        blocking_reason="none",
+        blocking_detail=None,
+        current_attempt=AttemptSummary(attempt_id=claimed.handle.attempt_id, attempt_index=0),
+        current_lease=LeaseSummary(
+            lease_epoch=1, worker_id="w1", worker_instance_id="w1", expires_at_ms=made + 30_000
+        ),
+        current_waitpoint=None,
+        created_at_ms=made,
+        last_mutation_at_ms=clock.ms,
+        total_attempt_count=1,
+        tags={"k": "v"},
+    )
+    info = info_of(engine, claimed.execution_id)
+    assert (info.progress_percent, info.progress_message, info.started_at_ms) == (40, "almost", made)
+
+
+def test_a_retried_execution_reads_with_its_past_attempt_and_backoff(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, policy=RETRY_IN_A_SECOND)
+    began = clock.ms
+    clock.move(SECOND)
+    engine.fail(claimed.handle, FailureReason(message="boom", detail=b"\xff"), FailureClass.TRANSIENT)
+    waiting = info_of(engine, claimed.execution_id)
+    ended = clock.ms
+    clock.move(SECOND)
+    claim_one(engine, claimed.handle.lane)
+
+    again = info_of(engine, claimed.execution_id)
+
+    assert (waiting.public_state, waiting.delay_until_ms, waiting.retry_count) == (PublicState.DELAYED, ended + 1000, 1)
+    assert (waiting.error, waiting.error_class, waiting.error_detail) == ("boom", "transient", b"\xff")
+    assert (again.delay_until_ms, again.total_attempt_count) == (None, 2)
+    assert again.past_attempts == (
+        PastAttempt(
+            attempt_index=0,
+            attempt_type="initial",
+            ending="ended_failure",
+            started_at_ms=began,
+            ended_at_ms=ended,
+            worker_instance_id="w1",
+            error_class="transient",
+            error="boom",
+        ),
+    )
+
+
+def test_the_message_of_a_past_attempt_is_cut_between_characters(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, policy=RETRY_IN_A_SECOND)
+    engine.fail(claimed.handle, FailureReason(message="x" + "é" * 200), FailureClass.TRANSIENT)
+    clock.move(SECOND)
+    claim_one(engine, claimed.handle.lane)
+
+    (past,) = info_of(engine, claimed.execution_id).past_attempts
+
+    assert past.error == "x" + "é" * 127
+
+
+def test_a_cancelled_execution_says_by_whom_and_why(engine: Engine, clock: Clock) -> None:
+    execution = created(engine)
+    clock.move(SECOND)
+    engine.cancel_execution(
+        CancelExecutionArgs(execution_id=execution, reason="no need", source=CancelSource.SYSTEM_TIMEOUT)
+    )
+
+    info = info_of(engine, execution)
+
+    assert (info.cancel_reason, info.cancelled_by) == ("no need", "system_timeout")
+    assert (info.ended_at_ms, info.remove_at_ms) == (clock.ms, clock.ms + 24 * 3600 * 1000)
+
+
+@pytest.mark.parametrize("read", ["describe_execution", "read_execution_info", "read_execution_state"])
+def test_what_does_not_exist_reads_as_none(engine: Engine, read: str) -> None:
+    stranger = ExecutionId.mint(engine.partitions)
+
+    assert getattr(engine, read)(stranger) is None
+    assert engine.get_execution_result(stranger) is None
+    assert engine.explain_execution(stranger) is None
+
+
+def test_a_purged_execution_reads_as_none(engine: Engine) -> None:
+    claimed = running(engine)
+    engine.complete(claimed.handle, b"1")
+    engine.purge(claimed.execution_id)
+
+    assert engine.describe_execution(claimed.execution_id) is None
+    assert engine.get_execution_result(claimed.execution_id) is None
+
+
+def test_all_reads_agree_on_the_state_through_a_whole_life(engine: Engine, clock: Clock) -> None:
+    execution = created(engine, delay=SECOND, policy=RETRY_IN_A_SECOND, priority=50)
+    seen: list[PublicState] = []
+
+    def look() -> None:
+        info = info_of(engine, execution)
+        assert info.state.public_state == info.public_state == engine.read_execution_state(execution)
+        assert snapshot(engine, execution).public_state == info.public_state
+        assert info.priority == 50
+        seen.append(info.public_state)
+
+    look()
+    clock.move(SECOND)
+    upkeep_all(engine)
+    look()
+    first = claim_one(engine)
+    look()
+    engine.fail(first.handle, BOOM, FailureClass.TRANSIENT)
+    look()
+    clock.move(SECOND)
+    engine.complete(claim_one(engine).handle)
+    look()
+    engine.replay_execution(ReplayExecutionArgs(execution_id=execution))
+    look()
+
+    assert seen == ["delayed", "waiting", "active", "delayed", "completed", "waiting"]
+
+
+@pytest.mark.parametrize("result", [None, b"", b"=", b"\x00\xff", b"x" * 1000])
+def test_a_result_comes_back_as_it_was_given(engine: Engine, result: bytes | None) -> None:
+    claimed = running(engine)
+    assert engine.get_execution_result(claimed.execution_id) is None
+
+    engine.complete(claimed.handle, result)
+
+    assert engine.get_execution_result(claimed.execution_id) == result
+
+
+def test_who_did_not_complete_has_no_result(engine: Engine) -> None:
+    failed, cancelled = running(engine), running(engine)
+    engine.fail(failed.handle, BOOM, FailureClass.PERMANENT)
+    engine.cancel(cancelled.handle)
+
+    assert engine.get_execution_result(failed.execution_id) is None
+    assert engine.get_execution_result(cancelled.execution_id) is None
+
+
+@pytest.mark.parametrize("wrong", ["{fp:0}:abc", None, 5, ExecutionId(0, "abc"), ExecutionId(-1, "x" * 36)])
+@pytest.mark.parametrize(
+    "read",
+    ["describe_execution", "read_execution_info", "read_execution_state", "get_execution_result", "explain_execution"],
+)
+def test_what_is_no_execution_id_is_refused(engine: Engine, read: str, wrong: Any) -> None:
+    with refused("invalid_execution_id"):
+        getattr(engine, read)(wrong)
+
+
+def test_an_id_of_a_partition_that_the_store_lacks_is_refused(engine: Engine) -> None:
+    with refused("partition_mismatch"):
+        engine.describe_execution(ExecutionId(999, ExecutionId.mint().uuid))
+
+
+# What is damaged
+
+DAMAGES: dict[str, tuple[bytes | None, ...]] = {
+    "state": (b"runnable", b"", b"runnable unowned eligible_now waiting_for_worker none nonsense", b"\xff"),
+    "class": (None, b"garbage", b"1:a"),
+    "priority": (None, b"high", b"1.5"),
+    "created": (None, b"yesterday"),
+    "mutated": (b"never",),
+    "tags": (b"1:a", b"9:a", b"1:\xff1:b"),
+    "policy": (b"|", b"a|b|c|||||||||||", b"1|fixed|x|||||||||||", b"1|sometimes|1|1|1.0|0||||||||"),
+    "attempt": (b"x",),
+    "attempt_count": (b"x",),
+    "retry_count": (b"many",),
+    "fence": (None, b"a:b", b"a:b:c"),
+    "holder": (None, b"2:w1", b"garbage"),
+    "expires": (None, b"soon"),
+    "timeout_at": (b"soon",),
+    "deadline": (b"soon",),
+    "attempts": (b"3:abc", b"garbage"),
+    "progress_percent": (b"half",),
+    "progress_message": (b"\xff",),
+    "idempotency_key": (b"\xff", b"1:a"),
+    "codec": (b"\xff",),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(name, value) for name, values in DAMAGES.items() for value in values])
+def test_a_damaged_field_is_named(engine: Engine, field: str, value: bytes | None) -> None:
+    claimed = running(engine, tags={"a": "b"})
+    damage(engine, claimed.execution_id, field, value)
+
+    with refused("corruption") as caught:
+        engine.read_execution_info(claimed.execution_id)
+
+    assert caught.value.details == {"execution_id": str(claimed.execution_id), "field": field}
+    assert f"{claimed.execution_id}: {field}:" in str(caught.value)
+
+
+def test_a_damaged_state_stops_every_read(engine: Engine) -> None:
+    claimed = running(engine)
+    damage(engine, claimed.execution_id, "state", b"what is this?")
+
+    reads: list[Callable[[ExecutionId], object]] = [
+        engine.describe_execution,
+        engine.read_execution_info,
+        engine.read_execution_state,
+        engine.get_execution_result,
+        engine.explain_execution,
+        engine.read_outcome,
+    ]
+    for read in reads:
+        with refused("corruption") as caught:
+            read(claimed.execution_id)
+        assert caught.value.details["field"] == "state"
+
+
+def test_a_damaged_result_is_named(engine: Engine) -> None:
+    claimed = running(engine)
+    engine.complete(claimed.handle, b"5")
+    damage(engine, claimed.execution_id, "result", b"5")
+
+    for read in (engine.get_execution_result, engine.read_outcome):
+        with refused("corruption") as caught:
+            read(claimed.execution_id)
+        assert caught.value.details["field"] == "result"
+
+
+def test_a_write_to_a_damaged_execution_is_refused_and_names_the_field(engine: Engine, dump: Dump) -> None:
+    claimed = running(engine)
+    damage(engine, claimed.execution_id, "state", b"what is this?")
+    before = dump()
+
+    with refused("corruption") as caught:
+        engine.complete(claimed.handle)
+    with refused("corruption"):
+        engine.cancel_execution(CancelExecutionArgs(execution_id=claimed.execution_id))
+
+    assert caught.value.details["field"] == "state"
+    assert dump() == before
+
+
+# Why it does not run
+
+
+def explained(engine: Engine, execution_id: ExecutionId) -> tuple[str, str]:
+    explanation = engine.explain_execution(execution_id)
+    assert explanation is not None
+    assert explanation.execution_id == execution_id
+    assert explanation.public_state == engine.read_execution_state(execution_id)
+    return explanation.code, explanation.text
+
+
+def offer(engine: Engine, instance: str = "w1", **changes: Any) -> None:
+    engine.register_worker(
+        RegisterWorkerArgs(
+            **{"worker_id": "w", "worker_instance_id": instance, "lanes": (LANE,), "tasks": (TASK,), **changes}
+        )
+    )
+
+
+def test_a_running_execution_is_explained_by_its_lease(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    clock.move(SECOND)
+
+    assert explained(engine, claimed.execution_id) == ("running", "It runs at w1; its lease holds for 29000 ms.")
+
+
+def test_a_lease_that_ran_out_is_explained_before_anybody_noticed(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    clock.move(31 * SECOND)
+
+    code, text = explained(engine, claimed.execution_id)
+
+    assert code == "lapsed"
+    assert "w1 ran out" in text
+
+
+def test_an_ended_execution_is_explained_by_its_end(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    engine.complete(claimed.handle)
+
+    assert explained(engine, claimed.execution_id) == ("ended", f"It ended completed at {clock.ms}.")
+
+
+def test_a_delay_and_a_backoff_are_explained_by_what_is_left_of_them(engine: Engine, clock: Clock) -> None:
+    delayed = created(engine, delay=5 * SECOND)
+    failed = running(engine, policy=RETRY_IN_A_SECOND)
+    engine.fail(failed.handle, BOOM, FailureClass.TRANSIENT)
+    clock.move(SECOND / 2)
+
+    assert explained(engine, delayed) == ("delayed", "It is delayed; it may start in 4500 ms.")
+    assert explained(engine, failed.execution_id) == (
+        "delayed", "Attempt 1 failed (boom); it is tried again in 500 ms.",
+    )  # fmt: skip
+
+
+def test_a_reservation_is_explained_by_whom_it_is_for(engine: Engine) -> None:
+    execution = created(engine)
+    engine.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="pool", worker_instance_id="pool-1"))
+
+    code, text = explained(engine, execution)
+
+    assert code == "reserved"
+    assert "pool" in text
+
+
+def test_a_paused_lane_explains_its_work_whoever_is_alive(engine: Engine) -> None:
+    execution = created(engine)
+    offer(engine)
+    engine.pause_lane(LANE)
+
+    assert explained(engine, execution)[0] == "lane_paused"
+
+
+def test_nobody_alive_explains_waiting_work(engine: Engine, clock: Clock) -> None:
+    execution = created(engine)
+    assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
+
+    offer(engine)
+    clock.move(timedelta(minutes=2))
+    assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
+
+
+def test_the_first_thing_that_living_workers_lack_explains_waiting_work(engine: Engine) -> None:
+    execution = created(engine, policy=ExecutionPolicy(required_capabilities=frozenset({"eu", "gpu"})))
+    lacks: list[tuple[dict[str, Any], str, str]] = [
+        ({"lanes": ("other",)}, "no_worker", "None of the 1 living workers serves the lane 'mail'."),
+        ({"tasks": ("other",)}, "no_handler", "knows the task 'send'"),
+        ({"capabilities": ("gpu",)}, "no_capable_worker", "(eu, gpu)"),
+        ({"capabilities": ("gpu", "eu", "x")}, "queued", "0 of 1 of its kind go before it"),
+    ]
+
+    for changes, code, words in lacks:
+        offer(engine, **changes)
+        found, text = explained(engine, execution)
+        assert found == code
+        assert words in text
+
+
+def test_work_whose_lease_was_revoked_is_explained_like_any_that_is_ready(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE)
+    offer(engine)
+    engine.revoke_lease(RevokeLeaseArgs(execution_id=claimed.execution_id))
+
+    assert explained(engine, claimed.execution_id)[0] == "queued"
+
+
+def test_workers_of_another_namespace_explain_nothing(engine: Engine) -> None:
+    execution = created(engine)
+    offer(tenant(engine, "other"))
+
+    assert explained(engine, execution)[0] == "no_worker"
+
+
+# What the store says of itself
+
+
+def test_a_store_that_answers_answers_a_ping(engine: Engine) -> None:
+    engine.ping()
+
+
+def test_the_label_names_the_kind_of_store_that_handles_belong_to(engine: Engine) -> None:
+    assert engine.backend_label() == running(engine).handle.backend == engine.capabilities().label
+
+
+def test_the_server_time_is_the_clock_that_decides(engine: Engine, clock: Clock) -> None:
+    assert engine.server_time() == clock.ms
+    clock.move(SECOND)
+    assert engine.server_time() == clock.ms
+
+
+def test_the_server_time_of_a_plain_store_runs(store_url: str) -> None:
+    engine = open_engine(store_url)
+
+    assert 0 <= engine.server_time() - engine.server_time() + 60_000 <= 60_000
+
+    engine.close()
+
+
+def test_an_engine_without_bodies_offers_nothing_but_to_say_so() -> None:
+    class Bare(EngineBackend):
+        pass
+
+    bare = Bare()
+
+    assert bare.backend_label() == "unknown"
+    assert bare.capabilities().operations == {"capabilities", "backend_label"}
+    for name in operations() - {"capabilities", "backend_label"}:
+        with pytest.raises(UnavailableError) as caught:
+            getattr(bare, name)(*[None] * positional(name))
+        assert (caught.value.op, caught.value.code) == (name, "unavailable")
+        assert name in str(caught.value)
+
+
+def test_capabilities_are_exactly_the_operations_with_a_body(engine: Engine) -> None:
+    offered = engine.capabilities()
+
+    assert {"create_execution", "claim_many", "complete", "list_executions", "run_upkeep"} <= offered.operations
+    for name in operations() - offered.operations:
+        assert not offered.supports(name)
+        with pytest.raises(UnavailableError) as caught:
+            getattr(engine, name)(*[None] * positional(name))
+        assert caught.value.op == name
+
+
+def operations() -> set[str]:
+    """Every operation of the abstract engine."""
+    return {name for name in dir(EngineBackend) if not name.startswith("_")}
+
+
+def positional(name: str) -> int:
+    """How many arguments an operation must be given."""
+    code = getattr(EngineBackend, name).__code__
+    defaults = getattr(EngineBackend, name).__defaults__ or ()
+    return int(code.co_argcount) - 1 - len(defaults)
+
+
+def test_a_filter_of_a_wrong_kind_is_refused_when_it_is_made() -> None:
+    from flowfabric_worker.engine.types.reads import ExecutionFilter
+
+    wrong: list[dict[str, Any]] = [{"lane": ""}, {"lane": 5}, {"state": "sleeping"}, {"task": "\0"}, {"tags": "a=b"}]
+    for changes in wrong:
+        with pytest.raises(ValidationError):
+            ExecutionFilter(**changes)
