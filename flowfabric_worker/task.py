@@ -7,7 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import attrs
 
@@ -165,8 +165,8 @@ class Run(Generic[R]):
         outcome = self._engine.wait_for_result(self.id, limit)
         if outcome.outcome is not TerminalOutcome.SUCCESS:
             raise result_error(outcome)
-        value: R = self._codec.named(outcome.codec).decode_result(outcome.result) if self._codec else outcome.result
-        return value
+        codec = self._codec and self._codec.named(outcome.codec)
+        return cast(R, codec.decode_result(outcome.result) if codec else outcome.result)
 
     def state(self) -> PublicState | None:
         """The execution's state at this moment; None when its retention is over."""

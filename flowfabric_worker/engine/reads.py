@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane
+from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.records import Record, summary_of
@@ -50,9 +50,10 @@ class Reads(Workers, EngineCore):
         record = self._record(execution_id, ("state",))
         return record.state().public_state if record else None
 
-    def resolve_execution_flow_id(self, execution_id: ExecutionId) -> str | None:
+    def resolve_execution_flow_id(self, execution_id: ExecutionId) -> FlowId | None:
         record = self._record(execution_id, ("flow",))
-        return record.text("flow") if record else None
+        flow = record.text("flow") if record else None
+        return FlowId(flow) if flow else None
 
     def get_execution_result(self, execution_id: ExecutionId) -> bytes | None:
         record = self._record(execution_id, ("state", "result"))

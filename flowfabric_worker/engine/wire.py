@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy, milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:
@@ -180,13 +180,13 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     Raises:
         ValueError, ArithmeticError, ValidationError: it is damaged.
     """
-    gates = {
-        "required_capabilities": frozenset(work_class.capabilities),
-        "budget_ids": work_class.budgets,
-        "quota_policy_id": work_class.quota or None,
-    }
+    bare = ExecutionPolicy(
+        required_capabilities=frozenset(work_class.capabilities),
+        budget_ids=work_class.budgets,
+        quota_policy_id=work_class.quota or None,
+    )
     if not data:
-        return ExecutionPolicy(**gates)  # type: ignore[arg-type]  # each value has its field's type
+        return bare
     values = data.decode().split("|")
     if len(values) != 14 or values[13]:
         raise ValueError("a policy has 13 values")
@@ -203,19 +203,15 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
             maximum=timedelta(milliseconds=int(values[3])),
             multiplier=float(values[4]),
             jitter=values[5] == "1",
-            retryable_categories=frozenset(FailureClass(word) for word in values[6].split(",") if word),
+            retryable_categories=filter(None, values[6].split(",")),
         )
-    counts = {}
-    if values[8]:
-        counts["max_reclaim_count"] = int(values[8])
-    if values[9]:
-        counts["max_replay_count"] = int(values[9])
-    return ExecutionPolicy(
+    return attrs.evolve(
+        bare,
         retry=retry,
         attempt_timeout=duration(7),
+        max_reclaim_count=int(values[8]) if values[8] else bare.max_reclaim_count,
+        max_replay_count=int(values[9]) if values[9] else bare.max_replay_count,
         retention=duration(10),
         dedup_window=duration(11),
         execution_deadline=duration(12),
-        **counts,
-        **gates,  # type: ignore[arg-type]  # each value has its field's type
     )

@@ -104,7 +104,8 @@ def test_tags_of_the_creation_are_kept_and_come_with_the_claim(engine: Engine) -
     assert claim_one(engine).tags == {"app.user": "ada", "größe": "groß"}
 
 
-def test_setting_the_same_tags_again_gives_the_same_answer(engine: Engine, clock: Clock, dump: Dump) -> None:
+@pytest.mark.usefixtures("clock")
+def test_setting_the_same_tags_again_gives_the_same_answer(engine: Engine, dump: Dump) -> None:
     execution_id = created(engine)
     assert engine.set_tags(execution_id, {"b": "2", "a": "1"}) == 2
     before = dump()

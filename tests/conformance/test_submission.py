@@ -181,13 +181,12 @@ def test_a_payload_one_byte_over_the_limit_is_refused(engine: Engine, dump: Dump
     assert dump() == before
 
 
-def test_an_operator_sets_the_limit_of_payloads(engine: Engine, store_url: str) -> None:
-    strict = open_engine(store_url, limits=Limits(payload_bytes=3))
+def test_an_operator_sets_the_limit_of_payloads(engine: Engine) -> None:
+    strict = Engine(lambda: (engine.store, None), limits=Limits(payload_bytes=3))
 
     created(strict, payload=b"abc")
     with refused("payload_too_large"):
         strict.create_execution(creation(payload=b"abcd"))
-    strict.close()
 
 
 @pytest.mark.parametrize("payload", ["text", bytearray(b"x"), {"a": 1}, 5], ids=lambda value: type(value).__name__)
@@ -251,7 +250,7 @@ def test_a_moment_that_is_past_means_now(engine: Engine, clock: Clock, ago: time
     assert upkeep_all(engine) == 0
 
 
-def test_no_delay_means_now(engine: Engine, clock: Clock) -> None:
+def test_no_delay_means_now(engine: Engine) -> None:
     assert info_of(engine, created(engine, delay=timedelta())).public_state is PublicState.WAITING
 
 
@@ -474,7 +473,7 @@ def test_one_wrong_item_refuses_the_whole_call(engine: Engine, dump: Dump) -> No
     assert dump() == before
 
 
-def test_the_order_within_a_call_is_the_order_of_the_claims(engine: Engine, clock: Clock) -> None:
+def test_the_order_within_a_call_is_the_order_of_the_claims(engine: Engine) -> None:
     ids = same_partition_ids(engine, 40)
     all_created(engine, [creation(execution_id=each) for each in ids])
 

@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import redis
 from redis.connection import ConnectionPool
@@ -74,12 +74,13 @@ class ValkeyStore(Store):
         pool = self.pool_of(partition)
         with self.translated():
             try:
-                return self._exchange(pool, [command], timeout)[0]
+                (reply,) = self._exchange(pool, [command], timeout)
             except redis.ResponseError as error:
                 if not _is_missing(error):
                     raise
-            self._load_into(pool)
-            return self._exchange(pool, [command], timeout)[0]
+                self._load_into(pool)
+                (reply,) = self._exchange(pool, [command], timeout)
+        return cast(Reply, reply)
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
         replies: list[Reply | EngineError] = [TransportError(backend=self.label)] * len(calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Literal
@@ -55,6 +56,13 @@ def _count(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
         raise ValidationError("invalid_policy", f"{attribute.name} must be a whole number from 0 to 1000000, not {value!r}.")
 
 
+def _classes(words: Iterable[str]) -> frozenset[FailureClass]:
+    try:
+        return frozenset(FailureClass(word) for word in words)
+    except ValueError as error:
+        raise ValidationError("invalid_policy", f"retryable_categories: {error}.") from None
+
+
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
     """How often and how late a failed attempt is made again.
@@ -77,7 +85,7 @@ class RetryPolicy:
     maximum: timedelta = attrs.field(default=timedelta(minutes=1), validator=_duration(0))
     multiplier: float = 2.0
     jitter: bool = True
-    retryable_categories: frozenset[FailureClass] = attrs.field(default=frozenset(), converter=frozenset)
+    retryable_categories: frozenset[FailureClass] = attrs.field(default=frozenset(), converter=_classes)
 
     def __attrs_post_init__(self) -> None:
         if self.backoff not in ("exponential", "fixed"):

@@ -1,0 +1,495 @@
+"""reads: pages of executions, lanes and expired leases, and counters that never drift."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.partitions import partition_key
+from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.reads import ExecutionFilter, ExecutionSummary
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import Created
+from tests.conformance.work import (
+    BOOM,
+    LANE,
+    TASK,
+    claim_one,
+    created,
+    creation,
+    damage,
+    refused,
+    request,
+    running,
+    tenant,
+    upkeep_all,
+)
+from tests.conftest import Clock
+
+SECOND = timedelta(seconds=1)
+RETRY = ExecutionPolicy(retry=RetryPolicy(max_retries=1, backoff="fixed", initial=SECOND, jitter=False))
+
+
+def created_many(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
+    """Many new executions, sorted by id."""
+    ids: list[ExecutionId] = []
+    for first in range(0, count, 500):
+        results = engine.create_executions([creation(**changes) for _ in range(min(500, count - first))])
+        ids += [result.execution_id for result in results if isinstance(result, Created)]
+    assert len(ids) == count
+    return sorted(ids)
+
+
+def paged(engine: Engine, limit: int, **arguments: Any) -> list[list[ExecutionSummary]]:
+    """Every page of a listing, until there is no next one."""
+    pages = []
+    cursor = None
+    while True:
+        page = engine.list_executions(cursor=cursor, limit=limit, **arguments)
+        pages.append(list(page.executions))
+        cursor = page.next_cursor
+        if cursor is None:
+            return pages
+
+
+def ids_of(pages: list[list[ExecutionSummary]]) -> list[ExecutionId]:
+    return [row.execution_id for page in pages for row in page]
+
+
+# Executions
+
+
+def test_an_empty_store_lists_nothing(engine: Engine) -> None:
+    page = engine.list_executions()
+
+    assert (page.executions, page.next_cursor) == ((), None)
+
+
+def test_a_listed_execution_shows_what_it_is(engine: Engine, clock: Clock) -> None:
+    execution = created(engine, priority=7, tags={"a": "b"})
+
+    assert engine.list_executions().executions == (
+        ExecutionSummary(
+            execution_id=execution,
+            lane=LANE,
+            task=TASK,
+            public_state=PublicState.WAITING,
+            priority=7,
+            created_at_ms=clock.ms,
+            tags={"a": "b"},
+        ),
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 1000])
+def test_pages_of_any_size_show_every_execution_once_by_partition_and_id(engine: Engine, limit: int) -> None:
+    ids = created_many(engine, 7)
+
+    pages = paged(engine, limit)
+
+    assert ids_of(pages) == ids
+    assert all(len(page) == limit for page in pages[:-1])
+
+
+def test_a_partition_lists_its_own_executions_and_all_partitions_together_list_all(engine: Engine) -> None:
+    ids = created_many(engine, 60)
+
+    listed = []
+    for number in range(engine.partitions):
+        part = ids_of(paged(engine, 3, partition=partition_key(number)))
+        assert {each.partition for each in part} <= {number}
+        listed += part
+
+    assert listed == ids
+
+
+def test_a_page_of_nothing_has_no_next_one(engine: Engine) -> None:
+    created(engine)
+
+    page = engine.list_executions(limit=0)
+
+    assert (page.executions, page.next_cursor) == ((), None)
+
+
+def test_a_page_holds_a_thousand_and_not_one_more(engine: Engine) -> None:
+    ids = created_many(engine, 1001)
+
+    page = engine.list_executions(limit=1000)
+
+    assert [row.execution_id for row in page.executions] == ids[:1000]
+    assert page.next_cursor == ids[999]
+    with pytest.raises(ValidationError, match="0 to 1000"):
+        engine.list_executions(limit=1001)
+
+
+@pytest.mark.parametrize("limit", [-1, True, 1.0, None])
+def test_a_page_of_an_impossible_size_is_refused(engine: Engine, limit: Any) -> None:
+    for listing in (engine.list_executions, engine.list_lanes, engine.list_expired_leases):
+        with refused("invalid_input"):
+            listing(limit=limit)
+
+
+@pytest.mark.parametrize("partition", ["", "{fp:}", "{fp:01}", "fp:0", "{fp:-1}", 0, b"{fp:0}"])
+def test_what_is_no_partition_key_is_refused(engine: Engine, partition: Any) -> None:
+    for listing in (engine.list_executions, engine.list_expired_leases):
+        with refused("invalid_partition_key"):
+            listing(partition=partition)
+
+
+def test_a_partition_that_the_store_lacks_is_refused(engine: Engine) -> None:
+    with refused("partition_mismatch"):
+        engine.list_executions(partition=partition_key(engine.partitions))
+
+
+@pytest.mark.parametrize("cursor", ["{fp:0}:x", 5, ExecutionId(0, "x"), ExecutionId(1023, ExecutionId.mint().uuid)])
+def test_what_is_no_cursor_of_a_listing_is_refused(engine: Engine, cursor: Any) -> None:
+    with refused("invalid_cursor"):
+        engine.list_executions(cursor=cursor)
+
+
+def test_a_cursor_of_another_partition_is_refused(engine: Engine) -> None:
+    cursor = ExecutionId(1, ExecutionId.mint().uuid)
+
+    with refused("invalid_cursor"):
+        engine.list_executions(partition=partition_key(0), cursor=cursor)
+
+
+def test_a_listing_goes_on_behind_a_cursor_whose_execution_is_gone(engine: Engine) -> None:
+    ids = created_many(engine, 3)
+    engine.cancel_execution(CancelExecutionArgs(execution_id=ids[0]))
+    engine.purge(ids[0])
+
+    assert [row.execution_id for row in engine.list_executions(cursor=ids[0]).executions] == ids[1:]
+
+
+def test_a_listing_is_stable_while_executions_come_and_go(engine: Engine) -> None:
+    ids = created_many(engine, 10)
+    seen: list[ExecutionId] = []
+    cursor = None
+    for turn in range(100):
+        page = engine.list_executions(cursor=cursor, limit=1)
+        seen += [row.execution_id for row in page.executions]
+        if turn < 5:
+            created(engine)
+        if turn == 1:
+            engine.cancel_execution(CancelExecutionArgs(execution_id=seen[0]))
+            engine.purge(seen[0])
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+
+    assert [each for each in seen if each in ids] == ids
+    assert len(seen) == len(set(seen))
+
+
+def test_filters_are_by_lane_state_task_and_tags_and_all_must_hold(engine: Engine) -> None:
+    a = created(engine, lane="a", task="t", tags={"x": "1", "y": "1"})
+    b = created(engine, lane="b", task="t", tags={"x": "1"})
+    c = created(engine, lane="b", task="u", delay=SECOND)
+    cases: list[tuple[dict[str, Any], set[ExecutionId]]] = [
+        ({}, {a, b, c}),
+        ({"lane": "b"}, {b, c}),
+        ({"task": "t"}, {a, b}),
+        ({"state": PublicState.DELAYED}, {c}),
+        ({"state": "delayed"}, {c}),
+        ({"tags": {"x": "1"}}, {a, b}),
+        ({"tags": {"x": "1", "y": "1"}}, {a}),
+        ({"tags": {"x": "2"}}, set()),
+        ({"lane": "b", "task": "t", "state": PublicState.WAITING, "tags": {"x": "1"}}, {b}),
+        ({"lane": "nowhere"}, set()),
+    ]
+
+    for conditions, expected in cases:
+        pages = paged(engine, 1, filter=ExecutionFilter(**conditions))
+        assert set(ids_of(pages)) == expected
+        assert len(pages) == max(1, len(expected))
+
+
+def test_a_filtered_listing_reads_at_most_ten_thousand_records_a_call_and_goes_on(engine: Engine) -> None:
+    needle = created(engine, lane="needle")
+    created_many(engine, 10_500, payload=None)
+    last = created(engine, lane="needle")
+
+    pages = paged(engine, 5, filter=ExecutionFilter(lane="needle"))
+
+    assert sorted(ids_of(pages)) == sorted([needle, last])
+    assert len(pages) == 2
+
+
+def test_two_namespaces_list_their_own(engine: Engine) -> None:
+    other = tenant(engine, "defaul")
+    mine, theirs = created(engine), created(other)
+
+    assert ids_of(paged(engine, 10)) == [mine]
+    assert ids_of(paged(other, 10)) == [theirs]
+    assert ids_of(paged(tenant(engine, "defaults"), 10)) == []
+
+
+@pytest.mark.parametrize("field", ["state", "class", "priority", "created", "tags"])
+def test_a_damaged_execution_is_marked_and_the_page_goes_on(engine: Engine, field: str) -> None:
+    ids = created_many(engine, 3)
+    damage(engine, ids[1], field, b"what is this?")
+
+    rows = [row for page in paged(engine, 1) for row in page]
+
+    assert [row.execution_id for row in rows] == ids
+    assert [row.corruption is not None for row in rows] == [False, True, False]
+    assert field in str(rows[1].corruption)
+    assert (rows[1].lane, rows[1].public_state) == (None, None)
+
+
+def test_a_damaged_execution_is_shown_whatever_is_asked_for(engine: Engine) -> None:
+    execution = created(engine)
+    damage(engine, execution, "class", b"what is this?")
+
+    assert ids_of(paged(engine, 10, filter=ExecutionFilter(lane="elsewhere"))) == [execution]
+
+
+# Expired leases
+
+
+def test_leases_that_ran_out_or_were_revoked_are_listed_until_somebody_claims(engine: Engine, clock: Clock) -> None:
+    lapsing = running(engine, lane="a", lease=5 * SECOND)
+    revoked = running(engine, lane="b", worker="w2")
+    held = running(engine, lane="c")
+    engine.revoke_lease(RevokeLeaseArgs(execution_id=revoked.execution_id))
+    clock.move(5 * SECOND)
+
+    before = engine.list_expired_leases().leases
+    upkeep_all(engine)
+    after = engine.list_expired_leases().leases
+
+    by_id = {lease.execution_id: lease for lease in after}
+    assert before == after
+    assert set(by_id) == {lapsing.execution_id, revoked.execution_id}
+    assert by_id[lapsing.execution_id].expired_at_ms == clock.ms
+    assert by_id[lapsing.execution_id].lease_epoch == 1
+    assert by_id[revoked.execution_id].worker_instance_id == "w2"
+    claim_one(engine, "a")
+    claim_one(engine, "b")
+    assert engine.list_expired_leases().leases == ()
+    engine.complete(held.handle)
+
+
+def test_expired_leases_are_paged_and_listed_per_partition(engine: Engine, clock: Clock) -> None:
+    ids = sorted(running(engine).execution_id for _ in range(5))
+    clock.move(timedelta(minutes=1))
+
+    seen = []
+    cursor = None
+    while True:
+        page = engine.list_expired_leases(cursor=cursor, limit=2)
+        seen += [lease.execution_id for lease in page.leases]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    first = engine.list_expired_leases(partition=partition_key(ids[0].partition)).leases
+
+    assert seen == ids
+    assert [lease.execution_id for lease in first] == [each for each in ids if each.partition == ids[0].partition]
+
+
+def test_a_damaged_execution_hides_no_expired_lease(engine: Engine, clock: Clock) -> None:
+    held = [running(engine).execution_id for _ in range(3)]
+    damage(engine, sorted(held)[0], "state", b"what is this?")
+    damage(engine, sorted(held)[1], "holder", b"what is this?")
+    clock.move(timedelta(minutes=1))
+
+    assert [lease.execution_id for lease in engine.list_expired_leases().leases] == [sorted(held)[2]]
+
+
+# Lanes
+
+
+def test_lanes_are_paged_by_name(engine: Engine) -> None:
+    for lane in ("echo", "alpha", "delta", "charlie", "bravo"):
+        created(engine, lane=lane)
+
+    pages = []
+    cursor = None
+    while True:
+        page = engine.list_lanes(cursor, 2)
+        pages.append([lane.lane for lane in page.lanes])
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+
+    assert pages == [["alpha", "bravo"], ["charlie", "delta"], ["echo"]]
+    assert [lane.lane for lane in engine.list_lanes(limit=5).lanes] == [*pages[0], *pages[1], *pages[2]]
+    assert engine.list_lanes(limit=5).next_cursor is None
+    assert engine.list_lanes(limit=0).lanes == ()
+
+
+def test_a_lane_whose_name_begins_like_another_one_is_neither_hidden_nor_shown_twice(engine: Engine) -> None:
+    names = [" ", "!", "a", "a ", "aa", "ab", "a~", "b", "~" * 64]
+    for name in names:
+        created(engine, lane=name)
+
+    assert [lane.lane for lane in engine.list_lanes().lanes] == names
+    assert [lane.lane for lane in engine.list_lanes("a").lanes] == names[3:]
+
+
+def test_a_lane_exists_from_its_first_use_also_when_that_is_a_pause(engine: Engine, clock: Clock) -> None:
+    engine.pause_lane("quiet")
+
+    (lane,) = engine.list_lanes().lanes
+
+    assert (lane.lane, lane.paused_since_ms) == ("quiet", clock.ms)
+    assert set(lane.depths) == set(PublicState)
+    assert set(lane.depths.values()) == {0}
+
+
+def test_lanes_of_two_namespaces_never_meet(engine: Engine) -> None:
+    other = tenant(engine, "defaul")
+    created(engine, lane="shared")
+    created(other, lane="shared")
+    created(other, lane="theirs")
+    other.pause_lane("shared")
+
+    (mine,) = engine.list_lanes().lanes
+
+    assert (mine.lane, mine.depths[PublicState.WAITING], mine.paused_since_ms) == ("shared", 1, None)
+    assert [lane.lane for lane in other.list_lanes().lanes] == ["shared", "theirs"]
+
+
+@pytest.mark.parametrize("cursor", ["\n", "x" * 65, 5, "ä"])
+def test_what_is_no_cursor_of_lanes_is_refused(engine: Engine, cursor: Any) -> None:
+    with refused("invalid_cursor"):
+        engine.list_lanes(cursor)
+
+
+# Counters
+
+Step = Callable[[Engine, Clock], object]
+
+
+def recounted(engine: Engine) -> dict[tuple[str | None, PublicState | None], int]:
+    """What each lane holds per state, counted execution by execution."""
+    return dict(Counter((row.lane, row.public_state) for page in paged(engine, 1000) for row in page))
+
+
+def counted(engine: Engine) -> dict[tuple[str | None, PublicState | None], int]:
+    """What the counters of the lanes say."""
+    return {
+        (lane.lane, state): count
+        for lane in engine.list_lanes().lanes
+        for state, count in lane.depths.items()
+        if count != 0
+    }
+
+
+def _purge(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, lane=LANE)
+    engine.complete(claimed.handle)
+    engine.purge(claimed.execution_id)
+
+
+def _replay(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, lane=LANE)
+    engine.complete(claimed.handle)
+    engine.replay_execution(ReplayExecutionArgs(execution_id=claimed.execution_id))
+
+
+def _lapse(engine: Engine, clock: Clock) -> None:
+    running(engine, lane=LANE)
+    clock.move(timedelta(minutes=1))
+    upkeep_all(engine)
+
+
+def _reclaim(engine: Engine, clock: Clock) -> None:
+    _lapse(engine, clock)
+    engine.complete(claim_one(engine).handle)
+
+
+def _exhaust(engine: Engine, clock: Clock) -> None:
+    running(engine, lane=LANE, policy=ExecutionPolicy(max_reclaim_count=0))
+    clock.move(timedelta(minutes=1))
+    assert engine.claim_many(request(LANE)) == []
+
+
+def _expire(engine: Engine, clock: Clock) -> None:
+    created(engine, policy=ExecutionPolicy(execution_deadline=SECOND))
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+
+def _time_out(engine: Engine, clock: Clock) -> None:
+    running(engine, lane=LANE, policy=ExecutionPolicy(attempt_timeout=SECOND))
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+
+def _retain(engine: Engine, clock: Clock) -> None:
+    engine.complete(running(engine, lane=LANE, policy=ExecutionPolicy(retention=SECOND)).handle)
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+
+def _promote(engine: Engine, clock: Clock) -> None:
+    created(engine, delay=SECOND)
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+
+TRANSITIONS: dict[str, tuple[Step, PublicState | None]] = {
+    "created": (lambda e, _: created(e), PublicState.WAITING),
+    "created later": (lambda e, _: created(e, delay=SECOND), PublicState.DELAYED),
+    "promoted": (_promote, PublicState.WAITING),
+    "claimed": (lambda e, _: running(e, lane=LANE), PublicState.ACTIVE),
+    "completed": (lambda e, _: e.complete(running(e, lane=LANE).handle), PublicState.COMPLETED),
+    "failed": (lambda e, _: e.fail(running(e, lane=LANE).handle, BOOM, FailureClass.PERMANENT), PublicState.FAILED),
+    "retried": (
+        lambda e, _: e.fail(running(e, lane=LANE, policy=RETRY).handle, BOOM, FailureClass.TRANSIENT),
+        PublicState.DELAYED,
+    ),
+    "failed as cancelled": (
+        lambda e, _: e.fail(running(e, lane=LANE).handle, BOOM, FailureClass.CANCELLED),
+        PublicState.CANCELLED,
+    ),
+    "cancelled by its holder": (lambda e, _: e.cancel(running(e, lane=LANE).handle), PublicState.CANCELLED),
+    "cancelled": (
+        lambda e, _: e.cancel_execution(CancelExecutionArgs(execution_id=created(e))),
+        PublicState.CANCELLED,
+    ),
+    "released": (lambda e, _: e.release(running(e, lane=LANE).handle), PublicState.WAITING),
+    "released for later": (lambda e, _: e.release(running(e, lane=LANE).handle, SECOND), PublicState.DELAYED),
+    "parked": (lambda e, _: e.delay(running(e, lane=LANE).handle, SECOND), PublicState.DELAYED),
+    "without children": (lambda e, _: e.wait_children(running(e, lane=LANE).handle), PublicState.WAITING),
+    "reserved": (
+        lambda e, _: created(e) and e.claim_for_worker(
+            ClaimForWorkerArgs(lane=LANE, worker_id="w", worker_instance_id="w")
+        ),
+        PublicState.WAITING,
+    ),
+    "revoked": (
+        lambda e, _: e.revoke_lease(RevokeLeaseArgs(execution_id=running(e, lane=LANE).execution_id)),
+        PublicState.ACTIVE,
+    ),
+    "lapsed": (_lapse, PublicState.ACTIVE),
+    "reclaimed": (_reclaim, PublicState.COMPLETED),
+    "reclaimed too often": (_exhaust, PublicState.FAILED),
+    "timed out": (_time_out, PublicState.FAILED),
+    "past its deadline": (_expire, PublicState.EXPIRED),
+    "replayed": (_replay, PublicState.WAITING),
+    "purged": (_purge, None),
+    "past its retention": (_retain, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_the_depths_of_a_lane_follow_every_transition(engine: Engine, clock: Clock, name: str) -> None:
+    step, state = TRANSITIONS[name]
+
+    step(engine, clock)
+
+    assert counted(engine) == ({} if state is None else {(LANE, state): 1})
+    assert counted(engine) == recounted(engine)
