@@ -28,12 +28,51 @@ ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
+-- Whether one entry's id is older than another's.
+local function is_older(id, other)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
+  if ms ~= other_ms then
+    return tonumber(ms) < tonumber(other_ms)
+  end
+  return tonumber(number) < tonumber(other_number)
+end
+
+-- Trims the feed to a day, in bounded pieces. The floor is the newest entry that went: a cursor below it missed some.
+function ff.trim_feed(ctx)
+  local feed, floor = ctx.base .. ':feed', ff.text(ctx.now - ff.DAY)
+  local newest = call('XREVRANGE', feed, '(' .. floor .. '-0', '-', 'COUNT', 1)[1]
+  local trimmed = 0
+  if newest then
+    trimmed = call('XTRIM', feed, 'MINID', '~', floor, 'LIMIT', 10000)
+    if trimmed == 0 then
+      -- Only whole pieces are trimmed cheaply; what is left of the last one goes exactly.
+      trimmed = call('XTRIM', feed, 'MINID', floor)
+    end
+  end
+  local oldest = call('XRANGE', feed, '-', '+', 'COUNT', 1)[1]
+  if newest then
+    -- As long as more has to go, one does not know up to where it went.
+    local gone = oldest and is_older(oldest[1], newest[1]) and oldest[1] or newest[1]
+    call('HSET', ctx.base .. ':meta', 'feed_floor', gone)
+  end
+  if not oldest then
+    -- A stream that begins anew numbers anew: the ids must still be behind every cursor.
+    call('DEL', feed)
+    ctx.feed_now = ctx.feed_now + 1
+    call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
+    ctx.due['f'] = false
+  else
+    ctx.due['f'] = trimmed > 0 and ctx.now or ctx.now + ff.HOUR
+  end
+end
+
 -- read_feed: a page of the feed. Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms.
 -- Answers: 'ok', then per end: id, field, value, ...; or cursor_expired.
 ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   local after, waiter, wait_ms = args[1], args[3], tonumber(args[4])
-  local floor = ff.number(call('HGET', ctx.base .. ':meta', 'feed_floor'))
-  if after ~= '' and floor and tonumber(string.match(after, '^%d+')) < floor then
+  local floor = call('HGET', ctx.base .. ':meta', 'feed_floor')
+  if after ~= '' and floor and is_older(after, floor) then
     return ff.failure('cursor_expired', after)
   end
   ff.unwait(ctx, waiter)

@@ -1,6 +1,19 @@
 -- operating: what an operator or a producer does to an execution, without a lease.
 
-local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'replay_count' } })
+local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'replay_count', 'answered' } })
+
+-- The record that a call is about; or nil and its answer, when it was given before or there is nothing to operate on.
+local function load_once(ctx, uuid, call_id)
+  local record, failure = ff.load(ctx, uuid, OPERATE)
+  if not record then
+    return nil, failure
+  end
+  local before = ff.answer_before(record, call_id)
+  if before then
+    return nil, before
+  end
+  return record
+end
 
 -- cancel_execution: ends an execution in any phase. Arguments: uuid, reason, source. Answers: 'cancelled' and the phase
 -- that it was in; of a cancelled one the same answer again.
@@ -22,26 +35,27 @@ ff.register('cancel_execution', { 'allow-oom' }, function(ctx, args)
   return { 'cancelled' }
 end)
 
--- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, priority. Answers: 'changed' old.
+-- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, priority, call. Answers:
+-- 'changed' old.
 ff.register('change_priority', {}, function(ctx, args)
-  local record, failure = ff.load(ctx, args[1])
+  local record, answer = load_once(ctx, args[1], args[3])
   if not record then
-    return failure
+    return answer
   elseif record.words.phase ~= 'runnable' then
     return ff.failure('execution_not_eligible', args[1], record.words.public)
   end
-  local old = record.priority
-  ff.move(ctx, record, nil, { priority = tonumber(args[2]) })
+  answer = { 'changed', record.priority }
+  ff.move(ctx, record, nil, { priority = tonumber(args[2]), answered = ff.remember_answer(args[3], answer) })
   ff.flush(ctx)
-  return { 'changed', old }
+  return answer
 end)
 
--- replay_execution: an ended execution runs again, from a new place, as a new attempt. Arguments: uuid.
--- Answers: 'replayed' state.
+-- replay_execution: an ended execution runs again, from a new place, as a new attempt. Arguments: uuid,
+-- call. Answers: 'replayed' state.
 ff.register('replay_execution', {}, function(ctx, args)
-  local record, failure = ff.load(ctx, args[1], OPERATE)
+  local record, answer = load_once(ctx, args[1], args[2])
   if not record then
-    return failure
+    return answer
   elseif record.words.phase ~= 'terminal' then
     return ff.failure('execution_not_terminal', args[1], record.words.public)
   end
@@ -57,7 +71,9 @@ ff.register('replay_execution', {}, function(ctx, args)
     'attempt_started', 'attempt_ended'
   )
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
-  ff.move(ctx, record, ff.READY .. 'pending_replay_attempt', {
+  answer = { 'replayed', ff.READY .. 'pending_replay_attempt' }
+  ff.move(ctx, record, answer[2], {
+    answered = ff.remember_answer(args[2], answer),
     replay_count = replays + 1,
     place = ctx.now,
     attempts = past,
@@ -65,15 +81,15 @@ ff.register('replay_execution', {}, function(ctx, args)
     deadline = overdue and '' or nil,
   })
   ff.flush(ctx)
-  return { 'replayed', record.state }
+  return answer
 end)
 
 -- revoke_lease: takes the lease away; the work is ready again. Arguments: uuid, expected lease id or '', expected
--- instance or '', reason. Answers: 'revoked' lease-id epoch, or 'already' why.
+-- instance or '', reason, call. Answers: 'revoked' lease-id epoch, or 'already' why.
 ff.register('revoke_lease', { 'allow-oom' }, function(ctx, args)
-  local record, failure = ff.load(ctx, args[1])
+  local record, answer = load_once(ctx, args[1], args[5])
   if not record then
-    return failure
+    return answer
   elseif record.words.phase ~= 'active' then
     return ff.not_active(record)
   elseif record.words.ownership == 'lease_revoked' then
@@ -87,26 +103,41 @@ ff.register('revoke_lease', { 'allow-oom' }, function(ctx, args)
   elseif args[3] ~= '' and args[3] ~= ff.unpack(record.holder)[2] then
     return { 'already', 'different_worker_instance_id' }
   end
-  ff.move(ctx, record, ff.REVOKED, { revoke_reason = args[4], attempt_ended = ctx.now })
+  answer = { 'revoked', lease, ff.text(epoch) }
+  ff.move(ctx, record, ff.REVOKED, {
+    revoke_reason = args[4],
+    attempt_ended = ctx.now,
+    answered = ff.remember_answer(args[5], answer),
+  })
   ff.tell_holder(ctx, record)
   ff.flush(ctx)
-  return { 'revoked', lease, ff.text(epoch) }
+  return answer
 end)
 
--- pause_lane, resume_lane: a paused lane hands nothing out and loses nothing. Argument: lane. Answers: 'ok', or
+-- pause_lane, resume_lane: a paused lane hands nothing out and loses nothing. Arguments: lane, call. Answers: 'ok', or
 -- 'already' when nothing changed.
 ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
-  local parts = ff.unpack(args[1])
+  local lane, call_id = args[1], args[2]
+  local key = ctx.base .. ':lane:' .. lane
+  local stored = call('HMGET', key, 'paused', 'answered')
+  if stored[1] then
+    return { stored[2] == call_id and 'ok' or 'already' }
+  end
+  local parts = ff.unpack(lane)
   call('ZADD', ctx.base .. ':lanes', 0, ff.pack({ parts[1] }) .. parts[2])
-  local new = call('HSETNX', ctx.base .. ':lane:' .. args[1], 'paused', ctx.now)
-  return { new == 1 and 'ok' or 'already' }
+  call('HSET', key, 'paused', ctx.now, 'answered', call_id)
+  return { 'ok' }
 end)
 
 ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
-  local lane = args[1]
-  if call('HDEL', ctx.base .. ':lane:' .. lane, 'paused') == 0 then
-    return { 'already' }
+  local lane, call_id = args[1], args[2]
+  local key = ctx.base .. ':lane:' .. lane
+  local stored = call('HMGET', key, 'paused', 'answered')
+  if not stored[1] then
+    return { stored[2] == call_id and 'ok' or 'already' }
   end
+  call('HDEL', key, 'paused')
+  call('HSET', key, 'answered', call_id)
   local classes =
     call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, 2 * ff.MAX_CLASSES_PER_LANE)
   for _, class in ipairs(classes) do

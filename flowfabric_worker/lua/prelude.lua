@@ -200,12 +200,24 @@ end
 
 -- Records -----------------------------------------------------------------------------------------------------------
 
--- The fields that decide what an operation does; reads and claims ask for more.
+-- The fields that decide what an operation does; what more there is, an operation names when it needs it.
 ff.CORE = {
   'state', 'class', 'priority', 'place', 'fence', 'holder', 'expires', 'timeout_at', 'deadline', 'delay_until',
-  'idempotency_key', 'dedup_until', 'remove_at', 'reserved_for', 'reserved_until', 'last', 'policy', 'attempt', 'attempt_count',
-  'retry_count', 'reclaim_count', 'tags', 'watchers',
+  'idempotency_key', 'dedup_until', 'remove_at', 'reserved_for', 'reserved_until', 'last', 'policy', 'attempt',
+  'attempt_count', 'retry_count', 'reclaim_count', 'tags', 'watchers',
 }
+
+-- A record from the values of ff.CORE in that order. Written out, because a table that is made whole is cheaper than one
+-- that grows field by field, and this happens for every execution of every call.
+local function new_record(uuid, key, v)
+  return {
+    uuid = uuid, key = key, words = ff.words(v[1]), state = v[1], class = v[2], priority = v[3], place = v[4],
+    fence = v[5], holder = v[6], expires = v[7], timeout_at = v[8], deadline = v[9], delay_until = v[10],
+    idempotency_key = v[11], dedup_until = v[12], remove_at = v[13], reserved_for = v[14], reserved_until = v[15],
+    last = v[16], policy = v[17], attempt = v[18], attempt_count = v[19], retry_count = v[20], reclaim_count = v[21],
+    tags = v[22], watchers = v[23],
+  }
+end
 
 -- The execution's id as callers know it.
 function ff.id(ctx, record)
@@ -216,21 +228,21 @@ function ff.record_key(ctx, uuid)
   return ctx.base .. ':x:' .. uuid
 end
 
--- The record of an execution, or nil and the failure to answer.
+-- The record of an execution, or nil and the failure to answer. An absent field is false. `fields`, if given, begins with
+-- ff.CORE.
 function ff.load(ctx, uuid, fields)
   fields = fields or ff.CORE
-  local key = ff.record_key(ctx, uuid)
+  local key = ctx.base .. ':x:' .. uuid
   local values = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
   if not values[1] then
     return nil, ff.failure('execution_not_found', uuid)
   end
-  local record = { uuid = uuid, key = key }
-  for i, name in ipairs(fields) do
-    record[name] = values[i] or nil
-  end
-  record.words = ff.words(record.state)
+  local record = new_record(uuid, key, values)
   if not record.words or not record.class then
     return nil, ff.failure('corruption', uuid, record.words and 'class' or 'state')
+  end
+  for i = #ff.CORE + 1, #fields do
+    record[fields[i]] = values[i]
   end
   return record
 end
@@ -275,6 +287,15 @@ function ff.class(class)
 end
 
 
+-- The earlier of a moment and a stored one, either of which may be missing.
+local function sooner(due, stored)
+  local moment = stored and tonumber(stored)
+  if moment and not (due and due <= moment) then
+    return moment
+  end
+  return due
+end
+
 -- What the indexes must say of a record: its public state, its score among the ready ones, its next moment.
 function ff.derive(record)
   local words = record.words
@@ -286,20 +307,11 @@ function ff.derive(record)
   if words.claimable and not reserved then
     ready = record.place - record.priority * 1e12
   end
-  local due = reserved
-  local function sooner(moment)
-    moment = ff.number(moment)
-    if moment and not (due and due <= moment) then
-      due = moment
-    end
-  end
-  sooner(record.deadline)
-  sooner(record.dedup_until)
+  local due = sooner(sooner(reserved, record.deadline), record.dedup_until)
   if words.leased then
-    sooner(record.expires)
-    sooner(record.timeout_at)
+    due = sooner(sooner(due, record.expires), record.timeout_at)
   elseif words.eligibility == 'not_eligible_until_time' then
-    sooner(record.delay_until)
+    due = sooner(due, record.delay_until)
   end
   return words.public, ready, due
 end
@@ -387,6 +399,8 @@ function ff.announce(ctx, record, outcome, watchers)
     ctx.feed_id = ff.text(ctx.feed_now) .. '-*'
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
     call('ZADD', ctx.base .. ':due', 'NX', ctx.now + ff.HOUR, 'f')
+    -- Earlier in this call the feed may have been found empty, and its entry given up.
+    ctx.due['f'] = ctx.due['f'] or nil
   end
   local feed, class = ctx.base .. ':feed', record.class
   if record.tags and record.tags ~= '' then
@@ -401,10 +415,11 @@ function ff.announce(ctx, record, outcome, watchers)
   end
 end
 
--- Tells the process that held a lease that it lost it.
+-- Tells the process that held a lease that it lost it. The fence says which one: the process may hold the next one too.
 function ff.tell_holder(ctx, record)
   if record.holder and record.holder ~= '' then
-    call('PUBLISH', ctx.channel .. ff.unpack(record.holder)[3], 'lost ' .. ff.id(ctx, record))
+    local message = 'lost ' .. ff.id(ctx, record) .. ' ' .. record.fence
+    call('PUBLISH', ctx.channel .. ff.unpack(record.holder)[3], message)
   end
 end
 

@@ -34,40 +34,39 @@ function ff.unwait(ctx, waiter)
   return tonumber(parts[1])
 end
 
--- Wakes up to `wanted` of those who wait for `what`. One whose process is gone does not count.
-function ff.wake(ctx, what, wanted)
-  if wanted == 0 then
-    return
-  end
-  local waiting = ctx.base .. ':waiting'
-  local members = call('ZRANGE', waiting, '[' .. what .. '\0', '(' .. what .. '\1', 'BYLEX', 'LIMIT', 0, wanted + 8)
-  local woken = 0
-  for _, member in ipairs(members) do
-    if woken >= wanted then
+-- How many who turn out to be gone are met in one call.
+local MOST_GONE = 32
+
+-- Wakes up to `wanted` of those whose entries lie between two names. Who is gone is removed when he is met and does not
+-- count: he hides nobody who lives.
+local function wake_between(ctx, first, last, wanted)
+  local left = wanted + MOST_GONE
+  while wanted > 0 and left > 0 do
+    local members = call('ZRANGE', ctx.base .. ':waiting', first, last, 'BYLEX', 'LIMIT', 0, math.min(wanted, left))
+    if #members == 0 then
       return
     end
-    local waiter = string.sub(member, #what + 2)
-    local expiry = ff.unwait(ctx, waiter)
-    if not expiry then
-      call('ZREM', waiting, member)
-    elseif expiry >= ctx.now then
-      woken = woken + ff.send_wake(ctx, waiter)
+    left = left - #members
+    for _, member in ipairs(members) do
+      local waiter = string.match(member, '%z([^%z]*)$')
+      local expiry = ff.unwait(ctx, waiter)
+      if not expiry then
+        call('ZREM', ctx.base .. ':waiting', member)
+      elseif expiry >= ctx.now then
+        wanted = wanted - ff.send_wake(ctx, waiter)
+      end
     end
   end
 end
 
+-- Wakes up to `wanted` of those who wait for `what`.
+function ff.wake(ctx, what, wanted)
+  wake_between(ctx, '[' .. what .. '\0', '(' .. what .. '\1', wanted)
+end
+
 -- Wakes one of those who wait for work of any kind: somebody must come for what is due.
 function ff.wake_any(ctx)
-  local members = call('ZRANGE', ctx.base .. ':waiting', '[l', '+', 'BYLEX', 'LIMIT', 0, 8)
-  for _, member in ipairs(members) do
-    local waiter = string.match(member, '%z([^%z]*)$')
-    local expiry = ff.unwait(ctx, waiter)
-    if not expiry then
-      call('ZREM', ctx.base .. ':waiting', member)
-    elseif expiry >= ctx.now and ff.send_wake(ctx, waiter) > 0 then
-      return
-    end
-  end
+  wake_between(ctx, '[l', '+', 1)
 end
 
 function ff.send_wake(ctx, waiter)

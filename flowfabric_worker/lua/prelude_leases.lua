@@ -46,6 +46,20 @@ function ff.remembered(ending, fence, answer)
   return ending .. '|' .. fence .. '|' .. ff.pack(answer)
 end
 
+-- The same for a call without a lease: the field `answered` keeps it under the name that the caller gave the call.
+function ff.remember_answer(call_id, answer)
+  return call_id .. '|' .. ff.pack(answer)
+end
+
+-- What a call of that name was answered; nil when it is new.
+function ff.answer_before(record, call_id)
+  local mark = call_id .. '|'
+  if record.answered and string.sub(record.answered, 1, #mark) == mark then
+    return ff.unpack(string.sub(record.answered, #mark + 1))
+  end
+  return nil
+end
+
 -- Failing -----------------------------------------------------------------------------------------------------------
 
 -- Milliseconds before the next attempt; `draw` is a number in [0, 1) that the caller drew for the jitter.
@@ -110,7 +124,9 @@ ff.ATTEMPT = { 'attempts', 'attempt_type', 'attempt_started', 'attempt_ended', '
 
 -- The beginning of a UTF-8 text, at most so many bytes and no half character.
 local function cut(text, limit)
-  while limit > 0 and #text > limit and string.find(text, '^[\128-\191]', limit + 1) do
+  local behind = string.byte(text, limit + 1)
+  while limit > 0 and behind and behind >= 128 and behind < 192 do
+    behind = string.byte(text, limit)
     limit = limit - 1
   end
   return string.sub(text, 1, limit)

@@ -130,10 +130,10 @@ ff.register('wait_children', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
-local STEPS = ff.joined({ ff.CORE, { 'steps', 'journal_bytes' } })
+local STEPS = ff.joined({ ff.CORE, { 'steps', 'journal_bytes', 'answered' } })
 
 -- record_step: the result of a step, kept for every later run; the first one stands.
--- Arguments: uuid, fence, name, value, most steps, most bytes. Answers: 'recorded' or 'known', and the value that stands.
+-- Arguments: uuid, fence, name, value, most steps, most bytes, call. Answers: 'recorded' or 'known', and the value that stands.
 ff.register('record_step', {}, function(ctx, args)
   local name, value = args[3], args[4]
   local record, answer = ff.fenced(ctx, args[1], args[2], nil, STEPS)
@@ -142,7 +142,7 @@ ff.register('record_step', {}, function(ctx, args)
   end
   local known = call('HGET', record.key, 'step:' .. name)
   if known then
-    return { 'known', known }
+    return { record.answered == args[7] and 'recorded' or 'known', known }
   end
   local steps = tonumber(record.steps or '0') + 1
   local bytes = tonumber(record.journal_bytes or '0') + #name + #value
@@ -154,6 +154,7 @@ ff.register('record_step', {}, function(ctx, args)
     journal_bytes = bytes,
     ['step#' .. steps] = name,
     ['step:' .. name] = value,
+    answered = args[7],
   })
   ff.flush(ctx)
   return { 'recorded', value }

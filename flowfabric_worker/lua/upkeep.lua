@@ -94,28 +94,12 @@ local function handle_class(ctx, class)
   ctx.due['c' .. class] = false
 end
 
--- Trims the feed to a day, in bounded pieces; the floor is what a cursor may not lie below.
-local function handle_feed(ctx)
-  local floor = ctx.now - ff.DAY
-  local trimmed = call('XTRIM', ctx.base .. ':feed', 'MINID', '~', ff.text(floor), 'LIMIT', 10000)
-  call('HSET', ctx.base .. ':meta', 'feed_floor', floor)
-  local oldest = call('XRANGE', ctx.base .. ':feed', '-', '+', 'COUNT', 1)
-  if trimmed == 0 and oldest[1] and tonumber(string.match(oldest[1][1], '^%d+')) <= floor then
-    -- Whole pieces only are trimmed cheaply; what is left of the last one goes exactly.
-    trimmed = call('XTRIM', ctx.base .. ':feed', 'MINID', ff.text(floor))
-  end
-  oldest = call('XRANGE', ctx.base .. ':feed', '-', '+', 'COUNT', 1)
-  if not oldest[1] then
-    ctx.due['f'] = false
-  else
-    ctx.due['f'] = trimmed > 0 and ctx.now or ctx.now + ff.HOUR
-  end
-end
-
 local HANDLERS = {
   x = handle_execution,
   c = handle_class,
-  f = handle_feed,
+  f = function(ctx)
+    ff.trim_feed(ctx)
+  end,
   w = function(ctx, worker)
     ff.forget_worker(ctx, worker)
   end,
@@ -148,23 +132,31 @@ function ff.next_due(ctx)
   return head[2] and math.floor(tonumber(head[2])) or false
 end
 
--- run_upkeep: Argument: most entries to handle. Answers: how many were handled, now, next due moment.
+-- run_upkeep: Arguments: most entries to handle, call. Answers: how many were handled, now, next due moment.
 ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
+  local meta = ctx.base .. ':meta'
+  local before = string.match(call('HGET', meta, 'upkeep') or '', '^' .. args[2] .. ' (%d+)$')
+  if before then
+    return { tonumber(before), ctx.now, ff.next_due(ctx) }
+  end
   local handled = ff.run_due(ctx, tonumber(args[1]))
+  if handled > 0 then
+    call('HSET', meta, 'upkeep', args[2] .. ' ' .. handled)
+  end
   ff.flush(ctx)
   return { handled, ctx.now, ff.next_due(ctx) }
 end)
 
--- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests.
+-- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call.
 -- Answers: 'prepared' or 'known', then major, partitions, '1' for tests as they are stored.
 ff.register('prepare', {}, function(ctx, args)
   local meta = ctx.base .. ':meta'
   local new = call('HSETNX', meta, 'major', args[1])
   if new == 1 then
-    call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now)
+    call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now, 'created_by', args[4])
   end
-  local stored = call('HMGET', meta, 'major', 'partitions', 'testing')
-  return { new == 1 and 'prepared' or 'known', stored[1], stored[2], stored[3] }
+  local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'created_by')
+  return { stored[4] == args[4] and 'prepared' or 'known', stored[1], stored[2], stored[3] }
 end)
 
 -- read_config: how the store was set up, without setting it up. Answers: major, partitions, testing; or nothing.
