@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import EngineError, TransportError
+from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.held import Held, Holdings, now
@@ -25,6 +25,7 @@ AHEAD_SECONDS = 0.05
 MAX_AHEAD = 480
 MAX_WAIT = timedelta(seconds=60)
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_MS = timedelta(milliseconds=1)
 
 
 class Claimer:
@@ -56,28 +57,36 @@ class Claimer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Claims nothing more, and ends the wait in the store."""
+        """Claims nothing more."""
         self._stopping.set()
         self._holdings.space.set()
-        try:
-            self._engine.stop_waiting(self._policy.worker_instance_id)
-        except TransportError as error:
-            log.debug("The store was away when this worker stopped waiting: %s", error)
 
     def join(self, timeout: float) -> bool:
-        """Waits for the thread; whether it has ended."""
-        self._thread.join(timeout)
+        """Ends the wait in the store and waits for the thread; whether it has ended."""
+        deadline = now() + timeout
+        while self._thread.is_alive() and now() < deadline:
+            # Again and again: the thread may have been on its way into the wait.
+            self._end_wait()
+            self._thread.join(0.05)
         return not self._thread.is_alive()
+
+    def _end_wait(self) -> None:
+        try:
+            self._engine.stop_waiting(self._policy.worker_instance_id)
+        except EngineError as error:
+            log.debug("The store was away when this worker stopped waiting: %s", error)
 
     def _work(self) -> None:
         failures = 0
-        while not self._stopping.is_set():
+        while True:
+            self._holdings.space.clear()
+            if self._stopping.is_set():
+                return
             room = self._room()
             if room <= 0:
-                self._holdings.space.wait(0.05)
+                self._holdings.space.wait()
                 continue
             try:
-                asked_at = now()
                 claimed = self._engine.claim_many(self._request(room))
             except EngineError as error:
                 # A claimer never gives up: the store may be away for an hour.
@@ -86,15 +95,14 @@ class Claimer:
                 failures += 1
                 continue
             failures = 0
-            self._take(claimed, asked_at)
+            self._take(claimed)
 
     def _room(self) -> int:
         """How many to claim: for the free threads, and ahead what the pace will start at once."""
-        self._holdings.space.clear()
         ahead = min(MAX_AHEAD, int(self._pace.per_second() * AHEAD_SECONDS))
-        target = self._holdings.threads + ahead
-        room = target - self._holdings.outstanding()
         # Many in one call are cheaper than many calls: with work ahead, wait until half of it is done.
+        self._holdings.low_water = ahead // 2
+        room = self._holdings.threads + ahead - self._holdings.outstanding()
         return room if room >= max(1, ahead // 2) else 0
 
     def _request(self, room: int) -> ClaimRequest:
@@ -108,14 +116,18 @@ class Claimer:
             tasks=self._names,
         )
 
-    def _take(self, claimed: Sequence[Claimed], asked_at: float) -> None:
+    def _take(self, claimed: Sequence[Claimed]) -> None:
+        moment = now()
         for each in claimed:
-            task = self._tasks[each.task]
-            handle = each.handle
-            lease = task.options_given.lease
-            if lease is not None:
-                handle = attrs.evolve(handle, lease_ttl_ms=lease // timedelta(milliseconds=1))
-            self._holdings.add(Held(each, task, handle, max(asked_at, now() - 1.0)))
+            self._holdings.add(hold(each, self._tasks[each.task], moment))
+
+
+def hold(claimed: Claimed, task: Task[..., Any], moment: float) -> Held:
+    """A claimed execution as this process holds it; its renewals ask for the task's own lease."""
+    handle, lease = claimed.handle, task.options_given.lease
+    if lease is not None:
+        handle = attrs.evolve(handle, lease_ttl_ms=lease // _MS)
+    return Held(claimed, task, handle, moment)
 
 
 class _Pace:

@@ -184,7 +184,7 @@ class Client:
         filter: CompletionFilter | None = None,  # noqa: A002  the name that the engine's operation has
         timeout: timedelta | None = None,
     ) -> Iterator[CompletionEvent]:
-        """Every end of an execution behind a cursor, and of those to come; see `EngineBackend.subscribe_completions`."""
+        """Every end of an execution behind a cursor, and those to come; see `EngineBackend.subscribe_completions`."""
         return self.engine.subscribe_completions(cursor, filter, timeout)
 
     # Operating

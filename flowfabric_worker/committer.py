@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import attrs
 
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import EngineError, StateError, TransportError
+from flowfabric_worker.engine.errors import EngineError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason
@@ -28,10 +29,10 @@ class _Outcome:
     """What became of one run: a result, a failure, or another call to make."""
 
     held: Held
+    what: str
     result: bytes | None = None
     failure: Failure | None = None
     call: Callable[[], None] | None = None
-    what: str = "complete"
 
 
 class Committer:
@@ -60,23 +61,31 @@ class Committer:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def flush(self) -> None:
+        """Sends everything that is queued, in the caller's thread; for those who start none."""
+        while not self._queue.empty():
+            first = self._queue.get()
+            if first is not None:
+                self._send(self._gather(first)[0])
+
     # Called by handler threads
 
     def complete(self, held: Held, result: bytes) -> None:
-        self._put(_Outcome(held, result=result))
+        self._put(_Outcome(held, "complete", result=result))
 
     def fail(
         self, held: Held, reason: FailureReason, classification: FailureClass, retry_after: timedelta | None = None
     ) -> None:
         failure = Failure(handle=held.handle, reason=reason, classification=classification, retry_after=retry_after)
-        self._put(_Outcome(held, failure=failure, what="fail"))
+        self._put(_Outcome(held, "fail", failure=failure))
 
     def run(self, held: Held, what: str, call: Callable[[], None]) -> None:
-        self._put(_Outcome(held, call=call, what=what))
+        self._put(_Outcome(held, what, call=call))
 
-    def drop(self, held: Held) -> None:
-        """Nothing is to be sent: the lease was lost before the handler began."""
-        log.warning("%s was not started: %s.", held.handle.execution_id, held.lost)
+    def drop(self, held: Held, what: str) -> None:
+        """Sends nothing: the execution is not this worker's any more."""
+        held.ended = True
+        log.warning("%s of %s %s: %s.", held.task.name, held.key, what, held.lost, extra=held.fields)
         self._holdings.drop(held)
 
     def _put(self, outcome: _Outcome) -> None:
@@ -113,64 +122,66 @@ class Committer:
         return batch, False
 
     def _send(self, batch: Sequence[_Outcome]) -> None:
-        """Sends a batch until each outcome has its answer, or its lease cannot live any more."""
+        """Sends a batch until each outcome has its answer, or its lease is lost."""
         pause = 0.05
-        while batch:
-            batch = [*self._send_completions(batch), *self._send_failures(batch), *self._send_others(batch)]
-            batch = [outcome for outcome in batch if not self._is_over(outcome)]
+        while batch := [outcome for outcome in batch if self._counts(outcome)]:
+            completions = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
+            failures = [outcome for outcome in batch if outcome.failure is not None]
+            calls = [outcome for outcome in batch if outcome.call is not None]
+            batch = [*self._sent(completions, self._complete), *self._sent(failures, self._fail)]
+            for outcome in calls:
+                batch += self._sent([outcome], _call)
             if batch:
-                threading.Event().wait(pause)
+                time.sleep(pause)
                 pause = min(1.0, pause * 2)
 
-    def _send_completions(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
-        mine = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
-        completions = [Completion(handle=outcome.held.handle, payload=outcome.result) for outcome in mine]
-        return self._sent(mine, lambda: self._engine.complete_many(completions))
+    def _counts(self, outcome: _Outcome) -> bool:
+        """Whether an outcome may be sent. If its lease is lost another worker goes on with the execution."""
+        held = outcome.held
+        if held.lost is None and now() < held.lease_until:
+            return True
+        held.lose("lease lost")
+        self.drop(held, f"ended ({outcome.what}), which does not count")
+        return False
 
-    def _send_failures(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
-        mine = [outcome for outcome in batch if outcome.failure is not None]
-        failures = [outcome.failure for outcome in mine if outcome.failure is not None]
-        return self._sent(mine, lambda: self._engine.fail_many(failures))
-
-    def _send_others(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
-        again = []
-        for outcome in batch:
-            if outcome.call is not None:
-                call = outcome.call
-                again += self._sent([outcome], lambda call=call: [call()])  # type: ignore[misc]
-        return again
-
-    def _sent(self, mine: Sequence[_Outcome], send: Callable[[], Sequence[object]]) -> list[_Outcome]:
+    def _sent(self, mine: Sequence[_Outcome], send: Callable[[Sequence[_Outcome]], Sequence[object]]) -> list[_Outcome]:
         """Sends some outcomes; returns those that are worth sending again."""
         if not mine:
             return []
         try:
-            answers = send()
+            answers = send(mine)
         except EngineError as error:
+            if len(mine) > 1 and not error.retryable:
+                # One of them is at fault; the others shall not suffer for it.
+                return [again for outcome in mine for again in self._sent([outcome], send)]
             answers = [error] * len(mine)
         return [outcome for outcome, answer in zip(mine, answers, strict=True) if self._is_open(outcome, answer)]
 
+    def _complete(self, mine: Sequence[_Outcome]) -> Sequence[object]:
+        return self._engine.complete_many(
+            [Completion(handle=outcome.held.handle, payload=outcome.result) for outcome in mine]
+        )
+
+    def _fail(self, mine: Sequence[_Outcome]) -> Sequence[object]:
+        return self._engine.fail_many([outcome.failure for outcome in mine if outcome.failure is not None])
+
     def _is_open(self, outcome: _Outcome, answer: object) -> bool:
         """Takes one answer; whether the outcome has to be sent again."""
-        if isinstance(answer, TransportError) or (isinstance(answer, EngineError) and answer.code == "again"):
+        if not isinstance(answer, EngineError):
+            self._holdings.drop(outcome.held)
+            return False
+        if answer.retryable:
             return True
         if isinstance(answer, StateError):
             outcome.held.lose("lease lost")
-            log.warning("The outcome (%s) of %s does not count: %s", outcome.what, outcome.held.handle.execution_id, answer)
-        elif isinstance(answer, EngineError):
-            log.error("The outcome (%s) of %s was refused: %s", outcome.what, outcome.held.handle.execution_id, answer)
-        self._holdings.drop(outcome.held)
+        else:
+            outcome.held.lose(str(answer))
+        self.drop(outcome.held, f"ended ({outcome.what}), which does not count")
         return False
 
-    def _is_over(self, outcome: _Outcome) -> bool:
-        """Whether the lease of an unsent outcome has run out: another worker goes on with the execution."""
-        if now() < outcome.held.lease_until:
-            return False
-        outcome.held.lose("lease lost")
-        log.error(
-            "The outcome (%s) of %s could not be sent while its lease lived; the execution will run again.",
-            outcome.what,
-            outcome.held.handle.execution_id,
-        )
-        self._holdings.drop(outcome.held)
-        return True
+
+def _call(mine: Sequence[_Outcome]) -> Sequence[object]:
+    for outcome in mine:
+        if outcome.call is not None:
+            outcome.call()
+    return [None] * len(mine)

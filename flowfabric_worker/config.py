@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from flowfabric_worker.engine.ids import check_lane
+from flowfabric_worker.engine.types.checks import as_capabilities
 
 URL_VARIABLE: Final = "FLOWFABRIC_URL"
 DEFAULT_URL: Final = "embedded://.flowfabric"
@@ -42,12 +43,12 @@ class RunSettings:
         attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1000)
     ))  # fmt: skip
     lanes: Mapping[str, int] = attrs.field(factory=dict)
-    offers: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    offers: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     lease: timedelta = attrs.field(default=timedelta(seconds=30), validator=_positive)
     grace: timedelta = timedelta(seconds=30)
 
     def __attrs_post_init__(self) -> None:
         for lane, weight in self.lanes.items():
             check_lane(lane)
-            if weight < 1:
-                raise ValueError(f"the weight of the lane {lane!r} must be at least 1, not {weight}")
+            if not isinstance(weight, int) or weight < 1:
+                raise ValueError(f"the weight of the lane {lane!r} must be a whole number from 1, not {weight!r}")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextvars
-import functools
 import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
-from flowfabric_worker.codec import Codec, TaskCodec, find_codec
 from flowfabric_worker.outcomes import Interrupted
 
 P = ParamSpec("P")
@@ -88,6 +86,8 @@ class LocalContext(TaskContext):
 
     def __init__(self, task: str = "") -> None:
         self.task = task
+        # A handler that calls another task as a function still holds its thread.
+        self.inside_run = inside_run()
         self._cancelled = threading.Event()
 
     @property
@@ -97,7 +97,7 @@ class LocalContext(TaskContext):
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
         self.log.debug("progress: %s %s", percent, message)
 
-    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def step(self, _name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(*args, **kwargs)
 
     def check(self) -> None:
@@ -125,10 +125,4 @@ def current() -> TaskContext:
 def inside_run() -> bool:
     """Whether this code runs inside a handler of a worker."""
     context = _current.get()
-    return context is not None and context.kind != "local"
-
-
-@functools.lru_cache(maxsize=1024)
-def step_codec(function: Callable[..., Any], codec: Codec | str) -> TaskCodec:
-    """How the result of a step travels."""
-    return TaskCodec(function, find_codec(codec))
+    return context is not None and (context.inside_run if isinstance(context, LocalContext) else True)

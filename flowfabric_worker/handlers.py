@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.committer import Committer
-from flowfabric_worker.context import ClaimKind, TaskContext, enter, leave, step_codec
+from flowfabric_worker.context import ClaimKind, TaskContext, enter, leave
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES
@@ -25,8 +25,8 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-# How few may wait for a thread before the claimer is told to fetch more.
-LOW_WATER = 4
+# The innermost frames tell most.
+_TRACEBACK_FRAMES = -50
 
 
 class RunContext(TaskContext):
@@ -38,6 +38,7 @@ class RunContext(TaskContext):
         self._engine = engine
         self._sleeps = 0
         self._journal: dict[str, bytes] = dict(claimed.journal)
+        self.id = held.key
         self.task = claimed.task
         self.lane = claimed.handle.lane
         self.attempt = claimed.handle.attempt_index
@@ -46,13 +47,9 @@ class RunContext(TaskContext):
         self.tags: Mapping[str, str] = claimed.tags
 
     @property
-    def id(self) -> str:  # type: ignore[override]  # made when it is asked for: most handlers never do
-        return str(self._held.handle.execution_id)
-
-    @property
-    def deadline(self) -> datetime | None:  # type: ignore[override]  # as above
+    def deadline(self) -> datetime | None:  # type: ignore[override]  # made when it is asked for: few handlers do
         moment = self._held.claimed.deadline_at_ms
-        return None if moment is None else datetime.fromtimestamp(moment / 1000, UTC)
+        return None if moment is None else _moment(moment)
 
     @property
     def cancelled(self) -> threading.Event:
@@ -66,12 +63,10 @@ class RunContext(TaskContext):
         self._fenced(lambda: self._engine.progress(self._held.handle, percent, message))
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        codec = step_codec(function, self._held.task.codec_name)
+        codec = self._held.task.step_codec(function).named(self._held.claimed.codec)
         if name not in self._journal:
             self.check()
-            value = codec.encode_result(function(*args, **kwargs))
-            record = self._fenced(lambda: self._engine.record_step(self._held.handle, name, value))
-            self._journal[name] = record.value
+            self._record(name, codec.encode_result(function(*args, **kwargs)))
         result: R = codec.decode_result(self._journal[name])
         return result
 
@@ -80,8 +75,18 @@ class RunContext(TaskContext):
         name = f"sleep {self._sleeps}"
         if name not in self._journal:
             # Written before the delay: when the handler comes back, it knows that it has slept.
-            self._fenced(lambda: self._engine.record_step(self._held.handle, name, b""))
-            raise Delay(duration)
+            pause = Delay(duration)
+            ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
+            self._record(name, str(ends_at).encode())
+            raise pause
+        ends_at = int(self._journal[name])
+        if self._held.claimed_at_ms < ends_at:
+            # The worker was lost before the delay was: the sleep goes on.
+            raise Delay(_moment(ends_at))
+
+    def _record(self, name: str, value: bytes) -> None:
+        record = self._fenced(lambda: self._engine.record_step(self._held.handle, name, value))
+        self._journal[name] = record.value
 
     def _fenced(self, call: Callable[[], R]) -> R:
         """Runs a call of the lease holder; a lost lease interrupts the handler."""
@@ -126,22 +131,23 @@ class Handlers:
 
     def _work(self, number: int) -> None:
         holdings = self._holdings
-        waiting, finished = holdings.waiting, holdings.finished
+        waiting, finished, space = holdings.waiting, holdings.finished, holdings.space
         while True:
             held = waiting.get()
             if held is None:
                 return
-            if waiting.qsize() <= LOW_WATER and not holdings.space.is_set():
-                holdings.space.set()
-            self._run(held)
-            finished[number] += 1
+            self.run(held)
+            # While this thread waits for the next one, nothing of this one is kept.
             del held
+            finished[number] += 1
+            if waiting.qsize() <= holdings.low_water and not space.is_set():
+                space.set()
 
-    def _run(self, held: Held) -> None:
-        """Runs one handler and queues what becomes of it."""
+    def run(self, held: Held) -> None:
+        """Runs one handler in this thread and queues what becomes of it; nothing that a task raises gets out."""
         if held.lost is not None or now() >= held.lease_until:
             held.lose("lease lost")
-            self._committer.drop(held)
+            self._committer.drop(held, "was not begun")
             return
         held.started_at = now()
         context = RunContext(held, self._engine)
@@ -150,11 +156,8 @@ class Handlers:
             self._call(held, context)
         except HandlerExit as exit_:
             self._leave(held, exit_)
-        except (KeyboardInterrupt, SystemExit) as error:
-            self._fail(held, FailureClass.TRANSIENT, error)
-        except Exception as error:  # noqa: BLE001  whatever the task raises becomes its outcome
-            permanent = isinstance(error, (*held.task.options_given.permanent, DecodingError, EncodingError))
-            self._fail(held, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT, error)
+        except BaseException as error:  # noqa: BLE001  whatever a task raises becomes its outcome, even SystemExit
+            self._fail(held, error)
         finally:
             leave(token)
 
@@ -182,7 +185,9 @@ class Handlers:
                 self._committer.fail(held, FailureReason(message=reason), FailureClass.TRANSIENT, after)
             case Fail(reason=reason, detail=detail):
                 self._committer.fail(
-                    held, FailureReason(message=reason, detail=detail.encode("utf-8", "replace")), FailureClass.PERMANENT
+                    held,
+                    FailureReason(message=reason, detail=detail.encode("utf-8", "replace")),
+                    FailureClass.PERMANENT,
                 )
             case Delay(until=until):
                 self._committer.run(held, "delay", lambda: self._engine.delay(held.handle, until))
@@ -190,15 +195,29 @@ class Handlers:
                 self._committer.run(held, "wait_children", lambda: self._engine.wait_children(held.handle))
             case Cancel(reason=reason):
                 self._committer.run(held, "cancel", lambda: self._engine.cancel(held.handle, reason))
+            case Interrupted() if held.lost is not None:
+                # The store has given the execution a fate already, or will when the lease is handed back.
+                self._committer.drop(held, "was interrupted")
             case _:
-                # Interrupted: the store gave the execution a fate already, or will when the lease is handed back.
-                self._committer.run(held, "release", lambda: self._engine.release(held.handle))
+                self._fail(held, exit_)
 
-    def _fail(self, held: Held, kind: FailureClass, error: BaseException) -> None:
-        text = "".join(traceback.format_exception(error, limit=50))
-        message = f"{type(error).__name__}: {error}"
+    def _fail(self, held: Held, error: BaseException) -> None:
+        permanent = isinstance(error, (*held.task.options_given.permanent, DecodingError, EncodingError))
+        text = "".join(traceback.format_exception(error, limit=_TRACEBACK_FRAMES))
+        message = f"{type(error).__name__}: {_text_of(error)}"
         # The frames hold the handler's locals; what is kept is text.
         traceback.clear_frames(error.__traceback__)
-        log.info("%s failed: %s", held.handle.execution_id, message)
+        log.warning("%s of %s failed: %s", held.task.name, held.key, message, extra=held.fields)
         reason = FailureReason(message=message, detail=text.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])
-        self._committer.fail(held, reason, kind)
+        self._committer.fail(held, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  an exception's own __str__ may be broken
+        return "(its text cannot be had)"
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,7 +1,8 @@
-"""What a worker process holds: the executions under its leases, from their claim until the store acknowledged their end."""
+"""What a worker process holds: the executions under its leases, from their claim until the store knows their end."""
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -11,31 +12,54 @@ from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.task import Task
 
+RENEWALS_PER_LEASE = 3
+
+
+def now() -> float:
+    """The clock of this process, in seconds; it never goes back."""
+    return time.monotonic()
+
 
 class Held:
-    """One execution under a lease of this process. Times are of the monotonic clock, in seconds.
+    """One execution under a lease of this process. Times are of `now()`.
 
     Attributes:
         claimed: what the claim handed out.
         handle: the lease; renewals ask for its task's own time.
-        lease_until: when the lease runs out unless it is renewed; a little early, since the clock began at the claim.
+        key: the execution's id, as text.
+        claimed_at: when the claim's answer came.
+        lease_until: when the lease runs out unless it is renewed.
+        renew_at: when it is to be renewed.
+        ends_at: when the store takes the execution away: its timeout or its deadline.
         started_at: when its handler began, or None.
         lost: why what its handler returns will not count, or None.
         ended: whether its outcome is on its way to the store.
     """
 
-    __slots__ = ("_event", "claimed", "claimed_at", "ended", "handle", "lease_until", "lost", "started_at", "task")
+    __slots__ = (
+        "_event", "claimed", "claimed_at", "ended", "ends_at", "handle", "key", "lease_until", "lost", "renew_at",
+        "started_at", "task",
+    )  # fmt: skip
 
-    def __init__(self, claimed: Claimed, task: Task[..., Any], handle: Handle, asked_at: float) -> None:
+    def __init__(self, claimed: Claimed, task: Task[..., Any], handle: Handle, claimed_at: float) -> None:
         self.claimed = claimed
         self.task = task
         self.handle = handle
-        self.claimed_at = asked_at
-        self.lease_until = asked_at + claimed.handle.lease_ttl_ms / 1000
+        self.key = str(handle.execution_id)
+        self.claimed_at = claimed_at
+        lease = claimed.handle.lease_ttl_ms / 1000
+        self.lease_until = claimed_at + lease
+        self.renew_at = claimed_at + lease / RENEWALS_PER_LEASE
+        self.ends_at = self._here(claimed.timeout_at_ms, claimed.deadline_at_ms)
         self.started_at: float | None = None
         self.lost: str | None = None
         self.ended = False
         self._event: threading.Event | None = None
+
+    @property
+    def claimed_at_ms(self) -> int:
+        """When it was claimed, in ms of the store's clock."""
+        return self.claimed.lease_expires_at_ms - self.claimed.handle.lease_ttl_ms
 
     @property
     def cancelled(self) -> threading.Event:
@@ -46,6 +70,17 @@ class Held:
                 self._event.set()
         return self._event
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a log record about it carries."""
+        handle = self.handle
+        return {
+            "execution_id": self.key,
+            "task": self.task.name,
+            "lane": handle.lane,
+            "attempt": handle.attempt_index,
+        }
+
     def lose(self, reason: str) -> None:
         """Tells the handler that its result will not count; the first reason stands."""
         if self.lost is None:
@@ -55,7 +90,14 @@ class Held:
 
     def renewed(self, asked_at: float) -> None:
         """The lease holds for its full time from when its renewal was asked for."""
-        self.lease_until = asked_at + self.handle.lease_ttl_ms / 1000
+        lease = self.handle.lease_ttl_ms / 1000
+        self.lease_until = asked_at + lease
+        self.renew_at = asked_at + lease / RENEWALS_PER_LEASE
+
+    def _here(self, *moments_ms: int | None) -> float:
+        """The first of some moments of the store's clock by the clock of this process; infinity if there is none."""
+        known = [moment for moment in moments_ms if moment is not None]
+        return self.claimed_at + (min(known) - self.claimed_at_ms) / 1000 if known else math.inf
 
 
 class Holdings:
@@ -64,13 +106,15 @@ class Holdings:
     Attributes:
         executions: what is held, by execution id; a dict's single operations need no lock.
         waiting: what waits for a free handler thread; None tells a thread to end.
-        space: set when a handler thread found little left to do.
+        low_water: with how few waiting the claimer wants to be told that there is space.
+        space: set when there is room for more.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.executions: dict[str, Held] = {}
         self.waiting: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
+        self.low_water = 0
         self.space = threading.Event()
         self.claimed = 0
         self.released = 0
@@ -79,7 +123,11 @@ class Holdings:
 
     def add(self, held: Held) -> None:
         """Takes a claimed execution up; it waits for a thread."""
-        self.executions[str(held.handle.execution_id)] = held
+        former = self.executions.get(held.key)
+        if former is not None:
+            # The store would not hand it out again if the former lease were alive.
+            former.lose("lease lost")
+        self.executions[held.key] = held
         self.claimed += 1
         self.waiting.put(held)
 
@@ -93,9 +141,8 @@ class Holdings:
 
     def drop(self, held: Held) -> None:
         """The store knows how it ended, or somebody else holds it now."""
-        key = str(held.handle.execution_id)
-        if self.executions.get(key) is held:
-            del self.executions[key]
+        if self.executions.get(held.key) is held:
+            del self.executions[held.key]
 
     def take_back_waiting(self) -> list[Held]:
         """Everything that no thread has begun; the caller hands it back."""
@@ -111,6 +158,7 @@ class Holdings:
                 break
             taken.append(held)
         self.released += len(taken)
+        self.space.set()
         return taken
 
     def oldest_unstarted(self) -> float | None:
@@ -123,10 +171,9 @@ class Holdings:
         return None
 
     def running(self) -> list[Held]:
-        """The executions whose handlers run now."""
-        return [held for held in list(self.executions.values()) if held.started_at is not None and not held.ended]
-
-
-def now() -> float:
-    """The clock of this process."""
-    return time.monotonic()
+        """The executions whose handlers run now and whose results will count."""
+        return [
+            held
+            for held in list(self.executions.values())
+            if held.started_at is not None and not held.ended and held.lost is None
+        ]

@@ -7,10 +7,10 @@ import threading
 from datetime import timedelta
 
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, TransportError
+from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from flowfabric_worker.held import Held, Holdings, now
+from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now
 
 log = logging.getLogger(__name__)
 
@@ -19,19 +19,26 @@ HEARTBEAT_EVERY = 20.0
 ALIVE_FOR = timedelta(seconds=60)
 # What waits longer than this for a thread of this worker is better off with another one.
 RELEASE_UNSTARTED_AFTER = 0.25
-RENEWALS_PER_LEASE = 3
+# How long it waits after the store could not be reached.
+_BACKOFF = 0.2
 
 
 class Keeper:
-    """One thread that keeps what the worker holds. It runs no code of users."""
+    """One thread that keeps what the worker holds. It runs no code of users.
 
-    def __init__(self, holdings: Holdings, engine: EngineBackend, worker: RegisterWorkerArgs) -> None:
+    Args:
+        lease: the shortest lease that the worker claims under; the keeper looks around several times within it.
+    """
+
+    def __init__(self, holdings: Holdings, engine: EngineBackend, worker: RegisterWorkerArgs, lease: timedelta) -> None:
         self._holdings = holdings
         self._engine = engine
         self._worker = worker
+        self._idle_pause = min(1.0, lease.total_seconds() / RENEWALS_PER_LEASE / 2)
+        self._busy_pause = min(RELEASE_UNSTARTED_AFTER / 2, self._idle_pause)
         self._stopping = threading.Event()
         self._next_upkeep = now() + UPKEEP_EVERY / 2
-        self._next_heartbeat = 0.0
+        self._next_heartbeat = now() + HEARTBEAT_EVERY
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
 
     def start(self) -> None:
@@ -58,26 +65,38 @@ class Keeper:
             try:
                 self._engine.release_many([held.handle for held in batch])
             except EngineError as error:
-                log.warning("%s executions could not be handed back; their leases run out by themselves: %s", len(batch), error)
+                log.warning(
+                    "%s executions could not be handed back; their leases run out by themselves: %s", len(batch), error
+                )
             for held in batch:
                 self._holdings.drop(held)
 
     def _work(self) -> None:
-        while not self._stopping.wait(self._pause()):
+        while not self._pause():
             try:
                 self._renew()
                 self._release_unstarted()
                 self._heartbeat()
                 self._keep_up()
-            except TransportError as error:
-                log.warning("The store is away; going on as soon as it is back: %s", error)
+            except EngineError as error:
+                # A keeper never gives up: the store may be away for an hour.
+                log.warning("The store cannot be used; trying again: %s", error)
+                self._stopping.wait(_BACKOFF)
 
-    def _pause(self) -> float:
-        """Seconds until the next thing to do, at most a quarter."""
-        moments = [self._next_upkeep, self._next_heartbeat]
-        if self._holdings.executions:
-            moments.append(now() + RELEASE_UNSTARTED_AFTER / 2)
-        return max(0.0, min(1.0, min(moments) - now()))
+    def _pause(self) -> bool:
+        """Waits a little; whether to end."""
+        pause = self._busy_pause if self._holdings.executions else self._idle_pause
+        wanted = now() + pause
+        stopping = self._stopping.wait(pause)
+        late = now() - wanted
+        if late > 2 * self._idle_pause:
+            running = sorted({held.task.name for held in self._holdings.running()})
+            log.warning(
+                "Renewals are %.1f s late. If a task keeps Python's interpreter to itself, give it a longer lease: %s.",
+                late,
+                ", ".join(running) or "none runs",
+            )
+        return stopping
 
     def _renew(self) -> None:
         """Renews every lease of which a third has passed."""
@@ -88,22 +107,24 @@ class Keeper:
             for held, answer in zip(batch, self._engine.renew_many([held.handle for held in batch]), strict=True):
                 self._renewed(held, answer, asked_at)
 
-    @staticmethod
-    def _is_due(held: Held, moment: float) -> bool:
-        if held.lost is not None:
+    def _is_due(self, held: Held, moment: float) -> bool:
+        if held.lost is not None or moment < held.renew_at:
             return False
-        lease = held.handle.lease_ttl_ms / 1000
-        return held.lease_until - moment <= lease * (1 - 1 / RENEWALS_PER_LEASE)
+        if moment >= held.lease_until:
+            held.lose("lease lost")
+            log.warning("%s of %s is lost: its lease ran out.", held.task.name, held.key, extra=held.fields)
+            return False
+        return True
 
     def _renewed(self, held: Held, answer: object, asked_at: float) -> None:
-        if isinstance(answer, StateError | NotFoundError):
-            if not held.ended:
-                log.warning("%s is lost: %s", held.handle.execution_id, answer)
-            held.lose("lease lost")
-        elif isinstance(answer, EngineError):
-            log.warning("The lease of %s could not be renewed: %s", held.handle.execution_id, answer)
-        else:
+        if not isinstance(answer, EngineError):
             held.renewed(asked_at)
+        elif not isinstance(answer, StateError | NotFoundError):
+            log.warning("The lease of %s could not be renewed: %s", held.key, answer, extra=held.fields)
+        elif not held.ended:
+            # Of what has ended the committer learns what became of it.
+            held.lose("lease lost")
+            log.warning("%s of %s is lost: %s", held.task.name, held.key, answer, extra=held.fields)
 
     def _release_unstarted(self) -> None:
         oldest = self._holdings.oldest_unstarted()
@@ -119,7 +140,9 @@ class Keeper:
         self._next_heartbeat = now() + HEARTBEAT_EVERY
 
     def _keep_up(self) -> None:
-        if now() < self._next_upkeep:
+        """Handles what is due, every few seconds, and at once when a running handler's time is over."""
+        moment = now()
+        if moment < self._next_upkeep and all(held.ends_at > moment for held in self._holdings.running()):
             return
         result = self._engine.run_upkeep()
         self._next_upkeep = now() + (0 if result.more else UPKEEP_EVERY)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.policies import milliseconds
 
 
 class HandlerExit(BaseException):
@@ -21,12 +22,17 @@ class Retry(HandlerExit):
     Args:
         reason: why, for operators.
         after: how long to wait; None for what the task's policy says. The retry counts.
+
+    Raises:
+        ValidationError: `after` is no duration.
     """
 
-    def __init__(self, reason: str = "retry", *, after: timedelta | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: object = "retry", *, after: timedelta | None = None) -> None:
+        self.reason = str(reason)
         self.after = after
+        if after is not None:
+            milliseconds(after, "after")
+        super().__init__(self.reason)
 
 
 class Fail(HandlerExit):
@@ -34,21 +40,30 @@ class Fail(HandlerExit):
 
     Args:
         reason: why.
-        detail: more of it, as text.
+        detail: more of it.
     """
 
-    def __init__(self, reason: str, *, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
+    def __init__(self, reason: object, *, detail: object = "") -> None:
+        self.reason = str(reason)
+        self.detail = str(detail)
+        super().__init__(self.reason)
 
 
 class Delay(HandlerExit):
-    """Run again from the start at a moment, or after a time; no retry is used."""
+    """Run again from the start at a moment, or after a time; no retry is used.
+
+    Raises:
+        ValidationError: the time is no duration.
+        ValueError: the moment has no time zone.
+    """
 
     def __init__(self, until: datetime | timedelta) -> None:
-        super().__init__(f"until {until}")
+        if not isinstance(until, datetime):
+            milliseconds(until, "until")
+        elif until.utcoffset() is None:
+            raise ValueError(f"Delay needs a moment with a time zone, such as datetime.now(UTC), not {until!r}.")
         self.until = until
+        super().__init__(f"until {until}")
 
 
 class WaitChildren(HandlerExit):
@@ -58,9 +73,9 @@ class WaitChildren(HandlerExit):
 class Cancel(HandlerExit):
     """End the execution as cancelled."""
 
-    def __init__(self, reason: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: object = "") -> None:
+        self.reason = str(reason)
+        super().__init__(self.reason)
 
 
 class Interrupted(HandlerExit):
@@ -94,17 +109,17 @@ class ResultError(Exception):
         return type(self), (self.execution_id, self.reason, self.detail)
 
 
-class ExecutionFailed(ResultError):
+class ExecutionFailed(ResultError):  # noqa: N818  it says what happened
     """It failed, and is not tried again."""
 
 
-class ExecutionCancelled(ResultError):
+class ExecutionCancelled(ResultError):  # noqa: N818  it says what happened
     """It was cancelled."""
 
 
-class ExecutionExpired(ResultError):
+class ExecutionExpired(ResultError):  # noqa: N818  it says what happened
     """Its deadline passed before it ended."""
 
 
-class ExecutionSkipped(ResultError):
+class ExecutionSkipped(ResultError):  # noqa: N818  it says what happened
     """What it depended on did not succeed, so it never ran."""

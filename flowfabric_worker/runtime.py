@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
@@ -19,7 +19,7 @@ from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.handlers import Handlers
-from flowfabric_worker.held import Holdings
+from flowfabric_worker.held import Holdings, now
 from flowfabric_worker.keeper import ALIVE_FOR, Keeper
 from flowfabric_worker.worker import Worker
 
@@ -29,7 +29,7 @@ _JOIN = 10.0
 
 
 class Runtime:
-    """Runs the tasks of a worker until it is stopped.
+    """Runs the tasks of a worker until it is stopped. It is started once.
 
     Args:
         worker: whose tasks to run.
@@ -44,18 +44,16 @@ class Runtime:
         self.settings = settings or RunSettings()
         self.instance_id = f"{worker.name[:64]}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid4().hex[:8]}"
         self._engine = worker.engine
+        self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
         self._holdings = Holdings(self.settings.threads)
         self._committer = Committer(self._holdings, self._engine)
-        limit = self._engine.limits.payload_bytes
-        self._handlers = Handlers(self._holdings, self._committer, self._engine, limit)
-        self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
-        self._keeper = Keeper(self._holdings, self._engine, self._registration())
+        self._handlers = Handlers(self._holdings, self._committer, self._engine, self._engine.limits.payload_bytes)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
-        self._claimer = Claimer(
-            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers
-        )
-        self._stop_wanted = threading.Event()
-        self._hurry = threading.Event()
+        self._keeper = Keeper(self._holdings, self._engine, self._registration(), policy.lease)
+        self._claimer = Claimer(self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers)
+        # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not.
+        self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._running = False
 
     # For the main thread
 
@@ -63,23 +61,26 @@ class Runtime:
         """Runs until SIGTERM or SIGINT: then what runs may finish within the grace, and the rest is handed back.
 
         A second signal hands everything back at once.
+
+        Raises:
+            EngineError: the store cannot be used.
+            ValueError: the worker has no tasks.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self.start()
-            # A wait without end would keep the main thread from seeing signals on some platforms.
-            while not self._stop_wanted.wait(1.0):
-                pass
+            self._stop_requests.get()
             self.stop()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # Only events are set here: a signal may come in the middle of anything.
-        if self._stop_wanted.is_set():
-            self._hurry.set()
-        self._stop_wanted.set()
+    def request_stop(self) -> None:
+        """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
+        self._stop_requests.put(None)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
+        self.request_stop()
 
     # For whoever owns the threads
 
@@ -91,46 +92,57 @@ class Runtime:
             ValueError: the worker has no tasks.
         """
         if not self.worker.tasks:
-            raise ValueError(f"The worker {self.worker.name!r} has no tasks: decorate functions with @worker.task first.")
+            raise ValueError(
+                f"The worker {self.worker.name!r} has no tasks: decorate functions with @worker.task first."
+            )
         prepared = self._engine.prepare()
         for warning in prepared.warnings:
             log.warning("%s", warning)
         self._engine.register_worker(self._registration())
         self._engine.listener.on_lost(self._on_lost)
+        self._running = True
         self._committer.start()
         self._handlers.start()
         self._keeper.start()
         self._claimer.start()
-        log.info("%s takes work from %s with %s threads.", self.instance_id, ", ".join(self._lanes), self.settings.threads)
+        log.info(
+            "%s takes work from %s with %s threads.", self.instance_id, ", ".join(self._lanes), self.settings.threads
+        )
 
     def stop(self, grace: timedelta | None = None) -> None:
-        """Claims nothing more, lets what runs finish within the grace, and hands the rest back."""
-        self._stop_wanted.set()
+        """Claims nothing more, lets what runs finish within the grace, and hands the rest back, ready at once.
+
+        Args:
+            grace: how long to wait for handlers; None for what the settings say. A requested stop cuts it short.
+        """
+        if not self._running:
+            return
+        self._running = False
         self._claimer.stop()
         self._claimer.join(_JOIN)
         released = self._keeper.release_waiting()
         self._handlers.stop()
-        running = self._await_handlers((self.settings.grace if grace is None else grace).total_seconds())
-        self._committer.stop()
-        self._committer.join(_JOIN)
-        # What still runs here is handed back; renewals go on until this moment.
-        left = [held for held in list(self._holdings.executions.values()) if not held.ended]
+        self._await_handlers((self.settings.grace if grace is None else grace).total_seconds())
+        # Nothing that these handlers may still return is sent from here on; what others returned is.
+        left = self._holdings.running()
         for held in left:
             held.lose("stopping")
+        self._committer.stop()
+        self._committer.join(_JOIN)
         self._keeper.stop()
         self._keeper.join(_JOIN)
         self._keeper.release(left)
         self._leave()
-        log.info("%s stopped; %s handed back, %s still running.", self.instance_id, released + len(left), running)
+        log.info(
+            "%s stopped; it handed back %s, of which %s had begun.", self.instance_id, released + len(left), len(left)
+        )
 
-    def _await_handlers(self, grace: float) -> int:
-        """Waits until the handlers have ended, the grace is over, or a second signal hurries; how many still run."""
-        waited = 0.0
-        while waited < grace and not self._hurry.is_set():
-            if self._handlers.join(min(0.1, grace - waited)):
-                return 0
-            waited += 0.1
-        return len(self._holdings.running())
+    def _await_handlers(self, grace: float) -> None:
+        """Waits until the handlers have ended, the grace is over, or a second request hurries."""
+        deadline = now() + grace
+        while not self._handlers.join(min(0.1, max(0.0, deadline - now()))):
+            if now() >= deadline or not self._stop_requests.empty():
+                return
 
     def _leave(self) -> None:
         """Says goodbye, as far as the store can be reached."""
@@ -144,10 +156,10 @@ class Runtime:
             except EngineError as error:
                 log.debug("Leaving: %s", error)
 
-    def _on_lost(self, execution_id: str) -> None:
+    def _on_lost(self, execution_id: str, fence: str) -> None:
         held = self._holdings.executions.get(execution_id)
-        if held is not None and not held.ended:
-            held.lose("cancelled or revoked")
+        if held is not None and not held.ended and held.handle.fence == fence:
+            held.lose("timeout" if now() >= held.ends_at - _CLOCKS_DIFFER else "cancelled or revoked")
 
     # What others are told
 
@@ -170,3 +182,5 @@ class Runtime:
         )
 
 
+# How much later than the store this process may see a moment come, in seconds.
+_CLOCKS_DIFFER = 0.1

@@ -16,12 +16,12 @@ from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_r
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_LEASE_MS
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
-from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
-from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
+from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
 from flowfabric_worker.outcomes import (
     ExecutionCancelled,
     ExecutionExpired,
@@ -52,6 +52,19 @@ def _names(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
         raise TypeError(f"a collection of names is needed, not the single text {value!r}")
     return tuple(value)
+
+
+def _exceptions(value: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
+    classes = tuple(value)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"permanent= takes classes of exceptions, not {each!r}")
+    return classes
+
+
+def _lease(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
+    if value is not None and milliseconds(value, attribute.name, least=1) > MAX_LEASE_MS:
+        raise ValueError(f"a lease holds at most {timedelta(milliseconds=MAX_LEASE_MS)}, not {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -92,11 +105,11 @@ class TaskOptions:
     needs: tuple[str, ...] = attrs.field(default=(), converter=_names)
     budgets: tuple[str, ...] = attrs.field(default=(), converter=_names)
     quota: str | None = None
-    lease: timedelta | None = None
+    lease: timedelta | None = attrs.field(default=None, validator=_lease)
     codec: str | Codec | None = None
     retention: timedelta | None = None
     max_reclaims: int = DEFAULT_MAX_RECLAIMS
-    permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=tuple)
+    permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=_exceptions)
 
     def policy(self) -> ExecutionPolicy:
         """What the engine is told of these options."""
@@ -136,7 +149,9 @@ class Run(Generic[R]):
 
     __slots__ = ("_codec", "_engine", "created", "id")
 
-    def __init__(self, execution_id: ExecutionId, engine: EngineBackend, codec: TaskCodec | None, created: bool) -> None:
+    def __init__(
+        self, execution_id: ExecutionId, engine: EngineBackend, codec: TaskCodec | None, created: bool
+    ) -> None:
         self.id = execution_id
         self.created = created
         self._engine = engine
@@ -158,8 +173,8 @@ class Run(Generic[R]):
         """
         if inside_run():
             raise RuntimeError(
-                "result() inside a handler would hold a thread while it waits, and a worker whose threads all wait stands "
-                "still: use current().gather(...)."
+                "result() inside a handler would hold a thread while it waits, and a worker whose threads all wait "
+                "stands still: use current().gather(...)."
             )
         limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
         outcome = self._engine.wait_for_result(self.id, limit)
@@ -214,6 +229,7 @@ class Task(Generic[P, R]):
         self._port = find_codec(options.codec or codec)
         self.codec = TaskCodec(function, self._port, skip=skip)
         self._submission = Submission(self, options)
+        self._step_codecs: dict[Callable[..., Any], TaskCodec] = {}
         functools.update_wrapper(self, function, updated=())
 
     def __repr__(self) -> str:
@@ -239,6 +255,16 @@ class Task(Generic[P, R]):
     def engine(self) -> EngineBackend:
         """The worker's engine."""
         return self._owner.engine
+
+    def step_codec(self, function: Callable[..., Any]) -> TaskCodec:
+        """How the result of a step of this task travels: as the return annotation of `function` says."""
+        codec = self._step_codecs.get(function) if inspect.isfunction(function) else None
+        if codec is None:
+            codec = _result_codec(function, self._port)
+            if inspect.isfunction(function) and "<" not in function.__qualname__:
+                # Such a function lives as long as its module; others may hold what nobody wants kept.
+                self._step_codecs[function] = codec
+        return codec
 
     def options(self, **changes: Any) -> Submission[P, R]:
         """The same task with other options for what is submitted through the result.
@@ -343,6 +369,17 @@ def _batched(items: Iterable[CreateExecutionArgs], size: int) -> Iterator[list[C
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _result_codec(function: Callable[..., Any], port: Codec) -> TaskCodec:
+    try:
+        return TaskCodec(function, port)
+    except ValueError:
+        # Some functions of Python itself, such as time.time, have no signature; they return plain values.
+        return TaskCodec(_unannotated, port)
+
+
+def _unannotated() -> Any: ...
 
 
 def _context_parameter(function: Callable[..., Any]) -> str | None:

@@ -100,7 +100,9 @@ class Worker:
 
     def _register(self, task: Task[P, R]) -> Task[P, R]:
         if task.name in self._tasks:
-            raise ValueError(f"The worker {self.name!r} has a task named {task.name!r} already; give one of them a name=.")
+            raise ValueError(
+                f"The worker {self.name!r} has a task named {task.name!r} already; give one of them a name=."
+            )
         self._tasks[task.name] = task
         return task
 

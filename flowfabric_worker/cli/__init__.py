@@ -1,0 +1,27 @@
+"""The command line: `python -m flowfabric_worker`, also `flowfabric-worker`."""
+
+from __future__ import annotations
+
+import click
+
+from flowfabric_worker._version import __version__
+from flowfabric_worker.cli.checking import check
+from flowfabric_worker.cli.demo import demo
+from flowfabric_worker.cli.executions import cancel, explain, list_, replay, result, status, submit
+from flowfabric_worker.cli.exits import Commands, exit_codes_help
+from flowfabric_worker.cli.operating import lanes, workers
+from flowfabric_worker.cli.running import run
+
+
+@click.group(cls=Commands, epilog=exit_codes_help())
+@click.version_option(__version__, package_name="flowfabric_worker", message="flowfabric_worker %(version)s")
+def main() -> None:
+    """Durable executions: runs workers, submits work, and shows what became of it.
+
+    Begin with "demo". Every command says more with --help. The store is --url, else $FLOWFABRIC_URL, else
+    embedded://.flowfabric in this directory.
+    """
+
+
+for command in (demo, run, submit, status, result, list_, explain, cancel, replay, lanes, workers, check):
+    main.add_command(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_GRANT_MS, MAX_LEASE_MS
 from flowfabric_worker.engine.listening import FALLBACK, Waiter
-from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.stores.base import Argument, Call, Reply
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
     ClaimForWorkerArgs,
@@ -77,7 +77,7 @@ class Claiming(Classes):
             if again:
                 return again
         if terms.waiter is None:
-            return self._sweep(terms, self._partitions_in_turn(), 0)[0]
+            return self._sweep(terms, self._partitions_in_turn(), 0, {})[0]
         return self._claim_or_wait(terms, terms.waiter)
 
     def pass_wake(self, request: ClaimRequest) -> None:
@@ -144,43 +144,50 @@ class Claiming(Classes):
         """Claims until there is something, somebody ends the waiting, or the time is over."""
         deadline = time.monotonic() + terms.wait
         partitions = self._partitions_in_turn()
+        waits_in: dict[int, list[Argument]] = {}
         while True:
             remaining = max(0.0, deadline - time.monotonic())
-            claimed, next_due = self._sweep(terms, partitions, min(remaining, FALLBACK))
+            claimed, next_due = self._sweep(terms, partitions, min(remaining, FALLBACK), waits_in)
             remaining = deadline - time.monotonic()
             if claimed or remaining <= 0:
                 return claimed
             woken = waiter.wait(min(remaining, next_due, FALLBACK))
             if waiter.stopped:
-                self._leave(terms, waiter, range(self.partitions))
+                if not self.listener.is_closed:
+                    self._leave(waiter, waits_in)
                 return []
             partitions = [*woken, *(p for p in self._partitions_in_turn() if p not in woken)]
 
-    def _sweep(self, terms: _Terms, partitions: Sequence[int], wait: float) -> tuple[list[Claimed], float]:
+    def _sweep(
+        self, terms: _Terms, partitions: Sequence[int], wait: float, waits_in: dict[int, list[Argument]]
+    ) -> tuple[list[Claimed], float]:
         """Claims from one partition after the other up to the limit; registers as waiting if it gets nothing.
 
+        `waits_in` is kept up to date: the partitions in which this worker is registered, and what it waits for there.
         Returns what was claimed, and in how many seconds something is due.
         """
         claimed: list[Claimed] = []
         next_due = FALLBACK
-        waiting_in: list[int] = []
         for partition in partitions:
             if len(claimed) >= terms.request.limit:
                 break
             items, due = self._claim_from(terms, partition, claimed, 0 if claimed else wait)
             next_due = min(next_due, due)
             if wait and not items and not claimed:
-                waiting_in.append(partition)
+                waits_in[partition] = lane_arguments(self.fitting(partition, terms.request)[1])
+            else:
+                waits_in.pop(partition, None)
             claimed += items
         if claimed and terms.waiter is not None:
-            self._leave(terms, terms.waiter, waiting_in)
+            self._leave(terms.waiter, waits_in)
         return claimed, next_due
 
-    def _leave(self, terms: _Terms, waiter: Waiter, partitions: Iterable[int]) -> None:
+    def _leave(self, waiter: Waiter, waits_in: Mapping[int, Sequence[Argument]]) -> None:
         """Waits in these partitions no more; a wake-up that was sent meanwhile goes on to somebody who does."""
-        for partition in partitions:
-            lanes = self.fitting(partition, terms.request)[1]
-            self.call("stop_waiting", partition, [waiter.name, *lane_arguments(lanes)])
+        # What was claimed counts more than a call that fails here: whoever is registered is forgotten in time.
+        self.store.call_many(
+            [Call("stop_waiting", partition, [waiter.name, *lanes]) for partition, lanes in waits_in.items()]
+        )
 
     def _claim_from(
         self, terms: _Terms, partition: int, claimed: Sequence[Claimed], wait: float

@@ -112,7 +112,7 @@ class EngineCore:
         return status == b"prepared", stored_testing == b"1"
 
     def _prepare_partition(self, partition: int, partitions: int, testing: bool) -> Reply:
-        arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0")
+        arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id())
         return self.persist(lambda: self.store.call("prepare", partition, arguments))
 
     @property
@@ -156,6 +156,23 @@ class EngineCore:
         self.check_partition(partition)
         reply = self.persist(lambda: self.store.call(function, partition, arguments, timeout))
         return self.checked(reply)
+
+    def remove(self, function: str, partition: int, arguments: Sequence[Argument], gone: str) -> None:
+        """Runs a function that removes something; `gone` is its code for what is not there.
+
+        When a lost reply makes the call go out again, that code says that the first one removed it.
+        """
+        self.check_partition(partition)
+        sent = 0
+
+        def attempt() -> Reply:
+            nonlocal sent
+            sent += 1
+            return self.store.call(function, partition, arguments)
+
+        answer = as_error(self.persist(attempt))
+        if isinstance(answer, EngineError) and not (sent > 1 and answer.code == gone):
+            raise answer
 
     def call_items(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT

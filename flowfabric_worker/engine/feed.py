@@ -96,30 +96,29 @@ class Feed(EngineCore):
     def _follow(
         self, positions: dict[int, str], wanted: CompletionFilter, timeout: float | None
     ) -> Iterator[CompletionEvent]:
+        partitions = range(self.partitions)
         waiter = self.listener.waiter()
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while True:
                 found = False
-                for partition in range(self.partitions):
-                    for event in self._page(partition, positions, waiter.name):
+                remaining = _remaining(deadline)
+                for partition in partitions:
+                    arguments: Item = [positions.get(partition, ""), _PAGE, waiter.name, int(remaining * 1000)]
+                    for entry in self.call("read_feed", partition, arguments)[1:]:
                         found = True
-                        if _passes(event, wanted):
+                        positions[partition] = entry[0].decode()
+                        namespace, event = _event(partition, entry, _encode_cursor(positions))
+                        if namespace == self.namespace and _passes(event, wanted):
                             yield event
                             deadline = None if timeout is None else time.monotonic() + timeout
                 if found:
                     continue
-                if deadline is not None and time.monotonic() >= deadline:
+                if remaining <= 0:
                     return
-                waiter.wait(min(FALLBACK, _remaining(deadline)))
+                waiter.wait(remaining)
         finally:
             self.listener.forget(waiter)
-
-    def _page(self, partition: int, positions: dict[int, str], waiter: str) -> Iterator[CompletionEvent]:
-        arguments: Item = [positions.get(partition, ""), _PAGE, waiter, int(FALLBACK * 1000)]
-        for entry in self.call("read_feed", partition, arguments)[1:]:
-            positions[partition] = entry[0].decode()
-            yield _event(partition, entry, _encode_cursor(positions))
 
     def _positions(self, cursor: str | None) -> dict[int, str]:
         positions: dict[int, str] = {}
@@ -155,11 +154,12 @@ def _seconds(timeout: timedelta | None) -> float | None:
     return None if timeout is None else milliseconds(timeout, "timeout") / 1000
 
 
-def _event(partition: int, entry: Reply, cursor: str) -> CompletionEvent:
+def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEvent]:
+    """An entry of the feed, and whose it is."""
     try:
         fields = unpack_pairs(entry[1:])
         work_class = decode_class(fields["class"])
-        return CompletionEvent(
+        event = CompletionEvent(
             cursor=cursor,
             execution_id=ExecutionId(partition, fields["execution"].decode()),
             outcome=TerminalOutcome(fields["outcome"].decode()),
@@ -172,3 +172,4 @@ def _event(partition: int, entry: Reply, cursor: str) -> CompletionEvent:
         raise ValidationError(
             "corruption", f"The feed's entry {cursor} is damaged ({error}); subscribe again from behind it.", cursor=cursor
         ) from None
+    return work_class.namespace, event

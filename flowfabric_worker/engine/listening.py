@@ -70,13 +70,18 @@ class Listener:
         self._waiters: dict[str, Waiter] = {}
         self._results: dict[str, list[threading.Event]] = {}
         self._lock = threading.Lock()
-        self._lost: list[Callable[[str], None]] = []
+        self._lost: list[Callable[[str, str], None]] = []
         self._recheck: Callable[[list[str]], list[str]] | None = None
         self._closed = threading.Event()
         # Subscribed before anybody can register, so that nothing is sent to a topic that nobody hears.
         self._subscription: Subscription | None = store.subscribe(self.topic)
         self._thread = threading.Thread(target=self._run, name=f"flowfabric-listener-{self.topic[:8]}", daemon=True)
         self._thread.start()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is heard any more."""
+        return self._closed.is_set()
 
     def waiter(self) -> Waiter:
         """A new waiter."""
@@ -88,11 +93,11 @@ class Listener:
         """Ends a waiter."""
         self._waiters.pop(waiter.name.rpartition("/")[2], None)
 
-    def on_lost(self, callback: Callable[[str], None]) -> None:
-        """Calls `callback` with the id of an execution whose lease this process lost."""
+    def on_lost(self, callback: Callable[[str, str], None]) -> None:
+        """Calls `callback` with the id of an execution whose lease this process lost, and that lease's fence."""
         self._lost.append(callback)
 
-    def off_lost(self, callback: Callable[[str], None]) -> None:
+    def off_lost(self, callback: Callable[[str, str], None]) -> None:
         """Ends what `on_lost` began."""
         self._lost.remove(callback)
 
@@ -118,7 +123,7 @@ class Listener:
                 self._results.pop(execution_id, None)
 
     def close(self) -> None:
-        """Stops listening; whoever waits is woken."""
+        """Stops listening; whoever waits is let go."""
         self._closed.set()
         try:
             # The thread sits in its subscription, which is its own: a message makes it look up.
@@ -126,7 +131,8 @@ class Listener:
         except TransportError:
             log.debug("The store is away; the listener ends by itself within a few seconds.")
         self._thread.join(timeout=2 * FALLBACK / 4)
-        self._wake_everybody()
+        for waiter in list(self._waiters.values()):
+            waiter.stop()
 
     def _run(self) -> None:
         checked = time.monotonic()
@@ -135,7 +141,8 @@ class Listener:
                 if self._subscription is None:
                     self._subscription = self._resubscribe()
                     self._wake_everybody()
-                    checked = 0.0
+                    self._recheck_results()
+                    checked = time.monotonic()
                 for message in self._subscription.wait(FALLBACK / 4):
                     self._dispatch(message)
                 if time.monotonic() - checked >= FALLBACK:
@@ -171,7 +178,7 @@ class Listener:
             self._finish(rest[0])
         elif word == "lost":
             for callback in list(self._lost):
-                callback(rest[0])
+                callback(rest[0], rest[1])
 
     def _finish(self, execution_id: str) -> None:
         with self._lock:

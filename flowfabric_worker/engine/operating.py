@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.ids import ExecutionId, check_lane
+from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_TAGS
 from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.submission import check_tags, clamp_priority
@@ -31,7 +31,7 @@ class Operating(EngineCore):
     """The room `operating`."""
 
     def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
-        target = args.execution_id
+        target = check_execution_id(args.execution_id)
         try:
             source = CancelSource(args.source)
         except ValueError:
@@ -43,28 +43,26 @@ class Operating(EngineCore):
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
-        target = args.execution_id
+        target = check_execution_id(args.execution_id)
         priority = clamp_priority(args.priority)
-        reply = self.call("change_priority", target.partition, [target.uuid, priority])
+        reply = self.call("change_priority", target.partition, [target.uuid, priority, new_call_id()])
         return ChangePriorityResult(execution_id=target, old_priority=int(reply[1]), priority=priority)
 
     def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
-        target = args.execution_id
-        reply = self.call("replay_execution", target.partition, [target.uuid])
+        target = check_execution_id(args.execution_id)
+        reply = self.call("replay_execution", target.partition, [target.uuid, new_call_id()])
         return ReplayExecutionResult(execution_id=target, state=StateVector.parse(reply[1].decode()).public_state)
 
     def revoke_lease(self, args: RevokeLeaseArgs) -> RevokeLeaseResult:
-        target = args.execution_id
-        reply = self.call(
-            "revoke_lease",
-            target.partition,
-            [
-                target.uuid,
-                args.expected_lease_id or "",
-                args.worker_instance_id or "",
-                cut(args.reason, MAX_MESSAGE_BYTES),
-            ],
-        )
+        target = check_execution_id(args.execution_id)
+        arguments: Item = [
+            target.uuid,
+            check_name(args.expected_lease_id, "expected_lease_id") if args.expected_lease_id is not None else "",
+            check_name(args.worker_instance_id, "worker_instance_id") if args.worker_instance_id is not None else "",
+            cut(args.reason, MAX_MESSAGE_BYTES),
+            new_call_id(),
+        ]
+        reply = self.call("revoke_lease", target.partition, arguments)
         if reply[0] == b"revoked":
             return Revoked(lease_id=reply[1].decode(), lease_epoch=int(reply[2]))
         return AlreadySatisfied(reason=reply[1].decode())
@@ -76,14 +74,15 @@ class Operating(EngineCore):
         return self._on_every_partition("resume_lane", lane)
 
     def _on_every_partition(self, function: str, lane: str) -> bool:
-        packed = self.packed_lane(check_lane(lane))
-        replies = [self.call(function, partition, [packed]) for partition in range(self.partitions)]
+        arguments: Item = [self.packed_lane(check_lane(lane)), new_call_id()]
+        replies = [self.call(function, partition, arguments) for partition in range(self.partitions)]
         return any(reply[0] == b"ok" for reply in replies)
 
     def set_tags(self, execution_id: ExecutionId, tags: Mapping[str, str]) -> int:
-        if not tags:
-            raise ValidationError("invalid_input", "There are no tags to set.")
+        check_execution_id(execution_id)
         packed = pack_tags(check_tags(tags))
+        if not packed:
+            raise ValidationError("invalid_input", "There are no tags to set.")
         answer, count = self.call("set_tags", execution_id.partition, [execution_id.uuid, packed, MAX_TAGS])
         if answer == b"too_many":
             raise ValidationError(
@@ -92,4 +91,5 @@ class Operating(EngineCore):
         return int(count)
 
     def purge(self, execution_id: ExecutionId) -> None:
-        self.call("purge", execution_id.partition, [execution_id.uuid])
+        target = check_execution_id(execution_id)
+        self.remove("purge", target.partition, [target.uuid], gone="execution_not_found")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from flowfabric_worker.engine.core import EngineCore, Item
+from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_name
@@ -150,7 +150,8 @@ class Running(EngineCore):
         if value is None:
             raise ValidationError("invalid_input", "A step's result must be bytes; None cannot be kept.")
         self.check_payload(value, "step's result")
-        reply = self.call("record_step", partition, [uuid, fence, name, value, MAX_STEPS, MAX_JOURNAL_BYTES])
+        arguments: Item = [uuid, fence, name, value, MAX_STEPS, MAX_JOURNAL_BYTES, new_call_id()]
+        reply = self.call("record_step", partition, arguments)
         return StepRecord(value=reply[1], first=reply[0] == b"recorded")
 
     def _refuse_repeats_in(self, items: Sequence[tuple[int, Item]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.upkeep import PrepareResult, UpkeepResult
@@ -34,9 +34,10 @@ class Upkeep(EngineCore):
         if not 1 <= limit <= MAX_BATCH_ITEMS:
             raise ValidationError("invalid_input", f"Upkeep handles 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
         total = 0
+        call_id = new_call_id()
         next_due: int | None = None
         for partition in range(self.partitions):
-            handled, now, due = self.call("run_upkeep", partition, [limit])
+            handled, now, due = self.call("run_upkeep", partition, [limit, call_id])
             total += handled
             if due is not None:
                 remaining = max(0, due - now)

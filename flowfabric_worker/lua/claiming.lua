@@ -8,10 +8,7 @@ local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'kind', 'steps', 'journ
 local function load_for_claim(ctx, uuid)
   local record, failure = ff.load(ctx, uuid, CLAIM)
   if record and record.attempt then
-    local values = call('HMGET', record.key, unpack(CLAIM_AGAIN)) -- bounded: a fixed list of names
-    for i, name in ipairs(CLAIM_AGAIN) do
-      record[name] = values[i] or nil
-    end
+    ff.read(record, CLAIM_AGAIN)
   end
   return record, failure
 end

@@ -21,7 +21,7 @@ ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
           topics[#topics + 1] = other
         end
       end
-      call('HSET', record.key, 'watchers', ff.pack(topics))
+      call('HSET', record.key, 'watchers', ff.pack(topics), 'more', 1)
       answer[#answer + 1] = { 'watched' }
     end
   end

@@ -200,23 +200,26 @@ end
 
 -- Records -----------------------------------------------------------------------------------------------------------
 
--- The fields that decide what an operation does; what more there is, an operation names when it needs it.
+-- What every operation needs of a record. What plain work has no use for lies beyond: `more` says that something does.
 ff.CORE = {
-  'state', 'class', 'priority', 'place', 'fence', 'holder', 'expires', 'timeout_at', 'deadline', 'delay_until',
-  'idempotency_key', 'dedup_until', 'remove_at', 'reserved_for', 'reserved_until', 'last', 'policy', 'attempt',
-  'attempt_count', 'retry_count', 'reclaim_count', 'tags', 'watchers',
+  'state', 'class', 'priority', 'place', 'fence', 'expires', 'policy', 'attempt', 'attempt_count', 'more',
+}
+ff.MORE = {
+  'timeout_at', 'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'remove_at', 'reserved_for',
+  'reserved_until', 'retry_count', 'reclaim_count', 'tags', 'watchers',
+}
+-- The fields that make `more` true. Not the retention: only what has ended has one, and of that all is read.
+ff.NEEDS_MORE = {
+  timeout_at = true, deadline = true, delay_until = true, idempotency_key = true, dedup_until = true,
+  reserved_for = true, reserved_until = true, retry_count = true, reclaim_count = true, tags = true, watchers = true,
 }
 
--- A record from the values of ff.CORE in that order. Written out, because a table that is made whole is cheaper than one
--- that grows field by field, and this happens for every execution of every call.
-local function new_record(uuid, key, v)
-  return {
-    uuid = uuid, key = key, words = ff.words(v[1]), state = v[1], class = v[2], priority = v[3], place = v[4],
-    fence = v[5], holder = v[6], expires = v[7], timeout_at = v[8], deadline = v[9], delay_until = v[10],
-    idempotency_key = v[11], dedup_until = v[12], remove_at = v[13], reserved_for = v[14], reserved_until = v[15],
-    last = v[16], policy = v[17], attempt = v[18], attempt_count = v[19], retry_count = v[20], reclaim_count = v[21],
-    tags = v[22], watchers = v[23],
-  }
+-- Reads further fields into a record; an absent field is false.
+function ff.read(record, fields)
+  local values = call('HMGET', record.key, unpack(fields)) -- bounded: a fixed list of names
+  for i = 1, #fields do
+    record[fields[i]] = values[i]
+  end
 end
 
 -- The execution's id as callers know it.
@@ -229,20 +232,28 @@ function ff.record_key(ctx, uuid)
 end
 
 -- The record of an execution, or nil and the failure to answer. An absent field is false. `fields`, if given, begins with
--- ff.CORE.
+-- ff.CORE. What is read of every execution of every call is kept short, and its table made whole at once.
 function ff.load(ctx, uuid, fields)
   fields = fields or ff.CORE
   local key = ctx.base .. ':x:' .. uuid
-  local values = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
-  if not values[1] then
+  local v = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
+  local state, class = v[1], v[2]
+  if not state then
     return nil, ff.failure('execution_not_found', uuid)
   end
-  local record = new_record(uuid, key, values)
-  if not record.words or not record.class then
-    return nil, ff.failure('corruption', uuid, record.words and 'class' or 'state')
+  local words = ff.words(state)
+  if not words or not class then
+    return nil, ff.failure('corruption', uuid, words and 'class' or 'state')
   end
+  local record = {
+    uuid = uuid, key = key, words = words, state = state, class = class, priority = v[3], place = v[4], fence = v[5],
+    expires = v[6], policy = v[7], attempt = v[8], attempt_count = v[9], more = v[10],
+  }
   for i = #ff.CORE + 1, #fields do
-    record[fields[i]] = values[i]
+    record[fields[i]] = v[i]
+  end
+  if record.more or words.phase == 'terminal' then
+    ff.read(record, ff.MORE)
   end
   return record
 end
@@ -359,10 +370,16 @@ function ff.move(ctx, record, state, changes)
   changes.state = state
   changes.mutated = ctx.now_text
   local flat, size = {}, 0
+  local more = record.more
   for field, value in pairs(changes) do
     flat[size + 1], flat[size + 2] = field, value
     size = size + 2
     record[field] = value
+    more = more or ff.NEEDS_MORE[field]
+  end
+  if more and not record.more then
+    flat[size + 1], flat[size + 2] = 'more', 1
+    record.more = 1
   end
   call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
   if state then
@@ -374,9 +391,6 @@ end
 -- Ends an execution: whatever ends it goes through here, is announced, and is kept for its retention.
 function ff.finish(ctx, record, outcome, changes)
   local words = record.words
-  if record.attempt then
-    changes.attempt_ended = ctx.now_text
-  end
   changes.ended = ctx.now_text
   if record.reserved_for then
     changes.reserved_for, changes.reserved_until = '', ''
@@ -417,9 +431,10 @@ end
 
 -- Tells the process that held a lease that it lost it. The fence says which one: the process may hold the next one too.
 function ff.tell_holder(ctx, record)
-  if record.holder and record.holder ~= '' then
+  local holder = call('HGET', record.key, 'holder')
+  if holder then
     local message = 'lost ' .. ff.id(ctx, record) .. ' ' .. record.fence
-    call('PUBLISH', ctx.channel .. ff.unpack(record.holder)[3], message)
+    call('PUBLISH', ctx.channel .. ff.unpack(holder)[3], message)
   end
 end
 

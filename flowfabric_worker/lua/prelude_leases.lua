@@ -2,6 +2,9 @@
 
 -- Fences and repeats ------------------------------------------------------------------------------------------------
 
+-- What a call of the holder needs of a record: the core, and the operation that ended the last lease.
+local FENCED = ff.joined({ ff.CORE, { 'last' } })
+
 -- A fence is '<lease id>:<epoch>:<attempt id>'.
 function ff.fence_parts(fence)
   if not fence then
@@ -19,7 +22,7 @@ end
 -- The checks of every call that a lease holder makes, in their order: exists, repeated, active, revoked, expired,
 -- identity. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease.
 function ff.fenced(ctx, uuid, fence, ending, fields)
-  local record, failure = ff.load(ctx, uuid, fields)
+  local record, failure = ff.load(ctx, uuid, fields or FENCED)
   if not record then
     return nil, failure
   end
@@ -120,7 +123,9 @@ end
 -- Attempts ----------------------------------------------------------------------------------------------------------
 
 -- The fields that a past attempt is made of.
-ff.ATTEMPT = { 'attempts', 'attempt_type', 'attempt_started', 'attempt_ended', 'error', 'error_class' }
+ff.ATTEMPT = {
+  'attempts', 'attempt_type', 'attempt_started', 'attempt_ended', 'ended', 'holder', 'error', 'error_class',
+}
 
 -- The beginning of a UTF-8 text, at most so many bytes and no half character.
 local function cut(text, limit)
@@ -141,10 +146,11 @@ function ff.archive(ctx, record, how)
   if #past >= ff.PAST_ATTEMPTS then
     table.remove(past, 1)
   end
-  local ended = record.attempt_ended
+  -- The end of an execution is the end of its attempt.
+  local ended = record.attempt_ended and record.attempt_ended ~= '' and record.attempt_ended or record.ended
   past[#past + 1] = ff.pack({
     record.attempt, record.attempt_type or '', how, record.attempt_started,
-    ended and ended ~= '' and ended or ff.text(ctx.now), record.holder or '',
+    ended or ctx.now_text, record.holder or '',
     how == 'ended_failure' and record.error_class or '', how == 'ended_failure' and cut(record.error or '', 256) or '',
   })
   return ff.pack(past)

@@ -33,10 +33,12 @@ local function write(ctx, args, at, record, key)
     flat[size + 1], flat[size + 2] = name, value
     size = size + 2
   end
+  local more = false
   for i = 1, #KEPT do
     local value = args[at + 6 + i]
     if value ~= '' then
       add(KEPT[i], value)
+      more = more or ff.NEEDS_MORE[KEPT[i]]
     end
   end
   if record.delay_until then
@@ -50,6 +52,9 @@ local function write(ctx, args, at, record, key)
     add('idempotency_key', key)
     add('dedup_until', record.dedup_until)
     call('SET', ctx.base .. ':key:' .. key, record.uuid)
+  end
+  if more or record.delay_until or record.deadline or key ~= '' then
+    add('more', 1)
   end
   call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
   ff.follow(ctx, record)

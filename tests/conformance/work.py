@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -74,6 +74,28 @@ def same_partition_ids(engine: Engine, count: int) -> list[ExecutionId]:
         if not ids or minted.partition == ids[0].partition:
             ids.append(minted)
     return ids
+
+
+def ids_in(engine: Engine, partition: int, count: int) -> list[ExecutionId]:
+    """Ids that lie in a partition, in the order of their making."""
+    ids: list[ExecutionId] = []
+    while len(ids) < count:
+        minted = ExecutionId.mint(engine.partitions)
+        if minted.partition == partition:
+            ids.append(minted)
+    return ids
+
+
+def all_created(engine: Engine, args: Sequence[CreateExecutionArgs]) -> list[ExecutionId]:
+    """Many executions, each of which must be new."""
+    results = engine.create_executions(args)
+    assert all(isinstance(result, Created) for result in results), results
+    return [result.execution_id for result in results if isinstance(result, Created)]
+
+
+def claimed_ids(engine: Engine, *lanes: str, **changes: Any) -> list[ExecutionId]:
+    """What one large claim hands out, in its order."""
+    return [each.execution_id for each in engine.claim_many(request(*lanes, **{"limit": 500, **changes}))]
 
 
 def info_of(engine: Engine, execution_id: ExecutionId) -> ExecutionInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,16 +22,15 @@ retry_counts = st.integers(0, 1_000_000)
 draws = st.floats(0, 1, exclude_max=True)
 
 
-@st.composite
-def retry_policies(draw: st.DrawFn, **fixed: Any) -> RetryPolicy:
-    values = {
-        "backoff": st.sampled_from(["exponential", "fixed"]),
-        "initial": durations,
-        "maximum": durations,
-        "multiplier": st.floats(1, 1000),
-        "jitter": st.booleans(),
-    }
-    return RetryPolicy(**{name: draw(strategy) for name, strategy in values.items()} | fixed)
+def retry_policies(*, jitter: st.SearchStrategy[bool] | None = None) -> st.SearchStrategy[RetryPolicy]:
+    return st.builds(
+        RetryPolicy,
+        backoff=st.sampled_from(["exponential", "fixed"]),
+        initial=durations,
+        maximum=durations,
+        multiplier=st.floats(1, 1000),
+        jitter=jitter or st.booleans(),
+    )
 
 
 def exponential(initial: int, maximum: int, multiplier: float = 2.0, **changes: Any) -> RetryPolicy:
@@ -77,22 +77,15 @@ def test_a_wait_is_a_whole_number_within_its_bounds_however_many_retries_were_ma
     assert 0 <= wait <= (initial if policy.backoff == "fixed" else maximum)
 
 
-@given(policy=retry_policies(jitter=False), retry_count=retry_counts, draw=draws)
+@given(policy=retry_policies(jitter=st.just(False)), retry_count=retry_counts, draw=draws)
 def test_jitter_stays_between_half_and_the_whole_of_the_wait_without_it(
     policy: RetryPolicy, retry_count: int, draw: float
 ) -> None:
     whole = policy.delay_ms(retry_count, draw)
-    jittered = RetryPolicy(
-        backoff=policy.backoff,
-        initial=policy.initial,
-        maximum=policy.maximum,
-        multiplier=policy.multiplier,
-        jitter=True,
-    )
-    assert whole // 2 <= jittered.delay_ms(retry_count, draw) <= whole
+    assert whole // 2 <= attrs.evolve(policy, jitter=True).delay_ms(retry_count, draw) <= whole
 
 
-@given(policy=retry_policies(jitter=False), retry_count=st.integers(0, 999_999))
+@given(policy=retry_policies(jitter=st.just(False)), retry_count=st.integers(0, 999_999))
 def test_waits_never_become_shorter(policy: RetryPolicy, retry_count: int) -> None:
     assert policy.delay_ms(retry_count, 0.0) <= policy.delay_ms(retry_count + 1, 0.0)
 
@@ -148,9 +141,11 @@ def test_a_duration_out_of_range_is_refused(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("field", ["attempt_timeout", "execution_deadline", "dedup_window"])
 def test_nothing_may_be_over_before_it_begins(field: str) -> None:
+    too_short: dict[str, Any] = {field: timedelta(microseconds=999)}
     with pytest.raises(ValidationError, match=field):
-        ExecutionPolicy(**{field: timedelta(microseconds=999)})
-    assert getattr(ExecutionPolicy(**{field: MS}), field) == MS
+        ExecutionPolicy(**too_short)
+    shortest: dict[str, Any] = {field: MS}
+    assert getattr(ExecutionPolicy(**shortest), field) == MS
 
 
 @pytest.mark.parametrize("field", ["max_reclaim_count", "max_replay_count"])

@@ -90,7 +90,7 @@ class RetryPolicy:
     def __attrs_post_init__(self) -> None:
         if self.backoff not in ("exponential", "fixed"):
             raise ValidationError("invalid_policy", f"backoff must be 'exponential' or 'fixed', not {self.backoff!r}.")
-        if not (math.isfinite(self.multiplier) and 1 <= self.multiplier <= 1000):
+        if type(self.multiplier) not in (float, int) or not 1 <= self.multiplier <= 1000:
             raise ValidationError("invalid_policy", f"multiplier must be 1 to 1000, not {self.multiplier!r}.")
         allowed = {FailureClass.TRANSIENT, FailureClass.TIMEOUT, FailureClass.INFRA_CRASH}
         if not self.retryable_categories <= allowed:
@@ -108,7 +108,7 @@ class RetryPolicy:
         delay = float(milliseconds(self.initial, "initial"))
         if self.backoff == "exponential":
             try:
-                grown = delay * self.multiplier**retry_count
+                grown = delay * float(self.multiplier) ** retry_count
             except OverflowError:
                 grown = math.inf if delay else 0.0
             delay = min(grown, float(milliseconds(self.maximum, "maximum")))

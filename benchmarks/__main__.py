@@ -1,0 +1,84 @@
+"""`python -m benchmarks [peers] [commands] [scale]`: measures and prints; without a word, everything."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from benchmarks import commands, peers, report, scale
+from benchmarks.environments import ROOT, Script, scripts
+from benchmarks.rows import ROWS, Row
+from benchmarks.server import Server
+
+SECTIONS = ("peers", "commands", "scale")
+PAGE = ROOT / "docs" / "benchmarks.md"
+_NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
+
+
+@click.command()
+@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS))
+@click.option(
+    "--tasks", type=click.IntRange(1), default=20_000, show_default=True, help="Tasks to submit and to drain."
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians of so many rounds.")
+@click.option("--only", multiple=True, type=click.Choice(_NAMES), help="Only this contestant, or this row; may repeat.")
+@click.option("--queued", type=click.IntRange(scale.FEW), default=1_000_000, show_default=True, help="A full store.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=ROOT / ".bench", help="Keeps the peers' environments."
+)
+@click.option("--markdown", is_flag=True, help=f"Also write {PAGE.relative_to(ROOT)}.")
+def main(
+    sections: tuple[str, ...],
+    *,
+    tasks: int,
+    rounds: int,
+    only: tuple[str, ...],
+    queued: int,
+    cache: Path,
+    markdown: bool,
+) -> None:
+    """Measure this library beside its peers, count its commands, and fill a store."""
+    wanted = sections or SECTIONS
+    # The load is that of others: what is measured here comes later.
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    with Server() as server:
+        known = report.facts(command, {"Valkey": server.version})
+        tables = []
+        if "peers" in wanted:
+            chosen, rows = _chosen(only)
+            figures, versions = peers.compare(
+                server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache.absolute(), tell=_tell
+            )
+            known |= versions
+            tables.append(peers.table(figures, chosen, rows, tasks=tasks, rounds=rounds))
+    if "commands" in wanted:
+        _tell("Counting commands")
+        tables += commands.tables()
+    if "scale" in wanted:
+        tables += scale.tables(queued=queued, tell=_tell)
+    for name, value in known.items():
+        click.echo(f"{name}: {value}")
+    for table in tables:
+        click.echo(f"\n{report.as_text(table)}")
+    if markdown:
+        PAGE.write_text(report.page(known, tables), "utf-8")
+
+
+def _chosen(only: tuple[str, ...]) -> tuple[list[Script], list[Row]]:
+    """The contestants and the rows that are asked for; all of them where none is named."""
+    everyone = scripts()
+    return (
+        [script for script in everyone if script.name in only] or everyone,
+        [row for row in ROWS if row.name in only] or list(ROWS),
+    )
+
+
+def _tell(message: str) -> None:
+    click.echo(message, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What a contestant is, and how each is measured: the same way for all of them.
+
+Runs in the environment of the contestant, so it needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.figures import percentile
+
+URL = os.environ.get("BENCHMARK_URL", "")
+THREADS = 8
+
+_STAMPS = "BENCHMARK_STAMPS"
+# How exactly the end of a drain is seen, and how much its watching costs: no more than a percent of either.
+_POLL = 0.01
+_STANDSTILL = 60.0
+_WARM_UP = 20
+_APART = 0.02
+_LATENCIES = 200
+_STOP_WITHIN = 20.0
+
+_begun = False
+
+
+def mark_begin() -> None:
+    """Says when the first task of this process began: the first line of every no-op task."""
+    global _begun
+    if not _begun:
+        _begun = True
+        Path(os.environ[_STAMPS], f"{time.time_ns()}.{os.getpid()}").touch()
+
+
+class Crew:
+    """Worker processes, and the folder in which they stamp the beginning of their work."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]], stamps: Path) -> None:
+        self._processes = processes
+        self._stamps = stamps
+
+    def began(self) -> float:
+        """When the first task of any of them began."""
+        return min(int(stamp.name.partition(".")[0]) for stamp in self._stamps.iterdir()) / 1e9
+
+    def check(self) -> None:
+        """Raises RuntimeError if one of them has ended by itself."""
+        for process in self._processes:
+            if process.poll() is not None:
+                raise RuntimeError(f"a worker ended by itself with the code {process.returncode}")
+
+
+class Contestant(ABC):
+    """A library that runs tasks: the no-op task returns its argument, the stamp task the time at its first line.
+
+    Attributes:
+        packages: whose versions are told.
+        shares_out: whether it is also measured with two worker processes.
+    """
+
+    packages: ClassVar[Sequence[str]] = ()
+    shares_out: ClassVar[bool] = True
+
+    # What it has to offer
+
+    @abstractmethod
+    def submit(self, number: int) -> Any:
+        """Submits the no-op task; returns what its result is asked for with."""
+
+    def submit_many(self, count: int) -> Any:
+        """Submits the no-op task with 0 to `count - 1` in the fastest way of its manual; returns what `submit` would last."""
+        for number in range(count - 1):
+            self.submit(number)
+        return self.submit(count - 1)
+
+    @abstractmethod
+    def submit_stamp(self) -> Any:
+        """Submits the stamp task."""
+
+    @abstractmethod
+    def result(self, receipt: Any) -> Any:
+        """Waits for the result of a task, in the way that its manual shows; for 10 seconds at most."""
+
+    @abstractmethod
+    def unfinished(self) -> int:
+        """How many tasks are not yet done with, their results stored and their messages acknowledged."""
+
+    @abstractmethod
+    def worker_commands(self, processes: int) -> list[list[str]]:
+        """The commands that together run this many worker processes of eight threads."""
+
+    def versions(self) -> dict[str, str]:
+        """What is measured."""
+        return {name: importlib.metadata.version(name) for name in self.packages}
+
+    # Steps
+
+    def one_by_one(self, tasks: int) -> dict[str, float]:
+        """Submits tasks one by one while no worker runs; then one process drains them."""
+        began = time.perf_counter()
+        for number in range(tasks):
+            receipt = self.submit(number)
+        rate = tasks / (time.perf_counter() - began)
+        return {"submit": rate, "drain": self._drain(tasks, 1, receipt)}
+
+    def in_bulk(self, tasks: int) -> dict[str, float]:
+        """Submits tasks in bulk while no worker runs; then two processes drain them."""
+        began = time.perf_counter()
+        receipt = self.submit_many(tasks)
+        figures = {"bulk": tasks / (time.perf_counter() - began)}
+        if self.shares_out:
+            figures["drain_two"] = self._drain(tasks, 2, receipt)
+        return figures
+
+    def at_rest(self, _tasks: int) -> dict[str, float]:
+        """Submits a task now and then to an idle worker; in ms."""
+        with self._workers(1):
+            for _ in range(_WARM_UP):
+                self.result(self.submit_stamp())
+            starts = self._until_started()
+            results = self._until_result()
+        return {
+            "start_p50": percentile(starts, 0.5),
+            "start_p99": percentile(starts, 0.99),
+            "result_p50": percentile(results, 0.5),
+        }
+
+    # How they are measured
+
+    def _drain(self, tasks: int, processes: int, last: Any) -> float:
+        """Tasks per second, from the first line of the first task until nothing is unfinished.
+
+        The workers start when everything is queued, and the time they need for that does not count. The start is seen
+        by the tasks, since nothing else knows of it; the end is seen in the server, so that it is there for all of
+        them when results are stored and messages acknowledged, not when a worker only believes to be done.
+        """
+        with self._workers(processes) as crew:
+            self._wait_until_finished(crew)
+            ended = time.time()
+            began = crew.began()
+            if self.result(last) != tasks - 1:
+                raise RuntimeError(f"the last of {tasks} tasks has another result than {tasks - 1}")
+        return tasks / (ended - began)
+
+    def _wait_until_finished(self, crew: Crew) -> None:
+        left, moved = self.unfinished(), time.monotonic()
+        while left:
+            crew.check()
+            time.sleep(_POLL)
+            now = self.unfinished()
+            if now != left:
+                left, moved = now, time.monotonic()
+            elif time.monotonic() - moved > _STANDSTILL:
+                raise RuntimeError(f"{left} tasks are left, and nothing has moved for {_STANDSTILL} s")
+
+    def _until_started(self) -> list[float]:
+        """Times from submission to the first line of the task, in ms. Results are read later: that would be load."""
+        sent = []
+        for _ in range(_LATENCIES):
+            began = time.time()
+            sent.append((began, self.submit_stamp()))
+            time.sleep(max(0.0, began + _APART - time.time()))
+        return [(self.result(receipt) - began) * 1000 for began, receipt in sent]
+
+    def _until_result(self) -> list[float]:
+        """Times from submission until its result is in hand, in ms."""
+        waits = []
+        for _ in range(_LATENCIES // 2):
+            began = time.perf_counter()
+            self.result(self.submit_stamp())
+            waits.append((time.perf_counter() - began) * 1000)
+            time.sleep(_APART)
+        return waits
+
+    @contextlib.contextmanager
+    def _workers(self, processes: int) -> Iterator[Crew]:
+        """Runs workers for the length of a block; shows what they printed if the block fails."""
+        with tempfile.TemporaryDirectory() as stamps, tempfile.TemporaryFile() as log:
+            environment = {**os.environ, _STAMPS: stamps}
+            commands = self.worker_commands(processes)
+            running = [
+                subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                for command in commands
+            ]
+            try:
+                yield Crew(running, Path(stamps))
+            except Exception:
+                log.seek(0)
+                sys.stderr.write(log.read().decode("utf-8", "replace"))
+                raise
+            finally:
+                stop(running)
+
+
+def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends processes that lead groups of their own; in order, or with all their children if they do not go."""
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(_STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    """The median of times, in ms."""
+    return statistics.median(seconds) * 1000
+
+
+def serve(contestant: Contestant) -> None:
+    """Does what the command line asks for and answers on stdout: the contestant's side of the protocol."""
+    name, tasks = sys.argv[1], int(sys.argv[2])
+    if name == "versions":
+        answer: dict[str, Any] = {"versions": contestant.versions()}
+    else:
+        step = getattr(contestant, name, None)
+        answer = {"figures": step(tasks) if step else {}}
+    print(json.dumps(answer))

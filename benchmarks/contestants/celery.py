@@ -1,0 +1,64 @@
+"""Celery with Redis as broker and result backend, a pool of threads, and late acknowledgement."""
+
+# /// script
+# dependencies = ["celery[redis]", "hiredis"]
+# [tool.benchmarks]
+# share = 0.25
+# ///
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import redis
+from celery import Celery
+
+from benchmarks.contestants.base import THREADS, URL, Contestant, mark_begin, serve
+
+app = Celery("benchmark", broker=URL, backend=URL)
+# Without this a worker that dies loses what it runs: every contestant promises at least once.
+app.conf.task_acks_late = True
+
+
+@app.task(name="noop")
+def noop(number: int) -> int:
+    mark_begin()
+    return number
+
+
+@app.task(name="stamp")
+def stamp() -> float:
+    return time.time()
+
+
+class CeleryThreads(Contestant):
+    """In bulk it has nothing better than a loop: a group of the same tasks takes longer to send."""
+
+    packages = ("celery", "kombu", "redis", "hiredis")
+    shares_out = False
+
+    def __init__(self) -> None:
+        self._redis = redis.Redis.from_url(URL)
+
+    def submit(self, number: int) -> Any:
+        return noop.delay(number)
+
+    def submit_stamp(self) -> Any:
+        return stamp.delay()
+
+    def result(self, receipt: Any) -> Any:
+        return receipt.get(timeout=10)
+
+    def unfinished(self) -> int:
+        # What a worker fetched moves from the queue to "unacked", and leaves that after its result was stored.
+        return self._redis.llen("celery") + self._redis.hlen("unacked")
+
+    def worker_commands(self, processes: int) -> list[list[str]]:
+        app_of = [sys.executable, "-m", "celery", "-A", "benchmarks.contestants.celery"]
+        return [[*app_of, "worker", "-P", "threads", "-c", str(THREADS)]] * processes
+
+
+if __name__ == "__main__":
+    serve(CeleryThreads())

@@ -1,0 +1,64 @@
+"""Dramatiq with its Redis broker and results, as its manual sets them up. It acknowledges late by itself."""
+
+# /// script
+# dependencies = ["dramatiq[redis]", "hiredis"]
+# ///
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
+
+from benchmarks.contestants.base import THREADS, URL, Contestant, mark_begin, serve
+
+broker = RedisBroker(url=URL)
+broker.add_middleware(Results(backend=RedisBackend(url=URL), store_results=True))
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor
+def noop(number: int) -> int:
+    mark_begin()
+    return number
+
+
+@dramatiq.actor
+def stamp() -> float:
+    return time.time()
+
+
+class Dramatiq(Contestant):
+    """In bulk it has nothing better than a loop: its groups and pipelines send one message after the other."""
+
+    packages = ("dramatiq", "redis", "hiredis")
+
+    def __init__(self) -> None:
+        self._redis = redis.Redis.from_url(URL)
+
+    def submit(self, number: int) -> Any:
+        return noop.send(number)
+
+    def submit_stamp(self) -> Any:
+        return stamp.send()
+
+    def result(self, receipt: Any) -> Any:
+        return receipt.get_result(block=True, timeout=10_000)
+
+    def unfinished(self) -> int:
+        # A message stays in this hash until it is acknowledged, which follows on storing its result.
+        return self._redis.hlen("dramatiq:default.msgs")
+
+    def worker_commands(self, processes: int) -> list[list[str]]:
+        options = ["--processes", str(processes), "--threads", str(THREADS)]
+        return [[sys.executable, "-m", "dramatiq", "benchmarks.contestants.dramatiq", *options]]
+
+
+if __name__ == "__main__":
+    serve(Dramatiq())

@@ -1,0 +1,81 @@
+"""This library."""
+
+# /// script
+# dependencies = []
+# ///
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import time
+
+from benchmarks.contestants.base import THREADS, URL, Contestant, mark_begin, median_ms, serve
+from flowfabric_worker import Client, Run, Worker, __version__
+from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
+
+_EMPTY_CLAIMS = 2000
+
+worker = Worker("benchmark", URL or None)
+
+
+@worker.task
+def noop(number: int) -> int:
+    mark_begin()
+    return number
+
+
+@worker.task
+def stamp() -> float:
+    return time.time()
+
+
+def run_command(url: str) -> list[str]:
+    """The command that runs one worker process."""
+    app = "benchmarks.contestants.flowfabric:worker"
+    options = ["--url", url, "--threads", str(THREADS), "--log-level", "warning"]
+    return [sys.executable, "-m", "flowfabric_worker", "run", app, *options]
+
+
+class FlowFabric(Contestant):
+    def __init__(self) -> None:
+        worker.engine.prepare()
+        self._client = Client(URL)
+
+    def submit(self, number: int) -> Run[int]:
+        return noop.submit(number)
+
+    def submit_many(self, count: int) -> Run[int]:
+        return noop.submit_many((number,) for number in range(count))[-1]
+
+    def submit_stamp(self) -> Run[float]:
+        return stamp.submit()
+
+    def result(self, receipt: Run[float]) -> float:
+        return receipt.result(timeout=10)
+
+    def unfinished(self) -> int:
+        depths = (depth for lane in self._client.lanes() for depth in lane.depths.items())
+        return sum(count for state, count in depths if not state.is_terminal)
+
+    def worker_commands(self, processes: int) -> list[list[str]]:
+        return [run_command(URL)] * processes
+
+    def versions(self) -> dict[str, str]:
+        drivers = {name: importlib.metadata.version(name) for name in ("redis", "hiredis")}
+        return {"flowfabric_worker": __version__, **drivers}
+
+    def empty_claim(self, _tasks: int) -> dict[str, float]:
+        """A claim that finds nothing and does not wait: what the way to the server and back costs; in ms."""
+        policy = ClaimPolicy(worker_id="benchmark", worker_instance_id="benchmark")
+        request = ClaimRequest(lanes=(LaneRequest(lane="empty"),), policy=policy)
+        times = []
+        for _ in range(_EMPTY_CLAIMS):
+            began = time.perf_counter()
+            worker.engine.claim_many(request)
+            times.append(time.perf_counter() - began)
+        return {"empty_claim": median_ms(times)}
+
+
+if __name__ == "__main__":
+    serve(FlowFabric())

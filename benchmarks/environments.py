@@ -1,0 +1,91 @@
+"""The contestants' scripts, and an environment for each of them, made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+ROOT = Path(__file__).parents[1]
+_SCRIPTS = Path(__file__).parent / "contestants"
+_FILLED_WITH = "filled-with.json"
+
+
+@attrs.frozen(kw_only=True)
+class Script:
+    """A contestant's script; see `benchmarks.contestants` for what it says of itself.
+
+    Attributes:
+        share: which share of the tasks it gets.
+    """
+
+    name: str
+    dependencies: tuple[str, ...]
+    share: float
+
+    def tasks(self, count: int) -> int:
+        """How many of `count` tasks it gets."""
+        return max(1, round(count * self.share))
+
+
+def scripts() -> list[Script]:
+    """All contestants, by name."""
+    found = []
+    for path in sorted(_SCRIPTS.glob("*.py")):
+        metadata = inline_metadata(path.read_text("utf-8"))
+        if metadata is not None:
+            own = metadata.get("tool", {}).get("benchmarks", {})
+            dependencies = tuple(metadata["dependencies"])
+            found.append(Script(name=path.stem, dependencies=dependencies, share=own.get("share", 1.0)))
+    return found
+
+
+def inline_metadata(source: str) -> dict[str, Any] | None:
+    """What a script says of itself in its `# /// script` block; None if it has none."""
+    _, begin, behind = source.partition("# /// script\n")
+    block, end, _ = behind.partition("# ///\n")
+    if not (begin and end):
+        return None
+    return tomllib.loads("\n".join(line.removeprefix("#") for line in block.splitlines()))
+
+
+def python_for(script: Script, cache: Path) -> Path:
+    """The Python that runs a script; its environment is made if it is not there, or was made for other dependencies."""
+    if not script.dependencies:
+        return Path(sys.executable)
+    home = cache / script.name
+    python = home / "bin" / "python"
+    mark = home / _FILLED_WITH
+    if not mark.exists() or json.loads(mark.read_text("utf-8")) != list(script.dependencies):
+        shutil.rmtree(home, ignore_errors=True)
+        # Some systems have no ensurepip; the pip outside can fill an environment that has none.
+        venv.create(home, with_pip=False)
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", *script.dependencies], check=True, stdout=sys.stderr)
+        mark.write_text(json.dumps(script.dependencies), "utf-8")
+    return python
+
+
+def ask(script: Script, python: Path, step: str, tasks: int, url: str) -> dict[str, Any]:
+    """Has a contestant take one step, and returns its answer.
+
+    Raises:
+        ClickException: it failed; why stands on stderr.
+    """
+    command = [str(python), "-m", f"benchmarks.contestants.{script.name}", step, str(tasks)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "BENCHMARK_URL": url}, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise click.ClickException(f"{script.name} failed in the step {step!r}; what it said stands above.")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer

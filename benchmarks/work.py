@@ -1,0 +1,55 @@
+"""Short ways to make, claim and complete work, straight at the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.running import Completion
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs
+
+_POLICY = ClaimPolicy(worker_id="benchmark", worker_instance_id="benchmark", lease=timedelta(minutes=10))
+# While the server works on one batch, the other thread writes the next.
+_FILLERS = 2
+
+
+def create(engine: Engine, count: int, delay: timedelta | None = None) -> None:
+    """Makes this many executions in one call, at most 500."""
+    args = CreateExecutionArgs(lane="default", task="noop", payload=b"[1]", codec="json", delay=delay)
+    _checked(engine.create_executions([args] * count))
+
+
+def fill(engine: Engine, count: int, delay: timedelta | None = None) -> None:
+    """Makes any number of executions, as fast as one process can."""
+    with ThreadPoolExecutor(_FILLERS) as pool:
+        for _ in pool.map(lambda size: create(engine, size, delay), _batches(count)):
+            pass
+
+
+def _batches(count: int) -> Iterator[int]:
+    for done in range(0, count, MAX_BATCH_ITEMS):
+        yield min(MAX_BATCH_ITEMS, count - done)
+
+
+def claim(engine: Engine, count: int) -> list[Claimed]:
+    """Claims this many executions in one call, at most 500; they must be there."""
+    claimed = engine.claim_many(ClaimRequest(lanes=(LaneRequest(lane="default"),), policy=_POLICY, limit=count))
+    if len(claimed) != count:
+        raise RuntimeError(f"claimed {len(claimed)} executions instead of {count}")
+    return claimed
+
+
+def complete(engine: Engine, claimed: Sequence[Claimed]) -> None:
+    """Completes executions in one call, at most 500."""
+    _checked(engine.complete_many([Completion(handle=each.handle, payload=b"1") for each in claimed]))
+
+
+def _checked(results: Sequence[object]) -> None:
+    for result in results:
+        if isinstance(result, EngineError):
+            raise result

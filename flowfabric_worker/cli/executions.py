@@ -1,0 +1,230 @@
+"""Commands about executions: submit, status, result, list, explain, cancel, replay."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from flowfabric_worker.cli.exits import CommandError, ExitCode
+from flowfabric_worker.cli.output import console, moment, print_json, print_table, shown, span
+from flowfabric_worker.cli.parameters import (
+    duration,
+    json_object,
+    json_option,
+    json_value,
+    tag_option,
+    timeout_option,
+    with_client,
+)
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.policies import RetryPolicy
+from flowfabric_worker.engine.types.reads import ExecutionInfo, ExecutionSummary, PastAttempt
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.outcomes import ResultError
+from flowfabric_worker.task import DEFAULT_LANE, Run
+
+_STATES = [state.value for state in PublicState]
+
+
+@click.command()
+@click.argument("task")
+@click.argument("args", nargs=-1, type=json_value, metavar="[JSON]...")
+@click.option("--kwargs", type=json_object, default="{}", metavar="JSON", help="Arguments by name, as a JSON object.")
+@click.option("--lane", default=DEFAULT_LANE, show_default=True, help="The queue to wait in.")
+@click.option("--priority", type=int, default=0, metavar="N", help="0 to 9000, higher first.")
+@click.option("--delay", type=duration, metavar="DURATION", help="Begin not before this, such as 30s or 2h.")
+@click.option("--key", help="Idempotency key: a second submission under it finds the first execution.")
+@click.option("--retries", type=click.IntRange(min=0), default=0, metavar="N", help="Tries after a failed one.")
+@tag_option("A name to find it by; may repeat.")
+@click.option("--wait", is_flag=True, help="Wait for the result and print it.")
+@timeout_option
+@json_option()
+@with_client
+def submit(
+    client: Client,
+    *,
+    task: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tags: tuple[tuple[str, str], ...],
+    retries: int,
+    wait: bool,
+    timeout: timedelta | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Submit an execution of TASK and print its id.
+
+    Each further argument is a JSON value: submit send_receipt 7 '"a@b.c"'. Negative numbers stand behind "--".
+    """
+    retry = RetryPolicy(max_retries=retries) if retries else None
+    run = client.submit(task, args, kwargs, tags=dict(tags), retry=retry, **options)
+    if wait:
+        _show_result(run, timeout, as_json)
+    elif as_json:
+        print_json({"execution_id": run.id, "created": run.created})
+    else:
+        click.echo(str(run.id))
+        if not run.created:
+            click.echo("It was there already, under this key.", err=True)
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@json_option()
+@with_client
+def status(client: Client, *, execution_id: str, as_json: bool) -> None:
+    """Show everything about an execution but its arguments and result."""
+    info = client.get(execution_id)
+    if info is None:
+        raise _missing(execution_id)
+    if as_json:
+        print_json(info)
+        return
+    print_table(("", ""), list(_described(info)))
+    if info.error_detail:
+        click.echo()
+        click.echo(shown(info.error_detail.decode("utf-8", "replace").rstrip()))
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@timeout_option
+@json_option("Print one JSON document, also of a failure.")
+@with_client
+def result(client: Client, *, execution_id: str, timeout: timedelta | None, as_json: bool) -> None:
+    """Wait for an execution and print what it returned, as JSON."""
+    _show_result(client.run(execution_id), timeout, as_json)
+
+
+@click.command("list")
+@click.option("--lane", help="Those of one lane.")
+@click.option("--state", type=click.Choice(_STATES), metavar="STATE", help="Those in one state, such as failed.")
+@click.option("--task", help="Those of one task.")
+@tag_option("Those with this tag; may repeat.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@json_option("Print one JSON document per line.")
+@with_client
+def list_(
+    client: Client, *, tags: tuple[tuple[str, str], ...], limit: int, as_json: bool, **filters: str | None
+) -> None:
+    """List executions, oldest first."""
+    found = client.list(tags=dict(tags), **filters)
+    chosen = itertools.islice(found, limit)
+    if as_json:
+        for each in chosen:
+            print_json(each)
+        return
+    rows = list(chosen)
+    if not rows:
+        click.echo("There are none.", err=True)
+        return
+    now = client.engine.server_time()
+    print_table(("ID", "TASK", "LANE", "STATE", "AGE"), [_row(each, now) for each in rows])
+    if next(found, None) is not None:
+        click.echo(f"There are more than {limit}; ask for them with --limit.", err=True)
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@json_option()
+@with_client
+def explain(client: Client, *, execution_id: str, as_json: bool) -> None:
+    """Say why an execution is not running."""
+    explanation = client.explain(execution_id)
+    if explanation is None:
+        raise _missing(execution_id)
+    if as_json:
+        print_json(explanation)
+    else:
+        console().print(shown(explanation.text), soft_wrap=True)
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--reason", default="", help="Kept with the execution.")
+@with_client
+def cancel(client: Client, *, execution_id: str, reason: str) -> None:
+    """End an execution as cancelled, whatever it is doing."""
+    client.cancel(execution_id, reason)
+    click.echo(f"{execution_id} is cancelled.")
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@with_client
+def replay(client: Client, *, execution_id: str) -> None:
+    """Run an ended execution again."""
+    client.replay(execution_id)
+    click.echo(f"{execution_id} runs again.")
+
+
+def _missing(execution_id: str) -> CommandError:
+    return CommandError(
+        f"There is no execution {execution_id}: the id or the namespace is wrong, or its retention is over.",
+        ExitCode.FAILED,
+    )
+
+
+def _show_result(run: Run[Any], timeout: timedelta | None, as_json: bool) -> None:
+    """Waits for a run and prints its result; a failure goes on to the caller."""
+    try:
+        value = run.result(timeout)
+    except ResultError as error:
+        if as_json:
+            print_json(
+                {"execution_id": run.id, "state": run.state(), "error": error.reason, "error_detail": error.detail}
+            )
+        raise
+    print_json({"execution_id": run.id, "state": run.state(), "result": value} if as_json else value)
+
+
+def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:
+    if summary.corruption is not None:
+        return summary.execution_id, "", "", f"damaged: {summary.corruption}", ""
+    age = span(now - (summary.created_at_ms or now))
+    return summary.execution_id, summary.task, summary.lane, summary.public_state, age
+
+
+def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
+    """What there is to say of an execution, a line each."""
+    said = {
+        "id": info.execution_id,
+        "task": info.task,
+        "lane": info.lane,
+        "state": info.public_state,
+        "priority": info.priority,
+        "key": info.idempotency_key,
+        "tags": ", ".join(f"{name}={value}" for name, value in info.tags.items()),
+        "submitted": moment(info.created_at_ms),
+        "not before": moment(info.delay_until_ms),
+        "started": moment(info.started_at_ms),
+        "ended": moment(info.ended_at_ms),
+        "kept until": moment(info.remove_at_ms),
+        "deadline": moment(info.deadline_at_ms),
+        "worker": info.current_lease and info.current_lease.worker_instance_id,
+        "lease until": info.current_lease and moment(info.current_lease.expires_at_ms),
+        "attempts": info.total_attempt_count,
+        "retries": info.retry_count,
+        "lost workers": info.reclaim_count,
+        "replays": info.replay_count,
+        "progress": _progress(info),
+        "cancelled": info.cancel_reason,
+        "error": info.error,
+    }
+    yield from ((name, str(value)) for name, value in said.items() if value not in (None, ""))
+    yield from ((f"attempt {past.attempt_index}", _past(past)) for past in info.past_attempts)
+
+
+def _progress(info: ExecutionInfo) -> str:
+    percent = "" if info.progress_percent is None else f"{info.progress_percent} %"
+    return " ".join(filter(None, (percent, info.progress_message)))
+
+
+def _past(attempt: PastAttempt) -> str:
+    ending = f"{attempt.ending} after {attempt.ended_at_ms - attempt.started_at_ms} ms at {attempt.worker_instance_id}"
+    return f"{ending}: {attempt.error}" if attempt.error else ending

@@ -1,0 +1,112 @@
+"""How a command ends: exit codes, and errors as one sentence."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final, TypeVar
+
+import click
+
+from flowfabric_worker.cli.output import shown
+from flowfabric_worker.codec import DecodingError, EncodingError
+from flowfabric_worker.engine.errors import (
+    ConflictError,
+    EngineError,
+    EngineTimeoutError,
+    TransportError,
+    UnavailableError,
+    ValidationError,
+)
+from flowfabric_worker.outcomes import ResultError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ExitCode(IntEnum):
+    """What a command's end tells scripts."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    REFUSED = 4
+    APP = 5
+    TIMEOUT = 6
+    INTERRUPTED = 130
+
+
+_MEANINGS: Final = {
+    ExitCode.OK: "it went well",
+    ExitCode.FAILED: "the execution failed or does not exist, or its state forbids it",
+    ExitCode.USAGE: "an option or an argument is wrong",
+    ExitCode.UNREACHABLE: "the store cannot be reached",
+    ExitCode.REFUSED: "the store refuses: password, rights, version, configuration",
+    ExitCode.APP: "the application cannot be loaded",
+    ExitCode.TIMEOUT: "it did not happen within --timeout",
+    ExitCode.INTERRUPTED: "Ctrl-C",
+}
+
+_DEBUG: Final = f"{__name__}.debug"
+
+
+def exit_codes_help() -> str:
+    """The table of exit codes for a help text; the mark keeps its lines apart."""
+    return "\n".join(["\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in _MEANINGS.items())])
+
+
+class CommandError(Exception):
+    """Ends a command with a sentence on stderr and an exit code."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """The exit code that an error of the library stands for."""
+    match error:
+        case CommandError():
+            return error.code
+        case EngineError(code="corruption"):
+            return ExitCode.FAILED
+        case ValidationError() | EncodingError():
+            return ExitCode.USAGE
+        case TransportError(retryable=True):
+            return ExitCode.UNREACHABLE
+        case TransportError() | UnavailableError() | ConflictError() | EngineError(code="store_full"):
+            return ExitCode.REFUSED
+        case EngineTimeoutError():
+            return ExitCode.TIMEOUT
+    return ExitCode.FAILED
+
+
+def debug_option(function: F) -> F:
+    """Adds --debug, which shows where an error came from."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[_DEBUG] = value
+
+    return click.option(
+        "--debug", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Show tracebacks of errors."
+    )(function)
+
+
+class Commands(click.Group):
+    """The top of the command line: it turns every expected error into one sentence and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click gives it
+        # In the order in which a newcomer meets them.
+        return [*self.commands]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EngineError, ResultError, EncodingError, DecodingError, CommandError) as error:
+            if ctx.meta.get(_DEBUG):
+                traceback.print_exception(error)
+            click.echo(f"Error: {shown(str(error))}", err=True)
+            raise click.exceptions.Exit(exit_code_of(error)) from None
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None

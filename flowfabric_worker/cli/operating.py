@@ -1,0 +1,94 @@
+"""Commands about what serves executions: lanes, workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from flowfabric_worker.cli.output import print_json, print_table, shown, span
+from flowfabric_worker.cli.parameters import json_option, with_client
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.reads import LaneInfo
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import WorkerInfo
+
+# Shown of every lane; other states where some lane holds work in them.
+_ALWAYS_SHOWN = (
+    PublicState.WAITING,
+    PublicState.DELAYED,
+    PublicState.ACTIVE,
+    PublicState.COMPLETED,
+    PublicState.FAILED,
+)
+
+_SAID = {
+    ("pause", True): "paused",
+    ("pause", False): "was paused already",
+    ("resume", True): "hands work out again",
+    ("resume", False): "was not paused",
+}
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["list", "pause", "resume"]), default="list")
+@click.argument("names", nargs=-1, metavar="[LANE]...")
+@json_option("Print one JSON document per line.")
+@with_client
+def lanes(client: Client, *, action: str, names: tuple[str, ...], as_json: bool) -> None:
+    """List the lanes and what they hold; pause some, or resume them.
+
+    A paused lane hands nothing out and loses nothing.
+    """
+    if action == "list":
+        _list_lanes([lane for lane in client.lanes() if not names or lane.lane in names], as_json)
+        return
+    if not names:
+        raise click.UsageError(f"Name the lanes to {action}.")
+    for name in names:
+        changed = client.pause_lane(name) if action == "pause" else client.resume_lane(name)
+        if as_json:
+            print_json({"lane": name, "changed": changed})
+        else:
+            click.echo(shown(f"{name}: {_SAID[action, changed]}."))
+
+
+@click.command()
+@json_option("Print one JSON document per line.")
+@with_client
+def workers(client: Client, *, as_json: bool) -> None:
+    """List the workers of the last day, and what each serves."""
+    found = list(client.workers())
+    if as_json:
+        for each in found:
+            print_json(each)
+    elif found:
+        now = client.engine.server_time()
+        print_table(("WORKER", "STATE", "SINCE", "THREADS", "LANES", "OFFERS"), [_worker(each, now) for each in found])
+    else:
+        click.echo("There are none.", err=True)
+
+
+def _list_lanes(found: Sequence[LaneInfo], as_json: bool) -> None:
+    if as_json:
+        for lane in found:
+            print_json(lane)
+        return
+    if not found:
+        click.echo("There are none: a lane exists from its first use.", err=True)
+        return
+    states = [state for state in PublicState if state in _ALWAYS_SHOWN or any(lane.depths[state] for lane in found)]
+    rows = [
+        (lane.lane, "paused" if lane.paused_since_ms is not None else "open", *(lane.depths[state] for state in states))
+        for lane in found
+    ]
+    print_table(("LANE", "IS", *(state.value.upper() for state in states)), rows)
+
+
+def _worker(row: WorkerInfo | DamagedRow, now: int) -> tuple[object, ...]:
+    if isinstance(row, DamagedRow):
+        return row.row_id, f"damaged: {row.corruption}", "", "", "", ""
+    state = "alive" if row.alive else row.death_reason or "silent"
+    since = span(now - row.registered_at_ms)
+    return row.worker_instance_id, state, since, row.threads, ", ".join(row.lanes), ", ".join(row.capabilities)

@@ -1,0 +1,103 @@
+"""Options and arguments that commands share."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import click
+
+from flowfabric_worker.cli.exits import debug_option
+from flowfabric_worker.client import Client
+from flowfabric_worker.config import DEFAULT_URL, URL_VARIABLE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Seconds for which a command tries again when the connection fails: somebody waits for it.
+_PATIENCE: Final = 1.0
+
+_DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
+_UNITS: Final = {
+    "": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+
+
+def duration(text: str) -> timedelta:
+    """Reads seconds, or a number with a unit: 500ms, 30s, 5m, 2h, 1d."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no duration; give seconds, or a number with ms, s, m, h or d.")
+    try:
+        return float(match[1]) * _UNITS[match[2]]
+    except OverflowError:
+        raise click.BadParameter(f"{text!r} is too long.") from None
+
+
+def json_value(text: str) -> Any:
+    """Reads a JSON value."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        quoted = shlex.quote(json.dumps(text, ensure_ascii=False))
+        raise click.BadParameter(f"{text!r} is not JSON; a text is written {quoted} in a shell.") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Reads a JSON object."""
+    value = json_value(text)
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"""{text!r} is no JSON object, such as '{{"to": "a@b.c"}}'.""")
+    return value
+
+
+def tag(text: str) -> tuple[str, str]:
+    """Reads a tag, as in color=red."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is no tag; write NAME=VALUE.")
+    return name, value
+
+
+def url_option(function: F) -> F:
+    """Adds --url."""
+    text = f"The store; else ${URL_VARIABLE}, else {DEFAULT_URL}."
+    return click.option("--url", metavar="URL", help=text)(function)
+
+
+def tag_option(text: str) -> Callable[[F], F]:
+    """Adds --tag, which may stand more than once; the command gets `tags`, pairs."""
+    return click.option("--tag", "tags", type=tag, multiple=True, metavar="NAME=VALUE", help=text)
+
+
+def json_option(text: str = "Print one JSON document.") -> Callable[[F], F]:
+    """Adds --json; the command gets `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+timeout_option = click.option(
+    "--timeout", type=duration, metavar="DURATION", help="Give up waiting after this, such as 30s; the work goes on."
+)
+
+
+def with_client(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds --url, --namespace and --debug; the command gets a `Client`, which is closed when it ends."""
+
+    @url_option
+    @click.option("--namespace", default="default", show_default=True, help="The tenant in the store.")
+    @debug_option
+    @functools.wraps(function)
+    def command(url: str | None, namespace: str, **parameters: Any) -> None:
+        with Client(url, namespace=namespace, patience=_PATIENCE) as client:
+            function(client, **parameters)
+
+    return command

@@ -1,0 +1,166 @@
+"""What is kept, for how long, and what is left in the end."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import Created
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from tests.conformance.phases import ENDED, HOUR, PHASES_LANE, Phase, Phases
+from tests.conformance.upkeeping import DAY, MILLISECOND, SECOND, HandleDue, by_keeper, handled
+from tests.conformance.work import (
+    LANE,
+    claim_one,
+    created,
+    creation,
+    depths,
+    info_of,
+    running,
+    same_partition_ids,
+)
+from tests.conftest import Clock
+from tests.dumping import Dump
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (ExecutionPolicy(), DAY),
+        (ExecutionPolicy(retention=HOUR), HOUR),
+        (ExecutionPolicy(retention=3 * DAY), 3 * DAY),
+        (ExecutionPolicy(retention=timedelta()), timedelta()),
+    ],
+)
+def test_an_ended_execution_is_kept_for_its_retention(
+    engine: Engine, clock: Clock, policy: ExecutionPolicy, kept: timedelta
+) -> None:
+    claimed = running(engine, policy=policy)
+    clock.move(SECOND)
+    engine.complete(claimed.handle, b"result")
+    assert info_of(engine, claimed.execution_id).remove_at_ms == clock.ms + kept // MILLISECOND
+    if kept:
+        clock.move(kept - MILLISECOND)
+        by_keeper(engine)
+        assert engine.get_execution_result(claimed.execution_id) == b"result"
+        clock.move(MILLISECOND)
+    by_keeper(engine)
+    assert engine.read_execution_info(claimed.execution_id) is None
+
+
+@pytest.mark.parametrize("window", [2 * HOUR, 3 * DAY])
+def test_an_execution_is_not_removed_before_its_key_is_free(engine: Engine, clock: Clock, window: timedelta) -> None:
+    policy = ExecutionPolicy(retention=HOUR, dedup_window=window)
+    first = created(engine, idempotency_key="order-17", policy=policy)
+    engine.cancel_execution(CancelExecutionArgs(execution_id=first))
+    clock.move(window - MILLISECOND)
+    by_keeper(engine)
+    assert engine.read_execution_state(first) is PublicState.CANCELLED
+    assert not isinstance(engine.create_execution(creation(idempotency_key="order-17")), Created)
+    clock.move(MILLISECOND)
+    by_keeper(engine)
+    assert engine.read_execution_info(first) is None
+    assert created(engine, idempotency_key="order-17") != first
+
+
+def test_the_key_of_an_execution_that_lives_on_is_free_when_its_window_ends(engine: Engine, clock: Clock) -> None:
+    first = created(engine, idempotency_key="order-17", policy=ExecutionPolicy(dedup_window=HOUR))
+    clock.move(HOUR)
+    by_keeper(engine)
+    assert info_of(engine, first).idempotency_key is None
+    assert created(engine, idempotency_key="order-17") != first
+    assert engine.read_execution_state(first) is PublicState.WAITING
+
+
+@handled
+@pytest.mark.parametrize("phase", ENDED)
+def test_after_its_retention_nothing_mentions_an_execution_or_its_key(
+    engine: Engine, clock: Clock, dump: Dump, phase: Phase, handle_due: HandleDue
+) -> None:
+    phases = Phases(engine, clock, {"idempotency_key": "order-17", "tags": {"app.order": "17"}})
+    execution_id = phase(phases)
+    clock.move(DAY - MILLISECOND)
+    handle_due(engine)
+    assert [key for key in dump() if execution_id.uuid in key]
+    # The end is announced for a day, and that is looked at once an hour.
+    for _ in range(3):
+        clock.move(HOUR)
+        handle_due(engine)
+    assert [key for key, value in dump().items() if execution_id.uuid in key + str(value)] == []
+    assert [key for key, value in dump().items() if "order-17" in key + str(value)] == []
+    assert depths(engine, PHASES_LANE) == {}
+
+
+def test_in_the_end_a_store_holds_its_configuration_and_its_lanes_and_nothing_else(
+    engine: Engine, clock: Clock, dump: Dump
+) -> None:
+    engine.register_worker(RegisterWorkerArgs(worker_id="w1", worker_instance_id="w1"))
+    phases = Phases(engine, clock, {"tags": {"app.order": "17"}})
+    for phase in ENDED:
+        phase(phases)
+    for _ in range(60):
+        clock.move(HOUR)
+        by_keeper(engine)
+    kinds = {key.split("}:", 1)[1].split(":")[0] for key in dump()}
+    assert kinds == {"meta", "lanes", "lane"}
+
+
+def test_the_feed_keeps_an_end_for_a_day(engine: Engine, clock: Clock, dump: Dump) -> None:
+    engine.complete(running(engine).handle)
+    clock.move(DAY)
+    by_keeper(engine)
+    assert len(list(engine.subscribe_completions(timeout=timedelta()))) == 1
+    for _ in range(2):
+        clock.move(HOUR)
+        by_keeper(engine)
+    assert list(engine.subscribe_completions(timeout=timedelta())) == []
+    assert not [key for key in dump() if key.endswith(":feed")]
+
+
+def test_the_feed_is_trimmed_although_an_execution_expires_while_it_is_found_empty(
+    engine: Engine, clock: Clock, dump: Dump
+) -> None:
+    first, second = same_partition_ids(engine, 2)
+    created(engine, execution_id=first)
+    engine.cancel_execution(CancelExecutionArgs(execution_id=first))
+    created(engine, execution_id=second, deadline=clock.now + 2 * DAY + MILLISECOND)
+    # In one pass the feed is looked at for the first time, and then the second one ends.
+    clock.move(2 * DAY + MILLISECOND)
+    by_keeper(engine)
+    assert engine.read_execution_state(second) is PublicState.EXPIRED
+    for _ in range(27):
+        clock.move(HOUR)
+        by_keeper(engine)
+    assert not [key for key in dump() if key.endswith(":feed")]
+
+
+def test_a_worker_is_forgotten_a_day_after_it_was_last_alive(engine: Engine, clock: Clock, dump: Dump) -> None:
+    alive_for = timedelta(seconds=60)
+    engine.register_worker(RegisterWorkerArgs(worker_id="w1", worker_instance_id="i1", alive_for=alive_for))
+    clock.move(alive_for)
+    engine.heartbeat_worker("i1", alive_for)
+    clock.move(DAY + alive_for - MILLISECOND)
+    by_keeper(engine)
+    assert len(engine.list_workers().workers) == 1
+    clock.move(MILLISECOND)
+    by_keeper(engine)
+    assert engine.list_workers().workers == ()
+    assert not [key for key in dump() if ":worker" in key]
+
+
+def test_a_class_that_held_nothing_for_an_hour_is_forgotten_and_comes_back_when_it_is_needed(
+    engine: Engine, clock: Clock, dump: Dump
+) -> None:
+    delayed = created(engine, delay=3 * HOUR)
+    engine.complete(running(engine, lane=LANE).handle)
+    assert [key for key in dump() if key.endswith(":classes")]
+    clock.move(2 * HOUR)
+    by_keeper(engine)
+    assert not [key for key in dump() if key.endswith(":classes")]
+    clock.move(HOUR)
+    assert claim_one(engine).execution_id == delayed

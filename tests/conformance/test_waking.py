@@ -1,0 +1,480 @@
+"""Waiting for work: who is woken, when, and at what cost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import pytest
+
+from flowfabric_worker.engine.classes import lane_arguments
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.limits import MAX_CLASSES_PER_CLAIM
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimForWorkerArgs, ClaimRequest, ReclaimToken
+from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from tests.conformance.work import (
+    LANE,
+    TASK,
+    all_created,
+    claimed_ids,
+    created,
+    creation,
+    ids_in,
+    info_of,
+    raw_client,
+    raw_key,
+    request,
+    running,
+)
+from tests.servers import ValkeyServer, wait_until
+
+MILLISECOND = timedelta(milliseconds=1)
+LONG = timedelta(seconds=30)
+# Whoever is not woken looks by himself after 10 s; who is woken comes well before that.
+AT_ONCE = 2.0
+
+Opener: TypeAlias = Callable[[], Engine]
+
+
+class Waiting:
+    """A claim that waits in a thread of its own, until it has work or its engine is closed.
+
+    Attributes:
+        claimed: what it got; None while it waits.
+        took: how long it waited.
+    """
+
+    def __init__(self, engine: Engine, claim: ClaimRequest) -> None:
+        self.claimed: list[Claimed] | None = None
+        self.took = timedelta()
+        self._thread = threading.Thread(target=self._run, args=(engine, claim), daemon=True)
+        self._thread.start()
+
+    def _run(self, engine: Engine, claim: ClaimRequest) -> None:
+        began = time.monotonic()
+        claimed = engine.claim_many(claim)
+        self.took = timedelta(seconds=time.monotonic() - began)
+        self.claimed = claimed
+
+    @property
+    def is_over(self) -> bool:
+        return self.claimed is not None
+
+    def result(self, within: float = AT_ONCE) -> list[Claimed]:
+        """What the claim got, at the latest after so many seconds from now."""
+        self._thread.join(within)
+        assert self.claimed is not None, f"the claim still waits after {within} s"
+        return self.claimed
+
+
+def waiting(engine: Engine, *lanes: str, **changes: Any) -> Waiting:
+    """A worker that waits for work; it waits when this returns."""
+    before = registered(engine)
+    waiter = Waiting(engine, request(*lanes, **{"worker": uuid4().hex, "max_wait": LONG, **changes}))
+    wait_until(lambda: registered(engine) > before or waiter.is_over, "the worker waits")
+    return waiter
+
+
+def registered(engine: Engine) -> int:
+    """How many wait in every partition."""
+    return min(
+        raw_client(engine, partition).hlen(raw_key(engine, partition, "waiters"))
+        for partition in range(engine.partitions)
+    )
+
+
+def known_class(engine: Engine, **changes: Any) -> None:
+    """Makes every partition know a kind of work, so that more of it is nothing new to those who wait."""
+    for partition in range(engine.partitions):
+        created(engine, execution_id=ids_in(engine, partition, 1)[0], **changes)
+    policy = changes.get("policy", ExecutionPolicy())
+    claimed = claimed_ids(
+        engine, changes.get("lane", LANE), capabilities=policy.required_capabilities, tasks={changes.get("task", TASK)}
+    )
+    assert len(claimed) == engine.partitions
+
+
+def unheard(engine: Engine) -> None:
+    """Registers a waiter of an engine that nobody in its process answers for."""
+    for partition in range(engine.partitions):
+        revision, lanes = engine.fitting(partition, request())
+        head = [str(uuid4()), b"", b"", f"{engine.listener.topic}/{uuid4().hex}", 1000, 9000, 1, revision]
+        engine.store.call("claim_many", partition, [*head, *lane_arguments(lanes)])
+
+
+@pytest.fixture
+def another(store_url: str) -> Iterator[Opener]:
+    """Opens one more engine on the store of the test, as another process has it."""
+    with ExitStack() as opened:
+
+        def open_one() -> Engine:
+            engine = open_engine(store_url)
+            opened.callback(engine.close)
+            assert engine.partitions
+            return engine
+
+        yield open_one
+
+
+def by_topic(another: Opener, count: int) -> list[Engine]:
+    """Engines in the order in which those who wait for the same are woken."""
+    return sorted((another() for _ in range(count)), key=lambda engine: engine.listener.topic)
+
+
+# Being woken
+
+
+def test_a_waiting_claim_gets_work_at_once_from_the_same_engine(engine: Engine) -> None:
+    waiter = waiting(engine)
+    execution_id = created(engine)
+
+    assert [each.execution_id for each in waiter.result()] == [execution_id]
+
+
+def test_a_waiting_claim_gets_work_at_once_from_another_engine(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    waiter = waiting(engine)
+    execution_id = created(another())
+
+    assert [each.execution_id for each in waiter.result()] == [execution_id]
+
+
+def test_a_waiting_claim_takes_what_is_there_without_waiting(engine: Engine) -> None:
+    execution_id = created(engine)
+
+    claimed = engine.claim_many(request(max_wait=LONG))
+
+    assert [each.execution_id for each in claimed] == [execution_id]
+    assert registered(engine) == 0
+
+
+def test_a_waiting_claim_may_be_the_first_call_of_an_engine(engine: Engine, store_url: str) -> None:
+    execution_id = created(engine)
+    new = open_engine(store_url)
+
+    claimed = new.claim_many(request(max_wait=LONG))
+
+    new.close()
+    assert [each.execution_id for each in claimed] == [execution_id]
+
+
+@pytest.mark.parametrize("wait", [timedelta(), 300 * MILLISECOND], ids=str)
+def test_a_waiting_claim_ends_without_work_when_its_time_is_over(engine: Engine, wait: timedelta) -> None:
+    waiter = Waiting(engine, request(max_wait=wait))
+
+    assert waiter.result() == []
+    assert waiter.took >= wait
+    assert registered(engine) == 0
+
+
+def test_a_new_kind_of_work_wakes_those_who_take_it(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    waiter = waiting(engine, tasks={TASK, "new"})
+    created(another(), task="new")
+
+    assert [each.task for each in waiter.result()] == ["new"]
+
+
+def test_a_new_lane_wakes_those_who_wait_for_it(engine: Engine, another: Opener) -> None:
+    waiter = waiting(engine, LANE, "later")
+    created(another(), lane="later")
+
+    assert [each.handle.lane for each in waiter.result()] == ["later"]
+
+
+@pytest.mark.parametrize("first", ["delay", "wait"])
+def test_work_that_becomes_due_is_handed_out_at_its_time(engine: Engine, another: Opener, first: str) -> None:
+    known_class(engine)
+    waiters = [waiting(engine)] if first == "wait" else []
+    execution_id = created(another(), delay=400 * MILLISECOND)
+    (waiter,) = waiters or [waiting(engine)]
+
+    assert [each.execution_id for each in waiter.result()] == [execution_id]
+    info = info_of(engine, execution_id)
+    assert info.started_at_ms is not None
+    assert 400 <= info.started_at_ms - info.created_at_ms < 1400
+
+
+@pytest.mark.parametrize("first", ["lease", "wait"])
+def test_work_whose_lease_lapses_is_handed_out_at_its_time(engine: Engine, another: Opener, first: str) -> None:
+    known_class(engine)
+    execution_id = created(engine)
+    holder = another()
+    grant = holder.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="h", worker_instance_id="h", grant=LONG))
+    assert grant is not None
+    waiters = [waiting(engine)] if first == "wait" else []
+    lease = 400 * MILLISECOND
+    holder.claim_from_reclaim(ReclaimToken(grant=grant, worker_id="h", worker_instance_id="h", lease=lease))
+    (waiter,) = waiters or [waiting(engine)]
+
+    assert [(each.execution_id, each.reclaim_count) for each in waiter.result()] == [(execution_id, 1)]
+
+
+def test_revoked_work_wakes_somebody(engine: Engine, another: Opener) -> None:
+    claimed = running(engine, lane=LANE)
+    waiter = waiting(engine)
+    another().revoke_lease(RevokeLeaseArgs(execution_id=claimed.execution_id))
+
+    assert [each.execution_id for each in waiter.result()] == [claimed.execution_id]
+
+
+@pytest.mark.parametrize("ending", ["release", "wait_children"])
+def test_work_that_is_handed_back_wakes_somebody(engine: Engine, another: Opener, ending: str) -> None:
+    claimed = running(engine, lane=LANE)
+    waiter = waiting(engine)
+    getattr(another(), ending)(claimed.handle)
+
+    assert [each.execution_id for each in waiter.result()] == [claimed.execution_id]
+
+
+def test_a_resumed_lane_wakes_those_who_wait_for_it(engine: Engine, another: Opener) -> None:
+    engine.pause_lane(LANE)
+    ids = set(all_created(engine, [creation() for _ in range(3)]))
+    waiters = [waiting(another()) for _ in range(3)]
+    another().resume_lane(LANE)
+
+    assert {each.execution_id for waiter in waiters for each in waiter.result()} == ids
+
+
+def test_one_of_very_many_kinds_of_work_wakes_a_worker(engine: Engine, another: Opener) -> None:
+    tasks = [f"t{number}" for number in range(2 * MAX_CLASSES_PER_CLAIM)]
+    for partition in range(engine.partitions):
+        ids = ids_in(engine, partition, len(tasks))
+        all_created(engine, [creation(task=task, execution_id=each) for task, each in zip(tasks, ids, strict=True)])
+    while claimed_ids(engine):
+        pass
+
+    for task in (tasks[0], tasks[-1], tasks[MAX_CLASSES_PER_CLAIM]):
+        waiter = waiting(engine)
+        created(another(), task=task)
+        assert [each.task for each in waiter.result()] == [task]
+
+
+# Who is woken
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one call", "one by one"])
+def test_as_many_are_woken_as_there_is_work(engine: Engine, another: Opener, at_once: bool) -> None:
+    known_class(engine)
+    waiters = [waiting(another()) for _ in range(4)]
+    args = [creation(execution_id=each) for each in ids_in(engine, 0, 3)]
+    ids = all_created(engine, args) if at_once else [all_created(engine, [each])[0] for each in args]
+
+    wait_until(lambda: sum(waiter.is_over for waiter in waiters) == 3, "three workers have work", AT_ONCE)
+    assert {each.execution_id for waiter in waiters if waiter.is_over for each in waiter.result()} == set(ids)
+    (left,) = [waiter for waiter in waiters if not waiter.is_over]
+    created(engine)
+    left.result()
+
+
+def test_a_worker_that_cannot_take_the_work_is_not_woken_in_place_of_one_that_can(
+    engine: Engine, another: Opener
+) -> None:
+    needs = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
+    known_class(engine)
+    known_class(engine, policy=needs)
+    unable = [waiting(each) for each in by_topic(another, 6)]
+    able = waiting(another(), capabilities={"gpu"})
+    execution_id = created(engine, policy=needs)
+
+    assert [each.execution_id for each in able.result()] == [execution_id]
+    assert not any(waiter.is_over for waiter in unable)
+
+
+@pytest.mark.parametrize("dead", [1, 30])
+def test_the_dead_do_not_swallow_a_wake_up(engine: Engine, another: Opener, dead: int) -> None:
+    known_class(engine)
+    gone, living = by_topic(another, 2)
+    gone.listener.close()
+    for _ in range(dead):
+        unheard(gone)
+    waiter = waiting(living)
+    created(engine)
+
+    waiter.result()
+    assert registered(engine) == 0
+
+
+def test_a_claim_that_leaves_work_behind_wakes_the_next(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    busy, living = by_topic(another, 2)
+    for _ in range(2):
+        unheard(busy)
+    waiter = waiting(living)
+    ids = all_created(engine, [creation(execution_id=each) for each in ids_in(engine, 0, 2)])
+
+    # Both wake-ups may have gone to those who have no room; whoever comes by passes the rest on.
+    first = claimed_ids(engine, limit=1)
+    assert {*first, *(each.execution_id for each in waiter.result())} == set(ids)
+
+
+def test_a_worker_without_room_passes_its_wake_up_on(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    busy, living = by_topic(another, 2)
+    unheard(busy)
+    waiter = waiting(living)
+    execution_id = created(engine)
+
+    busy.pass_wake(request())
+
+    assert [each.execution_id for each in waiter.result()] == [execution_id]
+
+
+def test_a_worker_that_leaves_passes_the_wake_up_on_that_it_got(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    busy, living = by_topic(another, 2)
+    unheard(busy)
+    waiter = waiting(living)
+    execution_id = created(engine)
+
+    for partition in range(busy.partitions):
+        lanes = busy.fitting(partition, request())[1]
+        busy.store.call("stop_waiting", partition, ["nobody/0", *lane_arguments(lanes)])
+
+    assert [each.execution_id for each in waiter.result()] == [execution_id]
+
+
+def test_whoever_got_work_waits_nowhere(engine: Engine) -> None:
+    known_class(engine)
+    waiter = waiting(engine)
+    created(engine)
+    waiter.result()
+
+    assert [
+        raw_client(engine, partition).hlen(raw_key(engine, partition, "waiters"))
+        for partition in range(engine.partitions)
+    ] == [0] * engine.partitions
+
+
+# Leaving
+
+
+def test_a_worker_that_stops_waiting_is_let_go_at_once_and_woken_no_more(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    first, second = by_topic(another, 2)
+    leaving = waiting(first, worker="leaving")
+    staying = waiting(second)
+
+    first.stop_waiting("leaving")
+
+    assert leaving.result() == []
+    assert registered(engine) == 1
+    execution_id = created(engine)
+    assert [each.execution_id for each in staying.result()] == [execution_id]
+
+
+def test_a_worker_that_stopped_waiting_may_wait_again(engine: Engine) -> None:
+    waiter = waiting(engine, worker="w")
+    engine.stop_waiting("w")
+    waiter.result()
+
+    again = waiting(engine, worker="w")
+    created(engine)
+
+    assert len(again.result()) == 1
+
+
+def test_closing_an_engine_lets_its_waiting_workers_go(engine: Engine, another: Opener) -> None:
+    closing = another()
+    waiter = waiting(closing)
+
+    closing.close()
+
+    assert waiter.result() == []
+    assert engine.claim_many(request()) == []
+
+
+def test_a_worker_that_never_waited_may_stop_waiting(engine: Engine) -> None:
+    engine.stop_waiting("nobody")
+
+
+# Cost and accidents, seen from the server
+
+
+@pytest.fixture
+def server_url(valkey: ValkeyServer) -> str:
+    """A store on the server whose commands are counted."""
+    return f"{valkey.url}?prefix=w{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def opened(server_url: str) -> Iterator[Opener]:
+    """Opens engines on that server."""
+    with ExitStack() as stack:
+
+        def open_one() -> Engine:
+            engine = open_engine(server_url)
+            engine.prepare()
+            stack.callback(engine.close)
+            return engine
+
+        yield open_one
+
+
+def function_calls(valkey: ValkeyServer) -> int:
+    """How many functions the server ran since its counters were reset."""
+    return int(valkey.client().info("commandstats").get("cmdstat_fcall", {}).get("calls", 0))
+
+
+def test_idle_workers_cost_next_to_nothing(valkey: ValkeyServer, opened: Opener) -> None:
+    engine = opened()
+    known_class(engine)
+    waiters = [waiting(opened()) for _ in range(8)]
+    valkey.client().config_resetstat()
+
+    time.sleep(3)
+
+    assert function_calls(valkey) < 3 * 5
+    assert not any(waiter.is_over for waiter in waiters)
+    created(engine)
+    wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them gets work", AT_ONCE)
+
+
+def test_one_submission_causes_one_claim(valkey: ValkeyServer, opened: Opener) -> None:
+    engine = opened()
+    known_class(engine)
+    waiters = [waiting(opened()) for _ in range(8)]
+    valkey.client().config_resetstat()
+
+    created(engine)
+
+    wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them gets work", AT_ONCE)
+    # Whoever was woken for nothing would have called by now.
+    time.sleep(0.3)
+    assert function_calls(valkey) == 2
+    assert sum(waiter.is_over for waiter in waiters) == 1
+
+
+def test_a_lost_connection_of_the_listener_loses_no_work(valkey: ValkeyServer, opened: Opener) -> None:
+    engine = opened()
+    known_class(engine)
+    waiter = waiting(opened())
+
+    valkey.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    created(engine)
+
+    assert len(waiter.result()) == 1
+
+
+def test_waking_works_again_after_the_listener_connected_again(valkey: ValkeyServer, opened: Opener) -> None:
+    engine = opened()
+    known_class(engine)
+    waiter = waiting(opened())
+    client = valkey.client()
+    client.config_resetstat()
+
+    client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    # After it connected again everybody who waits looks once, and waits again.
+    wait_until(lambda: function_calls(valkey) >= 1, "the waiting worker looked", AT_ONCE)
+    wait_until(lambda: registered(engine) == 1, "it waits again")
+    time.sleep(0.1)
+    assert not waiter.is_over
+    created(engine)
+
+    assert len(waiter.result()) == 1

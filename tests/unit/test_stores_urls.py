@@ -1,0 +1,256 @@
+"""From a URL to a store: what each URL means, and what is refused without telling a password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.connection import ConnectionPool
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.stores.cluster import ClusterStore
+from flowfabric_worker.engine.stores.memory import MemoryStore
+from flowfabric_worker.engine.stores.urls import open_store
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+
+SECRETS = ("hunter2", "hun", "ter2")
+
+
+def opened(url: str) -> ValkeyStore:
+    """The store of a URL; nothing is connected."""
+    store, _ = open_store(url)
+    assert isinstance(store, ValkeyStore)
+    return store
+
+
+def settings(pool: ConnectionPool) -> dict[str, Any]:
+    return pool.connection_kwargs
+
+
+def server_settings(url: str) -> dict[str, Any]:
+    """What the connections of a server's store are made with."""
+    return settings(opened(url).pool_of(0))
+
+
+def refusal(url: Any) -> str:
+    """The message with which a URL is refused."""
+    with pytest.raises(ValidationError) as caught:
+        open_store(url)
+    assert caught.value.code == "invalid_url"
+    return str(caught.value)
+
+
+# What is meant
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "database"),
+    [
+        ("valkey://", "localhost", 6379, 0),
+        ("valkey://example.org", "example.org", 6379, 0),
+        ("redis://example.org:7000", "example.org", 7000, 0),
+        ("valkey://example.org:7000/", "example.org", 7000, 0),
+        ("valkey://example.org/3", "example.org", 6379, 3),
+        ("valkey://10.0.0.1:65535/15", "10.0.0.1", 65535, 15),
+        ("valkey://[::1]", "::1", 6379, 0),
+        ("valkey://[::1]:7000/2", "::1", 7000, 2),
+        ("valkey://user:word@example.org:7000", "example.org", 7000, 0),
+    ],
+)
+def test_a_server_is_found_by_host_port_and_database(url: str, host: str, port: int, database: int) -> None:
+    found = server_settings(url)
+
+    assert (found["host"], found["port"], found["db"]) == (host, port, database)
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "username", "password"),
+    [
+        ("", None, None),
+        ("ann@", "ann", None),
+        (":hunter2@", None, "hunter2"),
+        ("ann:hunter2@", "ann", "hunter2"),
+        ("a%40n:p%2Fw%3F%23%25@", "a@n", "p/w?#%"),
+        ("ann:hun@ter2@", "ann", "hun@ter2"),
+    ],
+)
+@pytest.mark.parametrize("form", ["valkey://{}h", "unix://{}/run/v.sock", "valkey+cluster://{}h:1,i:2"])
+def test_user_and_password_are_taken_from_the_url(
+    form: str, userinfo: str, username: str | None, password: str | None
+) -> None:
+    store = opened(form.format(userinfo))
+    pools = store._seeds if isinstance(store, ClusterStore) else [store.pool_of(0)]
+
+    for pool in pools:
+        assert (settings(pool)["username"], settings(pool)["password"]) == (username, password)
+    assert "hun" not in store.address
+
+
+def test_a_socket_is_found_by_its_path() -> None:
+    found = server_settings("unix:///run/with%20space/v.sock?db=4")
+
+    assert (found["path"], found["db"]) == ("/run/with space/v.sock", 4)
+
+
+def test_a_cluster_is_found_by_some_of_its_nodes() -> None:
+    store = opened("valkey+cluster://one:7000,two,[::1]:7002")
+
+    assert isinstance(store, ClusterStore)
+    assert [(settings(pool)["host"], settings(pool)["port"]) for pool in store._seeds] == [
+        ("one", 7000),
+        ("two", 6379),
+        ("::1", 7002),
+    ]
+
+
+def test_memory_stores_of_one_name_are_one_store() -> None:
+    one, again, other, nameless = (
+        opened(url) for url in ("memory://shared", "memory://shared", "memory://other", "memory://")
+    )
+    one.execute(one.pool_of(0), "SET", "k", "v")
+
+    assert isinstance(one, MemoryStore)
+    assert [store.execute(store.pool_of(0), "GET", "k") for store in (again, other, nameless)] == [b"v", None, None]
+
+
+def test_an_embedded_store_lies_in_the_directory_of_its_url(tmp_path: Path) -> None:
+    directory = tmp_path / "a b@c"
+    store = opened(f"embedded://{str(directory).replace(' ', '%20')}")
+    try:
+        assert store.label == "embedded"
+        assert directory.is_dir()
+        store.ping()
+    finally:
+        store.close()
+
+
+def test_options_are_honoured() -> None:
+    store, partitions = open_store("valkey://h?prefix=shop.1&partitions=7&pool_size=3&timeout=1.5")
+
+    assert isinstance(store, ValkeyStore)
+    pool = store.pool_of(0)
+    assert (store.prefix, partitions) == ("shop.1", 7)
+    assert (pool.max_connections, settings(pool)["socket_connect_timeout"]) == (3, 1.5)
+
+
+def test_options_that_are_not_given_have_their_defaults() -> None:
+    store, partitions = open_store("valkey://h")
+
+    assert isinstance(store, ValkeyStore)
+    assert (store.prefix, partitions) == ("ff", None)
+
+
+@pytest.mark.parametrize(("url", "partitions"), [("memory://", 1), ("valkey://h", 1), ("valkey+cluster://h", 16)])
+def test_a_new_store_has_the_partitions_of_its_kind(url: str, partitions: int) -> None:
+    assert opened(url).default_partitions == partitions
+
+
+def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
+    assert opened("valkey://ann:hunter2@h:1").address == "h:1"
+    assert opened(f"unix://ann:hunter2@{tmp_path}/v").address == f"{tmp_path}/v"
+    assert opened("valkey+cluster://ann:hunter2@h:1,i:2").address == "h:1,i:2"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "begin with one of"),
+        ("hunter2", "begin with one of"),
+        ("hunter2@host", "begin with one of"),
+        ("://host", "begin with one of"),
+        ("ftp://ann:hunter2@host", "begin with one of"),
+        ("http://host", "begin with one of"),
+        ("valkey:/host", "begin with one of"),
+        ("Valkey+Cluster//host", "begin with one of"),
+        (None, "must be a str"),
+        (b"valkey://h", "must be a str"),
+        (7, "must be a str"),
+        # a password that is not percent-encoded
+        ("valkey://:hun/ter2@host", "percent-encoded"),
+        ("valkey://:hun?ter2@host", ""),
+        ("valkey://:hun#ter2@host", "%23"),
+        ("valkey://ann:hun/ter2@host/0", "port"),
+        ("valkey://ann:12/hunter2@host/0", "database"),
+        ("valkey://ann:12?hunter2@host", "option"),
+        ("unix://:hun/ter2@/run/v.sock", "begins with '/'"),
+        ("valkey+cluster://:hun/ter2@h:1", ""),
+        # a host that was forgotten
+        ("valkey://:hunter2", "host"),
+        ("valkey://ann:hunter2", "port"),
+        ("valkey+cluster://ann:hunter2", "port"),
+        ("valkey+cluster://ann:hunter2@", "host"),
+        ("valkey+cluster://h:1,,i:2", "host"),
+        # hosts and ports
+        ("valkey://[::1", "host"),
+        ("valkey://ann:hunter2@[::1", "host"),
+        ("valkey://::1", "host"),
+        ("valkey://ann:hun℀ter2@host", "host"),
+        ("valkey://h:port", "port"),
+        ("valkey://h:", "port"),
+        ("valkey://h:0", "port"),
+        ("valkey://h:65536", "port"),
+        ("valkey://h:-1", "port"),
+        ("valkey://h:99999999999999999999", "port"),
+        ("valkey+cluster://h:1,i:x", "port"),
+        # what stands behind the host
+        ("valkey://ann:hunter2@h/zero", "database"),
+        ("valkey://h/-1", "database"),
+        ("valkey://h/1/2", "database"),
+        ("valkey://h/" + "9" * 5000, "database"),
+        ("valkey+cluster://h:1/2", "one database"),
+        ("unix://", "missing"),
+        ("unix:///", "missing"),
+        ("unix://run/v.sock", "begins with '/'"),
+        ("embedded://", "directory is missing"),
+        ("embedded://a%00b", "directory is missing"),
+        ("embedded://a#b", "%23"),
+        ("valkey://h#", "%23"),
+        # options
+        ("valkey://ann:hunter2@h?colour=blue", "does not know"),
+        ("valkey://h?password=hunter2", "does not know"),
+        ("valkey://h?hunter2", "does not know"),
+        ("valkey://h?db=1", "does not know"),
+        ("memory://?pool_size=3", "does not know"),
+        ("embedded://d?db=1", "does not know"),
+        ("valkey+cluster://h?db=1", "does not know"),
+        ("valkey://h?prefix=a&prefix=b", "twice"),
+        ("valkey://h?prefix=", "prefix"),
+        ("valkey://h?prefix=a%20b", "prefix"),
+        ("valkey://h?prefix={a}", "prefix"),
+        ("valkey://h?prefix=" + "a" * 65, "prefix"),
+        ("valkey://h?partitions=", "no number"),
+        ("valkey://h?partitions=0", "partitions must be"),
+        ("valkey://h?partitions=1025", "partitions must be"),
+        ("valkey://h?partitions=1.5", "no number"),
+        ("valkey://h?pool_size=0", "pool_size must be"),
+        ("valkey://h?pool_size=1000000000000", "pool_size must be"),
+        ("valkey://h?timeout=0", "timeout must be"),
+        ("valkey://h?timeout=-1", "timeout must be"),
+        ("valkey://h?timeout=nan", "timeout must be"),
+        ("valkey://h?timeout=inf", "timeout must be"),
+        ("valkey://h?timeout=1e300", "timeout must be"),
+        ("valkey://h?timeout=hunter2", "no number"),
+        ("unix:///v?db=-1", "db must be"),
+        ("unix:///v?db=x", "no number"),
+    ],
+    ids=lambda value: ascii(value)[:50],
+)
+def test_a_wrong_url_is_refused_without_telling_a_password(url: Any, says: str) -> None:
+    message = refusal(url)
+
+    assert says in message
+    assert not [secret for secret in SECRETS if secret in message]
+
+
+@pytest.mark.parametrize(("name", "most"), [("partitions", 1024), ("pool_size", 10_000), ("timeout", 3600)])
+def test_an_option_may_have_the_size_of_its_limit(name: str, most: int) -> None:
+    opened(f"valkey://h?{name}={most}")
+    refusal(f"valkey://h?{name}={most + 1}")
+
+
+def test_a_prefix_may_have_64_characters() -> None:
+    assert opened("valkey://h?prefix=" + "a" * 64).prefix == "a" * 64
