@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.environments import Script, ask, python_for
-from benchmarks.report import Table, number, verdict
+from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.rows import OURS, ROWS, Row
 from benchmarks.server import Server
 
@@ -61,7 +61,7 @@ def table(figures: Figures, chosen: Sequence[Script], rows: Collection[Row], *, 
         headings=["what", "unit", *names, *(f"x {peer}" for peer in peers), "must reach", "reached"],
         rows=[_line(row, _medians(figures[row.name]), names, peers) for row in rows],
         notes=[
-            f"Medians of {rounds} rounds, tasks: {counts}.",
+            f"Rounds: {rounds}, of which these are the medians. Tasks: {counts}.",
             '"x peer" is how many times as good ours is: above 1 is better, of rates and of times.',
         ],
     )
@@ -79,6 +79,6 @@ def _line(row: Row, medians: Mapping[str, float], names: Sequence[str], peers: S
         row.unit,
         *(number(medians.get(name)) for name in names),
         *(number(row.advantage(medians, peer)) for peer in peers),
-        ", ".join(row.describe(target) for target in targets),
+        ", ".join(row.describe(target) for target in targets) or NOTHING,
         verdict([row.reaches(medians, target) for target in targets]),
     ]

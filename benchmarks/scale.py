@@ -9,7 +9,9 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -20,7 +22,7 @@ from benchmarks.contestants.base import stop
 from benchmarks.contestants.flowfabric import run_command
 from benchmarks.environments import ROOT
 from benchmarks.peers import Tell
-from benchmarks.report import Table, number, verdict
+from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.server import Server
 from flowfabric_worker import Client
 from flowfabric_worker.engine.engine import Engine, open_engine
@@ -30,7 +32,9 @@ T = TypeVar("T")
 FEW: Final = 1000
 _MOST_TIMES = 1.3
 _BATCHES = (1, 100)
-_REPEATS = 60
+_REPEATS = 200
+_IN_SERVER = ", in the server"
+_ROUND_TRIP = ", round trip"
 _A_DAY = timedelta(days=1)
 
 _IDLE_WORKERS = 8
@@ -74,13 +78,10 @@ def _full_store(queued: int, tell: Tell) -> Table:
         many = stack.enter_context(_state(f"{queued:,} queued"))
         delayed = stack.enter_context(_state(f"{queued:,} delayed"))
         empty = many.server.memory()
-        tell(f"Queueing {queued:,} executions")
-        work.fill(many.engine, queued)
+        tell(f"Queueing {queued:,} executions in one store, delayed ones in another")
+        _fill(((many, queued, None), (delayed, queued, _A_DAY), (few, FEW, None)))
         each = (many.server.memory() - empty) / queued
-        tell(f"Queueing {queued:,} delayed executions")
-        work.fill(delayed.engine, queued, _A_DAY)
-        for state in (few, delayed):
-            work.fill(state.engine, FEW)
+        work.fill(delayed.server.url, FEW)
         tell("Claiming and completing")
         states = [few, many, delayed]
         for _ in range(_REPEATS):
@@ -88,6 +89,14 @@ def _full_store(queued: int, tell: Tell) -> Table:
                 for size in _BATCHES:
                     _measure(state, size)
         return _full_table(few, [many, delayed], each)
+
+
+def _fill(wanted: Sequence[tuple[State, int, timedelta | None]]) -> None:
+    """Makes executions in several stores at the same time: while one server works, the process of another one does."""
+    with ProcessPoolExecutor(len(wanted), get_context("spawn")) as pool:
+        filling = [pool.submit(work.fill, state.server.url, count, delay) for state, count, delay in wanted]
+        for each in filling:
+            each.result()
 
 
 @contextlib.contextmanager
@@ -111,8 +120,8 @@ def _timed(state: State, what: str, operation: Callable[[], T]) -> T:
     began = time.perf_counter()
     result = operation()
     elapsed = time.perf_counter() - began
-    state.note(f"{what}, in the server", state.server.function_microseconds())
-    state.note(f"{what}, round trip", elapsed * 1e6)
+    state.note(f"{what}{_IN_SERVER}", state.server.function_microseconds())
+    state.note(f"{what}{_ROUND_TRIP}", elapsed * 1e6)
     return result
 
 
@@ -123,8 +132,10 @@ def _full_table(few: State, full: Sequence[State], bytes_each: float) -> Table:
     def line(what: str) -> list[str]:
         ratios = [values[what] / base[what] for values in medians]
         columns = [text for values, times in zip(medians, ratios, strict=True) for text in (values[what], times)]
-        reached = verdict([times <= _MOST_TIMES for times in ratios])
-        return [what, number(base[what]), *map(number, columns), f"{_MOST_TIMES:g} x", reached]
+        # The way there and back is shown, not judged: it depends on what else the machine does.
+        judged = what.endswith(_IN_SERVER)
+        verdicts = [f"{_MOST_TIMES:g} x", verdict([times <= _MOST_TIMES for times in ratios])]
+        return [what, number(base[what]), *map(number, columns), *(verdicts if judged else [NOTHING, NOTHING])]
 
     titles = [text for state in full for text in (state.name, "times")]
     return Table(

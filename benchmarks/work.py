@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from datetime import timedelta
 
-from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
@@ -14,8 +13,6 @@ from flowfabric_worker.engine.types.running import Completion
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
 _POLICY = ClaimPolicy(worker_id="benchmark", worker_instance_id="benchmark", lease=timedelta(minutes=10))
-# While the server works on one batch, the other thread writes the next.
-_FILLERS = 2
 
 
 def create(engine: Engine, count: int, delay: timedelta | None = None) -> None:
@@ -24,16 +21,12 @@ def create(engine: Engine, count: int, delay: timedelta | None = None) -> None:
     _checked(engine.create_executions([args] * count))
 
 
-def fill(engine: Engine, count: int, delay: timedelta | None = None) -> None:
-    """Makes any number of executions, as fast as one process can."""
-    with ThreadPoolExecutor(_FILLERS) as pool:
-        for _ in pool.map(lambda size: create(engine, size, delay), _batches(count)):
-            pass
-
-
-def _batches(count: int) -> Iterator[int]:
+def fill(url: str, count: int, delay: timedelta | None = None) -> None:
+    """Makes any number of executions in a store; a function of its own, since another process may run it."""
+    engine = open_engine(url)
     for done in range(0, count, MAX_BATCH_ITEMS):
-        yield min(MAX_BATCH_ITEMS, count - done)
+        create(engine, min(MAX_BATCH_ITEMS, count - done), delay)
+    engine.close()
 
 
 def claim(engine: Engine, count: int) -> list[Claimed]:

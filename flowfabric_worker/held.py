@@ -13,6 +13,8 @@ from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.task import Task
 
 RENEWALS_PER_LEASE = 3
+# How much later than the store this process may see a moment come, in seconds.
+_CLOCKS_DIFFER = 0.1
 
 
 def now() -> float:
@@ -82,9 +84,12 @@ class Held:
         }
 
     def lose(self, reason: str) -> None:
-        """Tells the handler that its result will not count; the first reason stands."""
+        """Tells the handler that its result will not count; the first reason stands.
+
+        When its time is over, that is the reason, whoever noticed it.
+        """
         if self.lost is None:
-            self.lost = reason
+            self.lost = "timeout" if now() >= self.ends_at - _CLOCKS_DIFFER else reason
         if self._event is not None:
             self._event.set()
 
@@ -170,10 +175,10 @@ class Holdings:
                 return held.claimed_at
         return None
 
+    def unfinished(self) -> list[Held]:
+        """The executions whose results will count, and are not there yet."""
+        return [held for held in list(self.executions.values()) if not held.ended and held.lost is None]
+
     def running(self) -> list[Held]:
-        """The executions whose handlers run now and whose results will count."""
-        return [
-            held
-            for held in list(self.executions.values())
-            if held.started_at is not None and not held.ended and held.lost is None
-        ]
+        """Those of them whose handlers run now."""
+        return [held for held in self.unfinished() if held.started_at is not None]

@@ -19,6 +19,8 @@ HEARTBEAT_EVERY = 20.0
 ALIVE_FOR = timedelta(seconds=60)
 # What waits longer than this for a thread of this worker is better off with another one.
 RELEASE_UNSTARTED_AFTER = 0.25
+# With less nobody needs to bother.
+LATE = 1.0
 # How long it waits after the store could not be reached.
 _BACKOFF = 0.2
 
@@ -34,8 +36,7 @@ class Keeper:
         self._holdings = holdings
         self._engine = engine
         self._worker = worker
-        self._idle_pause = min(1.0, lease.total_seconds() / RENEWALS_PER_LEASE / 2)
-        self._busy_pause = min(RELEASE_UNSTARTED_AFTER / 2, self._idle_pause)
+        self._pause = min(RELEASE_UNSTARTED_AFTER, lease.total_seconds() / RENEWALS_PER_LEASE) / 2
         self._stopping = threading.Event()
         self._next_upkeep = now() + UPKEEP_EVERY / 2
         self._next_heartbeat = now() + HEARTBEAT_EVERY
@@ -72,7 +73,7 @@ class Keeper:
                 self._holdings.drop(held)
 
     def _work(self) -> None:
-        while not self._pause():
+        while not self._rest():
             try:
                 self._renew()
                 self._release_unstarted()
@@ -83,13 +84,12 @@ class Keeper:
                 log.warning("The store cannot be used; trying again: %s", error)
                 self._stopping.wait(_BACKOFF)
 
-    def _pause(self) -> bool:
+    def _rest(self) -> bool:
         """Waits a little; whether to end."""
-        pause = self._busy_pause if self._holdings.executions else self._idle_pause
-        wanted = now() + pause
-        stopping = self._stopping.wait(pause)
+        wanted = now() + self._pause
+        stopping = self._stopping.wait(self._pause)
         late = now() - wanted
-        if late > 2 * self._idle_pause:
+        if late > LATE:
             running = sorted({held.task.name for held in self._holdings.running()})
             log.warning(
                 "Renewals are %.1f s late. If a task keeps Python's interpreter to itself, give it a longer lease: %s.",

@@ -124,7 +124,7 @@ class Runtime:
         self._handlers.stop()
         self._await_handlers((self.settings.grace if grace is None else grace).total_seconds())
         # Nothing that these handlers may still return is sent from here on; what others returned is.
-        left = self._holdings.running()
+        left = self._holdings.unfinished()
         for held in left:
             held.lose("stopping")
         self._committer.stop()
@@ -159,7 +159,7 @@ class Runtime:
     def _on_lost(self, execution_id: str, fence: str) -> None:
         held = self._holdings.executions.get(execution_id)
         if held is not None and not held.ended and held.handle.fence == fence:
-            held.lose("timeout" if now() >= held.ends_at - _CLOCKS_DIFFER else "cancelled or revoked")
+            held.lose("cancelled or revoked")
 
     # What others are told
 
@@ -180,7 +180,3 @@ class Runtime:
             pid=os.getpid(),
             alive_for=ALIVE_FOR,
         )
-
-
-# How much later than the store this process may see a moment come, in seconds.
-_CLOCKS_DIFFER = 0.1

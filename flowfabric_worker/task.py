@@ -217,6 +217,8 @@ class Task(Generic[P, R]):
         codec: the worker's.
     """
 
+    __name__: str
+
     def __init__(
         self, function: Callable[P, R], owner: Owner, name: str, options: TaskOptions, codec: str | Codec
     ) -> None:

@@ -81,7 +81,7 @@ class Contestant(ABC):
         """Submits the no-op task; returns what its result is asked for with."""
 
     def submit_many(self, count: int) -> Any:
-        """Submits the no-op task with 0 to `count - 1` in the fastest way of its manual; returns what `submit` would last."""
+        """Submits the no-op task with 0 to `count - 1` in the fastest way it has; returns what `submit` would last."""
         for number in range(count - 1):
             self.submit(number)
         return self.submit(count - 1)

@@ -86,7 +86,7 @@ def status(client: Client, *, execution_id: str, as_json: bool) -> None:
         print_json(info)
         return
     print_table(("", ""), list(_described(info)))
-    if info.error_detail:
+    if info.error_detail and not _succeeded(info):
         click.echo()
         click.echo(shown(info.error_detail.decode("utf-8", "replace").rstrip()))
 
@@ -214,10 +214,15 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
         "replays": info.replay_count,
         "progress": _progress(info),
         "cancelled": info.cancel_reason,
-        "error": info.error,
+        # A success may come after failures; they stand with their attempts.
+        "error": None if _succeeded(info) else info.error,
     }
     yield from ((name, str(value)) for name, value in said.items() if value not in (None, ""))
     yield from ((f"attempt {past.attempt_index}", _past(past)) for past in info.past_attempts)
+
+
+def _succeeded(info: ExecutionInfo) -> bool:
+    return info.public_state is PublicState.COMPLETED
 
 
 def _progress(info: ExecutionInfo) -> str:

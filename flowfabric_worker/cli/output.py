@@ -60,15 +60,18 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table: coloured and folded into the width of a terminal, or aligned and whole where there is none."""
+    """A table: folded into the width of a terminal, or aligned and whole where there is none.
+
+    The first column, which names what a row is about, is never folded: it is there to be copied.
+    """
     cells = [[shown(str(cell)) for cell in row] for row in rows]
     out = console()
     if not out.is_terminal:
         _print_plain([list(headers), *cells] if any(headers) else cells)
         return
     table = Table(box=None, pad_edge=False, show_header=any(headers), header_style="bold")
-    for header in headers:
-        table.add_column(header, overflow="fold")
+    for place, header in enumerate(headers):
+        table.add_column(header, overflow="fold", no_wrap=place == 0)
     for row in cells:
         table.add_row(*row)
     out.print(table)

@@ -14,6 +14,7 @@ import click
 
 from flowfabric_worker.cli.exits import debug_option
 from flowfabric_worker.client import Client
+from flowfabric_worker.codec import find_codec
 from flowfabric_worker.config import DEFAULT_URL, URL_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Seconds for which a command tries again when the connection fails: somebody waits for it.
 _PATIENCE: Final = 1.0
 
+_JSON: Final = find_codec("json")
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
 _UNITS: Final = {
     "": timedelta(seconds=1),
@@ -46,7 +48,7 @@ def duration(text: str) -> timedelta:
 def json_value(text: str) -> Any:
     """Reads a JSON value."""
     try:
-        return json.loads(text)
+        return _JSON.decode(text.encode())
     except ValueError:
         quoted = shlex.quote(json.dumps(text, ensure_ascii=False))
         raise click.BadParameter(f"{text!r} is not JSON; a text is written {quoted} in a shell.") from None

@@ -10,6 +10,7 @@ from uuid import uuid4
 import tenacity
 
 from flowfabric_worker.engine.errors import (
+    CODES,
     ConflictError,
     EngineError,
     TransportError,
@@ -154,8 +155,10 @@ class EngineCore:
     ) -> Reply:
         """Runs a stored function and returns its reply, or raises the error that it answers."""
         self.check_partition(partition)
-        reply = self.persist(lambda: self.store.call(function, partition, arguments, timeout))
-        return self.checked(reply)
+        answer = as_error(self.persist(lambda: self.store.call(function, partition, arguments, timeout)), partition)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
 
     def remove(self, function: str, partition: int, arguments: Sequence[Argument], gone: str) -> None:
         """Runs a function that removes something; `gone` is its code for what is not there.
@@ -170,7 +173,7 @@ class EngineCore:
             sent += 1
             return self.store.call(function, partition, arguments)
 
-        answer = as_error(self.persist(attempt))
+        answer = as_error(self.persist(attempt), partition)
         if isinstance(answer, EngineError) and not (sent > 1 and answer.code == gone):
             raise answer
 
@@ -194,9 +197,9 @@ class EngineCore:
             ]
         else:
             replies = self._call_many(calls, timeout)
-        for (_, indices), reply in zip(batches, replies, strict=True):
+        for (partition, indices), reply in zip(batches, replies, strict=True):
             for place, index in enumerate(indices):
-                answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place])
+                answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place], partition)
         return answers
 
     def _call_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
@@ -237,14 +240,6 @@ class EngineCore:
                 "partition_mismatch", f"The store has {self.partitions} partitions; there is no partition {partition}."
             )
         return partition
-
-    @staticmethod
-    def checked(reply: Reply) -> Reply:
-        """The reply, unless it is an error, which is raised."""
-        answer = as_error(reply)
-        if isinstance(answer, EngineError):
-            raise answer
-        return answer
 
     # Arguments
 
@@ -306,12 +301,16 @@ class EngineCore:
         return pack((self.namespace, lane))
 
 
-def as_error(reply: Reply) -> Reply | EngineError:
-    """The error that a reply stands for, or the reply."""
-    if reply and reply[0] == b"error":
-        code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
-        return error_from_code(code, details)
-    return reply
+def as_error(reply: Reply, partition: int) -> Reply | EngineError:
+    """The error that a partition's reply stands for, or the reply."""
+    if not reply or reply[0] != b"error":
+        return reply
+    code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
+    row = CODES.get(code)
+    if row is not None and row.details[:1] == ("execution_id",) and details and details[0]:
+        # A partition knows its executions by their uuids; callers know them by their whole ids.
+        details[0] = str(ExecutionId(partition, details[0]))
+    return error_from_code(code, details)
 
 
 def new_call_id() -> str:

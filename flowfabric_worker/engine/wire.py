@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:
@@ -94,7 +96,7 @@ def epoch_ms(moment: datetime, what: str) -> int:
     """
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise ValidationError("invalid_input", f"{what} must be a datetime with a time zone, not {moment!r}.")
-    value = int(moment.timestamp() * 1000)
+    value = (moment - _EPOCH) // timedelta(milliseconds=1)
     if value < 0:
         raise ValidationError("invalid_input", f"{what} lies before 1970.")
     return value

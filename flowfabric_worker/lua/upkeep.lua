@@ -159,12 +159,6 @@ ff.register('prepare', {}, function(ctx, args)
   return { stored[4] == args[4] and 'prepared' or 'known', stored[1], stored[2], stored[3] }
 end)
 
--- read_config: how the store was set up, without setting it up. Answers: major, partitions, testing; or nothing.
-ff.register('read_config', { 'no-writes' }, function(ctx)
-  local stored = call('HMGET', ctx.base .. ':meta', 'major', 'partitions', 'testing')
-  return stored[1] and { stored[1], stored[2], stored[3] } or {}
-end)
-
 -- set_clock: stops the clock at a moment, in a store for tests. Argument: ms, or '' for the real clock again.
 ff.register('set_clock', {}, function(ctx, args)
   if call('HGET', ctx.base .. ':meta', 'testing') ~= '1' then

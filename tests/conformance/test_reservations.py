@@ -392,8 +392,9 @@ def test_work_that_cannot_be_claimed_is_not_redeemed(engine: Engine, dump: Dump,
 def test_work_that_does_not_exist_is_not_redeemed(engine: Engine) -> None:
     unknown = ExecutionId.mint(engine.partitions)
 
-    with refused("execution_not_found"):
+    with refused("execution_not_found") as caught:
         engine.claim_resumed_execution(resuming(unknown))
+    assert caught.value.details["execution_id"] == str(unknown)
     assert engine.claim_from_reclaim(token(ClaimGrant(execution_id=unknown, worker_id="w1", expires_at_ms=0))) is None
 
 

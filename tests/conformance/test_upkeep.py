@@ -114,6 +114,16 @@ def test_a_renewal_moves_the_lapse(engine: Engine, clock: Clock) -> None:
         engine.renew(handle)
 
 
+def test_a_renewal_leaves_nothing_due_at_the_old_moment(engine: Engine, clock: Clock) -> None:
+    handle = running(engine, lease=5 * SECOND).handle
+    clock.move(4 * SECOND)
+    engine.renew(handle)
+    clock.move(SECOND)
+    # The claim, which is remembered as long as its first lease, is all that is due.
+    result = engine.run_upkeep()
+    assert (result.handled, result.more, result.next_due_in_ms) == (1, False, 4000)
+
+
 # Much at once, and several at once.
 
 

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.stores.embedded_guard import open_private, take
 from flowfabric_worker.engine.stores.embedded_server import MAX_SOCKET_PATH_BYTES, EmbeddedServer
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created
 from tests.faults.embedded_helpers import (
     ROOT,
     client,
@@ -384,3 +387,19 @@ def test_a_server_that_does_not_answer_is_given_up_in_time_and_usable_later(home
     finally:
         os.kill(pid, signal.SIGCONT)
     assert client(join()).info("server")["process_id"] == pid
+
+
+def test_an_engine_goes_on_when_server_and_guardian_were_both_killed(home: Path) -> None:
+    engine = open_engine(f"embedded://{home}")
+    try:
+        (execution,) = engine.create_executions([CreateExecutionArgs(lane="mail", task="send", payload=b"kept")])
+        assert isinstance(execution, Created)
+        # `everysec`: what was acknowledged is in the file soon, and only then a crash may come.
+        uuid = execution.execution_id.uuid.encode()
+        eventually(lambda: any(uuid in file.read_bytes() for file in home.rglob("*.aof")))
+        for pid in [*guardian_pids(home), *server_pids(home)]:
+            os.kill(pid, signal.SIGKILL)
+        assert engine.read_execution_state(execution.execution_id) is PublicState.WAITING
+        assert len(server_pids(home)) == 1
+    finally:
+        engine.close()

@@ -122,7 +122,9 @@ def test_an_argument_that_is_not_plain_is_refused_before_anything_is_stored(clie
 
 @pytest.mark.parametrize("of_client", ["json", "msgpack"])
 @pytest.mark.parametrize("of_worker", ["json", "msgpack"])
-def test_client_and_worker_understand_each_other_whatever_their_codecs(url: str, of_client: str, of_worker: str) -> None:
+def test_client_and_worker_understand_each_other_whatever_their_codecs(
+    url: str, of_client: str, of_worker: str
+) -> None:
     with Client(url, codec=of_client) as client, serving(url, codec=of_worker):
         run = client.submit("add", (2**70, 1))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from redis.connection import BlockingConnectionPool, UnixDomainSocketConnection
+import redis
+from redis.connection import BlockingConnectionPool, ConnectionPool, UnixDomainSocketConnection
 
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
-from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
 
 
 class EmbeddedStore(ValkeyStore):
@@ -22,6 +25,8 @@ class EmbeddedStore(ValkeyStore):
     """
 
     def __init__(self, directory: Path, *, prefix: str, pool_size: int, settings: dict[str, Any]) -> None:
+        self._directory = directory
+        self._joining = threading.Lock()
         self._server = EmbeddedServer.join(directory)
         pool = BlockingConnectionPool(
             connection_class=UnixDomainSocketConnection,
@@ -30,6 +35,25 @@ class EmbeddedStore(ValkeyStore):
             **settings,
         )
         super().__init__(pool, label="embedded", prefix=prefix, address=f"embedded://{directory}")
+
+    def _exchange(
+        self, pool: ConnectionPool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
+    ) -> list[Any]:
+        try:
+            return super()._exchange(pool, commands, timeout, keep_errors)
+        except redis.ConnectionError:
+            self._rejoin()
+            raise
+
+    def _rejoin(self) -> None:
+        """Sees to it that a server runs again: whoever guarded it may be gone with it."""
+        if not self._joining.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            old, self._server = self._server, EmbeddedServer.join(self._directory)
+            old.leave()
+        finally:
+            self._joining.release()
 
     def close(self) -> None:
         super().close()

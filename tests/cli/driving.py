@@ -1,0 +1,139 @@
+"""How the tests drive the command line: in this process, and as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from click.testing import CliRunner
+
+from flowfabric_worker import RunSettings, Runtime, Worker
+from flowfabric_worker.cli import main
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.states import PublicState
+from tests.cli import application
+from tests.servers import wait_until
+
+ROOT = Path(__file__).parents[2]
+APP = "tests.cli.application:worker"
+NOBODY = "{fp:0}:01890000-0000-7000-8000-000000000000"
+
+
+@attrs.frozen(kw_only=True)
+class Ran:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document that it printed."""
+        return json.loads(self.out)
+
+    @property
+    def documents(self) -> list[Any]:
+        """The JSON documents that it printed, one per line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def cli(*arguments: object) -> Ran:
+    """Runs a command in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="flowfabric-worker")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+
+def ok(*arguments: object) -> Ran:
+    """Runs a command that has to go well."""
+    ran = cli(*arguments)
+    assert ran.code == 0, ran
+    return ran
+
+
+def submitted(*arguments: object) -> str:
+    """The id of a new execution."""
+    return ok("submit", *arguments).out.strip()
+
+
+@contextmanager
+def serving(url: str) -> Iterator[Worker]:
+    """The application's worker in this process, for the length of a block."""
+    application.worker.url = url
+    runtime = Runtime(application.worker, RunSettings(threads=2))
+    runtime.start()
+    try:
+        yield application.worker
+    finally:
+        runtime.stop()
+        application.worker.close()
+        application.worker.url = None
+
+
+class Process:
+    """A command as a process of its own."""
+
+    def __init__(self, *arguments: object, log: Path, environment: Mapping[str, str]) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "flowfabric_worker", *map(str, arguments)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+            )
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return self._log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 20.0) -> int:
+        """Its exit code."""
+        return self.popen.wait(timeout)
+
+    def await_log(self, text: str) -> None:
+        """Waits until it has printed something."""
+        wait_until(lambda: text in self.log or self.popen.poll() is not None, f"{text!r} is printed", timeout=20)
+        assert text in self.log
+
+    def children(self) -> set[int]:
+        """The processes that it started and that live."""
+        table = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        pairs = [tuple(map(int, line.split())) for line in table.splitlines()]
+        return {pid for pid, parent in pairs if parent == self.popen.pid}
+
+    def end(self) -> None:
+        """Kills it if it still runs."""
+        if self.popen.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.wait()
+
+
+def await_state(client: Client, execution_id: str, state: PublicState) -> None:
+    """Waits until an execution is in a state."""
+    wait_until(lambda: client.run(execution_id).state() is state, f"{execution_id} is {state}", timeout=20)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.engine import open_engine
+from tests.cli.driving import Ran, cli, ok, serving, submitted
+from tests.servers import ValkeyServer
+
+
+def findings(ran: Ran) -> dict[str, str]:
+    """What `check --json` found, as text and advice."""
+    return {each["what"]: f"{each['text']} {each['advice']}" for each in ran.document["findings"]}
+
+
+def test_check_of_a_good_store_says_what_it_is_and_goes_well(url: str) -> None:
+    with serving(url):
+        ran = ok("check", "--json")
+        text = ok("check").out
+
+    found = findings(ran)
+    assert ran.document["ok"] is True
+    assert found["store"].startswith("valkey 9.")
+    assert found["set-up"].startswith("1 partition")
+    assert "granted" in found["rights"]
+    assert "ms" in found["clock"]
+    assert found["workers"].startswith("1 alive, 2 threads")
+    assert all(what in text for what in found)
+
+
+def test_check_leaves_nothing_behind_where_applications_work(url: str, client: Client) -> None:
+    ok("check", "--url", url)
+
+    assert list(client.list()) == []
+    assert list(client.lanes()) == []
+    with Client(url, namespace="flowfabric-check") as trial:
+        assert list(trial.list()) == []
+
+
+@pytest.mark.usefixtures("url")
+def test_check_names_what_is_in_the_way_of_work_and_what_to_do() -> None:
+    submitted("add", "--lane", "sums")
+    submitted("send", "--lane", "mail")
+    ok("lanes", "pause", "mail")
+
+    found = findings(ok("check", "--json"))
+
+    assert "no living worker serves it" in found["lane sums"]
+    assert "flowfabric-worker run" in found["lane sums"]
+    assert "lanes resume 'mail'" in found["lane mail"]
+
+
+def test_check_warns_of_a_store_whose_clock_can_be_set(url: str) -> None:
+    engine = open_engine(url)
+    engine.prepare(testing=True)
+    engine.close()
+
+    assert "prepared for tests" in findings(ok("check", "--json"))["warning"]
+
+
+def test_check_of_a_store_that_is_away_says_what_to_do(tmp_path: Path) -> None:
+    ran = cli("check", "--url", f"unix://{tmp_path}/no.sock", "--json")
+
+    assert ran.code == 3
+    assert ran.document["ok"] is False
+    assert "See whether the server runs" in ran.err
+
+
+def test_check_finds_a_right_that_is_missing(valkey: ValkeyServer) -> None:
+    valkey.client().acl_setuser(
+        "reader",
+        enabled=True,
+        passwords=["+s3cret"],
+        categories=["+@all"],
+        commands=["-xadd"],
+        keys=["*"],
+        channels=["*"],
+    )
+
+    ran = cli("check", "--url", f"unix://reader:s3cret@{valkey.socket}?prefix=rights")
+
+    assert ran.code == 4
+    assert "reachable" in ran.out
+    assert "s3cret" not in ran.out + ran.err

@@ -1,0 +1,132 @@
+"""run: real processes and real signals."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import WorkerInfo
+from tests.cli.driving import APP, Process, await_state
+from tests.servers import wait_until
+
+StartWorker = Callable[..., Process]
+
+
+def test_sigterm_lets_what_runs_finish_hands_back_the_rest_and_exits_0(
+    client: Client, start_worker: StartWorker
+) -> None:
+    naps = client.submit_many("nap", [(1.0,)] * 4, lane="naps")
+    worker = start_worker("--threads", 1)
+    await_state(client, str(naps[0].id), PublicState.ACTIVE)
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    states = [run.state() for run in naps]
+    begun = states.index(PublicState.WAITING)
+    assert set(states[:begun]) == {PublicState.COMPLETED}
+    assert set(states[begun:]) == {PublicState.WAITING}
+    assert len([line for line in worker.log.splitlines() if "takes work" in line or "stopped;" in line]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(
+    client: Client, start_worker: StartWorker, number: int
+) -> None:
+    nap = client.submit("nap", (60,), lane="naps")
+    worker = start_worker("--grace", "100ms")
+    await_state(client, str(nap.id), PublicState.ACTIVE)
+
+    worker.signal(number)
+
+    assert worker.wait() == 0
+    info = client.get(nap.id)
+    assert info is not None
+    assert (info.public_state, info.retry_count, info.reclaim_count) == (PublicState.WAITING, 0, 0)
+
+
+def test_a_second_signal_ends_the_grace(client: Client, start_worker: StartWorker) -> None:
+    nap = client.submit("nap", (60,), lane="naps")
+    worker = start_worker("--grace", "1h")
+    await_state(client, str(nap.id), PublicState.ACTIVE)
+
+    worker.signal(signal.SIGTERM)
+    # The first one has been taken in when nothing is claimed any more: then the process says goodbye to nobody yet.
+    deadline = time.monotonic() + 15
+    while worker.popen.poll() is None and time.monotonic() < deadline:
+        worker.signal(signal.SIGTERM)
+        time.sleep(0.1)
+
+    assert worker.wait() == 0
+    assert nap.state() is PublicState.WAITING
+
+
+def test_the_work_of_a_killed_worker_is_finished_by_another_one(client: Client, start_worker: StartWorker) -> None:
+    naps = client.submit_many("nap", [(0.2,)] * 20, lane="naps")
+    first = start_worker("--threads", 2, "--lease", "1s")
+    await_state(client, str(naps[0].id), PublicState.COMPLETED)
+    (instance,) = (row.worker_instance_id for row in client.workers() if isinstance(row, WorkerInfo))
+
+    first.signal(signal.SIGKILL)
+    first.wait()
+    active = [client.get(summary.execution_id) for summary in client.list(state=PublicState.ACTIVE)]
+    interrupted = {info.execution_id for info in active if info and info.current_lease}
+    second = start_worker("--threads", 4, "--lease", "1s")
+
+    assert {run.result(timeout=20) for run in naps} == {"slept"}
+    infos = {run.id: client.get(run.id) for run in naps}
+    assert interrupted
+    assert {identity for identity, info in infos.items() if info and info.reclaim_count} == interrupted
+    ended = [event.execution_id for event in client.completions(timeout=timedelta())]
+    assert sorted(ended) == sorted(run.id for run in naps)
+    assert instance not in second.log
+
+
+def test_the_options_are_what_the_worker_does(client: Client, start_worker: StartWorker) -> None:
+    start_worker("--threads", 3, "--lanes", "naps=2,extra", "--offers", "gpu,eu")
+
+    (row,) = client.workers()
+
+    assert isinstance(row, WorkerInfo)
+    assert (row.threads, row.lanes, row.capabilities) == (3, ("extra", "naps"), ("eu", "gpu"))
+
+
+def test_the_namespace_of_the_command_is_the_workers(url: str, start_worker: StartWorker) -> None:
+    start_worker("--namespace", "tenant")
+
+    with Client(url, namespace="tenant") as tenant:
+        assert tenant.submit("add", (1, 2), lane="sums").result(timeout=20) == 3
+    with Client(url) as client:
+        assert list(client.workers()) == []
+
+
+def test_records_of_a_handler_say_which_execution_they_are_of(client: Client, start_worker: StartWorker) -> None:
+    worker = start_worker()
+    nap = client.submit("nap", (0,), lane="naps")
+
+    worker.await_log("sleeping for 0 s")
+
+    (line,) = (line for line in worker.log.splitlines() if "sleeping" in line)
+    assert f"[task=nap lane=naps attempt=0 execution_id={nap.id}]" in line
+
+
+def test_the_level_decides_what_is_logged(client: Client, start: Callable[..., Process]) -> None:
+    worker = start("run", APP, "--log-level", "warning")
+    assert client.submit("nap", (0,), lane="naps").result(timeout=20) == "slept"
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert worker.log == ""
+
+
+def test_a_worker_waits_for_work_that_comes_later(client: Client, start_worker: StartWorker) -> None:
+    start_worker()
+    wait_until(lambda: list(client.workers()), "the worker is known")
+
+    assert client.submit("add", (1, 2), lane="sums").result(timeout=5) == 3

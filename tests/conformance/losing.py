@@ -1,0 +1,105 @@
+"""A store that loses replies: what it was asked for is done, and whoever asked does not learn it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+from collections.abc import Iterator
+from uuid import uuid4
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import EngineError, TransportError
+from flowfabric_worker.engine.stores.base import (
+    CALL_TIMEOUT,
+    Argument,
+    Call,
+    Reply,
+    Store,
+    StoreInfo,
+    Subscription,
+)
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+
+T = TypeVar("T")
+
+
+class LosingStore(Store):
+    """A store in front of a real one that, while it is told to, loses the first reply to each call.
+
+    Attributes:
+        behind: the real store.
+        lost: how many replies were lost.
+    """
+
+    def __init__(self, behind: ValkeyStore) -> None:
+        self.behind = behind
+        self.label = behind.label
+        self.default_partitions = behind.default_partitions
+        self.lost = 0
+        self._loses = False
+        self._seen: set[Hashable] = set()
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """Loses replies for the length of a block."""
+        self._loses, self._seen = True, set()
+        try:
+            yield
+        finally:
+            self._loses = False
+
+    def _lose(self, *call: Hashable) -> bool:
+        """Whether the reply to this call is lost: it is when it comes for the first time."""
+        if not self._loses or call in self._seen:
+            return False
+        self._seen.add(call)
+        self.lost += 1
+        return True
+
+    def _maybe(self, run: Callable[[], T], *call: Hashable) -> T:
+        result = run()
+        if self._lose(*call):
+            raise TransportError(message="The reply was lost.", backend=self.label)
+        return result
+
+    def load(self) -> bool:
+        return self._maybe(self.behind.load, "load")
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        return self._maybe(
+            lambda: self.behind.call(function, partition, arguments, timeout), function, partition, *arguments
+        )
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        replies = self.behind.call_many(calls, timeout)
+        return [
+            TransportError(backend=self.label) if self._lose(call.function, call.partition, *call.arguments) else reply
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+
+    def subscribe(self, topic: str) -> Subscription:
+        return self.behind.subscribe(topic)
+
+    def wake(self, topic: str, message: bytes) -> None:
+        self.behind.wake(topic, message)
+
+    def ping(self) -> None:
+        self._maybe(self.behind.ping, "ping")
+
+    def info(self) -> StoreInfo:
+        return self.behind.info()
+
+    def close(self) -> None:
+        """Does nothing: the store behind belongs to somebody else."""
+
+
+def empty_store_beside(engine: Engine) -> ValkeyStore:
+    """An empty store on the same server, under a prefix of its own."""
+    assert isinstance(engine.store, ValkeyStore)
+    store = copy.copy(engine.store)
+    store.prefix = f"b{uuid4().hex[:12]}"
+    return store

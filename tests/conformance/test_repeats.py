@@ -1,0 +1,119 @@
+"""Any call may be sent again after a lost reply: the same answer, and nothing done twice."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from flowfabric_worker.engine import claiming, core, ids, listening
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.submission import Created, Duplicate
+from tests.conformance.losing import LosingStore, empty_store_beside
+from tests.conformance.operations import OPERATIONS, START
+from tests.conformance.work import creation
+from tests.dumping import dump_of
+
+# What a store holds does not depend on their number, and each of them loses its replies too.
+MOST_PARTITIONS = 5
+ASKS_NO_STORE = ("backend_label", "capabilities", "shutdown_prepare")
+
+
+def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on every id that is made is the next one of a fixed row."""
+    numbers = count(1)
+    for module, name in ((claiming, "uuid4"), (core, "uuid4"), (listening, "uuid4"), (ids, "uuid7")):
+        # Spread over all bits, so that the executions spread over the partitions.
+        monkeypatch.setattr(module, name, lambda: UUID(int=next(numbers) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128))
+
+
+def outcome_of(
+    engine: Engine, case: str, monkeypatch: pytest.MonkeyPatch, *, losing: bool
+) -> tuple[Any, dict[str, Any], int]:
+    """What an operation answers on an empty store, what the store then holds, and how many replies were lost."""
+    fixed_ids(monkeypatch)
+    store = LosingStore(empty_store_beside(engine))
+    partitions = min(engine.partitions, MOST_PARTITIONS)
+    tried = Engine(lambda: (store, partitions))
+    tried.prepare(testing=True)
+    tried.set_clock(START)
+    act = OPERATIONS[case](tried)
+    if losing:
+        with store.losing():
+            answer = act()
+    else:
+        answer = act()
+    tried.close()
+    return answer, held_by(store), store.lost
+
+
+def held_by(store: LosingStore) -> dict[str, Any]:
+    """What a store holds, but for its name and the moment when it was set up, before its clock stood."""
+    dump = dump_of(Engine(lambda: (store.behind, None)))
+    for key, value in dump.items():
+        if key.endswith(":meta"):
+            del value[b"created"]
+    return {key.removeprefix(store.behind.prefix): value for key, value in dump.items()}
+
+
+def test_the_walk_goes_through_every_operation(engine: Engine) -> None:
+    walked = {case.partition(":")[0] for case in OPERATIONS}
+
+    assert engine.capabilities().operations - walked == set()
+
+
+@pytest.mark.parametrize("case", OPERATIONS)
+def test_an_operation_whose_replies_are_lost_answers_and_does_the_same(
+    engine: Engine, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, held, _ = outcome_of(engine, case, monkeypatch, losing=False)
+    again, held_again, lost = outcome_of(engine, case, monkeypatch, losing=True)
+
+    assert repr(again) == repr(answer)
+    assert held_again == held
+    assert lost or case in ASKS_NO_STORE
+
+
+def test_a_creation_under_the_callers_own_id_is_repeated_by_that_id(engine: Engine) -> None:
+    store = LosingStore(empty_store_beside(engine))
+    tried = Engine(lambda: (store, engine.partitions))
+    execution = ExecutionId.mint(tried.partitions)
+
+    with store.losing():
+        answer = tried.create_execution(creation(execution_id=execution))
+
+    assert answer == Duplicate(execution_id=execution, same_request=True)
+    assert [row.execution_id for row in tried.list_executions().executions] == [execution]
+
+
+def test_an_engine_without_patience_says_that_a_reply_was_lost_and_the_caller_may_repeat(engine: Engine) -> None:
+    store = LosingStore(empty_store_beside(engine))
+    tried = Engine(lambda: (store, engine.partitions), patience=0)
+    tried.prepare()
+    args = creation(idempotency_key="order-7")
+
+    with store.losing(), pytest.raises(TransportError) as caught:
+        tried.create_execution(args)
+    answer = tried.create_execution(args)
+
+    assert caught.value.retryable
+    assert isinstance(answer, Duplicate)
+    assert answer.same_request
+
+
+def test_of_many_calls_only_those_whose_replies_were_lost_are_sent_again(engine: Engine) -> None:
+    store = LosingStore(empty_store_beside(engine))
+    tried = Engine(lambda: (store, engine.partitions))
+    tried.prepare()
+
+    with store.losing():
+        answers = tried.create_executions([creation() for _ in range(40)])
+
+    created = {answer.execution_id for answer in answers if isinstance(answer, Created)}
+    assert len(created) == 40
+    assert {row.execution_id for row in tried.list_executions().executions} == created
+    assert 0 < store.lost <= engine.partitions

@@ -1,0 +1,97 @@
+"""The function library: its names, its order, and that both sides speak of the same functions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import flowfabric_worker.engine.stores.library as module
+from flowfabric_worker.engine.engine import open_engine
+from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR, Library, library, lua_files
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from tests.servers import ValkeyServer
+
+ENGINE = Path(module.__file__).parents[1]
+
+
+def registered() -> list[str]:
+    """The functions that the Lua files offer."""
+    return [name for _, text in lua_files() for name in re.findall(r"ff\.register\('(\w+)'", text)]
+
+
+def called() -> set[str]:
+    """The functions that the engine calls."""
+    pattern = r"""(?:\.(?:call|call_items|_on_every_partition|remove)|\bCall)\(\s*"(\w+)\""""
+    return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
+
+
+def with_files(monkeypatch: pytest.MonkeyPatch, files: list[tuple[str, str]]) -> Library:
+    """The library that these files would make."""
+    monkeypatch.setattr(module, "lua_files", lambda: files)
+    return library.__wrapped__()
+
+
+def test_a_function_is_offered_once() -> None:
+    names = registered()
+
+    assert len(names) > 20
+    assert len(set(names)) == len(names)
+
+
+def test_the_engine_calls_what_is_offered_and_nothing_is_offered_in_vain() -> None:
+    assert called() == set(registered())
+
+
+def test_the_preludes_stand_before_the_rooms() -> None:
+    names = [name for name, _ in lua_files()]
+    preludes = [name for name in names if name.startswith("prelude")]
+
+    assert names[0] == "prelude.lua"
+    assert names == [*sorted(preludes), *sorted(set(names) - set(preludes))]
+
+
+def test_every_name_carries_the_major_and_the_hash_of_the_library() -> None:
+    name = library().name
+
+    assert re.fullmatch(rf"ff{CONTRACT_MAJOR}_[0-9a-f]{{12}}", name)
+    assert library().source.startswith(f"#!lua name={name}\n")
+    assert library().function("claim_many") == f"{name}_claim_many"
+    assert "@NAMES@" not in library().source
+    assert f"'{name}_' .. name" in library().source
+
+
+def test_the_same_files_make_the_same_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_files(monkeypatch, lua_files()) == library()
+
+
+def test_any_change_makes_a_library_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = lua_files()
+
+    changed = with_files(monkeypatch, [*files[:-1], (files[-1][0], files[-1][1] + "-- one more line\n")])
+
+    assert changed.name != library().name
+
+
+def test_rooms_do_not_share_their_local_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = with_files(monkeypatch, [("prelude.lua", "local ff = {}\n"), ("a.lua", "local x = 1\n")])
+
+    assert made.source.endswith("local ff = {}\n\ndo\nlocal x = 1\nend\n")
+
+
+def test_loading_only_adds(valkey: ValkeyServer) -> None:
+    client = valkey.client()
+    other = "#!lua name=another_release\nredis.register_function('another_release_ping', function() return 1 end)\n"
+    client.function_load(other, replace=True)
+    engine = open_engine(f"{valkey.url}?prefix=library")
+    assert isinstance(engine.store, ValkeyStore)
+
+    loaded = [engine.store.load() for _ in range(3)]
+
+    engine.close()
+    assert loaded[1:] == [False, False]
+    names = {entry[1] for entry in client.function_list()}
+    assert {b"another_release", library().name.encode()} <= names
+    assert client.fcall("another_release_ping", 0) == 1
+    client.function_delete("another_release")

@@ -1,0 +1,54 @@
+"""What the tests of the SDK share: a worker on a store of its own, and runtimes that are stopped when a test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import pytest
+
+from flowfabric_worker import RunSettings, Runtime, Worker
+from tests.servers import ValkeyServer
+
+Start: TypeAlias = Callable[..., Runtime]
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    """A worker on a fresh store in this process, prepared for tests."""
+    worker = Worker("shop", f"memory://{uuid4().hex}")
+    worker.engine.prepare(testing=True)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def served_url(valkey: ValkeyServer) -> str:
+    """The URL of a store of this test's own on a real server."""
+    return f"{valkey.url}?prefix=t{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def served(served_url: str) -> Iterator[Worker]:
+    """A worker on a store on a real server."""
+    worker = Worker("shop", served_url)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts runtimes, two threads each unless the test says otherwise; they are stopped when it ends."""
+    started: list[Runtime] = []
+
+    def start(worker: Worker, **settings: Any) -> Runtime:
+        runtime = Runtime(worker, RunSettings(**{"threads": 2, **settings}))
+        started.append(runtime)
+        runtime.start()
+        return runtime
+
+    yield start
+    for runtime in started:
+        runtime.stop(timedelta())
