@@ -82,10 +82,15 @@ def ask(script: Script, python: Path, step: str, tasks: int, url: str) -> dict[s
         ClickException: it failed; why stands on stderr.
     """
     command = [str(python), "-m", f"benchmarks.contestants.{script.name}", step, str(tasks)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "BENCHMARK_URL": url}, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
+    environment = {**os.environ, "BENCHMARK_URL": url}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as contestant:
+        try:
+            printed, _ = contestant.communicate()
+        except KeyboardInterrupt:
+            # It was interrupted as well, and ends its workers before it goes.
+            contestant.wait()
+            raise
+    if contestant.returncode:
         raise click.ClickException(f"{script.name} failed in the step {step!r}; what it said stands above.")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return answer

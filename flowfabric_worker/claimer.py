@@ -53,6 +53,11 @@ class Claimer:
         self._pace = _Pace(holdings)
         self._thread = threading.Thread(target=self._work, name="flowfabric-claimer", daemon=True)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
 

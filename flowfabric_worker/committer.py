@@ -49,6 +49,11 @@ class Committer:
         self._moved = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flowfabric-committer", daemon=True)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
 

@@ -113,6 +113,11 @@ class Handlers:
             for number in range(holdings.threads)
         ]
 
+    @property
+    def alive(self) -> bool:
+        """Whether all of its threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()

@@ -42,6 +42,11 @@ class Keeper:
         self._next_heartbeat = now() + HEARTBEAT_EVERY
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
 

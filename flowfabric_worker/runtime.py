@@ -65,15 +65,30 @@ class Runtime:
         Raises:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
+            RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self.start()
-            self._stop_requests.get()
+            fallen = self._await_request()
             self.stop()
+            if fallen:
+                raise RuntimeError(f"The {fallen} of {self.instance_id} ended by itself; its traceback says why.")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _await_request(self) -> str:
+        """Waits until somebody wants it to stop; or until a thread has ended, whose name it answers."""
+        while True:
+            try:
+                self._stop_requests.get(timeout=1.0)
+                return ""
+            except queue.Empty:
+                # A worker that only seems to work is worse than none.
+                for part in (self._claimer, self._keeper, self._committer, self._handlers):
+                    if not part.alive:
+                        return type(part).__name__.lower()
 
     def request_stop(self) -> None:
         """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""

@@ -130,7 +130,7 @@ class _Demo:
         # From before the first submission on, so that no end can be missed.
         self._cursor = self.client.engine.feed_cursor()
         self._submit()
-        self._follow(victim=workers[0])
+        self._follow()
         self._stop()
         infos = {identity: info for identity in self._kinds if (info := self.client.get(identity)) is not None}
         return prove(self._submitted, self._ended, infos, self._interrupted), self._completed_by()
@@ -160,7 +160,7 @@ class _Demo:
         self._open = set(self._kinds)
         self.screen.say(f"{self.count} executions are submitted")
 
-    def _follow(self, victim: WorkerProcess) -> None:
+    def _follow(self) -> None:
         """Takes in the feed until everything has ended, and kills a worker when half of it has."""
         deadline = time.monotonic() + _SPARE_SECONDS + self.count * _SECONDS_EACH
         while self._open and time.monotonic() < deadline:
@@ -170,8 +170,8 @@ class _Demo:
                 self._take(event)
                 if not self._open:
                     break
-                if not victim.killed and 2 * len(self._open) <= self.count:
-                    self._kill(victim)
+                if not self._has_killed() and 2 * len(self._open) <= self.count:
+                    self._kill_one()
                 self._show_states_now_and_then()
         self._show_states()
         self.screen.say("everything has ended" if not self._open else f"{len(self._open)} executions have not ended")
@@ -187,21 +187,27 @@ class _Demo:
             self.screen.advance(kind)
             self.screen.advance(_ALL)
 
-    def _kill(self, victim: WorkerProcess) -> None:
-        """Kills a worker if it holds work now, and starts another one."""
-        instance = self._instances()[victim.pid]
-        if not self._held_by(instance):
+    def _kill_one(self) -> None:
+        """Kills a worker that holds work now, if there is one, and starts another one."""
+        instances = self._instances()
+        for worker in self.fleet.workers:
+            # Paused first: what it holds should not end between this look and the kill.
+            worker.pause()
+            if not self._held_by(instances[worker.pid]):
+                worker.go_on()
+                continue
+            worker.kill()
+            # The dead send nothing: this is what was interrupted, for as long as its leases last.
+            self._interrupted = self._held_by(instances[worker.pid])
+            self.screen.say(
+                f"{worker.name} was killed with SIGKILL while it held {len(self._interrupted)} executions; "
+                f"{self.count - len(self._open)} of {self.count} had ended"
+            )
+            self.screen.say(f"{self.fleet.start().name} starts in its place")
             return
-        ended = self.count - len(self._open)
-        victim.kill()
-        # The dead send nothing, so what they hold now is what was interrupted, until its leases run out.
-        self._interrupted = self._held_by(instance)
-        successor = self.fleet.start()
-        self.screen.say(
-            f"{victim.name} was killed with SIGKILL while it held {len(self._interrupted)} executions; "
-            f"{ended} of {self.count} had ended"
-        )
-        self.screen.say(f"{successor.name} starts in its place")
+
+    def _has_killed(self) -> bool:
+        return any(worker.killed for worker in self.fleet.workers)
 
     def _held_by(self, instance: str) -> set[ExecutionId]:
         """The executions under a lease of a worker."""

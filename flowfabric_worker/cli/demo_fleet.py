@@ -38,6 +38,14 @@ class WorkerProcess:
         """Its process."""
         return self.process.pid
 
+    def pause(self) -> None:
+        """Stops it in the middle of whatever it does."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Ends a pause."""
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """Ends it as a crash does: it gets no chance to say goodbye. Returns when it is dead."""
         self.killed = True
@@ -104,6 +112,7 @@ class Fleet:
         running = [worker for worker in self.workers if worker.process.poll() is None]
         for worker in running:
             worker.process.send_signal(signal.SIGTERM)
+            worker.go_on()
         try:
             for worker in running:
                 worker.process.wait(_STOP_SECONDS)

@@ -77,26 +77,25 @@ end
 
 -- Classes -----------------------------------------------------------------------------------------------------------
 
-function ff.register_class(ctx, class)
-  if ctx.registered[class] then
-    return
-  end
-  ctx.registered[class] = true
-  if call('ZSCORE', ctx.base .. ':classes', class) then
-    return
-  end
-  call('ZADD', ctx.base .. ':classes', 0, class)
-  ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
-  ctx.due['c' .. class] = ctx.now + ff.HOUR
-  ctx.wakes[#ctx.wakes + 1] = { 'l' .. ff.class(class).lane, 100 }
-end
-
--- Whether a lane may hold work of one more class; digits sort before ':', so the range is the lane's own classes.
-function ff.class_fits(ctx, class, lane)
+-- Puts a class into the registry, and its lane into the list of lanes; answers false if the lane is full. Work that
+-- exists already must have its class: for it there is no limit.
+function ff.register_class(ctx, class, limit)
   if ctx.registered[class] or call('ZSCORE', ctx.base .. ':classes', class) then
+    ctx.registered[class] = true
     return true
   end
-  return call('ZLEXCOUNT', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':') < ff.MAX_CLASSES_PER_LANE
+  local known, classes = ff.class(class), ctx.base .. ':classes'
+  -- Digits sort before ':', so the range is the lane's own classes.
+  if limit and call('ZLEXCOUNT', classes, '[' .. known.lane, '(' .. known.lane .. ':') >= limit then
+    return false
+  end
+  call('ZADD', classes, 0, class)
+  call('ZADD', ctx.base .. ':lanes', 0, known.namespace .. known.lane_name)
+  ctx.registered[class] = true
+  ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
+  ctx.due['c' .. class] = ctx.now + ff.HOUR
+  ctx.wakes[#ctx.wakes + 1] = { 'l' .. known.lane, 100 }
+  return true
 end
 
 -- Bringing the indexes after ----------------------------------------------------------------------------------------

@@ -73,10 +73,9 @@ local function create(ctx, args, at)
     return duplicate(ctx, uuid, digest)
   end
   local known = ff.class(class)
-  if not ff.class_fits(ctx, class, known.lane) then
+  if not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
     return ff.failure('too_many_classes', known.lane_name, ff.MAX_CLASSES_PER_LANE)
   end
-  ff.register_class(ctx, class)
 
   local now = ctx.now
   local moment = ff.moment(args[at + 3], now)
@@ -97,18 +96,14 @@ local function create(ctx, args, at)
   local created = ctx.created
   created[#created + 1] = 0
   created[#created + 1] = known.namespace .. uuid
-  ctx.lanes[known.namespace .. known.lane_name] = true
   return { 'created', uuid, state }
 end
 
 ff.register('create_executions', {}, function(ctx, args)
-  ctx.created, ctx.lanes = {}, {}
+  ctx.created = {}
   local answers = ff.each(ctx, args, 1, 13, function(at)
     return create(ctx, args, at)
   end)
   ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
-  for lane in pairs(ctx.lanes) do
-    call('ZADD', ctx.base .. ':lanes', 0, lane)
-  end
   return answers
 end)

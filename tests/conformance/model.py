@@ -6,7 +6,7 @@ world of its own: time acts on it when somebody visits it, by a claim or by upke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -33,6 +33,7 @@ from flowfabric_worker.engine.types.running import (
 )
 from flowfabric_worker.engine.types.states import PublicState, StateVector
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created, CreateExecutionResult, Duplicate
+from flowfabric_worker.engine.wire import WorkClass
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -96,6 +97,15 @@ class Execution:
     @property
     def policy(self) -> ExecutionPolicy:
         return self.args.policy
+
+    @property
+    def work_class(self) -> WorkClass:
+        return WorkClass(
+            namespace="default",
+            lane=self.args.lane,
+            task=self.args.task,
+            capabilities=tuple(sorted(self.policy.required_capabilities)),
+        )
 
     @property
     def vector(self) -> StateVector:
@@ -279,6 +289,7 @@ class Model:
         self.partitions = [Partition() for _ in range(partitions)]
         self.paused: dict[str, int] = {}
         self.lanes: set[str] = set()
+        self.classes: set[WorkClass] = set()
 
     def find(self, execution_id: ExecutionId) -> Execution:
         found = self.partitions[execution_id.partition].executions.get(execution_id.uuid)
@@ -299,13 +310,10 @@ class Model:
         """What a creation must answer; of an id that the engine may choose, the one that it chose."""
         chosen = answer.execution_id
         partition = self.partitions[chosen.partition]
-        if args.idempotency_key is not None:
-            known = [each for each in self.partitions if args.idempotency_key in each.keys]
-            if known:
-                (partition,) = known
-                existing = partition.executions[partition.keys[args.idempotency_key]]
-                same = all(getattr(existing.args, name) == getattr(args, name) for name in ("task", "payload", "codec"))
-                return Duplicate(execution_id=existing.id, same_request=same)
+        existing = self._stands_for(args.idempotency_key)
+        if existing is not None:
+            same = all(getattr(existing.args, name) == getattr(args, name) for name in ("task", "payload", "codec"))
+            return Duplicate(execution_id=existing.id, same_request=same)
         assert chosen.uuid not in partition.executions
         delay = 0 if args.delay is None else ms(args.delay)
         new = Execution(
@@ -327,11 +335,21 @@ class Model:
             partition.keys[new.key] = chosen.uuid
         partition.executions[chosen.uuid] = new
         self.lanes.add(args.lane)
+        self.classes.add(new.work_class)
         return Created(execution_id=chosen, state=new.public)
+
+    def _stands_for(self, key: str | None) -> Execution | None:
+        """The execution that a key stands for, as long as its window is open."""
+        for partition in self.partitions:
+            if key is not None and key in partition.keys:
+                found = partition.executions[partition.keys[key]]
+                if found.dedup_until is not None and found.dedup_until > self.now:
+                    return found
+        return None
 
     # Holders
 
-    def fenced(self, handle: Handle, ending: str = "") -> Execution:
+    def fenced(self, handle: Handle) -> Execution:
         """The execution that a handle's lease holds; refuses in the order that is promised."""
         each = self.find(handle.execution_id)
         if not each.state.startswith("active"):
@@ -344,16 +362,11 @@ class Model:
             raise Refused("stale_lease")
         return each
 
-    def repeated(self, handle: Handle, ending: str) -> tuple[bool, Any]:
-        """Whether a call repeats the one that ended its lease, and what that one answered."""
-        last = self.find(handle.execution_id).last
-        return (True, last[2]) if last and last[:2] == (ending, handle.fence) else (False, None)
-
-    def _ends(self, handle: Handle, ending: str, act: Any) -> Any:
+    def _ends(self, handle: Handle, ending: str, act: Callable[[Partition, Execution], Any]) -> Any:
         """An operation that ends a lease: a repeat gets the first answer."""
-        was_before, answer = self.repeated(handle, ending)
-        if was_before:
-            return answer
+        last = self.find(handle.execution_id).last
+        if last is not None and last[:2] == (ending, handle.fence):
+            return last[2]
         each = self.fenced(handle)
         answer = act(self.partitions[each.id.partition], each)
         each.last = (ending, handle.fence, answer)
@@ -448,9 +461,18 @@ class Model:
         each.state, each.attempt_state = REVOKED, "attempt_interrupted"
         return Revoked(lease_id=each.fence.split(":")[0], lease_epoch=each.epoch)
 
+    def purge(self, target: ExecutionId) -> None:
+        each = self.find(target)
+        if not each.is_terminal:
+            raise Refused("execution_not_terminal")
+        self.partitions[target.partition].remove(each)
+
     def pause(self, lane: str) -> bool:
         self.lanes.add(lane)
-        return self.paused.setdefault(lane, self.now) == self.now and self._newly(lane)
+        if lane in self.paused:
+            return False
+        self.paused[lane] = self.now
+        return True
 
     def resume(self, lane: str) -> bool:
         return self.paused.pop(lane, None) is not None

@@ -140,7 +140,7 @@ def test_after_an_ending_every_other_operation_learns_how_it_ended(engine: Engin
         with refused("execution_not_active") as caught:
             operation(engine, handle)
         assert caught.value.details == {
-            "execution_id": handle.execution_id.uuid,
+            "execution_id": str(handle.execution_id),
             "outcome": OUTCOMES.get(ending, "none"),
             "lease_epoch": str(handle.lease_epoch),
             "phase": PHASES.get(ending, "runnable"),

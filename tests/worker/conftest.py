@@ -13,6 +13,7 @@ from flowfabric_worker import RunSettings, Runtime, Worker
 from tests.servers import ValkeyServer
 
 Start: TypeAlias = Callable[..., Runtime]
+Another: TypeAlias = Callable[[], Worker]
 
 
 @pytest.fixture
@@ -31,16 +32,32 @@ def served_url(valkey: ValkeyServer) -> str:
 
 
 @pytest.fixture
-def served(served_url: str) -> Iterator[Worker]:
-    """A worker on a store on a real server."""
-    worker = Worker("shop", served_url)
-    yield worker
-    worker.close()
+def another(served_url: str) -> Iterator[Another]:
+    """Makes workers on one store on a real server, each with connections of its own, as processes have them."""
+    made: list[Worker] = []
+
+    def make() -> Worker:
+        made.append(Worker("shop", served_url))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.close()
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def served(another: Another) -> Worker:
+    """A worker on a store on a real server."""
+    return another()
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts runtimes, two threads each unless the test says otherwise; they are stopped when it ends."""
+    for name in ("worker", "another"):
+        if name in request.fixturenames:
+            # Set up before, so that it is torn down after: workers are closed when their runtimes have stopped.
+            request.getfixturevalue(name)
     started: list[Runtime] = []
 
     def start(worker: Worker, **settings: Any) -> Runtime:

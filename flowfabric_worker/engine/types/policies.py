@@ -53,7 +53,9 @@ def _duration(least: int) -> Any:
 
 def _count(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1_000_000:
-        raise ValidationError("invalid_policy", f"{attribute.name} must be a whole number from 0 to 1000000, not {value!r}.")
+        raise ValidationError(
+            "invalid_policy", f"{attribute.name} must be a whole number from 0 to 1000000, not {value!r}."
+        )
 
 
 def _classes(words: Iterable[str]) -> frozenset[FailureClass]:

@@ -1,0 +1,344 @@
+"""Random operations by several owners: the engine answers like a small model, and its indexes hold what they must."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.operating import (
+    CancelExecutionArgs,
+    ChangePriorityArgs,
+    ReplayExecutionArgs,
+    RevokeLeaseArgs,
+)
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.running import FailureReason
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs
+from tests.conformance.auditing import audit, audit_lanes
+from tests.conformance.losing import empty_store_beside
+from tests.conformance.model import Model, Partition, Refused, ms, take, told
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+MOST_EXECUTIONS = 12
+MOST_PARTITIONS = 5
+KEYS = {"k1", "k2"}
+FIXED = RetryPolicy(max_retries=2, backoff="fixed", initial=SECOND, jitter=False)
+GROWING = RetryPolicy(max_retries=5, initial=2 * SECOND, maximum=5 * SECOND, jitter=False)
+TIMEOUTS_ONLY = RetryPolicy(
+    max_retries=1, backoff="fixed", initial=timedelta(), jitter=False,
+    retryable_categories=frozenset({FailureClass.TIMEOUT}),
+)  # fmt: skip
+POLICIES = (
+    ExecutionPolicy(),
+    ExecutionPolicy(retry=FIXED, dedup_window=60 * SECOND),
+    ExecutionPolicy(retry=GROWING, max_reclaim_count=1),
+    ExecutionPolicy(retry=TIMEOUTS_ONLY, attempt_timeout=10 * SECOND),
+    ExecutionPolicy(execution_deadline=60 * SECOND, retention=20 * SECOND, dedup_window=10 * SECOND),
+    ExecutionPolicy(required_capabilities=frozenset({"gpu"}), max_replay_count=1, retry=FIXED),
+    ExecutionPolicy(max_reclaim_count=0, retention=timedelta()),
+)
+
+lanes = st.sampled_from(("a", "b"))
+workers = st.sampled_from(("w1", "w2", "w3"))
+picks = st.integers(0, MOST_EXECUTIONS - 1)
+durations = st.sampled_from((0, 1, 5, 10, 31, 61)).map(lambda seconds: seconds * SECOND)
+Answer = tuple[str, Any]
+
+
+def answer_of(call: Callable[[], Any]) -> Answer:
+    """What a call answers, or the code that it is refused with."""
+    try:
+        return "answered", call()
+    except EngineError as error:
+        return "refused", error.code
+    except Refused as refusal:
+        return "refused", refusal.code
+
+
+class Owners(RuleBasedStateMachine):
+    """Three workers and an operator at work on an empty store."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        store = empty_store_beside(engine)
+        self.engine = Engine(lambda: (store, min(engine.partitions, MOST_PARTITIONS)))
+        self.engine.prepare(testing=True)
+        self.clock = START
+        self.engine.set_clock(self.clock)
+        self.model = Model(self.engine.partitions, ms(START - datetime(1970, 1, 1, tzinfo=UTC)))
+        self.handles: list[Handle] = []
+        self.claims = 0
+        self.repeat: Callable[[], None] | None = None
+        # What a claim that had enough may or may not have visited: partition, and how it is if it was.
+        self.maybe: dict[int, Partition] = {}
+
+    # What everybody does
+
+    def both(self, ask: Callable[[], Any], expect: Callable[[], Any]) -> None:
+        """Asks the engine and the model; they must agree. The next repeat asks both again."""
+
+        def run() -> None:
+            expected = answer_of(expect)
+            assert answer_of(ask) == expected
+
+        self.repeat = run
+        run()
+
+    def by_handle(self, pick: int, ask: Callable[[Handle], Any], expect: Callable[[Handle], Any]) -> None:
+        """A call of a holder; `pick` 0 is the newest handle, most others are stale."""
+        if self.handles:
+            handle = self.handles[-1 - pick % len(self.handles)]
+            self.both(lambda: ask(handle), lambda: expect(handle))
+
+    def by_id(self, pick: int, ask: Callable[[ExecutionId], Any], expect: Callable[[ExecutionId], Any]) -> None:
+        """A call of an operator."""
+        known = sorted(each.id for each in self.model.executions())
+        if known:
+            target = known[-1 - pick % len(known)]
+            self.both(lambda: ask(target), lambda: expect(target))
+
+    # Producers
+
+    @precondition(lambda self: len(self.model.executions()) < MOST_EXECUTIONS)
+    @rule(
+        lane=lanes,
+        task=st.sampled_from(("t1", "t2")),
+        policy=st.sampled_from(POLICIES),
+        priority=st.sampled_from((-1, 0, 5, 9000, 10_000)),
+        delay=st.none() | durations,
+        key=st.none() | st.sampled_from(sorted(KEYS)),
+    )
+    def create(self, **wanted: Any) -> None:
+        args = CreateExecutionArgs(idempotency_key=wanted.pop("key"), payload=b"1", **wanted)
+        answer = self.engine.create_execution(args)
+        assert answer == self.model.create(args, answer)
+        self.repeat = None
+
+    # Workers
+
+    @rule(
+        worker=workers,
+        wanted=st.sampled_from((("a",), ("b",), ("a", "b"), ("b", "a"))),
+        capabilities=st.sampled_from((frozenset(), frozenset({"gpu"}))),
+        limit=st.integers(1, 3),
+        lease=st.sampled_from((5 * SECOND, 60 * SECOND)),
+    )
+    def claim(
+        self, worker: str, wanted: tuple[str, ...], capabilities: frozenset[str], limit: int, lease: timedelta
+    ) -> None:
+        self.claims += 1
+        request = ClaimRequest(
+            lanes=[LaneRequest(lane=lane) for lane in wanted],
+            policy=ClaimPolicy(worker_id=worker, worker_instance_id=worker, lease=lease),
+            capabilities=capabilities,
+            limit=limit,
+            claim_id=str(UUID(int=self.claims)),
+        )
+        claimed = self.engine.claim_many(request)
+        left = limit
+        visited = []
+        for number in dict.fromkeys(each.execution_id.partition for each in claimed):
+            got = [each for each in claimed if each.execution_id.partition == number]
+            due = self.claimed_from(self.model.partitions[number], request, left)
+            assert [told(each, each_due) for each, each_due in zip(got, due, strict=True)] == due
+            left -= len(got)
+            visited.append(number)
+        for number, partition in enumerate(self.model.partitions):
+            if number not in visited:
+                after = copy.deepcopy(partition)
+                nothing = not self.claimed_from(after, request, max(left, 1))
+                assert nothing or left == 0, f"partition {number} was passed over"
+                if nothing and left:
+                    self.model.partitions[number] = after
+                elif nothing:
+                    self.maybe[number] = after
+        self.handles += [each.handle for each in claimed]
+        if claimed:
+            self.repeat = lambda: self.claimed_again(request, claimed)
+
+    def claimed_from(self, partition: Partition, request: ClaimRequest, limit: int) -> list[dict[str, Any]]:
+        """What a claim must get from a partition."""
+        partition.visit(self.model.now)
+        wanted = [lane.lane for lane in request.lanes if lane.lane not in self.model.paused]
+        got = []
+        for each in partition.offer(wanted, request.capabilities, self.model.now):
+            policy = request.policy
+            lease = ms(policy.lease)
+            got.append(take(each, str(request.claim_id), policy.worker_instance_id, lease, self.model.now))
+            if len(got) == limit:
+                break
+        return got
+
+    def claimed_again(self, request: ClaimRequest, claimed: list[Any]) -> None:
+        def by_id(each: Any) -> ExecutionId:
+            return each.execution_id
+
+        assert sorted(self.engine.claim_many(request), key=by_id) == sorted(claimed, key=by_id)
+
+    @rule(pick=picks)
+    def renew(self, pick: int) -> None:
+        self.by_handle(pick, self.engine.renew, self.model.renew)
+
+    @rule(pick=picks, percent=st.none() | st.integers(0, 100), message=st.none() | st.sampled_from(("", "half")))
+    def progress(self, pick: int, percent: int | None, message: str | None) -> None:
+        self.by_handle(
+            pick,
+            lambda handle: self.engine.progress(handle, percent, message),
+            lambda handle: self.model.progress(handle, percent, message),
+        )
+
+    @rule(pick=picks, name=st.sampled_from(("one", "two")), value=st.sampled_from((b"", b"1")))
+    def record_step(self, pick: int, name: str, value: bytes) -> None:
+        self.by_handle(
+            pick,
+            lambda handle: self.engine.record_step(handle, name, value),
+            lambda handle: self.model.record_step(handle, name, value),
+        )
+
+    @rule(pick=picks, payload=st.sampled_from((None, b"", b"1")))
+    def complete(self, pick: int, payload: bytes | None) -> None:
+        self.by_handle(
+            pick,
+            lambda handle: self.engine.complete(handle, payload),
+            lambda handle: self.model.complete(handle, payload),
+        )
+
+    @rule(pick=picks, kind=st.sampled_from(FailureClass), after=st.none() | durations)
+    def fail(self, pick: int, kind: FailureClass, after: timedelta | None) -> None:
+        self.by_handle(
+            pick,
+            lambda handle: self.engine.fail(handle, FailureReason(message="boom"), kind, after),
+            lambda handle: self.model.fail(handle, kind, None if after is None else ms(after)),
+        )
+
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        self.by_handle(pick, self.engine.cancel, self.model.cancel)
+
+    @rule(pick=picks, after=durations)
+    def release(self, pick: int, after: timedelta) -> None:
+        self.by_handle(
+            pick,
+            lambda handle: self.engine.release(handle, after),
+            lambda handle: self.model.park(handle, "release", ms(after)),
+        )
+
+    @rule(pick=picks, after=durations)
+    def delay(self, pick: int, after: timedelta) -> None:
+        self.by_handle(
+            pick,
+            lambda handle: self.engine.delay(handle, after),
+            lambda handle: self.model.park(handle, "delay", ms(after)),
+        )
+
+    @rule(pick=picks)
+    def wait_children(self, pick: int) -> None:
+        self.by_handle(
+            pick, self.engine.wait_children, lambda handle: self.model.park(handle, "wait_children", 0)
+        )
+
+    # Operators
+
+    @rule(pick=picks)
+    def cancel_execution(self, pick: int) -> None:
+        self.by_id(
+            pick,
+            lambda target: self.engine.cancel_execution(CancelExecutionArgs(execution_id=target)),
+            self.model.cancel_execution,
+        )
+
+    @rule(pick=picks, priority=st.sampled_from((0, 7, 9000)))
+    def change_priority(self, pick: int, priority: int) -> None:
+        self.by_id(
+            pick,
+            lambda target: self.engine.change_priority(ChangePriorityArgs(execution_id=target, priority=priority)),
+            lambda target: self.model.change_priority(target, priority),
+        )
+
+    @rule(pick=picks)
+    def replay_execution(self, pick: int) -> None:
+        self.by_id(
+            pick,
+            lambda target: self.engine.replay_execution(ReplayExecutionArgs(execution_id=target)),
+            self.model.replay,
+        )
+
+    @rule(pick=picks)
+    def revoke_lease(self, pick: int) -> None:
+        self.by_id(
+            pick,
+            lambda target: self.engine.revoke_lease(RevokeLeaseArgs(execution_id=target)),
+            self.model.revoke,
+        )
+
+    @rule(pick=picks)
+    def purge(self, pick: int) -> None:
+        self.by_id(pick, self.engine.purge, self.model.purge)
+
+    @rule(lane=lanes)
+    def pause_lane(self, lane: str) -> None:
+        self.both(lambda: self.engine.pause_lane(lane), lambda: self.model.pause(lane))
+
+    @rule(lane=lanes)
+    def resume_lane(self, lane: str) -> None:
+        self.both(lambda: self.engine.resume_lane(lane), lambda: self.model.resume(lane))
+
+    # Everything else
+
+    @precondition(lambda self: self.repeat is not None)
+    @rule()
+    def repeat_the_last_call(self) -> None:
+        assert self.repeat is not None
+        self.repeat()
+
+    @rule(seconds=st.sampled_from((1, 5, 10, 61, 3600, 24 * 3600)))
+    def move_the_clock(self, seconds: int) -> None:
+        self.clock += seconds * SECOND
+        self.model.now += seconds * 1000
+        self.engine.set_clock(self.clock)
+        self.repeat = None
+
+    @rule()
+    def run_upkeep(self) -> None:
+        assert not self.engine.run_upkeep(500).more
+        self.model.upkeep()
+        self.repeat = None
+
+    @invariant()
+    def everything_is_as_it_must_be(self) -> None:
+        for number, partition in enumerate(self.model.partitions):
+            visited = self.maybe.pop(number, None)
+            if visited is not None:
+                try:
+                    audit(self.engine, self.model, number, partition, KEYS)
+                    continue
+                except AssertionError:
+                    self.model.partitions[number] = partition = visited
+            audit(self.engine, self.model, number, partition, KEYS)
+        audit_lanes(self.engine, self.model)
+
+
+def test_random_operations_by_several_owners_go_as_the_model_says(engine: Engine) -> None:
+    run_state_machine_as_test(
+        lambda: Owners(engine),
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
