@@ -73,7 +73,7 @@ class _Bytecode:
         return struct.unpack(f"<{count}I", self._take(4 * count))
 
     def _string(self) -> str:
-        return self._take(int.from_bytes(self._take(8), "little"))[:-1].decode()
+        return self._take(int.from_bytes(self._take(8), "little"))[:-1].decode("latin-1")
 
     def _constant(self) -> str:
         kind = self._take(1)[0]

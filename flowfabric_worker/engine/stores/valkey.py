@@ -15,7 +15,13 @@ from typing import Any, TypeAlias, cast
 import redis
 from redis.connection import ConnectionPool
 
-from flowfabric_worker.engine.errors import EngineError, ResourceExhaustedError, TransportError, UnavailableError
+from flowfabric_worker.engine.errors import (
+    EngineError,
+    ResourceExhaustedError,
+    TransportError,
+    UnavailableError,
+    ValidationError,
+)
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
 from flowfabric_worker.engine.stores.library import library
@@ -209,6 +215,8 @@ class ValkeyStore(Store):
             return transport("authentication_failed", f"{self.address} refused the user or the password: check the URL.")
         if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM"):
             return transport("permission_denied", f"The user of {self.address} lacks a right: {text}")
+        if isinstance(error, redis.DataError):
+            return ValidationError("invalid_input", f"An argument is of a type that cannot be sent: {text}")
         if isinstance(error, redis.TimeoutError | TimeoutError):
             return transport("store_timeout", f"{self.address} did not answer in time.")
         if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
