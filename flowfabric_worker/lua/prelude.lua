@@ -281,7 +281,8 @@ end
 
 -- What a class says of itself: its lane (packed), its namespace (packed), and the lane's name. There are few classes, so
 -- each is read apart once; the memory of them is begun anew before it grows large.
-ff.known_classes, ff.known_class_count = {}, 0
+ff.known_classes = {}
+ff.known_class_count = 0
 
 function ff.class(class)
   local known = ff.known_classes[class]

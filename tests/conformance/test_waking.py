@@ -243,14 +243,14 @@ def test_a_resumed_lane_wakes_those_who_wait_for_it(engine: Engine, another: Ope
 
 
 def test_one_of_very_many_kinds_of_work_wakes_a_worker(engine: Engine, another: Opener) -> None:
-    tasks = [f"t{number}" for number in range(2 * MAX_CLASSES_PER_CLAIM)]
+    tasks = [f"t{number}" for number in range(5 * MAX_CLASSES_PER_CLAIM)]
     for partition in range(engine.partitions):
         ids = ids_in(engine, partition, len(tasks))
         all_created(engine, [creation(task=task, execution_id=each) for task, each in zip(tasks, ids, strict=True)])
     while claimed_ids(engine):
         pass
 
-    for task in (tasks[0], tasks[-1], tasks[MAX_CLASSES_PER_CLAIM]):
+    for task in (tasks[0], tasks[-1], tasks[100], tasks[200], tasks[300]):
         waiter = waiting(engine)
         created(another(), task=task)
         assert [each.task for each in waiter.result()] == [task]

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import Runtime, RunSettings, ValidationError, Worker, current
+from flowfabric_worker import RunSettings, Runtime, ValidationError, Worker, current
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.task import Run
 from tests.servers import ValkeyServer, wait_until
 from tests.worker.conftest import Another, Start
@@ -42,6 +43,12 @@ def calls_of(server: ValkeyServer) -> int:
     """How many functions the server has run."""
     stats = server.client().info("commandstats")
     return sum(stats[name]["calls"] for name in ("cmdstat_fcall",) if name in stats)
+
+
+def known_workers(worker: Worker) -> dict[str, WorkerInfo]:
+    """The workers that the store knows, by their instance ids."""
+    page = worker.engine.list_workers().workers
+    return {each.worker_instance_id: each for each in page if isinstance(each, WorkerInfo)}
 
 
 # Starting and stopping
@@ -155,7 +162,7 @@ def test_idle_workers_wait_in_the_store_without_polling(valkey: ValkeyServer, an
     for worker in workers:
         worker.task(len)
         start(worker)
-    wait_until(lambda: calls_of(valkey) == (time.sleep(0.5) or calls_of(valkey)), "they have come to rest")
+    wait_until(lambda: len(known_workers(workers[0])) == 8, "all have begun")
 
     before, cpu = calls_of(valkey), time.process_time()
     time.sleep(2)
@@ -266,12 +273,12 @@ def test_a_worker_takes_only_what_it_offers_the_capabilities_for(another: Anothe
 def test_workers_of_one_name_are_told_apart_and_marked_when_they_stop(served: Worker, start: Start) -> None:
     served.task(len)
     first, second = start(served), start(served)
-    seen = {each.worker_instance_id: each for each in served.engine.list_workers().workers}
+    seen = known_workers(served)
 
     assert set(seen) == {first.instance_id, second.instance_id}
     assert {each.worker_id for each in seen.values()} == {"shop"}
     first.stop()
-    alive = {each.worker_instance_id: each.alive for each in served.engine.list_workers().workers}
+    alive = {instance: each.alive for instance, each in known_workers(served).items()}
     assert alive == {first.instance_id: False, second.instance_id: True}
 
 
@@ -315,7 +322,7 @@ def test_nothing_is_kept_of_failed_tasks(served: Worker, start: Start) -> None:
     def fail_many(count: int) -> int:
         """Runs failing tasks; returns how much memory is in use when they are over."""
         locals_.clear()
-        failing.submit_many([()] * count)[-1].state()
+        failing.submit_many([()] * count)
         wait_until(lambda: len(locals_) == count and not any(ref() for ref in locals_), "their locals are gone", 60)
         return tracemalloc.get_traced_memory()[0]
 
