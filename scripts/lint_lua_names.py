@@ -107,7 +107,9 @@ def unknown_fields(sources: Sequence[str]) -> list[list[Use]]:
 
 def _fields(tokens: Sequence[Token]) -> Iterator[tuple[Use, bool]]:
     """Every `ff.name`, and whether it is defined there."""
-    windows = zip(*(tokens[shift:] for shift in range(6)), strict=False)
+    # The first token has nothing before it; anything that is not the word `function` will do.
+    padded = [*tokens[:1], *tokens]
+    windows = zip(*(padded[shift:] for shift in range(6)), strict=False)
     for before, table, dot, field, behind, equals in windows:
         if table.is_name("ff") and dot.is_symbol("."):
             assigned = behind.is_symbol("=") and not equals.is_symbol("=")

@@ -45,9 +45,7 @@ def test_what_runs_may_finish_within_the_grace(served: Worker, start: Start) -> 
     assert waiting.state() is PublicState.WAITING
 
 
-def test_what_still_runs_after_the_grace_starts_elsewhere_at_once(
-    another: Another, start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_still_runs_after_the_grace_starts_elsewhere_at_once(another: Another, start: Start) -> None:
     over = threading.Event()
     begun = threading.Event()
     told: list[str] = []
