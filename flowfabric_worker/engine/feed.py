@@ -117,6 +117,8 @@ class Feed(EngineCore):
                 if remaining <= 0:
                     return
                 waiter.wait(remaining)
+                if waiter.stopped:
+                    return
         finally:
             self.listener.forget(waiter)
 

@@ -33,6 +33,7 @@ from tests.conformance.work import (
 )
 from tests.conftest import Clock
 from tests.dumping import Dump
+from tests.servers import wait_until
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
@@ -441,3 +442,15 @@ def test_what_is_read_of_an_end_is_what_was_told(engine: Engine) -> None:
     (event,) = told(engine)
 
     assert event.tags == {}
+
+
+def test_closing_the_engine_ends_a_subscription_that_waits(engine: Engine, store_url: str, dump: Dump) -> None:
+    other = open_engine(store_url)
+    events: list[CompletionEvent] = []
+    reader = threading.Thread(target=lambda: events.extend(other.subscribe_completions()))
+    reader.start()
+    wait_until(lambda: len([key for key in dump() if key.endswith(":waiters")]) == other.partitions, "it waits everywhere")
+    other.close()
+    reader.join(timeout=10)
+    assert not reader.is_alive()
+    assert events == []

@@ -41,15 +41,15 @@ TIMEOUTS_ONLY = RetryPolicy(
     max_retries=1, backoff="fixed", initial=timedelta(), jitter=False,
     retryable_categories=frozenset({FailureClass.TIMEOUT}),
 )  # fmt: skip
-POLICIES = (
-    ExecutionPolicy(),
-    ExecutionPolicy(retry=FIXED, dedup_window=60 * SECOND),
-    ExecutionPolicy(retry=GROWING, max_reclaim_count=1),
-    ExecutionPolicy(retry=TIMEOUTS_ONLY, attempt_timeout=10 * SECOND),
-    ExecutionPolicy(execution_deadline=60 * SECOND, retention=20 * SECOND, dedup_window=10 * SECOND),
-    ExecutionPolicy(required_capabilities=frozenset({"gpu"}), max_replay_count=1, retry=FIXED),
-    ExecutionPolicy(max_reclaim_count=0, retention=timedelta()),
-)
+POLICIES = {
+    "plain": ExecutionPolicy(),
+    "retried": ExecutionPolicy(retry=FIXED, dedup_window=60 * SECOND),
+    "retried ever later": ExecutionPolicy(retry=GROWING, max_reclaim_count=1),
+    "timed": ExecutionPolicy(retry=TIMEOUTS_ONLY, attempt_timeout=10 * SECOND),
+    "short-lived": ExecutionPolicy(execution_deadline=60 * SECOND, retention=20 * SECOND, dedup_window=10 * SECOND),
+    "demanding": ExecutionPolicy(required_capabilities=frozenset({"gpu"}), max_replay_count=1, retry=FIXED),
+    "never reclaimed": ExecutionPolicy(max_reclaim_count=0, retention=timedelta()),
+}
 
 lanes = st.sampled_from(("a", "b"))
 workers = st.sampled_from(("w1", "w2", "w3"))
@@ -116,13 +116,13 @@ class Owners(RuleBasedStateMachine):
     @rule(
         lane=lanes,
         task=st.sampled_from(("t1", "t2")),
-        policy=st.sampled_from(POLICIES),
+        policy=st.sampled_from(sorted(POLICIES)),
         priority=st.sampled_from((-1, 0, 5, 9000, 10_000)),
         delay=st.none() | durations,
         key=st.none() | st.sampled_from(sorted(KEYS)),
     )
-    def create(self, **wanted: Any) -> None:
-        args = CreateExecutionArgs(idempotency_key=wanted.pop("key"), payload=b"1", **wanted)
+    def create(self, policy: str, key: str | None, **wanted: Any) -> None:
+        args = CreateExecutionArgs(policy=POLICIES[policy], idempotency_key=key, payload=b"1", **wanted)
         answer = self.engine.create_execution(args)
         assert answer == self.model.create(args, answer)
         self.repeat = None

@@ -13,7 +13,7 @@ import pytest
 
 from flowfabric_worker import Delay, ExecutionFailed, RetryPolicy, Worker, current
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.testing import Clock, MemoryWorker, in_memory, run_until_idle
+from flowfabric_worker.testing import Clock, in_memory, run_until_idle
 
 ROOT = Path(__file__).parents[2]
 HOUR = timedelta(hours=1)
@@ -163,7 +163,3 @@ def test_an_application_gets_the_fixtures_from_the_plugin(tmp_path: Path) -> Non
 
 def test_the_plugin_is_announced_to_pytest() -> None:
     assert "pytest11 =\n    flowfabric = flowfabric_worker.testing\n" in (ROOT / "setup.cfg").read_text()
-
-
-def test_a_memory_worker_is_a_worker() -> None:
-    assert issubclass(MemoryWorker, Worker)
