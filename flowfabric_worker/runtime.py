@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
@@ -60,7 +62,7 @@ class Runtime:
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT: then what runs may finish within the grace, and the rest is handed back.
 
-        A second signal hands everything back at once.
+        A second signal hands everything back at once. SIGUSR1 prints what every thread does.
 
         Raises:
             EngineError: the store cannot be used.
@@ -68,6 +70,8 @@ class Runtime:
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        if sys.__stderr__ is not None:
+            faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)
         try:
             self.start()
             fallen = self._await_request()
@@ -75,6 +79,7 @@ class Runtime:
             if fallen:
                 raise RuntimeError(f"The {fallen} of {self.instance_id} ended by itself; its traceback says why.")
         finally:
+            faulthandler.unregister(signal.SIGUSR1)
             for number, handler in previous.items():
                 signal.signal(number, handler)
 

@@ -265,7 +265,7 @@ class Claiming(Classes):
         # A lane without classes gives nothing new.
         lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
         for partition in range(self.partitions):
-            reply = self.call("reserve", partition, [*head, *lane])
+            reply = self.call("reserve", partition, [*head, 0, *lane])
             if reply[0] == b"granted":
                 return _grant(partition, reply, args.worker_id)
         return None
@@ -275,7 +275,7 @@ class Claiming(Classes):
             known, lanes = self.fitting(partition, request)
             revision = known
             for portion in self.portions(lanes):
-                reply = self.call("reserve", partition, [*head, *portion])
+                reply = self.call("reserve", partition, [*head, known, *portion])
                 if reply[0] == b"granted":
                     return reply
                 revision = reply[1]

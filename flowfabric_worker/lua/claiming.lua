@@ -277,7 +277,7 @@ end
 --
 -- Arguments: claim id, holder (pack{worker id, instance, topic}), instance (pack{namespace, instance}), waiter, lease
 -- in ms, how long to wait in ms, limit, the revision of the classes that the caller knows, then the lanes.
--- Answers: now, next due moment, revision, the items. An empty answer under an old revision: read the classes anew.
+-- Answers: now, next due moment, revision, the items. Under an old revision there are none: read the classes anew.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
   local ttl, wait_ms, limit, known = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
@@ -287,7 +287,11 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local due
   if not items then
     ff.run_due(ctx, ff.DUE_PER_CLAIM)
-    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
+    items = {}
+    -- Among classes that are out of date the first in order may be missing.
+    if known == ctx.revision then
+      items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
+    end
     if #items > 0 then
       remember_claim(ctx, instance, claim_id, items, ttl)
       wake_next(ctx, lanes)
@@ -334,11 +338,12 @@ end)
 
 -- reserve: sets one ready execution aside for a named worker, for a time.
 --
--- Arguments: grant id, instance (pack{namespace, instance}), worker id, time in ms, then the one lane.
+-- Arguments: grant id, instance (pack{namespace, instance}), worker id, time in ms, the revision of the classes that the
+-- caller knows, then the one lane.
 -- Answers: 'granted' uuid until; or 'none' revision.
 ff.register('reserve', {}, function(ctx, args)
-  local grant_id, instance, worker, ttl = args[1], 'g' .. args[2], args[3], tonumber(args[4])
-  local lane = lanes_of(args, 5)[1]
+  local grant_id, instance, worker, ttl, known = args[1], 'g' .. args[2], args[3], tonumber(args[4]), tonumber(args[5])
+  local lane = lanes_of(args, 6)[1]
   local last = call('HGET', ctx.base .. ':claims', instance)
   if last and ff.unpack(last)[1] == grant_id then
     local uuid = ff.unpack(last)[2]
@@ -349,7 +354,7 @@ ff.register('reserve', {}, function(ctx, args)
   end
   ff.run_due(ctx, ff.DUE_PER_CLAIM)
   local granted
-  if not paused(ctx, lane) then
+  if known == ctx.revision and not paused(ctx, lane) then
     each_ready(ctx, lane.classes, 16, function(record)
       granted = record
       return false

@@ -120,7 +120,8 @@ def demanded_execution(each: Execution) -> dict[str, Any]:
         "timeout": each.timeout_at if each.state == RUNNING else None,
         "counts": (each.attempt_count, each.retry_count, each.reclaim_count, each.replay_count, len(each.steps)),
         "past attempts": each.past_attempts,
-        "progress": each.progress,
+        # An empty message reads as none.
+        "progress": (each.progress[0], each.progress[1] or None),
     }
 
 

@@ -39,10 +39,10 @@ class Site:
     journal: Path
     processes: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
 
-    def start(self, lease: float) -> subprocess.Popen[bytes]:
+    def start(self, lease: float, stderr: int | None = None) -> subprocess.Popen[bytes]:
         """A worker process that waits for work."""
         command = [sys.executable, "-m", "tests.faults.counting", self.url, str(self.journal), str(lease)]
-        process = subprocess.Popen(command, cwd=ROOT)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=stderr)
         self.processes.append(process)
         wait_until(lambda: self.instance_of(process), "the worker has registered", 30)
         return process
@@ -141,3 +141,16 @@ def test_a_second_signal_hands_back_what_runs_and_it_starts_elsewhere_at_once(si
     assert twice <= set(site.begun_by(told))
     assert {site.info_of(run).reclaim_count for run in runs} == {0}
     assert {run.state() for run in runs} == {PublicState.COMPLETED}
+
+
+def test_a_worker_prints_what_its_threads_do_when_it_is_asked(site: Site) -> None:
+    process = site.start(LONG_LEASE, stderr=subprocess.PIPE)
+    assert site.task.submit(0).result(10) == 0
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=10)
+
+    assert process.returncode == 0
+    assert printed.count(b"Thread 0x") >= 8 + 3
+    assert b"handlers.py" in printed
+    assert b"claimer.py" in printed

@@ -69,3 +69,9 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     yield start
     for runtime in started:
         runtime.stop(timedelta())
+
+
+@pytest.fixture
+def times() -> Iterator[int]:
+    """Counts the runs of a handler that asks for the next number."""
+    return iter(range(1, 1000))

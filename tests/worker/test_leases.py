@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
+from flowfabric_worker.claimer import hold
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.held import Holdings, now
+from tests.conformance.work import claim_one
 from tests.servers import ValkeyServer, running, wait_until
 from tests.worker.conftest import Another, Start
 
@@ -231,30 +234,44 @@ def test_a_handler_that_never_asks_has_its_result_dropped(
     assert run.state() is PublicState.CANCELLED
 
 
-def test_the_loss_of_one_lease_does_not_touch_the_next_one(
+def test_news_of_an_earlier_lease_do_not_touch_the_present_one(
     served: Worker, start: Start, begun: threading.Event, over: threading.Event
 ) -> None:
-    seen: list[bool] = []
+    told: list[bool] = []
 
     @served.task
-    def again() -> str:
-        if not begun.is_set():
-            begun.set()
-            over.wait(10)
-            return "first"
-        # The news of the first loss have come when this begins, or come now.
-        time.sleep(0.3)
-        seen.append(current().cancelled.is_set())
-        return "second"
+    def wait() -> None:
+        begun.set()
+        assert over.wait(10)
+        told.append(current().cancelled.wait(0.3))
 
     start(served)
-    run = again.submit()
+    run = wait.submit()
     assert begun.wait(10)
-    served.engine.revoke_lease(RevokeLeaseArgs(execution_id=run.id))
-
-    assert run.result(10) == "second"
-    assert seen == [False]
+    engine = served.engine
+    earlier = "00000000-0000-4000-8000-000000000000:1:00000000-0000-4000-8000-000000000000"
+    engine.store.wake(engine.listener.topic, f"lost {run.id} {earlier}".encode())
     over.set()
+
+    assert run.result(10) is None
+    assert told == [False]
+
+
+def test_work_that_comes_back_is_lost_to_its_former_holder(worker: Worker) -> None:
+    task = worker.task(name="wait")(lambda: None)
+    run = task.submit()
+    holdings = Holdings(threads=1)
+    former = hold(claim_one(worker.engine, "default"), task, now())
+    holdings.add(former)
+    assert not former.cancelled.is_set()
+    worker.engine.revoke_lease(RevokeLeaseArgs(execution_id=run.id))
+    present = hold(claim_one(worker.engine, "default"), task, now())
+    holdings.add(present)
+
+    assert (former.lost, present.lost) == ("lease lost", None)
+    assert former.cancelled.is_set()
+    holdings.drop(former)
+    assert holdings.executions == {str(run.id): present}
 
 
 # Threads that go on
@@ -300,6 +317,29 @@ def test_an_error_of_the_store_does_not_end_the_claimer(
     start(worker)
 
     assert task.submit(1).result(10) == 2
+
+
+def test_outcomes_that_are_refused_together_are_sent_one_by_one(
+    worker: Worker, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    complete = worker.engine.complete_many
+
+    def refuse_many(completions: Any) -> Any:
+        sizes.append(len(completions))
+        if len(completions) > 1:
+            raise UnavailableError("complete_many")
+        # So that others gather meanwhile.
+        time.sleep(0.01)
+        return complete(completions)
+
+    monkeypatch.setattr(worker.engine, "complete_many", refuse_many)
+    task = worker.task(name="add")(lambda a: a + 1)
+    runs = task.submit_many((number,) for number in range(30))
+    start(worker)
+
+    assert [run.result(10) for run in runs] == list(range(1, 31))
+    assert max(sizes) > 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

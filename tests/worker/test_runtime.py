@@ -17,21 +17,13 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import RunSettings, Runtime, ValidationError, Worker, current
-from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
-from flowfabric_worker.task import Run
 from tests.servers import ValkeyServer, wait_until
 from tests.worker.conftest import Another, Start
+from tests.worker.looking import info_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def info_of(worker: Worker, run: Run[Any]) -> ExecutionInfo:
-    """What the store holds of a run."""
-    info = worker.engine.read_execution_info(run.id)
-    assert info is not None
-    return info
 
 
 def threads_named(part: str) -> list[str]:

@@ -7,24 +7,16 @@ import signal
 import threading
 import time
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from flowfabric_worker import Interrupted, Run, RunSettings, Runtime, Worker, current
-from flowfabric_worker.engine.types.reads import ExecutionInfo
+from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
 from flowfabric_worker.engine.types.states import PublicState
 from tests.servers import wait_until
 from tests.worker.conftest import Another, Start
+from tests.worker.looking import info_of
 
 MINUTE = timedelta(minutes=1)
-
-
-def info_of(worker: Worker, run: Run[Any]) -> ExecutionInfo:
-    """What the store holds of a run."""
-    info = worker.engine.read_execution_info(run.id)
-    assert info is not None
-    return info
 
 
 def test_what_runs_may_finish_within_the_grace(served: Worker, start: Start) -> None:
