@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from datetime import timedelta
 
@@ -79,6 +80,9 @@ def run(
     worker.url = url or worker.url
     worker.namespace = namespace or worker.namespace
     settings = RunSettings(threads=threads, lanes=lanes or {}, offers=offers or frozenset(), lease=lease, grace=grace)
+    # What the runtime finds is what it leaves behind: a signal that comes after the stop must not spoil its exit code.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     try:
         Runtime(worker, settings).run()
     finally:

@@ -50,6 +50,22 @@ def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(
     assert (info.public_state, info.retry_count, info.reclaim_count) == (PublicState.WAITING, 0, 0)
 
 
+def test_a_storm_of_signals_hands_everything_back_at_once_and_exits_0(
+    client: Client, start_worker: StartWorker
+) -> None:
+    nap = client.submit("nap", (60,), lane="naps")
+    worker = start_worker("--grace", "60s")
+    await_state(client, str(nap.id), PublicState.ACTIVE)
+
+    def keep_signalling() -> bool:
+        worker.signal(signal.SIGTERM)
+        return worker.popen.poll() is not None
+
+    wait_until(keep_signalling, "the worker has ended", timeout=20)
+    assert worker.wait() == 0
+    assert client.run(nap.id).state() is PublicState.WAITING
+
+
 def test_the_work_of_a_killed_worker_is_finished_by_another_one(client: Client, start_worker: StartWorker) -> None:
     naps = client.submit_many("nap", [(0.2,)] * 20, lane="naps")
     first = start_worker("--threads", 2, "--lease", "1s")
