@@ -37,13 +37,9 @@ def check_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         licensed = any(name.endswith("/LICENSE") for name in archive.namelist())
-    wanted = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*") if path.suffix in SHIPPED
-    }
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*") if path.suffix in SHIPPED}
     if packed != wanted:
-        sys.exit(
-            f"missing from the wheel: {sorted(wanted - packed)}; not wanted in it: {sorted(packed - wanted)}"
-        )
+        sys.exit(f"missing from the wheel: {sorted(wanted - packed)}; not wanted in it: {sorted(packed - wanted)}")
     if not licensed:
         sys.exit("the wheel holds no LICENSE; setup.cfg names it in license_files")
 

@@ -163,9 +163,7 @@ def _uses_of_redis(tokens: Sequence[Token]) -> Iterator[Breach]:
             yield Breach(token.line, f"redis.{member} is used, keep to {', '.join(sorted(SHARED_API))}")
         elif _at(tokens, index - 1).is_symbol("=") and _at(tokens, index - 2).text != member:
             renamed = _at(tokens, index - 2).text
-            yield Breach(
-                token.line, f"redis.{member} is renamed {renamed}, write `local {member} = redis.{member}`"
-            )
+            yield Breach(token.line, f"redis.{member} is renamed {renamed}, write `local {member} = redis.{member}`")
 
 
 def _forbidden_commands(tokens: Sequence[Token]) -> Iterator[Breach]:
@@ -180,9 +178,7 @@ def _unpacks(tokens: Sequence[Token], bounded: frozenset[int]) -> Iterator[Breac
     for index, token in enumerate(tokens):
         elsewhere = _at(tokens, index - 1).is_symbol(".") and not _at(tokens, index - 2).is_name("table")
         if token.is_name("unpack") and not elsewhere and token.line not in bounded:
-            yield Breach(
-                token.line, "unpack fails on a long table, send chunks or add `-- bounded: <reason>`"
-            )
+            yield Breach(token.line, "unpack fails on a long table, send chunks or add `-- bounded: <reason>`")
 
 
 def _calls(tokens: Sequence[Token]) -> Iterator[CommandCall]:

@@ -93,9 +93,7 @@ def unknown_globals(prelude: str, room: str) -> list[Use]:
     dump = runtime.eval(b"function(source) return string.dump(assert(loadstring(source, '=room'))) end")
     first = prelude.count("\n") + 1
     uses = _Bytecode(dump(f"{prelude}\n{room}".encode())).global_uses()
-    return sorted(
-        Use(use.line - first, use.name) for use in uses if use.name not in GLOBALS and use.line > first
-    )
+    return sorted(Use(use.line - first, use.name) for use in uses if use.name not in GLOBALS and use.line > first)
 
 
 def unknown_fields(sources: Sequence[str]) -> list[list[Use]]:

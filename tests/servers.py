@@ -109,7 +109,14 @@ class ValkeyCluster:
     """Three primaries that share the slots."""
 
     def __init__(self) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
+        options = (
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "2000",
+            "--cluster-require-full-coverage",
+            "no",
+        )
         self.nodes = [ValkeyServer(*options, port=port) for port in free_ports(3)]
         bounds = [0, 5461, 10923, 16384]
         for node, first, behind in zip(self.nodes, bounds, bounds[1:], strict=False):

@@ -151,7 +151,7 @@ class EngineBackend(CoordinationBackend):
         """
         raise UnavailableError("complete")
 
-    def complete_many(self, completions: Sequence[Completion]) -> list[None | EngineError]:
+    def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
         """Completes many executions in one round trip."""
         raise UnavailableError("complete_many")
 
@@ -181,7 +181,7 @@ class EngineBackend(CoordinationBackend):
         """Hands a claim back, ready at once or after a delay: same place, same attempt, no retry used."""
         raise UnavailableError("release")
 
-    def release_many(self, handles: Sequence[Handle], delay: timedelta | None = None) -> list[None | EngineError]:
+    def release_many(self, handles: Sequence[Handle], delay: timedelta | None = None) -> list[EngineError | None]:
         """Hands many claims back in one round trip."""
         raise UnavailableError("release_many")
 

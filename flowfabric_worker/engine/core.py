@@ -101,8 +101,8 @@ class EngineCore:
         if self._wanted_partitions not in (None, partitions):
             raise ConflictError(
                 "configuration_mismatch",
-                f"The store was set up with {partitions} partitions, not {self._wanted_partitions}; leave the number out "
-                "to take the stored one.",
+                f"The store was set up with {partitions} partitions, not {self._wanted_partitions}; leave the number "
+                "out to take the stored one.",
                 what="partitions",
                 stored=partitions,
                 given=self._wanted_partitions,
@@ -256,8 +256,8 @@ class EngineCore:
         if len(payload) > self.limits.payload_bytes:
             raise ValidationError(
                 "payload_too_large",
-                f"The {what} has {len(payload)} bytes; at most {self.limits.payload_bytes} are allowed. Store it elsewhere "
-                "and pass its address.",
+                f"The {what} has {len(payload)} bytes; at most {self.limits.payload_bytes} are allowed. Store it "
+                "elsewhere and pass its address.",
                 limit=self.limits.payload_bytes,
             )
 

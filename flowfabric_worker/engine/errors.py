@@ -85,7 +85,9 @@ class UnavailableError(EngineError):
     default_code = "unavailable"
 
     def __init__(self, op: str, message: str = "", code: str | None = None, **details: Any) -> None:
-        super().__init__(code, message or f"This engine does not offer '{op}'; capabilities() lists what it does.", **details)
+        super().__init__(
+            code, message or f"This engine does not offer '{op}'; capabilities() lists what it does.", **details
+        )
         self.op = op
 
 
@@ -147,14 +149,18 @@ CODES: dict[str, Row] = {
     "invalid_input": Row(ValidationError, False, "An argument is not valid."),
     "invalid_execution_id": Row(ValidationError, False, "That is not an execution id."),
     "invalid_partition_key": Row(ValidationError, False, "That is not a partition key."),
-    "partition_mismatch": Row(ValidationError, False, "The execution id lies in another partition than its key or flow."),
+    "partition_mismatch": Row(
+        ValidationError, False, "The execution id lies in another partition than its key or flow."
+    ),
     "duplicate_in_call": Row(ValidationError, False, "An id or key may stand once in a call."),
     "invalid_capabilities": Row(ValidationError, False, "A capability is not valid."),
     "invalid_policy": Row(ValidationError, False, "The policy is not valid."),
     "invalid_tag_key": Row(ValidationError, False, "A tag's key is not valid."),
     "invalid_cursor": Row(ValidationError, False, "That cursor is not one that this engine gave."),
     "invalid_url": Row(ValidationError, False, "That is not the URL of a store."),
-    "payload_too_large": Row(ValidationError, False, "The payload is over the limit; store it elsewhere and pass its address."),
+    "payload_too_large": Row(
+        ValidationError, False, "The payload is over the limit; store it elsewhere and pass its address."
+    ),
     "journal_full": Row(ValidationError, False, "The execution's journal of steps is full.", ("execution_id", "limit")),
     "handle_from_other_backend": Row(ValidationError, False, "That handle belongs to another kind of store."),
     "corruption": Row(ValidationError, False, "A stored record is damaged.", ("execution_id", "field")),
@@ -215,7 +221,9 @@ CODES: dict[str, Row] = {
         ("execution_id", "outcome", "lease_epoch", "phase", "attempt_id"),
     ),
     "lease_expired": Row(StateError, False, "The lease ran out; another worker goes on with the execution.", _ID),
-    "lease_revoked": Row(StateError, False, "The lease was taken away; another worker goes on with the execution.", _ID),
+    "lease_revoked": Row(
+        StateError, False, "The lease was taken away; another worker goes on with the execution.", _ID
+    ),
     "stale_lease": Row(StateError, False, "Another lease holds the execution now.", _ID),
     "execution_not_terminal": Row(StateError, False, "The execution has not ended yet.", ("execution_id", "state")),
     "max_replays_exhausted": Row(StateError, False, "The execution was replayed as often as its policy allows.", _ID),

@@ -35,11 +35,13 @@ class Feed(EngineCore):
             return outcome
         event = self.listener.watch(str(execution_id), self._ended_of)
         try:
-            status = self.call("watch_executions", execution_id.partition, [self.listener.topic, execution_id.uuid])[0][0]
+            status = self.call("watch_executions", execution_id.partition, [self.listener.topic, execution_id.uuid])[0][
+                0
+            ]
             while status == b"watched" and not event.wait(_remaining(deadline)):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise EngineTimeoutError(
-                        message=f"{execution_id} did not end within {timeout}; it goes on, and may be waited for again.",
+                        message=f"{execution_id} did not end within {timeout}; it goes on. Wait for it again.",
                         execution_id=str(execution_id),
                     )
         finally:
@@ -172,6 +174,8 @@ def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEv
         )
     except (ValueError, LookupError) as error:
         raise ValidationError(
-            "corruption", f"The feed's entry {cursor} is damaged ({error}); subscribe again from behind it.", cursor=cursor
+            "corruption",
+            f"The feed's entry {cursor} is damaged ({error}); subscribe again from behind it.",
+            cursor=cursor,
         ) from None
     return work_class.namespace, event

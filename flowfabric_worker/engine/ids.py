@@ -13,7 +13,12 @@ from uuid import UUID
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.limits import MAX_CAPABILITIES, MAX_CAPABILITIES_BYTES, MAX_LANE_CHARACTERS, MAX_NAME_BYTES
+from flowfabric_worker.engine.limits import (
+    MAX_CAPABILITIES,
+    MAX_CAPABILITIES_BYTES,
+    MAX_LANE_CHARACTERS,
+    MAX_NAME_BYTES,
+)
 from flowfabric_worker.engine.partitions import partition_of_uuid
 
 LaneId = NewType("LaneId", str)
@@ -24,9 +29,7 @@ QuotaPolicyId = NewType("QuotaPolicyId", str)
 WaitpointId = NewType("WaitpointId", str)
 SignalId = NewType("SignalId", str)
 
-_EXECUTION_ID = re.compile(
-    r"\{fp:(0|[1-9][0-9]{0,4})\}:([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
-)
+_EXECUTION_ID = re.compile(r"\{fp:(0|[1-9][0-9]{0,4})\}:([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 _LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
 
 

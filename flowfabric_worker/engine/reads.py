@@ -106,9 +106,7 @@ class Reads(Workers, EngineCore):
             raise ValidationError("invalid_cursor", f"{cursor} does not lie in what is listed.")
         return range(first, partitions.stop)
 
-    def _walk(
-        self, partitions: range, cursor: ExecutionId | None, chunk: int
-    ) -> Iterator[ExecutionSummary | None]:
+    def _walk(self, partitions: range, cursor: ExecutionId | None, chunk: int) -> Iterator[ExecutionSummary | None]:
         """The executions behind a cursor, partition after partition; None where the bound of one call is reached."""
         walked = 0
         for number in partitions:
@@ -166,9 +164,7 @@ class Reads(Workers, EngineCore):
         )
         workers = self._living_workers() if place is not None else []
         code, text = record.explain(now=now, paused=paused is not None, place=place, held=held, workers=workers)
-        return Explanation(
-            execution_id=execution_id, public_state=record.state().public_state, code=code, text=text
-        )
+        return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
         """Lanes, tasks and capabilities of each worker that is alive."""

@@ -276,8 +276,14 @@ class Record:
         lease = self.lease()
         if lease is not None and place is None:
             if lease.expires_at_ms <= now:
-                return "lapsed", f"Its lease at {lease.worker_instance_id} ran out; the next claim or upkeep makes it ready."
-            return "running", f"It runs at {lease.worker_instance_id}; its lease holds for {lease.expires_at_ms - now} ms."
+                return (
+                    "lapsed",
+                    f"Its lease at {lease.worker_instance_id} ran out; the next claim or upkeep makes it ready.",
+                )
+            return (
+                "running",
+                f"It runs at {lease.worker_instance_id}; its lease holds for {lease.expires_at_ms - now} ms.",
+            )
         if place is None:
             return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
         if paused:

@@ -57,7 +57,9 @@ class Workers(EngineCore):
         try:
             return self._worker(cursor)
         except ValidationError as error:
-            raise ValidationError("invalid_cursor", f"The cursor of a list of workers is one's instance id: {error}") from None
+            raise ValidationError(
+                "invalid_cursor", f"The cursor of a list of workers is one's instance id: {error}"
+            ) from None
 
 
 def page_size(limit: int) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
-from collections.abc import Iterator
 from uuid import uuid4
 
 from flowfabric_worker.engine.engine import Engine

@@ -25,7 +25,7 @@ from flowfabric_worker.engine.types.operating import (
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.running import Completion, Failure
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.work import BOOM, LANE, claim_one, created, creation, request, running
+from tests.conformance.work import BOOM, LANE, created, creation, request, running
 
 Act: TypeAlias = Callable[[], Any]
 Arrange: TypeAlias = Callable[[Engine], Act]

@@ -449,7 +449,9 @@ def test_closing_the_engine_ends_a_subscription_that_waits(engine: Engine, store
     events: list[CompletionEvent] = []
     reader = threading.Thread(target=lambda: events.extend(other.subscribe_completions()))
     reader.start()
-    wait_until(lambda: len([key for key in dump() if key.endswith(":waiters")]) == other.partitions, "it waits everywhere")
+    wait_until(
+        lambda: len([key for key in dump() if key.endswith(":waiters")]) == other.partitions, "it waits everywhere"
+    )
     other.close()
     reader.join(timeout=10)
     assert not reader.is_alive()

@@ -73,7 +73,11 @@ def test_a_new_execution_reads_as_it_was_made(engine: Engine, clock: Clock) -> N
     assert (info.execution_id, info.namespace, info.lane, info.task) == (execution, "default", LANE, TASK)
     assert (info.priority, info.codec, info.creator, info.idempotency_key) == (50, "json", "ci", "order-7")
     assert (info.policy, info.tags, info.public_state) == (policy, {"a.b": "ü"}, PublicState.WAITING)
-    assert (info.created_at_ms, info.last_mutation_at_ms, info.deadline_at_ms) == (clock.ms, clock.ms, clock.ms + 60_000)
+    assert (info.created_at_ms, info.last_mutation_at_ms, info.deadline_at_ms) == (
+        clock.ms,
+        clock.ms,
+        clock.ms + 60_000,
+    )
     assert (info.started_at_ms, info.ended_at_ms, info.delay_until_ms, info.timeout_at_ms) == (None, None, None, None)
     assert (info.current_attempt, info.current_lease, info.past_attempts) == (None, None, ())
     assert (info.total_attempt_count, info.retry_count, info.reclaim_count, info.replay_count) == (0, 0, 0, 0)
@@ -99,9 +103,7 @@ def test_a_running_execution_reads_with_its_attempt_and_lease(engine: Engine, cl
         blocking_reason="none",
         blocking_detail=None,
         current_attempt=AttemptSummary(attempt_id=claimed.handle.attempt_id, attempt_index=0),
-        current_lease=LeaseSummary(
-            lease_epoch=1, worker_id="w1", worker_instance_id="w1", expires_at_ms=made + 30_000
-        ),
+        current_lease=LeaseSummary(lease_epoch=1, worker_id="w1", worker_instance_id="w1", expires_at_ms=made + 30_000),
         current_waitpoint=None,
         created_at_ms=made,
         last_mutation_at_ms=clock.ms,

@@ -255,20 +255,20 @@ class Heard:
             assert sorted(self._ids) == wanted
 
 
-def cancelled(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:  # noqa: ARG001  one shape for all
+def cancelled(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:
     engine.cancel_execution(CancelExecutionArgs(execution_id=execution_id))
 
 
-def revoked(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:  # noqa: ARG001  one shape for all
+def revoked(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:
     engine.revoke_lease(RevokeLeaseArgs(execution_id=execution_id))
 
 
-def timed_out(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:  # noqa: ARG001  one shape for all
+def timed_out(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:
     clock.move(TIMEOUT)
     by_keeper(engine)
 
 
-def overdue(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:  # noqa: ARG001  one shape for all
+def overdue(engine: Engine, clock: Clock, execution_id: ExecutionId) -> None:
     clock.move(2 * SECOND)
     by_claim(engine)
 

@@ -12,8 +12,8 @@ from flowfabric_worker.engine.errors import NotFoundError, StateError, Validatio
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, WorkerInfo
-from tests.conftest import Clock
 from tests.conformance.work import claim_one, created, raw_client, raw_key, refused, running, tenant, upkeep_all
+from tests.conftest import Clock
 from tests.dumping import Dump
 
 MINUTE = timedelta(minutes=1)

@@ -21,7 +21,7 @@ from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.stores.embedded_guard import open_private, take
 from flowfabric_worker.engine.stores.embedded_server import MAX_SOCKET_PATH_BYTES, EmbeddedServer
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
 from tests.faults.embedded_helpers import (
     ROOT,
     client,

@@ -101,9 +101,7 @@ def test_the_lua_lint_lets_pass(source: str) -> None:
     assert lint_lua.lint(source) == []
 
 
-def test_the_lua_lint_names_the_file_and_the_line_and_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_lua_lint_names_the_file_and_the_line_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "good.lua").write_text("return 1\n")
     (tmp_path / "bad.lua").write_text("--[[ two\nlines ]]\nlocal text = [[\n]]\ncall('KEYS', '*')\n")
 
@@ -111,18 +109,14 @@ def test_the_lua_lint_names_the_file_and_the_line_and_fails(
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'bad.lua'}:5: KEYS is used, ")
 
 
-def test_the_lua_lint_is_silent_about_a_clean_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_lua_lint_is_silent_about_a_clean_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "good.lua").write_text("return 1\n")
 
     assert lint_lua.main([str(tmp_path / "good.lua")]) == 0
     assert capsys.readouterr().out == ""
 
 
-def test_the_lint_of_lua_names_finds_what_nothing_defines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_lint_of_lua_names_finds_what_nothing_defines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\nff.HOUR = 1\nlocal call = redis.call\n")
     (tmp_path / "room.lua").write_text(
         "function ff.wait(hours)\n"
@@ -143,9 +137,7 @@ def test_the_lint_of_lua_names_finds_what_nothing_defines(
     ]
 
 
-def test_the_lint_of_lua_names_tells_what_does_not_compile(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_lint_of_lua_names_tells_what_does_not_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\n")
     (tmp_path / "room.lua").write_text("function ff.wait(\n")
 
@@ -153,9 +145,7 @@ def test_the_lint_of_lua_names_tells_what_does_not_compile(
     assert f"{tmp_path / 'room.lua'}: it does not compile" in capsys.readouterr().out
 
 
-def test_the_lint_of_lua_names_is_silent_about_clean_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_lint_of_lua_names_is_silent_about_clean_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\n")
     (tmp_path / "room.lua").write_text("function ff.wait(n)\n  return math.max(n, #ff.wait)\nend\n")
 
@@ -170,9 +160,7 @@ def test_every_room_has_the_same_name_on_every_floor() -> None:
         "flowfabric_worker/engine/types/{}.py",
         "tests/conformance/test_{}.py",
     )
-    missing = [
-        floor.format(room) for room in rooms for floor in floors if not (ROOT / floor.format(room)).is_file()
-    ]
+    missing = [floor.format(room) for room in rooms for floor in floors if not (ROOT / floor.format(room)).is_file()]
 
     assert rooms
     assert missing == []
@@ -187,9 +175,7 @@ def test_no_module_has_grown_into_two() -> None:
 
 
 def test_continuous_integration_runs_the_command_that_people_are_told() -> None:
-    commands = [
-        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")
-    ]
+    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
 
     assert commands == ['exec "$(dirname "$0")/../scripts/test"']
     for page in ("README.md", "CONTRIBUTING.md"):

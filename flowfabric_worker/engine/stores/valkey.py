@@ -60,7 +60,7 @@ class ValkeyStore(Store):
 
     # Where things are: a cluster answers these differently.
 
-    def pool_of(self, partition: int) -> ConnectionPool:
+    def pool_of(self, partition: int) -> ConnectionPool:  # noqa: ARG002  a cluster asks
         """The connections to the server that holds a partition."""
         return self._pool
 
@@ -71,7 +71,8 @@ class ValkeyStore(Store):
     # What a store does.
 
     def load(self) -> bool:
-        return any([self._load_into(pool) for pool in self.primaries()])
+        loaded = [self._load_into(pool) for pool in self.primaries()]
+        return any(loaded)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -192,8 +193,8 @@ class ValkeyStore(Store):
                 if isinstance(error, redis.exceptions.NoPermissionError):
                     raise TransportError(
                         "permission_denied",
-                        f"The user of {self.address} may not load functions. Give it the right to FUNCTION LOAD, or run "
-                        "'flowfabric-worker check' once as a user that has it.",
+                        f"The user of {self.address} may not load functions. Give it the right to FUNCTION LOAD, or "
+                        "run 'flowfabric-worker check' once as a user that has it.",
                         backend=self.label,
                     ) from error
                 raise
@@ -212,7 +213,9 @@ class ValkeyStore(Store):
         text = str(error)
         transport = functools.partial(TransportError, backend=self.label)
         if isinstance(error, redis.AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH")):
-            return transport("authentication_failed", f"{self.address} refused the user or the password: check the URL.")
+            return transport(
+                "authentication_failed", f"{self.address} refused the user or the password: check the URL."
+            )
         if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM"):
             return transport("permission_denied", f"The user of {self.address} lacks a right: {text}")
         if isinstance(error, redis.DataError):
@@ -228,7 +231,9 @@ class ValkeyStore(Store):
         if isinstance(error, redis.ResponseError):
             if "unknown command" in text.lower():
                 return UnavailableError(
-                    "functions", f"{self.address} has no functions: {_versions_wanted()} is needed.", "store_not_supported"
+                    "functions",
+                    f"{self.address} has no functions: {_versions_wanted()} is needed.",
+                    "store_not_supported",
                 )
             return transport("function_failed", f"{self.address} could not run the call: {text}")
         return transport("transport", f"{self.address} cannot be reached: {text}")
@@ -296,18 +301,22 @@ def read_info(store: ValkeyStore) -> StoreInfo:
         version = fields.get(f"{product}_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[product]:
             raise UnavailableError(
-                "prepare", f"{store.address} is {product} {version}; {_versions_wanted()} is needed.", "store_not_supported"
+                "prepare",
+                f"{store.address} is {product} {version}; {_versions_wanted()} is needed.",
+                "store_not_supported",
             )
         policy = fields.get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys"):
             raise UnavailableError(
                 "prepare",
-                f"{store.address} throws keys away when its memory is full (maxmemory-policy {policy}), which would lose "
-                "work: set it to noeviction.",
+                f"{store.address} throws keys away when its memory is full (maxmemory-policy {policy}), which would "
+                "lose work: set it to noeviction.",
                 "store_not_supported",
             )
         if fields.get("aof_enabled") == "0":
-            warnings.append(f"{store.address} keeps no append-only file: a restart loses what came since its last save.")
+            warnings.append(
+                f"{store.address} keeps no append-only file: a restart loses what came since its last save."
+            )
         found.append((product, version))
     product, version = found[0]
     return StoreInfo(product=product, version=version, warnings=tuple(dict.fromkeys(warnings)))

@@ -11,6 +11,8 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
 
+DEFAULT_POLICY = ExecutionPolicy()
+
 
 @attrs.frozen(kw_only=True)
 class CreateExecutionArgs:
@@ -41,7 +43,7 @@ class CreateExecutionArgs:
     delay: timedelta | None = None
     delay_until: datetime | None = None
     deadline: datetime | None = None
-    policy: ExecutionPolicy = ExecutionPolicy()
+    policy: ExecutionPolicy = DEFAULT_POLICY
     tags: Mapping[str, str] = attrs.field(factory=dict)
     creator: str = ""
 
