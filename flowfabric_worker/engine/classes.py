@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.ids import check_lane
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CLASSES_PER_CLAIM
 from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
@@ -81,7 +82,7 @@ class Classes(EngineCore):
         known = self._known.get(partition)
         wanted = [lane.lane for lane in request.lanes if known is None or lane.lane not in known.lanes]
         if known is None or wanted:
-            revision, *lists = self.call("list_classes", partition, [self.packed_lane(lane) for lane in wanted])
+            revision, *lists = self.call("list_classes", partition, [self.packed_lane(check_lane(lane)) for lane in wanted])
             if known is None or known.revision != revision:
                 known = _Known(revision)
                 if len(wanted) < len(request.lanes):

@@ -122,8 +122,9 @@ class EngineCore:
         if self._listener is None:
             with self._starting:
                 if self._listener is None:
-                    assert self._opened is not None, "the listener is wanted only after a call"
-                    self._listener = Listener(self._opened)
+                    store = self._opened
+                    assert store is not None, "the listener is wanted only after a call"
+                    self._listener = self.persist(lambda: Listener(store))
         return self._listener
 
     def close(self) -> None:
@@ -281,7 +282,10 @@ class EngineCore:
     def fenced(self, handle: Handle) -> tuple[int, str, str]:
         """Partition, uuid and fence of a handle of this kind of store."""
         self.check_handle(handle)
-        return handle.execution_id.partition, handle.execution_id.uuid, handle.fence
+        uuid, fence = handle.execution_id.uuid, handle.fence
+        if not (uuid.isascii() and fence.isascii()):
+            raise ValidationError("invalid_input", "The handle is damaged: its ids are not plain text.")
+        return handle.execution_id.partition, uuid, fence
 
     @staticmethod
     def refuse_repeats(keys: Iterable[object], what: str) -> None:

@@ -14,6 +14,7 @@ from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.listening import FALLBACK
 from flowfabric_worker.engine.records import Record
 from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.states import TerminalOutcome
@@ -86,7 +87,7 @@ class Feed(EngineCore):
         timeout: timedelta | None = None,
     ) -> Iterator[CompletionEvent]:
         positions = self._positions(cursor)
-        wanted = filter or CompletionFilter()
+        wanted = CompletionFilter() if filter is None else check_record(filter, CompletionFilter)
         return self._follow(positions, wanted, _seconds(timeout))
 
     def feed_cursor(self) -> str:

@@ -10,6 +10,7 @@ from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_TAGS
 from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.submission import check_tags, clamp_priority
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.operating import (
     AlreadySatisfied,
     CancelExecutionArgs,
@@ -31,7 +32,7 @@ class Operating(EngineCore):
     """The room `operating`."""
 
     def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
-        target = check_execution_id(args.execution_id)
+        target = check_execution_id(check_record(args, CancelExecutionArgs).execution_id)
         try:
             source = CancelSource(args.source)
         except ValueError:
@@ -43,18 +44,18 @@ class Operating(EngineCore):
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
-        target = check_execution_id(args.execution_id)
+        target = check_execution_id(check_record(args, ChangePriorityArgs).execution_id)
         priority = clamp_priority(args.priority)
         reply = self.call("change_priority", target.partition, [target.uuid, priority, new_call_id()])
         return ChangePriorityResult(execution_id=target, old_priority=int(reply[1]), priority=priority)
 
     def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
-        target = check_execution_id(args.execution_id)
+        target = check_execution_id(check_record(args, ReplayExecutionArgs).execution_id)
         reply = self.call("replay_execution", target.partition, [target.uuid, new_call_id()])
         return ReplayExecutionResult(execution_id=target, state=StateVector.parse(reply[1].decode()).public_state)
 
     def revoke_lease(self, args: RevokeLeaseArgs) -> RevokeLeaseResult:
-        target = check_execution_id(args.execution_id)
+        target = check_execution_id(check_record(args, RevokeLeaseArgs).execution_id)
         arguments: Item = [
             target.uuid,
             check_name(args.expected_lease_id, "expected_lease_id") if args.expected_lease_id is not None else "",

@@ -12,6 +12,7 @@ from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.reads import (
     ExecutionFilter,
     ExecutionInfo,
@@ -69,6 +70,8 @@ class Reads(Workers, EngineCore):
         filter: ExecutionFilter | None = None,  # noqa: A002  the name that the operation has
     ) -> ListExecutionsPage:
         count = page_size(limit)
+        if filter is not None:
+            check_record(filter, ExecutionFilter)
         partitions = self._partitions_behind(partition, cursor)
         found: list[ExecutionSummary] = []
         last = cursor

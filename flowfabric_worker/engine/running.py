@@ -11,8 +11,9 @@ from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_name
-from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES, MAX_JOURNAL_BYTES, MAX_MESSAGE_BYTES, MAX_STEPS
+from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES, MAX_JOURNAL_BYTES, MAX_LEASE_MS, MAX_MESSAGE_BYTES, MAX_STEPS
 from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.policies import FailureClass, milliseconds
 from flowfabric_worker.engine.types.running import (
     Completion,
@@ -43,6 +44,8 @@ class Running(EngineCore):
         items: list[tuple[int, Item]] = []
         for handle in handles:
             partition, uuid, fence = self.fenced(handle)
+            if not 1 <= handle.lease_ttl_ms <= MAX_LEASE_MS:
+                raise ValidationError("invalid_input", f"A lease holds 1 to {MAX_LEASE_MS} ms; the handle is damaged.")
             items.append((partition, (uuid, fence, str(handle.lease_ttl_ms))))
         self._refuse_repeats_in(items)
         shortest = min((handle.lease_ttl_ms for handle in handles), default=30_000)
@@ -67,6 +70,7 @@ class Running(EngineCore):
     def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
         items: list[tuple[int, Item]] = []
         for each in completions:
+            check_record(each, Completion)
             self.check_payload(each.payload, "result")
             partition, uuid, fence = self.fenced(each.handle)
             items.append((partition, (uuid, fence, optional(each.payload))))
@@ -94,7 +98,8 @@ class Running(EngineCore):
         return [reply if isinstance(reply, EngineError) else _fail_outcome(reply) for reply in replies]
 
     def _failure_item(self, failure: Failure) -> tuple[int, Item]:
-        partition, uuid, fence = self.fenced(failure.handle)
+        partition, uuid, fence = self.fenced(check_record(failure, Failure).handle)
+        check_record(failure.reason, FailureReason)
         try:
             classification = FailureClass(failure.classification)
         except ValueError:

@@ -12,7 +12,8 @@ from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_
 from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS, MAX_PRIORITY, MAX_TAG_VALUE_BYTES, MAX_TAGS
 from flowfabric_worker.engine.partitions import partition_of_key, partition_of_uuid
 from flowfabric_worker.engine.stores.base import Reply
-from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
 from flowfabric_worker.engine.types.states import StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_tags
@@ -39,7 +40,9 @@ class Submission(EngineCore):
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
         """Checks one creation and writes it down for the stored function."""
-        policy = args.policy
+        check_record(args, CreateExecutionArgs)
+        policy = check_record(args.policy, ExecutionPolicy)
+        codec = check_name(args.codec, "codec") if args.codec != "" else ""
         if policy.budget_ids:
             raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
         if policy.quota_policy_id:
@@ -66,15 +69,15 @@ class Submission(EngineCore):
             key,
             str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
             self._digest(args),
-            *self._kept(args),
+            *self._kept(args, codec),
         )
 
     @staticmethod
-    def _kept(args: CreateExecutionArgs) -> tuple[str | bytes, ...]:
+    def _kept(args: CreateExecutionArgs, codec: str) -> tuple[str | bytes, ...]:
         """What stored functions hand on without reading it."""
         return (
             optional(args.payload),
-            check_name(args.codec, "codec") if args.codec else "",
+            codec,
             encode_policy(args.policy),
             pack_tags(check_tags(args.tags)) if args.tags else "",
             check_name(args.creator, "creator") if args.creator else "",

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.upkeep import PrepareResult, UpkeepResult
 from flowfabric_worker.engine.wire import epoch_ms
 
@@ -16,8 +17,7 @@ class Upkeep(EngineCore):
 
     def prepare(self, *, testing: bool = False) -> PrepareResult:
         store = self.store
-        self.persist(store.ping)
-        info = store.info()
+        info = self.persist(store.info)
         loaded = self.persist(store.load)
         created, stored_testing = self.set_up(testing=testing)
         return PrepareResult(
@@ -31,7 +31,7 @@ class Upkeep(EngineCore):
         )
 
     def run_upkeep(self, limit: int = 200) -> UpkeepResult:
-        if not 1 <= limit <= MAX_BATCH_ITEMS:
+        if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:
             raise ValidationError("invalid_input", f"Upkeep handles 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
         total = 0
         call_id = new_call_id()
@@ -50,6 +50,5 @@ class Upkeep(EngineCore):
             self.call("set_clock", partition, [value])
 
     def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
-        if grace < timedelta():
-            raise ValidationError("invalid_input", "grace is a duration of at least 0.")
+        milliseconds(grace, "grace")
         self.close()

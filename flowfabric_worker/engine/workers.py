@@ -10,6 +10,7 @@ from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_n
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, RegisterWorkerResult, WorkerInfo
@@ -23,7 +24,7 @@ class Workers(EngineCore):
     """The room `workers`."""
 
     def register_worker(self, args: RegisterWorkerArgs) -> RegisterWorkerResult:
-        worker = self._worker(args.worker_instance_id)
+        worker = self._worker(check_record(args, RegisterWorkerArgs).worker_instance_id)
         about = _about(args)
         alive_ms = milliseconds(args.alive_for, "alive_for", least=1)
         reply = self.call("register_worker", _REGISTRY, [worker, about, alive_ms, new_call_id()])

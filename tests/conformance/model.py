@@ -32,7 +32,7 @@ from flowfabric_worker.engine.types.running import (
     TerminalFailed,
 )
 from flowfabric_worker.engine.types.states import PublicState, StateVector
-from flowfabric_worker.engine.types.submission import CreateExecutionArgs, Created, CreateExecutionResult, Duplicate
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass
 
 DAY_MS = 24 * 3600 * 1000

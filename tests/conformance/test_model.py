@@ -24,7 +24,7 @@ from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.partitions import partition_of_key, partition_of_uuid
-from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.operating import (
     CancelExecutionArgs,
     ChangePriorityArgs,
@@ -130,15 +130,13 @@ class Owners(RuleBasedStateMachine):
 
     # Producers
 
-    @initialize(
-        policies=st.lists(st.sampled_from(sorted(POLICIES)), min_size=2, max_size=5), claims=st.integers(0, 4)
-    )
+    @initialize(policies=st.lists(st.sampled_from(sorted(POLICIES)), min_size=2, max_size=5), claims=st.integers(0, 4))
     def begin(self, policies: list[str], claims: int) -> None:
         """There is something to work on, so that few steps are wasted."""
         for policy in policies:
             self.create(policy=policy, key=None, lane="a", task="t1", priority=0, delay=None)
         for _ in range(claims):
-            self.claim("w1", ("a",), frozenset({"gpu"}), 1, 60 * SECOND)
+            self.claim("w1", ("a",), frozenset({"gpu"}), 1, 60 * SECOND, named=False)
 
     @precondition(lambda self: len(self.model.executions()) < MOST_EXECUTIONS)
     @rule(
@@ -165,9 +163,16 @@ class Owners(RuleBasedStateMachine):
         capabilities=st.sampled_from((frozenset(), frozenset({"gpu"}))),
         limit=st.integers(1, 3),
         lease=st.sampled_from((5 * SECOND, 60 * SECOND)),
+        named=st.booleans(),
     )
     def claim(
-        self, worker: str, wanted: tuple[str, ...], capabilities: frozenset[str], limit: int, lease: timedelta
+        self,
+        worker: str,
+        wanted: tuple[str, ...],
+        capabilities: frozenset[str],
+        limit: int,
+        lease: timedelta,
+        named: bool,
     ) -> None:
         self.claims += 1
         request = ClaimRequest(
@@ -175,31 +180,38 @@ class Owners(RuleBasedStateMachine):
             policy=ClaimPolicy(worker_id=worker, worker_instance_id=worker, lease=lease),
             capabilities=capabilities,
             limit=limit,
-            claim_id=str(UUID(int=self.claims)),
+            claim_id=str(UUID(int=self.claims)) if named else None,
         )
         claimed = self.engine.claim_many(request)
-        left = limit
+        if named and len(self.model.partitions) > 1:
+            # It may be a repeat, so it first looks everywhere for what it got.
+            self.model.upkeep()
+        self.compare(claimed, request)
+        self.handles += [each.handle for each in claimed]
+        self.repeat = (lambda: self.claimed_again(request, claimed)) if claimed and named else None
+
+    def compare(self, claimed: list[Claimed], request: ClaimRequest) -> None:
+        """Partition by partition, a claim got what it must get."""
+        claim_id = claimed[0].handle.lease_id if claimed else ""
+        left = request.limit
         visited = []
         for number in dict.fromkeys(each.execution_id.partition for each in claimed):
             got = [each for each in claimed if each.execution_id.partition == number]
-            due = self.claimed_from(self.model.partitions[number], request, left)
+            due = self.due_to(claim_id, request, left, self.model.partitions[number])
             assert [told(each, each_due) for each, each_due in zip(got, due, strict=True)] == due
             left -= len(got)
             visited.append(number)
         for number, partition in enumerate(self.model.partitions):
             if number not in visited:
                 after = copy.deepcopy(partition)
-                nothing = not self.claimed_from(after, request, max(left, 1))
+                nothing = not self.due_to(claim_id, request, max(left, 1), after)
                 assert nothing or left == 0, f"partition {number} was passed over"
                 if nothing and left:
                     self.model.partitions[number] = after
                 elif nothing:
                     self.maybe[number] = after
-        self.handles += [each.handle for each in claimed]
-        if claimed:
-            self.repeat = lambda: self.claimed_again(request, claimed)
 
-    def claimed_from(self, partition: Partition, request: ClaimRequest, limit: int) -> list[dict[str, Any]]:
+    def due_to(self, claim_id: str, request: ClaimRequest, limit: int, partition: Partition) -> list[dict[str, Any]]:
         """What a claim must get from a partition."""
         partition.visit(self.model.now)
         wanted = [lane.lane for lane in request.lanes if lane.lane not in self.model.paused]
@@ -207,13 +219,13 @@ class Owners(RuleBasedStateMachine):
         for each in partition.offer(wanted, request.capabilities, self.model.now):
             policy = request.policy
             lease = ms(policy.lease)
-            got.append(take(each, str(request.claim_id), policy.worker_instance_id, lease, self.model.now))
+            got.append(take(each, claim_id, policy.worker_instance_id, lease, self.model.now))
             if len(got) == limit:
                 break
         return got
 
-    def claimed_again(self, request: ClaimRequest, claimed: list[Any]) -> None:
-        def by_id(each: Any) -> ExecutionId:
+    def claimed_again(self, request: ClaimRequest, claimed: list[Claimed]) -> None:
+        def by_id(each: Claimed) -> ExecutionId:
             return each.execution_id
 
         assert sorted(self.engine.claim_many(request), key=by_id) == sorted(claimed, key=by_id)
@@ -285,9 +297,7 @@ class Owners(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(pick=picks)
     def wait_children(self, pick: int) -> None:
-        self.by_handle(
-            pick, self.engine.wait_children, lambda handle: self.model.park(handle, "wait_children", 0)
-        )
+        self.by_handle(pick, self.engine.wait_children, lambda handle: self.model.park(handle, "wait_children", 0))
 
     # Operators
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,33 +11,27 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
 from flowfabric_worker.engine.types.operating import (
     CancelExecutionArgs,
     CancelSource,
     ReplayExecutionArgs,
-    RevokeLeaseArgs,
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.reads import AttemptSummary, ExecutionSnapshot, LeaseSummary, PastAttempt
 from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conformance.work import (
     BOOM,
     LANE,
     TASK,
     claim_one,
     created,
-    damage,
     info_of,
     refused,
     running,
-    tenant,
     upkeep_all,
 )
 from tests.conftest import Clock
-from tests.dumping import Dump
 
 SECOND = timedelta(seconds=1)
 RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
@@ -245,200 +238,6 @@ def test_what_is_no_execution_id_is_refused(engine: Engine, read: str, wrong: An
 def test_an_id_of_a_partition_that_the_store_lacks_is_refused(engine: Engine) -> None:
     with refused("partition_mismatch"):
         engine.describe_execution(ExecutionId(999, ExecutionId.mint().uuid))
-
-
-# What is damaged
-
-DAMAGES: dict[str, tuple[bytes | None, ...]] = {
-    "state": (b"runnable", b"", b"runnable unowned eligible_now waiting_for_worker none nonsense", b"\xff"),
-    "class": (None, b"garbage", b"1:a"),
-    "priority": (None, b"high", b"1.5"),
-    "created": (None, b"yesterday"),
-    "mutated": (b"never",),
-    "tags": (b"1:a", b"9:a", b"1:\xff1:b"),
-    "policy": (b"|", b"a|b|c|||||||||||", b"1|fixed|x|||||||||||", b"1|sometimes|1|1|1.0|0||||||||"),
-    "attempt": (b"x",),
-    "attempt_count": (b"x",),
-    "retry_count": (b"many",),
-    "fence": (None, b"a:b", b"a:b:c"),
-    "holder": (None, b"2:w1", b"garbage"),
-    "expires": (None, b"soon"),
-    "timeout_at": (b"soon",),
-    "deadline": (b"soon",),
-    "attempts": (b"3:abc", b"garbage"),
-    "progress_percent": (b"half",),
-    "progress_message": (b"\xff",),
-    "idempotency_key": (b"\xff", b"1:a"),
-    "codec": (b"\xff",),
-}
-
-
-@pytest.mark.parametrize(("field", "value"), [(name, value) for name, values in DAMAGES.items() for value in values])
-def test_a_damaged_field_is_named(engine: Engine, field: str, value: bytes | None) -> None:
-    claimed = running(engine, tags={"a": "b"})
-    damage(engine, claimed.execution_id, field, value)
-
-    with refused("corruption") as caught:
-        engine.read_execution_info(claimed.execution_id)
-
-    assert caught.value.details == {"execution_id": str(claimed.execution_id), "field": field}
-    assert f"{claimed.execution_id}: {field}:" in str(caught.value)
-
-
-def test_a_damaged_state_stops_every_read(engine: Engine) -> None:
-    claimed = running(engine)
-    damage(engine, claimed.execution_id, "state", b"what is this?")
-
-    reads: list[Callable[[ExecutionId], object]] = [
-        engine.describe_execution,
-        engine.read_execution_info,
-        engine.read_execution_state,
-        engine.get_execution_result,
-        engine.explain_execution,
-        engine.read_outcome,
-    ]
-    for read in reads:
-        with refused("corruption") as caught:
-            read(claimed.execution_id)
-        assert caught.value.details["field"] == "state"
-
-
-def test_a_damaged_result_is_named(engine: Engine) -> None:
-    claimed = running(engine)
-    engine.complete(claimed.handle, b"5")
-    damage(engine, claimed.execution_id, "result", b"5")
-
-    for read in (engine.get_execution_result, engine.read_outcome):
-        with refused("corruption") as caught:
-            read(claimed.execution_id)
-        assert caught.value.details["field"] == "result"
-
-
-def test_a_write_to_a_damaged_execution_is_refused_and_names_the_field(engine: Engine, dump: Dump) -> None:
-    claimed = running(engine)
-    damage(engine, claimed.execution_id, "state", b"what is this?")
-    before = dump()
-
-    with refused("corruption") as caught:
-        engine.complete(claimed.handle)
-    with refused("corruption"):
-        engine.cancel_execution(CancelExecutionArgs(execution_id=claimed.execution_id))
-
-    assert caught.value.details["field"] == "state"
-    assert dump() == before
-
-
-# Why it does not run
-
-
-def explained(engine: Engine, execution_id: ExecutionId) -> tuple[str, str]:
-    explanation = engine.explain_execution(execution_id)
-    assert explanation is not None
-    assert explanation.execution_id == execution_id
-    assert explanation.public_state == engine.read_execution_state(execution_id)
-    return explanation.code, explanation.text
-
-
-def offer(engine: Engine, instance: str = "w1", **changes: Any) -> None:
-    engine.register_worker(
-        RegisterWorkerArgs(
-            **{"worker_id": "w", "worker_instance_id": instance, "lanes": (LANE,), "tasks": (TASK,), **changes}
-        )
-    )
-
-
-def test_a_running_execution_is_explained_by_its_lease(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine)
-    clock.move(SECOND)
-
-    assert explained(engine, claimed.execution_id) == ("running", "It runs at w1; its lease holds for 29000 ms.")
-
-
-def test_a_lease_that_ran_out_is_explained_before_anybody_noticed(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine)
-    clock.move(31 * SECOND)
-
-    code, text = explained(engine, claimed.execution_id)
-
-    assert code == "lapsed"
-    assert "w1 ran out" in text
-
-
-def test_an_ended_execution_is_explained_by_its_end(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine)
-    engine.complete(claimed.handle)
-
-    assert explained(engine, claimed.execution_id) == ("ended", f"It ended completed at {clock.ms}.")
-
-
-def test_a_delay_and_a_backoff_are_explained_by_what_is_left_of_them(engine: Engine, clock: Clock) -> None:
-    delayed = created(engine, delay=5 * SECOND)
-    failed = running(engine, policy=RETRY_IN_A_SECOND)
-    engine.fail(failed.handle, BOOM, FailureClass.TRANSIENT)
-    clock.move(SECOND / 2)
-
-    assert explained(engine, delayed) == ("delayed", "It is delayed; it may start in 4500 ms.")
-    assert explained(engine, failed.execution_id) == (
-        "delayed", "Attempt 1 failed (boom); it is tried again in 500 ms.",
-    )  # fmt: skip
-
-
-def test_a_reservation_is_explained_by_whom_it_is_for(engine: Engine) -> None:
-    execution = created(engine)
-    engine.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="pool", worker_instance_id="pool-1"))
-
-    code, text = explained(engine, execution)
-
-    assert code == "reserved"
-    assert "pool" in text
-
-
-def test_a_paused_lane_explains_its_work_whoever_is_alive(engine: Engine) -> None:
-    execution = created(engine)
-    offer(engine)
-    engine.pause_lane(LANE)
-
-    assert explained(engine, execution)[0] == "lane_paused"
-
-
-def test_nobody_alive_explains_waiting_work(engine: Engine, clock: Clock) -> None:
-    execution = created(engine)
-    assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
-
-    offer(engine)
-    clock.move(timedelta(minutes=2))
-    assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
-
-
-def test_the_first_thing_that_living_workers_lack_explains_waiting_work(engine: Engine) -> None:
-    execution = created(engine, policy=ExecutionPolicy(required_capabilities=frozenset({"eu", "gpu"})))
-    lacks: list[tuple[dict[str, Any], str, str]] = [
-        ({"lanes": ("other",)}, "no_worker", "None of the 1 living workers serves the lane 'mail'."),
-        ({"tasks": ("other",)}, "no_handler", "knows the task 'send'"),
-        ({"capabilities": ("gpu",)}, "no_capable_worker", "(eu, gpu)"),
-        ({"capabilities": ("gpu", "eu", "x")}, "queued", "0 of 1 of its kind go before it"),
-    ]
-
-    for changes, code, words in lacks:
-        offer(engine, **changes)
-        found, text = explained(engine, execution)
-        assert found == code
-        assert words in text
-
-
-def test_work_whose_lease_was_revoked_is_explained_like_any_that_is_ready(engine: Engine) -> None:
-    claimed = running(engine, lane=LANE)
-    offer(engine)
-    engine.revoke_lease(RevokeLeaseArgs(execution_id=claimed.execution_id))
-
-    assert explained(engine, claimed.execution_id)[0] == "queued"
-
-
-def test_workers_of_another_namespace_explain_nothing(engine: Engine) -> None:
-    execution = created(engine)
-    offer(tenant(engine, "other"))
-
-    assert explained(engine, execution)[0] == "no_worker"
 
 
 # What the store says of itself

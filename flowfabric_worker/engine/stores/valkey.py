@@ -191,6 +191,8 @@ class ValkeyStore(Store):
                 if "already exists" in str(error):
                     return False
                 if isinstance(error, redis.exceptions.NoPermissionError):
+                    if self._has_library(pool):
+                        return False
                     raise TransportError(
                         "permission_denied",
                         f"The user of {self.address} may not load functions. Give it the right to FUNCTION LOAD, or "
@@ -199,6 +201,12 @@ class ValkeyStore(Store):
                     ) from error
                 raise
             return True
+
+    def _has_library(self, pool: ConnectionPool) -> bool:
+        """Whether a server has the library, found out by calling into it: a user may be allowed no more than that."""
+        command = ("FCALL_RO", library().function("server_time"), 0)
+        (answer,) = self._exchange(pool, [command], CALL_TIMEOUT, keep_errors=True)
+        return not _is_missing(answer)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -228,6 +236,9 @@ class ValkeyStore(Store):
             )
         if text.startswith(_BUSY_WORDS) or isinstance(error, _BUSY_CLASSES):
             return transport("store_busy", f"{self.address} cannot serve calls now: {text}")
+        if _is_missing(error):
+            # It was loaded a moment ago, so somebody removes it as fast: the engine may try again.
+            return transport("store_busy", f"{self.address} lost its functions again while they were loaded.")
         if isinstance(error, redis.ResponseError):
             if "unknown command" in text.lower():
                 return UnavailableError(

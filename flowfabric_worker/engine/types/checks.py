@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
@@ -16,6 +16,7 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_name
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
 
+T = TypeVar("T")
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 _LONGEST = timedelta(milliseconds=MAX_DURATION_MS)
@@ -110,6 +111,17 @@ def as_words(values: Iterable[str]) -> frozenset[str]:
     if not all(isinstance(word, str) for word in words):
         raise ValidationError("invalid_input", "A collection of words is needed.")
     return words
+
+
+def check_record(value: T, kind: type[T]) -> T:
+    """Returns `value` when it is a record of this kind.
+
+    Raises:
+        ValidationError: it is something else; the message does not show it.
+    """
+    if not isinstance(value, kind):
+        raise ValidationError("invalid_input", f"{kind.__name__} is needed, not {type(value).__name__}.")
+    return value
 
 
 def _spoken(record: Any, field: attrs.Attribute[Any]) -> str:

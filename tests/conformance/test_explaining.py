@@ -1,0 +1,137 @@
+"""reads: why an execution does not run, in a word for programs and a sentence for people."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
+from flowfabric_worker.engine.types.operating import (
+    RevokeLeaseArgs,
+)
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from tests.conformance.work import (
+    BOOM,
+    LANE,
+    TASK,
+    created,
+    running,
+    tenant,
+)
+from tests.conftest import Clock
+
+SECOND = timedelta(seconds=1)
+RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
+
+
+def explained(engine: Engine, execution_id: ExecutionId) -> tuple[str, str]:
+    explanation = engine.explain_execution(execution_id)
+    assert explanation is not None
+    assert explanation.execution_id == execution_id
+    assert explanation.public_state == engine.read_execution_state(execution_id)
+    return explanation.code, explanation.text
+
+
+def offer(engine: Engine, instance: str = "w1", **changes: Any) -> None:
+    engine.register_worker(
+        RegisterWorkerArgs(
+            **{"worker_id": "w", "worker_instance_id": instance, "lanes": (LANE,), "tasks": (TASK,), **changes}
+        )
+    )
+
+
+def test_a_running_execution_is_explained_by_its_lease(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    clock.move(SECOND)
+
+    assert explained(engine, claimed.execution_id) == ("running", "It runs at w1; its lease holds for 29000 ms.")
+
+
+def test_a_lease_that_ran_out_is_explained_before_anybody_noticed(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    clock.move(31 * SECOND)
+
+    code, text = explained(engine, claimed.execution_id)
+
+    assert code == "lapsed"
+    assert "w1 ran out" in text
+
+
+def test_an_ended_execution_is_explained_by_its_end(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    engine.complete(claimed.handle)
+
+    assert explained(engine, claimed.execution_id) == ("ended", f"It ended completed at {clock.ms}.")
+
+
+def test_a_delay_and_a_backoff_are_explained_by_what_is_left_of_them(engine: Engine, clock: Clock) -> None:
+    delayed = created(engine, delay=5 * SECOND)
+    failed = running(engine, policy=RETRY_IN_A_SECOND)
+    engine.fail(failed.handle, BOOM, FailureClass.TRANSIENT)
+    clock.move(SECOND / 2)
+
+    assert explained(engine, delayed) == ("delayed", "It is delayed; it may start in 4500 ms.")
+    assert explained(engine, failed.execution_id) == (
+        "delayed", "Attempt 1 failed (boom); it is tried again in 500 ms.",
+    )  # fmt: skip
+
+
+def test_a_reservation_is_explained_by_whom_it_is_for(engine: Engine) -> None:
+    execution = created(engine)
+    engine.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="pool", worker_instance_id="pool-1"))
+
+    code, text = explained(engine, execution)
+
+    assert code == "reserved"
+    assert "pool" in text
+
+
+def test_a_paused_lane_explains_its_work_whoever_is_alive(engine: Engine) -> None:
+    execution = created(engine)
+    offer(engine)
+    engine.pause_lane(LANE)
+
+    assert explained(engine, execution)[0] == "lane_paused"
+
+
+def test_nobody_alive_explains_waiting_work(engine: Engine, clock: Clock) -> None:
+    execution = created(engine)
+    assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
+
+    offer(engine)
+    clock.move(timedelta(minutes=2))
+    assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
+
+
+def test_the_first_thing_that_living_workers_lack_explains_waiting_work(engine: Engine) -> None:
+    execution = created(engine, policy=ExecutionPolicy(required_capabilities=frozenset({"eu", "gpu"})))
+    lacks: list[tuple[dict[str, Any], str, str]] = [
+        ({"lanes": ("other",)}, "no_worker", "None of the 1 living workers serves the lane 'mail'."),
+        ({"tasks": ("other",)}, "no_handler", "knows the task 'send'"),
+        ({"capabilities": ("gpu",)}, "no_capable_worker", "(eu, gpu)"),
+        ({"capabilities": ("gpu", "eu", "x")}, "queued", "0 of 1 of its kind go before it"),
+    ]
+
+    for changes, code, words in lacks:
+        offer(engine, **changes)
+        found, text = explained(engine, execution)
+        assert found == code
+        assert words in text
+
+
+def test_work_whose_lease_was_revoked_is_explained_like_any_that_is_ready(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE)
+    offer(engine)
+    engine.revoke_lease(RevokeLeaseArgs(execution_id=claimed.execution_id))
+
+    assert explained(engine, claimed.execution_id)[0] == "queued"
+
+
+def test_workers_of_another_namespace_explain_nothing(engine: Engine) -> None:
+    execution = created(engine)
+    offer(tenant(engine, "other"))
+
+    assert explained(engine, execution)[0] == "no_worker"
