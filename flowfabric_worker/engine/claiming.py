@@ -19,6 +19,7 @@ from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_GRANT_MS, MAX_LEASE_MS
 from flowfabric_worker.engine.listening import FALLBACK, Waiter
 from flowfabric_worker.engine.stores.base import Argument, Call, Reply
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
     ClaimForWorkerArgs,
@@ -82,13 +83,14 @@ class Claiming(Classes):
 
     def pass_wake(self, request: ClaimRequest) -> None:
         """Hands a wake-up on: this worker has no room for what it was woken for."""
+        check_record(request, ClaimRequest)
         for partition in range(self.partitions):
             for portion in self.portions(self.fitting(partition, request)[1]):
                 self.call("pass_wake", partition, portion)
 
     def stop_waiting(self, worker_instance_id: str) -> None:
         """Ends the waiting of a worker that goes, also a claim that is under way; nobody wakes it any more."""
-        waiter = self._waiters.pop(worker_instance_id, None)
+        waiter = self._waiters.pop(check_name(worker_instance_id, "worker_instance_id"), None)
         if waiter is not None:
             waiter.stop()
             for partition in range(self.partitions):
@@ -96,12 +98,12 @@ class Claiming(Classes):
             self.listener.forget(waiter)
 
     def _terms(self, request: ClaimRequest) -> _Terms:
-        policy = request.policy
+        policy = check_record(check_record(request, ClaimRequest).policy, ClaimPolicy)
         _check_count(request.limit, "A claim's limit", 1)
         if not request.lanes:
             raise ValidationError("invalid_input", "A claim names at least one lane.")
         for lane in request.lanes:
-            check_lane(lane.lane)
+            check_lane(check_record(lane, LaneRequest).lane)
             if lane.limit is not None:
                 _check_count(lane.limit, "A lane's limit", 0)
         self.refuse_repeats((lane.lane for lane in request.lanes), "The lane")
@@ -237,6 +239,7 @@ class Claiming(Classes):
     # Reservations
 
     def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
+        check_record(args, ClaimForWorkerArgs)
         policy = ClaimPolicy(worker_id=args.worker_id, worker_instance_id=args.worker_instance_id)
         request = ClaimRequest(
             lanes=(LaneRequest(lane=check_lane(args.lane)),),
@@ -285,14 +288,16 @@ class Claiming(Classes):
         return None
 
     def claim_resumed_execution(self, args: ClaimResumedExecutionArgs) -> Claimed:
+        check_record(args, ClaimResumedExecutionArgs)
         return self._redeem(
             args.execution_id, args.worker_id, args.worker_instance_id, args.lease, args.claim_id, "resumed"
         )
 
     def claim_from_reclaim(self, token: ReclaimToken) -> Handle | None:
+        grant = check_record(check_record(token, ReclaimToken).grant, ClaimGrant)
         try:
             return self._redeem(
-                token.grant.execution_id, token.worker_id, token.worker_instance_id, token.lease, token.claim_id, "any"
+                grant.execution_id, token.worker_id, token.worker_instance_id, token.lease, token.claim_id, "any"
             ).handle
         except (NotFoundError, StateError):
             return None

@@ -82,7 +82,8 @@ class Classes(EngineCore):
         known = self._known.get(partition)
         wanted = [lane.lane for lane in request.lanes if known is None or lane.lane not in known.lanes]
         if known is None or wanted:
-            revision, *lists = self.call("list_classes", partition, [self.packed_lane(check_lane(lane)) for lane in wanted])
+            addresses = [self.packed_lane(check_lane(lane)) for lane in wanted]
+            revision, *lists = self.call("list_classes", partition, addresses)
             if known is None or known.revision != revision:
                 known = _Known(revision)
                 if len(wanted) < len(request.lanes):

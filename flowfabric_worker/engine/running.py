@@ -11,7 +11,13 @@ from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_name
-from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES, MAX_JOURNAL_BYTES, MAX_LEASE_MS, MAX_MESSAGE_BYTES, MAX_STEPS
+from flowfabric_worker.engine.limits import (
+    MAX_DETAIL_BYTES,
+    MAX_JOURNAL_BYTES,
+    MAX_LEASE_MS,
+    MAX_MESSAGE_BYTES,
+    MAX_STEPS,
+)
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.policies import FailureClass, milliseconds

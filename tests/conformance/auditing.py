@@ -38,7 +38,7 @@ class Indexes:
 
 def stored_indexes(engine: Engine, number: int, model: Model, keys: set[str]) -> Indexes:
     """What the indexes of a partition hold."""
-    client = raw_client(engine, number)
+    client: Any = raw_client(engine, number)
     base = raw_key(engine, number, "").encode()
     namespace = pack((engine.namespace,))
     ready = {
@@ -83,7 +83,8 @@ def demanded_indexes(partition: Partition, model: Model) -> Indexes:
 
 def stored_feed(engine: Engine, number: int) -> list[tuple[str, str]]:
     """The ends that a partition's feed holds, in order."""
-    entries = raw_client(engine, number).xrange(raw_key(engine, number, "feed"))
+    client: Any = raw_client(engine, number)
+    entries = client.xrange(raw_key(engine, number, "feed"))
     return [(fields[b"execution"].decode(), fields[b"outcome"].decode()) for _, fields in entries]
 
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import (
-    CancelExecutionArgs,
-)
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
-from tests.conformance.work import (
-    damage,
-    refused,
-    running,
-)
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs
+from tests.conformance.work import damage, refused, running
 from tests.dumping import Dump
-
-SECOND = timedelta(seconds=1)
-RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
-
 
 DAMAGES: dict[str, tuple[bytes | None, ...]] = {
     "state": (b"runnable", b"", b"runnable unowned eligible_now waiting_for_worker none nonsense", b"\xff"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
 from tests.conformance.work import (
     BOOM,
@@ -30,24 +28,12 @@ SECOND = timedelta(seconds=1)
 RETRY = ExecutionPolicy(retry=RetryPolicy(max_retries=1, backoff="fixed", initial=SECOND, jitter=False))
 
 
-def paged(engine: Engine, limit: int, **arguments: Any) -> list[list[ExecutionSummary]]:
-    """Every page of a listing, until there is no next one."""
-    pages = []
-    cursor = None
-    while True:
-        page = engine.list_executions(cursor=cursor, limit=limit, **arguments)
-        pages.append(list(page.executions))
-        cursor = page.next_cursor
-        if cursor is None:
-            return pages
-
-
 Step = Callable[[Engine, Clock], object]
 
 
 def recounted(engine: Engine) -> dict[tuple[str | None, PublicState | None], int]:
     """What each lane holds per state, counted execution by execution."""
-    return dict(Counter((row.lane, row.public_state) for page in paged(engine, 1000) for row in page))
+    return dict(Counter((row.lane, row.public_state) for row in engine.list_executions(limit=1000).executions))
 
 
 def counted(engine: Engine) -> dict[tuple[str | None, PublicState | None], int]:

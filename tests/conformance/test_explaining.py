@@ -8,19 +8,10 @@ from typing import Any
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
-from flowfabric_worker.engine.types.operating import (
-    RevokeLeaseArgs,
-)
+from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.work import (
-    BOOM,
-    LANE,
-    TASK,
-    created,
-    running,
-    tenant,
-)
+from tests.conformance.work import BOOM, LANE, TASK, created, running, tenant
 from tests.conftest import Clock
 
 SECOND = timedelta(seconds=1)

@@ -12,7 +12,6 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs, RevokeLeaseArgs
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.reads import ExecutionFilter, ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created
@@ -31,7 +30,6 @@ from tests.conformance.work import (
 from tests.conftest import Clock
 
 SECOND = timedelta(seconds=1)
-RETRY = ExecutionPolicy(retry=RetryPolicy(max_retries=1, backoff="fixed", initial=SECOND, jitter=False))
 
 
 def created_many(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:

@@ -380,8 +380,12 @@ class Owners(RuleBasedStateMachine):
 
 
 def test_random_operations_by_several_owners_go_as_the_model_says(engine: Engine) -> None:
+    class Here(Owners):
+        def __init__(self) -> None:
+            super().__init__(engine)
+
     run_state_machine_as_test(
-        lambda: Owners(engine),
+        Here,
         settings=settings(
             max_examples=25,
             stateful_step_count=40,

@@ -11,11 +11,7 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import (
-    CancelExecutionArgs,
-    CancelSource,
-    ReplayExecutionArgs,
-)
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs, CancelSource, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.reads import AttemptSummary, ExecutionSnapshot, LeaseSummary, PastAttempt
 from flowfabric_worker.engine.types.running import FailureReason

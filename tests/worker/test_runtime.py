@@ -47,6 +47,7 @@ def known_workers(worker: Worker) -> dict[str, WorkerInfo]:
 
 
 def test_every_thread_has_a_name_and_ends_with_the_worker(worker: Worker, start: Start) -> None:
+    others = set(threads_named("flowfabric-"))
     worker.task(len)
     runtime = start(worker, threads=3)
 
@@ -60,7 +61,7 @@ def test_every_thread_has_a_name_and_ends_with_the_worker(worker: Worker, start:
     ]
     runtime.stop()
     worker.close()
-    assert threads_named("flowfabric-") == []
+    assert set(threads_named("flowfabric-")) <= others
 
 
 def test_an_idle_worker_stops_at_once(served: Worker, start: Start) -> None:

@@ -114,8 +114,8 @@ def _check_options(options: _Options) -> None:
 
 
 def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
-    # RESP2 gives the same shapes on every server. Without a name for the driver a new connection asks nothing before its
-    # first call; what it must ask (the password, the database) is bounded by the socket's timeout.
+    # RESP2 gives the same shapes on every server. Without a name for the driver a new connection asks nothing before
+    # its first call; what it must ask (the password, the database) is bounded by the socket's timeout.
     return {
         "username": unquote(parts.username) if parts.username else None,
         "password": unquote(parts.password) if parts.password else None,
