@@ -133,8 +133,7 @@ class Reads(Workers, EngineCore):
     ) -> ListExpiredLeasesPage:
         page = self.list_executions(partition, cursor, limit, ExecutionFilter(state=PublicState.ACTIVE))
         now = self.server_time()
-        # A damaged record says nothing of a lease; list_executions shows it.
-        active = [row.execution_id for row in page.executions if row.corruption is None]
+        active = [row.execution_id for row in page.executions]
         found = [_expired_lease(record, now) for record in self._records(active, _LEASE_FIELDS)]
         return ListExpiredLeasesPage(
             leases=tuple(lease for lease in found if lease is not None), next_cursor=page.next_cursor
@@ -208,7 +207,10 @@ class Reads(Workers, EngineCore):
 
 
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
-    """The lease of an execution that nobody holds any more; None if it is held, or damaged meanwhile."""
+    """The lease of an execution that nobody holds any more; None if it is held.
+
+    Of a damaged record it is not known, so that one is left to list_executions, which shows it.
+    """
     try:
         lease, ownership = record.lease(), record.state().ownership_state
     except ValidationError:
