@@ -191,27 +191,22 @@ class EngineCore:
             Call(function, partition, [argument for index in indices for argument in items[index][1]])
             for partition, indices in batches
         ]
-        if len(calls) == 1:
-            call = calls[0]
-            replies: list[Reply | EngineError] = [
-                self.persist(lambda: self.store.call(function, call.partition, call.arguments, timeout))
-            ]
-        else:
-            replies = self._call_many(calls, timeout)
+        replies = [self._send(calls[0], timeout)] if len(calls) == 1 else self._send_many(calls, timeout)
         for (partition, indices), reply in zip(batches, replies, strict=True):
             for place, index in enumerate(indices):
                 answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place], partition)
         return answers
 
-    def _call_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
-        replies: list[Reply | EngineError] = list(self.store.call_many(calls, timeout))
+    def _send(self, call: Call, timeout: float) -> Reply | EngineError:
+        return self.persist(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
+
+    def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+        """Sends many calls at once, and again by itself each one that got lost."""
+        replies = list(self.store.call_many(calls, timeout))
         for index, reply in enumerate(replies):
             if isinstance(reply, TransportError) and reply.retryable:
-                call = calls[index]
                 try:
-                    replies[index] = self.persist(
-                        lambda call=call: self.store.call(call.function, call.partition, call.arguments, timeout)  # type: ignore[misc]
-                    )
+                    replies[index] = self._send(calls[index], timeout)
                 except EngineError as error:
                     replies[index] = error
         return replies

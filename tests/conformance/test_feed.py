@@ -28,7 +28,6 @@ from tests.conformance.work import (
     request,
     running,
     same_partition_ids,
-    tenant,
     upkeep_all,
 )
 from tests.conftest import Clock
@@ -201,12 +200,13 @@ def test_the_order_survives_a_clock_that_goes_back(engine: Engine, clock: Clock)
     assert told(engine, events[1].cursor) == events[2:]
 
 
-def test_two_namespaces_share_a_store_and_no_ends(engine: Engine) -> None:
-    other = tenant(engine, "tenant")
+def test_two_namespaces_share_a_store_and_no_ends(engine: Engine, store_url: str) -> None:
+    other = open_engine(store_url, namespace="tenant")
     mine, theirs = ended(engine), ended(other)
 
     assert [event.execution_id for event in told(engine)] == [mine]
     assert [event.execution_id for event in told(other)] == [theirs]
+    other.close()
 
 
 def test_more_ends_than_a_page_holds_are_all_told(engine: Engine) -> None:

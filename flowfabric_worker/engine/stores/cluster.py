@@ -56,17 +56,15 @@ class ClusterStore(ValkeyStore):
             return super().call(function, partition, arguments, timeout)
         except TransportError as error:
             self.refresh_quietly()
-            # A slot that moved: the call was not run where it was sent, so it is sent to the right place.
-            if not isinstance(error.__cause__, redis.exceptions.MovedError):
+            if not _moved(error):
                 raise
         return super().call(function, partition, arguments, timeout)
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
         replies = super().call_many(calls, timeout)
-        lost = [i for i, reply in enumerate(replies) if isinstance(reply, TransportError)]
-        if lost:
+        if any(isinstance(reply, TransportError) for reply in replies):
             self.refresh_quietly()
-        moved = [i for i in lost if isinstance(replies[i].__cause__, redis.exceptions.MovedError)]  # type: ignore[union-attr]
+        moved = [i for i, reply in enumerate(replies) if _moved(reply)]
         for i, reply in zip(moved, super().call_many([calls[i] for i in moved], timeout), strict=True):
             replies[i] = reply
         return replies
@@ -137,3 +135,8 @@ class ClusterStore(ValkeyStore):
             )
             self._nodes[host, port] = pool
         return pool
+
+
+def _moved(answer: Reply | EngineError) -> bool:
+    """Whether a call met a slot that moved: it was not run where it was sent, so it may go to the right place."""
+    return isinstance(answer, TransportError) and isinstance(answer.__cause__, redis.exceptions.MovedError)
