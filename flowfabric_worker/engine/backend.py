@@ -435,5 +435,9 @@ class EngineBackend(CoordinationBackend):
         raise UnavailableError("set_clock")
 
     def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
-        """Ends what this engine has open; calls under way get `grace` to finish."""
+        """Ends what this engine has open; calls under way get `grace` to finish.
+
+        Raises:
+            EngineTimeoutError: some had not finished; everything is closed all the same.
+        """
         raise UnavailableError("shutdown_prepare")

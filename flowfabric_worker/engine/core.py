@@ -32,6 +32,30 @@ Item = Sequence[Argument]
 DEFAULT_PATIENCE = 5.0
 
 
+class CallsUnderWay:
+    """Counts the calls that have not come back yet: `with` it around each of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
+                self._changed.notify_all()
+
+    def wait(self, timeout: float) -> int:
+        """Waits until there is none, at most `timeout` seconds; returns how many there are."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._count, timeout)
+            return self._count
+
+
 class EngineCore:
     """The ground of the rooms.
 
@@ -60,6 +84,7 @@ class EngineCore:
         self._partitions = 0
         self._listener: Listener | None = None
         self._packed_namespace = pack((namespace,))
+        self.under_way = CallsUnderWay()
 
     # Set-up
 
@@ -138,6 +163,10 @@ class EngineCore:
 
     def persist(self, attempt: Callable[[], T]) -> T:
         """Runs `attempt`; again for a while if the connection fails, since every call of the engine may be repeated."""
+        with self.under_way:
+            return self._persist(attempt)
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
         try:
             return attempt()
         except TransportError as error:

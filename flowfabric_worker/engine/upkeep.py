@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from flowfabric_worker.engine.core import EngineCore, new_call_id
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.errors import EngineTimeoutError, ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.upkeep import PrepareResult, UpkeepResult
@@ -50,5 +50,10 @@ class Upkeep(EngineCore):
             self.call("set_clock", partition, [value])
 
     def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
-        milliseconds(grace, "grace")
+        grace_ms = milliseconds(grace, "grace")
+        left = self.under_way.wait(grace_ms / 1000)
         self.close()
+        if left:
+            raise EngineTimeoutError(
+                message=f"{left} calls were still under way after {grace}; their fate is not known."
+            )

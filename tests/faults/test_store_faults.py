@@ -309,3 +309,28 @@ def test_a_renewal_is_given_up_after_a_sixth_of_the_lease(server: ValkeyServer, 
 
         with takes(0.45, 2.0), refused("store_timeout"):
             engine.renew(handle)
+
+
+# Shutting down
+
+
+def test_a_shutdown_lets_a_call_under_way_finish_within_its_grace(server: ValkeyServer) -> None:
+    with opened(server.url) as engine, ThreadPoolExecutor() as pool:
+        engine.prepare()
+        server.client().client_pause(300)
+        call = pool.submit(created, engine)
+        wait_until(lambda: engine.under_way.wait(0), "the call is under way")
+        engine.shutdown_prepare(timedelta(seconds=5))
+        with opened(server.url) as other:
+            assert other.describe_execution(call.result()) is not None
+
+
+def test_a_shutdown_that_cannot_wait_says_that_a_call_was_still_under_way(server: ValkeyServer) -> None:
+    with opened(server.url, patience=0) as engine, ThreadPoolExecutor() as pool:
+        engine.prepare()
+        server.client().client_pause(1000)
+        call = pool.submit(created, engine)
+        wait_until(lambda: engine.under_way.wait(0), "the call is under way")
+        with refused("timeout"):
+            engine.shutdown_prepare(timedelta())
+        call.exception(timeout=10)
