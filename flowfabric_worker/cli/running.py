@@ -110,7 +110,7 @@ def load_worker(app: str) -> Worker:
             f"The module {module_name!r} has no {name!r}; its workers are {_workers_in(module)}.", ExitCode.APP
         )
     if not isinstance(worker, Worker):
-        raise CommandError(f"{app} is no Worker but a {type(worker).__name__}.", ExitCode.APP)
+        raise CommandError(f"{app} is no Worker; it is of type {type(worker).__name__}.", ExitCode.APP)
     # What it opened while it was imported may be another store than the one to run on.
     worker.close()
     return worker

@@ -37,7 +37,7 @@ BAD_APPS = {
     "no such module": ("nowhere_at_all:worker", "no module 'nowhere_at_all'"),
     "no such module in a package": ("tests.cli.nowhere:worker", "no module 'tests.cli.nowhere'"),
     "no such name": ("tests.cli.application:wroker", "its workers are worker, without_tasks"),
-    "not a worker": ("tests.cli.application:number", "no Worker but a int"),
+    "not a worker": ("tests.cli.application:number", "no Worker; it is of type int"),
     "no tasks": ("tests.cli.application:without_tasks", "has no tasks"),
 }
 

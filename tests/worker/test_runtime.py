@@ -331,5 +331,6 @@ def test_nothing_is_kept_of_failed_tasks(served: Worker, start: Start) -> None:
         tracemalloc.stop()
         gc.enable()
 
-    assert after - before < 2_000_000
+    # The store is in this process, too, and keeps a record with a traceback of each: a few kB, where a local has a MB.
+    assert after - before < 1000 * 20_000
     runtime.stop()
