@@ -36,9 +36,8 @@ class Feed(EngineCore):
             return outcome
         event = self.listener.watch(str(execution_id), self._ended_of)
         try:
-            status = self.call("watch_executions", execution_id.partition, [self.listener.topic, execution_id.uuid])[0][
-                0
-            ]
+            watched = [self.listener.topic, execution_id.uuid]
+            ((status,),) = self.call("watch_executions", execution_id.partition, watched)
             while status == b"watched" and not event.wait(_remaining(deadline)):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise EngineTimeoutError(

@@ -11,7 +11,6 @@ from uuid import UUID
 
 from flowfabric_worker.engine.errors import ValidationError
 
-DEFAULT_PARTITIONS = 1
 DEFAULT_CLUSTER_PARTITIONS = 16
 MAX_PARTITIONS = 1024
 

@@ -330,8 +330,7 @@ end)
 ff.register('list_classes', { 'no-writes' }, function(ctx, args)
   local answer = { ctx.revision }
   for i, lane in ipairs(args) do
-    answer[i + 1] =
-      call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, 2 * ff.MAX_CLASSES_PER_LANE)
+    answer[i + 1] = ff.classes_of(ctx, lane)
   end
   return answer
 end)

@@ -138,8 +138,7 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   end
   call('HDEL', key, 'paused')
   call('HSET', key, 'answered', call_id)
-  local classes =
-    call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, 2 * ff.MAX_CLASSES_PER_LANE)
+  local classes = ff.classes_of(ctx, lane)
   for _, class in ipairs(classes) do
     ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, 100 }
   end

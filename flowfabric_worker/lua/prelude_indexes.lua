@@ -98,6 +98,12 @@ function ff.register_class(ctx, class, limit)
   return true
 end
 
+-- The classes of a lane that hold work. A lane may have more than its limit, since work that exists is never refused.
+function ff.classes_of(ctx, lane)
+  local last = 2 * ff.MAX_CLASSES_PER_LANE
+  return call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, last)
+end
+
 -- Bringing the indexes after ----------------------------------------------------------------------------------------
 
 function ff.flush_ready(ctx)
