@@ -181,8 +181,14 @@ class EngineBackend(CoordinationBackend):
         """Hands a claim back, ready at once or after a delay: same place, same attempt, no retry used."""
         raise UnavailableError("release")
 
-    def release_many(self, handles: Sequence[Handle], delay: timedelta | None = None) -> list[EngineError | None]:
-        """Hands many claims back in one round trip."""
+    def release_many(
+        self, handles: Sequence[Handle], delay: timedelta | None = None, *, if_wanted: bool = False
+    ) -> list[bool | EngineError]:
+        """Hands many claims back in one round trip; with `if_wanted` only those that another worker waits for.
+
+        Returns:
+            Of each whether it was handed back; False of what nobody waits for, which the caller still holds.
+        """
         raise UnavailableError("release_many")
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
@@ -277,6 +283,9 @@ class EngineBackend(CoordinationBackend):
 
     def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
         """Marks a worker dead in the registry; its leases run out by themselves. False if it was marked.
+
+        What is reclaimed from it afterwards keeps the reason with the attempt, and as the detail of
+        `reclaims_exhausted`.
 
         Raises:
             NotFoundError: `worker_not_found`.

@@ -13,7 +13,13 @@ from uuid import UUID, uuid4
 import attrs
 
 from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
-from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
+from flowfabric_worker.engine.errors import (
+    ContentionError,
+    NotFoundError,
+    StateError,
+    TransportError,
+    ValidationError,
+)
 from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_GRANT_MS, MAX_LEASE_MS
@@ -63,6 +69,8 @@ class Claiming(Classes):
         super().__init__(*args, **kwargs)
         self._waiters: dict[str, Waiter] = {}
         self._claims = itertools.count()
+        # Claims whose answers were lost, by worker instance: the next claim asks for those answers first.
+        self._unanswered: dict[str, str] = {}
 
     # Claims
 
@@ -73,7 +81,17 @@ class Claiming(Classes):
 
     def claim_many(self, request: ClaimRequest) -> list[Claimed]:
         terms = self._terms(request)
-        if request.claim_id is not None and self.partitions > 1:
+        instance = request.policy.worker_instance_id
+        try:
+            claimed = self._claim(terms, is_repeat=request.claim_id is not None or instance in self._unanswered)
+        except TransportError:
+            self._unanswered[instance] = terms.claim_id
+            raise
+        self._unanswered.pop(instance, None)
+        return claimed
+
+    def _claim(self, terms: _Terms, *, is_repeat: bool) -> list[Claimed]:
+        if is_repeat and self.partitions > 1:
             again = self._claimed_before(terms)
             if again:
                 return again
@@ -112,7 +130,7 @@ class Claiming(Classes):
         holder, instance = self._holder(policy.worker_id, policy.worker_instance_id, waits=waits)
         return _Terms(
             request=request,
-            claim_id=check_uuid(request.claim_id, "claim_id"),
+            claim_id=check_uuid(request.claim_id or self._unanswered.get(policy.worker_instance_id), "claim_id"),
             holder=holder,
             instance=instance,
             waiter=self._waiter(policy.worker_instance_id) if waits else None,

@@ -133,15 +133,19 @@ class Running(EngineCore):
     def release(self, handle: Handle, delay: timedelta | None = None) -> None:
         _only(self.release_many([handle], delay))
 
-    def release_many(self, handles: Sequence[Handle], delay: timedelta | None = None) -> list[EngineError | None]:
-        moment = pack_moment(delay, None, "delay")
+    def release_many(
+        self, handles: Sequence[Handle], delay: timedelta | None = None, *, if_wanted: bool = False
+    ) -> list[bool | EngineError]:
+        if if_wanted and delay is not None:
+            raise ValidationError("invalid_input", "What is released if it is wanted is ready at once: give no delay.")
+        moment = "?" if if_wanted else pack_moment(delay, None, "delay")
         items: list[tuple[int, Item]] = []
         for handle in handles:
             partition, uuid, fence = self.fenced(handle)
             items.append((partition, (uuid, fence, moment)))
         self._refuse_repeats_in(items)
         replies = self.call_items("release_many", items)
-        return [reply if isinstance(reply, EngineError) else None for reply in replies]
+        return [reply if isinstance(reply, EngineError) else reply[0] != b"kept" for reply in replies]
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
         partition, uuid, fence = self.fenced(handle)

@@ -9,7 +9,7 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.running import cut
-from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import milliseconds
@@ -37,7 +37,12 @@ class Workers(EngineCore):
     def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
         why = cut(reason, MAX_MESSAGE_BYTES) or b"marked dead"
         arguments: Item = [self._worker(worker_instance_id), why, new_call_id()]
-        return bool(self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked")
+        marked = self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked"
+        if marked and self.partitions > 1:
+            # The others tell the reason of those whose work they find, so it counts less than the mark itself.
+            others = [partition for partition in range(self.partitions) if partition != _REGISTRY]
+            self.store.call_many([Call("note_death", partition, arguments) for partition in others])
+        return marked
 
     def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:
         count = page_size(limit)

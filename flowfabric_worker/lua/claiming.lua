@@ -99,7 +99,8 @@ local function exhausted(ctx, record)
   if tonumber(record.reclaim_count or '0') < most then
     return false
   end
-  ff.finish(ctx, record, 'failed', { error = 'reclaims_exhausted', error_class = 'infra_crash', error_detail = '' })
+  local why = ff.why_lost(ctx, record)
+  ff.finish(ctx, record, 'failed', { error = 'reclaims_exhausted', error_class = 'infra_crash', error_detail = why })
   return true
 end
 

@@ -59,6 +59,12 @@ local function wake_between(ctx, first, last, wanted)
   end
 end
 
+-- Whether anybody waits for `what`.
+function ff.is_waited_for(ctx, what)
+  local first, last = '[' .. what .. '\0', '(' .. what .. '\1'
+  return #call('ZRANGE', ctx.base .. ':waiting', first, last, 'BYLEX', 'LIMIT', 0, 1) > 0
+end
+
 -- Wakes up to `wanted` of those who wait for `what`.
 function ff.wake(ctx, what, wanted)
   wake_between(ctx, '[' .. what .. '\0', '(' .. what .. '\1', wanted)

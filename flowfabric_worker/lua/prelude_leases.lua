@@ -148,10 +148,12 @@ function ff.archive(ctx, record, how)
   end
   -- The end of an execution is the end of its attempt.
   local ended = record.attempt_ended and record.attempt_ended ~= '' and record.attempt_ended or record.ended
+  local failed = how == 'ended_failure'
+  local why = failed and record.error or how == 'interrupted_reclaimed' and ff.why_lost(ctx, record) or ''
   past[#past + 1] = ff.pack({
     record.attempt, record.attempt_type or '', how, record.attempt_started,
     ended or ctx.now_text, record.holder or '',
-    how == 'ended_failure' and record.error_class or '', how == 'ended_failure' and cut(record.error or '', 256) or '',
+    failed and record.error_class or '', cut(why, 256),
   })
   return ff.pack(past)
 end

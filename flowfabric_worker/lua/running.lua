@@ -96,12 +96,27 @@ local function interrupt(ctx, record, ending, fence, until_ms)
   return answer
 end
 
--- release_many: claims are handed back: same place, same attempt, no retry used. Items: uuid, fence, moment.
+-- Whether somebody waits for work of a class, asked once per class and call.
+local function is_wanted(ctx, class)
+  local wanted = ctx.wanted[class]
+  if wanted == nil then
+    wanted = ff.is_waited_for(ctx, 'c' .. class)
+    ctx.wanted[class] = wanted
+  end
+  return wanted
+end
+
+-- release_many: claims are handed back: same place, same attempt, no retry used. Items: uuid, fence, and when they are
+-- ready: a moment, or '?' for at once, but only if another worker waits for such work.
+-- Answers per item: 'ok', or 'kept' of what nobody waits for.
 ff.register('release_many', { 'allow-oom' }, function(ctx, args)
+  ctx.wanted = {}
   return ff.each(ctx, args, 1, 3, function(at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'release')
     if not record then
       return answer
+    elseif args[at + 2] == '?' and not is_wanted(ctx, record.class) then
+      return { 'kept' }
     end
     return interrupt(ctx, record, 'release', args[at + 1], ff.moment(args[at + 2], ctx.now))
   end)

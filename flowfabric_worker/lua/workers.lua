@@ -72,6 +72,24 @@ ff.register('mark_worker_dead', { 'allow-oom' }, function(ctx, args)
   return { 'marked' }
 end)
 
+-- note_death: tells a partition that does not keep the registry why a worker died. Arguments: worker, reason, call.
+ff.register('note_death', { 'allow-oom' }, function(ctx, args)
+  write(ctx, args[1], { expires = ctx.now, died = args[2], since = ctx.now, about = '', call = 'marked ' .. args[3] })
+  ff.flush(ctx)
+  return { 'ok' }
+end)
+
+-- Why the last holder of an execution lost it, in words: of a worker that died its supervisor may have told.
+function ff.why_lost(ctx, record)
+  local holder = record.holder or call('HGET', record.key, 'holder')
+  if record.words.ownership == 'lease_revoked' or not holder or holder == '' then
+    return 'its lease was revoked'
+  end
+  local instance = ff.unpack(holder)[2]
+  local entry = read(ctx, ff.class(record.class).namespace .. instance)
+  return 'worker ' .. instance .. (entry and entry.died ~= '' and ': ' .. entry.died or ' stopped renewing its lease')
+end
+
 -- list_workers: a page of a namespace's workers. Arguments: pack{namespace}, after (a worker) or '', limit.
 -- Answers: now, then per worker: worker, expires-at, reason of death or '', registered-at, what it says of itself; of
 -- one whose entry is damaged or gone its name alone, so that it hides nothing behind it.

@@ -1,0 +1,92 @@
+"""Claims that are handed back only if somebody else waits for them, and claims whose answers were lost."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import uuid4
+
+import attrs
+import pytest
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from tests.conformance.losing import LosingStore, empty_store_beside
+from tests.conformance.test_waking import waiting
+from tests.conformance.work import LANE, all_created, created, creation, refused, request, running
+from tests.dumping import Dump
+
+GPU = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
+
+
+def test_what_nobody_waits_for_is_kept(engine: Engine, dump: Dump) -> None:
+    claimed = running(engine, lane=LANE)
+    before = dump()
+
+    assert engine.release_many([claimed.handle], if_wanted=True) == [False]
+    assert dump() == before
+
+
+def test_what_another_worker_waits_for_is_handed_over_at_once(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE, worker="busy")
+    idle = waiting(engine, worker="idle")
+
+    assert engine.release_many([claimed.handle], if_wanted=True) == [True]
+    assert [each.execution_id for each in idle.result()] == [claimed.execution_id]
+
+
+def test_work_that_the_waiting_worker_cannot_take_is_kept(engine: Engine) -> None:
+    created(engine, policy=GPU)
+    (claimed,) = engine.claim_many(request(capabilities=frozenset({"gpu"})))
+    idle = waiting(engine, worker="idle")
+
+    assert engine.release_many([claimed.handle], if_wanted=True) == [False]
+    assert engine.read_execution_state(claimed.execution_id) is PublicState.ACTIVE
+    created(engine)
+    assert len(idle.result()) == 1
+
+
+def test_each_of_many_is_answered_by_itself(engine: Engine) -> None:
+    wanted, unwanted, lost = running(engine, lane=LANE), running(engine), running(engine, lane=LANE)
+    idle = waiting(engine, worker="idle")
+    handles = [wanted.handle, unwanted.handle, attrs.evolve(lost.handle, lease_epoch=9)]
+
+    answers = engine.release_many(handles, if_wanted=True)
+
+    assert [getattr(answer, "code", answer) for answer in answers] == [True, False, "stale_lease"]
+    assert [each.execution_id for each in idle.result()] == [wanted.execution_id]
+
+
+def test_a_delay_for_what_is_handed_over_is_refused(engine: Engine, dump: Dump) -> None:
+    claimed = running(engine, lane=LANE)
+    before = dump()
+
+    with refused("invalid_input"):
+        engine.release_many([claimed.handle], timedelta(seconds=1), if_wanted=True)
+    assert dump() == before
+
+
+@pytest.fixture
+def losing(engine: Engine) -> LosingStore:
+    return LosingStore(empty_store_beside(engine))
+
+
+def test_a_claim_whose_answer_was_lost_is_answered_to_the_next_claim_of_the_worker(
+    engine: Engine, losing: LosingStore
+) -> None:
+    impatient = Engine(lambda: (losing, engine.partitions), patience=0)
+    impatient.prepare(testing=True)
+    ids = all_created(impatient, [creation() for _ in range(6)])
+    worker = f"w{uuid4().hex}"
+    assert impatient.claim_many(request("elsewhere", worker=worker)) == []
+
+    with losing.losing(), pytest.raises(TransportError):
+        impatient.claim_many(request(worker=worker, limit=500))
+    found = impatient.claim_many(request(worker=worker, limit=500))
+    while more := impatient.claim_many(request(worker=worker, limit=500)):
+        found += more
+
+    assert sorted(each.execution_id for each in found) == sorted(ids)
+    assert {each.handle.lease_epoch for each in found} == {1}
+    impatient.close()
