@@ -19,6 +19,8 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
+from flowfabric_worker.logs import RunFilter
+from flowfabric_worker.middleware import Middleware, RunEvent
 from flowfabric_worker.outcomes import (
     Cancel,
     Delay,
@@ -33,7 +35,7 @@ from flowfabric_worker.outcomes import (
     Retry,
     WaitChildren,
 )
-from flowfabric_worker.runtime import Runtime
+from flowfabric_worker.runtime import Runtime, WornOut
 from flowfabric_worker.task import Call, Run, Submission, Task, TaskOptions
 from flowfabric_worker.worker import Worker
 
@@ -58,12 +60,15 @@ __all__ = [
     "HandlerExit",
     "Interrupted",
     "Limits",
+    "Middleware",
     "NotFoundError",
     "ResourceExhaustedError",
     "ResultError",
     "Retry",
     "RetryPolicy",
     "Run",
+    "RunEvent",
+    "RunFilter",
     "RunSettings",
     "Runtime",
     "StateError",
@@ -76,6 +81,7 @@ __all__ = [
     "ValidationError",
     "WaitChildren",
     "Worker",
+    "WornOut",
     "__version__",
     "current",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.held import Held, Holdings, now
+from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.task import Task
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Claimer:
         tasks: Mapping[str, Task[..., Any]],
         lanes: Mapping[str, int],
         offers: frozenset[str],
+        hooks: Hooks,
     ) -> None:
         self._holdings = holdings
         self._engine = engine
@@ -49,6 +51,7 @@ class Claimer:
         self._turns = itertools.cycle([lane for lane, weight in lanes.items() for _ in range(weight)])
         self._lanes = tuple(lanes)
         self._offers = offers
+        self._hooks = hooks
         self._stopping = threading.Event()
         self._pace = _Pace(holdings)
         self._thread = threading.Thread(target=self._work, name="flowfabric-claimer", daemon=True)
@@ -101,6 +104,7 @@ class Claimer:
                 continue
             failures = 0
             self._take(claimed)
+            self._run_alone()
 
     def _room(self) -> int:
         """How many to claim: for the free threads, and ahead what the pace will start at once."""
@@ -123,16 +127,46 @@ class Claimer:
 
     def _take(self, claimed: Sequence[Claimed]) -> None:
         moment = now()
+        on_lost = self._hooks.lost if self._hooks.wants("on_lost") else None
         for each in claimed:
-            self._holdings.add(hold(each, self._tasks[each.task], moment))
+            held = hold(each, self._tasks[each.task], moment, on_lost)
+            self._hooks.tell("on_claim", held)
+            self._holdings.add(held)
+
+    def _run_alone(self) -> None:
+        """Runs what may kill its process while nothing else runs here; nothing is claimed meanwhile."""
+        holdings = self._holdings
+        while holdings.alone and self._wait_for_threads():
+            try:
+                held = holdings.alone.popleft()
+            except IndexError:
+                # The keeper has handed it to somebody who was waiting.
+                return
+            log.warning(
+                "%s of %s runs alone: it was lost with its worker %s times.",
+                held.task.name, held.key, held.claimed.reclaim_count, extra=held.fields,
+            )  # fmt: skip
+            holdings.begin(held)
+            self._wait_for_threads()
+
+    def _wait_for_threads(self) -> bool:
+        """Waits until no handler runs and none is waited for; False if the worker stops."""
+        while not self._stopping.is_set():
+            self._holdings.space.clear()
+            if self._holdings.outstanding() <= 0:
+                return True
+            self._holdings.space.wait(1.0)
+        return False
 
 
-def hold(claimed: Claimed, task: Task[..., Any], moment: float) -> Held:
+def hold(
+    claimed: Claimed, task: Task[..., Any], moment: float, on_lost: Callable[[Held], None] | None = None
+) -> Held:
     """A claimed execution as this process holds it; its renewals ask for the task's own lease."""
     handle, lease = claimed.handle, task.options_given.lease
     if lease is not None:
         handle = attrs.evolve(handle, lease_ttl_ms=lease // _MS)
-    return Held(claimed, task, handle, moment)
+    return Held(claimed, task, handle, moment, on_lost)
 
 
 class _Pace:

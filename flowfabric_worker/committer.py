@@ -15,8 +15,9 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.policies import FailureClass
-from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason
+from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason, RetryScheduled
 from flowfabric_worker.held import Held, Holdings, now
+from flowfabric_worker.hooks import Hooks
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ class Committer:
     of the connection for as long as its lease may live.
     """
 
-    def __init__(self, holdings: Holdings, engine: EngineBackend) -> None:
+    def __init__(self, holdings: Holdings, engine: EngineBackend, hooks: Hooks) -> None:
         self._holdings = holdings
         self._engine = engine
+        self._hooks = hooks
         self._queue: queue.SimpleQueue[_Outcome | None] = queue.SimpleQueue()
         self._moved = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flowfabric-committer", daemon=True)
@@ -174,6 +176,7 @@ class Committer:
         """Takes one answer; whether the outcome has to be sent again."""
         if not isinstance(answer, EngineError):
             self._holdings.drop(outcome.held)
+            self._tell(outcome, answer)
             return False
         if answer.retryable:
             return True
@@ -183,6 +186,19 @@ class Committer:
             outcome.held.lose(str(answer))
         self.drop(outcome.held, f"ended ({outcome.what}), which does not count")
         return False
+
+
+    def _tell(self, outcome: _Outcome, answer: object) -> None:
+        """Tells the hooks what the store has acknowledged."""
+        if outcome.failure is not None:
+            name = "on_retry" if isinstance(answer, RetryScheduled) else "on_failure"
+            self._hooks.tell(name, outcome.held, outcome.failure.reason.message)
+        elif outcome.call is None:
+            self._hooks.tell("on_success", outcome.held)
+        elif outcome.what == "cancel":
+            self._hooks.tell("on_failure", outcome.held, "cancelled by its handler")
+        else:
+            self._hooks.tell("on_suspend", outcome.held)
 
 
 def _call(mine: Sequence[_Outcome]) -> Sequence[object]:

@@ -15,6 +15,7 @@ from flowfabric_worker.engine.types.checks import as_capabilities
 URL_VARIABLE: Final = "FLOWFABRIC_URL"
 DEFAULT_URL: Final = "embedded://.flowfabric"
 DEFAULT_THREADS: Final = 8
+DEFAULT_MOST_LOST: Final = 4
 
 
 def store_url(url: str | None = None) -> str:
@@ -27,6 +28,11 @@ def _positive(_: object, attribute: attrs.Attribute[timedelta], value: timedelta
         raise ValueError(f"{attribute.name} must be longer than 0, not {value}")
 
 
+def _at_least_one(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{attribute.name} must be a whole number from 1, not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class RunSettings:
     """How a worker process runs.
@@ -37,6 +43,11 @@ class RunSettings:
         offers: capabilities of this process.
         lease: how long a claim holds without renewal; it is renewed three times as often.
         grace: how long a stop waits for handlers that run.
+        yield_within: how long a handler may go on after it was told that its result will not count; then its thread
+            is counted as lost, and replaced.
+        most_lost: with so many lost threads the process ends, to be started anew.
+        memory_limit: bytes that the process may use. An allocation beyond them raises MemoryError, and a process that
+            stays close to them ends, to be started anew. None for no limit.
     """
 
     threads: int = attrs.field(default=DEFAULT_THREADS, validator=attrs.validators.and_(
@@ -46,6 +57,9 @@ class RunSettings:
     offers: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     lease: timedelta = attrs.field(default=timedelta(seconds=30), validator=_positive)
     grace: timedelta = timedelta(seconds=30)
+    yield_within: timedelta = attrs.field(default=timedelta(seconds=5), validator=_positive)
+    most_lost: int = attrs.field(default=DEFAULT_MOST_LOST, validator=_at_least_one)
+    memory_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least_one))
 
     def __attrs_post_init__(self) -> None:
         for lane, weight in self.lanes.items():

@@ -7,6 +7,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Literal, ParamSpec, TypeVar
@@ -68,6 +69,13 @@ class TaskContext(ABC):
         """Raises `Interrupted` when the result of this run will not count any more."""
 
     @abstractmethod
+    def shield(self) -> AbstractContextManager[None]:
+        """Holds the interruption of a task with `interrupt=True` back while a block runs; it comes at the block's end.
+
+        For what must not stop half-way, such as writing a file and renaming it.
+        """
+
+    @abstractmethod
     def sleep(self, duration: timedelta) -> None:
         """Frees this thread; after `duration` the handler runs again from its start, and this call returns at once.
 
@@ -103,6 +111,9 @@ class LocalContext(TaskContext):
     def check(self) -> None:
         if self._cancelled.is_set():
             raise Interrupted("cancelled or revoked")
+
+    def shield(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def sleep(self, duration: timedelta) -> None:
         raise RuntimeError(

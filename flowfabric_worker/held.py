@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.interrupting import Interruption
 from flowfabric_worker.task import Task
 
 RENEWALS_PER_LEASE = 3
+# An execution whose workers were lost so often runs alone in its process.
+ALONE_AFTER = 2
 # How much later than the store this process may see a moment come, in seconds.
 _CLOCKS_DIFFER = 0.1
 
@@ -34,16 +39,27 @@ class Held:
         renew_at: when it is to be renewed.
         ends_at: when the store takes the execution away: its timeout or its deadline.
         started_at: when its handler began, or None.
+        ended_at: when its handler ended, or None.
         lost: why what its handler returns will not count, or None.
+        lost_at: since when that is so.
         ended: whether its outcome is on its way to the store.
+        interruption: how its handler is interrupted, if its task wants that.
+        on_lost: called when it is lost.
     """
 
     __slots__ = (
-        "_event", "claimed", "claimed_at", "ended", "ends_at", "handle", "key", "lease_until", "lost", "renew_at",
-        "started_at", "task",
+        "_event", "claimed", "claimed_at", "ended", "ended_at", "ends_at", "handle", "interruption", "key",
+        "lease_until", "lost", "lost_at", "on_lost", "renew_at", "started_at", "task",
     )  # fmt: skip
 
-    def __init__(self, claimed: Claimed, task: Task[..., Any], handle: Handle, claimed_at: float) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        task: Task[..., Any],
+        handle: Handle,
+        claimed_at: float,
+        on_lost: Callable[[Held], None] | None = None,
+    ) -> None:
         self.claimed = claimed
         self.task = task
         self.handle = handle
@@ -54,8 +70,12 @@ class Held:
         self.renew_at = claimed_at + lease / RENEWALS_PER_LEASE
         self.ends_at = self._here(claimed.timeout_at_ms, claimed.deadline_at_ms)
         self.started_at: float | None = None
+        self.ended_at: float | None = None
         self.lost: str | None = None
+        self.lost_at = math.inf
         self.ended = False
+        self.interruption = Interruption() if task.options_given.interrupt else None
+        self.on_lost = on_lost
         self._event: threading.Event | None = None
 
     @property
@@ -88,10 +108,16 @@ class Held:
 
         When its time is over, that is the reason, whoever noticed it.
         """
-        if self.lost is None:
+        first = self.lost is None
+        if first:
             self.lost = "timeout" if now() >= self.ends_at - _CLOCKS_DIFFER else reason
+            self.lost_at = now()
         if self._event is not None:
             self._event.set()
+        if self.interruption is not None:
+            self.interruption.interrupt()
+        if first and self.on_lost is not None:
+            self.on_lost(self)
 
     def renewed(self, asked_at: float) -> None:
         """The lease holds for its full time from when its renewal was asked for."""
@@ -111,6 +137,7 @@ class Holdings:
     Attributes:
         executions: what is held, by execution id; a dict's single operations need no lock.
         waiting: what waits for a free handler thread; None tells a thread to end.
+        alone: what waits until nothing else runs here.
         low_water: with how few waiting the claimer wants to be told that there is space.
         space: set when there is room for more.
     """
@@ -119,6 +146,7 @@ class Holdings:
         self.threads = threads
         self.executions: dict[str, Held] = {}
         self.waiting: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
+        self.alone: collections.deque[Held] = collections.deque()
         self.low_water = 0
         self.space = threading.Event()
         self.claimed = 0
@@ -127,12 +155,23 @@ class Holdings:
         self.finished = [0] * threads
 
     def add(self, held: Held) -> None:
-        """Takes a claimed execution up; it waits for a thread."""
+        """Takes a claimed execution up, and lets it wait."""
         former = self.executions.get(held.key)
         if former is not None:
             # The store would not hand it out again if the former lease were alive.
             former.lose("lease lost")
         self.executions[held.key] = held
+        self.wait(held)
+
+    def wait(self, held: Held) -> None:
+        """Lets an execution wait for a thread; or until it can run alone, when it may be what kills its processes."""
+        if held.claimed.reclaim_count >= ALONE_AFTER:
+            self.alone.append(held)
+        else:
+            self.begin(held)
+
+    def begin(self, held: Held) -> None:
+        """Hands an execution to the threads."""
         self.claimed += 1
         self.waiting.put(held)
 
@@ -150,7 +189,7 @@ class Holdings:
             del self.executions[held.key]
 
     def take_back_waiting(self) -> list[Held]:
-        """Everything that no thread has begun; the caller hands it back."""
+        """Everything that no thread has begun; the caller hands it back, or lets it `wait` again."""
         taken: list[Held] = []
         while True:
             try:
@@ -163,12 +202,14 @@ class Holdings:
                 break
             taken.append(held)
         self.released += len(taken)
+        while self.alone:
+            taken.append(self.alone.popleft())
         self.space.set()
         return taken
 
     def oldest_unstarted(self) -> float | None:
-        """Since when the oldest execution waits for a thread; None when none does. Dicts keep the order of claims."""
-        if self.waiting.empty():
+        """Since when the oldest execution waits to begin; None when none does. Dicts keep the order of claims."""
+        if self.waiting.empty() and not self.alone:
             return None
         for held in list(self.executions.values()):
             if held.started_at is None and not held.ended:

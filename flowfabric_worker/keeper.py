@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from flowfabric_worker.engine.backend import EngineBackend
@@ -30,16 +32,27 @@ class Keeper:
 
     Args:
         lease: the shortest lease that the worker claims under; the keeper looks around several times within it.
+        watches: called each time that it looks around; they are quick, and ask nothing of the store.
     """
 
-    def __init__(self, holdings: Holdings, engine: EngineBackend, worker: RegisterWorkerArgs, lease: timedelta) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        engine: EngineBackend,
+        worker: RegisterWorkerArgs,
+        lease: timedelta,
+        watches: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self._holdings = holdings
         self._engine = engine
         self._worker = worker
+        self._watches = watches
         self._pause = min(RELEASE_UNSTARTED_AFTER, lease.total_seconds() / RENEWALS_PER_LEASE) / 2
         self._stopping = threading.Event()
         self._next_upkeep = now() + UPKEEP_EVERY / 2
         self._next_heartbeat = now() + HEARTBEAT_EVERY
+        self._offered: list[Held] = []
+        self._offered_at = -math.inf
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
 
     @property
@@ -60,7 +73,7 @@ class Keeper:
 
     def release_waiting(self) -> int:
         """Hands back everything that no thread has begun, ready at once; how many."""
-        taken = self._holdings.take_back_waiting()
+        taken = [*self._offered, *self._holdings.take_back_waiting()]
         self.release(taken)
         return len(taken)
 
@@ -79,6 +92,8 @@ class Keeper:
 
     def _work(self) -> None:
         while not self._rest():
+            for watch in self._watches:
+                watch()
             try:
                 self._renew()
                 self._release_unstarted()
@@ -132,10 +147,30 @@ class Keeper:
             log.warning("%s of %s is lost: %s", held.task.name, held.key, answer, extra=held.fields)
 
     def _release_unstarted(self) -> None:
+        """Hands back what has waited for a thread, if another worker waits for such work."""
+        if not self._offered and self._should_offer():
+            self._offered = self._holdings.take_back_waiting()
+        while self._offered:
+            batch = self._offered[:MAX_BATCH_ITEMS]
+            # After a failure the same ones are offered again: only then is it known who holds them.
+            answers = self._engine.release_many([held.handle for held in batch], if_wanted=True)
+            del self._offered[: len(batch)]
+            self._offered_at = now()
+            self._take_answers(batch, answers)
+
+    def _should_offer(self) -> bool:
+        """Whether something has waited for long, and was not offered a moment ago."""
         oldest = self._holdings.oldest_unstarted()
-        if oldest is not None and now() - oldest > RELEASE_UNSTARTED_AFTER:
-            released = self.release_waiting()
-            log.debug("Handed %s executions back that no thread was free for.", released)
+        return oldest is not None and now() - max(oldest, self._offered_at) > RELEASE_UNSTARTED_AFTER
+
+    def _take_answers(self, batch: Sequence[Held], answers: Sequence[bool | EngineError]) -> None:
+        for held, answer in zip(batch, answers, strict=True):
+            if answer is True:
+                self._holdings.drop(held)
+            else:
+                # Of a lost lease the thread learns that comes to it in its turn.
+                self._holdings.wait(held)
+        log.debug("Handed %s of %s executions over that no thread was free for.", answers.count(True), len(batch))
 
     def _heartbeat(self) -> None:
         if now() < self._next_heartbeat:

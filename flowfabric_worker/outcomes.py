@@ -79,13 +79,15 @@ class Cancel(HandlerExit):
 
 
 class Interrupted(HandlerExit):
-    """Raised by `current().check()`: whatever this run returns will not count. Clean up and leave.
+    """Raised by `current().check()`, and anywhere in the handler of a task with `interrupt=True`.
+
+    Whatever this run returns will not count. Clean up and leave.
 
     Attributes:
-        reason: "cancelled or revoked", "timeout", "lease lost" or "stopping".
+        reason: "cancelled or revoked", "timeout", "lease lost", "stopping", or "interrupted" where Python raised it.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str = "interrupted") -> None:
         super().__init__(reason)
         self.reason = reason
 

@@ -9,11 +9,12 @@ import queue
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
 from uuid import uuid4
 
+from flowfabric_worker.attempts import Attempts
 from flowfabric_worker.claimer import Claimer
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.config import RunSettings
@@ -22,12 +23,22 @@ from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.handlers import Handlers
 from flowfabric_worker.held import Holdings, now
+from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.keeper import ALIVE_FOR, Keeper
+from flowfabric_worker.memory import MemoryWatch, limit_memory
+from flowfabric_worker.middleware import arounds_of
+from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
 _JOIN = 10.0
+# A process that was silent for so many of its leases holds none of them any more.
+_SILENT_LEASES = 2
+
+
+class WornOut(Exception):  # noqa: N818  it says what happened
+    """A worker process stopped in order, so that a fresh one takes its place."""
 
 
 class Runtime:
@@ -36,26 +47,52 @@ class Runtime:
     Args:
         worker: whose tasks to run.
         settings: how.
+        line: this process's end of the line to its supervisor; None if it has none.
 
     Attributes:
         instance_id: names this start of this process; never used again.
     """
 
-    def __init__(self, worker: Worker, settings: RunSettings | None = None) -> None:
+    def __init__(
+        self, worker: Worker, settings: RunSettings | None = None, *, line: socket.socket | None = None
+    ) -> None:
         self.worker = worker
         self.settings = settings or RunSettings()
         self.instance_id = f"{worker.name[:64]}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid4().hex[:8]}"
         self._engine = worker.engine
         self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
         self._holdings = Holdings(self.settings.threads)
-        self._committer = Committer(self._holdings, self._engine)
-        self._handlers = Handlers(self._holdings, self._committer, self._engine, self._engine.limits.payload_bytes)
+        self._hooks = Hooks(worker.middleware)
+        self._committer = Committer(self._holdings, self._engine, self._hooks)
+        self._handlers = self._make_handlers()
+        self._line = None if line is None else Line(line, self.request_stop, self._on_death)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
-        self._keeper = Keeper(self._holdings, self._engine, self._registration(), policy.lease)
-        self._claimer = Claimer(self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers)
-        # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not.
-        self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._keeper = Keeper(self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()))
+        self._claimer = Claimer(
+            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks
+        )
+        # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
+        # in is why the process is worn out, if that is the reason to stop.
+        self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
+        self._worn = ""
+
+    def _make_handlers(self) -> Handlers:
+        attempts = Attempts(
+            self._committer, self._engine, self._engine.limits.payload_bytes, arounds_of(self.worker.middleware)
+        )
+        settings = self.settings
+        return Handlers(
+            self._holdings, attempts, settings.yield_within.total_seconds(), settings.most_lost, self._on_worn
+        )
+
+    def _watches(self) -> Iterator[Callable[[], None]]:
+        """What the keeper calls each time that it looks around."""
+        yield self._handlers.replace_lost
+        if self.settings.memory_limit is not None:
+            yield MemoryWatch(self.settings.memory_limit, self._on_worn)
+        if self._line is not None:
+            yield self._line.beat
 
     # For the main thread
 
@@ -67,6 +104,8 @@ class Runtime:
         Raises:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
+            WornOut: the process has lost too many threads, or comes too close to its memory limit; it stopped in
+                order, and is to be started anew.
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -78,6 +117,8 @@ class Runtime:
             self.stop()
             if fallen:
                 raise RuntimeError(f"The {fallen} of {self.instance_id} ended by itself; its traceback says why.")
+            if self._worn:
+                raise WornOut(f"The process is to be started anew: {self._worn}.")
         finally:
             faulthandler.unregister(signal.SIGUSR1)
             for number, handler in previous.items():
@@ -87,17 +128,24 @@ class Runtime:
         """Waits until somebody wants it to stop; or until a thread has ended, whose name it answers."""
         while True:
             try:
-                self._stop_requests.get(timeout=1.0)
+                self._worn = self._stop_requests.get(timeout=1.0)
                 return ""
             except queue.Empty:
                 # A worker that only seems to work is worse than none.
-                for part in (self._claimer, self._keeper, self._committer, self._handlers):
+                for part in (self._claimer, self._keeper, self._committer, self._handlers, self._hooks):
                     if not part.alive:
                         return type(part).__name__.lower()
 
     def request_stop(self) -> None:
         """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
-        self._stop_requests.put(None)
+        self._stop_requests.put("")
+
+    def _on_worn(self, reason: str) -> None:
+        """Stops once, in order, because the process had better be replaced."""
+        if self._running and not self._worn:
+            self._worn = reason
+            log.error("%s stops to be started anew: %s.", self.instance_id, reason)
+            self._stop_requests.put(reason)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
         self.request_stop()
@@ -121,9 +169,14 @@ class Runtime:
         self._engine.register_worker(self._registration())
         self._engine.listener.on_lost(self._on_lost)
         self._running = True
+        self._hooks.start()
         self._committer.start()
         self._handlers.start()
         self._keeper.start()
+        if self.settings.memory_limit is not None:
+            limit_memory(self.settings.memory_limit)
+        if self._line is not None:
+            self._line.start(self.instance_id, _SILENT_LEASES * self._claim_lease().total_seconds())
         self._claimer.start()
         log.info(
             "%s takes work from %s with %s threads.", self.instance_id, ", ".join(self._lanes), self.settings.threads
@@ -152,6 +205,8 @@ class Runtime:
         self._keeper.stop()
         self._keeper.join(_JOIN)
         self._keeper.release(left)
+        self._hooks.stop()
+        self._hooks.join(_JOIN)
         self._leave()
         log.info(
             "%s stopped; it handed back %s, of which %s had begun.", self.instance_id, released + len(left), len(left)
@@ -175,6 +230,13 @@ class Runtime:
                 farewell()
             except EngineError as error:
                 log.debug("Leaving: %s", error)
+
+    def _on_death(self, instance_id: str, how: str) -> None:
+        """Tells the store how another process of this supervisor died."""
+        try:
+            self._engine.mark_worker_dead(instance_id, how)
+        except EngineError as error:
+            log.warning("The store does not know how %s died (%s): %s", instance_id, how, error)
 
     def _on_lost(self, execution_id: str, fence: str) -> None:
         held = self._holdings.executions.get(execution_id)

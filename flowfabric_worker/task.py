@@ -89,6 +89,8 @@ class TaskOptions:
         retention: how long the ended execution is kept; None for 24 h.
         max_reclaims: how often it is handed out again after its worker was lost.
         permanent: exceptions that no retry would help against.
+        interrupt: raise `Interrupted` in the handler's thread when its result will not count any more; without it
+            the handler has to ask, by `current().check()` or `current().cancelled`.
     """
 
     lane: str = attrs.field(default=DEFAULT_LANE, converter=check_lane)
@@ -110,6 +112,7 @@ class TaskOptions:
     retention: timedelta | None = None
     max_reclaims: int = DEFAULT_MAX_RECLAIMS
     permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=_exceptions)
+    interrupt: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
     def policy(self) -> ExecutionPolicy:
         """What the engine is told of these options."""
@@ -126,7 +129,7 @@ class TaskOptions:
 
 
 # What belongs to the task itself and cannot differ from one submission to the next.
-_FIXED = frozenset({"lease", "codec", "permanent"})
+_FIXED = frozenset({"lease", "codec", "permanent", "interrupt"})
 
 
 class Call(Generic[P]):

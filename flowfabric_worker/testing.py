@@ -23,12 +23,14 @@ from uuid import uuid4
 
 import pytest
 
+from flowfabric_worker.attempts import Attempts
 from flowfabric_worker.claimer import hold
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.engine.limits import MAX_LEASE_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
-from flowfabric_worker.handlers import Handlers
 from flowfabric_worker.held import Holdings, now
+from flowfabric_worker.hooks import Hooks
+from flowfabric_worker.middleware import arounds_of
 from flowfabric_worker.worker import Worker
 
 # Nothing renews a lease here.
@@ -75,15 +77,21 @@ class _Here:
         self._engine = worker.engine
         self._offers = offers.union(*(task.options_given.needs for task in worker.tasks.values()))
         holdings = Holdings(1)
-        self._committer = Committer(holdings, self._engine)
-        self._handlers = Handlers(holdings, self._committer, self._engine, self._engine.limits.payload_bytes)
+        self._hooks = Hooks(worker.middleware)
+        self._committer = Committer(holdings, self._engine, self._hooks)
+        self._attempts = Attempts(
+            self._committer, self._engine, self._engine.limits.payload_bytes, arounds_of(worker.middleware)
+        )
 
     def run_until_idle(self) -> int:
         count = 0
         while claimed := self._claim():
             for each in claimed:
-                self._handlers.run(hold(each, self._worker.tasks[each.task], now()))
+                held = hold(each, self._worker.tasks[each.task], now(), self._hooks.lost)
+                self._hooks.tell("on_claim", held)
+                self._attempts.run(held)
                 self._committer.flush()
+                self._hooks.flush()
                 count += 1
         return count
 

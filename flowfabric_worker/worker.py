@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -12,6 +12,7 @@ from flowfabric_worker.config import store_url
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
+from flowfabric_worker.middleware import Around, Middleware, check_middleware
 from flowfabric_worker.task import Task, TaskOptions, change_options
 
 P = ParamSpec("P")
@@ -30,9 +31,14 @@ class Worker:
         codec: how arguments and results travel: "json", "msgpack", or an object of one's own.
         defaults: options of every task that does not say otherwise.
         limits: sizes that an operator allows.
+        middleware: what goes around every handler, the outermost first: `Middleware` objects, or functions that take
+            the `TaskContext` and return a context manager.
+
+    Attributes:
+        middleware: the same, checked.
 
     Raises:
-        TypeError: an unknown option among the defaults.
+        TypeError: an unknown option among the defaults, or something that is no middleware.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Worker:
         codec: str | Codec = "json",
         defaults: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
+        middleware: Iterable[Middleware | Around] = (),
     ) -> None:
         self.name = check_name(name, "a worker's name")
         self.url = url
@@ -51,6 +58,7 @@ class Worker:
         self._codec = find_codec(codec)
         self._defaults = change_options(TaskOptions(), defaults or {})
         self._limits = limits
+        self.middleware = check_middleware(middleware)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._engine: Engine | None = None
         self._lock = threading.Lock()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 
 import click
 
-from flowfabric_worker.cli.output import shown
+from flowfabric_worker.cli.output import print_json, shown
 from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.engine.errors import (
     ConflictError,
@@ -34,6 +35,7 @@ class ExitCode(IntEnum):
     REFUSED = 4
     APP = 5
     TIMEOUT = 6
+    WORN_OUT = 7
     INTERRUPTED = 130
 
 
@@ -45,15 +47,22 @@ _MEANINGS: Final = {
     ExitCode.REFUSED: "the store refuses: password, rights, version, configuration",
     ExitCode.APP: "the application cannot be loaded",
     ExitCode.TIMEOUT: "it did not happen within --timeout",
+    ExitCode.WORN_OUT: "the worker process stopped to be started anew: lost threads, or memory",
     ExitCode.INTERRUPTED: "Ctrl-C",
 }
 
 _DEBUG: Final = f"{__name__}.debug"
+_JSON: Final = f"{__name__}.json"
+
+_JSON_HELP: Final = """With --json, stdout holds JSON alone: one document, or one per line where a command speaks of
+many things. The error that ends a command is then one document on stderr, with the fields "error", "code" and
+"exit_code"."""
 
 
 def exit_codes_help() -> str:
-    """The table of exit codes for a help text; the mark keeps its lines apart."""
-    return "\n".join(["\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in _MEANINGS.items())])
+    """What a help text says of exit codes and errors; the mark keeps the lines of the table apart."""
+    table = "\n".join(["\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in _MEANINGS.items())])
+    return f"{table}\n\n{_JSON_HELP}"
 
 
 class CommandError(Exception):
@@ -71,7 +80,7 @@ def exit_code_of(error: Exception) -> ExitCode:
             return error.code
         case EngineError(code="corruption"):
             return ExitCode.FAILED
-        case ValidationError() | EncodingError():
+        case click.UsageError() | ValidationError() | EncodingError():
             return ExitCode.USAGE
         case TransportError(retryable=True):
             return ExitCode.UNREACHABLE
@@ -80,6 +89,11 @@ def exit_code_of(error: Exception) -> ExitCode:
         case EngineTimeoutError():
             return ExitCode.TIMEOUT
     return ExitCode.FAILED
+
+
+def code_of(error: Exception) -> str:
+    """One word that tells programs which error it is."""
+    return error.code if isinstance(error, EngineError) else exit_code_of(error).name.lower()
 
 
 def debug_option(function: F) -> F:
@@ -100,13 +114,35 @@ class Commands(click.Group):
         # In the order in which a newcomer meets them.
         return [*self.commands]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Also of a command line that cannot be understood one should know how to say so.
+        ctx.meta[_JSON] = _asks_for_json(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (EngineError, ResultError, EncodingError, DecodingError, CommandError) as error:
             if ctx.meta.get(_DEBUG):
                 traceback.print_exception(error)
-            click.echo(f"Error: {shown(str(error))}", err=True)
+            _tell(error, str(error), ctx.meta[_JSON])
+            raise click.exceptions.Exit(exit_code_of(error)) from None
+        except click.UsageError as error:
+            if not ctx.meta[_JSON]:
+                raise
+            _tell(error, error.format_message(), as_json=True)
             raise click.exceptions.Exit(exit_code_of(error)) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _asks_for_json(args: Iterable[str]) -> bool:
+    return "--json" in itertools.takewhile(lambda argument: argument != "--", args)
+
+
+def _tell(error: Exception, message: str, as_json: bool) -> None:
+    """Says on stderr what ended the command."""
+    if as_json:
+        print_json({"error": message, "code": code_of(error), "exit_code": exit_code_of(error)}, err=True)
+    else:
+        click.echo(f"Error: {shown(message)}", err=True)

@@ -24,6 +24,8 @@ _PATIENCE: Final = 1.0
 
 _JSON: Final = find_codec("json")
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
+_SIZE: Final = re.compile(r"([0-9]{1,15})(|KB|MB|GB)")
+_SIZE_UNITS: Final = ("", "KB", "MB", "GB")
 _UNITS: Final = {
     "": timedelta(seconds=1),
     "ms": timedelta(milliseconds=1),
@@ -43,6 +45,14 @@ def duration(text: str) -> timedelta:
         return float(match[1]) * _UNITS[match[2]]
     except OverflowError:
         raise click.BadParameter(f"{text!r} is too long.") from None
+
+
+def size(text: str) -> int:
+    """Reads bytes, or a number with a unit: 512MB, 2GB; a unit is 1024 times the one before it."""
+    match = _SIZE.fullmatch(text.upper())
+    if match is None or not int(match[1]):
+        raise click.BadParameter(f"{text!r} is no size; give bytes, or a number with KB, MB or GB.")
+    return int(match[1]) * int(1024 ** _SIZE_UNITS.index(match[2]))
 
 
 def json_value(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command `run`: one worker process."""
+"""The command `run`: one worker process, or several under a supervisor."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import click
 
 from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
-from flowfabric_worker.cli.parameters import duration, url_option
-from flowfabric_worker.config import DEFAULT_THREADS, RunSettings
+from flowfabric_worker.cli.parameters import duration, size, url_option
+from flowfabric_worker.config import DEFAULT_MOST_LOST, DEFAULT_THREADS, RunSettings
 from flowfabric_worker.engine.ids import check_capabilities, check_lane
-from flowfabric_worker.runtime import Runtime
+from flowfabric_worker.logs import RunFilter, RunFormatter
+from flowfabric_worker.runtime import Runtime, WornOut
+from flowfabric_worker.supervised import line_from_environment
+from flowfabric_worker.supervisor import Supervisor
 from flowfabric_worker.worker import Worker
 
 _LEVELS = ("debug", "info", "warning", "error")
+_GIVEN = f"{__name__}.given"
 
 
 def lane_weights(text: str) -> dict[str, int]:
@@ -37,14 +44,25 @@ def offers_of(text: str) -> frozenset[str]:
     return frozenset(check_capabilities(part.strip() for part in text.split(",")))
 
 
-@click.command()
+class _Run(click.Command):
+    """Remembers what was given to it, to hand it on."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_GIVEN] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Run)
 @click.argument("app", metavar="APP:WORKER")
 @click.option(
     "--threads",
     type=click.IntRange(1, 1000),
     default=DEFAULT_THREADS,
     show_default=True,
-    help="Handlers that run at the same time.",
+    help="Handlers that run at the same time, in each process.",
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 1000), metavar="N", help="Run N processes, and replace those that die."
 )
 @click.option("--lanes", type=lane_weights, metavar="LANES", help="Where to take work, such as mail=3,etl=1; else all.")
 @click.option("--offers", type=offers_of, default=None, metavar="WORDS", help="What this process has, such as gpu,eu.")
@@ -52,39 +70,83 @@ def offers_of(text: str) -> frozenset[str]:
 @click.option("--namespace", help="The tenant in the store; else the worker's own.")
 @click.option("--grace", type=duration, default="30s", show_default=True, help="How long a stop waits for handlers.")
 @click.option("--lease", type=duration, default="30s", show_default=True, help="How long a claim holds unrenewed.")
+@click.option("--memory-limit", type=size, metavar="SIZE", help="What a process may use, such as 500MB.")
+@click.option(
+    "--most-lost",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"End when N threads are lost to handlers that do not end; {DEFAULT_MOST_LOST}, or 1 with --processes.",
+)
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True)
 @debug_option
-def run(
-    app: str,
-    *,
-    threads: int,
-    lanes: dict[str, int] | None,
-    offers: frozenset[str] | None,
-    url: str | None,
-    namespace: str | None,
-    grace: timedelta,
-    lease: timedelta,
-    log_level: str,
-) -> None:
+@click.pass_context
+def run(context: click.Context, /, app: str, *, processes: int | None, log_level: str, **options: Any) -> None:
     """Run a worker, such as shop:worker, until SIGTERM or Ctrl-C.
 
     Then what runs may finish within the grace, the rest is handed back, and the exit code is 0. A second signal hands
-    everything back at once.
+    everything back at once. SIGUSR1 prints what every thread does.
+
+    With --processes a process that dies is replaced, and so is one that has lost a thread to a handler that does not
+    end, or comes close to its memory limit. Without it, such a process ends with exit code 7, to be started anew.
     """
-    if lease <= timedelta():
+    if options["lease"] <= timedelta():
         raise click.BadParameter("it must be longer than 0.", param_hint="--lease")
+    set_up_logging(log_level)
+    if processes is None:
+        _run_here(app, line_from_environment(), **options)
+    else:
+        _supervise(context, processes, options["grace"])
+
+
+def _supervise(context: click.Context, processes: int, grace: timedelta) -> None:
+    command = [sys.executable, "-m", "flowfabric_worker", "run", *_for_one_process(context.meta[_GIVEN])]
+    # What no new start cures: the application does not load, the store refuses, an option is wrong.
+    hopeless = (ExitCode.APP, ExitCode.REFUSED, ExitCode.USAGE)
+    code = Supervisor(command, processes, grace.total_seconds(), hopeless).run()
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _for_one_process(arguments: Sequence[str]) -> list[str]:
+    """What was given to this command, as each of its processes gets it."""
+    # An option that stands twice counts as it stands last.
+    kept = ["--most-lost", "1"]
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--processes":
+            next(rest)
+        elif not argument.startswith("--processes="):
+            kept.append(argument)
+    return kept
+
+
+def _run_here(
+    app: str,
+    line: socket.socket | None,
+    *,
+    url: str | None,
+    namespace: str | None,
+    lanes: dict[str, int] | None,
+    offers: frozenset[str] | None,
+    most_lost: int | None,
+    **settings: Any,
+) -> None:
+    """Runs a worker in this process."""
     worker = load_worker(app)
-    _log(log_level)
     if not worker.tasks:
         raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
     worker.url = url or worker.url
     worker.namespace = namespace or worker.namespace
-    settings = RunSettings(threads=threads, lanes=lanes or {}, offers=offers or frozenset(), lease=lease, grace=grace)
+    run_settings = RunSettings(
+        lanes=lanes or {}, offers=offers or frozenset(), most_lost=most_lost or DEFAULT_MOST_LOST, **settings
+    )
     # What the runtime finds is what it leaves behind: a signal that comes after the stop must not spoil its exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        Runtime(worker, settings).run()
+        Runtime(worker, run_settings, line=line).run()
+    except WornOut as worn:
+        raise CommandError(str(worn), ExitCode.WORN_OUT) from None
     finally:
         worker.close()
 
@@ -130,20 +192,10 @@ def _workers_in(module: object) -> str:
     return ", ".join(names) or "none"
 
 
-def _log(level: str) -> None:
-    """Logs to stderr, unless the application set up logging of its own."""
+def set_up_logging(level: str) -> None:
+    """Logs to stderr, each record of a run with its ids; unless the application set up logging of its own."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(RunFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.addFilter(RunFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("flowfabric_worker").setLevel(level.upper())
-
-
-class _Formatter(logging.Formatter):
-    """Says of which execution a record speaks, where it speaks of one."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name that logging calls
-        message = super().formatMessage(record)
-        if not hasattr(record, "execution_id"):
-            return message
-        named = ("task", "lane", "attempt", "execution_id")
-        return f"{message} [{' '.join(f'{name}={getattr(record, name, None)}' for name in named)}]"

@@ -37,7 +37,7 @@ class Workers(EngineCore):
     def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
         why = cut(reason, MAX_MESSAGE_BYTES) or b"marked dead"
         arguments: Item = [self._worker(worker_instance_id), why, new_call_id()]
-        marked = self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked"
+        marked = bool(self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked")
         if marked and self.partitions > 1:
             # The others tell the reason of those whose work they find, so it counts less than the mark itself.
             others = [partition for partition in range(self.partitions) if partition != _REGISTRY]

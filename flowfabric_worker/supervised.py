@@ -1,0 +1,81 @@
+"""A worker process under a supervisor: its side of the line between the two.
+
+The line is a pair of sockets, one message a line. The process says `hello INSTANCE SILENCE` when it works, and `.` from
+time to time while it lives. The supervisor says `died INSTANCE HOW` of another process. The end of the line is the end
+of the other side, however it came about.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from flowfabric_worker.held import now
+
+log = logging.getLogger(__name__)
+
+LINE_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_LINE"
+BEAT_EVERY: Final = 1.0
+# The exit code of a process that stopped in order because it wants to be started anew.
+WORN_OUT: Final = 7
+
+
+class Line:
+    """What a worker process says to its supervisor, and hears from it.
+
+    Args:
+        end: this process's end of the line.
+        on_end: called when the supervisor is gone.
+        on_death: called with the instance id of another worker process, and how it died.
+    """
+
+    def __init__(self, end: socket.socket, on_end: Callable[[], None], on_death: Callable[[str, str], None]) -> None:
+        self._end = end
+        self._on_end = on_end
+        self._on_death = on_death
+        self._next_beat = now()
+        self._thread = threading.Thread(target=self._listen, name="flowfabric-supervised", daemon=True)
+
+    def start(self, instance_id: str, silence: float) -> None:
+        """Says that this process works; after so many seconds without a beat it is of no use any more."""
+        self._say(f"hello {instance_id} {silence:.1f}")
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Says that this process lives, from time to time."""
+        if now() >= self._next_beat:
+            self._next_beat = now() + BEAT_EVERY
+            self._say(".")
+
+    def _say(self, message: str) -> None:
+        try:
+            self._end.sendall(message.encode() + b"\n")
+        except OSError:
+            # The listening thread finds the end of the line, and acts on it.
+            log.debug("The supervisor does not hear %r.", message)
+
+    def _listen(self) -> None:
+        with self._end.makefile("r", encoding="utf-8", errors="replace") as lines:
+            try:
+                for line in lines:
+                    word, _, rest = line.rstrip("\n").partition(" ")
+                    instance_id, _, how = rest.partition(" ")
+                    if word == "died":
+                        self._on_death(instance_id, how)
+            except OSError as error:
+                log.debug("The line to the supervisor broke: %s", error)
+        self._on_end()
+
+
+def line_from_environment() -> socket.socket | None:
+    """This process's end of the line, if a supervisor started it. It is not handed on to further processes."""
+    number = os.environ.pop(LINE_VARIABLE, None)
+    if number is None:
+        return None
+    end = socket.socket(fileno=int(number))
+    end.set_inheritable(False)
+    return end

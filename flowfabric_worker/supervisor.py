@@ -1,0 +1,260 @@
+"""Several worker processes under one: started, kept alive, replaced when they die or fall silent, stopped together.
+
+The supervisor runs no task and knows no store. It starts processes by exec, never by fork, and keeps a line to each
+(see `supervised`): the kernel closes it when either side dies, so that no process outlives its supervisor and none that
+died goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from types import FrameType
+from typing import Final
+
+from flowfabric_worker.supervised import LINE_VARIABLE, WORN_OUT
+
+log = logging.getLogger(__name__)
+
+# Seconds before a process that died is started again: the second figure is for one that dies again and again.
+_BACKOFF: Final = (0.1, 30.0)
+# One that worked for so long begins the back-off anew.
+STEADY_AFTER: Final = 60.0
+# A process that has not said hello within this time is not going to.
+START_WITHIN: Final = 60.0
+# How much longer than the grace a process may take to stop.
+STOP_WITHIN: Final = 15.0
+_LOOK_EVERY: Final = 0.2
+_FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Child:
+    """One worker process, and the supervisor's end of the line to it.
+
+    Attributes:
+        instance_id: what it calls itself; empty before it has said hello.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._end, theirs = socket.socketpair()
+        with theirs:
+            # Apart from the terminal: Ctrl-C is for the supervisor, which passes it on.
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, LINE_VARIABLE: str(theirs.fileno())},
+                start_new_session=True,
+            )
+        self._end.setblocking(False)
+        self._received = b""
+        self._silence = START_WITHIN
+        self._heard_at = time.monotonic()
+        self.started_at = self._heard_at
+        self.instance_id = ""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended: an exit code, or a signal's number below zero; None while it runs."""
+        return self._process.poll()
+
+    def hear(self) -> bool:
+        """Reads what it says; False at the end of the line."""
+        try:
+            data = self._end.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._heard_at = time.monotonic()
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            word, *rest = line.decode("utf-8", "replace").split(" ")
+            if word == "hello":
+                self.instance_id, self._silence = rest[0], float(rest[1])
+        return bool(data)
+
+    def tell(self, message: str) -> bool:
+        """Says something to it; whether that could be sent."""
+        try:
+            self._end.sendall(message.encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def silent(self) -> bool:
+        """Whether nothing was heard for so long that it holds no lease any more, or never began."""
+        return time.monotonic() - self._heard_at > self._silence
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class Supervisor:
+    """Keeps a number of worker processes running until it is told to stop.
+
+    Args:
+        command: starts one of them.
+        count: how many.
+        grace: seconds that each takes for its own stop at most.
+        hopeless: exit codes of a process that never began which no new start would cure.
+    """
+
+    def __init__(self, command: Sequence[str], count: int, grace: float, hopeless: Collection[int] = ()) -> None:
+        self._command = command
+        self._count = count
+        self._grace = grace
+        self._hopeless = hopeless
+        self._children: list[Child] = []
+        # When the processes that are missing are to be started, and how long the last pause was.
+        self._starts: list[float] = [time.monotonic()] * count
+        self._pause = _BACKOFF[0]
+        self._stop_by: float | None = None
+        self._exit_code = 0
+        # What died and how, until a living process has passed it on to the store.
+        self._deaths: list[str] = []
+        self._selector = selectors.DefaultSelector()
+        self._signals, self._signalled = socket.socketpair()
+
+    def run(self) -> int:
+        """Runs until SIGTERM or SIGINT, which go on to every process; a second one stops them at once.
+
+        SIGUSR1 goes on to them too.
+
+        Returns:
+            The exit code: 0 if every process ended in order, else that of one which did not.
+        """
+        for end in (self._signals, self._signalled):
+            end.setblocking(False)
+        self._selector.register(self._signals, selectors.EVENT_READ)
+        with ExitStack() as undo:
+            for number in _FORWARDED:
+                undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            undo.callback(self._kill_all)
+            while self._children or self._stop_by is None:
+                self._start_missing()
+                self._listen()
+                self._look_after()
+        return self._exit_code
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        # A handler may interrupt anything, so it only leaves a note.
+        self._signalled.send(bytes([number]))
+
+    def _start_missing(self) -> None:
+        due = [moment for moment in self._starts if moment <= time.monotonic()]
+        for moment in due:
+            self._starts.remove(moment)
+            child = Child(self._command)
+            self._children.append(child)
+            self._selector.register(child, selectors.EVENT_READ, child)
+            log.info("Started the worker process %s.", child.pid)
+
+    def _listen(self) -> None:
+        """Waits a little for signals and for what the processes say."""
+        for key, _ in self._selector.select(_LOOK_EVERY):
+            child = key.data
+            if child is None:
+                for number in self._signals.recv(64):
+                    self._forward(number)
+            elif not child.hear():
+                # Its end closed, so it dies or is dead; how it ended shows when it is waited for.
+                self._selector.unregister(child)
+
+    def _forward(self, number: int) -> None:
+        if number != signal.SIGUSR1:
+            first = self._stop_by is None
+            self._starts.clear()
+            self._stop_by = time.monotonic() + (self._grace if first else 0) + STOP_WITHIN
+        for child in self._children:
+            child.signal(number)
+
+    def _look_after(self) -> None:
+        for child in list(self._children):
+            code = child.exit_code
+            if code is not None:
+                self._bury(child, code)
+            elif child.silent():
+                log.error("The worker process %s has fallen silent; it is killed and replaced.", child.pid)
+                child.signal(signal.SIGKILL)
+            elif self._stop_by is not None and time.monotonic() > self._stop_by:
+                log.error("The worker process %s does not stop; it is killed.", child.pid)
+                child.signal(signal.SIGKILL)
+        self._pass_on_deaths()
+
+    def _bury(self, child: Child, code: int) -> None:
+        """Takes note of the end of a process, and plans its successor."""
+        self._children.remove(child)
+        if child in self._selector.get_map():
+            self._selector.unregister(child)
+        # It may have said hello in its last moments.
+        child.hear()
+        child.close()
+        how = _ending(code)
+        in_order = code in (0, WORN_OUT)
+        if self._stop_by is not None:
+            self._exit_code = self._exit_code or int(not in_order)
+            return
+        if not child.instance_id and code in self._hopeless:
+            # The others would end in the same way, one after the other.
+            self._exit_code = code
+            self._forward(signal.SIGTERM)
+            return
+        if child.instance_id and not in_order:
+            self._deaths.append(f"died {child.instance_id} {how}")
+        pause = 0.0 if in_order else self._next_pause(child)
+        log.warning("The worker process %s ended (%s); another one starts in %.1f s.", child.pid, how, pause)
+        self._starts.append(time.monotonic() + pause)
+
+    def _next_pause(self, child: Child) -> float:
+        least, most = _BACKOFF
+        steady = time.monotonic() - child.started_at > STEADY_AFTER
+        pause = least if steady else self._pause
+        self._pause = min(most, 2 * pause)
+        return pause
+
+    def _pass_on_deaths(self) -> None:
+        """Has a living process tell the store how others died."""
+        living = [child for child in self._children if child.instance_id]
+        while living and self._deaths:
+            if living[-1].tell(self._deaths[0]):
+                self._deaths.pop(0)
+            else:
+                living.pop()
+
+    def _kill_all(self) -> None:
+        """However this ends, nothing is left behind."""
+        for child in self._children:
+            child.signal(signal.SIGKILL)
+            child.close()
+        self._selector.close()
+        self._signals.close()
+        self._signalled.close()
+
+
+def _ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
