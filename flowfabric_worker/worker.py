@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from flowfabric_worker.codec import Codec, find_codec
 from flowfabric_worker.config import store_url
+from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
@@ -61,6 +62,11 @@ class Worker:
         self.middleware = check_middleware(middleware)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._engine: Engine | None = None
+        self.forget_parent()
+        forking.remember(self)
+
+    def forget_parent(self) -> None:
+        """In a forked process: a lock may have been held by a thread that is not there. The engine sees to itself."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:

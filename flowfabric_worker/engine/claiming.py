@@ -67,8 +67,11 @@ class Claiming(Classes):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiters: dict[str, Waiter] = {}
         self._claims = itertools.count()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._waiters: dict[str, Waiter] = {}
         # Claims whose answers were lost, by worker instance: the next claim asks for those answers first.
         self._unanswered: dict[str, str] = {}
 

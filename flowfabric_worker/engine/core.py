@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import tenacity
 
+from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.errors import (
     CODES,
     ConflictError,
@@ -78,13 +79,21 @@ class EngineCore:
         self.limits = limits or Limits()
         self.patience = patience
         self._open_store = open_store
-        self._starting = threading.Lock()
-        self._opened: Store | None = None
         self._wanted_partitions: int | None = None
         self._partitions = 0
-        self._listener: Listener | None = None
         self._packed_namespace = pack((namespace,))
+        self._begin()
+        forking.remember(self)
+
+    def _begin(self) -> None:
+        self._starting = threading.Lock()
+        self._opened: Store | None = None
+        self._listener: Listener | None = None
         self.under_way = CallsUnderWay()
+
+    def forget_parent(self) -> None:
+        """In a forked process: the connections are the parent's, so this one opens its own."""
+        self._begin()
 
     # Set-up
 
