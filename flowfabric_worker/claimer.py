@@ -159,9 +159,7 @@ class Claimer:
         return False
 
 
-def hold(
-    claimed: Claimed, task: Task[..., Any], moment: float, on_lost: Callable[[Held], None] | None = None
-) -> Held:
+def hold(claimed: Claimed, task: Task[..., Any], moment: float, on_lost: Callable[[Held], None] | None = None) -> Held:
     """A claimed execution as this process holds it; its renewals ask for the task's own lease."""
     handle, lease = claimed.handle, task.options_given.lease
     if lease is not None:

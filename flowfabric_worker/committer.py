@@ -187,7 +187,6 @@ class Committer:
         self.drop(outcome.held, f"ended ({outcome.what}), which does not count")
         return False
 
-
     def _tell(self, outcome: _Outcome, answer: object) -> None:
         """Tells the hooks what the store has acknowledged."""
         if outcome.failure is not None:

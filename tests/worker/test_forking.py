@@ -21,7 +21,7 @@ def in_child(act: Callable[[], object]) -> int:
             act()
             code = 0
         except BaseException as error:  # noqa: BLE001  nothing of this process may go on behind the test
-            print(repr(error), file=sys.stderr)
+            sys.stderr.write(repr(error))
         os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
