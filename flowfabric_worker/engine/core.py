@@ -223,6 +223,8 @@ class EngineCore:
 
         The items go out in bounded batches per partition, all of them in one round trip.
         """
+        if len(items) == 1:
+            return [self._call_item(function, *items[0], timeout)]
         answers: list[Reply | EngineError] = [TransportError()] * len(items)
         batches = list(self._batches(items))
         calls = [
@@ -234,6 +236,12 @@ class EngineCore:
             for place, index in enumerate(indices):
                 answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place], partition)
         return answers
+
+    def _call_item(self, function: str, partition: int, item: Item, timeout: float) -> Reply | EngineError:
+        """The same for one item, which many calls carry: it needs no sorting into batches."""
+        self.check_partition(partition)
+        reply = self.persist(lambda: self.store.call(function, partition, item, timeout))
+        return as_error(reply[0], partition)
 
     def _send(self, call: Call, timeout: float) -> Reply | EngineError:
         return self.persist(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from uuid import UUID
@@ -30,8 +31,9 @@ class Submission(EngineCore):
 
     def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
         items = [self._item(each) for each in args]
-        self.refuse_repeats((item[0] for _, item in items), "The execution id")
-        self.refuse_repeats((each.idempotency_key for each in args if each.idempotency_key), "The idempotency key")
+        if len(args) > 1:
+            self.refuse_repeats((item[0] for _, item in items), "The execution id")
+            self.refuse_repeats((each.idempotency_key for each in args if each.idempotency_key), "The idempotency key")
         replies = self.call_items("create_executions", items)
         return [
             self._result(each, partition, str(item[0]), reply)
@@ -50,19 +52,15 @@ class Submission(EngineCore):
         self.check_payload(args.payload, "payload")
         partition, uuid = self._identity(args)
         deadline = policy.execution_deadline if args.deadline is None else None
-        work_class = WorkClass(
-            namespace=self.namespace,
-            lane=check_lane(args.lane),
-            task=check_name(args.task, "task"),
-            capabilities=check_capabilities(policy.required_capabilities) if policy.required_capabilities else (),
-        )
         key = b""
         if args.idempotency_key is not None:
             key = pack((self.namespace, check_name(args.idempotency_key, "idempotency key")))
         window = policy.dedup_window
         return partition, (
             uuid,
-            work_class.encode(),
+            _encode_class(
+                self.namespace, check_lane(args.lane), check_name(args.task, "task"), policy.required_capabilities
+            ),
             str(clamp_priority(args.priority)),
             pack_moment(args.delay, args.delay_until, "delay"),
             pack_moment(deadline, args.deadline, "deadline"),
@@ -121,6 +119,13 @@ class Submission(EngineCore):
         if reply[0] == b"created" or (args.execution_id is None and existing.uuid == uuid):
             return Created(execution_id=existing, state=StateVector.parse(reply[2].decode()).public_state)
         return Duplicate(execution_id=existing, same_request=bool(reply[3]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _encode_class(namespace: str, lane: str, task: str, capabilities: frozenset[str]) -> bytes:
+    """The class of an execution as it is stored: there are few classes, and many executions of each."""
+    checked = check_capabilities(capabilities) if capabilities else ()
+    return WorkClass(namespace=namespace, lane=lane, task=task, capabilities=checked).encode()
 
 
 def clamp_priority(priority: int) -> int:
