@@ -65,7 +65,7 @@ class Runtime:
         self._hooks = Hooks(worker.middleware)
         self._committer = Committer(self._holdings, self._engine, self._hooks)
         self._handlers = self._make_handlers()
-        self._line = None if line is None else Line(line, self.request_stop, self._on_death)
+        self._line = None if line is None else Line(line, self._ask_once, self._hurry, self._on_death)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._keeper = Keeper(self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()))
         self._claimer = Claimer(
@@ -75,6 +75,7 @@ class Runtime:
         # in is why the process is worn out, if that is the reason to stop.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
+        self._asked = False
         self._worn = ""
 
     def _make_handlers(self) -> Handlers:
@@ -143,12 +144,26 @@ class Runtime:
     def _on_worn(self, reason: str) -> None:
         """Stops once, in order, because the process had better be replaced."""
         if self._running and not self._worn:
-            self._worn = reason
+            self._worn, self._asked = reason, True
             log.error("%s stops to be started anew: %s.", self.instance_id, reason)
             self._stop_requests.put(reason)
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
+    def _ask_once(self) -> None:
+        """Makes it stop, if nobody did."""
+        if not self._asked:
+            self._asked = True
+            self.request_stop()
+
+    def _hurry(self) -> None:
         self.request_stop()
+        self.request_stop()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
+        if self._line is None:
+            self.request_stop()
+        else:
+            # A service manager may signal this process beside its supervisor, which alone says whether to hurry.
+            self._ask_once()
 
     # For whoever owns the threads
 

@@ -1,8 +1,8 @@
 """A worker process under a supervisor: its side of the line between the two.
 
 The line is a pair of sockets, one message a line. The process says `hello INSTANCE SILENCE` when it works, and `.` from
-time to time while it lives. The supervisor says `died INSTANCE HOW` of another process. The end of the line is the end
-of the other side, however it came about.
+time to time while it lives. The supervisor says `stop` and `hurry`, and `died INSTANCE HOW` of another process. The end
+of the line is the end of the other side, however it came about.
 """
 
 from __future__ import annotations
@@ -29,13 +29,21 @@ class Line:
 
     Args:
         end: this process's end of the line.
-        on_end: called when the supervisor is gone.
+        on_stop: called when this process is to stop, which is so too when the supervisor is gone.
+        on_hurry: called when it is to stop without waiting for handlers.
         on_death: called with the instance id of another worker process, and how it died.
     """
 
-    def __init__(self, end: socket.socket, on_end: Callable[[], None], on_death: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        on_stop: Callable[[], None],
+        on_hurry: Callable[[], None],
+        on_death: Callable[[str, str], None],
+    ) -> None:
         self._end = end
-        self._on_end = on_end
+        self._on_stop = on_stop
+        self._on_hurry = on_hurry
         self._on_death = on_death
         self._next_beat = now()
         self._thread = threading.Thread(target=self._listen, name="flowfabric-supervised", daemon=True)
@@ -62,13 +70,18 @@ class Line:
         with self._end.makefile("r", encoding="utf-8", errors="replace") as lines:
             try:
                 for line in lines:
-                    word, _, rest = line.rstrip("\n").partition(" ")
-                    instance_id, _, how = rest.partition(" ")
-                    if word == "died":
-                        self._on_death(instance_id, how)
+                    self._obey(*line.rstrip("\n").split(" ", 2))
             except OSError as error:
                 log.debug("The line to the supervisor broke: %s", error)
-        self._on_end()
+        self._on_stop()
+
+    def _obey(self, word: str, instance_id: str = "", how: str = "") -> None:
+        if word == "stop":
+            self._on_stop()
+        elif word == "hurry":
+            self._on_hurry()
+        elif word == "died":
+            self._on_death(instance_id, how)
 
 
 def line_from_environment() -> socket.socket | None:

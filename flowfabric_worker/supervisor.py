@@ -95,6 +95,11 @@ class Child:
             return False
         return True
 
+    def stop(self, *, hurry: bool) -> None:
+        """Tells it to stop. By the line, since the system may send signals to all of a service's processes by itself."""
+        if not (self.instance_id and self.tell("hurry" if hurry else "stop")):
+            self.signal(signal.SIGTERM)
+
     def silent(self) -> bool:
         """Whether nothing was heard for so long that it holds no lease any more, or never began."""
         return time.monotonic() - self._heard_at > self._silence
@@ -178,12 +183,15 @@ class Supervisor:
                 self._selector.unregister(child)
 
     def _forward(self, number: int) -> None:
-        if number != signal.SIGUSR1:
-            first = self._stop_by is None
-            self._starts.clear()
-            self._stop_by = time.monotonic() + (self._grace if first else 0) + STOP_WITHIN
+        if number == signal.SIGUSR1:
+            for child in self._children:
+                child.signal(number)
+            return
+        hurry = self._stop_by is not None
+        self._starts.clear()
+        self._stop_by = time.monotonic() + (0 if hurry else self._grace) + STOP_WITHIN
         for child in self._children:
-            child.signal(number)
+            child.stop(hurry=hurry)
 
     def _look_after(self) -> None:
         for child in list(self._children):
@@ -209,7 +217,8 @@ class Supervisor:
         how = _ending(code)
         in_order = code in (0, WORN_OUT)
         if self._stop_by is not None:
-            self._exit_code = self._exit_code or int(not in_order)
+            # One that had not begun had nothing to put in order.
+            self._exit_code = self._exit_code or int(bool(child.instance_id) and not in_order)
             return
         if not child.instance_id and code in self._hopeless:
             # The others would end in the same way, one after the other.
