@@ -5,12 +5,17 @@ from __future__ import annotations
 import click
 
 from flowfabric_worker._version import __version__
+from flowfabric_worker.cli.bench import bench
 from flowfabric_worker.cli.checking import check
+from flowfabric_worker.cli.completing import completion
 from flowfabric_worker.cli.demo import demo
-from flowfabric_worker.cli.executions import cancel, explain, list_, replay, result, status, submit
+from flowfabric_worker.cli.executions import explain, list_, result, status, submit
 from flowfabric_worker.cli.exits import Commands, exit_codes_help
+from flowfabric_worker.cli.migrating import migrate
 from flowfabric_worker.cli.operating import lanes, workers
 from flowfabric_worker.cli.running import run
+from flowfabric_worker.cli.schedules import schedules
+from flowfabric_worker.cli.steering import cancel, replay
 
 
 @click.group(cls=Commands, epilog=exit_codes_help())
@@ -23,5 +28,22 @@ def main() -> None:
     """
 
 
-for command in (demo, run, submit, status, result, list_, explain, cancel, replay, lanes, workers, check):
+for command in (
+    demo,
+    run,
+    submit,
+    status,
+    result,
+    list_,
+    explain,
+    cancel,
+    replay,
+    lanes,
+    workers,
+    schedules,
+    check,
+    migrate,
+    bench,
+    completion,
+):
     main.add_command(command)

@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
-from uuid import uuid4
 
 import attrs
 import click
 
+from flowfabric_worker._version import __version__
 from flowfabric_worker.cli.exits import CommandError, exit_code_of
-from flowfabric_worker.cli.output import print_json, print_table
+from flowfabric_worker.cli.output import print_facts, print_json
 from flowfabric_worker.cli.parameters import json_option, with_client
+from flowfabric_worker.cli.trial import trial_store
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
@@ -21,9 +22,7 @@ from flowfabric_worker.engine.types.reads import LaneInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
 
-# The trial runs where no application works.
-TRIAL_NAMESPACE: Final = "flowfabric-check"
-_TRIAL_LANE: Final = "check"
+_TRIAL: Final = "check"
 _TRIAL_LEASE: Final = timedelta(seconds=10)
 
 # Up to here the difference of two clocks is ordinary.
@@ -33,6 +32,7 @@ _CLOCK_READINGS: Final = 5
 _ADVICE: Final = {
     "transport": "See whether the server runs, and whether host and port of the URL are right.",
     "store_timeout": "See whether the server is overloaded, and whether a firewall swallows the connection.",
+    "permission_denied": "ACL SETUSER grants rights; they are needed for the keys and channels of the URL's prefix.",
     "store_busy": "Wait until the server has loaded its data or the failover is over.",
 }
 
@@ -56,8 +56,8 @@ class Finding:
 def check(client: Client, *, as_json: bool) -> None:
     """Check whether the store can be used, and say what to do.
 
-    It has to be reachable, supported and set up, and its user needs some rights. A small execution is run to its end in
-    a namespace of its own. Warnings do not change the exit code.
+    It has to be reachable, supported and set up, and its user needs some rights. A small execution is run to its end
+    under a prefix of its own, and leaves nothing behind. Warnings do not change the exit code.
     """
     findings: list[Finding] = []
     failure: EngineError | None = None
@@ -68,7 +68,7 @@ def check(client: Client, *, as_json: bool) -> None:
     if as_json:
         print_json({"ok": failure is None, "error": failure and str(failure), "findings": findings})
     elif findings:
-        print_table(("", ""), [(each.what, f"{each.text} {each.advice}".rstrip()) for each in findings])
+        print_facts([(each.what, f"{each.text} {each.advice}".rstrip()) for each in findings])
     if failure is not None:
         raise CommandError(f"{failure} {_ADVICE.get(failure.code, '')}".rstrip(), exit_code_of(failure)) from failure
 
@@ -78,7 +78,7 @@ def _look(client: Client) -> Iterator[Finding]:
     engine = client.engine
     prepared = engine.prepare()
     yield Finding(what="store", text=f"{prepared.product} {prepared.version}, reachable")
-    yield Finding(what="functions", text="loaded now" if prepared.loaded else "loaded")
+    yield Finding(what="functions", text=f"of release {__version__}, {'loaded now' if prepared.loaded else 'loaded'}")
     partitions = f"{prepared.partitions} partition{'s' if prepared.partitions != 1 else ''}"
     yield Finding(what="set-up", text=f"{partitions}, set up now" if prepared.created else partitions)
     yield from (Finding(what="warning", text=warning) for warning in prepared.warnings)
@@ -118,21 +118,20 @@ def _clock(client: Client) -> Finding:
 
 def _trial(client: Client) -> Finding:
     """Takes an execution through its life, which needs every right that producers and workers need."""
-    name = f"check-{uuid4().hex}"
-    with Client(client.url, namespace=TRIAL_NAMESPACE, patience=0) as trial:
+    began = time.monotonic()
+    with trial_store(client.url, "check") as url, Client(url, patience=0) as trial:
         engine = trial.engine
-        began = time.monotonic()
-        run = trial.submit(name, lane=_TRIAL_LANE, deadline=timedelta(minutes=1), retention=timedelta(minutes=1))
-        policy = ClaimPolicy(worker_id=name, worker_instance_id=name, lease=_TRIAL_LEASE)
-        lanes = (LaneRequest(lane=_TRIAL_LANE),)
-        for claimed in engine.claim_many(ClaimRequest(lanes=lanes, policy=policy, limit=1, tasks=frozenset({name}))):
+        run = trial.submit(_TRIAL, lane=_TRIAL)
+        policy = ClaimPolicy(worker_id=_TRIAL, worker_instance_id=_TRIAL, lease=_TRIAL_LEASE)
+        lanes = (LaneRequest(lane=_TRIAL),)
+        for claimed in engine.claim_many(ClaimRequest(lanes=lanes, policy=policy, limit=1, tasks=frozenset({_TRIAL}))):
             engine.renew(claimed.handle)
             engine.complete(claimed.handle, b"null")
         run.result(_TRIAL_LEASE)
         # Listening needs a right of its own.
-        list(trial.completions(engine.feed_cursor(), timeout=timedelta()))
+        list(trial.completions(timeout=timedelta()))
         engine.purge(run.id)
-        took = (time.monotonic() - began) * 1000
+    took = (time.monotonic() - began) * 1000
     return Finding(what="rights", text=f"submit, claim, complete, listen, purge: all granted, in {took:.0f} ms")
 
 

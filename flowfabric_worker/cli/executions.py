@@ -1,4 +1,4 @@
-"""Commands about executions: submit, status, result, list, explain, cancel, replay."""
+"""Commands about executions: submit, status, result, list, explain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from flowfabric_worker.cli.exits import CommandError, ExitCode
-from flowfabric_worker.cli.output import console, moment, print_json, print_table, shown, span
+from flowfabric_worker.cli.output import console, moment, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.cli.parameters import (
     duration,
     json_object,
@@ -85,7 +85,7 @@ def status(client: Client, *, execution_id: str, as_json: bool) -> None:
     if as_json:
         print_json(info)
         return
-    print_table(("", ""), list(_described(info)))
+    print_facts(list(_described(info)))
     if info.error_detail and not _succeeded(info):
         click.echo()
         click.echo(shown(info.error_detail.decode("utf-8", "replace").rstrip()))
@@ -124,7 +124,8 @@ def list_(
         click.echo("There are none.", err=True)
         return
     now = client.engine.server_time()
-    print_table(("ID", "TASK", "LANE", "STATE", "AGE"), [_row(each, now) for each in rows])
+    cells = [_row(each, now) for each in rows]
+    print_table(("ID", "STATE", "AGE", "LANE", "TASK"), cells, cut={"LANE", "TASK"})
     if next(found, None) is not None:
         click.echo(f"There are more than {limit}; ask for them with --limit.", err=True)
 
@@ -142,25 +143,6 @@ def explain(client: Client, *, execution_id: str, as_json: bool) -> None:
         print_json(explanation)
     else:
         console().print(shown(explanation.text), soft_wrap=True)
-
-
-@click.command()
-@click.argument("execution_id", metavar="ID")
-@click.option("--reason", default="", help="Kept with the execution.")
-@with_client
-def cancel(client: Client, *, execution_id: str, reason: str) -> None:
-    """End an execution as cancelled, whatever it is doing."""
-    client.cancel(execution_id, reason)
-    click.echo(f"{execution_id} is cancelled.")
-
-
-@click.command()
-@click.argument("execution_id", metavar="ID")
-@with_client
-def replay(client: Client, *, execution_id: str) -> None:
-    """Run an ended execution again."""
-    client.replay(execution_id)
-    click.echo(f"{execution_id} runs again.")
 
 
 def _missing(execution_id: str) -> CommandError:
@@ -185,9 +167,9 @@ def _show_result(run: Run[Any], timeout: timedelta | None, as_json: bool) -> Non
 
 def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:
     if summary.corruption is not None:
-        return summary.execution_id, "", "", f"damaged: {summary.corruption}", ""
+        return summary.execution_id, "damaged", "", "", summary.corruption
     age = span(now - (summary.created_at_ms or now))
-    return summary.execution_id, summary.task, summary.lane, summary.public_state, age
+    return summary.execution_id, summary.public_state, age, summary.lane, summary.task
 
 
 def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
@@ -210,8 +192,8 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
         "lease until": info.current_lease and moment(info.current_lease.expires_at_ms),
         "attempts": info.total_attempt_count,
         "retries": info.retry_count,
-        "lost workers": info.reclaim_count,
-        "replays": info.replay_count,
+        "lost workers": info.reclaim_count or None,
+        "replays": info.replay_count or None,
         "progress": _progress(info),
         "cancelled": info.cancel_reason,
         # A success may come after failures; they stand with their attempts.

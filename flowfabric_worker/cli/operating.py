@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from flowfabric_worker.cli.output import print_json, print_table, shown, span
+from flowfabric_worker.cli.output import fits, print_json, print_table, shown, span
 from flowfabric_worker.cli.parameters import json_option, with_client
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.damage import DamagedRow
@@ -22,6 +22,8 @@ _ALWAYS_SHOWN = (
     PublicState.COMPLETED,
     PublicState.FAILED,
 )
+
+_WORKER_HEADERS = ("WORKER", "STATE", "STARTED", "THREADS", "LANES", "OFFERS")
 
 _SAID = {
     ("pause", True): "paused",
@@ -42,7 +44,8 @@ def lanes(client: Client, *, action: str, names: tuple[str, ...], as_json: bool)
     A paused lane hands nothing out and loses nothing.
     """
     if action == "list":
-        _list_lanes([lane for lane in client.lanes() if not names or lane.lane in names], as_json)
+        found = [lane for lane in client.lanes() if not names or lane.lane in names]
+        _list_lanes(found, client.engine.server_time(), as_json)
         return
     if not names:
         raise click.UsageError(f"Name the lanes to {action}.")
@@ -65,12 +68,16 @@ def workers(client: Client, *, as_json: bool) -> None:
             print_json(each)
     elif found:
         now = client.engine.server_time()
-        print_table(("WORKER", "STATE", "SINCE", "THREADS", "LANES", "OFFERS"), [_worker(each, now) for each in found])
+        rows = [_worker(each, now) for each in found]
+        headers: Sequence[str] = _WORKER_HEADERS
+        if not any(offers for *_, offers in rows):
+            headers, rows = headers[:-1], [row[:-1] for row in rows]
+        print_table(headers, rows, folded={"STATE", "LANES", "OFFERS"}, counts={"THREADS"})
     else:
         click.echo("There are none.", err=True)
 
 
-def _list_lanes(found: Sequence[LaneInfo], as_json: bool) -> None:
+def _list_lanes(found: Sequence[LaneInfo], now: int, as_json: bool) -> None:
     if as_json:
         for lane in found:
             print_json(lane)
@@ -79,16 +86,42 @@ def _list_lanes(found: Sequence[LaneInfo], as_json: bool) -> None:
         click.echo("There are none: a lane exists from its first use.", err=True)
         return
     states = [state for state in PublicState if state in _ALWAYS_SHOWN or any(lane.depths[state] for lane in found)]
-    rows = [
-        (lane.lane, "paused" if lane.paused_since_ms is not None else "open", *(lane.depths[state] for state in states))
-        for lane in found
-    ]
-    print_table(("LANE", "IS", *(state.value.upper() for state in states)), rows)
+    counts = [state.value.upper() for state in states]
+    headers = ("LANE", "IS", *counts)
+    rows = [(lane.lane, _is(lane, now), *(lane.depths[state] for state in states)) for lane in found]
+    if fits(headers, rows):
+        print_table(headers, rows, counts=set(counts))
+    else:
+        held = [(lane.lane, _is(lane, now), _holds(lane)) for lane in found]
+        print_table(("LANE", "IS", "HOLDS"), held, folded={"LANE", "HOLDS"})
+
+
+def _is(lane: LaneInfo, now: int) -> str:
+    return "open" if lane.paused_since_ms is None else f"paused {span(now - lane.paused_since_ms)}"
+
+
+def _holds(lane: LaneInfo) -> str:
+    """What a lane holds, in words."""
+    return ", ".join(f"{depth} {state}" for state, depth in lane.depths.items() if depth) or "nothing"
 
 
 def _worker(row: WorkerInfo | DamagedRow, now: int) -> tuple[object, ...]:
     if isinstance(row, DamagedRow):
         return row.row_id, f"damaged: {row.corruption}", "", "", "", ""
-    state = "alive" if row.alive else row.death_reason or "silent"
     since = span(now - row.registered_at_ms)
-    return row.worker_instance_id, state, since, row.threads, ", ".join(row.lanes), ", ".join(row.capabilities)
+    return (
+        row.worker_instance_id,
+        _life(row, now),
+        since,
+        row.threads,
+        ", ".join(row.lanes),
+        ", ".join(row.capabilities),
+    )
+
+
+def _life(row: WorkerInfo, now: int) -> str:
+    """Whether a worker lives; of one that does not, why and for how long."""
+    if row.alive:
+        return "alive"
+    over = span(now - row.expires_at_ms)
+    return f"{row.death_reason} {over} ago" if row.death_reason else f"lost: silent for {over}"

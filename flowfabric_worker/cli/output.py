@@ -10,12 +10,17 @@ from typing import Any, Final
 
 import attrs
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flowfabric_worker.engine.ids import ExecutionId
 
 _MOST_IN_PLANE: Final = 0xFFFF
+# Between two columns, and the least that is left of one that gives way.
+_GAP: Final = 2
+_LEAST_WIDTH: Final = 8
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -54,33 +59,88 @@ def plain(value: Any) -> Any:
     return value
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on one line."""
-    click.echo(shown(json.dumps(plain(value), ensure_ascii=False)))
+def print_json(value: Any, *, err: bool = False) -> None:
+    """One JSON document on one line, on stdout or stderr."""
+    click.echo(shown(json.dumps(plain(value), ensure_ascii=False)), err=err)
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table: folded into the width of a terminal, or aligned and whole where there is none.
+def print_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    cut: Set[str] = frozenset(),
+    folded: Set[str] = frozenset(),
+    counts: Set[str] = frozenset(),
+) -> None:
+    """A table: fitted into the width of a terminal, or aligned and whole where there is none.
 
-    The first column, which names what a row is about, is never folded: it is there to be copied.
+    Args:
+        headers: one per column; all empty for none.
+        rows: what stands in the columns. Ids and whatever else is not named below stays whole, on one line.
+        cut: columns of which a part may be left out where the terminal is too narrow.
+        folded: columns that may take several lines there.
+        counts: columns of numbers.
     """
     cells = [[shown(str(cell)) for cell in row] for row in rows]
+    has_header = any(map(str.strip, headers))
     out = console()
     if not out.is_terminal:
-        _print_plain([list(headers), *cells] if any(headers) else cells)
+        _print_plain([list(headers), *cells] if has_header else cells, [header in counts for header in headers])
         return
-    table = Table(box=None, pad_edge=False, show_header=any(headers), header_style="bold")
-    for place, header in enumerate(headers):
-        table.add_column(header, overflow="fold", no_wrap=place == 0)
+    table = Table(box=None, pad_edge=False, show_header=has_header, header_style="bold")
+    widths = _fitted([headers, *cells], [header in cut | folded for header in headers], out.width)
+    # What is too wide all the same is left to the terminal, which breaks the line: an id must not lose a letter.
+    out.width = max(out.width, sum(widths) + _GAP * (len(widths) - 1))
+    for header, width in zip(headers, widths, strict=True):
+        table.add_column(
+            header,
+            width=width,
+            overflow="fold" if header in folded else "ellipsis",
+            no_wrap=header not in folded,
+            justify="right" if header in counts else "left",
+        )
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     out.print(table)
 
 
-def _print_plain(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Names and what there is to say of each, a line each, folded into the width of a terminal."""
+    print_table(("", " "), facts, folded={"", " "})
+
+
+def fits(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
+    """Whether a table can be shown whole: always where there is no terminal."""
+    out = console()
+    widths = _widths([headers, *([shown(str(cell)) for cell in row] for row in rows)])
+    return not out.is_terminal or sum(widths) + _GAP * (len(widths) - 1) <= out.width
+
+
+def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
+    # Letters may be two columns wide, or none.
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+
+def _fitted(rows: Iterable[Sequence[str]], flexible: Sequence[bool], total: int) -> list[int]:
+    """The widths of columns within a line: what the others leave is for the flexible ones, in equal parts."""
+    widths = _widths(rows)
+    places = [place for place, is_flexible in enumerate(flexible) if is_flexible]
+    left = total - _GAP * (len(widths) - 1) - sum(widths) + sum(widths[place] for place in places)
+    # The narrow ones first: what they do not need is for the others.
+    for taken, place in enumerate(sorted(places, key=lambda place: widths[place])):
+        widths[place] = min(widths[place], max(_LEAST_WIDTH, left // (len(places) - taken)))
+        left -= widths[place]
+    return widths
+
+
+def _print_plain(rows: Sequence[Sequence[str]], counts: Sequence[bool]) -> None:
+    widths = _widths(rows)
     for row in rows:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded = [
+            space + cell if is_count else cell + space
+            for cell, space, is_count in zip(row, spaces, counts, strict=True)
+        ]
         click.echo("  ".join(padded).rstrip())
 
 

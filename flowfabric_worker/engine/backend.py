@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from flowfabric_worker.engine.coordination import CoordinationBackend
 from flowfabric_worker.engine.errors import EngineError, UnavailableError
 from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.housekeeping import HousekeepingBackend
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
@@ -56,11 +57,11 @@ from flowfabric_worker.engine.types.running import (
 )
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
-from flowfabric_worker.engine.types.upkeep import BackendCapabilities, PrepareResult, UpkeepResult
+from flowfabric_worker.engine.types.upkeep import BackendCapabilities
 from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, RegisterWorkerResult
 
 
-class EngineBackend(CoordinationBackend):
+class EngineBackend(CoordinationBackend, HousekeepingBackend):
     """What an engine offers; bring your own by overriding. What is not overridden raises `UnavailableError`.
 
     Operations that take a handle check in this order: the execution exists (`execution_not_found`), the call is no
@@ -414,39 +415,3 @@ class EngineBackend(CoordinationBackend):
             NotFoundError: `execution_not_found`.
         """
         raise UnavailableError("read_outcome")
-
-    # ── upkeep ──
-
-    def prepare(self, *, testing: bool = False) -> PrepareResult:
-        """Loads the functions, sets the store up if nobody did, and checks that it keeps what it is given.
-
-        Any number may call it at once, at any time.
-
-        Args:
-            testing: let the clock of a new store be set; an existing one stays what it is.
-
-        Raises:
-            ConflictError: `configuration_mismatch`.
-            UnavailableError: `store_not_supported`, too old, newer than this release, or set to lose data.
-        """
-        raise UnavailableError("prepare")
-
-    def run_upkeep(self, limit: int = 200) -> UpkeepResult:
-        """Handles what is due, up to `limit` entries of each partition. Claims do the same in small portions."""
-        raise UnavailableError("run_upkeep")
-
-    def set_clock(self, moment: datetime | None) -> None:
-        """Stops the store's clock at a moment; None lets it run. Only in a store that was prepared for tests.
-
-        Raises:
-            ValidationError: `clock_not_settable`.
-        """
-        raise UnavailableError("set_clock")
-
-    def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
-        """Ends what this engine has open; calls under way get `grace` to finish.
-
-        Raises:
-            EngineTimeoutError: some had not finished; everything is closed all the same.
-        """
-        raise UnavailableError("shutdown_prepare")

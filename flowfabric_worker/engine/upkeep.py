@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timedelta
 
 from flowfabric_worker.engine.core import EngineCore, new_call_id
-from flowfabric_worker.engine.errors import EngineTimeoutError, ValidationError
+from flowfabric_worker.engine.errors import ConflictError, EngineTimeoutError, ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.upkeep import PrepareResult, UpkeepResult
@@ -29,6 +30,27 @@ class Upkeep(EngineCore):
             version=info.version,
             warnings=info.warnings,
         )
+
+    def prune_libraries(self) -> tuple[str, ...]:
+        names = self.persist(self.store.other_libraries)
+        for name in names:
+            self.persist(functools.partial(self.store.remove_library, name))
+        return names
+
+    def erase(self) -> None:
+        _, testing = self.set_up(testing=True)
+        if not testing:
+            raise ConflictError(
+                "configuration_mismatch",
+                "Only a store that was prepared for tests can be erased.",
+                what="testing",
+                stored=False,
+                given=True,
+            )
+        # The first one last: it alone says how many there are.
+        for partition in reversed(range(self.partitions)):
+            while self.call("erase", partition, [MAX_BATCH_ITEMS])[0] == b"more":
+                pass
 
     def run_upkeep(self, limit: int = 200) -> UpkeepResult:
         if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:

@@ -171,3 +171,46 @@ ff.register('set_clock', {}, function(ctx, args)
   end
   return { 'ok' }
 end)
+
+-- What a partition keeps under one key of its own each; the rest is found through them.
+local SINGLE_KEYS = {
+  ':ids', ':classes', ':lanes', ':due', ':waiting', ':waiters', ':claims', ':feed', ':workers', ':worker', ':schedules',
+  ':schedule', ':meta',
+}
+
+-- Removes what an index names, at most `limit` members at a time; answers whether that was all.
+local function empty(ctx, index, limit, remove)
+  local members = call('ZRANGE', ctx.base .. index, 0, limit - 1)
+  for _, member in ipairs(members) do
+    remove(member)
+  end
+  ff.chunked('ZREM', ctx.base .. index, members)
+  return #members < limit
+end
+
+-- erase: removes everything that a partition of a store for tests holds. Argument: most entries at a time.
+-- Answers: 'erased', or 'more' when it has to be called again.
+ff.register('erase', { 'allow-oom' }, function(ctx, args)
+  local stored = call('HMGET', ctx.base .. ':meta', 'major', 'testing')
+  if stored[1] and stored[2] ~= '1' then
+    return ff.failure('configuration_mismatch', 'testing', '0', '1')
+  end
+  local limit = tonumber(args[1])
+  local is_empty = empty(ctx, ':ids', limit, function(member)
+    local record = ff.record_key(ctx, (ff.behind_first(member)))
+    local key = call('HGET', record, 'idempotency_key')
+    call('DEL', record, ctx.base .. ':key:' .. (key or ''))
+  end) and empty(ctx, ':classes', limit, function(class)
+    call('DEL', ctx.base .. ':ready:' .. class)
+  end) and empty(ctx, ':lanes', limit, function(lane)
+    local name, namespace = ff.behind_first(lane)
+    call('DEL', ctx.base .. ':lane:' .. namespace .. ff.pack({ name }))
+  end)
+  if not is_empty then
+    return { 'more' }
+  end
+  for _, key in ipairs(SINGLE_KEYS) do
+    call('DEL', ctx.base .. key)
+  end
+  return { 'erased' }
+end)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -14,12 +17,16 @@ from typing import Any
 
 import attrs
 from click.testing import CliRunner
+from redis import Redis
 
 from flowfabric_worker import RunSettings, Runtime, Worker
 from flowfabric_worker.cli import main
 from flowfabric_worker.client import Client
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.states import PublicState
 from tests.cli import application
+from tests.dumping import dump_of
 from tests.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -46,17 +53,18 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def cli(*arguments: object) -> Ran:
+def cli(*arguments: object, stdin: str | bytes | None = None) -> Ran:
     """Runs a command in this process."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="flowfabric-worker")
+    words = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(main, words, input=stdin, prog_name="flowfabric-worker")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Ran(code=result.exit_code, out=result.stdout, err=result.stderr)
 
 
-def ok(*arguments: object) -> Ran:
+def ok(*arguments: object, stdin: str | bytes | None = None) -> Ran:
     """Runs a command that has to go well."""
-    ran = cli(*arguments)
+    ran = cli(*arguments, stdin=stdin)
     assert ran.code == 0, ran
     return ran
 
@@ -78,6 +86,45 @@ def serving(url: str) -> Iterator[Worker]:
         runtime.stop()
         application.worker.close()
         application.worker.url = None
+
+
+def on_terminal(*arguments: str, url: str, **environment: str) -> str:
+    """What a command that has to go well prints on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowfabric_worker", *arguments],
+        stdout=theirs,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env={**os.environ, "FLOWFABRIC_URL": url, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
+    )
+    os.close(theirs)
+    printed = b""
+    while select.select([ours], [], [], 20)[0]:
+        try:
+            printed += os.read(ours, 65536)
+        except OSError:  # on Linux the end of a terminal is an error
+            break
+    os.close(ours)
+    assert process.wait(20) == 0, printed
+    return printed.decode()
+
+
+def without_escapes(text: str) -> str:
+    """A text without what steers a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def everything(engine: Engine) -> dict[str, Any]:
+    """What the servers of a store hold, under whichever prefix."""
+    store = engine.store
+    assert isinstance(store, ValkeyStore)
+    clients = [Redis(connection_pool=pool) for pool in store.primaries()]
+    return {
+        "keys": sorted(key for client in clients for key in client.scan_iter(count=1000)),
+        "own": dump_of(engine),
+    }
 
 
 class Process:

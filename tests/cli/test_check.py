@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flowfabric_worker.client import Client
-from flowfabric_worker.engine.engine import open_engine
-from tests.cli.driving import Ran, cli, ok, serving, submitted
+from flowfabric_worker.engine.engine import Engine, open_engine
+from tests.cli.driving import Ran, cli, everything, ok, serving, submitted
+from tests.conformance.work import created
 from tests.servers import ValkeyServer
 
 
@@ -32,13 +32,13 @@ def test_check_of_a_good_store_says_what_it_is_and_goes_well(url: str) -> None:
     assert all(what in text for what in found)
 
 
-def test_check_leaves_nothing_behind_where_applications_work(url: str, client: Client) -> None:
-    ok("check", "--url", url)
+def test_check_leaves_nothing_behind(store_url: str, engine: Engine) -> None:
+    created(engine)
+    before = everything(engine)
 
-    assert list(client.list()) == []
-    assert list(client.lanes()) == []
-    with Client(url, namespace="flowfabric-check") as trial:
-        assert list(trial.list()) == []
+    ok("check", "--url", store_url)
+
+    assert everything(engine) == before
 
 
 @pytest.mark.usefixtures("url")
@@ -85,4 +85,6 @@ def test_check_finds_a_right_that_is_missing(valkey: ValkeyServer) -> None:
 
     assert ran.code == 4
     assert "reachable" in ran.out
+    assert "xadd" in ran.err
+    assert "ACL SETUSER" in ran.err
     assert "s3cret" not in ran.out + ran.err

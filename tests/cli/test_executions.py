@@ -123,8 +123,8 @@ def test_the_table_of_list_is_plain_where_there_is_no_terminal_and_says_when_the
     ran = ok("list", "--limit", 1)
 
     headers, row = ran.out.splitlines()
-    assert headers.split() == ["ID", "TASK", "LANE", "STATE", "AGE"]
-    assert row.split()[:4] == [ids[0], "add", "l" * 64, "waiting"]
+    assert headers.split() == ["ID", "STATE", "AGE", "LANE", "TASK"]
+    assert [row.split()[place] for place in (0, 1, 3, 4)] == [ids[0], "waiting", "l" * 64, "add"]
     assert "--limit" in ran.err
     assert ok("list", "--limit", 2).err == ""
     assert ok("list", "--task", "other").err == "There are none.\n"

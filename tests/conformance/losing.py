@@ -66,6 +66,12 @@ class LosingStore(Store):
     def load(self) -> bool:
         return self._maybe(self.behind.load, "load")
 
+    def other_libraries(self) -> tuple[str, ...]:
+        return self._maybe(self.behind.other_libraries, "other_libraries")
+
+    def remove_library(self, name: str) -> None:
+        self._maybe(lambda: self.behind.remove_library(name), "remove_library", name)
+
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:

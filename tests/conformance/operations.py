@@ -24,6 +24,7 @@ from flowfabric_worker.engine.types.operating import (
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.running import Completion, Failure
+from flowfabric_worker.engine.types.schedules import TickScheduleArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conformance.work import BOOM, LANE, created, creation, request, running
 
@@ -79,6 +80,35 @@ def _registered(act: Callable[[Engine], Any]) -> Arrange:
 def _plain(act: Callable[[Engine], Any]) -> Arrange:
     """An operation on a store that holds nothing."""
     return lambda engine: lambda: act(engine)
+
+
+def _scheduled(act: Callable[[Engine], Any], *, ticked: bool = False) -> Arrange:
+    """An operation on the schedule `beat`, which is known since the start; three seconds have passed."""
+
+    def arrange(engine: Engine) -> Act:
+        engine.tick_schedule(beat())
+        engine.set_clock(START + 3 * SECOND)
+        if ticked:
+            engine.tick_schedule(beat(1))
+        return lambda: act(engine)
+
+    return arrange
+
+
+def beat(*seconds: int, after: int = 0, **changes: Any) -> TickScheduleArgs:
+    """Ticks of a schedule, so many seconds after the start; or only the question how far it is."""
+    ticks = tuple(START + second * SECOND for second in seconds)
+    return TickScheduleArgs(
+        **{
+            "name": "beat",
+            "spec": "every 1s",
+            "creation": creation(),
+            "expected": START + after * SECOND if ticks else None,
+            "ticks": ticks,
+            "next_tick": START + 9 * SECOND,
+            **changes,
+        }
+    )
 
 
 def _registration() -> RegisterWorkerArgs:
@@ -236,6 +266,14 @@ OPERATIONS: dict[str, Arrange] = {
     "heartbeat_worker": _registered(lambda engine: engine.heartbeat_worker("w1")),
     "mark_worker_dead": _registered(lambda engine: engine.mark_worker_dead("w1", "gone")),
     "list_workers": _registered(lambda engine: engine.list_workers()),
+    "tick_schedule": _scheduled(lambda engine: engine.tick_schedule(beat(1, 2, 3))),
+    "tick_schedule: of an unknown schedule": _plain(lambda engine: engine.tick_schedule(beat())),
+    "tick_schedule: only asking": _scheduled(lambda engine: engine.tick_schedule(beat(spec="every 2s"))),
+    "tick_schedule: after another": _scheduled(lambda engine: engine.tick_schedule(beat(1, 2)), ticked=True),
+    "list_schedules": _scheduled(lambda engine: engine.list_schedules()),
+    "pause_schedule": _scheduled(lambda engine: engine.pause_schedule("beat")),
+    "resume_schedule": _scheduled(lambda engine: (engine.pause_schedule("beat"), engine.resume_schedule("beat"))),
+    "remove_schedule": _scheduled(lambda engine: engine.remove_schedule("beat"), ticked=True),
     "list_expired_leases": _expired_leases,
     "describe_execution": _held(lambda engine, claimed: engine.describe_execution(claimed.execution_id)),
     "read_execution_info": _held(lambda engine, claimed: engine.read_execution_info(claimed.execution_id)),
@@ -254,6 +292,8 @@ OPERATIONS: dict[str, Arrange] = {
     "wait_for_result": _ended(lambda engine, execution: engine.wait_for_result(execution, SECOND)),
     "read_outcome": _ended(lambda engine, execution: engine.read_outcome(execution)),
     "prepare": _plain(lambda engine: engine.prepare(testing=True)),
+    "prune_libraries": _plain(lambda engine: engine.prune_libraries()),
+    "erase": _waiting(lambda engine, _: engine.erase(), idempotency_key="k"),
     "run_upkeep": _upkeep,
     "set_clock": _plain(lambda engine: engine.set_clock(START + SECOND)),
     "shutdown_prepare": _plain(lambda engine: engine.shutdown_prepare()),

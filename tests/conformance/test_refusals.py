@@ -39,7 +39,8 @@ from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.operations import OPERATIONS, SECOND, START
+from tests.conformance.losing import empty_store_beside
+from tests.conformance.operations import OPERATIONS, SECOND, START, beat
 from tests.conformance.work import BOOM, LANE, LEASE, created, creation, refused, request, running
 from tests.dumping import Dump
 
@@ -47,7 +48,15 @@ Act: TypeAlias = Callable[[], Any]
 Case: TypeAlias = tuple[str, Callable[[Engine], Act]]
 
 # They take nothing that could be wrong; who ends a waiting that never began has what he wants.
-NEVER_REFUSED = {"ping", "backend_label", "capabilities", "server_time", "feed_cursor", "stop_waiting"}
+NEVER_REFUSED = {
+    "ping",
+    "backend_label",
+    "capabilities",
+    "server_time",
+    "feed_cursor",
+    "stop_waiting",
+    "prune_libraries",
+}
 LONG = "x" * 300
 SECRET = "swordfish"
 
@@ -260,9 +269,27 @@ def dead_worker(engine: Engine) -> Act:
     return lambda: engine.heartbeat_worker("w1")
 
 
+def scheduled(code: str, act: Callable[[Engine], Any]) -> Case:
+    """A call about the schedule `beat`, which is known since the start."""
+
+    def arrange(engine: Engine) -> Act:
+        engine.tick_schedule(beat())
+        return lambda: act(engine)
+
+    return code, arrange
+
+
 def other_setup(engine: Engine) -> Act:
     other = Engine(lambda: (engine.store, engine.partitions + 1))
     return other.prepare
+
+
+def real_store(engine: Engine) -> Act:
+    """Erasing a store that was set up for real work."""
+    store = empty_store_beside(engine)
+    other = Engine(lambda: (store, engine.partitions))
+    other.prepare()
+    return other.erase
 
 
 WRONG_CREATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -441,17 +468,58 @@ REFUSALS: dict[str, Case] = {
     "heartbeat_worker: for no time": plain("invalid_input", lambda engine: engine.heartbeat_worker("w1", timedelta())),
     "mark_worker_dead: unknown": plain("worker_not_found", lambda engine: engine.mark_worker_dead("w1")),
     "mark_worker_dead: a number as reason": plain("invalid_input", lambda engine: engine.mark_worker_dead("w1", 5)),
+    # schedules
+    "tick_schedule: before its time": scheduled("tick_not_due", lambda engine: engine.tick_schedule(beat(1))),
+    "tick_schedule: of an unknown one before its time": plain(
+        "tick_not_due", lambda engine: engine.tick_schedule(beat(1))
+    ),
+    "tick_schedule: not in their order": scheduled(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(2, 1))
+    ),
+    "tick_schedule: one that is done with": scheduled(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(1, after=1))
+    ),
+    "tick_schedule: without saying what is expected": scheduled(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(1, expected=None))
+    ),
+    "tick_schedule: without a zone": scheduled(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(1, expected=datetime(2030, 1, 1)))
+    ),
+    "tick_schedule: more than a call holds": scheduled(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(*range(1, 102)))
+    ),
+    "tick_schedule: too much together": scheduled(
+        "payload_too_large",
+        lambda engine: engine.tick_schedule(beat(*range(1, 11), creation=creation(payload=b"x" * 2**20))),
+    ),
+    "tick_schedule: without a name": plain("invalid_input", lambda engine: engine.tick_schedule(beat(name=""))),
+    "tick_schedule: under a key": plain(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(creation=creation(idempotency_key="k")))
+    ),
+    "tick_schedule: of something else": plain("invalid_input", lambda engine: engine.tick_schedule(None)),
+    **{
+        f"tick_schedule: of work {why}": plain(
+            code, lambda engine, changes=changes: engine.tick_schedule(beat(creation=creation(**changes)))
+        )
+        for why, (code, changes) in WRONG_CREATIONS.items()
+        if "execution_id" not in changes and "idempotency_key" not in changes
+    },
+    **{
+        f"{name}: {why}": plain(code, lambda engine, name=name, of=of: getattr(engine, name)(of))
+        for name in ("pause_schedule", "resume_schedule", "remove_schedule")
+        for why, (code, of) in {"unknown": ("schedule_not_found", "beat"), "unnamed": ("invalid_input", "")}.items()
+    },
     # listings
     **{
         f"{name}: {why}": plain(
             "invalid_input", lambda engine, name=name, limit=limit: getattr(engine, name)(limit=limit)
         )
-        for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers")
+        for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
         for why, limit in {"too many": 1001, "a negative number": -1, "half a row": 0.5, "a text": "1"}.items()
     },
     **{
         f"{name}: behind nothing": plain("invalid_cursor", lambda engine, name=name: getattr(engine, name)(cursor=""))
-        for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers")
+        for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
     },
     **{
         f"{name}: of {text!r}": plain(code, lambda engine, name=name, text=text: getattr(engine, name)(text))
@@ -474,6 +542,7 @@ REFUSALS: dict[str, Case] = {
     ),
     # upkeep
     "prepare: of another number of partitions": ("configuration_mismatch", other_setup),
+    "erase: of a store for real work": ("configuration_mismatch", real_store),
     **{
         f"run_upkeep: of {limit!r}": plain("invalid_input", lambda engine, limit=limit: engine.run_upkeep(limit))
         for limit in (0, 501, 1.5, "1", True)
@@ -630,8 +699,8 @@ FUZZED: dict[str, FuzzedCall] = {
             **{argument: junk}
         )
         for name, argument in chain(
-            ((name, "limit") for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers")),
-            ((name, "cursor") for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers")),
+            ((name, "limit") for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")),
+            ((name, "cursor") for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")),
             ((name, "partition") for name in ("list_executions", "list_expired_leases")),
         )
     },

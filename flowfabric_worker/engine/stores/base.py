@@ -32,11 +32,18 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class StoreInfo:
-    """What a store says of itself: product and version, and what an operator should know of it."""
+    """What a store says of itself, and what an operator should know of it.
+
+    Attributes:
+        calls: functions that its servers have run since they started; 0 where they do not tell.
+        busy_us: microseconds that those took.
+    """
 
     product: str
     version: str
     warnings: tuple[str, ...] = ()
+    calls: int = 0
+    busy_us: int = 0
 
 
 class Subscription(ABC):
@@ -74,6 +81,14 @@ class Store(ABC):
             UnavailableError: `store_not_supported`, the server is too old or set up to lose data.
             TransportError: unreachable, wrong password, or no right to load functions.
         """
+
+    @abstractmethod
+    def other_libraries(self) -> tuple[str, ...]:
+        """The names of the function libraries that other releases of this package left in some server."""
+
+    @abstractmethod
+    def remove_library(self, name: str) -> None:
+        """Removes a function library from every server that has it."""
 
     @abstractmethod
     def call(

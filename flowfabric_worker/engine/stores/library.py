@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from importlib import resources
 
 import attrs
 
 CONTRACT_MAJOR = 1
 _NAMES = "@NAMES@"
+_OURS = re.compile(r"ff[0-9]+_[0-9a-f]{12}")
 
 
 @attrs.frozen
@@ -39,6 +41,11 @@ def lua_files() -> list[tuple[str, str]]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".lua"))
     names.sort(key=lambda name: not name.startswith("prelude"))
     return [(name, (folder / name).read_text("utf-8")) for name in names]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a library is one of this package, of whichever release."""
+    return _OURS.fullmatch(name) is not None
 
 
 @functools.cache

@@ -41,5 +41,9 @@ class MemoryStore(ValkeyStore):
         client = fakeredis.FakeRedis(server=server, protocol=2)
         super().__init__(client.connection_pool, label="memory", prefix=prefix, address=f"memory://{name}")
 
+    def other_libraries(self) -> tuple[str, ...]:
+        # What lives as long as this process has seen no other release.
+        return ()
+
     def info(self) -> StoreInfo:
         return StoreInfo(product="memory", version="1")

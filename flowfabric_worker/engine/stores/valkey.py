@@ -7,6 +7,7 @@ is lost is for the engine to say, which may send any call again.
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +25,14 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
-from flowfabric_worker.engine.stores.library import library
+from flowfabric_worker.engine.stores.library import is_ours, library
 
 Command: TypeAlias = tuple[Argument, ...]
 
 OLDEST = {"valkey": (7, 2), "redis": (7, 0)}
+# How a server tells that a function did what its caller may not.
+_IN_SCRIPT = "ACL failure in script"
+_FUNCTION_USE = re.compile(r"calls=([0-9]+),usec=([0-9]+)")
 # The driver has classes for some of these answers, and cuts the word off those.
 _BUSY_WORDS = ("BUSY", "UNKILLABLE", "NOREPLICAS")
 _BUSY_CLASSES = (
@@ -73,6 +77,22 @@ class ValkeyStore(Store):
     def load(self) -> bool:
         loaded = [self._load_into(pool) for pool in self.primaries()]
         return any(loaded)
+
+    def other_libraries(self) -> tuple[str, ...]:
+        names = {name for pool in self.primaries() for name in self._libraries_in(pool)}
+        return tuple(sorted(name for name in names if is_ours(name) and name != library().name))
+
+    def _libraries_in(self, pool: ConnectionPool) -> Iterator[str]:
+        for entry in self.execute(pool, "FUNCTION", "LIST", "LIBRARYNAME", "ff*"):
+            yield entry[entry.index(b"library_name") + 1].decode("utf-8", "replace")
+
+    def remove_library(self, name: str) -> None:
+        for pool in self.primaries():
+            try:
+                self.execute(pool, "FUNCTION", "DELETE", name)
+            except TransportError as error:
+                if "library not found" not in str(error.__cause__).lower():
+                    raise
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -224,7 +244,7 @@ class ValkeyStore(Store):
             return transport(
                 "authentication_failed", f"{self.address} refused the user or the password: check the URL."
             )
-        if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM"):
+        if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM") or _IN_SCRIPT in text:
             return transport("permission_denied", f"The user of {self.address} lacks a right: {text}")
         if isinstance(error, redis.DataError):
             return ValidationError("invalid_input", f"An argument is of a type that cannot be sent: {text}")
@@ -306,6 +326,7 @@ def read_info(store: ValkeyStore) -> StoreInfo:
     """
     found: list[tuple[str, str]] = []
     warnings: list[str] = []
+    spent: list[tuple[int, int]] = []
     for pool in store.primaries():
         fields = _parse_info(store.execute(pool, "INFO", "everything"))
         product = "valkey" if "valkey_version" in fields else "redis"
@@ -329,8 +350,18 @@ def read_info(store: ValkeyStore) -> StoreInfo:
                 f"{store.address} keeps no append-only file: a restart loses what came since its last save."
             )
         found.append((product, version))
+        spent.append(_function_use(fields))
     product, version = found[0]
-    return StoreInfo(product=product, version=version, warnings=tuple(dict.fromkeys(warnings)))
+    calls, busy_us = map(sum, zip(*spent, strict=True))
+    return StoreInfo(
+        product=product, version=version, warnings=tuple(dict.fromkeys(warnings)), calls=calls, busy_us=busy_us
+    )
+
+
+def _function_use(fields: dict[str, str]) -> tuple[int, int]:
+    """How many functions a server has run since it started, and the microseconds that they took."""
+    numbers = _FUNCTION_USE.match(fields.get("cmdstat_fcall", ""))
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _parse_info(text: bytes) -> dict[str, str]:

@@ -1,0 +1,116 @@
+"""Commands that change what becomes of executions: cancel, replay."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
+
+import click
+
+from flowfabric_worker.cli.exits import ExitCode, code_of, exit_code_of
+from flowfabric_worker.cli.output import print_json, shown
+from flowfabric_worker.cli.parameters import json_option, with_client
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.errors import NotFoundError, StateError, ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+
+_STDIN: Final = "-"
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _ids_argument(function: F) -> F:
+    return click.argument("execution_ids", metavar="ID [ID]...", nargs=-1, required=True)(function)
+
+
+@click.command()
+@_ids_argument
+@click.option("--reason", default="", help="Kept with the execution.")
+@json_option("Print one JSON document per execution.")
+@with_client
+def cancel(client: Client, *, execution_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """End executions as cancelled, whatever they are doing.
+
+    "-" reads ids from stdin: one per line, or what list --json prints. The exit code is 1 if one could not be
+    cancelled; the others are.
+    """
+    _each(execution_ids, lambda identity: client.cancel(identity, reason), "is cancelled", as_json)
+
+
+@click.command()
+@_ids_argument
+@json_option("Print one JSON document per execution.")
+@with_client
+def replay(client: Client, *, execution_ids: tuple[str, ...], as_json: bool) -> None:
+    """Run ended executions again.
+
+    "-" reads ids from stdin: one per line, or what list --json prints. The exit code is 1 if one could not be
+    replayed; the others are.
+
+    \b
+      flowfabric-worker list --state failed --json |
+        flowfabric-worker replay -
+    """
+    _each(execution_ids, client.replay, "runs again", as_json)
+
+
+def _each(texts: Sequence[str], act: Callable[[ExecutionId], None], done: str, as_json: bool) -> None:
+    """Does something to each execution and says of each what became of it; one that fails keeps none from its turn."""
+    # All are read before the first is touched: a wrong id should change nothing.
+    identities = dict.fromkeys(map(_parsed, _with_stdin(texts)))
+    failures: list[Exception] = []
+    for identity in identities:
+        try:
+            act(identity)
+        except (NotFoundError, StateError, ValidationError) as error:
+            failures.append(error)
+            _say_failure(identity, error, as_json)
+        else:
+            _say_done(identity, done, as_json)
+    if failures:
+        only = len(identities) == 1
+        raise click.exceptions.Exit(exit_code_of(failures[0]) if only else ExitCode.FAILED)
+
+
+def _say_done(identity: ExecutionId, done: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"execution_id": identity, "ok": True})
+    else:
+        click.echo(f"{identity} {done}.")
+
+
+def _say_failure(identity: ExecutionId, error: Exception, as_json: bool) -> None:
+    if as_json:
+        print_json({"execution_id": identity, "ok": False, "error": str(error), "code": code_of(error)})
+    else:
+        said = str(error) if str(identity) in str(error) else f"{identity}: {error}"
+        click.echo(f"Error: {shown(said)}", err=True)
+
+
+def _with_stdin(texts: Iterable[str]) -> Iterator[str]:
+    """The ids, with those of stdin in the place of "-"."""
+    for text in texts:
+        if text == _STDIN:
+            lines = (line.decode("utf-8", "replace").strip() for line in sys.stdin.buffer)
+            yield from (_id_in(line) for line in lines if line)
+        else:
+            yield text
+
+
+def _id_in(line: str) -> str:
+    """The id that a line holds: the line itself, or the field of a JSON document."""
+    if not line.startswith("{") or line.startswith("{fp:"):
+        return line
+    try:
+        return str(json.loads(line)["execution_id"])
+    except (ValueError, KeyError, TypeError):
+        raise click.UsageError(f"stdin holds a line without an execution_id: {line[:80]!r}") from None
+
+
+def _parsed(text: str) -> ExecutionId:
+    try:
+        return ExecutionId.parse(text)
+    except ValidationError as error:
+        raise click.UsageError(str(error)) from None

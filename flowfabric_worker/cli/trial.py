@@ -1,0 +1,54 @@
+"""A store for a moment: on the user's servers, under a prefix that nobody else uses, and gone without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import parse_qsl, urlencode
+from uuid import uuid4
+
+from flowfabric_worker.engine.engine import open_engine
+from flowfabric_worker.engine.errors import EngineError
+
+_DEFAULT_PREFIX: Final = "ff"
+_MOST_LETTERS: Final = 64
+
+
+@contextlib.contextmanager
+def trial_store(url: str, name: str) -> Iterator[str]:
+    """The URL of an empty store beside the user's own, for the length of a block; then it is erased.
+
+    Args:
+        url: the user's store.
+        name: becomes part of the prefix, which begins with the prefix of the user's store: rights that are bound to
+            keys and channels of that prefix suffice.
+
+    Raises:
+        EngineError: the store cannot be used.
+    """
+    beside = _beside(url, name)
+    engine = open_engine(beside, patience=0)
+    try:
+        try:
+            engine.prepare(testing=True)
+            yield beside
+        except BaseException:
+            # What went wrong is more worth telling than that this goes wrong too.
+            with contextlib.suppress(EngineError):
+                engine.erase()
+            raise
+        engine.erase()
+    finally:
+        engine.close()
+
+
+def _beside(url: str, name: str) -> str:
+    base, _, query = url.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    suffix = f":{name}-{uuid4().hex[:8]}"
+    prefix = options.get("prefix", _DEFAULT_PREFIX)[: _MOST_LETTERS - len(suffix)] + suffix
+    if base == "memory://":
+        # Without a name each engine would get a store of its own.
+        base = f"memory://{uuid4().hex}"
+    return f"{base}?{urlencode({**options, 'prefix': prefix})}"

@@ -1,0 +1,60 @@
+"""completion: the scripts, and what a shell gets from them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flowfabric_worker.cli import main
+from flowfabric_worker.cli.completing import VARIABLE
+from tests.cli.driving import ROOT, cli, ok
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_asks_for_completions_by_the_variable_that_is_answered(shell: str) -> None:
+    script = ok("completion", shell).out
+
+    assert f"{VARIABLE}={shell}_complete" in script
+    assert "flowfabric-worker" in script
+
+
+def test_the_help_says_where_the_script_belongs() -> None:
+    text = ok("completion", "--help").out
+
+    assert all(file in text for file in ("~/.bashrc", "~/.zshrc", "config.fish"))
+
+
+def test_an_unknown_shell_is_a_mistake() -> None:
+    assert cli("completion", "tcsh").code == 2
+
+
+def completed(*words: str) -> list[str]:
+    """What bash gets for the last of some words."""
+    ran = subprocess.run(
+        [sys.executable, "-c", "from flowfabric_worker.cli import main; main(prog_name='flowfabric-worker')"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            VARIABLE: "bash_complete",
+            "COMP_WORDS": " ".join(("flowfabric-worker", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line.partition(",")[2] for line in ran.stdout.splitlines()]
+
+
+def test_commands_are_completed() -> None:
+    assert set(completed("")) == set(main.commands)
+    assert completed("re") == ["result", "replay"]
+
+
+def test_options_and_choices_are_completed() -> None:
+    assert {"--reason", "--json", "--url"} <= set(completed("cancel", "--"))
+    assert completed("list", "--state", "fa") == ["failed"]
+    assert completed("completion", "z") == ["zsh"]

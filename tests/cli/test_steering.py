@@ -1,0 +1,110 @@
+"""cancel, replay: of many at once, and fed by other commands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flowfabric_worker.client import Client
+from tests.cli.driving import NOBODY, Ran, cli, ok, submitted
+
+pytestmark = pytest.mark.usefixtures("url")
+
+
+def states(client: Client) -> dict[str, str]:
+    return {str(each.execution_id): str(each.public_state) for each in client.list()}
+
+
+def test_many_are_cancelled_and_replayed_at_once(client: Client) -> None:
+    ids = [submitted("add", number) for number in range(3)]
+
+    cancelled = ok("cancel", *ids, "--reason", "not needed")
+    after = states(client)
+    replayed = ok("replay", *ids)
+
+    assert cancelled.out.splitlines() == [f"{each} is cancelled." for each in ids]
+    assert after == dict.fromkeys(ids, "cancelled")
+    assert replayed.out.splitlines() == [f"{each} runs again." for each in ids]
+    assert states(client) == dict.fromkeys(ids, "waiting")
+
+
+def test_one_that_fails_keeps_no_other_from_its_turn(client: Client) -> None:
+    first, second = submitted("add"), submitted("add")
+
+    ran = cli("cancel", first, NOBODY, second)
+
+    assert ran.code == 1
+    assert ran.out.splitlines() == [f"{first} is cancelled.", f"{second} is cancelled."]
+    (said,) = ran.err.splitlines()
+    assert NOBODY in said
+    assert states(client) == dict.fromkeys([first, second], "cancelled")
+
+
+def test_each_has_its_document(client: Client) -> None:
+    execution_id = submitted("add")
+
+    good, bad = cli("cancel", execution_id, NOBODY, "--json").documents
+
+    assert good == {"execution_id": execution_id, "ok": True}
+    assert (bad["execution_id"], bad["ok"], bad["code"]) == (NOBODY, False, "execution_not_found")
+
+
+def test_an_id_that_is_none_changes_nothing(client: Client) -> None:
+    execution_id = submitted("add")
+
+    ran = cli("cancel", execution_id, "abc")
+
+    assert ran.code == 2
+    assert "abc" in ran.err
+    assert states(client) == {execution_id: "waiting"}
+
+
+def test_an_id_that_stands_twice_is_taken_once() -> None:
+    execution_id = submitted("add")
+
+    assert len(ok("cancel", execution_id, execution_id).out.splitlines()) == 1
+
+
+def listed(*options: str) -> Ran:
+    return ok("list", "--json", *options)
+
+
+def test_what_list_finds_can_be_replayed(client: Client) -> None:
+    cancelled, waiting = submitted("add"), submitted("add")
+    ok("cancel", cancelled)
+
+    ran = cli("replay", "-", stdin=listed("--state", "cancelled").out)
+
+    assert (ran.code, ran.out) == (0, f"{cancelled} runs again.\n")
+    assert states(client) == {cancelled: "waiting", waiting: "waiting"}
+
+
+def test_ids_come_one_per_line_too_beside_those_that_are_named(client: Client) -> None:
+    ids = [submitted("add") for _ in range(3)]
+
+    ok("cancel", "-", ids[2], stdin=f"{ids[0]}\n\n  {ids[1]}\r\n")
+
+    assert states(client) == dict.fromkeys(ids, "cancelled")
+
+
+def test_nothing_on_stdin_is_nothing_to_do() -> None:
+    assert ok("replay", "-", stdin="").out == ""
+
+
+@pytest.mark.parametrize("line", ["{}", '{"execution_id": 7}', "{broken", "[1]", b"\xff\xfe", "x" * 10_000])
+def test_a_line_that_holds_no_id_is_refused_before_anything_is_done(client: Client, line: str | bytes) -> None:
+    execution_id = submitted("add")
+    given = line if isinstance(line, bytes) else line.encode()
+
+    ran = cli("cancel", "-", stdin=f"{execution_id}\n".encode() + given + b"\n")
+
+    assert ran.code == 2
+    assert len(ran.err) < 1000
+    assert states(client) == {execution_id: "waiting"}
+
+
+def test_the_error_of_a_line_is_json_where_json_is_wanted() -> None:
+    ran = cli("cancel", "-", "--json", stdin="{}")
+
+    assert json.loads(ran.err)["exit_code"] == ran.code == 2
