@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar, TypeVar
 
 from flowfabric_worker.engine.errors import ValidationError
@@ -265,14 +266,14 @@ class Record:
         """
         state = self.state()
         if state.public_state.is_terminal:
-            return "ended", f"It ended {state.public_state} at {self.number('ended')}."
+            return "ended", f"It ended {state.public_state} at {_moment(self.number('ended') or 0)}."
         if state.public_state is PublicState.DELAYED:
-            wait = max(0, (self.number("delay_until") or now) - now)
+            wait = _span((self.number("delay_until") or now) - now)
             why = {
                 BlockingReason.WAITING_FOR_RETRY_BACKOFF: f"Attempt {self.count('attempt_count')} failed "
-                f"({self.text('error')}); it is tried again in {wait} ms.",
+                f"({self.text('error')}); it is tried again in {wait}.",
             }
-            return "delayed", why.get(state.blocking_reason, f"It is delayed; it may start in {wait} ms.")
+            return "delayed", why.get(state.blocking_reason, f"It is delayed; it may start in {wait}.")
         lease = self.lease()
         if lease is not None and place is None:
             if lease.expires_at_ms <= now:
@@ -282,7 +283,7 @@ class Record:
                 )
             return (
                 "running",
-                f"It runs at {lease.worker_instance_id}; its lease holds for {lease.expires_at_ms - now} ms.",
+                f"It runs at {lease.worker_instance_id}; its lease holds for {_span(lease.expires_at_ms - now)}.",
             )
         if place is None:
             return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
@@ -306,6 +307,17 @@ class Record:
             needs = ", ".join(work_class.capabilities)
             return "no_capable_worker", f"No living worker of the lane offers everything that it needs ({needs})."
         return "queued", f"It waits for a free worker; {place} of {held} of its kind go before it."
+
+
+def _moment(milliseconds: int) -> str:
+    """A moment of the store's clock for people."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(" ", "seconds")
+
+
+def _span(milliseconds: int) -> str:
+    """A duration for people, such as 0.5 s or 1:30:00."""
+    seconds = max(0, milliseconds) / 1000
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None]) -> ExecutionSummary:

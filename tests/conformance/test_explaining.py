@@ -38,7 +38,7 @@ def test_a_running_execution_is_explained_by_its_lease(engine: Engine, clock: Cl
     claimed = running(engine)
     clock.move(SECOND)
 
-    assert explained(engine, claimed.execution_id) == ("running", "It runs at w1; its lease holds for 29000 ms.")
+    assert explained(engine, claimed.execution_id) == ("running", "It runs at w1; its lease holds for 29.0 s.")
 
 
 def test_a_lease_that_ran_out_is_explained_before_anybody_noticed(engine: Engine, clock: Clock) -> None:
@@ -55,7 +55,7 @@ def test_an_ended_execution_is_explained_by_its_end(engine: Engine, clock: Clock
     claimed = running(engine)
     engine.complete(claimed.handle)
 
-    assert explained(engine, claimed.execution_id) == ("ended", f"It ended completed at {clock.ms}.")
+    assert explained(engine, claimed.execution_id) == ("ended", f"It ended completed at {clock.now.isoformat(' ', 'seconds')}.")
 
 
 def test_a_delay_and_a_backoff_are_explained_by_what_is_left_of_them(engine: Engine, clock: Clock) -> None:
@@ -64,9 +64,9 @@ def test_a_delay_and_a_backoff_are_explained_by_what_is_left_of_them(engine: Eng
     engine.fail(failed.handle, BOOM, FailureClass.TRANSIENT)
     clock.move(SECOND / 2)
 
-    assert explained(engine, delayed) == ("delayed", "It is delayed; it may start in 4500 ms.")
+    assert explained(engine, delayed) == ("delayed", "It is delayed; it may start in 4.5 s.")
     assert explained(engine, failed.execution_id) == (
-        "delayed", "Attempt 1 failed (boom); it is tried again in 500 ms.",
+        "delayed", "Attempt 1 failed (boom); it is tried again in 0.5 s.",
     )  # fmt: skip
 
 
