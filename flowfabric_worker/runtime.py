@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
+from typing import Protocol
 from uuid import uuid4
 
 from flowfabric_worker.attempts import Attempts
@@ -27,6 +28,7 @@ from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.keeper import ALIVE_FOR, Keeper
 from flowfabric_worker.memory import MemoryWatch, limit_memory
 from flowfabric_worker.middleware import arounds_of
+from flowfabric_worker.scheduler import Scheduler
 from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
 
@@ -35,6 +37,13 @@ log = logging.getLogger(__name__)
 _JOIN = 10.0
 # A process that was silent for so many of its leases holds none of them any more.
 _SILENT_LEASES = 2
+
+
+class Part(Protocol):
+    """Something that has threads of its own."""
+
+    @property
+    def alive(self) -> bool: ...
 
 
 class WornOut(Exception):  # noqa: N818  it says what happened
@@ -71,6 +80,7 @@ class Runtime:
         self._claimer = Claimer(
             self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks
         )
+        self._scheduler = Scheduler(self._engine, worker.tasks.values())
         # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
         # in is why the process is worn out, if that is the reason to stop.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -133,9 +143,14 @@ class Runtime:
                 return ""
             except queue.Empty:
                 # A worker that only seems to work is worse than none.
-                for part in (self._claimer, self._keeper, self._committer, self._handlers, self._hooks):
+                for part in self._parts:
                     if not part.alive:
                         return type(part).__name__.lower()
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        """Everything that has threads."""
+        return self._claimer, self._keeper, self._committer, self._handlers, self._hooks, self._scheduler
 
     def request_stop(self) -> None:
         """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
@@ -193,6 +208,7 @@ class Runtime:
         if self._line is not None:
             self._line.start(self.instance_id, _SILENT_LEASES * self._claim_lease().total_seconds())
         self._claimer.start()
+        self._scheduler.start()
         log.info(
             "%s takes work from %s with %s threads.", self.instance_id, ", ".join(self._lanes), self.settings.threads
         )
@@ -206,6 +222,7 @@ class Runtime:
         if not self._running:
             return
         self._running = False
+        self._scheduler.stop()
         self._claimer.stop()
         self._claimer.join(_JOIN)
         released = self._keeper.release_waiting()
@@ -222,6 +239,7 @@ class Runtime:
         self._keeper.release(left)
         self._hooks.stop()
         self._hooks.join(_JOIN)
+        self._scheduler.join(_JOIN)
         self._leave()
         log.info(
             "%s stopped; it handed back %s, of which %s had begun.", self.instance_id, released + len(left), len(left)
