@@ -22,6 +22,7 @@ from flowfabric_worker.engine.types.reads import (
     Explanation,
     LaneInfo,
 )
+from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.task import Call, Run, Task, TaskOptions
 
@@ -178,6 +179,15 @@ class Client:
 
         return _rows(read)
 
+    def schedules(self) -> Iterator[ScheduleInfo | DamagedRow]:
+        """The schedules by name: when each ticks, and how far it is."""
+
+        def read(cursor: str | None) -> tuple[Sequence[ScheduleInfo | DamagedRow], str | None]:
+            page = self.engine.list_schedules(cursor, MAX_PAGE_SIZE)
+            return page.schedules, page.next_cursor
+
+        return _rows(read)
+
     def completions(
         self,
         cursor: str | None = None,
@@ -214,6 +224,30 @@ class Client:
     def resume_lane(self, lane: str) -> bool:
         """Makes a paused lane hand work out again. False if it was not paused."""
         return self.engine.resume_lane(lane)
+
+    def pause_schedule(self, name: str) -> bool:
+        """Makes a schedule submit nothing; what it leaves out is not made up for. False if it was paused.
+
+        Raises:
+            NotFoundError: `schedule_not_found`.
+        """
+        return self.engine.pause_schedule(name)
+
+    def resume_schedule(self, name: str) -> bool:
+        """Lets a paused schedule go on from now. False if it was not paused.
+
+        Raises:
+            NotFoundError: `schedule_not_found`.
+        """
+        return self.engine.resume_schedule(name)
+
+    def remove_schedule(self, name: str) -> None:
+        """Forgets a schedule whose code is gone. A worker that still has it registers it anew.
+
+        Raises:
+            NotFoundError: `schedule_not_found`.
+        """
+        self.engine.remove_schedule(name)
 
     def _task(self, name: str) -> Task[..., Any]:
         """A task of that name which takes any plain arguments; its code is elsewhere."""

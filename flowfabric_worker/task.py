@@ -29,6 +29,7 @@ from flowfabric_worker.outcomes import (
     ExecutionSkipped,
     ResultError,
 )
+from flowfabric_worker.schedule import Missed, Schedule, check_needs_nothing, schedule_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,6 +92,10 @@ class TaskOptions:
         permanent: exceptions that no retry would help against.
         interrupt: raise `Interrupted` in the handler's thread when its result will not count any more; without it
             the handler has to ask, by `current().check()` or `current().cancelled`.
+        every: run it by itself in this interval, without arguments; counted from the beginning of 1970 in UTC.
+        cron: run it by itself at these times, such as `*/5 * * * *`; only one of `every` and `cron`.
+        timezone: whose clocks `cron` speaks of; see `Schedule` for what it does when they are changed.
+        missed: what becomes of ticks while no worker ran: "latest", "all" or "none" of them run.
     """
 
     lane: str = attrs.field(default=DEFAULT_LANE, converter=check_lane)
@@ -113,6 +118,10 @@ class TaskOptions:
     max_reclaims: int = DEFAULT_MAX_RECLAIMS
     permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=_exceptions)
     interrupt: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    every: timedelta | None = None
+    cron: str | None = None
+    timezone: str = "UTC"
+    missed: Missed = "latest"
 
     def policy(self) -> ExecutionPolicy:
         """What the engine is told of these options."""
@@ -129,7 +138,7 @@ class TaskOptions:
 
 
 # What belongs to the task itself and cannot differ from one submission to the next.
-_FIXED = frozenset({"lease", "codec", "permanent", "interrupt"})
+_FIXED = frozenset({"lease", "codec", "permanent", "interrupt", "every", "cron", "timezone", "missed"})
 
 
 class Call(Generic[P]):
@@ -218,6 +227,12 @@ class Task(Generic[P, R]):
         name: what executions call it.
         options: as they were given to the decorator.
         codec: the worker's.
+
+    Attributes:
+        schedule: when it runs by itself; None if it does not.
+
+    Raises:
+        TypeError, ValueError: its schedule is not valid, or it needs arguments that a schedule does not have.
     """
 
     __name__: str
@@ -231,6 +246,7 @@ class Task(Generic[P, R]):
         self.context_parameter = _context_parameter(function)
         self._owner = owner
         skip = {self.context_parameter} if self.context_parameter else set()
+        self.schedule = _schedule(function, options, skip)
         self._port = find_codec(options.codec or codec)
         self.codec = TaskCodec(function, self._port, skip=skip)
         self._submission = Submission(self, options)
@@ -292,6 +308,10 @@ class Task(Generic[P, R]):
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
         """Makes a durable execution of each call, in bounded batches; returns the runs in order."""
         return self._submission.submit_many(calls)
+
+    def creation(self, *args: P.args, **kwargs: P.kwargs) -> CreateExecutionArgs:
+        """What `submit` would ask the engine for; raises as it does."""
+        return self._submission._creation(args, kwargs)
 
     def run(self, execution_id: ExecutionId | str) -> Run[R]:
         """The run of an execution of this task that was submitted before."""
@@ -360,6 +380,16 @@ def change_options(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOpti
     if unknown:
         raise TypeError(f"unknown option {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
     return attrs.evolve(options, **changes)
+
+
+def _schedule(function: Callable[..., Any], options: TaskOptions, skip: set[str]) -> Schedule | None:
+    """When a task runs by itself; None if it does not."""
+    schedule = schedule_of(options.every, options.cron, options.timezone, options.missed)
+    if schedule is not None:
+        check_needs_nothing(function, given=skip)
+        if options.key is not None or options.at is not None:
+            raise TypeError("key= and at= would make all ticks of a schedule one execution: leave them out.")
+    return schedule
 
 
 def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What executions share, first part: waiting for signals, and streams of frames."""
+"""What executions share, first part: waiting for signals, streams of frames, and schedules."""
 
 # ruff: noqa: ARG002 - the arguments are named for those who override these methods.
 
@@ -11,6 +11,7 @@ from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.flow_control import FlowControlBackend
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.schedules import ListSchedulesPage, TickScheduleArgs, TickScheduleResult
 from flowfabric_worker.engine.types.streams import (
     AppendFrameOutcome,
     Frame,
@@ -38,7 +39,7 @@ from flowfabric_worker.engine.types.waitpoint_secrets import (
 
 
 class CoordinationBackend(FlowControlBackend, AccountingBackend):
-    """The operations of the rooms suspension, streams, flows, budgets and quotas.
+    """The operations of the rooms suspension, streams, schedules, flows, budgets and quotas.
 
     An operation that an engine does not override raises `UnavailableError` with its own name. Each is atomic,
     may be sent again after a lost reply, and may raise `TransportError`.
@@ -291,3 +292,53 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
             The document, or None when no summary frame was ever appended.
         """
         raise UnavailableError("read_summary")
+
+    # ── schedules ──
+
+    def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
+        """Submits ticks of a schedule: compares its last tick with the expected one, sets it, and makes what they make.
+
+        The first call for an unknown schedule registers it and submits nothing, whatever it carries. A call without
+        ticks asks how far the schedule is. Each call keeps what the schedule is now: spec, task, lane, next tick.
+
+        Args:
+            args: the schedule, what its ticks make, and which ones to submit.
+
+        Returns:
+            `Ticked` with the new executions; `Registered`; `AlreadyTicked` when the last tick is another one;
+            `Paused`.
+
+        Raises:
+            ContentionError: `tick_not_due`, a tick lies in the future of the store's clock.
+            ValidationError: an argument is not valid; the message names it.
+            ResourceExhaustedError: `too_many_classes`, `store_full`.
+        """
+        raise UnavailableError("tick_schedule")
+
+    def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
+        """A page of the namespace's schedules by name."""
+        raise UnavailableError("list_schedules")
+
+    def pause_schedule(self, name: str) -> bool:
+        """Makes a schedule submit nothing. False if it was paused.
+
+        Raises:
+            NotFoundError: `schedule_not_found`.
+        """
+        raise UnavailableError("pause_schedule")
+
+    def resume_schedule(self, name: str) -> bool:
+        """Lets a paused schedule go on from now; its ticks meanwhile are not made up for. False if it was not paused.
+
+        Raises:
+            NotFoundError: `schedule_not_found`.
+        """
+        raise UnavailableError("resume_schedule")
+
+    def remove_schedule(self, name: str) -> None:
+        """Forgets a schedule. A worker that still has it registers it anew, from that moment on.
+
+        Raises:
+            NotFoundError: `schedule_not_found`.
+        """
+        raise UnavailableError("remove_schedule")

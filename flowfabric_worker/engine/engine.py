@@ -10,13 +10,13 @@ from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.operating import Operating
 from flowfabric_worker.engine.reads import Reads
 from flowfabric_worker.engine.running import Running
+from flowfabric_worker.engine.schedules import Schedules
 from flowfabric_worker.engine.stores import open_store
-from flowfabric_worker.engine.submission import Submission
 from flowfabric_worker.engine.upkeep import Upkeep
 from flowfabric_worker.engine.workers import Workers
 
 
-class Engine(Submission, Claiming, Running, Operating, Reads, Workers, Feed, Upkeep, EngineBackend):
+class Engine(Schedules, Claiming, Running, Operating, Reads, Workers, Feed, Upkeep, EngineBackend):
     """An engine on a store. Nothing is connected before the first call; safe to share between threads.
 
     Its constructor is that of `EngineCore`; `open_engine` makes one from a URL.
@@ -38,3 +38,11 @@ def open_engine(
         ValidationError: the namespace is not valid. A wrong URL is told at the first call.
     """
     return Engine(lambda: open_store(url), namespace=namespace, limits=limits, patience=patience)
+
+
+def forget_memory(name: str) -> None:
+    """Lets go of the store `memory://NAME`, which else lives as long as this process; open engines keep it."""
+    # Here, so that nobody loads a driver who does not use it.
+    from flowfabric_worker.engine.stores.memory import forget_memory as forget
+
+    forget(name)

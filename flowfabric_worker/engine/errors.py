@@ -145,6 +145,9 @@ CODES: dict[str, Row] = {
     "worker_not_found": Row(
         NotFoundError, False, "No worker of that instance id is registered: register it first.", ("worker_instance_id",)
     ),
+    "schedule_not_found": Row(
+        NotFoundError, False, "There is no such schedule: it exists once a worker that has it runs.", ("schedule",)
+    ),
     # what is wrong with the call
     "invalid_input": Row(ValidationError, False, "An argument is not valid."),
     "invalid_execution_id": Row(ValidationError, False, "That is not an execution id."),
@@ -195,6 +198,9 @@ CODES: dict[str, Row] = {
     ),
     "stale_graph_revision": Row(
         ContentionError, True, "The flow has changed: read its revision again.", ("flow_id", "graph_revision")
+    ),
+    "tick_not_due": Row(
+        ContentionError, True, "The tick lies in the future of the store's clock.", ("schedule", "tick_ms")
     ),
     # what contradicts the store
     "configuration_mismatch": Row(
@@ -261,6 +267,7 @@ CODES: dict[str, Row] = {
     "store_timeout": Row(TransportError, True, "The store did not answer in time."),
     "store_busy": Row(TransportError, True, "The store is loading or failing over."),
     "authentication_failed": Row(TransportError, False, "The store refused the user or the password."),
+    "tls_failed": Row(TransportError, False, "The store and this client do not accept each other's TLS."),
     "permission_denied": Row(TransportError, False, "The store's user lacks a right that is needed."),
     "function_missing": Row(TransportError, False, "The function library is not loaded in the store."),
     "function_failed": Row(TransportError, False, "A stored function failed; this is a bug, please report it."),

@@ -14,6 +14,7 @@
 --   :key:<key>       string  the execution that an idempotency key stands for
 --   :feed            stream  every end of an execution, in order
 --   :workers, :worker        the registered workers, in order, and what each said of itself
+--   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
 --   :meta            hash    configuration, revision, the floor of the feed, the clock of a store for tests
 --
 -- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}: both are

@@ -2,10 +2,12 @@
 
 -- create_executions: many executions, each by itself.
 --
--- Each item has 13 arguments: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key
+-- Each item has ff.CREATION_WIDTH arguments: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key
 -- (pack{namespace, key} or ''), dedup window in ms, digest of the request, and what is kept as it is, '' for nothing:
 -- payload, codec, policy, tags, creator.
 -- Answers per item: 'created' uuid state, or 'duplicate' existing-uuid state same-request; or too_many_classes.
+
+ff.CREATION_WIDTH = 13
 
 -- The execution that a key stands for; none when the key's window is over, even if nobody removed the key yet.
 local function holder_of(ctx, key)
@@ -99,11 +101,16 @@ local function create(ctx, args, at)
   return { 'created', uuid, state }
 end
 
-ff.register('create_executions', {}, function(ctx, args)
+-- Creates what the arguments from `first` on tell of; answers each by itself.
+function ff.create_executions(ctx, args, first)
   ctx.created = {}
-  local answers = ff.each(ctx, args, 1, 13, function(at)
+  local answers = ff.each(ctx, args, first, ff.CREATION_WIDTH, function(at)
     return create(ctx, args, at)
   end)
   ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
   return answers
+end
+
+ff.register('create_executions', {}, function(ctx, args)
+  return ff.create_executions(ctx, args, 1)
 end)

@@ -473,9 +473,7 @@ REFUSALS: dict[str, Case] = {
     "tick_schedule: of an unknown one before its time": plain(
         "tick_not_due", lambda engine: engine.tick_schedule(beat(1))
     ),
-    "tick_schedule: not in their order": scheduled(
-        "invalid_input", lambda engine: engine.tick_schedule(beat(2, 1))
-    ),
+    "tick_schedule: not in their order": scheduled("invalid_input", lambda engine: engine.tick_schedule(beat(2, 1))),
     "tick_schedule: one that is done with": scheduled(
         "invalid_input", lambda engine: engine.tick_schedule(beat(1, after=1))
     ),
@@ -699,8 +697,14 @@ FUZZED: dict[str, FuzzedCall] = {
             **{argument: junk}
         )
         for name, argument in chain(
-            ((name, "limit") for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")),
-            ((name, "cursor") for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")),
+            (
+                (name, "limit")
+                for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
+            ),
+            (
+                (name, "cursor")
+                for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
+            ),
             ((name, "partition") for name in ("list_executions", "list_expired_leases")),
         )
     },

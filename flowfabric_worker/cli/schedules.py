@@ -1,0 +1,93 @@
+"""The command about work that submits itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from flowfabric_worker.cli.output import print_json, print_table, shown, span
+from flowfabric_worker.cli.parameters import json_option, with_client
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.schedules import ScheduleInfo
+
+_HEADERS = ("NAME", "SPEC", "TASK", "LAST", "NEXT", "STATE")
+
+# A tick that is so late, ms, will not come before a worker does.
+_LATE = 60_000
+
+_SAID = {
+    ("pause", True): "paused",
+    ("pause", False): "was paused already",
+    ("resume", True): "goes on",
+    ("resume", False): "was not paused",
+    ("remove", True): "removed; a worker that still has it brings it back",
+}
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["list", "pause", "resume", "remove"]), default="list")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option("Print one JSON document per line.")
+@with_client
+def schedules(client: Client, *, action: str, names: tuple[str, ...], as_json: bool) -> None:
+    """List the schedules; pause some, resume them, or remove them.
+
+    A paused schedule submits nothing, and what it leaves out is not made up for. Remove one when no code has it any
+    more.
+    """
+    if action == "list":
+        _list([each for each in client.schedules() if not names or _name(each) in names], client, as_json)
+        return
+    if not names:
+        raise click.UsageError(f"Name the schedules to {action}.")
+    for name in names:
+        changed = _act(client, action, name)
+        if as_json:
+            print_json({"schedule": name, "changed": changed})
+        else:
+            click.echo(shown(f"{name}: {_SAID[action, changed]}."))
+
+
+def _act(client: Client, action: str, name: str) -> bool:
+    if action == "remove":
+        client.remove_schedule(name)
+        return True
+    return client.pause_schedule(name) if action == "pause" else client.resume_schedule(name)
+
+
+def _list(found: Sequence[ScheduleInfo | DamagedRow], client: Client, as_json: bool) -> None:
+    if as_json:
+        for each in found:
+            print_json(each)
+    elif found:
+        now = client.engine.server_time()
+        print_table(_HEADERS, [_row(each, now) for each in found], folded={"SPEC", "TASK", "STATE"})
+    else:
+        click.echo("There are none: a schedule exists once a worker that has it runs.", err=True)
+
+
+def _name(row: ScheduleInfo | DamagedRow) -> str:
+    return row.row_id if isinstance(row, DamagedRow) else row.name
+
+
+def _row(row: ScheduleInfo | DamagedRow, now: int) -> tuple[object, ...]:
+    if isinstance(row, DamagedRow):
+        return row.row_id, "", "", "", "", f"damaged: {row.corruption}"
+    last = "never" if row.submitted_tick_ms is None else f"{span(now - row.submitted_tick_ms)} ago"
+    return row.name, row.spec, row.task, last, _next(row, now), _state(row, now)
+
+
+def _next(row: ScheduleInfo, now: int) -> str:
+    if row.paused_since_ms is not None or row.next_tick_ms is None:
+        return "-"
+    return f"in {span(row.next_tick_ms - now)}" if row.next_tick_ms > now else "now"
+
+
+def _state(row: ScheduleInfo, now: int) -> str:
+    if row.paused_since_ms is not None:
+        return f"paused {span(now - row.paused_since_ms)}"
+    if row.next_tick_ms is not None and now - row.next_tick_ms > _LATE:
+        return f"late {span(now - row.next_tick_ms)}: no worker has it"
+    return "on"

@@ -1,0 +1,152 @@
+"""schedules: work that submits itself, each tick once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import attrs
+
+from flowfabric_worker.engine.core import Item, execution_id, new_call_id
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.limits import MAX_BATCH_BYTES
+from flowfabric_worker.engine.partitions import partition_of_key
+from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.submission import Submission
+from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.schedules import (
+    AlreadyTicked,
+    ListSchedulesPage,
+    Paused,
+    Registered,
+    ScheduleInfo,
+    Ticked,
+    TickScheduleArgs,
+    TickScheduleResult,
+)
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs
+from flowfabric_worker.engine.wire import epoch_ms, pack, unpack_text
+from flowfabric_worker.engine.workers import page_size
+
+_SOME_TICK = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class Schedules(Submission):
+    """The room `schedules`; what a tick makes is made as the room `submission` makes it."""
+
+    def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
+        check_record(args, TickScheduleArgs)
+        expected, tick = _checked_ticks(args)
+        partition, schedule = self._place(args.name)
+        creations = self._creations(args)
+        following = "" if args.next_tick is None else str(epoch_ms(args.next_tick, "next_tick"))
+        about = pack((args.spec, args.creation.task, args.creation.lane))
+        arguments: Item = [schedule, expected, tick, following, about, new_call_id(), *creations]
+        answer, detail = self.call("tick_schedule", partition, arguments)
+        if answer == b"ticked":
+            return Ticked(execution_ids=tuple(execution_id(partition, uuid) for uuid in detail))
+        if answer == b"registered":
+            return Registered(last_tick_ms=int(detail))
+        return Paused(since_ms=int(detail)) if answer == b"paused" else AlreadyTicked(last_tick_ms=int(detail))
+
+    def pause_schedule(self, name: str) -> bool:
+        partition, schedule = self._place(name)
+        return bool(self.call("pause_schedule", partition, [schedule, new_call_id()])[0] == b"ok")
+
+    def resume_schedule(self, name: str) -> bool:
+        partition, schedule = self._place(name)
+        return bool(self.call("resume_schedule", partition, [schedule, new_call_id()])[0] == b"ok")
+
+    def remove_schedule(self, name: str) -> None:
+        partition, schedule = self._place(name)
+        self.remove("remove_schedule", partition, [schedule], gone="schedule_not_found")
+
+    def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
+        count = page_size(limit)
+        after = b"" if cursor is None else self._packed_namespace + _checked_cursor(cursor).encode()
+        if not count:
+            return ListSchedulesPage(schedules=(), next_cursor=None)
+        rows: dict[str, Reply] = {}
+        for partition in range(self.partitions):
+            for row in self.call("list_schedules", partition, [self._packed_namespace, after, count + 1]):
+                rows[row[0][len(self._packed_namespace) :].decode()] = row
+        names = sorted(rows)[: count + 1]
+        page = tuple(_row(name, rows[name]) for name in names[:count])
+        return ListSchedulesPage(schedules=page, next_cursor=names[count - 1] if len(names) > count else None)
+
+    def _place(self, name: str) -> tuple[int, bytes]:
+        """The partition of a schedule, and its address there."""
+        partition = partition_of_key(self.namespace, check_name(name, "a schedule's name"), self.partitions)
+        return partition, self._packed_namespace + name.encode()
+
+    def _creations(self, args: TickScheduleArgs) -> Item:
+        """What the ticks make, written down for the stored function. They lie where the schedule lies."""
+        # A call that only asks is checked as if it had a tick: what can never be submitted is refused at once.
+        made = [self._item(_creation(args, tick))[1] for tick in args.ticks or (_SOME_TICK,)]
+        creations = [argument for item in made for argument in item] if args.ticks else []
+        size = sum(len(argument) for argument in creations if not isinstance(argument, int))
+        if size > MAX_BATCH_BYTES:
+            raise ValidationError(
+                "payload_too_large",
+                f"These ticks have {size} bytes together; at most {MAX_BATCH_BYTES} are allowed. Submit fewer at once.",
+                limit=MAX_BATCH_BYTES,
+            )
+        return creations
+
+
+def _checked_ticks(args: TickScheduleArgs) -> tuple[str, str]:
+    """The expected last tick and the new one as the stored function takes them; both empty of a call that only asks."""
+    if args.expected is None or not args.ticks:
+        if args.expected is not None or args.ticks:
+            raise ValidationError("invalid_input", "A call has both ticks and the expected last one, or neither.")
+        return "", ""
+    moments = [epoch_ms(args.expected, "expected"), *(epoch_ms(tick, "a tick") for tick in args.ticks)]
+    if any(earlier >= later for earlier, later in pairwise(moments)):
+        raise ValidationError("invalid_input", "Ticks come in their order, each once, behind the expected last one.")
+    return str(moments[0]), str(moments[-1])
+
+
+def _creation(args: TickScheduleArgs, tick: datetime) -> CreateExecutionArgs:
+    tags = args.creation.tags
+    if not hasattr(tags, "items"):
+        # Submission says what is wrong with them.
+        return args.creation
+    return attrs.evolve(args.creation, tags={**tags, "schedule": args.name, "tick": _iso(tick)})
+
+
+def _iso(moment: datetime) -> str:
+    moment = moment.astimezone(UTC)
+    text = moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
+    return text.replace("+00:00", "Z")
+
+
+def _checked_cursor(cursor: str) -> str:
+    try:
+        return check_name(cursor, "The cursor")
+    except ValidationError as error:
+        raise ValidationError("invalid_cursor", f"The cursor of a list of schedules is a name: {error}") from None
+
+
+def _row(name: str, row: Reply) -> ScheduleInfo | DamagedRow:
+    try:
+        _, last, submitted, paused, since, following, about = row
+        spec, task, lane = unpack_text(about)
+        return ScheduleInfo(
+            name=name,
+            spec=spec,
+            task=task,
+            lane=lane,
+            first_seen_ms=int(since),
+            last_tick_ms=int(last),
+            submitted_tick_ms=_optional_ms(submitted),
+            next_tick_ms=_optional_ms(following),
+            paused_since_ms=_optional_ms(paused),
+        )
+    except ValueError as error:
+        return DamagedRow(name, f"schedule: {error}")
+
+
+def _optional_ms(text: bytes) -> int | None:
+    return int(text) if text else None

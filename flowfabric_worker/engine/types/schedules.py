@@ -1,0 +1,113 @@
+"""schedules: arguments and results."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import attrs
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types import checks
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs
+
+# In one call: each of them is an execution.
+MAX_TICKS: Final = 100
+
+
+def _plain_creation(_: Any, __: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, CreateExecutionArgs):
+        raise ValidationError("invalid_input", f"A tick makes executions of CreateExecutionArgs, not {value!r:.100}.")
+    if value.execution_id is not None or value.idempotency_key is not None:
+        raise ValidationError("invalid_input", "A tick makes new executions: they have no id and no key of their own.")
+
+
+@attrs.frozen(kw_only=True)
+class TickScheduleArgs:
+    """Submits ticks of a schedule, or only asks how far it is.
+
+    Attributes:
+        name: the schedule's, unique in the namespace.
+        spec: when it ticks, in words for people.
+        creation: what each tick makes; the tags `schedule` and `tick` are added.
+        expected: up to where the caller knows the ticks to be done with; None only asks.
+        ticks: the moments to submit, oldest first, all behind `expected`; at most 100.
+        next_tick: the one behind them, for people.
+    """
+
+    name: str = attrs.field(validator=checks.name)
+    spec: str = attrs.field(validator=checks.name)
+    creation: CreateExecutionArgs = attrs.field(validator=_plain_creation)
+    expected: datetime | None = None
+    ticks: tuple[datetime, ...] = attrs.field(
+        default=(), converter=checks.as_tuple, validator=checks.at_most(MAX_TICKS)
+    )
+    next_tick: datetime | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Registered:
+    """The schedule was unknown. It is known from now on, and its ticks count from here; none was submitted."""
+
+    last_tick_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class Ticked:
+    """The ticks were submitted, in their order."""
+
+    execution_ids: tuple[ExecutionId, ...]
+
+
+@attrs.frozen(kw_only=True)
+class AlreadyTicked:
+    """Nothing was submitted: the ticks are done with up to this moment, ms of the store's clock."""
+
+    last_tick_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class Paused:
+    """Nothing was submitted: an operator paused the schedule at this moment, ms of the store's clock."""
+
+    since_ms: int
+
+
+TickScheduleResult = Registered | Ticked | AlreadyTicked | Paused
+
+
+@attrs.frozen(kw_only=True)
+class ScheduleInfo:
+    """A schedule; times are ms of the store's clock.
+
+    Attributes:
+        name: unique in the namespace.
+        spec: when it ticks, in words.
+        task: what it runs.
+        lane: where.
+        first_seen_ms: since when it is known.
+        last_tick_ms: up to where its ticks are done with: submitted, missed, or before it was known.
+        submitted_tick_ms: the last tick that was submitted; None if none was.
+        next_tick_ms: the next one, as told by whoever ticked last; None if nobody told.
+        paused_since_ms: None unless it is paused.
+    """
+
+    name: str
+    spec: str
+    task: str
+    lane: str
+    first_seen_ms: int
+    last_tick_ms: int
+    submitted_tick_ms: int | None
+    next_tick_ms: int | None
+    paused_since_ms: int | None
+
+
+@attrs.frozen(kw_only=True)
+class ListSchedulesPage:
+    """A page of schedules by name; `next_cursor` is None on the last one."""
+
+    schedules: tuple[ScheduleInfo | DamagedRow, ...]
+    next_cursor: str | None

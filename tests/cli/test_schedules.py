@@ -1,0 +1,128 @@
+"""schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from flowfabric_worker import Worker
+from flowfabric_worker.scheduler import Scheduler
+from tests.cli.driving import cli, ok, on_terminal, without_escapes
+
+pytestmark = pytest.mark.usefixtures("url")
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def worker(url: str) -> Iterator[Worker]:
+    worker = Worker("application", url)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def beat(worker: Worker) -> Scheduler:
+    """A scheduler of the task `beat`, which runs every five minutes; the store knows it."""
+
+    @worker.task(cron="*/5 * * * *", timezone="Europe/Berlin")
+    def beat() -> None: ...
+
+    scheduler = Scheduler(worker.engine, worker.tasks.values())
+    scheduler.tick()
+    return scheduler
+
+
+@pytest.mark.usefixtures("beat")
+def test_schedules_shows_when_each_ticks_and_how_far_it_is() -> None:
+    headers, row = ok("schedules").out.splitlines()
+
+    assert headers.split() == ["NAME", "SPEC", "TASK", "LAST", "NEXT", "STATE"]
+    assert row.startswith("beat  cron */5 * * * * Europe/Berlin  beat  never  in ")
+    assert row.endswith("on")
+    document = ok("schedules", "--json").document
+    assert (document["name"], document["spec"]) == ("beat", "cron */5 * * * * Europe/Berlin")
+    assert document["submitted_tick_ms"] is None
+
+
+def test_schedules_shows_the_last_tick_and_what_no_worker_has_any_more(worker: Worker) -> None:
+    engine = worker.engine
+    engine.prepare(testing=True)
+
+    @worker.task(every=SECOND)
+    def beat() -> None: ...
+
+    scheduler = Scheduler(engine, worker.tasks.values())
+    for moment in (START, START + SECOND):
+        engine.set_clock(moment)
+        scheduler.tick()
+    engine.set_clock(START + SECOND + timedelta(hours=2))
+
+    row = ok("schedules", "list", "beat").out.splitlines()[1]
+
+    assert row.split() == [
+        "beat",
+        "every",
+        "1s",
+        "beat",
+        "2h",
+        "ago",
+        "now",
+        "late",
+        "1h:",
+        "no",
+        "worker",
+        "has",
+        "it",
+    ]
+
+
+@pytest.mark.usefixtures("beat")
+def test_a_schedule_is_paused_and_resumed() -> None:
+    assert ok("schedules", "pause", "beat").out == "beat: paused.\n"
+    assert ok("schedules", "pause", "beat").out == "beat: was paused already.\n"
+    assert "paused 0s" in ok("schedules").out
+    assert ok("schedules", "resume", "beat", "--json").document == {"schedule": "beat", "changed": True}
+    assert ok("schedules", "resume", "beat").out == "beat: was not paused.\n"
+
+
+@pytest.mark.usefixtures("beat")
+def test_a_schedule_is_removed_and_comes_back_with_its_worker(worker: Worker) -> None:
+    assert ok("schedules", "remove", "beat").out.startswith("beat: removed")
+    assert ok("schedules").out == ""
+
+    Scheduler(worker.engine, worker.tasks.values()).tick()
+
+    assert len(ok("schedules").out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "remove"])
+def test_a_schedule_that_nobody_knows_is_said_to_be_unknown(action: str) -> None:
+    ran = cli("schedules", action, "beat")
+
+    assert ran.code != 0
+    assert "no such schedule" in ran.err
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "remove"])
+def test_naming_nothing_is_a_mistake(action: str) -> None:
+    assert cli("schedules", action).code == 2
+
+
+def test_where_there_are_none_that_is_said() -> None:
+    assert "There are none" in ok("schedules").err
+    assert ok("schedules", "--json").out == ""
+
+
+def test_a_name_is_whole_on_a_terminal(worker: Worker, url: str) -> None:
+    name = "shop.reports." + "x" * 40
+
+    @worker.task(name=name, every=SECOND)
+    def beat() -> None: ...
+
+    Scheduler(worker.engine, worker.tasks.values()).tick()
+
+    assert name in without_escapes(on_terminal("schedules", url=url))
