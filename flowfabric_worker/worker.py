@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, overload
+from uuid import uuid4
 
 from flowfabric_worker.codec import Codec, find_codec
 from flowfabric_worker.config import store_url
+from flowfabric_worker.eager import EagerEngine
 from flowfabric_worker.engine import forking
-from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.engine import Engine, forget_memory, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
+from flowfabric_worker.engine.types.checks import as_capabilities
+from flowfabric_worker.inline import Inline
 from flowfabric_worker.middleware import Around, Middleware, check_middleware
 from flowfabric_worker.task import Task, TaskOptions, change_options
 
@@ -62,6 +67,8 @@ class Worker:
         self.middleware = check_middleware(middleware)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._engine: Engine | None = None
+        # What `eager` offers while it lasts.
+        self._eager_offers: frozenset[str] | None = None
         self.forget_parent()
         forking.remember(self)
 
@@ -83,8 +90,14 @@ class Worker:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    self._engine = open_engine(store_url(self.url), namespace=self.namespace, limits=self._limits)
+                    self._engine = self._open_engine()
         return self._engine
+
+    def _open_engine(self) -> Engine:
+        engine = open_engine(store_url(self.url), namespace=self.namespace, limits=self._limits)
+        if self._eager_offers is None:
+            return engine
+        return EagerEngine(engine, self.tasks, self.middleware, self._eager_offers)
 
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -102,8 +115,8 @@ class Worker:
             options: see `TaskOptions`.
 
         Raises:
-            TypeError: an unknown option.
-            ValueError: another task of this worker has the name.
+            TypeError: an unknown option, or a schedule for a function that needs arguments.
+            ValueError: another task of this worker has the name, or its schedule is not valid.
         """
         given = change_options(self._defaults, options)
 
@@ -126,3 +139,67 @@ class Worker:
             engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+
+    # For tests
+
+    def run_until_idle(self, *, offers: Iterable[str] = ()) -> int:
+        """Runs everything that is due, in this thread and without sleeping, also what that brings about.
+
+        All lanes are served. What a handler raises becomes the outcome of its execution, as it does in a worker; only
+        KeyboardInterrupt comes out as well. A schedule begins with the first call: ticks after it run when the clock
+        has come to them.
+
+        Args:
+            offers: capabilities, beside those that the tasks need.
+
+        Returns:
+            How many times a handler ran.
+
+        Raises:
+            EngineError: the store cannot be used.
+        """
+        engine, chosen = self.engine, as_capabilities(offers)
+        inline = Inline(engine, engine.limits, self.tasks, self.middleware, chosen, schedules=True)
+        return inline.run_until_idle()
+
+    @contextmanager
+    def in_memory(self) -> Iterator[Self]:
+        """Lends the worker a fresh store in this process, whose clock can be set; then it has its own store again.
+
+        Used as `with worker.in_memory():`.
+        """
+        with self._lent(None):
+            self.engine.prepare(testing=True)
+            yield self
+
+    @contextmanager
+    def eager(self, *, offers: Iterable[str] = ()) -> Iterator[Self]:
+        """Runs every submission in place, on a fresh store in this process; used as `with worker.eager():`.
+
+        `submit` and `submit_many` come back when what they submitted has ended, and what its handlers submitted too.
+        Everything else is as in a worker: encoding, retries, timeouts, steps. A failure comes out of `result()`.
+        Nothing is waited for: the store's clock moves forward over delays, sleeps and back-offs. Inside a handler
+        `submit` comes back at once, and the work follows when the handler has ended. Of several threads that submit
+        at the same time, one runs the work of all.
+
+        Args:
+            offers: capabilities, beside those that the tasks need.
+
+        Raises:
+            RuntimeError: from `submit`: an execution cannot end, and why; or one makes new work for ever.
+        """
+        with self._lent(as_capabilities(offers)):
+            yield self
+
+    @contextmanager
+    def _lent(self, eager_offers: frozenset[str] | None) -> Iterator[None]:
+        """Puts the worker on a fresh store in this process; its own connections stay open meanwhile."""
+        own = self.url, self._engine, self._eager_offers
+        name = uuid4().hex
+        self.url, self._engine, self._eager_offers = f"memory://{name}", None, eager_offers
+        try:
+            yield
+        finally:
+            self.close()
+            forget_memory(name)
+            self.url, self._engine, self._eager_offers = own

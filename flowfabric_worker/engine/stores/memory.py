@@ -47,3 +47,9 @@ class MemoryStore(ValkeyStore):
 
     def info(self) -> StoreInfo:
         return StoreInfo(product="memory", version="1")
+
+
+def forget_memory(name: str) -> None:
+    """Lets go of the store of a name: it is gone with the last one who still has it open."""
+    with _servers_lock:
+        _servers.pop(name, None)
