@@ -1,4 +1,4 @@
-"""`python -m benchmarks [peers] [commands] [scale]`: measures and prints; without a word, everything."""
+"""`python -m benchmarks [peers] [kills] [memory] [commands] [scale]`: prints what it measures; else everything."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from benchmarks import commands, peers, report, scale
+from benchmarks import commands, kills, memory, peers, report, scale
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "commands", "scale")
+SECTIONS = ("peers", "kills", "memory", "commands", "scale")
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -27,6 +27,13 @@ _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 @click.option("--only", multiple=True, type=click.Choice(_NAMES), help="Only this contestant, or this row; may repeat.")
 @click.option("--queued", type=click.IntRange(scale.FEW), default=1_000_000, show_default=True, help="A full store.")
 @click.option(
+    "--patience",
+    type=click.FloatRange(kills.WITHIN),
+    default=60.0,
+    show_default=True,
+    help="Seconds that a killed worker's tasks are waited for.",
+)
+@click.option(
     "--cache", type=click.Path(path_type=Path), default=ROOT / ".bench", help="Keeps the peers' environments."
 )
 @click.option("--markdown", is_flag=True, help=f"Also write {PAGE.relative_to(ROOT)}.")
@@ -37,23 +44,28 @@ def main(
     rounds: int,
     only: tuple[str, ...],
     queued: int,
+    patience: float,
     cache: Path,
     markdown: bool,
 ) -> None:
-    """Measure this library beside its peers, count its commands, and fill a store."""
+    """Measure this library beside its peers, kill everybody's workers, weigh them, count commands, and fill a store."""
     wanted = sections or SECTIONS
+    chosen, rows = _chosen(only)
+    cache = cache.absolute()
     # The load is that of others: what is measured here comes later.
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     with Server() as server:
         known = report.facts(command, {"Valkey": server.version})
         tables = []
+        if {"peers", "kills", "memory"}.intersection(wanted):
+            known |= peers.versions(server, chosen, cache, _tell)
         if "peers" in wanted:
-            chosen, rows = _chosen(only)
-            figures, versions = peers.compare(
-                server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache.absolute(), tell=_tell
-            )
-            known |= versions
+            figures = peers.compare(server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache, tell=_tell)
             tables.append(peers.table(figures, chosen, rows, tasks=tasks, rounds=rounds))
+    if "kills" in wanted:
+        tables.append(kills.table(chosen, rounds=rounds, patience=patience, cache=cache, tell=_tell))
+    if "memory" in wanted:
+        tables.append(memory.table(chosen, tasks=tasks, cache=cache, tell=_tell))
     if "commands" in wanted:
         _tell("Counting commands")
         tables += commands.tables()

@@ -75,14 +75,19 @@ def python_for(script: Script, cache: Path) -> Path:
     return python
 
 
-def ask(script: Script, python: Path, step: str, tasks: int, url: str) -> dict[str, Any]:
+def surroundings(url: str, variant: str = "") -> dict[str, str]:
+    """The environment variables of a contestant: its server, and which of its settings it uses."""
+    return {**os.environ, "BENCHMARK_URL": url, "BENCHMARK_VARIANT": variant}
+
+
+def ask(script: Script, python: Path, step: str, tasks: int, url: str, *, variant: str = "") -> dict[str, Any]:
     """Has a contestant take one step, and returns its answer.
 
     Raises:
         ClickException: it failed; why stands on stderr.
     """
     command = [str(python), "-m", f"benchmarks.contestants.{script.name}", step, str(tasks)]
-    environment = {**os.environ, "BENCHMARK_URL": url}
+    environment = surroundings(url, variant)
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as contestant:
         try:
             printed, _ = contestant.communicate()

@@ -6,5 +6,6 @@ tasks a slow one gets, so that a round does not take minutes: only rates are com
 
 The protocol: `python -m benchmarks.contestants.NAME STEP TASKS`, with the server in `$BENCHMARK_URL`, prints one line
 of JSON, `{"figures": {row: value}}`. `STEP` is a method of `base.Contestant`; one that a contestant does not have
-gives no figures. `versions` as step gives `{"versions": {package: version}}`.
+gives no figures. `versions` as step gives `{"versions": {package: version}}`, `commands` what runs one worker process:
+`{"commands": [[word, ...]]}`. `$BENCHMARK_VARIANT` may ask for another setting than the usual one.
 """

@@ -20,29 +20,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from benchmarks.contestants.tasks import STAMPS
 from benchmarks.figures import percentile
 
 URL = os.environ.get("BENCHMARK_URL", "")
+VARIANT = os.environ.get("BENCHMARK_VARIANT", "")
 THREADS = 8
 
-_STAMPS = "BENCHMARK_STAMPS"
 # How exactly the end of a drain is seen, and how much its watching costs: no more than a percent of either.
 _POLL = 0.01
 _STANDSTILL = 60.0
 _WARM_UP = 20
-_APART = 0.02
 _LATENCIES = 200
 _STOP_WITHIN = 20.0
-
-_begun = False
-
-
-def mark_begin() -> None:
-    """Says when the first task of this process began: the first line of every no-op task."""
-    global _begun
-    if not _begun:
-        _begun = True
-        Path(os.environ[_STAMPS], f"{time.time_ns()}.{os.getpid()}").touch()
 
 
 class Crew:
@@ -64,31 +54,29 @@ class Crew:
 
 
 class Contestant(ABC):
-    """A library that runs tasks: the no-op task returns its argument, the stamp task the time at its first line.
+    """A library that runs the tasks of `tasks.py`.
 
     Attributes:
         packages: whose versions are told.
         shares_out: whether it is also measured with two worker processes.
+        apart: seconds between submissions to an idle worker: so many that it is idle again.
     """
 
     packages: ClassVar[Sequence[str]] = ()
     shares_out: ClassVar[bool] = True
+    apart: ClassVar[float] = 0.02
 
     # What it has to offer
 
     @abstractmethod
-    def submit(self, number: int) -> Any:
-        """Submits the no-op task; returns what its result is asked for with."""
+    def submit(self, task: str, number: int) -> Any:
+        """Submits a task by its name; returns what its result is asked for with."""
 
     def submit_many(self, count: int) -> Any:
         """Submits the no-op task with 0 to `count - 1` in the fastest way it has; returns what `submit` would last."""
         for number in range(count - 1):
-            self.submit(number)
-        return self.submit(count - 1)
-
-    @abstractmethod
-    def submit_stamp(self) -> Any:
-        """Submits the stamp task."""
+            self.submit("noop", number)
+        return self.submit("noop", count - 1)
 
     @abstractmethod
     def result(self, receipt: Any) -> Any:
@@ -112,7 +100,7 @@ class Contestant(ABC):
         """Submits tasks one by one while no worker runs; then one process drains them."""
         began = time.perf_counter()
         for number in range(tasks):
-            receipt = self.submit(number)
+            receipt = self.submit("noop", number)
         rate = tasks / (time.perf_counter() - began)
         return {"submit": rate, "drain": self._drain(tasks, 1, receipt)}
 
@@ -129,7 +117,7 @@ class Contestant(ABC):
         """Submits a task now and then to an idle worker; in ms."""
         with self._workers(1):
             for _ in range(_WARM_UP):
-                self.result(self.submit_stamp())
+                self.result(self.submit("stamp", 0))
             starts = self._until_started()
             results = self._until_result()
         return {
@@ -137,6 +125,25 @@ class Contestant(ABC):
             "start_p99": percentile(starts, 0.99),
             "result_p50": percentile(results, 0.5),
         }
+
+    def at_once(self, tasks: int) -> dict[str, float]:
+        """Submits no-op tasks to a worker that runs elsewhere, and waits until they are done with."""
+        self.submit_many(tasks)
+        self._wait_until_finished()
+        return {}
+
+    def failures(self, tasks: int) -> dict[str, float]:
+        """The same with tasks that fail."""
+        for number in range(tasks):
+            self.submit("failing", number)
+        self._wait_until_finished()
+        return {}
+
+    def slow(self, tasks: int) -> dict[str, float]:
+        """Submits tasks that take their time, and does not wait for them."""
+        for number in range(tasks):
+            self.submit("slow", number)
+        return {}
 
     # How they are measured
 
@@ -155,10 +162,11 @@ class Contestant(ABC):
                 raise RuntimeError(f"the last of {tasks} tasks has another result than {tasks - 1}")
         return tasks / (ended - began)
 
-    def _wait_until_finished(self, crew: Crew) -> None:
+    def _wait_until_finished(self, crew: Crew | None = None) -> None:
         left, moved = self.unfinished(), time.monotonic()
         while left:
-            crew.check()
+            if crew:
+                crew.check()
             time.sleep(_POLL)
             now = self.unfinished()
             if now != left:
@@ -171,8 +179,8 @@ class Contestant(ABC):
         sent = []
         for _ in range(_LATENCIES):
             began = time.time()
-            sent.append((began, self.submit_stamp()))
-            time.sleep(max(0.0, began + _APART - time.time()))
+            sent.append((began, self.submit("stamp", 0)))
+            time.sleep(max(0.0, began + self.apart - time.time()))
         return [(self.result(receipt) - began) * 1000 for began, receipt in sent]
 
     def _until_result(self) -> list[float]:
@@ -180,16 +188,16 @@ class Contestant(ABC):
         waits = []
         for _ in range(_LATENCIES // 2):
             began = time.perf_counter()
-            self.result(self.submit_stamp())
+            self.result(self.submit("stamp", 0))
             waits.append((time.perf_counter() - began) * 1000)
-            time.sleep(_APART)
+            time.sleep(self.apart)
         return waits
 
     @contextlib.contextmanager
     def _workers(self, processes: int) -> Iterator[Crew]:
         """Runs workers for the length of a block; shows what they printed if the block fails."""
         with tempfile.TemporaryDirectory() as stamps, tempfile.TemporaryFile() as log:
-            environment = {**os.environ, _STAMPS: stamps}
+            environment = {**os.environ, STAMPS: stamps}
             commands = self.worker_commands(processes)
             running = [
                 subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -227,6 +235,8 @@ def serve(contestant: Contestant) -> None:
     name, tasks = sys.argv[1], int(sys.argv[2])
     if name == "versions":
         answer: dict[str, Any] = {"versions": contestant.versions()}
+    elif name == "commands":
+        answer = {"commands": contestant.worker_commands(1)}
     else:
         step = getattr(contestant, name, None)
         answer = {"figures": step(tasks) if step else {}}

@@ -9,28 +9,19 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import redis
 from celery import Celery
 
-from benchmarks.contestants.base import THREADS, URL, Contestant, mark_begin, serve
+from benchmarks.contestants import tasks
+from benchmarks.contestants.base import THREADS, URL, VARIANT, Contestant, serve
 
 app = Celery("benchmark", broker=URL, backend=URL)
-# Without this a worker that dies loses what it runs: every contestant promises at least once.
-app.conf.task_acks_late = True
+# Without this a worker that dies loses what it runs: every contestant that can promises at least once.
+app.conf.task_acks_late = VARIANT != "early"
 
-
-@app.task(name="noop")
-def noop(number: int) -> int:
-    mark_begin()
-    return number
-
-
-@app.task(name="stamp")
-def stamp() -> float:
-    return time.time()
+TASKS = {task.__name__: app.task(name=task.__name__)(task) for task in tasks.ALL}
 
 
 class CeleryThreads(Contestant):
@@ -42,11 +33,8 @@ class CeleryThreads(Contestant):
     def __init__(self) -> None:
         self._redis = redis.Redis.from_url(URL)
 
-    def submit(self, number: int) -> Any:
-        return noop.delay(number)
-
-    def submit_stamp(self) -> Any:
-        return stamp.delay()
+    def submit(self, task: str, number: int) -> Any:
+        return TASKS[task].delay(number)
 
     def result(self, receipt: Any) -> Any:
         return receipt.get(timeout=10)

@@ -2,12 +2,13 @@
 
 # /// script
 # dependencies = ["dramatiq[redis]", "hiredis"]
+# [tool.benchmarks]
+# share = 0.5
 # ///
 
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import dramatiq
@@ -16,22 +17,15 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
-from benchmarks.contestants.base import THREADS, URL, Contestant, mark_begin, serve
+from benchmarks.contestants import tasks
+from benchmarks.contestants.base import THREADS, URL, Contestant, serve
 
 broker = RedisBroker(url=URL)
 broker.add_middleware(Results(backend=RedisBackend(url=URL), store_results=True))
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor
-def noop(number: int) -> int:
-    mark_begin()
-    return number
-
-
-@dramatiq.actor
-def stamp() -> float:
-    return time.time()
+TASKS = {task.__name__: dramatiq.actor(task) for task in tasks.ALL}
 
 
 class Dramatiq(Contestant):
@@ -42,11 +36,8 @@ class Dramatiq(Contestant):
     def __init__(self) -> None:
         self._redis = redis.Redis.from_url(URL)
 
-    def submit(self, number: int) -> Any:
-        return noop.send(number)
-
-    def submit_stamp(self) -> Any:
-        return stamp.send()
+    def submit(self, task: str, number: int) -> Any:
+        return TASKS[task].send(number)
 
     def result(self, receipt: Any) -> Any:
         return receipt.get_result(block=True, timeout=10_000)

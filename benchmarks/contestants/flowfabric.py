@@ -10,24 +10,18 @@ import importlib.metadata
 import sys
 import time
 
-from benchmarks.contestants.base import THREADS, URL, Contestant, mark_begin, median_ms, serve
+from benchmarks.contestants import tasks
+from benchmarks.contestants.base import THREADS, URL, VARIANT, Contestant, median_ms, serve
 from flowfabric_worker import Client, Run, Worker, __version__
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
 
+SHORT_LEASE = 10
 _EMPTY_CLAIMS = 2000
 
 worker = Worker("benchmark", URL or None)
 
 
-@worker.task
-def noop(number: int) -> int:
-    mark_begin()
-    return number
-
-
-@worker.task
-def stamp() -> float:
-    return time.time()
+TASKS = {task.__name__: worker.task(task) for task in tasks.ALL}
 
 
 def run_command(url: str) -> list[str]:
@@ -42,14 +36,11 @@ class FlowFabric(Contestant):
         worker.engine.prepare()
         self._client = Client(URL)
 
-    def submit(self, number: int) -> Run[int]:
-        return noop.submit(number)
+    def submit(self, task: str, number: int) -> Run[float]:
+        return TASKS[task].submit(number)
 
-    def submit_many(self, count: int) -> Run[int]:
-        return noop.submit_many((number,) for number in range(count))[-1]
-
-    def submit_stamp(self) -> Run[float]:
-        return stamp.submit()
+    def submit_many(self, count: int) -> Run[float]:
+        return TASKS["noop"].submit_many((number,) for number in range(count))[-1]
 
     def result(self, receipt: Run[float]) -> float:
         return receipt.result(timeout=10)
@@ -59,7 +50,8 @@ class FlowFabric(Contestant):
         return sum(count for state, count in depths if not state.is_terminal)
 
     def worker_commands(self, processes: int) -> list[list[str]]:
-        return [run_command(URL)] * processes
+        lease = ["--lease", f"{SHORT_LEASE}s"] if VARIANT == "short lease" else []
+        return [[*run_command(URL), *lease]] * processes
 
     def versions(self) -> dict[str, str]:
         drivers = {name: importlib.metadata.version(name) for name in ("redis", "hiredis")}

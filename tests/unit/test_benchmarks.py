@@ -8,10 +8,17 @@ from benchmarks import peers, report
 from benchmarks.commands import cost_of
 from benchmarks.environments import Script, inline_metadata, scripts
 from benchmarks.figures import advantage, per_item, percentile
-from benchmarks.rows import Row, Target
+from benchmarks.rows import ROWS, Row, Target
 
-RATE = Row(name="drain", step="s", title="drain", unit="per s", targets=(Target(4, "dramatiq"),))
-TIME = Row(name="start", step="s", title="start", unit="ms", targets=(Target(0.8),))
+RATE = Row(
+    name="drain",
+    step="s",
+    title="drain",
+    unit="per s",
+    targets=(Target(4, "dramatiq"),),
+    goals=(Target(8, "dramatiq"),),
+)
+TIME = Row(name="start", step="s", title="start", unit="ms", targets=(Target(0.8), Target(0.5, "huey")))
 
 
 def script(name: str, share: float = 1.0) -> Script:
@@ -48,6 +55,23 @@ def test_a_target_without_a_peer_bounds_a_time_from_above(ours: float, reached: 
     assert TIME.reaches({"flowfabric": ours}, TIME.targets[0]) is reached
 
 
+@pytest.mark.parametrize(("ours", "reached"), [(2.0, True), (2.1, False)])
+def test_a_time_that_must_be_half_as_good_may_take_twice_as_long(ours: float, reached: bool) -> None:
+    assert TIME.reaches({"flowfabric": ours, "huey": 1.0}, TIME.targets[1]) is reached
+    assert TIME.describe(TIME.targets[1]) == "2 x huey"
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("start_p50", 1.6), ("start_p99", 2.0)])
+def test_submit_to_start_may_take_so_many_times_as_long_as_huey_takes(name: str, allowed: float) -> None:
+    (row,) = [row for row in ROWS if row.name == name]
+    assert [row.describe(target) for target in (*row.targets, *row.goals)] == [f"{allowed:g} x huey", "1 x huey"]
+
+
+def test_what_is_asked_for_is_asked_of_contestants_that_there_are() -> None:
+    asked = {target.against for row in ROWS for target in (*row.targets, *row.goals)} - {None}
+    assert asked <= {each.name for each in scripts()}
+
+
 def test_a_target_against_what_was_not_measured_is_neither_reached_nor_missed() -> None:
     assert RATE.reaches({"flowfabric": 4000}, RATE.targets[0]) is None
     assert report.verdict([None]) == "-"
@@ -68,13 +92,14 @@ def test_the_comparison_shows_medians_with_ours_first_and_how_many_times_as_good
         figures, [script("celery", 0.25), script("dramatiq"), script("flowfabric")], [RATE], tasks=10, rounds=3
     )
     assert list(table.headings)[2:7] == ["flowfabric", "celery", "dramatiq", "x celery", "x dramatiq"]
-    assert table.rows == [["drain", "per s", "8,000", "-", "2,000", "-", "4", "4 x dramatiq", "yes"]]
+    judged = ["4 x dramatiq", "yes", "8 x dramatiq", "no"]
+    assert table.rows == [["drain", "per s", "8,000", "-", "2,000", "-", "4", *judged]]
     assert "2 for celery, 10 for dramatiq" in table.notes[0]
 
 
 def test_targets_against_contestants_that_do_not_take_part_are_left_out() -> None:
     table = peers.table({"drain": {"flowfabric": [9000.0]}}, [script("flowfabric")], [RATE], tasks=1, rounds=1)
-    assert table.rows[0][-2:] == ["-", "-"]
+    assert table.rows[0][-4:] == ["-", "-", "-", "-"]
 
 
 TABLE = report.Table(
@@ -118,4 +143,4 @@ def test_a_script_says_what_it_needs_in_its_first_comment() -> None:
 
 
 def test_contestants_are_found_by_their_files() -> None:
-    assert {"celery", "dramatiq", "flowfabric"} <= {each.name for each in scripts()}
+    assert {each.name for each in scripts()} == {"celery", "dramatiq", "flowfabric", "huey", "rq"}
