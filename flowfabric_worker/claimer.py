@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -132,6 +133,9 @@ class Claimer:
             held = hold(each, self._tasks[each.task], moment, on_lost)
             self._hooks.tell("on_claim", held)
             self._holdings.add(held)
+        if self._holdings.outstanding() <= self._holdings.threads:
+            # A thread waited for this. It goes first: the next claim is not in a hurry.
+            time.sleep(0)
 
     def _run_alone(self) -> None:
         """Runs what may kill its process while nothing else runs here; nothing is claimed meanwhile."""
