@@ -88,10 +88,17 @@ class Attempts:
             return function(*args, **kwargs)
 
         def inside() -> Any:
+            raised: BaseException | None = None
             with ExitStack() as stack:
                 for around in self._arounds:
                     stack.enter_context(around(context))
-                return function(*args, **kwargs)
+                try:
+                    return function(*args, **kwargs)
+                except BaseException as error:
+                    raised = error
+                    raise
+            # Only a context manager that swallows leads here. A failure that it hides would count as success.
+            raise raised or RuntimeError("A middleware swallowed what another one raised; it has to let it out.")
 
         return inside() if held.interruption is None else held.interruption.run(inside)
 

@@ -35,6 +35,11 @@ class HandlerThread:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def fallen(self) -> bool:
+        """Whether the thread has ended by itself. One that was given up may end before it is replaced."""
+        return not self._thread.is_alive() and not self._lost
+
     def overdue(self, patience: float) -> Held | None:
         """The execution whose result does not count since `patience` seconds, and whose handler still runs."""
         held = self._held
@@ -97,7 +102,7 @@ class Handlers:
     @property
     def alive(self) -> bool:
         """Whether all of its threads run."""
-        return all(thread.alive for thread in self._threads)
+        return not any(thread.fallen for thread in self._threads)
 
     @property
     def lost(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import queue
 import threading
@@ -18,6 +19,8 @@ from flowfabric_worker.task import Task
 RENEWALS_PER_LEASE = 3
 # An execution whose workers were lost so often runs alone in its process.
 ALONE_AFTER = 2
+# Several threads may learn of a loss at once, and it is told once. A lock of all: few executions are ever lost.
+_losing = threading.Lock()
 # How much later than the store this process may see a moment come, in seconds.
 _CLOCKS_DIFFER = 0.1
 
@@ -108,10 +111,11 @@ class Held:
 
         When its time is over, that is the reason, whoever noticed it.
         """
-        first = self.lost is None
-        if first:
-            self.lost = "timeout" if now() >= self.ends_at - _CLOCKS_DIFFER else reason
-            self.lost_at = now()
+        with _losing:
+            first = self.lost is None
+            if first:
+                self.lost = "timeout" if now() >= self.ends_at - _CLOCKS_DIFFER else reason
+                self.lost_at = now()
         if self._event is not None:
             self._event.set()
         if self.interruption is not None:
@@ -157,18 +161,23 @@ class Holdings:
     def add(self, held: Held) -> None:
         """Takes a claimed execution up, and lets it wait."""
         former = self.executions.get(held.key)
-        if former is not None:
-            # The store would not hand it out again if the former lease were alive.
+        if former is not None and not former.ended:
+            # The store would not hand it out again if the former lease were alive. Of one that has ended the committer
+            # learns what became of it: its retry may be here before the answer is.
             former.lose("lease lost")
         self.executions[held.key] = held
         self.wait(held)
 
     def wait(self, held: Held) -> None:
         """Lets an execution wait for a thread; or until it can run alone, when it may be what kills its processes."""
-        if held.claimed.reclaim_count >= ALONE_AFTER:
+        if self._must_be_alone(held):
             self.alone.append(held)
         else:
             self.begin(held)
+
+    @staticmethod
+    def _must_be_alone(held: Held) -> bool:
+        return held.claimed.reclaim_count >= ALONE_AFTER
 
     def begin(self, held: Held) -> None:
         """Hands an execution to the threads."""
@@ -189,7 +198,7 @@ class Holdings:
             del self.executions[held.key]
 
     def take_back_waiting(self) -> list[Held]:
-        """Everything that no thread has begun; the caller hands it back, or lets it `wait` again."""
+        """Everything that no thread has begun; until it is handed over it still counts as outstanding."""
         taken: list[Held] = []
         while True:
             try:
@@ -201,11 +210,24 @@ class Holdings:
                 self.waiting.put(None)
                 break
             taken.append(held)
-        self.released += len(taken)
         while self.alone:
-            taken.append(self.alone.popleft())
-        self.space.set()
+            with contextlib.suppress(IndexError):
+                taken.append(self.alone.popleft())
         return taken
+
+    def put_back(self, held: Held) -> None:
+        """Lets an execution wait again that was taken back."""
+        if self._must_be_alone(held):
+            self.alone.append(held)
+        else:
+            self.waiting.put(held)
+
+    def hand_over(self, held: Held) -> None:
+        """An execution that was taken back is another worker's now."""
+        self.drop(held)
+        if not self._must_be_alone(held):
+            self.released += 1
+            self.space.set()
 
     def oldest_unstarted(self) -> float | None:
         """Since when the oldest execution waits to begin; None when none does. Dicts keep the order of claims."""

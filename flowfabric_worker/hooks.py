@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -10,6 +11,7 @@ from typing import Final, TypeAlias
 
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around, Middleware, RunEvent, hooks_of
+from flowfabric_worker.outcomes import HandlerExit
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class Hooks:
     def __init__(self, middleware: tuple[Middleware | Around, ...] = ()) -> None:
         self._hooks = {name: hooks for name in _NAMES if (hooks := hooks_of(middleware, name))}
         self._queue: queue.Queue[tuple[tuple[Hook, ...], RunEvent] | None] = queue.Queue(MAX_QUEUED)
+        self._ending = False
         self._thread = threading.Thread(target=self._work, name="flowfabric-hooks", daemon=True)
 
     @property
@@ -43,8 +46,10 @@ class Hooks:
 
     def stop(self) -> None:
         """Ends the thread when it has told everything."""
-        if self._thread.is_alive():
-            self._queue.put(None)
+        self._ending = True
+        # A full queue needs no such waking; and a hook may never return, so nobody waits for space in it.
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
 
     def join(self, timeout: float) -> bool:
         """Waits for the thread; whether it has ended."""
@@ -68,21 +73,21 @@ class Hooks:
         self.tell("on_lost", held, held.lost or "")
 
     def _work(self) -> None:
-        while self._call(self._queue.get()):
-            pass
+        while not (self._ending and self._queue.empty()):
+            self._call(self._queue.get())
 
     @staticmethod
-    def _call(told: tuple[tuple[Hook, ...], RunEvent] | None) -> bool:
-        """Calls the hooks for one event; False at the end of all events."""
+    def _call(told: tuple[tuple[Hook, ...], RunEvent] | None) -> None:
+        """Calls the hooks for one event."""
         if told is None:
-            return False
+            return
         hooks, event = told
         for hook in hooks:
             try:
                 hook(event)
-            except Exception:  # a hook is code of users, and no defect of theirs may end this thread
+            # A hook is code of users, and no defect of theirs may end this thread.
+            except (Exception, HandlerExit, SystemExit):
                 log.exception("A hook failed for %s of %s.", event.task, event.execution_id)
-        return True
 
 
 def _event(held: Held, error: str) -> RunEvent:

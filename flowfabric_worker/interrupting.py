@@ -68,8 +68,9 @@ class Interruption:
                 self._shields -= 1
                 due = self._wanted and self._reached and not self._shields and not self._armed
                 self._armed = self._armed or due
-        if due:
-            raise Interrupted
+            if due:
+                # Also where the block raises: who catches that shall not go on as if nothing had been wanted.
+                raise Interrupted
 
     def _enter(self) -> None:
         with self._lock:

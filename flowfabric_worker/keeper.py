@@ -51,6 +51,8 @@ class Keeper:
         self._stopping = threading.Event()
         self._next_upkeep = now() + UPKEEP_EVERY / 2
         self._next_heartbeat = now() + HEARTBEAT_EVERY
+        # A stop hands back what is offered, and must not do so while an offer is under way.
+        self._offering = threading.Lock()
         self._offered: list[Held] = []
         self._offered_at = -math.inf
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
@@ -73,7 +75,9 @@ class Keeper:
 
     def release_waiting(self) -> int:
         """Hands back everything that no thread has begun, ready at once; how many."""
-        taken = [*self._offered, *self._holdings.take_back_waiting()]
+        with self._offering:
+            taken = [*self._offered, *self._holdings.take_back_waiting()]
+            self._offered = []
         self.release(taken)
         return len(taken)
 
@@ -96,7 +100,8 @@ class Keeper:
                 watch()
             try:
                 self._renew()
-                self._release_unstarted()
+                with self._offering:
+                    self._release_unstarted()
                 self._heartbeat()
                 self._keep_up()
             except EngineError as error:
@@ -110,7 +115,9 @@ class Keeper:
         stopping = self._stopping.wait(self._pause)
         late = now() - wanted
         if late > LATE:
-            running = sorted({held.task.name for held in self._holdings.running()})
+            # The guilty one may have ended by now; it is held until the store has heard of that.
+            held_now = list(self._holdings.executions.values())
+            running = sorted({held.task.name for held in held_now if held.started_at is not None})
             log.warning(
                 "Renewals are %.1f s late. If a task keeps Python's interpreter to itself, give it a longer lease: %s.",
                 late,
@@ -166,10 +173,10 @@ class Keeper:
     def _take_answers(self, batch: Sequence[Held], answers: Sequence[bool | EngineError]) -> None:
         for held, answer in zip(batch, answers, strict=True):
             if answer is True:
-                self._holdings.drop(held)
+                self._holdings.hand_over(held)
             else:
                 # Of a lost lease the thread learns that comes to it in its turn.
-                self._holdings.wait(held)
+                self._holdings.put_back(held)
         log.debug("Handed %s of %s executions over that no thread was free for.", answers.count(True), len(batch))
 
     def _heartbeat(self) -> None:

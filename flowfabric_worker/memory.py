@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import sys
@@ -19,6 +20,7 @@ LOOKS: Final = 3
 
 _STATM: Final = Path("/proc/self/statm")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_MIB: Final = 1 << 20
 
 
 def limit_memory(limit: int) -> None:
@@ -41,6 +43,12 @@ def resident_bytes() -> int:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024
     return pages[1] * _PAGE
+
+
+def _left_bytes() -> float:
+    """How much memory this process may still allocate: it may run out of what is allowed before it uses it all."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return math.inf if allowed == resource.RLIM_INFINITY else allowed - _reserved_bytes()
 
 
 def _reserved_bytes() -> int:
@@ -75,7 +83,7 @@ class MemoryWatch:
         if now() < self._next_look:
             return
         self._next_look = now() + LOOK_EVERY
-        used = resident_bytes()
+        used = max(resident_bytes(), self._limit - _left_bytes())
         self._close = self._close + 1 if used > CLOSE * self._limit else 0
         if self._close >= LOOKS:
-            self._on_worn(f"it uses {used >> 20} MiB of {self._limit >> 20} MiB")
+            self._on_worn(f"it uses {used / _MIB:.0f} MiB of {self._limit / _MIB:.0f} MiB")

@@ -1,0 +1,210 @@
+"""Executions whose workers were lost again and again: they run alone, and are given up at last."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from flowfabric_worker import ExecutionFailed, Run, Worker, current
+from flowfabric_worker.engine.types.reads import ExecutionInfo
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from tests.conformance.work import request
+from tests.servers import wait_until
+from tests.worker.conftest import Another, Start
+from tests.worker.looking import in_state, info_of
+
+SUSPECTS = "suspects"
+BLINK = timedelta(milliseconds=1)
+OPTIONS: dict[str, Any] = {"lane": SUSPECTS, "max_reclaims": 1000}
+
+
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Ends every handler that still waits when the test ends."""
+    over = threading.Event()
+    yield over
+    over.set()
+
+
+def lose_workers(worker: Worker, runs: list[Run[Any]], times: int = 2) -> None:
+    """Lets executions lose the workers that hold them, each at least so often."""
+    losses: Counter[str] = Counter()
+    while any(losses[str(run.id)] < times for run in runs):
+        claims = worker.engine.claim_many(request(SUSPECTS, worker="ghost", lease=BLINK, limit=100))
+        losses.update(str(claimed.execution_id) for claimed in claims)
+
+
+class Company:
+    """Who runs at the same time in one process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside: list[str] = []
+        self.alone: list[str] = []
+        self.disturbed: list[list[str]] = []
+        self.most = 0
+
+    def run(self, name: str, seconds: float) -> None:
+        suspect = current().lane == SUSPECTS
+        with self._lock:
+            self._inside.append(name)
+            self._look()
+            if suspect:
+                self.alone.append(name)
+        time.sleep(seconds)
+        with self._lock:
+            self._look()
+            self._inside.remove(name)
+
+    def _look(self) -> None:
+        self.most = max(self.most, len(self._inside))
+        if len(self._inside) > 1 and any(name.startswith("suspect") for name in self._inside):
+            self.disturbed.append(list(self._inside))
+
+
+def test_suspects_run_one_at_a_time_and_with_nothing_else(served: Worker, start: Start) -> None:
+    company = Company()
+    suspect = served.task(name="suspect", **OPTIONS)(lambda n: company.run(f"suspect {n}", 0.1))
+    plain = served.task(name="plain")(lambda n: company.run(f"plain {n}", 0.02))
+    suspects = suspect.submit_many((number,) for number in range(3))
+    lose_workers(served, suspects)
+    before = plain.submit_many((number,) for number in range(40))
+    start(served, threads=4)
+    after = plain.submit_many((number,) for number in range(40, 80))
+    for run in [*suspects, *before, *after]:
+        run.result(20)
+
+    assert sorted(company.alone) == ["suspect 0", "suspect 1", "suspect 2"]
+    assert company.disturbed == []
+    assert company.most > 1, "others run side by side"
+    assert [run.state() for run in suspects] == [PublicState.COMPLETED] * 3
+
+
+def test_work_that_lost_a_worker_once_runs_with_others(served: Worker, start: Start) -> None:
+    together = threading.Barrier(2)
+    once = served.task(name="once", **OPTIONS)(lambda: together.wait(10) >= 0)
+    run = once.submit()
+    lose_workers(served, [run], times=1)
+    # One more loss must not come from a claim too many.
+    plain = served.task(name="plain")(lambda: together.wait(10) >= 0)
+    beside = plain.submit()
+    start(served, threads=2)
+
+    assert (run.result(20), beside.result(20)) == (True, True)
+    assert info_of(served, run).reclaim_count == 1
+
+
+def test_another_worker_takes_the_other_work_meanwhile(another: Another, start: Start, over: threading.Event) -> None:
+    workers = {"guarding": another(), "free": another()}
+    begun: list[str] = []
+    for name, worker in workers.items():
+        worker.task(name="suspect", **OPTIONS)(lambda name=name: (begun.append(name), over.wait(20))[1])
+        worker.task(name="plain")(lambda name=name: name)
+    run = workers["guarding"].tasks["suspect"].submit()
+    lose_workers(workers["guarding"], [run])
+    start(workers["guarding"], threads=4)
+    wait_until(lambda: begun, "it runs")
+    runs = workers["free"].tasks["plain"].submit_many([()] * 20)
+    start(workers["free"], threads=2)
+
+    assert {each.result(10) for each in runs} == {"free"}
+    assert run.state() is PublicState.ACTIVE
+    over.set()
+    assert run.result(10) is True
+    assert begun == ["guarding"]
+
+
+def waiting_alone(worker: Worker, start: Start, over: threading.Event, **settings: Any) -> tuple[Any, Run[Any]]:
+    """A runtime that holds a suspect back, because a handler of another execution runs on."""
+    worker.task(name="suspect", **OPTIONS)(lambda: f"here {current().attempt}")
+    long = worker.task(name="long")(lambda: over.wait(30))
+    run = worker.tasks["suspect"].submit()
+    lose_workers(worker, [run])
+    runtime = start(worker, threads=2, lanes={"default": 1}, **settings)
+    runtime.stop()
+    other = long.submit()
+    runtime = start(worker, threads=2, **settings)
+    in_state(worker, other, PublicState.ACTIVE)
+    wait_until(lambda: runtime._holdings.alone, "the suspect is held back")
+    return runtime, run
+
+
+def attempt_of(info: ExecutionInfo) -> int:
+    assert info.current_attempt is not None
+    return info.current_attempt.attempt_index
+
+
+def test_what_waits_to_run_alone_keeps_its_lease(served: Worker, start: Start, over: threading.Event) -> None:
+    _, run = waiting_alone(served, start, over, lease=timedelta(seconds=1))
+    before = info_of(served, run)
+
+    def renewals() -> bool:
+        lease, former = info_of(served, run).current_lease, before.current_lease
+        assert lease is not None
+        assert former is not None
+        return lease.expires_at_ms > former.expires_at_ms + 1500
+
+    wait_until(renewals, "it is renewed beyond its first lease")
+    over.set()
+    assert run.result(10) == f"here {attempt_of(before)}"
+    after = info_of(served, run)
+    assert (after.reclaim_count, after.retry_count) == (before.reclaim_count, 0)
+
+
+def test_what_waits_to_run_alone_is_handed_to_a_worker_that_waits(
+    another: Another, start: Start, over: threading.Event
+) -> None:
+    _, run = waiting_alone(another(), start, over)
+    other = another()
+    other.task(name="suspect", **OPTIONS)(lambda: "elsewhere")
+    before = info_of(other, run).reclaim_count
+    start(other)
+
+    assert run.result(10) == "elsewhere"
+    assert not over.is_set()
+    assert info_of(other, run).reclaim_count == before
+
+
+def test_what_waits_to_run_alone_is_handed_back_by_a_stop(served: Worker, start: Start, over: threading.Event) -> None:
+    runtime, run = waiting_alone(served, start, over)
+    before = info_of(served, run)
+    runtime.stop(timedelta())
+    after = info_of(served, run)
+
+    assert run.state() is PublicState.WAITING
+    assert (after.reclaim_count, attempt_of(after)) == (before.reclaim_count, attempt_of(before))
+
+
+def test_claiming_goes_on_after_something_ran_alone(served: Worker, start: Start, over: threading.Event) -> None:
+    _, run = waiting_alone(served, start, over)
+    add = served.task(name="add")(lambda a: a + 1)
+    over.set()
+
+    assert run.result(10).startswith("here")
+    start(served)
+    assert [add.submit(number).result(10) for number in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_what_loses_too_many_workers_fails_with_how_the_last_one_died(served: Worker, start: Start) -> None:
+    task = served.task(name="deadly", lane=SUSPECTS, max_reclaims=2)(lambda: "never")
+    engine = served.engine
+    run = task.submit()
+    for number in range(3):
+        instance = f"ghost-{number}"
+        engine.register_worker(RegisterWorkerArgs(worker_id="ghost", worker_instance_id=instance, lanes=(SUSPECTS,)))
+        wait_until(
+            lambda instance=instance: engine.claim_many(request(SUSPECTS, worker=instance, lease=BLINK)), "claimed"
+        )
+        engine.mark_worker_dead(instance, f"killed by signal {number}")
+    start(served)
+
+    with pytest.raises(ExecutionFailed, match="reclaims_exhausted") as caught:
+        run.result(10)
+    assert caught.value.detail == "worker ghost-2: killed by signal 2"
