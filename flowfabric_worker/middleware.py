@@ -45,7 +45,10 @@ class Middleware:
     """
 
     def around(self, context: TaskContext) -> AbstractContextManager[object]:  # noqa: ARG002  for who overrides it
-        """A context manager that the handler runs in. What it raises counts as raised by the handler."""
+        """A context manager that the handler runs in.
+
+        What it raises counts as raised by the handler. It cannot swallow what the handler raised: that counts too.
+        """
         return nullcontext()
 
     def on_claim(self, event: RunEvent) -> None:
