@@ -13,7 +13,8 @@ from flowfabric_worker import RunSettings, Runtime, Worker
 from tests.servers import ValkeyServer
 
 Start: TypeAlias = Callable[..., Runtime]
-Another: TypeAlias = Callable[[], Worker]
+Another: TypeAlias = Callable[..., Worker]
+RunAll: TypeAlias = Callable[[Worker, Start], None]
 
 
 @pytest.fixture
@@ -33,11 +34,14 @@ def served_url(valkey: ValkeyServer) -> str:
 
 @pytest.fixture
 def another(served_url: str) -> Iterator[Another]:
-    """Makes workers on one store on a real server, each with connections of its own, as processes have them."""
+    """Makes workers on one store on a real server, each with connections of its own, as processes have them.
+
+    Each has the middleware that it is given.
+    """
     made: list[Worker] = []
 
-    def make() -> Worker:
-        made.append(Worker("shop", served_url))
+    def make(*middleware: Any) -> Worker:
+        made.append(Worker("shop", served_url, middleware=middleware))
         return made[-1]
 
     yield make
@@ -75,3 +79,16 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 def times() -> Iterator[int]:
     """Counts the runs of a handler that asks for the next number."""
     return iter(range(1, 1000))
+
+
+def run_here(worker: Worker, start: Start) -> None:
+    """Runs everything in this thread."""
+    worker.run_until_idle()
+
+
+def run_in_threads(worker: Worker, start: Start) -> None:
+    """Runs everything as production does."""
+    start(worker)
+
+
+each_way = pytest.mark.parametrize("run_all", [run_here, run_in_threads])
