@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
@@ -86,6 +87,7 @@ class Claimer:
             log.debug("The store was away when this worker stopped waiting: %s", error)
 
     def _work(self) -> None:
+        send_once()
         failures = 0
         while True:
             self._holdings.space.clear()

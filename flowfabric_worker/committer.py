@@ -12,6 +12,7 @@ from datetime import timedelta
 import attrs
 
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.policies import FailureClass
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Handler threads wait when the store is so far behind.
 MAX_QUEUED = 1000
+# How long it waits before it sends again what got no answer; longer each time.
+_PAUSE = 0.05
 
 
 @attrs.frozen
@@ -71,9 +74,11 @@ class Committer:
     def flush(self) -> None:
         """Sends everything that is queued, in the caller's thread; for those who start none."""
         while not self._queue.empty():
-            first = self._queue.get()
-            if first is not None:
-                self._send(self._gather(first)[0])
+            self._send_until_answered(self._gather(0)[0])
+
+    def _send_until_answered(self, batch: Sequence[_Outcome]) -> None:
+        while batch := self._send(batch):
+            time.sleep(_PAUSE)
 
     # Called by handler threads
 
@@ -105,18 +110,33 @@ class Committer:
     # The thread
 
     def _work(self) -> None:
-        while True:
-            first = self._queue.get()
-            if first is None:
-                return
-            batch, last = self._gather(first)
-            self._send(batch)
+        send_once()
+        # What a part of the store that is away has not acknowledged; what is for other parts does not wait for it.
+        again: list[_Outcome] = []
+        again_at, pause, ending = 0.0, _PAUSE, False
+        while again or not ending:
+            batch, last = self._gather(max(0.0, again_at - now()) if again else None)
+            ending = ending or last
+            if again and now() >= again_at:
+                batch = [*again, *batch]
+                again = []
+                pause = min(1.0, pause * 2)
+            unsent = self._send(batch)
+            if unsent and not again:
+                again_at = now() + pause
+            again += unsent
+            if not again:
+                pause = _PAUSE
             self._moved.set()
-            if last:
-                return
 
-    def _gather(self, first: _Outcome) -> tuple[list[_Outcome], bool]:
-        """Everything that waits, up to one call's limit; and whether it was the last."""
+    def _gather(self, timeout: float | None) -> tuple[list[_Outcome], bool]:
+        """Everything that waits, up to one call's limit; and whether it was the last. Waits for the first one."""
+        try:
+            first = self._queue.get(timeout=timeout)
+        except queue.Empty:
+            return [], False
+        if first is None:
+            return [], True
         batch = [first]
         while len(batch) < MAX_BATCH_ITEMS:
             try:
@@ -128,19 +148,16 @@ class Committer:
             batch.append(outcome)
         return batch, False
 
-    def _send(self, batch: Sequence[_Outcome]) -> None:
-        """Sends a batch until each outcome has its answer, or its lease is lost."""
-        pause = 0.05
-        while batch := [outcome for outcome in batch if self._counts(outcome)]:
-            completions = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
-            failures = [outcome for outcome in batch if outcome.failure is not None]
-            calls = [outcome for outcome in batch if outcome.call is not None]
-            batch = [*self._sent(completions, self._complete), *self._sent(failures, self._fail)]
-            for outcome in calls:
-                batch += self._sent([outcome], _call)
-            if batch:
-                time.sleep(pause)
-                pause = min(1.0, pause * 2)
+    def _send(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
+        """Sends what still counts; returns what got no answer, and has to be sent again."""
+        batch = [outcome for outcome in batch if self._counts(outcome)]
+        completions = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
+        failures = [outcome for outcome in batch if outcome.failure is not None]
+        calls = [outcome for outcome in batch if outcome.call is not None]
+        again = [*self._sent(completions, self._complete), *self._sent(failures, self._fail)]
+        for outcome in calls:
+            again += self._sent([outcome], _call)
+        return again
 
     def _counts(self, outcome: _Outcome) -> bool:
         """Whether an outcome may be sent. If its lease is lost another worker goes on with the execution."""

@@ -129,6 +129,10 @@ class Held:
         self.lease_until = asked_at + lease
         self.renew_at = asked_at + lease / RENEWALS_PER_LEASE
 
+    def renew_again(self) -> None:
+        """A renewal failed: there are some more tries before the lease runs out."""
+        self.renew_at = now() + self.handle.lease_ttl_ms / 1000 / RENEWALS_PER_LEASE**2
+
     def _here(self, *moments_ms: int | None) -> float:
         """The first of some moments of the store's clock by the clock of this process; infinity if there is none."""
         known = [moment for moment in moments_ms if moment is not None]

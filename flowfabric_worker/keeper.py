@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
@@ -23,8 +24,9 @@ ALIVE_FOR = timedelta(seconds=60)
 RELEASE_UNSTARTED_AFTER = 0.25
 # With less nobody needs to bother.
 LATE = 1.0
-# How long it waits after the store could not be reached.
+# How long it waits after the store could not be reached, and how long before it says so again.
 _BACKOFF = 0.2
+_SAY_AGAIN = 10.0
 
 
 class Keeper:
@@ -55,6 +57,7 @@ class Keeper:
         self._offering = threading.Lock()
         self._offered: list[Held] = []
         self._offered_at = -math.inf
+        self._away_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
 
     @property
@@ -95,6 +98,7 @@ class Keeper:
                 self._holdings.drop(held)
 
     def _work(self) -> None:
+        send_once()
         while not self._rest():
             for watch in self._watches:
                 watch()
@@ -106,8 +110,16 @@ class Keeper:
                 self._keep_up()
             except EngineError as error:
                 # A keeper never gives up: the store may be away for an hour.
-                log.warning("The store cannot be used; trying again: %s", error)
+                self._note_absence(error)
                 self._stopping.wait(_BACKOFF)
+            else:
+                self._away_since = None
+
+    def _note_absence(self, error: EngineError) -> None:
+        """Logs that the store is away, once in a while."""
+        if self._away_since is None or now() - self._away_since > _SAY_AGAIN:
+            self._away_since = now()
+            log.warning("The store cannot be used; trying again: %s", error)
 
     def _rest(self) -> bool:
         """Waits a little; whether to end."""
@@ -147,6 +159,7 @@ class Keeper:
         if not isinstance(answer, EngineError):
             held.renewed(asked_at)
         elif not isinstance(answer, StateError | NotFoundError):
+            held.renew_again()
             log.warning("The lease of %s could not be renewed: %s", held.key, answer, extra=held.fields)
         elif not held.ended:
             # Of what has ended the committer learns what became of it.

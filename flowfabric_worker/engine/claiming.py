@@ -46,6 +46,8 @@ from flowfabric_worker.engine.wire import (
     unpack_tags,
 )
 
+# In how many seconds a partition that is away is looked at again.
+_LOOK_AGAIN = 0.5
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -72,8 +74,8 @@ class Claiming(Classes):
     def _begin(self) -> None:
         super()._begin()
         self._waiters: dict[str, Waiter] = {}
-        # Claims whose answers were lost, by worker instance: the next claim asks for those answers first.
-        self._unanswered: dict[str, str] = {}
+        # Claims whose answers were lost, by worker instance and partition: the next call there asks for that answer.
+        self._unanswered: dict[tuple[str, int], str] = {}
 
     # Claims
 
@@ -84,17 +86,7 @@ class Claiming(Classes):
 
     def claim_many(self, request: ClaimRequest) -> list[Claimed]:
         terms = self._terms(request)
-        instance = request.policy.worker_instance_id
-        try:
-            claimed = self._claim(terms, is_repeat=request.claim_id is not None or instance in self._unanswered)
-        except TransportError:
-            self._unanswered[instance] = terms.claim_id
-            raise
-        self._unanswered.pop(instance, None)
-        return claimed
-
-    def _claim(self, terms: _Terms, *, is_repeat: bool) -> list[Claimed]:
-        if is_repeat and self.partitions > 1:
+        if request.claim_id is not None and self.partitions > 1:
             again = self._claimed_before(terms)
             if again:
                 return again
@@ -133,7 +125,7 @@ class Claiming(Classes):
         holder, instance = self._holder(policy.worker_id, policy.worker_instance_id, waits=waits)
         return _Terms(
             request=request,
-            claim_id=check_uuid(request.claim_id or self._unanswered.get(policy.worker_instance_id), "claim_id"),
+            claim_id=check_uuid(request.claim_id, "claim_id"),
             holder=holder,
             instance=instance,
             waiter=self._waiter(policy.worker_instance_id) if waits else None,
@@ -187,14 +179,27 @@ class Claiming(Classes):
         """Claims from one partition after the other up to the limit; registers as waiting if it gets nothing.
 
         `waits_in` is kept up to date: the partitions in which this worker is registered, and what it waits for there.
-        Returns what was claimed, and in how many seconds something is due.
+        Returns what was claimed, and in how many seconds something is due. Partitions that are away are left out,
+        and looked at again soon; their error is raised if all are, or if it will not pass.
         """
         claimed: list[Claimed] = []
         next_due = FALLBACK
+        away: list[TransportError] = []
         for partition in partitions:
             if len(claimed) >= terms.request.limit:
                 break
-            items, due = self._claim_from(terms, partition, claimed, 0 if claimed else wait)
+            here = self._terms_in(partition, terms)
+            try:
+                items, due = self._claim_from(here, partition, claimed, 0 if claimed else wait)
+            except TransportError as error:
+                self._unanswered[terms.request.policy.worker_instance_id, partition] = here.claim_id
+                away.append(error)
+                # What was claimed elsewhere counts more than an error, which comes again.
+                if not claimed and (len(away) == len(partitions) or not error.retryable):
+                    raise
+                next_due = min(next_due, _LOOK_AGAIN)
+                continue
+            self._unanswered.pop((terms.request.policy.worker_instance_id, partition), None)
             next_due = min(next_due, due)
             if wait and not items and not claimed:
                 waits_in[partition] = lane_arguments(self.fitting(partition, terms.request)[1])
@@ -204,6 +209,13 @@ class Claiming(Classes):
         if claimed and terms.waiter is not None:
             self._leave(terms.waiter, waits_in)
         return claimed, next_due
+
+    def _terms_in(self, partition: int, terms: _Terms) -> _Terms:
+        """The terms of a claim in a partition: under the id of the one before if its answer was lost there."""
+        claim_id = self._unanswered.get((terms.request.policy.worker_instance_id, partition))
+        if claim_id is None or terms.request.claim_id is not None:
+            return terms
+        return attrs.evolve(terms, claim_id=claim_id)
 
     def _leave(self, waiter: Waiter, waits_in: Mapping[int, Sequence[Argument]]) -> None:
         """Waits in these partitions no more; a wake-up that was sent meanwhile goes on to somebody who does."""

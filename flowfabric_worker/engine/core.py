@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import TypeVar
 from uuid import uuid4
 
@@ -31,6 +32,13 @@ T = TypeVar("T")
 Item = Sequence[Argument]
 
 DEFAULT_PATIENCE = 5.0
+
+_sends_once: ContextVar[bool] = ContextVar("flowfabric_sends_once", default=False)
+
+
+def send_once() -> None:
+    """From now on this thread's calls go out once: it tries again by itself, and has other things to do meanwhile."""
+    _sends_once.set(True)
 
 
 class CallsUnderWay:
@@ -179,7 +187,7 @@ class EngineCore:
         try:
             return attempt()
         except TransportError as error:
-            if not error.retryable or self.patience <= 0:
+            if not error.retryable or self.patience <= 0 or _sends_once.get():
                 raise
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),

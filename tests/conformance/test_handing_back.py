@@ -89,4 +89,7 @@ def test_a_claim_whose_answer_was_lost_is_answered_to_the_next_claim_of_the_work
 
     assert sorted(each.execution_id for each in found) == sorted(ids)
     assert {each.handle.lease_epoch for each in found} == {1}
+    for each in found:
+        impatient.complete(each.handle, b"done")
+    assert {impatient.read_execution_state(each) for each in ids} == {PublicState.COMPLETED}
     impatient.close()

@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
-from flowfabric_worker import RunSettings, Runtime, Task, Worker
+from flowfabric_worker import RunSettings, Runtime, Task, Worker, current
+
+Word = Literal["begin", "end", "told"]
 
 THREADS = 8
 TASK_SECONDS = 0.1
@@ -22,15 +25,29 @@ TASK_SECONDS = 0.1
 
 @attrs.frozen
 class Line:
-    """One line of the journal: a process began or ended a number."""
+    """One line of the journal: a process began or ended a number, or was told that its result will not count."""
 
     word: str
     number: int
     pid: int
 
 
-def counting(url: str, journal: Path) -> tuple[Worker, Task[[int], int]]:
-    """A worker with one task: it takes a tenth of a second and says so before and after."""
+@attrs.frozen
+class Tasks:
+    """What the worker can do.
+
+    Attributes:
+        count: takes a tenth of a second.
+        last: takes as many seconds as it is told, and ends at once when its result will not count, or when it runs
+            again.
+    """
+
+    count: Task[[int], int]
+    last: Task[[int, float], int]
+
+
+def counting(url: str, journal: Path) -> tuple[Worker, Tasks]:
+    """A worker whose tasks return the number that they get, and say so before and after."""
     worker = Worker("counting", url)
 
     @worker.task
@@ -40,10 +57,17 @@ def counting(url: str, journal: Path) -> tuple[Worker, Task[[int], int]]:
         _write(journal, "end", number)
         return number
 
-    return worker, count
+    @worker.task
+    def last(number: int, seconds: float) -> int:
+        _write(journal, "begin", number)
+        told = current().cancelled.wait(seconds if current().attempt == 0 else 0)
+        _write(journal, "told" if told else "end", number)
+        return number
+
+    return worker, Tasks(count, last)
 
 
-def _write(journal: Path, word: str, number: int) -> None:
+def _write(journal: Path, word: Word, number: int) -> None:
     # One write to a file that is open for appending is never mixed with another one.
     file = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{word} {number} {os.getpid()}\n".encode())

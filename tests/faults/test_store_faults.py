@@ -30,13 +30,6 @@ WORKERS = 2
 PASSWORD = "hunter2"
 
 
-@pytest.fixture
-def server() -> Iterator[ValkeyServer]:
-    """A server of this test's own, which keeps what it acknowledged."""
-    with running_server(ValkeyServer("--appendfsync", "always")) as server:
-        yield server
-
-
 @contextmanager
 def opened(url: str, patience: float = 5.0) -> Iterator[Engine]:
     """An engine for the length of a block."""

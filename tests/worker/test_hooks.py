@@ -303,7 +303,7 @@ def test_a_slow_hook_delays_neither_outcomes_nor_renewals(another: Another, star
     starts: list[int] = []
 
     class Slow(Middleware):
-        def on_claim(self, _: RunEvent) -> None:
+        def on_claim(self, event: RunEvent) -> None:  # noqa: ARG002  the name that all hooks have
             over.wait(30)
 
         on_success = on_lost = on_claim

@@ -195,7 +195,7 @@ def test_a_function_that_returns_no_context_manager_fails_the_run(
         (Middleware(), r"is a collection, such as \[Timing\(\)\]"),
         (7, "is a collection"),
         ([Middleware], r"write Middleware\(\) instead of Middleware"),
-        ([Measuring], r"write Measuring\(\) instead of Telling"),
+        ([Measuring], r"write Measuring\(\) instead of Measuring"),
         (["timing"], "not 'timing'"),
         ([None], "not None"),
         ([object()], "a function that returns a context manager"),

@@ -1,0 +1,33 @@
+"""What the fault tests share: sites to do harm to, and servers of a test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.faults.site import Site, opened_site
+from tests.servers import ValkeyServer, running
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site on an embedded store."""
+    with opened_site(f"embedded://{tmp_path}/store", tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+def served_site(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Site]:
+    """A site on a server that lives on."""
+    with opened_site(f"{valkey.url}?prefix=t{uuid4().hex[:12]}", tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+def server() -> Iterator[ValkeyServer]:
+    """A server of this test's own, which keeps what it acknowledged."""
+    with running(ValkeyServer("--appendfsync", "always")) as server:
+        yield server

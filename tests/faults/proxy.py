@@ -1,0 +1,115 @@
+"""A proxy between a worker and its server that passes everything on, or behaves as bad networks do."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CHUNK = 65536
+
+
+class Proxy:
+    """Listens on a port of the loopback and passes on to the unix socket of a server.
+
+    A connection that lost a byte in one direction carries nothing in that direction any more, as after a firewall
+    has forgotten it: what comes later would make no sense without what was lost.
+
+    Attributes:
+        port: where it listens.
+        delay: for how many seconds every chunk is held up, in both directions.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.delay = 0.0
+        self._target = target
+        self._swallows_calls = False
+        self._swallows_replies = False
+        self._lock = threading.Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
+        self._thread.start()
+
+    # How it behaves
+
+    def swallow(self, *, calls: bool = True, replies: bool = True) -> None:
+        """From now on drops what the client sends, what the server sends, or both; new connections are accepted.
+
+        When it returns, nothing that came later is on its way.
+        """
+        with self._lock:
+            self._swallows_calls, self._swallows_replies = calls, replies
+
+    def pass_on(self) -> None:
+        """From now on lets everything through, but for connections that lost something."""
+        self.swallow(calls=False, replies=False)
+
+    def cut(self) -> int:
+        """Ends every connection; how many there were."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            _end(pair)
+        return len(pairs)
+
+    def close(self) -> None:
+        """Ends listening and every connection."""
+        _end((self._listening,))
+        self._thread.join(5)
+        self.cut()
+
+    # Its threads
+
+    def _accept(self) -> None:
+        # Closing the listening socket ends this.
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                server = socket.socket(socket.AF_UNIX)
+                try:
+                    server.connect(str(self._target))
+                except OSError:
+                    # The server is away: the client finds its connection closed.
+                    _end((client, server))
+                    continue
+                with self._lock:
+                    self._pairs.append((client, server))
+                for source, sink, is_call in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._carry, args=(source, sink, is_call), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, is_call: bool) -> None:
+        broken = False
+        # Whichever side ends, the connection ends.
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(_CHUNK):
+                time.sleep(self.delay)
+                with self._lock:
+                    broken = broken or (self._swallows_calls if is_call else self._swallows_replies)
+                    if not broken:
+                        sink.sendall(chunk)
+        _end((source, sink))
+
+
+def _end(sockets: tuple[socket.socket, ...]) -> None:
+    """Closes sockets, and wakes the threads that wait on them."""
+    for each in sockets:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
+
+
+@contextmanager
+def proxy_to(target: Path) -> Iterator[Proxy]:
+    """A proxy for the length of a block."""
+    proxy = Proxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
