@@ -55,7 +55,10 @@ def test_an_ended_execution_is_explained_by_its_end(engine: Engine, clock: Clock
     claimed = running(engine)
     engine.complete(claimed.handle)
 
-    assert explained(engine, claimed.execution_id) == ("ended", f"It ended completed at {clock.now.isoformat(' ', 'seconds')}.")
+    assert explained(engine, claimed.execution_id) == (
+        "ended",
+        f"It ended completed at {clock.now.isoformat(' ', 'seconds')}.",
+    )
 
 
 def test_a_delay_and_a_backoff_are_explained_by_what_is_left_of_them(engine: Engine, clock: Clock) -> None:

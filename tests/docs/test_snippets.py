@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import subprocess
 import sys
@@ -9,31 +11,54 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+from tests.docs.pages import DOCS, PAGES, ROOT, Snippet, snippets
 
-SNIPPETS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
-    for page in PAGES
-    for number, code in enumerate(_FENCE.findall(page.read_text("utf-8")), 1)
-]
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_LINK = re.compile(r"\]\(([^):]+)\)")
 
 
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_python_snippet_runs(code: str, tmp_path: Path) -> None:
+def by_name(snippet: Snippet) -> str:
+    return snippet.name
+
+
+@pytest.mark.parametrize("snippet", list(snippets("python")), ids=by_name)
+def test_python_snippet_runs(snippet: Snippet, tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
     # Snippets that show a producer would wait for a worker; importing runs everything else.
-    script.write_text(code.replace('if __name__ == "__main__":', "def producer() -> None:"), "utf-8")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    script.write_text(snippet.text.replace('if __name__ == "__main__":', "def producer() -> None:"), "utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("snippet", list(snippets("py")), ids=by_name)
+def test_code_for_other_libraries_is_python(snippet: Snippet) -> None:
+    ast.parse(snippet.text)
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"
-        for page in [*PAGES, *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
-        if not (page.parent / target).exists()
+        for page in [*PAGES, *sorted((DOCS / "decisions").glob("*.md"))]
+        for target in _LINK.findall(page.read_text("utf-8"))
+        if not _exists(page, target)
     ]
     assert broken == []
+
+
+def _exists(page: Path, target: str) -> bool:
+    name, _, anchor = target.partition("#")
+    found = page.parent / name if name else page
+    return found.exists() and (not anchor or anchor in _anchors(found))
+
+
+def _anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links to them."""
+    headings = _HEADING.findall(page.read_text("utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
