@@ -19,6 +19,7 @@ from flowfabric_worker.attempts import Attempts
 from flowfabric_worker.claimer import Claimer
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.config import RunSettings
+from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
@@ -266,6 +267,8 @@ class Runtime:
 
     def _on_death(self, instance_id: str, how: str) -> None:
         """Tells the store how another process of this supervisor died."""
+        # The line is heard in this thread, and may say next that it is time to stop.
+        send_once()
         try:
             self._engine.mark_worker_dead(instance_id, how)
         except EngineError as error:

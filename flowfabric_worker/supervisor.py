@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # Seconds before a process that died is started again: the second figure is for one that dies again and again.
 _BACKOFF: Final = (0.1, 30.0)
 # One that worked for so long begins the back-off anew.
-STEADY_AFTER: Final = 60.0
+STEADY_AFTER: Final = 10.0
 # A process that has not said hello within this time is not going to.
 START_WITHIN: Final = 60.0
 # How much longer than the grace a process may take to stop.
@@ -56,6 +56,7 @@ class Child:
         self._received = b""
         self._silence = START_WITHIN
         self._heard_at = time.monotonic()
+        self._killed = False
         self.started_at = self._heard_at
         self.instance_id = ""
 
@@ -96,7 +97,7 @@ class Child:
         return True
 
     def stop(self, *, hurry: bool) -> None:
-        """Tells it to stop. By the line, since the system may send signals to all of a service's processes by itself."""
+        """Tells it to stop; by the line, since the system may signal all processes of a service by itself."""
         if not (self.instance_id and self.tell("hurry" if hurry else "stop")):
             self.signal(signal.SIGTERM)
 
@@ -106,6 +107,13 @@ class Child:
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def kill(self, reason: str) -> None:
+        """Ends it at once; it is gone a moment later."""
+        if not self._killed:
+            self._killed = True
+            log.error("The worker process %s %s.", self.pid, reason)
+            self.signal(signal.SIGKILL)
 
     def close(self) -> None:
         self._end.close()
@@ -118,7 +126,7 @@ class Supervisor:
         command: starts one of them.
         count: how many.
         grace: seconds that each takes for its own stop at most.
-        hopeless: exit codes of a process that never began which no new start would cure.
+        hopeless: exit codes of a process that never began which no new start would cure, unless others did begin.
     """
 
     def __init__(self, command: Sequence[str], count: int, grace: float, hopeless: Collection[int] = ()) -> None:
@@ -131,6 +139,8 @@ class Supervisor:
         self._starts: list[float] = [time.monotonic()] * count
         self._pause = _BACKOFF[0]
         self._stop_by: float | None = None
+        # Whether any process has ever begun: what stands in the way of another one then may pass.
+        self._began = False
         self._exit_code = 0
         # What died and how, until a living process has passed it on to the store.
         self._deaths: list[str] = []
@@ -178,7 +188,9 @@ class Supervisor:
             if child is None:
                 for number in self._signals.recv(64):
                     self._forward(number)
-            elif not child.hear():
+            elif child.hear():
+                self._began = self._began or bool(child.instance_id)
+            else:
                 # Its end closed, so it dies or is dead; how it ended shows when it is waited for.
                 self._selector.unregister(child)
 
@@ -198,12 +210,11 @@ class Supervisor:
             code = child.exit_code
             if code is not None:
                 self._bury(child, code)
-            elif child.silent():
-                log.error("The worker process %s has fallen silent; it is killed and replaced.", child.pid)
-                child.signal(signal.SIGKILL)
+            elif self._stop_by is None and child.silent():
+                child.kill("has fallen silent; it is killed and replaced")
             elif self._stop_by is not None and time.monotonic() > self._stop_by:
-                log.error("The worker process %s does not stop; it is killed.", child.pid)
-                child.signal(signal.SIGKILL)
+                # That it is silent by now means nothing: what it held is handed back already.
+                child.kill("does not stop; it is killed")
         self._pass_on_deaths()
 
     def _bury(self, child: Child, code: int) -> None:
@@ -214,18 +225,19 @@ class Supervisor:
         # It may have said hello in its last moments.
         child.hear()
         child.close()
-        how = _ending(code)
-        in_order = code in (0, WORN_OUT)
+        began, how = bool(child.instance_id), _ending(code)
+        self._began = self._began or began
+        in_order = began and code in (0, WORN_OUT)
         if self._stop_by is not None:
             # One that had not begun had nothing to put in order.
-            self._exit_code = self._exit_code or int(bool(child.instance_id) and not in_order)
+            self._exit_code = self._exit_code or int(began and not in_order)
             return
-        if not child.instance_id and code in self._hopeless:
+        if code in self._hopeless and not self._began:
             # The others would end in the same way, one after the other.
             self._exit_code = code
             self._forward(signal.SIGTERM)
             return
-        if child.instance_id and not in_order:
+        if began and not in_order:
             self._deaths.append(f"died {child.instance_id} {how}")
         pause = 0.0 if in_order else self._next_pause(child)
         log.warning("The worker process %s ended (%s); another one starts in %.1f s.", child.pid, how, pause)

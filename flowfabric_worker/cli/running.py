@@ -8,9 +8,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import click
 
@@ -19,6 +22,7 @@ from flowfabric_worker.cli.parameters import duration, size, url_option
 from flowfabric_worker.config import DEFAULT_MOST_LOST, DEFAULT_THREADS, RunSettings
 from flowfabric_worker.engine.ids import check_capabilities, check_lane
 from flowfabric_worker.logs import RunFilter, RunFormatter
+from flowfabric_worker.memory import CLOSE, resident_bytes
 from flowfabric_worker.runtime import Runtime, WornOut
 from flowfabric_worker.supervised import line_from_environment
 from flowfabric_worker.supervisor import Supervisor
@@ -26,6 +30,10 @@ from flowfabric_worker.worker import Worker
 
 _LEVELS = ("debug", "info", "warning", "error")
 _GIVEN = f"{__name__}.given"
+# Seconds that a process may take to end when its work is done.
+_LINGER: Final = 3.0
+
+log = logging.getLogger(__name__)
 
 
 def lane_weights(text: str) -> dict[str, int]:
@@ -102,7 +110,10 @@ def _supervise(context: click.Context, processes: int, grace: timedelta) -> None
     command = [sys.executable, "-m", "flowfabric_worker", "run", *_for_one_process(context.meta[_GIVEN])]
     # What no new start cures: the application does not load, the store refuses, an option is wrong.
     hopeless = (ExitCode.APP, ExitCode.REFUSED, ExitCode.USAGE)
-    code = Supervisor(command, processes, grace.total_seconds(), hopeless).run()
+    try:
+        code = Supervisor(command, processes, grace.total_seconds(), hopeless).run()
+    finally:
+        _on_stop_signals(signal.SIG_IGN)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -140,15 +151,47 @@ def _run_here(
     run_settings = RunSettings(
         lanes=lanes or {}, offers=offers or frozenset(), most_lost=most_lost or DEFAULT_MOST_LOST, **settings
     )
-    # What the runtime finds is what it leaves behind: a signal that comes after the stop must not spoil its exit code.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    _check_memory(run_settings)
     try:
-        Runtime(worker, run_settings, line=line).run()
+        runtime = Runtime(worker, run_settings, line=line)
+        # A signal that comes before the runtime listens must not get lost.
+        _on_stop_signals(lambda *_: runtime.request_stop())
+        runtime.run()
+        _end_anyway(ExitCode.OK)
     except WornOut as worn:
+        _end_anyway(ExitCode.WORN_OUT)
         raise CommandError(str(worn), ExitCode.WORN_OUT) from None
+    except RuntimeError:
+        _end_anyway(ExitCode.FAILED)
+        raise
     finally:
+        _on_stop_signals(signal.SIG_IGN)
         worker.close()
+
+
+def _end_anyway(code: ExitCode) -> None:
+    """Python waits at its end for threads and processes that handlers have left behind; this bounds that wait."""
+
+    def end() -> None:
+        time.sleep(_LINGER)
+        log.warning("What handlers have left behind goes on for too long; the process ends without it.")
+        os._exit(code)
+
+    threading.Thread(target=end, name="flowfabric-end", daemon=True).start()
+
+
+def _check_memory(settings: RunSettings) -> None:
+    used = resident_bytes()
+    if settings.memory_limit is not None and used > CLOSE * settings.memory_limit:
+        raise click.BadParameter(
+            f"the application uses {used >> 20} MiB before it does any work; allow more.", param_hint="--memory-limit"
+        )
+
+
+def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """What becomes of the signals that stop; they are ignored at the end, since they would spoil the exit code then."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def load_worker(app: str) -> Worker:

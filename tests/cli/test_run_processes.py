@@ -1,0 +1,137 @@
+"""run --processes: its options, its help and its exit codes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flowfabric_worker.cli.exits import ExitCode
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import WorkerInfo
+from tests.cli.driving import APP, Process, await_state, cli, ok
+from tests.servers import wait_until
+
+Start = Callable[..., Process]
+
+
+def await_workers(client: Client, count: int) -> list[WorkerInfo]:
+    """The rows of so many workers that take work."""
+
+    def living() -> list[WorkerInfo]:
+        rows = [row for row in client.workers() if isinstance(row, WorkerInfo) and row.alive]
+        return rows if len(rows) == count else []
+
+    rows: list[WorkerInfo] = wait_until(living, f"{count} workers are known", timeout=20)
+    return rows
+
+
+@pytest.mark.parametrize("spelled", [("--processes", "3"), ("--processes=3",)])
+def test_so_many_processes_run_each_with_the_same_options(client: Client, start: Start, spelled: tuple[str]) -> None:
+    supervisor = start("run", APP, *spelled, "--threads", 2, "--lanes", "naps=2,extra", "--offers", "gpu,eu")
+
+    rows = await_workers(client, 3)
+
+    assert {row.pid for row in rows} == supervisor.children()
+    assert {(row.threads, row.lanes, row.capabilities) for row in rows} == {(2, ("extra", "naps"), ("eu", "gpu"))}
+    assert len({row.worker_instance_id for row in rows}) == 3
+
+
+def test_its_processes_run_in_the_namespace_and_the_store_of_the_command(
+    url: str, start: Start, tmp_path: Path
+) -> None:
+    start("run", APP, "--processes", 1, "--namespace", "tenant", "--url", f"{url}2")
+
+    with Client(f"{url}2", namespace="tenant") as tenant:
+        assert tenant.submit("add", (1, 2), lane="sums").result(timeout=20) == 3
+
+
+def test_sigterm_lets_what_runs_finish_and_exits_0(client: Client, start: Start) -> None:
+    supervisor = start("run", APP, "--processes", 2)
+    await_workers(client, 2)
+    nap = client.submit("nap", (1.0,), lane="naps")
+    await_state(client, str(nap.id), PublicState.ACTIVE)
+
+    supervisor.signal(signal.SIGTERM)
+
+    assert supervisor.wait() == 0
+    assert nap.state() is PublicState.COMPLETED
+    assert supervisor.log.count(" stopped; ") == 2
+
+
+def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(client: Client, start: Start) -> None:
+    nap = client.submit("nap", (60,), lane="naps")
+    supervisor = start("run", APP, "--processes", 1, "--grace", "100ms")
+    await_state(client, str(nap.id), PublicState.ACTIVE)
+
+    supervisor.signal(signal.SIGINT)
+
+    assert supervisor.wait() == 0
+    info = client.get(nap.id)
+    assert info is not None
+    assert (info.public_state, info.retry_count, info.reclaim_count) == (PublicState.WAITING, 0, 0)
+
+
+def test_its_processes_log_at_the_level_of_the_command(client: Client, start: Start) -> None:
+    supervisor = start("run", APP, "--processes", 1, "--log-level", "error")
+    assert client.submit("add", (1, 2), lane="sums").result(timeout=20) == 3
+    supervisor.signal(signal.SIGTERM)
+
+    assert supervisor.wait() == 0
+    assert supervisor.log == ""
+
+
+@pytest.mark.parametrize(
+    ("app", "sentence"),
+    [
+        ("tests.cli.nowhere:worker", "There is no module 'tests.cli.nowhere'"),
+        ("tests.cli.application:nobody", "The module 'tests.cli.application' has no 'nobody'"),
+        ("tests.cli.application:without_tasks", "has no tasks"),
+    ],
+)
+def test_an_application_that_cannot_run_is_said_once_for_all(start: Start, app: str, sentence: str) -> None:
+    supervisor = start("run", app, "--processes", 1)
+
+    assert supervisor.wait() == ExitCode.APP
+    assert supervisor.log.count(sentence) == 1
+    assert "Traceback" not in supervisor.log
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--processes", "0"),
+        ("--processes", "many"),
+        ("--memory-limit", "lots", "--processes", "2"),
+        ("--memory-limit", "0MB", "--processes", "2"),
+        ("--most-lost", "0", "--processes", "2"),
+        ("--lease", "0s", "--processes", "2"),
+        ("--lanes", "mail=none", "--processes", "2"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_any_process_starts(url: str, wrong: tuple[str, ...]) -> None:
+    ran = cli("run", APP, *wrong)
+
+    assert ran.code == ExitCode.USAGE
+    assert wrong[0] in ran.err
+    assert "Started" not in ran.err
+
+
+def test_its_help_tells_of_processes_and_their_ends() -> None:
+    said = " ".join(ok("run", "--help").out.split())
+
+    for words in ("--processes N", "--memory-limit SIZE", "--most-lost N", "exit code 7", "SIGTERM", "SIGUSR1"):
+        assert words in said
+    assert "7 the worker process stopped to be started anew" in " ".join(ok("--help").out.split())
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", 2)])
+def test_a_memory_limit_that_the_application_alone_exceeds_is_refused(start: Start, processes: tuple[object]) -> None:
+    worker = start("run", APP, "--memory-limit", "20MB", *processes)
+
+    assert worker.wait() == ExitCode.USAGE
+    assert "--memory-limit" in worker.log
+    assert "Traceback" not in worker.log

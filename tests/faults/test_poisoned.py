@@ -1,0 +1,204 @@
+"""Handlers that do harm: the others go on, and the guilty one ends with its own reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flowfabric_worker import Run, Task
+from flowfabric_worker.engine.types.states import PublicState
+from tests.faults import poisoned_app
+from tests.faults.crew import Crew, await_workers, ends_of, opened_crew
+from tests.servers import wait_until
+
+COUNT = 120
+WITHIN = 30.0
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    with opened_crew(f"embedded://{tmp_path}/store", tmp_path) as crew:
+        yield crew
+
+
+def await_failure(crew: Crew, run: Run[object] | Run[str] | Run[None]) -> None:
+    wait_until(lambda: run.state() is PublicState.FAILED, "it has failed", WITHIN)
+
+
+def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_default_lease_and_is_named(crew: Crew) -> None:
+    supervisor = crew.start(lease="30s")
+    runs = crew.submit_counts(COUNT)
+    guilty = poisoned_app.hold_interpreter.submit(5_000_000)
+    others = crew.submit_counts(COUNT, first=COUNT)
+
+    assert guilty.result(WITHIN) == "let go"
+    crew.assert_all_ended_well([*runs, *others], WITHIN)
+    crew.assert_all_ended_well(crew.submit_counts(COUNT, first=2 * COUNT), WITHIN, first=2 * COUNT)
+    assert len(crew.pids("begin", "hold_interpreter")) == 1
+    assert not ends_of(supervisor)
+    assert [line for line in supervisor.log.splitlines() if "s late" in line and "hold_interpreter" in line]
+
+
+def test_a_handler_that_holds_the_interpreter_for_ever_costs_its_process_each_time(crew: Crew) -> None:
+    supervisor = crew.start(lease="1s")
+    guilty = poisoned_app.hold_interpreter.submit(4_000_000_000)
+    runs = crew.submit_counts(COUNT)
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well(runs, WITHIN)
+    info = crew.info_of(guilty)
+    assert (info.error, info.error_class) == ("reclaims_exhausted", "infra_crash")
+    began = crew.pids("begin", "hold_interpreter")
+    assert len(began) == len(set(began)) == 1 + poisoned_app.MAX_RECLAIMS
+    for pid in began:
+        supervisor.await_log(f"The worker process {pid} has fallen silent")
+    wait_until(lambda: len(ends_of(supervisor)) == len(began), "they have ended")
+    assert set(ends_of(supervisor)) == {"killed by SIGKILL"}
+    assert "runs alone" in supervisor.log
+
+
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [
+        (poisoned_app.exit_at_once, "exit code 3"),
+        (poisoned_app.kill_itself, "killed by SIGKILL"),
+        (poisoned_app.crash, "killed by SIGSEGV"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Task) else "",
+)
+def test_a_handler_that_kills_its_process_runs_alone_then_and_fails_with_the_way_it_died(
+    crew: Crew, task: Task[[], None], how: str
+) -> None:
+    supervisor = crew.start(lease="1s")
+    runs = crew.submit_counts(COUNT)
+    guilty = task.submit()
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well(runs, WITHIN)
+    assert_exhausted(crew, guilty, task.name, how)
+    assert supervisor.log.count(f"{task.name} of {guilty.id} runs alone") == poisoned_app.MAX_RECLAIMS - 1
+    # The count is kept.
+    await_workers(supervisor, 2 + 1 + poisoned_app.MAX_RECLAIMS)
+    assert len(supervisor.children()) == 2
+
+
+def assert_exhausted(crew: Crew, run: Run[object] | Run[str] | Run[None], name: str, how: str) -> None:
+    """It ended because its processes died; each of its attempts says how."""
+    info = crew.info_of(run)
+    assert (info.error, info.error_class) == ("reclaims_exhausted", "infra_crash")
+    assert info.error_detail.decode().endswith(f": {how}")
+    assert len(info.past_attempts) == poisoned_app.MAX_RECLAIMS
+    for past in info.past_attempts:
+        assert past.error == f"worker {past.worker_instance_id}: {how}"
+    began = crew.pids("begin", name)
+    assert len(began) == len(set(began)) == 1 + poisoned_app.MAX_RECLAIMS
+
+
+def test_an_endless_handler_is_timed_out_and_its_process_replaced_in_order(crew: Crew) -> None:
+    supervisor = crew.start()
+    runs = crew.submit_counts(COUNT)
+    guilty = poisoned_app.never_end.submit()
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well(runs, WITHIN)
+    assert_timed_out(crew, guilty, "never_end")
+    began = set(crew.pids("begin", "never_end"))
+    wait_until(lambda: len(ends_of(supervisor)) >= len(began), "the processes with lost threads have ended", WITHIN)
+    assert ends_of(supervisor) == ["exit code 7"] * len(began)
+    await_workers(supervisor, 2 + len(began))
+    assert began.isdisjoint(supervisor.children())
+    crew.assert_all_ended_well(crew.submit_counts(COUNT, first=COUNT), WITHIN, first=COUNT)
+
+
+def test_an_endless_handler_that_may_be_interrupted_costs_neither_a_thread_nor_a_process(crew: Crew) -> None:
+    supervisor = crew.start()
+    runs = crew.submit_counts(COUNT)
+    guilty = poisoned_app.never_end_unless_interrupted.submit()
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well(runs, WITHIN)
+    assert_timed_out(crew, guilty, "never_end_unless_interrupted")
+    supervisor.signal(signal.SIGTERM)
+    assert supervisor.wait() == 0
+    assert supervisor.log.count("was interrupted: timeout") == poisoned_app.ATTEMPTS
+    assert not ends_of(supervisor)
+    assert "lost, and replaced" not in supervisor.log
+
+
+def assert_timed_out(crew: Crew, run: Run[None], name: str) -> None:
+    """Each attempt ended when its time was over."""
+    info = crew.info_of(run)
+    assert (info.error, info.error_class) == ("attempt_timeout", "timeout")
+    assert [(past.error, past.error_class) for past in info.past_attempts] == [("attempt_timeout", "timeout")]
+    assert info.retry_count == poisoned_app.ATTEMPTS - 1
+    assert len(crew.pids("begin", name)) == poisoned_app.ATTEMPTS
+
+
+@pytest.mark.parametrize("at_a_time", [poisoned_app.MEGABYTE, 1000])
+def test_a_handler_that_allocates_without_end_fails_by_itself(crew: Crew, at_a_time: int) -> None:
+    supervisor = crew.start("--memory-limit", "300MB")
+    runs = crew.submit_counts(COUNT)
+    guilty = poisoned_app.allocate_without_end.submit(at_a_time)
+    others = crew.submit_counts(COUNT, first=COUNT)
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well([*runs, *others], WITHIN)
+    info = crew.info_of(guilty)
+    assert (info.error, info.error_class) == ("MemoryError: ", "transient")
+    assert [past.error for past in info.past_attempts] == ["MemoryError: "]
+    assert len(crew.pids("begin", "allocate_without_end")) == poisoned_app.ATTEMPTS
+    assert not ends_of(supervisor)
+
+
+def test_a_process_that_leaks_is_replaced_in_order_before_it_fails(crew: Crew) -> None:
+    supervisor = crew.start("--memory-limit", "300MB", processes=1)
+    leaks = poisoned_app.leak.submit_many((20,) for _ in range(20))
+    runs = crew.submit_counts(COUNT)
+
+    assert [leak.result(WITHIN) for leak in leaks] == [20] * 20
+    crew.assert_all_ended_well(runs, WITHIN)
+    assert set(ends_of(supervisor)) == {"exit code 7"}
+
+
+@pytest.mark.parametrize("name", poisoned_app.EXCEPTIONS)
+def test_whatever_a_handler_raises_is_a_failure_like_any_other(crew: Crew, name: str) -> None:
+    supervisor = crew.start(processes=1)
+    runs = crew.submit_counts(COUNT)
+    guilty = poisoned_app.raise_something.submit(name)
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well(runs, WITHIN)
+    info = crew.info_of(guilty)
+    assert (info.error or "").startswith(f"{name}: ")
+    assert info.error_class == "transient"
+    assert len(crew.pids("begin", name)) == poisoned_app.ATTEMPTS
+    supervisor.signal(signal.SIGTERM)
+    assert supervisor.wait() == 0
+    assert not ends_of(supervisor)
+
+
+def test_after_a_handler_that_closes_every_file_work_goes_on(crew: Crew) -> None:
+    crew.start()
+    runs = crew.submit_counts(COUNT)
+    guilty = poisoned_app.close_every_file.submit()
+    others = crew.submit_counts(COUNT, first=COUNT)
+
+    crew.assert_all_ended_well([*runs, *others], WITHIN)
+    wait_until(lambda: guilty.state() in (PublicState.COMPLETED, PublicState.FAILED), "it has ended", WITHIN)
+    crew.assert_all_ended_well(crew.submit_counts(COUNT, first=2 * COUNT), WITHIN, first=2 * COUNT)
+
+
+def test_what_a_handler_leaves_behind_does_not_keep_its_worker_from_stopping(crew: Crew) -> None:
+    supervisor = crew.start("--grace", "2s", processes=1)
+    left = poisoned_app.leave_a_thread_and_a_process_behind.submit().result(WITHIN)
+
+    supervisor.signal(signal.SIGTERM)
+
+    try:
+        assert supervisor.wait(timeout=10) == 0
+    finally:
+        os.kill(left, signal.SIGKILL)
