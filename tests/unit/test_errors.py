@@ -58,6 +58,7 @@ TRANSPORT = {
     "store_busy": True,
     "authentication_failed": False,
     "permission_denied": False,
+    "tls_failed": False,
     "function_missing": False,
     "function_failed": False,
     "protocol": False,

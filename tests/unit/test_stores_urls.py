@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from redis.connection import ConnectionPool
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.stores.cluster import ClusterStore
 from flowfabric_worker.engine.stores.memory import MemoryStore
+from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.sentinel import SentinelStore
+from flowfabric_worker.engine.stores.tls import TlsConnection
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from tests.faults.tls_proxy import Certificates
 
 SECRETS = ("hunter2", "hun", "ter2")
 
@@ -31,6 +42,22 @@ def settings(pool: ConnectionPool) -> dict[str, Any]:
 def server_settings(url: str) -> dict[str, Any]:
     """What the connections of a server's store are made with."""
     return settings(opened(url).pool_of(0))
+
+
+def data_pools(store: ValkeyStore) -> list[Pool]:
+    """The connections to the servers that hold the data, as far as the URL names them."""
+    if isinstance(store, ClusterStore):
+        return store._seeds
+    pool = store._pool_to("h", 1) if isinstance(store, SentinelStore) else store.pool_of(0)
+    assert isinstance(pool, Pool)
+    return [pool]
+
+
+def sentinel_pools(url: str) -> list[Pool]:
+    """The connections to the sentinels of a URL."""
+    store = opened(url)
+    assert isinstance(store, SentinelStore)
+    return [sentinel.pool for sentinel in store._sentinels]
 
 
 def refusal(url: Any) -> str:
@@ -75,15 +102,24 @@ def test_a_server_is_found_by_host_port_and_database(url: str, host: str, port: 
         ("ann:hun@ter2@", "ann", "hun@ter2"),
     ],
 )
-@pytest.mark.parametrize("form", ["valkey://{}h", "unix://{}/run/v.sock", "valkey+cluster://{}h:1,i:2"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "valkey://{}h",
+        "rediss://{}h",
+        "unix://{}/run/v.sock",
+        "valkey+cluster://{}h:1,i:2",
+        "valkey+sentinel://{}h:1,i:2/shop",
+    ],
+)
 def test_user_and_password_are_taken_from_the_url(
     form: str, userinfo: str, username: str | None, password: str | None
 ) -> None:
     store = opened(form.format(userinfo))
-    pools = store._seeds if isinstance(store, ClusterStore) else [store.pool_of(0)]
 
-    for pool in pools:
+    for pool in data_pools(store):
         assert (settings(pool)["username"], settings(pool)["password"]) == (username, password)
+        assert "hun" not in repr(pool)
     assert "hun" not in store.address
 
 
@@ -102,6 +138,97 @@ def test_a_cluster_is_found_by_some_of_its_nodes() -> None:
         ("two", 6379),
         ("::1", 7002),
     ]
+
+
+def test_a_primary_is_found_by_some_of_its_sentinels() -> None:
+    url = "valkey+sentinel://ann:hunter2@one:7000,two,[::1]:7002/shop-1.b/3"
+    store = opened(url)
+
+    assert isinstance(store, SentinelStore)
+    assert [(settings(pool)["host"], settings(pool)["port"]) for pool in sentinel_pools(url)] == [
+        ("one", 7000),
+        ("two", 26379),
+        ("::1", 7002),
+    ]
+    assert store._service == "shop-1.b"
+    (data,) = data_pools(store)
+    assert (settings(data)["host"], settings(data)["port"], settings(data)["db"]) == ("h", 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "user", "password"),
+    [
+        ("", None, None),
+        ("?sentinel_password=hunter2", None, "hunter2"),
+        ("?sentinel_user=bob&sentinel_password=hun%26ter2", "bob", "hun&ter2"),
+    ],
+)
+def test_sentinels_get_their_own_user_and_password(options: str, user: str | None, password: str | None) -> None:
+    for pool in sentinel_pools(f"valkey+sentinel://ann:secret@h/shop{options}"):
+        assert (settings(pool)["username"], settings(pool)["password"]) == (user, password)
+        assert "hun" not in repr(pool)
+
+
+def test_sentinels_that_are_away_hold_nobody_up_for_long() -> None:
+    (pool,) = sentinel_pools("valkey+sentinel://h/shop?timeout=30")
+
+    assert settings(pool)["socket_connect_timeout"] == settings(pool)["socket_timeout"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("url", "secured"),
+    [
+        ("valkey://h", False),
+        ("redis://h", False),
+        ("valkeys://h", True),
+        ("rediss://h:7000/2", True),
+        ("valkey+cluster://h,i", False),
+        ("valkey+cluster://h,i?tls=no", False),
+        ("valkey+cluster://h,i?tls=yes", True),
+        ("valkey+sentinel://h,i/shop", False),
+        ("valkey+sentinel://h,i/shop?tls=yes", True),
+    ],
+)
+def test_tls_is_used_to_every_server_or_to_none(url: str, secured: bool) -> None:
+    store = opened(url)
+    pools = data_pools(store) + (sentinel_pools(url) if isinstance(store, SentinelStore) else [])
+
+    for pool in pools:
+        assert issubclass(pool.connection_class, TlsConnection) is secured
+        if secured:
+            assert settings(pool)["tls"].check_hostname
+            assert settings(pool)["tls"].verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.made_in(tmp_path_factory.mktemp("tls") / "files")
+
+
+def test_only_the_authority_that_is_named_is_trusted(files: Certificates) -> None:
+    context = server_settings(f"rediss://h?ca={files.ca}&cert={files.cert}&key={files.key}")["tls"]
+
+    assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_a_certificate_may_lie_in_one_file_with_its_key(files: Certificates, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(files.cert.read_bytes() + files.key.read_bytes())
+
+    assert server_settings(f"rediss://h?cert={both}")["tls"]
+
+
+def test_files_that_cannot_be_used_are_refused_at_once(files: Certificates, tmp_path: Path) -> None:
+    empty, locked = tmp_path / "empty.pem", tmp_path / "locked.pem"
+    empty.write_bytes(b"")
+    key = load_pem_private_key(files.key.read_bytes(), None)
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2")))
+
+    for ca in (empty, tmp_path, tmp_path / "none.pem", files.key):
+        assert "option ca cannot be read" in refusal(f"rediss://h?ca={ca}")
+    for cert, other in ((empty, files.key), (files.cert, empty), (files.ca, files.key), (files.cert, locked)):
+        assert "do not belong together" in refusal(f"rediss://h?cert={cert}&key={other}")
+    assert "do not belong together" in refusal(f"rediss://h?cert={files.cert}")
 
 
 def test_memory_stores_of_one_name_are_one_store() -> None:
@@ -150,6 +277,9 @@ def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
     assert opened("valkey://ann:hunter2@h:1").address == "h:1"
     assert opened(f"unix://ann:hunter2@{tmp_path}/v").address == f"{tmp_path}/v"
     assert opened("valkey+cluster://ann:hunter2@h:1,i:2").address == "h:1,i:2"
+    assert opened("valkeys://ann:hunter2@h:1").address == "h:1"
+    sentinels = "valkey+sentinel://ann:hunter2@h:1,i:2/shop/3?sentinel_password=hunter2"
+    assert opened(sentinels).address == "h:1,i:2/shop"
 
 
 # What is refused
@@ -236,6 +366,34 @@ def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
         ("valkey://h?timeout=hunter2", "no number"),
         ("unix:///v?db=-1", "db must be"),
         ("unix:///v?db=x", "no number"),
+        ("valkey://h?replicas=-1", "replicas must be"),
+        ("valkey://h?replicas=101", "replicas must be"),
+        ("embedded://d?replicas=1", "does not know"),
+        # TLS
+        ("rediss://ann:hun/ter2@host", "port"),
+        ("valkeys://ann:hunter2@host?tls=yes", "does not know"),
+        ("valkey://ann:hunter2@host?ca=/ca.pem", "does not know"),
+        ("rediss://ann:hunter2@host?verify=no", "always verified"),
+        ("rediss://ann:hunter2@host?ca=", "paths of files"),
+        ("rediss://ann:hunter2@host?ca=a%00b", "paths of files"),
+        ("rediss://ann:hunter2@host?key=/key.pem", "needs cert"),
+        ("valkey+cluster://ann:hunter2@host?tls=hunter2", "yes or no"),
+        ("valkey+cluster://ann:hunter2@host?ca=/ca.pem", "add tls=yes"),
+        ("valkey+cluster://host?tls=no&key=/key.pem", "add tls=yes"),
+        ("valkey+sentinel://host/shop?cert=/cert.pem", "add tls=yes"),
+        # sentinels
+        ("valkey+sentinel://ann:hun/ter2@h:1", "service"),
+        ("valkey+sentinel://ann:hunter2@h:1", "service"),
+        ("valkey+sentinel://ann:hunter2@h:1/", "service"),
+        ("valkey+sentinel://ann:hunter2@h:1/sh%20op", "service"),
+        ("valkey+sentinel://ann:hunter2@h:1/shop/x", "database"),
+        ("valkey+sentinel://ann:hunter2@h:1/shop/1/2", "database"),
+        ("valkey+sentinel://ann:hunter2@/shop", "host"),
+        ("valkey+sentinel://ann:hunter2@h,,i/shop", "host"),
+        ("valkey+sentinel://h/shop?sentinel_pass=hunter2", "does not know"),
+        ("valkey+sentinel://h/shop?sentinel_user=hunter2", "needs sentinel_password"),
+        ("valkey+sentinel://h/shop?sentinel_password=hunter2&sentinel_password=hunter2", "twice"),
+        ("valkey+sentinel://h/shop?sentinel_password=hunter2&pool_size=x", "no number"),
     ],
     ids=lambda value: ascii(value)[:50],
 )
@@ -246,7 +404,9 @@ def test_a_wrong_url_is_refused_without_telling_a_password(url: Any, says: str) 
     assert not [secret for secret in SECRETS if secret in message]
 
 
-@pytest.mark.parametrize(("name", "most"), [("partitions", 1024), ("pool_size", 10_000), ("timeout", 3600)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("partitions", 1024), ("pool_size", 10_000), ("timeout", 3600), ("replicas", 100)]
+)
 def test_an_option_may_have_the_size_of_its_limit(name: str, most: int) -> None:
     opened(f"valkey://h?{name}={most}")
     refusal(f"valkey://h?{name}={most + 1}")

@@ -14,6 +14,7 @@ from redis.crc import key_slot
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import DEFAULT_CLUSTER_PARTITIONS, partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
+from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
 
@@ -24,16 +25,17 @@ class ClusterStore(ValkeyStore):
         seeds: connections to some nodes; the rest is read from them.
         prefix: begins every key and channel.
         address: the cluster in words, without secrets.
+        replicas: how many replicas of a primary must have what a call wrote before the call returns.
     """
 
     default_partitions = DEFAULT_CLUSTER_PARTITIONS
 
-    def __init__(self, seeds: Sequence[ConnectionPool], *, prefix: str = "ff", address: str = "") -> None:
-        super().__init__(seeds[0], label="valkey+cluster", prefix=prefix, address=address)
+    def __init__(self, seeds: Sequence[Pool], *, prefix: str = "ff", address: str = "", replicas: int = 0) -> None:
+        super().__init__(seeds[0], label="valkey+cluster", prefix=prefix, address=address, replicas=replicas)
         self._seeds = list(seeds)
         self._topology = threading.Lock()
-        self._nodes: dict[tuple[str, int], ConnectionPool] = {}
-        self._ranges: list[tuple[int, int, ConnectionPool]] = []
+        self._nodes: dict[tuple[str, int], Pool] = {}
+        self._ranges: list[tuple[int, int, Pool]] = []
 
     def pool_of(self, partition: int) -> ConnectionPool:
         slot = key_slot(partition_key(partition).encode())
@@ -68,10 +70,6 @@ class ClusterStore(ValkeyStore):
         for i, reply in zip(moved, super().call_many([calls[i] for i in moved], timeout), strict=True):
             replies[i] = reply
         return replies
-
-    def wake(self, topic: str, message: bytes) -> None:
-        # Any node passes a message on to all others.
-        self.execute(self.primaries()[0], "PUBLISH", self.channel(topic), message)
 
     def translate(self, error: Exception) -> EngineError:
         translated = super().translate(error)
@@ -109,12 +107,12 @@ class ClusterStore(ValkeyStore):
         for pool in [*self._nodes.values(), *self._seeds]:
             pool.disconnect()
 
-    def _known_ranges(self) -> list[tuple[int, int, ConnectionPool]]:
+    def _known_ranges(self) -> list[tuple[int, int, Pool]]:
         if not self._ranges:
             self.refresh()
         return self._ranges
 
-    def _read_slots(self, pool: ConnectionPool) -> list[tuple[int, int, ConnectionPool]]:
+    def _read_slots(self, pool: Pool) -> list[tuple[int, int, Pool]]:
         seed_host = pool.connection_kwargs.get("host", "localhost")
         ranges = []
         for first, last, (host, port, *_), *_ in self.execute(pool, "CLUSTER", "SLOTS"):
@@ -125,14 +123,12 @@ class ClusterStore(ValkeyStore):
             raise TransportError("store_busy", f"{self.address} serves no slots yet.", backend=self.label)
         return ranges
 
-    def _node(self, host: str, port: int) -> ConnectionPool:
+    def _node(self, host: str, port: int) -> Pool:
         pool = self._nodes.get((host, port))
         if pool is None:
             seed = self._seeds[0]
             settings: dict[str, Any] = {**seed.connection_kwargs, "host": host, "port": port}
-            pool = ConnectionPool(
-                connection_class=seed.connection_class, max_connections=seed.max_connections, **settings
-            )
+            pool = Pool(seed.connection_class, settings, size=seed.max_connections, patience=seed.patience)
             self._nodes[host, port] = pool
         return pool
 

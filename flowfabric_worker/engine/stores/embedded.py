@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.connection import BlockingConnectionPool, ConnectionPool, UnixDomainSocketConnection
+from redis.connection import ConnectionPool, UnixDomainSocketConnection
 
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
+from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
 
 
@@ -28,11 +29,11 @@ class EmbeddedStore(ValkeyStore):
         self._directory = directory
         self._joining = threading.Lock()
         self._server = EmbeddedServer.join(directory)
-        pool = BlockingConnectionPool(
-            connection_class=UnixDomainSocketConnection,
-            max_connections=pool_size,
-            path=str(self._server.socket_path),
-            **settings,
+        pool = Pool(
+            UnixDomainSocketConnection,
+            {**settings, "path": str(self._server.socket_path)},
+            size=pool_size,
+            patience=settings["socket_timeout"],
         )
         super().__init__(pool, label="embedded", prefix=prefix, address=f"embedded://{directory}")
 

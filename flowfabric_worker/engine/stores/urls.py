@@ -3,10 +3,16 @@
     memory://[NAME]                      in this process
     embedded://DIR                       a Valkey server that this library starts, with its data in DIR
     valkey:// redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]
+    valkeys:// rediss://[USER:PASSWORD@]HOST[:PORT][/DATABASE]      the same over TLS
     unix://[USER:PASSWORD@]/PATH[?db=N]
     valkey+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]
+    valkey+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DATABASE]
+                                         the hosts are those of the sentinels, user and password those of the primary
 
-Options stand behind `?`: prefix, partitions, and for a server pool_size and timeout (seconds to connect).
+Options stand behind `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
+many must have what a call wrote before it returns). With TLS: ca, cert and key name files (PEM). A cluster and
+sentinels use TLS, each to all servers, with tls=yes. Sentinels that want a user or a password of their own get
+sentinel_user and sentinel_password.
 
 No message repeats a part of the URL that could hold a password, also when it stands in the wrong place.
 """
@@ -20,15 +26,20 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import attrs
-from redis.connection import BlockingConnectionPool, Connection, ConnectionPool, UnixDomainSocketConnection
+from redis.connection import Connection, UnixDomainSocketConnection
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.partitions import MAX_PARTITIONS
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Store
+from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.tls import TlsConnection, tls_context
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_SERVICE = re.compile(r"[A-Za-z0-9._-]{1,256}")
 _DEFAULT_PORT = 6379
+_SENTINEL_PORT = 26379
+_MAX_REPLICAS = 100
 _MAX_POOL_SIZE = 10_000
 _MAX_TIMEOUT = 3600
 
@@ -42,6 +53,25 @@ class _Options:
     pool_size: int = 64
     timeout: float = CALL_TIMEOUT
     db: int = 0
+    replicas: int = 0
+    tls: bool = False
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    sentinel_user: str = ""
+    sentinel_password: str = attrs.field(default="", repr=False)
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise _wrong("tls is yes or no")
+    return text == "yes"
+
+
+def _file(path: str) -> str:
+    if not path or "\0" in path:
+        raise _wrong("ca, cert and key are the paths of files")
+    return path
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -50,6 +80,13 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "pool_size": int,
     "timeout": float,
     "db": int,
+    "replicas": int,
+    "tls": _yes_or_no,
+    "ca": _file,
+    "cert": _file,
+    "key": _file,
+    "sentinel_user": str,
+    "sentinel_password": str,
 }
 
 
@@ -85,6 +122,8 @@ def _wrong(problem: str) -> ValidationError:
 def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
     given: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name == "verify":
+            raise _wrong("a server's certificate is always verified; name whom to trust with the option ca")
         if name not in known:
             raise _wrong(f"it has an option that this kind of store does not know; known are {', '.join(known)}")
         if name in given:
@@ -111,6 +150,8 @@ def _check_options(options: _Options) -> None:
         raise _wrong(f"timeout must be above 0, and at most {_MAX_TIMEOUT} seconds")
     if options.db < 0:
         raise _wrong("db must be at least 0")
+    if not 0 <= options.replicas <= _MAX_REPLICAS:
+        raise _wrong(f"replicas must be 0 to {_MAX_REPLICAS}")
 
 
 def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
@@ -128,16 +169,26 @@ def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
     }
 
 
-def _pool(connection_class: type[Any], options: _Options, settings: dict[str, Any]) -> ConnectionPool:
-    return BlockingConnectionPool(
-        connection_class=connection_class,
-        max_connections=options.pool_size,
-        timeout=int(options.timeout) or 1,
-        **settings,
-    )
+def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Pool]:
+    """Makes the connections to a server at a host and port, over TLS if that is wanted."""
+    connection_class: type[Connection] = Connection
+    if options.tls:
+        try:
+            settings = {**settings, "tls": tls_context(ca=options.ca, cert=options.cert, key=options.key)}
+        except ValueError as error:
+            raise _wrong(str(error)) from None
+        connection_class = TlsConnection
+    elif options.ca or options.cert or options.key:
+        raise _wrong("ca, cert and key are for TLS: add tls=yes")
+
+    def pool_to(host: str, port: int) -> Pool:
+        place = {**settings, "host": host, "port": port}
+        return Pool(connection_class, place, size=options.pool_size, patience=options.timeout)
+
+    return pool_to
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str, default_port: int = _DEFAULT_PORT) -> tuple[str, int]:
     """Host and port of a server."""
     try:
         host = urlsplit(f"//{text}").hostname
@@ -148,40 +199,49 @@ def _address(text: str) -> tuple[str, int]:
     if not host:
         raise _wrong("a host is missing; a '/', '?', '#', '@' or ':' in a password must be percent-encoded")
     if not colon:
-        return host, _DEFAULT_PORT
+        return host, default_port
     if _NUMBER.fullmatch(port) is None or not 1 <= int(port) <= 65535:
         raise _wrong("a port must be 1 to 65535")
     return host, int(port)
 
 
-def _database(parts: SplitResult, options: _Options) -> int:
-    path = parts.path.strip("/")
-    if not path:
-        return options.db
-    if _NUMBER.fullmatch(path) is None:
+def _database(text: str) -> int:
+    if not text:
+        return 0
+    if _NUMBER.fullmatch(text) is None:
         raise _wrong("what stands behind the host is the number of a database")
-    return int(path)
+    return int(text)
+
+
+def _hosts(parts: SplitResult) -> str:
+    """What stands behind user and password."""
+    return parts.netloc.rpartition("@")[2]
 
 
 def _open_server(parts: SplitResult, options: _Options) -> Store:
     from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
-    host, port = _address(parts.netloc.rpartition("@")[2] or "localhost")
-    settings = {**_common(parts, options), "host": host, "port": port, "db": _database(parts, options)}
-    return ValkeyStore(_pool(Connection, options, settings), prefix=options.prefix, address=f"{host}:{port}")
+    host, port = _address(_hosts(parts) or "localhost")
+    settings = {**_common(parts, options), "db": _database(parts.path.strip("/"))}
+    pool = _tcp(options, settings)(host, port)
+    return ValkeyStore(pool, prefix=options.prefix, address=f"{host}:{port}", replicas=options.replicas)
+
+
+def _open_tls_server(parts: SplitResult, options: _Options) -> Store:
+    return _open_server(parts, attrs.evolve(options, tls=True))
 
 
 def _open_unix(parts: SplitResult, options: _Options) -> Store:
     from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
-    if parts.netloc.rpartition("@")[2]:
+    if _hosts(parts):
         raise _wrong("the path of a socket begins with '/', as in unix:///run/valkey.sock")
     if not parts.path.strip("/"):
         raise _wrong("the path of the socket is missing")
     settings = {**_common(parts, options), "path": unquote(parts.path), "db": options.db}
     del settings["socket_keepalive"]
-    pool = _pool(UnixDomainSocketConnection, options, settings)
-    return ValkeyStore(pool, prefix=options.prefix, address=parts.path)
+    pool = Pool(UnixDomainSocketConnection, settings, size=options.pool_size, patience=options.timeout)
+    return ValkeyStore(pool, prefix=options.prefix, address=parts.path, replicas=options.replicas)
 
 
 def _open_cluster(parts: SplitResult, options: _Options) -> Store:
@@ -189,13 +249,38 @@ def _open_cluster(parts: SplitResult, options: _Options) -> Store:
 
     if parts.path.strip("/"):
         raise _wrong("a cluster has one database; nothing may stand behind its hosts")
-    hosts = parts.netloc.rpartition("@")[2]
-    seeds = []
-    for node in hosts.split(","):
-        host, port = _address(node)
-        settings = {**_common(parts, options), "host": host, "port": port, "db": 0}
-        seeds.append(_pool(Connection, options, settings))
-    return ClusterStore(seeds, prefix=options.prefix, address=hosts)
+    hosts = _hosts(parts)
+    pool_to = _tcp(options, {**_common(parts, options), "db": 0})
+    seeds = [pool_to(*_address(node)) for node in hosts.split(",")]
+    return ClusterStore(seeds, prefix=options.prefix, address=hosts, replicas=options.replicas)
+
+
+def _open_sentinel(parts: SplitResult, options: _Options) -> Store:
+    from flowfabric_worker.engine.stores.sentinel import ANSWER_TIMEOUT, SentinelStore
+
+    hosts = _hosts(parts)
+    service, _, database = parts.path.strip("/").partition("/")
+    if _SERVICE.fullmatch(service) is None:
+        raise _wrong("the name of the service is missing or wrong, as in valkey+sentinel://HOST/SERVICE")
+    if options.sentinel_user and not options.sentinel_password:
+        raise _wrong("sentinel_user needs sentinel_password")
+    timeout = min(options.timeout, ANSWER_TIMEOUT)
+    of_sentinels = {
+        **_common(parts, options),
+        "username": options.sentinel_user or None,
+        "password": options.sentinel_password or None,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+    }
+    to_sentinel = _tcp(options, of_sentinels)
+    return SentinelStore(
+        [to_sentinel(*_address(each, _SENTINEL_PORT)) for each in hosts.split(",")],
+        service,
+        _tcp(options, {**_common(parts, options), "db": _database(database)}),
+        prefix=options.prefix,
+        address=f"{hosts}/{service}",
+        replicas=options.replicas,
+    )
 
 
 def _open_memory(parts: SplitResult, options: _Options) -> Store:
@@ -223,12 +308,17 @@ class _Kind:
     options: tuple[str, ...]
 
 
-_SERVER = ("prefix", "partitions", "pool_size", "timeout")
+_LOCAL = ("prefix", "partitions", "pool_size", "timeout")
+_SERVER = (*_LOCAL, "replicas")
+_TLS = ("ca", "cert", "key")
 _KINDS = {
     "memory": _Kind(_open_memory, ("prefix", "partitions")),
-    "embedded": _Kind(_open_embedded, _SERVER),
+    "embedded": _Kind(_open_embedded, _LOCAL),
     "valkey": _Kind(_open_server, _SERVER),
     "redis": _Kind(_open_server, _SERVER),
+    "valkeys": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
+    "rediss": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
     "unix": _Kind(_open_unix, (*_SERVER, "db")),
-    "valkey+cluster": _Kind(_open_cluster, _SERVER),
+    "valkey+cluster": _Kind(_open_cluster, (*_SERVER, "tls", *_TLS)),
+    "valkey+sentinel": _Kind(_open_sentinel, (*_SERVER, "tls", *_TLS, "sentinel_user", "sentinel_password")),
 }

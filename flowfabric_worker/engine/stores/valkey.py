@@ -7,12 +7,12 @@ is lost is for the engine to say, which may send any call again.
 from __future__ import annotations
 
 import functools
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
+import hiredis
 import redis
 from redis.connection import ConnectionPool
 
@@ -26,13 +26,16 @@ from flowfabric_worker.engine.errors import (
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
 from flowfabric_worker.engine.stores.library import is_ours, library
+from flowfabric_worker.engine.stores.pool import NoFreeConnectionError
+from flowfabric_worker.engine.stores.replicas import Replicas, TooFewReplicasError, reading_functions
+from flowfabric_worker.engine.stores.server_info import read_info, versions_wanted
+from flowfabric_worker.engine.stores.subscription import ValkeySubscription
+from flowfabric_worker.engine.stores.tls import HandshakeTimeoutError, advice, failed_handshake
 
 Command: TypeAlias = tuple[Argument, ...]
 
-OLDEST = {"valkey": (7, 2), "redis": (7, 0)}
 # How a server tells that a function did what its caller may not.
 _IN_SCRIPT = "ACL failure in script"
-_FUNCTION_USE = re.compile(r"calls=([0-9]+),usec=([0-9]+)")
 # The driver has classes for some of these answers, and cuts the word off those.
 _BUSY_WORDS = ("BUSY", "UNKILLABLE", "NOREPLICAS")
 _BUSY_CLASSES = (
@@ -52,13 +55,17 @@ class ValkeyStore(Store):
         label: names the kind of store.
         prefix: begins every key and channel, so that several systems share a server.
         address: the server in words, without secrets, for messages.
+        replicas: how many of its replicas must have what a call wrote before the call returns.
     """
 
-    def __init__(self, pool: ConnectionPool, *, label: str = "valkey", prefix: str = "ff", address: str = "") -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, label: str = "valkey", prefix: str = "ff", address: str = "", replicas: int = 0
+    ) -> None:
         self.label = label
         self.prefix = prefix
         self.address = address or label
         self._pool = pool
+        self._replicas = Replicas(replicas) if replicas else None
         self._loading = threading.Lock()
         self._functions: dict[str, str] = {}
 
@@ -97,16 +104,25 @@ class ValkeyStore(Store):
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        command = self.command(function, partition, arguments)
         pool = self.pool_of(partition)
-        with self.translated():
-            try:
-                (reply,) = self._exchange(pool, [command], timeout)
-            except redis.ResponseError as error:
-                if not _is_missing(error):
-                    raise
-                self._load_into(pool)
-                (reply,) = self._exchange(pool, [command], timeout)
+        if self._replicas:
+            (answer,) = self._call_group(pool, [Call(function, partition, arguments)], timeout)
+            if isinstance(answer, EngineError):
+                raise answer
+            return answer
+        try:
+            return self._call_one(pool, self.command(function, partition, arguments), timeout)
+        except (redis.RedisError, OSError) as error:
+            raise self.translate(error) from error
+
+    def _call_one(self, pool: ConnectionPool, command: Command, timeout: float) -> Reply:
+        try:
+            (reply,) = self._exchange(pool, [command], timeout)
+        except redis.ResponseError as error:
+            if not _is_missing(error):
+                raise
+            self._load_into(pool)
+            (reply,) = self._exchange(pool, [command], timeout)
         return cast(Reply, reply)
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
@@ -123,17 +139,18 @@ class ValkeyStore(Store):
 
     def subscribe(self, topic: str) -> Subscription:
         with self.translated():
-            return _ValkeySubscription(self, self.channel(topic))
+            return ValkeySubscription(self.primaries()[0], self.channel(topic), self.translated)
 
     def wake(self, topic: str, message: bytes) -> None:
-        self.execute(self._pool, "PUBLISH", self.channel(topic), message)
+        # Any node of a cluster passes a message on to all others.
+        self.execute(self.primaries()[0], "PUBLISH", self.channel(topic), message)
 
     def ping(self) -> None:
         for pool in self.primaries():
             self.execute(pool, "PING")
 
     def info(self) -> StoreInfo:
-        return read_info(self)
+        return read_info(self.address, [self.execute(pool, "INFO", "everything") for pool in self.primaries()])
 
     def close(self) -> None:
         for pool in self.primaries():
@@ -148,7 +165,10 @@ class ValkeyStore(Store):
         name = self._functions.get(function)
         if name is None:
             name = self._functions[function] = library().function(function)
-        return ("FCALL", name, 1, f"{self.prefix}:{partition_key(partition)}", *arguments)
+        return ("FCALL", name, 1, self._key(partition), *arguments)
+
+    def _key(self, partition: int) -> str:
+        return f"{self.prefix}:{partition_key(partition)}"
 
     def execute(self, pool: ConnectionPool, *command: Argument) -> Any:
         """Runs one plain command on one server."""
@@ -157,19 +177,28 @@ class ValkeyStore(Store):
 
     def _call_group(self, pool: ConnectionPool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
         """Runs calls on one server; those that miss their function are sent once more after loading it."""
-        commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
         try:
             with self.translated():
-                answers = self._exchange(pool, commands, timeout, keep_errors=True)
+                answers = self._send_calls(pool, calls, timeout)
                 missing = [i for i, answer in enumerate(answers) if _is_missing(answer)]
                 if missing:
                     self._load_into(pool)
-                    again = self._exchange(pool, [commands[i] for i in missing], timeout, keep_errors=True)
+                    again = self._send_calls(pool, [calls[i] for i in missing], timeout)
                     for i, answer in zip(missing, again, strict=True):
                         answers[i] = answer
         except EngineError as error:
             return [error] * len(calls)
         return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
+
+    def _send_calls(self, pool: ConnectionPool, calls: Sequence[Call], timeout: float) -> list[Any]:
+        """Runs calls on one server, and waits for its replicas where that is wanted."""
+        commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
+        if self._replicas is None or all(call.function in reading_functions() for call in calls):
+            return self._exchange(pool, commands, timeout, keep_errors=True)
+        behind = self._replicas.commands(self._key(calls[0].partition), timeout)
+        answers = self._exchange(pool, [*commands, *behind], timeout, keep_errors=True)
+        self._replicas.check(answers[len(commands) :])
+        return answers[: len(commands)]
 
     def _exchange(
         self, pool: ConnectionPool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
@@ -178,13 +207,11 @@ class ValkeyStore(Store):
         connection = pool.get_connection()
         healthy = False
         try:
-            if len(commands) == 1:
-                connection.send_command(*commands[0])
-            else:
-                connection.send_packed_command(connection.pack_commands(commands))
+            connection.send_packed_command([_packed(commands)], check_health=False)
             replies: list[Any] = []
             for _ in commands:
-                if not connection.can_read(timeout):
+                # The connection itself waits for as long as its socket may take; looking first costs a few calls more.
+                if timeout != connection.socket_timeout and not connection.can_read(timeout):
                     raise redis.TimeoutError(f"no answer within {timeout} s")
                 try:
                     replies.append(connection.read_response())
@@ -248,8 +275,18 @@ class ValkeyStore(Store):
             return transport("permission_denied", f"The user of {self.address} lacks a right: {text}")
         if isinstance(error, redis.DataError):
             return ValidationError("invalid_input", f"An argument is of a type that cannot be sent: {text}")
+        if isinstance(error, redis.ConnectionError) and (refusal := failed_handshake(error)) is not None:
+            return transport("tls_failed", f"No TLS connection to {self.address}: {advice(refusal)}.")
+        if isinstance(error, HandshakeTimeoutError):
+            return transport(
+                "store_timeout", f"{self.address} did not answer the TLS handshake in time: does it speak TLS there?"
+            )
         if isinstance(error, redis.TimeoutError | TimeoutError):
             return transport("store_timeout", f"{self.address} did not answer in time.")
+        if isinstance(error, NoFreeConnectionError):
+            return transport("store_timeout", f"No connection to {self.address} was free: {text}; raise pool_size.")
+        if isinstance(error, TooFewReplicasError):
+            return transport("store_busy", f"{self.address} has too few replicas that follow: {text}.")
         if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
             return ResourceExhaustedError(
                 "store_full", f"{self.address} has reached its maxmemory; free memory or raise the limit."
@@ -263,107 +300,21 @@ class ValkeyStore(Store):
             if "unknown command" in text.lower():
                 return UnavailableError(
                     "functions",
-                    f"{self.address} has no functions: {_versions_wanted()} is needed.",
+                    f"{self.address} has no functions: {versions_wanted()} is needed.",
                     "store_not_supported",
                 )
             return transport("function_failed", f"{self.address} could not run the call: {text}")
         return transport("transport", f"{self.address} cannot be reached: {text}")
 
 
-class _ValkeySubscription(Subscription):
-    """One connection that listens on one channel."""
-
-    def __init__(self, store: ValkeyStore, channel: str) -> None:
-        self._store = store
-        pool = store.primaries()[0]
-        self._connection = pool.connection_class(**pool.connection_kwargs)
-        self._connection.connect()
-        self._connection.send_command("SUBSCRIBE", channel)
-        if not self._connection.can_read(CALL_TIMEOUT):
-            self._connection.disconnect()
-            raise redis.TimeoutError("no answer to SUBSCRIBE")
-        self._connection.read_response()
-        self._unanswered_ping = False
-
-    def wait(self, timeout: float) -> list[bytes]:
-        messages: list[bytes] = []
-        with self._store.translated():
-            ready = self._connection.can_read(timeout)
-            if not ready:
-                self._check_alive()
-            while ready:
-                answer = self._connection.read_response()
-                self._unanswered_ping = False
-                if answer[0] == b"message":
-                    messages.append(answer[2])
-                ready = self._connection.can_read(0)
-        return messages
-
-    def _check_alive(self) -> None:
-        """Silence may be a dead connection: it must have answered the ping of the wait before."""
-        if self._unanswered_ping:
-            raise redis.TimeoutError("the subscription does not answer")
-        self._connection.send_command("PING")
-        self._unanswered_ping = True
-
-    def close(self) -> None:
-        self._connection.disconnect()
+def _packed(commands: Sequence[Command]) -> bytes:
+    """Commands as they are sent, all in one piece."""
+    try:
+        # Its stub knows commands of one part only.
+        return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type,misc]
+    except TypeError as error:
+        raise redis.DataError(str(error)) from error
 
 
 def _is_missing(answer: object) -> bool:
     return isinstance(answer, redis.ResponseError) and "function not found" in str(answer).lower()
-
-
-def _versions_wanted() -> str:
-    return " or ".join(f"{name.capitalize()} {major}.{minor}" for name, (major, minor) in OLDEST.items())
-
-
-def read_info(store: ValkeyStore) -> StoreInfo:
-    """Product and version of every server of a store; refuses what could not work or would lose data.
-
-    Raises:
-        UnavailableError: `store_not_supported`, a server is too old or throws data away when its memory is full.
-    """
-    found: list[tuple[str, str]] = []
-    warnings: list[str] = []
-    spent: list[tuple[int, int]] = []
-    for pool in store.primaries():
-        fields = _parse_info(store.execute(pool, "INFO", "everything"))
-        product = "valkey" if "valkey_version" in fields else "redis"
-        version = fields.get(f"{product}_version", "0")
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[product]:
-            raise UnavailableError(
-                "prepare",
-                f"{store.address} is {product} {version}; {_versions_wanted()} is needed.",
-                "store_not_supported",
-            )
-        policy = fields.get("maxmemory_policy", "noeviction")
-        if policy.startswith("allkeys"):
-            raise UnavailableError(
-                "prepare",
-                f"{store.address} throws keys away when its memory is full (maxmemory-policy {policy}), which would "
-                "lose work: set it to noeviction.",
-                "store_not_supported",
-            )
-        if fields.get("aof_enabled") == "0":
-            warnings.append(
-                f"{store.address} keeps no append-only file: a restart loses what came since its last save."
-            )
-        found.append((product, version))
-        spent.append(_function_use(fields))
-    product, version = found[0]
-    calls, busy_us = map(sum, zip(*spent, strict=True))
-    return StoreInfo(
-        product=product, version=version, warnings=tuple(dict.fromkeys(warnings)), calls=calls, busy_us=busy_us
-    )
-
-
-def _function_use(fields: dict[str, str]) -> tuple[int, int]:
-    """How many functions a server has run since it started, and the microseconds that they took."""
-    numbers = _FUNCTION_USE.match(fields.get("cmdstat_fcall", ""))
-    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-
-
-def _parse_info(text: bytes) -> dict[str, str]:
-    lines = text.decode("utf-8", "replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))

@@ -1,0 +1,199 @@
+"""A primary with replicas that sentinels watch: this store asks them where the primary is, and follows it.
+
+They are asked at the first call, after a call that failed, and about once a second while calls are made: a primary
+that was cut off from the rest may answer for a while as if nothing had happened. Of what they say the youngest
+counts, by the number that each failover gets; a sentinel that was cut off too says something older.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import attrs
+import redis
+from redis.connection import ConnectionPool
+
+from flowfabric_worker.engine.errors import EngineError, TransportError
+from flowfabric_worker.engine.stores.base import Subscription
+from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.subscription import ValkeySubscription
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+
+LOOK_EVERY = 1.0
+# How long a sentinel may take, in seconds: one that is away must not hold calls up for long, for there are others.
+ANSWER_TIMEOUT = 1.0
+# For how long a sentinel that did not answer is left out, in seconds: asking it may hold a call up each time.
+_LEFT_OUT = 10.0
+
+
+@attrs.frozen(kw_only=True, order=True)
+class _Primary:
+    """What a sentinel says. Of two answers the greater one counts.
+
+    Attributes:
+        epoch: number of the failover that made it the primary.
+        settled: whether that failover is over; until then the sentinel that leads it still names the old address.
+    """
+
+    epoch: int
+    settled: bool
+    host: str
+    port: int
+
+    def is_at(self, other: _Primary) -> bool:
+        return (self.host, self.port) == (other.host, other.port)
+
+
+@attrs.define(eq=False)
+class _Sentinel:
+    """One sentinel, and until when it is not asked."""
+
+    pool: Pool
+    left_out_until: float = 0.0
+
+    def __str__(self) -> str:
+        settings = self.pool.connection_kwargs
+        return f"{settings['host']}:{settings['port']}"
+
+
+class SentinelStore(ValkeyStore):
+    """A store on the primary of a service.
+
+    Args:
+        sentinels: connections to the sentinels that the URL names.
+        service: what the sentinels call the primary and its replicas.
+        pool_to: makes the connections to a primary at a host and port.
+        prefix: begins every key and channel.
+        address: sentinels and service in words, without secrets.
+        replicas: how many replicas must have what a call wrote before the call returns.
+    """
+
+    def __init__(
+        self,
+        sentinels: Sequence[Pool],
+        service: str,
+        pool_to: Callable[[str, int], Pool],
+        *,
+        prefix: str = "ff",
+        address: str = "",
+        replicas: int = 0,
+    ) -> None:
+        super().__init__(sentinels[0], label="valkey+sentinel", prefix=prefix, address=address, replicas=replicas)
+        self._sentinels = [_Sentinel(pool) for pool in sentinels]
+        self._service = service
+        self._pool_to = pool_to
+        self._looking = threading.Lock()
+        self._look_at = 0.0
+        # After a call that failed the primary may be another one.
+        self._doubted = True
+        self._primary: _Primary | None = None
+        self._current: Pool | None = None
+
+    def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
+        if self._doubted:
+            with self._looking:
+                # Many may have failed at once; the first one looks for all.
+                if self._doubted:
+                    self._look(doubted=True)
+                    self._doubted = False
+        elif time.monotonic() >= self._look_at and self._looking.acquire(blocking=False):
+            try:
+                self._look(doubted=False)
+            finally:
+                self._looking.release()
+        if self._current is None:
+            raise TransportError(
+                "store_busy", f"The sentinels of {self.address} did not tell where the primary is.", backend=self.label
+            )
+        return self._current
+
+    def primaries(self) -> list[ConnectionPool]:
+        return [self.pool_of(0)]
+
+    def subscribe(self, topic: str) -> Subscription:
+        with self.translated():
+            return _PrimarySubscription(self, self.pool_of(0), self.channel(topic))
+
+    def translate(self, error: Exception) -> EngineError:
+        translated = super().translate(error)
+        if isinstance(translated, TransportError) and translated.retryable:
+            self._doubted = True
+        return translated
+
+    def close(self) -> None:
+        for sentinel in self._sentinels:
+            sentinel.pool.disconnect()
+        if self._current is not None:
+            self._current.disconnect()
+
+    def _look(self, *, doubted: bool) -> None:
+        """Asks the sentinels and goes where the youngest answer says. The caller holds the lock.
+
+        Without an answer everything stays as it is: sentinels may be away while the primary works.
+
+        Raises:
+            TransportError: no sentinel answers, and no primary is known yet.
+        """
+        now = time.monotonic()
+        self._look_at = now + LOOK_EVERY
+        answers: list[_Primary] = []
+        problem: TransportError | None = None
+        for sentinel in [each for each in self._sentinels if each.left_out_until <= now] or self._sentinels:
+            try:
+                answers.append(self._ask(sentinel))
+                sentinel.left_out_until = 0.0
+            except TransportError as error:
+                sentinel.left_out_until = time.monotonic() + _LEFT_OUT
+                problem = error
+        if answers:
+            self._consider(max(answers), doubted=doubted)
+        elif problem is not None and self._current is None:
+            raise problem
+
+    def _ask(self, sentinel: _Sentinel) -> _Primary:
+        try:
+            (fields,) = self._exchange(sentinel.pool, [("SENTINEL", "MASTER", self._service)], ANSWER_TIMEOUT)
+        except (redis.RedisError, OSError) as error:
+            code, text = super().translate(error).code, str(error)
+            if "No such master" in text:
+                code, text = "transport", f"it watches no service {self._service!r}"
+            raise TransportError(
+                code,
+                f"The sentinel {sentinel} does not tell where the primary is: {text}.",
+                backend=self.label,
+            ) from error
+        told: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))
+        return _Primary(
+            epoch=int(told[b"config-epoch"]),
+            settled=b"failover_in_progress" not in told[b"flags"],
+            host=told[b"ip"].decode(),
+            port=int(told[b"port"]),
+        )
+
+    def _consider(self, said: _Primary, *, doubted: bool) -> None:
+        """Goes to another primary; while the known one works only to a younger one."""
+        known = self._primary
+        if known is not None and (said.is_at(known) or (not doubted and said.epoch <= known.epoch)):
+            return
+        old, self._current = self._current, self._pool_to(said.host, said.port)
+        self._primary = said
+        if old is not None:
+            # Calls that are under way there end by themselves.
+            old.disconnect(inuse_connections=False)
+
+
+class _PrimarySubscription(ValkeySubscription):
+    """A subscription that ends when the primary is another one, for messages are sent to that one."""
+
+    def __init__(self, store: SentinelStore, pool: Pool, channel: str) -> None:
+        self._store = store
+        self._pool = pool
+        super().__init__(pool, channel, store.translated)
+
+    def wait(self, timeout: float) -> list[bytes]:
+        messages = super().wait(timeout)
+        if self._store.pool_of(0) is not self._pool:
+            raise TransportError("store_busy", "Another server is the primary now.", backend=self._store.label)
+        return messages

@@ -1,0 +1,111 @@
+"""Connections over TLS: the server proves who it is, and the client too where it has a certificate.
+
+There is no way to leave the server's proof out: a connection to somebody unknown protects nothing. A certificate that
+no authority signed is its own authority, so `ca` may name the file of that very certificate.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+import redis
+from redis.connection import Connection
+
+# OpenSSL's numbers for a certificate that is good, and of somebody else.
+_WRONG_NAME = (62, 64)
+# What is no word about the handshake, but the end of a connection.
+_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
+class HandshakeTimeoutError(redis.TimeoutError):
+    """A server that took the connection did not finish the handshake."""
+
+
+class TlsConnection(Connection):
+    """A connection of the driver over TLS.
+
+    Args:
+        tls: whom to trust and what to show, read once for all connections.
+        settings: those of the driver's connection.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext, **settings: Any) -> None:
+        self._tls = tls
+        super().__init__(**settings)  # type: ignore[no-untyped-call]  # the driver leaves it untyped
+
+    def can_read(self, timeout: float = 0) -> bool:
+        try:
+            return super().can_read(timeout)
+        except redis.ConnectionError:
+            # A server that hung up may have said why; reading raises that.
+            self.read_response()
+            raise
+
+    def _connect(self) -> socket.socket:
+        plain: socket.socket = super()._connect()  # type: ignore[no-untyped-call]  # as above
+        try:
+            return self._tls.wrap_socket(plain, server_hostname=self.host)
+        except TimeoutError as error:
+            plain.close()
+            raise HandshakeTimeoutError("no handshake") from error
+        except OSError:
+            plain.close()
+            raise
+
+
+def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContext:
+    """Whom to trust and what to show.
+
+    Args:
+        ca: file with the certificates of the authorities to trust, instead of the system's.
+        cert: file with the client's certificate, and the chain behind it.
+        key: file with the key of `cert`, where that one does not hold it too.
+
+    Raises:
+        ValueError: a file cannot be used; the message says which.
+    """
+    if key and not cert:
+        raise ValueError("the option key needs cert, the certificate that the key belongs to")
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+    except OSError:
+        raise ValueError("the file of the option ca cannot be read, or holds no certificate (PEM)") from None
+    if cert:
+        try:
+            # With a password, even an empty one, nobody is asked for one at the terminal.
+            context.load_cert_chain(cert, key or None, password="")
+        except OSError:
+            raise ValueError(
+                "the files of the options cert and key cannot be read, do not belong together, or need a password (PEM)"
+            ) from None
+    return context
+
+
+def failed_handshake(error: BaseException) -> ssl.SSLError | None:
+    """The refusal of one side to talk to the other one that lies behind one of the driver's errors, if one does.
+
+    A client learns only at its first answer that the server wants another certificate of it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLError):
+            return None if isinstance(seen, _CUT) else seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def advice(refusal: ssl.SSLError) -> str:
+    """What went wrong in a handshake, and what to do, as the rest of a sentence."""
+    reason = refusal.reason or "no reason given"
+    if isinstance(refusal, ssl.SSLCertVerificationError):
+        said = refusal.verify_message.rstrip(".")
+        if refusal.verify_code in _WRONG_NAME:
+            return f"its certificate is not for that host ({said}); use a host name that the certificate holds"
+        return f"its certificate is not trusted ({said}); name the file of its authority with the option ca"
+    if reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS there; use its TLS port, or leave TLS out"
+    if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
+        return f"it wants a certificate that it trusts ({reason}); name its files with the options cert and key"
+    return f"it and this client do not agree ({reason}); compare the TLS versions and ciphers that they allow"

@@ -1,0 +1,135 @@
+"""The connections to a server: shared, bounded, and renewed when the server was away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.urls import open_store
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from tests.conformance.work import created
+from tests.servers import ValkeyServer, free_ports, wait_until
+
+
+def pool_of(url: str) -> Pool:
+    store, _ = open_store(url)
+    assert isinstance(store, ValkeyStore)
+    pool = store.pool_of(0)
+    assert isinstance(pool, Pool)
+    return pool
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Engine]:
+    """An engine for the length of a block, which sends everything once."""
+    engine = open_engine(url, patience=0)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def connections_to(server: ValkeyServer) -> int:
+    """How many connections a server has, but for the one that asks."""
+    return len(server.client().client_list()) - 1
+
+
+def test_the_connection_that_was_used_last_is_used_next(server: ValkeyServer) -> None:
+    pool = pool_of(server.url)
+    first, second = pool.get_connection(), pool.get_connection()
+    assert first is not second
+    pool.release(first)
+    pool.release(second)
+
+    assert pool.get_connection() is second
+    assert pool.get_connection() is first
+    pool.disconnect()
+
+
+def test_who_finds_no_connection_free_is_told_which_option_gives_more(server: ValkeyServer) -> None:
+    store, _ = open_store(f"{server.url}?pool_size=1&timeout=0.2")
+    assert isinstance(store, ValkeyStore)
+    taken = store.pool_of(0).get_connection()
+    with pytest.raises(TransportError, match="pool_size") as caught:
+        store.ping()
+    assert caught.value.code == "store_timeout"
+    assert caught.value.retryable
+
+    store.pool_of(0).release(taken)
+    store.ping()
+    store.close()
+
+
+def test_who_waits_for_a_connection_gets_the_one_that_is_given_back(server: ValkeyServer) -> None:
+    pool = pool_of(f"{server.url}?pool_size=1&timeout=10")
+    taken = pool.get_connection()
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(pool.get_connection)
+        pool.release(taken)
+        assert waiting.result(5) is taken
+    pool.disconnect()
+
+
+def test_many_threads_share_few_connections(server: ValkeyServer) -> None:
+    with opened(f"{server.url}?pool_size=2") as engine, ThreadPoolExecutor(8) as threads:
+        engine.prepare()
+        made = list(threads.map(lambda _: created(engine), range(200)))
+
+        assert len(set(made)) == 200
+        assert connections_to(server) <= 2
+
+
+def test_a_restarted_server_is_noticed_before_the_next_call_is_sent(server: ValkeyServer) -> None:
+    with opened(server.url) as engine:
+        created(engine)
+        server.kill()
+        server.start()
+
+        created(engine)
+
+
+def test_a_server_that_was_away_leaves_every_connection_free_again(server: ValkeyServer) -> None:
+    with opened(f"{server.url}?pool_size=1&timeout=0.2") as engine:
+        created(engine)
+        server.kill()
+        for _ in range(3):
+            with pytest.raises(TransportError) as caught:
+                created(engine)
+            assert caught.value.code == "transport"
+        server.start()
+
+        created(engine)
+
+
+def test_closing_closes_the_connections_and_a_pool_that_is_used_again_opens_new_ones(server: ValkeyServer) -> None:
+    with opened(server.url) as engine:
+        created(engine)
+        engine.store.close()
+        wait_until(lambda: not connections_to(server), "the connection is closed")
+
+        created(engine)
+
+
+def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: ValkeyServer) -> None:
+    pool = pool_of(server.url)
+    old = pool.get_connection()
+    pool.release(old)
+    taken = pool.get_connection()
+    pool.forget_parent()
+    pool.release(taken)
+
+    assert pool.get_connection() not in (old, taken)
+    pool.disconnect()
+
+
+def test_a_pool_tells_no_password() -> None:
+    (port,) = free_ports(1)
+    pool = pool_of(f"valkey://ann:hunter2@127.0.0.1:{port}")
+
+    assert "hunter2" not in repr(pool)
