@@ -54,6 +54,8 @@ class Claimer:
         self._lanes = tuple(lanes)
         self._offers = offers
         self._hooks = hooks
+        self._tells = hooks.wants("on_claim")
+        self._on_lost = hooks.lost if hooks.wants("on_lost") else None
         self._stopping = threading.Event()
         self._pace = _Pace(holdings)
         self._thread = threading.Thread(target=self._work, name="flowfabric-claimer", daemon=True)
@@ -130,10 +132,10 @@ class Claimer:
 
     def _take(self, claimed: Sequence[Claimed]) -> None:
         moment = now()
-        on_lost = self._hooks.lost if self._hooks.wants("on_lost") else None
         for each in claimed:
-            held = hold(each, self._tasks[each.task], moment, on_lost)
-            self._hooks.tell("on_claim", held)
+            held = hold(each, self._tasks[each.task], moment, self._on_lost)
+            if self._tells:
+                self._hooks.tell("on_claim", held)
             self._holdings.add(held)
         if self._holdings.outstanding() <= self._holdings.threads:
             # A thread waited for this. It goes first: the next claim is not in a hurry.

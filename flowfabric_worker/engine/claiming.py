@@ -206,7 +206,7 @@ class Claiming(Classes):
             else:
                 waits_in.pop(partition, None)
             claimed += items
-        if claimed and terms.waiter is not None:
+        if claimed and waits_in and terms.waiter is not None:
             self._leave(terms.waiter, waits_in)
         return claimed, next_due
 

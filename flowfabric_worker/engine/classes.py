@@ -23,10 +23,15 @@ from flowfabric_worker.engine.wire import WorkClass, decode_class
 
 @attrs.define
 class _Known:
-    """The classes of a partition that hold work, as far as they were read, under one revision."""
+    """The classes of a partition that hold work, as far as they were read, under one revision.
+
+    Attributes:
+        last: what a claim asked for, and what it fitted; the next one mostly asks for the same.
+    """
 
     revision: int
     lanes: dict[str, list[tuple[bytes, WorkClass]]] = attrs.field(factory=dict)
+    last: tuple[object, list[Lane]] = (None, [])
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +54,16 @@ class Classes(EngineCore):
     def fitting(self, partition: int, request: ClaimRequest, claimed: Sequence[Claimed] = ()) -> tuple[int, list[Lane]]:
         """The lanes that a claim still has room for, with the classes that the worker fits, and their revision."""
         known = self._read(partition, request)
-        taken = Counter(each.handle.lane for each in claimed)
+        if not claimed:
+            asked = (request.lanes, request.capabilities, request.tasks)
+            before, lanes = known.last
+            if before != asked:
+                lanes = self._fitting(known, request, Counter())
+                known.last = asked, lanes
+            return known.revision, lanes
+        return known.revision, self._fitting(known, request, Counter(each.handle.lane for each in claimed))
+
+    def _fitting(self, known: _Known, request: ClaimRequest, taken: Counter[str]) -> list[Lane]:
         lanes = [
             Lane(
                 address=self.packed_lane(lane.lane),
@@ -60,7 +74,7 @@ class Classes(EngineCore):
             )
             for lane in request.lanes
         ]
-        return known.revision, [lane for lane in lanes if lane.limit > 0]
+        return [lane for lane in lanes if lane.limit > 0]
 
     def portions(self, lanes: Sequence[Lane]) -> Iterator[list[Argument]]:
         """Lanes as the arguments of as many calls as they need: at most 64 classes a call, each time others first."""

@@ -45,23 +45,27 @@ class CallsUnderWay:
     """Counts the calls that have not come back yet: `with` it around each of them."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Every call passes through here, so what only a shutdown needs is done for a shutdown alone.
+        self._lock = threading.Lock()
+        self._none_left = threading.Condition(self._lock)
         self._count = 0
+        self._awaited = False
 
     def __enter__(self) -> None:
-        with self._changed:
+        with self._lock:
             self._count += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self._count -= 1
-            if not self._count:
-                self._changed.notify_all()
+            if self._awaited and not self._count:
+                self._none_left.notify_all()
 
     def wait(self, timeout: float) -> int:
         """Waits until there is none, at most `timeout` seconds; returns how many there are."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._count, timeout)
+        with self._lock:
+            self._awaited = True
+            self._none_left.wait_for(lambda: not self._count, timeout)
             return self._count
 
 
@@ -232,7 +236,7 @@ class EngineCore:
         The items go out in bounded batches per partition, all of them in one round trip.
         """
         if len(items) == 1:
-            return [self._call_item(function, *items[0], timeout)]
+            return [self.call_item(function, *items[0], timeout)]
         answers: list[Reply | EngineError] = [TransportError()] * len(items)
         batches = list(self._batches(items))
         calls = [
@@ -245,7 +249,9 @@ class EngineCore:
                 answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place], partition)
         return answers
 
-    def _call_item(self, function: str, partition: int, item: Item, timeout: float) -> Reply | EngineError:
+    def call_item(
+        self, function: str, partition: int, item: Item, timeout: float = CALL_TIMEOUT
+    ) -> Reply | EngineError:
         """The same for one item, which many calls carry: it needs no sorting into batches."""
         self.check_partition(partition)
         reply = self.persist(lambda: self.store.call(function, partition, item, timeout))

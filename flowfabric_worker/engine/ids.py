@@ -58,7 +58,7 @@ class ExecutionId:
     def mint(cls, partitions: int = 1) -> Self:
         """A new id in the partition that its UUID falls into; ids sort by the time they were made."""
         uuid = uuid7()
-        return cls(partition_of_uuid(uuid, partitions), str(uuid))
+        return cls(0 if partitions == 1 else partition_of_uuid(uuid, partitions), str(uuid))
 
     def __str__(self) -> str:
         return f"{{fp:{self.partition}}}:{self.uuid}"

@@ -24,7 +24,8 @@ class Submission(EngineCore):
     """The room `submission`."""
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
-        result = self.create_executions([args])[0]
+        partition, item = self._item(args)
+        result = self._result(args, partition, str(item[0]), self.call_item("create_executions", partition, item))
         if isinstance(result, EngineError):
             raise result
         return result

@@ -10,6 +10,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.stores import pool
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
@@ -85,7 +86,10 @@ def test_many_threads_share_few_connections(server: ValkeyServer) -> None:
         assert connections_to(server) <= 2
 
 
-def test_a_restarted_server_is_noticed_before_the_next_call_is_sent(server: ValkeyServer) -> None:
+def test_a_restarted_server_is_noticed_before_a_call_is_sent_over_a_connection_that_was_idle(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "LOOK_AFTER", 0.0)
     with opened(server.url) as engine:
         created(engine)
         server.kill()

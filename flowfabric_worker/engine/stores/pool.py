@@ -6,13 +6,19 @@ anew: without the measures, notifications and caches of the driver it takes less
 
 from __future__ import annotations
 
+import math
 import threading
-from typing import Any
+import time
+from typing import Any, Final
 
 import redis
 from redis.connection import ConnectionPool
 
 from flowfabric_worker.engine import forking
+
+
+# A connection that was idle for so many seconds is looked at before it is used.
+LOOK_AFTER: Final = 0.5
 
 
 class NoFreeConnectionError(redis.RedisError):
@@ -37,7 +43,8 @@ class Pool(ConnectionPool):
     def reset(self) -> None:
         """Begins anew without connections; those that there were are closed when nobody uses them any more."""
         self._released = threading.Condition(threading.Lock())
-        self._idle: list[Any] = []
+        # The last one is the one to use next, and stands beside the moment when it was given back.
+        self._idle: list[tuple[Any, float]] = []
         self._used: set[Any] = set()
 
     # In a forked process: what is closed there says nothing to the server, which goes on with the parent.
@@ -55,12 +62,15 @@ class Pool(ConnectionPool):
                 raise NoFreeConnectionError(
                     f"all {self.max_connections} connections were in use for {self.patience:g} s"
                 )
-            known = bool(self._idle)
-            connection = self._idle.pop() if known else self.connection_class(**self.connection_kwargs)
+            if self._idle:
+                connection, given_back = self._idle.pop()
+            else:
+                connection, given_back = self.connection_class(**self.connection_kwargs), math.inf
             self._used.add(connection)
         try:
             connection.connect()
-            if known:
+            # One that was used a moment ago is taken to be alive. If it is not, the call fails, and may be sent again.
+            if time.monotonic() - given_back > LOOK_AFTER:
                 _renew_if_dead(connection)
         except BaseException:
             self.release(connection)
@@ -73,13 +83,15 @@ class Pool(ConnectionPool):
             # Not one that was made before this pool began anew.
             if connection in self._used:
                 self._used.remove(connection)
-                self._idle.append(connection)
+                self._idle.append((connection, time.monotonic()))
                 self._released.notify()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Closes every connection, or only those that nobody uses. The pool opens new ones when it is used again."""
         with self._released:
-            connections = [*self._idle, *self._used] if inuse_connections else list(self._idle)
+            connections = [connection for connection, _ in self._idle]
+            if inuse_connections:
+                connections += self._used
         for connection in connections:
             connection.disconnect()
 

@@ -34,18 +34,14 @@ class ValkeySubscription(Subscription):
         self._unanswered_ping = False
 
     def wait(self, timeout: float) -> list[bytes]:
-        messages: list[bytes] = []
         with self._translated():
-            ready = self._connection.can_read(timeout)
-            if not ready:
+            if not self._connection.can_read(timeout):
                 self._check_alive()
-            while ready:
-                answer = self._connection.read_response()
-                self._unanswered_ping = False
-                if answer[0] == b"message":
-                    messages.append(answer[2])
-                ready = self._connection.can_read(0)
-        return messages
+                return []
+            answer = self._connection.read_response()
+        self._unanswered_ping = False
+        # Somebody waits for this message: it is handed on before looking for the next one.
+        return [answer[2]] if answer[0] == b"message" else []
 
     def _check_alive(self) -> None:
         """Silence may be a dead connection: it must have answered the ping of the wait before."""

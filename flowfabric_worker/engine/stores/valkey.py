@@ -311,7 +311,7 @@ def _packed(commands: Sequence[Command]) -> bytes:
     """Commands as they are sent, all in one piece."""
     try:
         # Its stub knows commands of one part only.
-        return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type,misc]
+        return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
     except TypeError as error:
         raise redis.DataError(str(error)) from error
 

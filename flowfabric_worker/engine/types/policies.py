@@ -65,7 +65,7 @@ def _classes(words: Iterable[str]) -> frozenset[FailureClass]:
         raise ValidationError("invalid_policy", f"retryable_categories: {error}.") from None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, cache_hash=True)
 class RetryPolicy:
     """How often and how late a failed attempt is made again.
 
@@ -119,7 +119,7 @@ class RetryPolicy:
         return math.floor(delay)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, cache_hash=True)
 class ExecutionPolicy:
     """Everything that an execution is to be given.
 
