@@ -16,6 +16,7 @@ from flowfabric_worker.engine.errors import CODES, EngineError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.engine.types.states import PublicState
@@ -25,6 +26,9 @@ LANE = "mail"
 TASK = "send"
 LEASE = timedelta(seconds=30)
 BOOM = FailureReason(message="boom")
+RETRYING = ExecutionPolicy(
+    retry=RetryPolicy(max_retries=5, backoff="fixed", initial=timedelta(seconds=1), jitter=False)
+)
 
 
 def creation(**changes: Any) -> CreateExecutionArgs:
@@ -91,6 +95,12 @@ def all_created(engine: Engine, args: Sequence[CreateExecutionArgs]) -> list[Exe
     results = engine.create_executions(args)
     assert all(isinstance(result, Created) for result in results), results
     return [result.execution_id for result in results if isinstance(result, Created)]
+
+
+def queue(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
+    """Work in one partition, first come first."""
+    ids = same_partition_ids(engine, count)
+    return all_created(engine, [creation(execution_id=each, **changes) for each in ids])
 
 
 def claimed_ids(engine: Engine, *lanes: str, **changes: Any) -> list[ExecutionId]:

@@ -203,7 +203,7 @@ def test_functions_that_the_new_primary_lacks_are_loaded(watched: WatchedValkey)
 
 
 def test_work_goes_on_without_sentinels_once_the_primary_is_known(watched: WatchedValkey) -> None:
-    with opened(watched.url, patience=0) as engine:
+    with opened(watched.url, patience=5) as engine:
         engine.prepare()
         for sentinel in watched.sentinels:
             sentinel.remove()
