@@ -19,6 +19,7 @@ from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
+from flowfabric_worker.outages import Outage
 from flowfabric_worker.task import Task
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Claimer:
         self._hooks = hooks
         self._tells = hooks.wants("on_claim")
         self._on_lost = hooks.lost if hooks.wants("on_lost") else None
+        self._outage = Outage(log, "Claiming failed")
         self._stopping = threading.Event()
         self._pace = _Pace(holdings)
         self._thread = threading.Thread(target=self._work, name="flowfabric-claimer", daemon=True)
@@ -103,11 +105,12 @@ class Claimer:
                 claimed = self._engine.claim_many(self._request(room))
             except EngineError as error:
                 # A claimer never gives up: the store may be away for an hour.
-                log.warning("Claiming failed; trying again: %s", error)
+                self._outage.note(error)
                 self._stopping.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1
                 continue
             failures = 0
+            self._outage.over()
             self._take(claimed)
             self._run_alone()
 

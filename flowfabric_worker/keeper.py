@@ -14,6 +14,7 @@ from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateErr
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now
+from flowfabric_worker.outages import Outage
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,8 @@ ALIVE_FOR = timedelta(seconds=60)
 RELEASE_UNSTARTED_AFTER = 0.25
 # With less nobody needs to bother.
 LATE = 1.0
-# How long it waits after the store could not be reached, and how long before it says so again.
+# How long it waits after the store could not be reached.
 _BACKOFF = 0.2
-_SAY_AGAIN = 10.0
 
 
 class Keeper:
@@ -57,7 +57,7 @@ class Keeper:
         self._offering = threading.Lock()
         self._offered: list[Held] = []
         self._offered_at = -math.inf
-        self._away_since: float | None = None
+        self._outage = Outage(log, "Leases cannot be renewed")
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
 
     @property
@@ -110,16 +110,10 @@ class Keeper:
                 self._keep_up()
             except EngineError as error:
                 # A keeper never gives up: the store may be away for an hour.
-                self._note_absence(error)
+                self._outage.note(error)
                 self._stopping.wait(_BACKOFF)
             else:
-                self._away_since = None
-
-    def _note_absence(self, error: EngineError) -> None:
-        """Logs that the store is away, once in a while."""
-        if self._away_since is None or now() - self._away_since > _SAY_AGAIN:
-            self._away_since = now()
-            log.warning("The store cannot be used; trying again: %s", error)
+                self._outage.over()
 
     def _rest(self) -> bool:
         """Waits a little; whether to end."""

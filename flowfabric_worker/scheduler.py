@@ -13,6 +13,7 @@ import attrs
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs
+from flowfabric_worker.outages import Outage
 from flowfabric_worker.schedule import Missed, Schedule
 from flowfabric_worker.task import Task
 
@@ -58,6 +59,7 @@ class Scheduler:
             for task in tasks
             if task.schedule is not None
         ]
+        self._outage = Outage(log, "A schedule cannot be served")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flowfabric-scheduler", daemon=True)
 
@@ -102,8 +104,9 @@ class Scheduler:
             wait = min(_LONGEST_SLEEP, _LONGEST_SLEEP if seconds is None else seconds)
             if error is None:
                 backoff = _BACKOFF
+                self._outage.over()
             else:
-                log.warning("A schedule cannot be served; trying again: %s", error)
+                self._outage.note(error)
                 wait = min(wait, backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
 

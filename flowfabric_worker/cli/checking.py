@@ -106,7 +106,7 @@ def _clock(client: Client) -> Finding:
         took = time.monotonic() - asked
         readings.append((took, server - (before + took / 2) * 1000))
     took, skew = min(readings)
-    text = f"{skew:+.0f} ms from this machine's; a call takes {took * 1000:.1f} ms"
+    text = f"{round(skew):+d} ms from this machine's; a call takes {took * 1000:.1f} ms"
     if abs(skew) <= _MOST_SKEW_MS:
         return Finding(what="clock", text=text)
     return Finding(

@@ -1,0 +1,44 @@
+"""What operators read of a store that is away."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from flowfabric_worker import outages
+from flowfabric_worker.outages import SAY_AGAIN, Outage
+
+AWAY = ConnectionError("refused")
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_an_outage_is_told_once_and_again_after_a_while(
+    said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(logging.getLogger("here"), "Claiming failed")
+    for moment in (0.0, 1.0, SAY_AGAIN - 1, SAY_AGAIN, SAY_AGAIN + 1):
+        monkeypatch.setattr(outages, "now", lambda moment=moment: moment)
+        outage.note(AWAY)
+
+    assert said.messages == ["Claiming failed; trying again: refused"] * 2
+
+
+def test_the_end_of_an_outage_is_told_and_nothing_without_one(said: pytest.LogCaptureFixture) -> None:
+    outage = Outage(logging.getLogger("here"), "Claiming failed")
+    outage.over()
+    outage.note(AWAY)
+    outage.over()
+    outage.over()
+    outage.note(AWAY)
+
+    assert said.messages == [
+        "Claiming failed; trying again: refused",
+        "The store can be used again.",
+        "Claiming failed; trying again: refused",
+    ]
