@@ -16,7 +16,6 @@ from redis.connection import ConnectionPool
 
 from flowfabric_worker.engine import forking
 
-
 # A connection that was idle for so many seconds is looked at before it is used.
 LOOK_AFTER: Final = 0.5
 
