@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 # Handler threads wait when the store is so far behind.
 MAX_QUEUED = 1000
-# How long it waits before it sends again what got no answer; longer each time.
+# How long it waits before it sends again what got no answer; twice as long each time.
 _PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
 
 
 @attrs.frozen
@@ -37,6 +38,38 @@ class _Outcome:
     result: bytes | None = None
     failure: Failure | None = None
     call: Callable[[], None] | None = None
+
+
+class _Unanswered:
+    """What a part of the store that is away has not acknowledged. What is for other parts does not wait for it."""
+
+    def __init__(self) -> None:
+        self._outcomes: list[_Outcome] = []
+        self._due_at = 0.0
+        self._pause = _PAUSE
+
+    def __bool__(self) -> bool:
+        return bool(self._outcomes)
+
+    def due_in(self) -> float | None:
+        """In how many seconds it is to be sent again; None when there is nothing."""
+        return max(0.0, self._due_at - now()) if self._outcomes else None
+
+    def take_due(self) -> list[_Outcome]:
+        """Everything, if it is to be sent again by now."""
+        if not self._outcomes or now() < self._due_at:
+            return []
+        taken, self._outcomes = self._outcomes, []
+        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        return taken
+
+    def add(self, outcomes: Sequence[_Outcome]) -> None:
+        """Keeps what got no answer; the pause begins anew when everything was answered."""
+        if outcomes and not self._outcomes:
+            self._due_at = now() + self._pause
+        self._outcomes += outcomes
+        if not self._outcomes:
+            self._pause = _PAUSE
 
 
 class Committer:
@@ -111,22 +144,12 @@ class Committer:
 
     def _work(self) -> None:
         send_once()
-        # What a part of the store that is away has not acknowledged; what is for other parts does not wait for it.
-        again: list[_Outcome] = []
-        again_at, pause, ending = 0.0, _PAUSE, False
-        while again or not ending:
-            batch, last = self._gather(max(0.0, again_at - now()) if again else None)
+        unanswered = _Unanswered()
+        ending = False
+        while unanswered or not ending:
+            batch, last = self._gather(unanswered.due_in())
             ending = ending or last
-            if again and now() >= again_at:
-                batch = [*again, *batch]
-                again = []
-                pause = min(1.0, pause * 2)
-            unsent = self._send(batch)
-            if unsent and not again:
-                again_at = now() + pause
-            again += unsent
-            if not again:
-                pause = _PAUSE
+            unanswered.add(self._send([*unanswered.take_due(), *batch]))
             self._moved.set()
 
     def _gather(self, timeout: float | None) -> tuple[list[_Outcome], bool]:
