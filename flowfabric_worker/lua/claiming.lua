@@ -278,7 +278,8 @@ end
 --
 -- Arguments: claim id, holder (pack{worker id, instance, topic}), instance (pack{namespace, instance}), waiter, lease
 -- in ms, how long to wait in ms, limit, the revision of the classes that the caller knows, then the lanes.
--- Answers: now, next due moment, revision, the items. Under an old revision there are none: read the classes anew.
+-- Answers: now, next due moment (of no use with items, and false), revision, the items. Under an old revision there are
+-- none: read the classes anew.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
   local ttl, wait_ms, limit, known = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
@@ -307,7 +308,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
       end
     end
   end
-  return { ctx.now, due or ff.next_due(ctx), ctx.revision, items }
+  -- Who got something does not wait, and need not know for how long it could.
+  return { ctx.now, due or #items == 0 and ff.next_due(ctx) or false, ctx.revision, items }
 end)
 
 -- pass_wake: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
