@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
+import attrs
+
 from flowfabric_worker.engine.core import EngineCore, Item, execution_id
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name
@@ -44,42 +46,31 @@ class Submission(EngineCore):
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
         """Checks one creation and writes it down for the stored function."""
         check_record(args, CreateExecutionArgs)
-        policy = check_record(args.policy, ExecutionPolicy)
-        codec = check_name(args.codec, "codec") if args.codec != "" else ""
-        if policy.budget_ids:
-            raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
-        if policy.quota_policy_id:
-            raise NotFoundError("quota_policy_not_found", quota_policy_id=policy.quota_policy_id)
+        kind = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
+        try:
+            shared = _shared(self.namespace, *kind)
+        except TypeError:
+            # What cannot be remembered is not valid either, and is told so.
+            shared = _shared.__wrapped__(self.namespace, *kind)
         self.check_payload(args.payload, "payload")
         partition, uuid = self._identity(args)
-        deadline = policy.execution_deadline if args.deadline is None else None
         key = b""
         if args.idempotency_key is not None:
             key = pack((self.namespace, check_name(args.idempotency_key, "idempotency key")))
-        window = policy.dedup_window
         return partition, (
             uuid,
-            _encode_class(
-                self.namespace, check_lane(args.lane), check_name(args.task, "task"), policy.required_capabilities
-            ),
-            str(clamp_priority(args.priority)),
+            shared.work_class,
+            shared.priority,
             pack_moment(args.delay, args.delay_until, "delay"),
-            pack_moment(deadline, args.deadline, "deadline"),
+            shared.deadline if args.deadline is None else pack_moment(None, args.deadline, "deadline"),
             key,
-            str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
+            shared.dedup_window,
             self._digest(args),
-            *self._kept(args, codec),
-        )
-
-    @staticmethod
-    def _kept(args: CreateExecutionArgs, codec: str) -> tuple[str | bytes, ...]:
-        """What stored functions hand on without reading it."""
-        return (
             optional(args.payload),
-            codec,
-            encode_policy(args.policy),
+            shared.codec,
+            shared.policy,
             pack_tags(check_tags(args.tags)) if args.tags else "",
-            check_name(args.creator, "creator") if args.creator else "",
+            shared.creator,
         )
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str]:
@@ -122,11 +113,53 @@ class Submission(EngineCore):
         return Duplicate(execution_id=existing, same_request=bool(reply[3]))
 
 
-@functools.lru_cache(maxsize=4096)
-def _encode_class(namespace: str, lane: str, task: str, capabilities: frozenset[str]) -> bytes:
-    """The class of an execution as it is stored: there are few classes, and many executions of each."""
-    checked = check_capabilities(capabilities) if capabilities else ()
-    return WorkClass(namespace=namespace, lane=lane, task=task, capabilities=checked).encode()
+@attrs.frozen(kw_only=True)
+class _Shared:
+    """What many creations have in common, as the stored function gets it."""
+
+    work_class: bytes
+    priority: str
+    deadline: str
+    dedup_window: str
+    codec: str
+    policy: bytes
+    creator: str
+
+
+# By type too: True is no priority, though it equals 1.
+@functools.lru_cache(maxsize=4096, typed=True)
+def _shared(
+    namespace: str, lane: str, task: str, codec: str, priority: int, policy: ExecutionPolicy, creator: str
+) -> _Shared:
+    """Checks and writes down what many creations have in common: there are few kinds, and many of each.
+
+    Raises:
+        ValidationError: one of them is not valid.
+        NotFoundError: `budget_not_found`, `quota_policy_not_found`.
+    """
+    check_record(policy, ExecutionPolicy)
+    codec = check_name(codec, "codec") if codec != "" else ""
+    if policy.budget_ids:
+        raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
+    if policy.quota_policy_id:
+        raise NotFoundError("quota_policy_not_found", quota_policy_id=policy.quota_policy_id)
+    needs = policy.required_capabilities
+    work_class = WorkClass(
+        namespace=namespace,
+        lane=check_lane(lane),
+        task=check_name(task, "task"),
+        capabilities=check_capabilities(needs) if needs else (),
+    )
+    window = policy.dedup_window
+    return _Shared(
+        work_class=work_class.encode(),
+        priority=str(clamp_priority(priority)),
+        deadline=pack_moment(policy.execution_deadline, None, "deadline"),
+        dedup_window=str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
+        codec=codec,
+        policy=encode_policy(policy),
+        creator=check_name(creator, "creator") if creator else "",
+    )
 
 
 def clamp_priority(priority: int) -> int:

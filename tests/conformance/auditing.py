@@ -11,7 +11,8 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.wire import WorkClass, pack
-from tests.conformance.model import RUNNING, Execution, Model, Partition
+from tests.conformance.model import Model
+from tests.conformance.model_partition import RUNNING, Execution, Partition
 from tests.conformance.work import raw_client, raw_key
 
 ALL = (0, -1)

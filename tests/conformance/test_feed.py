@@ -18,6 +18,7 @@ from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilte
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.states import TerminalOutcome
+from tests.conformance.feeding import ended, told
 from tests.conformance.work import (
     BOOM,
     created,
@@ -35,20 +36,6 @@ from tests.dumping import Dump
 from tests.servers import wait_until
 
 SECOND = timedelta(seconds=1)
-DAY = timedelta(days=1)
-NOW = timedelta()
-
-
-def told(engine: Engine, cursor: str | None = None, **arguments: Any) -> list[CompletionEvent]:
-    """Every end that is in the feed now."""
-    return list(engine.subscribe_completions(cursor, timeout=NOW, **arguments))
-
-
-def ended(engine: Engine, **changes: Any) -> Any:
-    """The id of an execution that was completed."""
-    claimed = running(engine, **changes)
-    engine.complete(claimed.handle)
-    return claimed.execution_id
 
 
 @contextmanager
@@ -215,148 +202,6 @@ def test_more_ends_than_a_page_holds_are_all_told(engine: Engine) -> None:
     assert {event.execution_id for event in told(engine)} == ids
 
 
-# Where one goes on
-
-
-def test_a_cursor_goes_on_behind_its_event_on_any_engine(engine: Engine, store_url: str) -> None:
-    ids = [ended(engine) for _ in range(6)]
-    events = told(engine)
-    elsewhere = open_engine(store_url)
-
-    for at, event in enumerate(events):
-        rest = told(elsewhere, event.cursor)
-        assert [each.execution_id for each in rest] == [each.execution_id for each in events[at + 1 :]]
-
-    assert sorted(event.execution_id for event in events) == sorted(ids)
-    assert told(elsewhere, "") == events
-    elsewhere.close()
-
-
-def test_a_subscription_that_is_taken_up_event_by_event_misses_nothing(engine: Engine) -> None:
-    ids = {ended(engine) for _ in range(8)}
-
-    seen = []
-    cursor = None
-    while True:
-        event = next(iter(engine.subscribe_completions(cursor, timeout=NOW)), None)
-        if event is None:
-            break
-        seen.append(event.execution_id)
-        cursor = event.cursor
-
-    assert set(seen) == ids
-    assert len(seen) == len(ids)
-
-
-def test_the_feeds_cursor_is_behind_everything_so_far(engine: Engine) -> None:
-    for _ in range(5):
-        ended(engine)
-    cursor = engine.feed_cursor()
-    assert told(engine, cursor) == []
-
-    new = {ended(engine) for _ in range(5)}
-
-    assert {event.execution_id for event in told(engine, cursor)} == new
-
-
-def test_the_cursor_of_an_empty_feed_sees_everything_that_comes(engine: Engine) -> None:
-    cursor = engine.feed_cursor()
-
-    execution = ended(engine)
-
-    assert [event.execution_id for event in told(engine, cursor)] == [execution]
-
-
-@pytest.mark.parametrize(
-    "cursor",
-    ["x", "0", "0=", "0=1", "0=1-", "0=-1-0", "00=1-0", "0=1-0,", "0=1-0,0=1-0", "9999=1-0", "٣=1-0", "0=1-0\n",
-     "0=" + "9" * 17 + "-0", "9" * 5000 + "=1-0", "0=+", 5, b"0=1-0", ["0=1-0"]],
-)  # fmt: skip
-def test_what_is_no_cursor_is_refused_at_once(engine: Engine, cursor: Any) -> None:
-    with refused("invalid_cursor"):
-        engine.subscribe_completions(cursor)
-
-
-@pytest.mark.parametrize("timeout", [5, -SECOND, timedelta(days=40_000), "1s"])
-def test_an_impossible_timeout_is_refused_at_once(engine: Engine, timeout: Any) -> None:
-    with refused("invalid_input"):
-        engine.subscribe_completions(timeout=timeout)
-    with refused("invalid_input"):
-        engine.wait_for_result(created(engine), timeout)
-
-
-def test_a_cursor_below_what_is_kept_is_refused_at_once(engine: Engine, clock: Clock) -> None:
-    ids = same_partition_ids(engine, 3)
-    for execution in ids[:2]:
-        engine.complete(running(engine, execution_id=execution).handle)
-    first, second = (event.cursor for event in told(engine))
-    clock.move(DAY - SECOND)
-    engine.complete(running(engine, execution_id=ids[2]).handle)
-    upkeep_all(engine)
-    assert [event.execution_id for event in told(engine, first)] == ids[1:]
-
-    clock.move(timedelta(hours=2))
-    upkeep_all(engine)
-
-    with refused("cursor_expired") as caught:
-        engine.subscribe_completions(first)
-    assert caught.value.details["cursor"] == first.partition("=")[2]
-    assert [event.execution_id for event in told(engine, second)] == [ids[2]]
-    assert [event.execution_id for event in told(engine)] == [ids[2]]
-
-
-def test_a_cursor_that_missed_nothing_holds_however_old_it_is(engine: Engine, clock: Clock) -> None:
-    ids = [ended(engine) for _ in range(20)]
-    cursor = told(engine)[-1].cursor
-    clock.move(DAY + SECOND)
-    upkeep_all(engine)
-    clock.move(30 * DAY)
-    upkeep_all(engine)
-    new = ended(engine)
-
-    assert len(ids) == 20
-    assert [event.execution_id for event in told(engine, cursor)] == [new]
-
-
-def test_ends_leave_the_feed_after_a_day_and_leave_nothing_behind(engine: Engine, clock: Clock) -> None:
-    for _ in range(5):
-        ended(engine)
-
-    clock.move(DAY + SECOND)
-    upkeep_all(engine)
-    clock.move(timedelta(hours=1))
-    upkeep_all(engine)
-
-    assert told(engine) == []
-    for partition in range(engine.partitions):
-        assert not raw_client(engine, partition).exists(raw_key(engine, partition, "feed"))
-
-
-def test_ids_go_on_behind_every_cursor_although_the_feed_was_trimmed_empty(engine: Engine, clock: Clock) -> None:
-    ids = same_partition_ids(engine, 3)
-    for execution in ids[:2]:
-        engine.complete(running(engine, execution_id=execution).handle)
-    cursor = told(engine)[-1].cursor
-    clock.move(DAY + SECOND)
-    upkeep_all(engine)
-    clock.move(-2 * DAY)
-    engine.complete(running(engine, execution_id=ids[2]).handle)
-
-    assert [event.execution_id for event in told(engine, cursor)] == [ids[2]]
-
-
-def test_a_damaged_entry_is_refused_and_can_be_passed(engine: Engine) -> None:
-    ids = same_partition_ids(engine, 1)
-    feed = raw_key(engine, ids[0].partition, "feed")
-    raw_client(engine, ids[0].partition).xadd(feed, {"execution": "?", "outcome": "success", "class": "?"}, "5-0")
-    engine.complete(running(engine, execution_id=ids[0]).handle)
-
-    with refused("corruption") as caught:
-        told(engine)
-
-    assert [event.execution_id for event in told(engine, caught.value.details["cursor"])] == ids
-
-
 # What one wants to hear
 
 
@@ -388,6 +233,14 @@ def test_a_filter_of_a_wrong_kind_is_refused_when_it_is_made(wanted: dict[str, A
 # Waiting
 
 
+@pytest.mark.parametrize("timeout", [5, -SECOND, timedelta(days=40_000), "1s"])
+def test_an_impossible_timeout_is_refused_at_once(engine: Engine, timeout: Any) -> None:
+    with refused("invalid_input"):
+        engine.subscribe_completions(timeout=timeout)
+    with refused("invalid_input"):
+        engine.wait_for_result(created(engine), timeout)
+
+
 def test_a_subscription_ends_when_nothing_came_for_its_timeout(engine: Engine) -> None:
     ended(engine)
     began = time.monotonic()
@@ -409,7 +262,7 @@ def test_a_subscription_is_woken_by_an_end(engine: Engine) -> None:
 
 def test_two_subscribers_hear_the_same_and_one_that_comes_back_misses_nothing(engine: Engine) -> None:
     with following(engine) as first, following(engine) as second:
-        ids = [ended(engine) for _ in range(3)]
+        ids = [ended(engine, execution_id=each) for each in same_partition_ids(engine, 3)]
         heard = [first.get(timeout=5) for _ in ids]
         assert [event.execution_id for event in heard] == [second.get(timeout=5).execution_id for _ in ids]
     ended(engine)

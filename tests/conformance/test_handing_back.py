@@ -13,7 +13,7 @@ from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
 from tests.conformance.losing import LosingStore, empty_store_beside
-from tests.conformance.test_waking import waiting
+from tests.conformance.waiting import waiting
 from tests.conformance.work import LANE, all_created, created, creation, refused, request, running
 from tests.dumping import Dump
 

@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 )
 
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.partitions import partition_of_key, partition_of_uuid
@@ -37,7 +36,8 @@ from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 from tests.conformance.auditing import audit, audit_lanes
 from tests.conformance.losing import empty_store_beside
-from tests.conformance.model import Model, Partition, Refused, ms, take, told
+from tests.conformance.model import Model, answer_of
+from tests.conformance.model_partition import Partition, ms, take, told
 from tests.conformance.work import upkeep_all
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -66,17 +66,6 @@ workers = st.sampled_from(("w1", "w2", "w3"))
 # Counted from the newest, which is the likeliest to be held still.
 picks = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 5, 8))
 durations = st.sampled_from((0, 1, 5, 10, 31, 61)).map(lambda seconds: seconds * SECOND)
-Answer = tuple[str, Any]
-
-
-def answer_of(call: Callable[[], Any]) -> Answer:
-    """What a call answers, or the code that it is refused with."""
-    try:
-        return "answered", call()
-    except EngineError as error:
-        return "refused", error.code
-    except Refused as refusal:
-        return "refused", refusal.code
 
 
 class Owners(RuleBasedStateMachine):

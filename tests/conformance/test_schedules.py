@@ -221,13 +221,19 @@ def test_many_missed_ticks_go_on_with_the_next_call(engine: Engine, clock: Clock
 # Lost replies
 
 
+def three_seconds_behind(store: LosingStore, partitions: int) -> Engine:
+    """An engine on an empty store in which the schedule `beat` has ticked once, three seconds ago."""
+    engine = Engine(lambda: (store, partitions))
+    engine.prepare(testing=True)
+    engine.set_clock(START)
+    engine.tick_schedule(beat())
+    engine.set_clock(START + 3 * SECOND)
+    return engine
+
+
 def test_a_tick_whose_reply_was_lost_answers_its_executions_again(engine: Engine) -> None:
     store = LosingStore(empty_store_beside(engine))
-    tried = Engine(lambda: (store, engine.partitions))
-    tried.prepare(testing=True)
-    tried.set_clock(START)
-    tried.tick_schedule(beat())
-    tried.set_clock(START + 3 * SECOND)
+    tried = three_seconds_behind(store, engine.partitions)
 
     with store.losing():
         answer = tried.tick_schedule(beat(1, 2, 3))
@@ -251,11 +257,7 @@ def test_an_operator_who_comes_between_a_tick_and_its_repeat_changes_nothing(eng
                     Engine(lambda: (self.behind, None)).pause_schedule("beat")
 
     store = Between(empty_store_beside(engine))
-    tried = Engine(lambda: (store, engine.partitions))
-    tried.prepare(testing=True)
-    tried.set_clock(START)
-    tried.tick_schedule(beat())
-    tried.set_clock(START + 3 * SECOND)
+    tried = three_seconds_behind(store, engine.partitions)
 
     with store.losing():
         answer = tried.tick_schedule(beat(1))

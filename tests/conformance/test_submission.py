@@ -11,10 +11,7 @@ import pytest
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import ResourceExhaustedError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.limits import (
-    MAX_CLASSES_PER_LANE,
-    MIB,
-)
+from flowfabric_worker.engine.limits import MAX_CLASSES_PER_LANE, MIB
 from flowfabric_worker.engine.partitions import partition_of_uuid
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy

@@ -1,13 +1,10 @@
-"""Waiting for work: who is woken, when, and at what cost."""
+"""Waiting for work: who is woken, and when."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any, TypeAlias
 from uuid import uuid4
 
 import pytest
@@ -15,9 +12,10 @@ import pytest
 from flowfabric_worker.engine.classes import lane_arguments
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.limits import MAX_CLASSES_PER_CLAIM
-from flowfabric_worker.engine.types.claiming import Claimed, ClaimForWorkerArgs, ClaimRequest, ReclaimToken
+from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs, ReclaimToken
 from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from tests.conformance.waiting import AT_ONCE, LONG, Opener, Waiting, known_class, registered, waiting
 from tests.conformance.work import (
     LANE,
     TASK,
@@ -32,72 +30,9 @@ from tests.conformance.work import (
     request,
     running,
 )
-from tests.servers import ValkeyServer, wait_until
+from tests.servers import wait_until
 
 MILLISECOND = timedelta(milliseconds=1)
-LONG = timedelta(seconds=30)
-# Whoever is not woken looks by himself after 10 s; who is woken comes well before that.
-AT_ONCE = 2.0
-
-Opener: TypeAlias = Callable[[], Engine]
-
-
-class Waiting:
-    """A claim that waits in a thread of its own, until it has work or its engine is closed.
-
-    Attributes:
-        claimed: what it got; None while it waits.
-        took: how long it waited.
-    """
-
-    def __init__(self, engine: Engine, claim: ClaimRequest) -> None:
-        self.claimed: list[Claimed] | None = None
-        self.took = timedelta()
-        self._thread = threading.Thread(target=self._run, args=(engine, claim), daemon=True)
-        self._thread.start()
-
-    def _run(self, engine: Engine, claim: ClaimRequest) -> None:
-        began = time.monotonic()
-        claimed = engine.claim_many(claim)
-        self.took = timedelta(seconds=time.monotonic() - began)
-        self.claimed = claimed
-
-    @property
-    def is_over(self) -> bool:
-        return self.claimed is not None
-
-    def result(self, within: float = AT_ONCE) -> list[Claimed]:
-        """What the claim got, at the latest after so many seconds from now."""
-        self._thread.join(within)
-        assert self.claimed is not None, f"the claim still waits after {within} s"
-        return self.claimed
-
-
-def waiting(engine: Engine, *lanes: str, **changes: Any) -> Waiting:
-    """A worker that waits for work; it waits when this returns."""
-    before = registered(engine)
-    waiter = Waiting(engine, request(*lanes, **{"worker": uuid4().hex, "max_wait": LONG, **changes}))
-    wait_until(lambda: registered(engine) > before or waiter.is_over, "the worker waits")
-    return waiter
-
-
-def registered(engine: Engine) -> int:
-    """How many wait in every partition."""
-    return min(
-        raw_client(engine, partition).hlen(raw_key(engine, partition, "waiters"))
-        for partition in range(engine.partitions)
-    )
-
-
-def known_class(engine: Engine, **changes: Any) -> None:
-    """Makes every partition know a kind of work, so that more of it is nothing new to those who wait."""
-    for partition in range(engine.partitions):
-        created(engine, execution_id=ids_in(engine, partition, 1)[0], **changes)
-    policy = changes.get("policy", ExecutionPolicy())
-    claimed = claimed_ids(
-        engine, changes.get("lane", LANE), capabilities=policy.required_capabilities, tasks={changes.get("task", TASK)}
-    )
-    assert len(claimed) == engine.partitions
 
 
 def unheard(engine: Engine) -> None:
@@ -392,89 +327,3 @@ def test_closing_an_engine_lets_its_waiting_workers_go(engine: Engine, another: 
 
 def test_a_worker_that_never_waited_may_stop_waiting(engine: Engine) -> None:
     engine.stop_waiting("nobody")
-
-
-# Cost and accidents, seen from the server
-
-
-@pytest.fixture
-def server_url(valkey: ValkeyServer) -> str:
-    """A store on the server whose commands are counted."""
-    return f"{valkey.url}?prefix=w{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-def opened(server_url: str) -> Iterator[Opener]:
-    """Opens engines on that server."""
-    with ExitStack() as stack:
-
-        def open_one() -> Engine:
-            engine = open_engine(server_url)
-            engine.prepare()
-            stack.callback(engine.close)
-            return engine
-
-        yield open_one
-
-
-def function_calls(valkey: ValkeyServer) -> int:
-    """How many functions the server ran since its counters were reset."""
-    return int(valkey.client().info("commandstats").get("cmdstat_fcall", {}).get("calls", 0))
-
-
-def test_idle_workers_cost_next_to_nothing(valkey: ValkeyServer, opened: Opener) -> None:
-    engine = opened()
-    known_class(engine)
-    waiters = [waiting(opened()) for _ in range(8)]
-    valkey.client().config_resetstat()
-
-    time.sleep(3)
-
-    assert function_calls(valkey) < 3 * 5
-    assert not any(waiter.is_over for waiter in waiters)
-    created(engine)
-    wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them gets work", AT_ONCE)
-
-
-def test_one_submission_causes_one_claim(valkey: ValkeyServer, opened: Opener) -> None:
-    engine = opened()
-    known_class(engine)
-    waiters = [waiting(opened()) for _ in range(8)]
-    valkey.client().config_resetstat()
-
-    created(engine)
-
-    wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them gets work", AT_ONCE)
-    # Whoever was woken for nothing would have called by now.
-    time.sleep(0.3)
-    assert function_calls(valkey) == 2
-    assert sum(waiter.is_over for waiter in waiters) == 1
-
-
-def test_a_lost_connection_of_the_listener_loses_no_work(valkey: ValkeyServer, opened: Opener) -> None:
-    engine = opened()
-    known_class(engine)
-    waiter = waiting(opened())
-
-    valkey.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    created(engine)
-
-    assert len(waiter.result()) == 1
-
-
-def test_waking_works_again_after_the_listener_connected_again(valkey: ValkeyServer, opened: Opener) -> None:
-    engine = opened()
-    known_class(engine)
-    waiter = waiting(opened())
-    client = valkey.client()
-    client.config_resetstat()
-
-    client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    # After it connected again everybody who waits looks once, and waits again.
-    wait_until(lambda: function_calls(valkey) >= 1, "the waiting worker looked", AT_ONCE)
-    wait_until(lambda: registered(engine) == 1, "it waits again")
-    time.sleep(0.1)
-    assert not waiter.is_over
-    created(engine)
-
-    assert len(waiter.result()) == 1

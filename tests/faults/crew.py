@@ -21,6 +21,7 @@ from flowfabric_worker.engine.types.workers import WorkerInfo
 from tests.cli.driving import Process
 from tests.faults import poisoned_app
 from tests.servers import wait_until
+from tests.worker.looking import held_by, info_of
 
 APP = "tests.faults.poisoned_app:worker"
 PROCESSES = 2
@@ -81,14 +82,11 @@ class Crew:
         return poisoned_app.count.submit_many((number,) for number in range(first, first + count))
 
     def info_of(self, run: Run[object] | Run[int] | Run[str] | Run[None]) -> ExecutionInfo:
-        info = poisoned_app.worker.engine.read_execution_info(run.id)
-        assert info is not None
-        return info
+        return info_of(poisoned_app.worker, run)
 
     def held_by(self, instance: str, runs: Sequence[Run[int]]) -> set[int]:
         """Which of the runs are under a lease of a worker, by their places."""
-        leases = [self.info_of(run).current_lease for run in runs]
-        return {number for number, lease in enumerate(leases) if lease and lease.worker_instance_id == instance}
+        return held_by(poisoned_app.worker, instance, runs)
 
     def outcomes(self) -> Counter[tuple[str, TerminalOutcome]]:
         """How often each outcome was announced of each execution."""

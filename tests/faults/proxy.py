@@ -6,21 +6,56 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
 from pathlib import Path
 
-_CHUNK = 65536
+CHUNK = 65536
 
 
-class Proxy:
-    """Listens on a port of the loopback and passes on to the unix socket of a server.
+class Listener(ABC):
+    """Listens on a port of the loopback, and has a thread that serves whoever connects.
+
+    Attributes:
+        port: where it listens.
+    """
+
+    def __init__(self) -> None:
+        """A subclass calls this last: from now on it has clients to serve."""
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
+        self._thread.start()
+
+    @abstractmethod
+    def cut(self) -> int:
+        """Ends every connection; how many there were."""
+
+    @abstractmethod
+    def _serve(self, client: socket.socket) -> None:
+        """Begins to pass on what a client says; returns before it has ended."""
+
+    def close(self) -> None:
+        """Ends listening and every connection."""
+        _end((self._listening,))
+        self._thread.join(5)
+        self.cut()
+
+    def _accept(self) -> None:
+        # Closing the listening socket ends this.
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._serve(client)
+
+
+class Proxy(Listener):
+    """Passes on to the unix socket of a server.
 
     A connection that lost a byte in one direction carries nothing in that direction any more, as after a firewall
     has forgotten it: what comes later would make no sense without what was lost.
 
     Attributes:
-        port: where it listens.
         delay: for how many seconds every chunk is held up, in both directions.
     """
 
@@ -31,10 +66,7 @@ class Proxy:
         self._swallows_replies = False
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
-        self._thread.start()
+        super().__init__()
 
     # How it behaves
 
@@ -51,44 +83,32 @@ class Proxy:
         self.swallow(calls=False, replies=False)
 
     def cut(self) -> int:
-        """Ends every connection; how many there were."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             _end(pair)
         return len(pairs)
 
-    def close(self) -> None:
-        """Ends listening and every connection."""
-        _end((self._listening,))
-        self._thread.join(5)
-        self.cut()
-
     # Its threads
 
-    def _accept(self) -> None:
-        # Closing the listening socket ends this.
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                server = socket.socket(socket.AF_UNIX)
-                try:
-                    server.connect(str(self._target))
-                except OSError:
-                    # The server is away: the client finds its connection closed.
-                    _end((client, server))
-                    continue
-                with self._lock:
-                    self._pairs.append((client, server))
-                for source, sink, is_call in ((client, server, True), (server, client, False)):
-                    threading.Thread(target=self._carry, args=(source, sink, is_call), daemon=True).start()
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._target))
+        except OSError:
+            # The server is away: the client finds its connection closed.
+            _end((client, server))
+            return
+        with self._lock:
+            self._pairs.append((client, server))
+        for source, sink, is_call in ((client, server, True), (server, client, False)):
+            threading.Thread(target=self._carry, args=(source, sink, is_call), daemon=True).start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, is_call: bool) -> None:
         broken = False
         # Whichever side ends, the connection ends.
         with contextlib.suppress(OSError):
-            while chunk := source.recv(_CHUNK):
+            while chunk := source.recv(CHUNK):
                 time.sleep(self.delay)
                 with self._lock:
                     broken = broken or (self._swallows_calls if is_call else self._swallows_replies)
@@ -103,13 +123,3 @@ def _end(sockets: tuple[socket.socket, ...]) -> None:
         with contextlib.suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
         each.close()
-
-
-@contextmanager
-def proxy_to(target: Path) -> Iterator[Proxy]:
-    """A proxy for the length of a block."""
-    proxy = Proxy(target)
-    try:
-        yield proxy
-    finally:
-        proxy.close()

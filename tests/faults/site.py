@@ -20,6 +20,7 @@ from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from tests.faults.counting import Tasks, Word, counting, lines_of
 from tests.servers import wait_until
+from tests.worker.looking import held_by, info_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,14 +100,11 @@ class Site:
     # What the store says
 
     def info_of(self, run: Run[int]) -> ExecutionInfo:
-        info = self.worker.engine.read_execution_info(run.id)
-        assert info is not None
-        return info
+        return info_of(self.worker, run)
 
     def held_by(self, instance: str, runs: Sequence[Run[int]]) -> set[int]:
         """Which of the runs are under a lease of a worker, by their places."""
-        leases = [self.info_of(run).current_lease for run in runs]
-        return {number for number, lease in enumerate(leases) if lease and lease.worker_instance_id == instance}
+        return held_by(self.worker, instance, runs)
 
     def reclaimed(self, runs: Sequence[Run[int]]) -> set[int]:
         """Which of the runs were claimed again because their worker was lost, by their places."""

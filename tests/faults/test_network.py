@@ -15,7 +15,7 @@ from flowfabric_worker import Run
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import TransportError
 from tests.faults.counting import THREADS
-from tests.faults.proxy import Proxy, proxy_to
+from tests.faults.proxy import Proxy
 from tests.faults.site import Process, Site
 from tests.servers import ValkeyServer, wait_until
 
@@ -30,7 +30,7 @@ LASTING = 4
 
 @pytest.fixture
 def proxy(valkey: ValkeyServer) -> Iterator[Proxy]:
-    with proxy_to(valkey.socket) as proxy:
+    with closing(Proxy(valkey.socket)) as proxy:
         yield proxy
 
 

@@ -29,6 +29,16 @@ def await_failure(crew: Crew, run: Run[object] | Run[str] | Run[None]) -> None:
     wait_until(lambda: run.state() is PublicState.FAILED, "it has failed", WITHIN)
 
 
+def failed_among_others(crew: Crew, task: Task[[], None]) -> Run[None]:
+    """A run that failed, while ordinary work beside it ended well."""
+    runs = crew.submit_counts(COUNT)
+    guilty = task.submit()
+
+    await_failure(crew, guilty)
+    crew.assert_all_ended_well(runs, WITHIN)
+    return guilty
+
+
 def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_default_lease_and_is_named(crew: Crew) -> None:
     supervisor = crew.start(lease="30s")
     runs = crew.submit_counts(COUNT)
@@ -74,11 +84,9 @@ def test_a_handler_that_kills_its_process_runs_alone_then_and_fails_with_the_way
     crew: Crew, task: Task[[], None], how: str
 ) -> None:
     supervisor = crew.start(lease="1s")
-    runs = crew.submit_counts(COUNT)
-    guilty = task.submit()
 
-    await_failure(crew, guilty)
-    crew.assert_all_ended_well(runs, WITHIN)
+    guilty = failed_among_others(crew, task)
+
     assert_exhausted(crew, guilty, task.name, how)
     assert supervisor.log.count(f"{task.name} of {guilty.id} runs alone") == poisoned_app.MAX_RECLAIMS - 1
     # The count is kept.
@@ -100,11 +108,9 @@ def assert_exhausted(crew: Crew, run: Run[object] | Run[str] | Run[None], name: 
 
 def test_an_endless_handler_is_timed_out_and_its_process_replaced_in_order(crew: Crew) -> None:
     supervisor = crew.start()
-    runs = crew.submit_counts(COUNT)
-    guilty = poisoned_app.never_end.submit()
 
-    await_failure(crew, guilty)
-    crew.assert_all_ended_well(runs, WITHIN)
+    guilty = failed_among_others(crew, poisoned_app.never_end)
+
     assert_timed_out(crew, guilty, "never_end")
     began = set(crew.pids("begin", "never_end"))
     wait_until(lambda: len(ends_of(supervisor)) >= len(began), "the processes with lost threads have ended", WITHIN)
@@ -116,11 +122,9 @@ def test_an_endless_handler_is_timed_out_and_its_process_replaced_in_order(crew:
 
 def test_an_endless_handler_that_may_be_interrupted_costs_neither_a_thread_nor_a_process(crew: Crew) -> None:
     supervisor = crew.start()
-    runs = crew.submit_counts(COUNT)
-    guilty = poisoned_app.never_end_unless_interrupted.submit()
 
-    await_failure(crew, guilty)
-    crew.assert_all_ended_well(runs, WITHIN)
+    guilty = failed_among_others(crew, poisoned_app.never_end_unless_interrupted)
+
     assert_timed_out(crew, guilty, "never_end_unless_interrupted")
     supervisor.signal(signal.SIGTERM)
     assert supervisor.wait() == 0

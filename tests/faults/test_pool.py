@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 
-from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores import pool
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.conformance.work import created
+from tests.faults.opening import connections_to, opened
 from tests.servers import ValkeyServer, free_ports, wait_until
 
 
@@ -24,21 +22,6 @@ def pool_of(url: str) -> Pool:
     pool = store.pool_of(0)
     assert isinstance(pool, Pool)
     return pool
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Engine]:
-    """An engine for the length of a block, which sends everything once."""
-    engine = open_engine(url, patience=0)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def connections_to(server: ValkeyServer) -> int:
-    """How many connections a server has, but for the one that asks."""
-    return len(server.client().client_list()) - 1
 
 
 def test_the_connection_that_was_used_last_is_used_next(server: ValkeyServer) -> None:
@@ -78,7 +61,7 @@ def test_who_waits_for_a_connection_gets_the_one_that_is_given_back(server: Valk
 
 
 def test_many_threads_share_few_connections(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=2") as engine, ThreadPoolExecutor(8) as threads:
+    with opened(f"{server.url}?pool_size=2", patience=0) as engine, ThreadPoolExecutor(8) as threads:
         engine.prepare()
         made = list(threads.map(lambda _: created(engine), range(200)))
 
@@ -90,7 +73,7 @@ def test_a_restarted_server_is_noticed_before_a_call_is_sent_over_a_connection_t
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "LOOK_AFTER", 0.0)
-    with opened(server.url) as engine:
+    with opened(server.url, patience=0) as engine:
         created(engine)
         server.kill()
         server.start()
@@ -99,7 +82,7 @@ def test_a_restarted_server_is_noticed_before_a_call_is_sent_over_a_connection_t
 
 
 def test_a_server_that_was_away_leaves_every_connection_free_again(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=1&timeout=0.2") as engine:
+    with opened(f"{server.url}?pool_size=1&timeout=0.2", patience=0) as engine:
         created(engine)
         server.kill()
         for _ in range(3):
@@ -112,7 +95,7 @@ def test_a_server_that_was_away_leaves_every_connection_free_again(server: Valke
 
 
 def test_closing_closes_the_connections_and_a_pool_that_is_used_again_opens_new_ones(server: ValkeyServer) -> None:
-    with opened(server.url) as engine:
+    with opened(server.url, patience=0) as engine:
         created(engine)
         engine.store.close()
         wait_until(lambda: not connections_to(server), "the connection is closed")

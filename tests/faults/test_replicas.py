@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.stores.replicas import reading_functions
 from flowfabric_worker.engine.types.submission import Created, Duplicate
 from tests.conformance.work import created, creation, ids_in, refused
+from tests.faults.opening import opened
 from tests.servers import ValkeyCluster, ValkeyServer, WatchedValkey, running
 
 
@@ -20,16 +20,6 @@ from tests.servers import ValkeyCluster, ValkeyServer, WatchedValkey, running
 def watched() -> Iterator[WatchedValkey]:
     with running(WatchedValkey()) as watched:
         yield watched
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Engine]:
-    """An engine for the length of a block, which sends everything once."""
-    engine = open_engine(url, patience=0)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 @contextmanager
@@ -47,7 +37,7 @@ def standing_still(*servers: ValkeyServer) -> Iterator[None]:
 
 def assert_waits_for_replicas(url: str, replicas: list[ValkeyServer]) -> None:
     """Writing waits for replicas, reading does not, and what was not replicated in time may be sent again."""
-    with opened(url) as engine, opened(url) as again:
+    with opened(url, patience=0) as engine, opened(url, patience=0) as again:
         engine.prepare()
         there = created(engine)
         wanted = creation(execution_id=ids_in(engine, 0, 1)[0])
@@ -78,7 +68,8 @@ def test_each_primary_of_a_cluster_is_asked_for_its_replicas() -> None:
 
 
 def test_more_replicas_than_there_are_is_told(watched: WatchedValkey) -> None:
-    with opened(f"{watched.primary.url}?replicas=2&prefix=third") as engine, refused("store_busy") as caught:
+    url = f"{watched.primary.url}?replicas=2&prefix=third"
+    with opened(url, patience=0) as engine, refused("store_busy") as caught:
         engine.prepare()
 
     assert "1 of 2 replicas" in str(caught.value)

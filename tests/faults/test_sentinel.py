@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from flowfabric_worker import Run
-from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.types.states import PublicState
 from tests.conformance.work import claim_one, created, refused
+from tests.faults.opening import opened
 from tests.faults.site import Site, opened_site
 from tests.servers import ValkeyServer, WatchedValkey, running, wait_until
 
@@ -27,16 +28,6 @@ def watched() -> Iterator[WatchedValkey]:
     """A primary, a replica, and three sentinels."""
     with running(WatchedValkey()) as watched:
         yield watched
-
-
-@contextmanager
-def opened(url: str, patience: float = 30.0) -> Iterator[Engine]:
-    """An engine for the length of a block."""
-    engine = open_engine(url, patience=patience)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 @contextmanager
@@ -189,7 +180,7 @@ def test_threads_that_call_at_once_at_first_all_find_the_primary(watched: Watche
 
 
 def test_functions_that_the_new_primary_lacks_are_loaded(watched: WatchedValkey) -> None:
-    with opened(watched.url) as engine:
+    with opened(watched.url, patience=30) as engine:
         engine.prepare()
         made = created(engine)
         await_replicated(watched.primary)
@@ -220,7 +211,7 @@ def test_work_goes_on_without_sentinels_once_the_primary_is_known(watched: Watch
 
 def test_sentinels_get_the_user_and_the_password_that_they_want() -> None:
     with running(WatchedValkey(sentinel_password=PASSWORD)) as watched:
-        with opened(f"{watched.url}?sentinel_password={PASSWORD}") as engine:
+        with opened(f"{watched.url}?sentinel_password={PASSWORD}", patience=30) as engine:
             engine.prepare()
             assert created(engine)
         for sentinel in watched.sentinels:

@@ -16,28 +16,19 @@ from functools import partial
 import attrs
 import pytest
 
-from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import Completion
 from flowfabric_worker.engine.types.states import TerminalOutcome
 from tests.conformance.work import BOOM, LANE, claim_one, created, refused, request
+from tests.faults.opening import opened
 from tests.servers import ValkeyServer, free_ports, wait_until
 from tests.servers import running as running_server
 
 COUNT = 300
 WORKERS = 2
 PASSWORD = "hunter2"
-
-
-@contextmanager
-def opened(url: str, patience: float = 5.0) -> Iterator[Engine]:
-    """An engine for the length of a block."""
-    engine = open_engine(url, patience=patience)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 # Under load

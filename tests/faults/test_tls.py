@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,16 @@ from uuid import uuid4
 import pytest
 import redis
 
-from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores.tls import failed_handshake
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.conformance.test_waking import waiting
+from tests.conformance.waiting import waiting
 from tests.conformance.work import LANE, claim_one, created, refused, request
+from tests.faults.opening import opened
 from tests.faults.site import Site, opened_site
-from tests.faults.tls_proxy import Certificates, TlsProxy, tls_proxy_to
+from tests.faults.tls_proxy import Certificates, TlsProxy
 from tests.servers import ValkeyCluster, ValkeyServer, free_ports, running, wait_until
 
 PASSWORD = "hunter2"
@@ -44,30 +45,20 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 def proxy(valkey: ValkeyServer, certificates: Certificates) -> Iterator[TlsProxy]:
     """A server over TLS."""
-    with tls_proxy_to(valkey.socket, certificates.server_context()) as proxy:
+    with closing(TlsProxy(valkey.socket, certificates.server_context())) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def strict_proxy(valkey: ValkeyServer, certificates: Certificates) -> Iterator[TlsProxy]:
     """A server over TLS that demands a certificate of its clients."""
-    with tls_proxy_to(valkey.socket, certificates.server_context(wants_client=True)) as proxy:
+    with closing(TlsProxy(valkey.socket, certificates.server_context(wants_client=True))) as proxy:
         yield proxy
 
 
 def url_of(proxy: TlsProxy, *options: str, scheme: str = "valkeys", user: str = "", host: str = "127.0.0.1") -> str:
     prefix = f"prefix=t{uuid4().hex[:12]}"
     return f"{scheme}://{user}{host}:{proxy.port}?{'&'.join((prefix, *options))}"
-
-
-@contextmanager
-def opened(url: str, patience: float = 5.0) -> Iterator[Engine]:
-    """An engine for the length of a block."""
-    engine = open_engine(url, patience=patience)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 def assert_works(engine: Engine) -> None:

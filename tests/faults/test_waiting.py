@@ -12,6 +12,7 @@ import pytest
 
 from flowfabric_worker import RunSettings, Runtime, Worker
 from tests.faults.counting import THREADS
+from tests.faults.opening import connections_to
 from tests.faults.site import Site
 from tests.servers import ValkeyServer, wait_until
 
@@ -44,12 +45,6 @@ def waiter_on(server: ValkeyServer, pool_size: int) -> Worker:
     return worker
 
 
-def connections(server: ValkeyServer) -> int:
-    """How many connections a server has, beside the one that asks."""
-    observer = server.client()
-    return len(observer.client_list()) - 1
-
-
 def calls(server: ValkeyServer) -> int:
     """How many stored functions a server was asked to run, and how often whether it lives."""
     statistics = server.client().info("commandstats")
@@ -80,7 +75,7 @@ def test_two_thousand_who_wait_share_two_connections_and_do_not_poll(server: Val
             spent = calls(server) - before
 
             assert spent <= 5 * (time.monotonic() - since)
-            assert connections(server) == 2
+            assert connections_to(server) == 2
             assert not any(result.done() for result in results)
             with doing(doer):
                 assert [result.result(60) for result in results] == list(range(WAITING))

@@ -7,14 +7,12 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 import trustme
 
-_CHUNK = 65536
+from tests.faults.proxy import CHUNK, Listener
 
 
 @attrs.frozen
@@ -54,25 +52,17 @@ class Certificates:
         return context
 
 
-class TlsProxy:
-    """Listens on a port of the loopback.
-
-    Attributes:
-        port: where it listens.
-    """
+class TlsProxy(Listener):
+    """Speaks TLS, with what is set up in a context, and passes on to the unix socket of a server that does not."""
 
     def __init__(self, target: Path, context: ssl.SSLContext) -> None:
         self._target = target
         self._context = context
         self._lock = threading.Lock()
         self._clients: list[socket.socket] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, name="tls-proxy", daemon=True)
-        self._thread.start()
+        super().__init__()
 
     def cut(self) -> int:
-        """Ends every connection; how many there were."""
         with self._lock:
             clients, self._clients = self._clients, []
         for client in clients:
@@ -80,22 +70,10 @@ class TlsProxy:
                 client.shutdown(socket.SHUT_RDWR)
         return len(clients)
 
-    def close(self) -> None:
-        """Ends listening and every connection."""
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self._thread.join(5)
-        self.cut()
-
-    def _accept(self) -> None:
-        # Closing the listening socket ends this.
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
     def _serve(self, client: socket.socket) -> None:
+        threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
         # Whichever side ends, or does not like the other one, the connection ends.
         with (
             contextlib.suppress(OSError),
@@ -110,17 +88,7 @@ class TlsProxy:
                 # One thread for both directions: a TLS socket is for one thread at a time.
                 ready = [secured] if secured.pending() else select.select([secured, server], [], [])[0]
                 for source in ready:
-                    chunk = source.recv(_CHUNK)
+                    chunk = source.recv(CHUNK)
                     if not chunk:
                         return
                     (server if source is secured else secured).sendall(chunk)
-
-
-@contextmanager
-def tls_proxy_to(target: Path, context: ssl.SSLContext) -> Iterator[TlsProxy]:
-    """A proxy for the length of a block."""
-    proxy = TlsProxy(target, context)
-    try:
-        yield proxy
-    finally:
-        proxy.close()

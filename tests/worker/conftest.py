@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -11,6 +12,7 @@ import pytest
 
 from flowfabric_worker import RunSettings, Runtime, Worker
 from tests.servers import ValkeyServer
+from tests.worker.places import Place
 
 Start: TypeAlias = Callable[..., Runtime]
 Another: TypeAlias = Callable[..., Worker]
@@ -73,6 +75,24 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     yield start
     for runtime in started:
         runtime.stop(timedelta())
+
+
+@pytest.fixture(params=["eager", "memory", "server"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Each of the places where tasks run: in the call, in a runtime on memory, in a runtime on a server."""
+    worker: Worker = request.getfixturevalue("served" if request.param == "server" else "worker")
+    with ExitStack() as stack:
+        if request.param == "eager":
+            stack.enter_context(worker.eager())
+
+        def start() -> None:
+            """One thread, so that the order of runs can be told; to be called when the tasks are there."""
+            if request.param != "eager":
+                runtime = Runtime(worker, RunSettings(threads=1))
+                stack.callback(runtime.stop, timedelta())
+                runtime.start()
+
+        yield Place(worker, start)
 
 
 @pytest.fixture

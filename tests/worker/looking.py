@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,3 +29,9 @@ def in_state(worker: Worker, run: Run[Any], state: PublicState) -> ExecutionInfo
     """What the store holds of a run that comes into a state."""
     wait_until(lambda: run.state() is state, f"the run is {state}")
     return info_of(worker, run)
+
+
+def held_by(worker: Worker, instance: str, runs: Sequence[Run[Any]]) -> set[int]:
+    """Which of the runs are under a lease of a worker, by their places."""
+    leases = [info_of(worker, run).current_lease for run in runs]
+    return {number for number, lease in enumerate(leases) if lease and lease.worker_instance_id == instance}

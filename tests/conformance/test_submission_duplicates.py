@@ -1,0 +1,141 @@
+"""Creating the same execution again: by its id or its key, and for how long."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import Created, Duplicate
+from tests.conformance.work import claim_one, created, creation, info_of, upkeep_all
+from tests.conftest import Clock
+from tests.dumping import Dump
+
+SECOND = timedelta(seconds=1)
+MILLISECOND = timedelta(milliseconds=1)
+DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
+
+
+def test_a_second_creation_under_the_same_id_is_a_duplicate(engine: Engine, dump: Dump) -> None:
+    execution_id = created(engine, execution_id=ExecutionId.mint(engine.partitions))
+    before = dump()
+
+    result = engine.create_execution(creation(execution_id=execution_id))
+
+    assert result == Duplicate(execution_id=execution_id, same_request=True)
+    assert dump() == before
+
+
+def test_a_second_creation_under_the_same_key_is_a_duplicate(engine: Engine, dump: Dump) -> None:
+    execution_id = created(engine, idempotency_key="order-7")
+    before = dump()
+
+    result = engine.create_execution(creation(idempotency_key="order-7"))
+
+    assert result == Duplicate(execution_id=execution_id, same_request=True)
+    assert dump() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"priority": 9, "tags": {"a": "b"}, "lane": "other"}, True),
+        ({"payload": b"other"}, False),
+        ({"payload": None}, False),
+        ({"payload": b""}, False),
+        ({"task": "other"}, False),
+        ({"codec": "msgpack"}, False),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+@pytest.mark.parametrize("named_by", ["id", "key"])
+def test_a_duplicate_tells_whether_the_same_was_asked_for(
+    engine: Engine, named_by: str, change: dict[str, Any], same: bool
+) -> None:
+    naming: dict[str, Any] = {"idempotency_key": "k"}
+    if named_by == "id":
+        naming = {"execution_id": ExecutionId.mint(engine.partitions)}
+    execution_id = created(engine, **naming)
+
+    result = engine.create_execution(creation(**naming, **change))
+
+    assert result == Duplicate(execution_id=execution_id, same_request=same)
+
+
+def test_a_key_is_unique_across_the_lanes_of_a_namespace(engine: Engine) -> None:
+    execution_id = created(engine, lane="one", idempotency_key="k")
+
+    assert engine.create_execution(creation(lane="two", idempotency_key="k")) == Duplicate(
+        execution_id=execution_id, same_request=True
+    )
+
+
+def test_a_key_with_another_id_answers_with_the_first_id(engine: Engine) -> None:
+    execution_id = created(engine, idempotency_key="k")
+    other = ExecutionId(execution_id.partition, ExecutionId.mint().uuid)
+
+    result = engine.create_execution(creation(idempotency_key="k", execution_id=other))
+
+    assert result == Duplicate(execution_id=execution_id, same_request=True)
+    assert engine.describe_execution(other) is None
+
+
+def test_a_key_stands_for_its_execution_also_after_that_ended(engine: Engine) -> None:
+    execution_id = created(engine, idempotency_key="k")
+    engine.complete(claim_one(engine).handle)
+
+    assert isinstance(engine.create_execution(creation(idempotency_key="k")), Duplicate)
+    assert info_of(engine, execution_id).public_state is PublicState.COMPLETED
+
+
+@pytest.mark.parametrize("window", [None, timedelta(minutes=1)], ids=str)
+@pytest.mark.parametrize("ended", [False, True], ids=["waiting", "ended"])
+@pytest.mark.parametrize("kept", [False, True], ids=["alone", "with upkeep"])
+def test_a_key_is_free_when_its_window_is_over(
+    engine: Engine, clock: Clock, window: timedelta | None, ended: bool, kept: bool
+) -> None:
+    first = creation(idempotency_key="k", policy=ExecutionPolicy(dedup_window=window, retention=timedelta(days=30)))
+    execution_id = created(engine, idempotency_key="k", policy=first.policy)
+    if ended:
+        engine.complete(claim_one(engine).handle)
+
+    clock.move((window or DEDUP_WINDOW) - MILLISECOND)
+    assert isinstance(engine.create_execution(first), Duplicate)
+    clock.move(MILLISECOND)
+    if kept:
+        upkeep_all(engine)
+    result = engine.create_execution(first)
+
+    assert isinstance(result, Created)
+    assert result.execution_id != execution_id
+    assert engine.describe_execution(execution_id) is not None
+
+
+def test_the_end_of_an_old_window_leaves_the_keys_next_execution_alone(engine: Engine, clock: Clock) -> None:
+    policy = ExecutionPolicy(dedup_window=SECOND)
+    created(engine, idempotency_key="k", policy=policy)
+    clock.move(SECOND)
+    second = created(engine, idempotency_key="k", policy=policy)
+
+    upkeep_all(engine)
+
+    assert engine.create_execution(creation(idempotency_key="k", policy=policy)) == Duplicate(
+        execution_id=second, same_request=True
+    )
+
+
+def test_an_id_stays_taken_when_the_window_of_its_key_is_over(engine: Engine, clock: Clock) -> None:
+    execution_id = created(engine, idempotency_key="k", policy=ExecutionPolicy(dedup_window=SECOND))
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+    result = engine.create_execution(creation(idempotency_key="k", execution_id=execution_id))
+
+    assert result == Duplicate(execution_id=execution_id, same_request=True)

@@ -1,0 +1,22 @@
+"""The places where tasks run alike, and how soon and how often they are tried again there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import attrs
+
+from flowfabric_worker import RetryPolicy, Worker
+
+SOON = timedelta(milliseconds=20)
+AT_ONCE = RetryPolicy(max_retries=2, backoff="fixed", initial=timedelta(), jitter=False)
+SLOWLY = RetryPolicy(max_retries=2, backoff="fixed", initial=SOON, jitter=False)
+
+
+@attrs.frozen
+class Place:
+    """A worker, and what makes its tasks run."""
+
+    worker: Worker
+    start: Callable[[], None]
