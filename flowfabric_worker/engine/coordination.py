@@ -316,11 +316,28 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
         raise UnavailableError("tick_schedule")
 
     def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
-        """A page of the namespace's schedules by name."""
+        """A page of the namespace's schedules by name.
+
+        Args:
+            cursor: the cursor of the page before; None for the first page.
+            limit: most schedules on the page, 0 to 1000.
+
+        Returns:
+            The schedules, and the cursor of the next page; None at the end.
+
+        Raises:
+            ValidationError: `invalid_cursor`, or a limit out of range.
+        """
         raise UnavailableError("list_schedules")
 
     def pause_schedule(self, name: str) -> bool:
-        """Makes a schedule submit nothing. False if it was paused.
+        """Makes a schedule submit nothing.
+
+        Args:
+            name: the schedule's.
+
+        Returns:
+            False if it was paused already.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -328,7 +345,13 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
         raise UnavailableError("pause_schedule")
 
     def resume_schedule(self, name: str) -> bool:
-        """Lets a paused schedule go on from now; its ticks meanwhile are not made up for. False if it was not paused.
+        """Lets a paused schedule go on from now; its ticks meanwhile are not made up for.
+
+        Args:
+            name: the schedule's.
+
+        Returns:
+            False if it was not paused.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -337,6 +360,9 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
 
     def remove_schedule(self, name: str) -> None:
         """Forgets a schedule. A worker that still has it registers it anew, from that moment on.
+
+        Args:
+            name: the schedule's.
 
         Raises:
             NotFoundError: `schedule_not_found`.

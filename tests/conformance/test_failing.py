@@ -270,7 +270,9 @@ def test_past_attempts_say_how_each_began_and_ended(engine: Engine, clock: Clock
     lost = start + 2000 + 30_000
     assert info.past_attempts == (
         _past(0, "initial", "ended_failure", start, start + 1000, "w1", "transient", "boom"),
-        _past(1, "retry", "interrupted_reclaimed", start + 2000, lost, "w2"),
+        _past(
+            1, "retry", "interrupted_reclaimed", start + 2000, lost, "w2", error="worker w2 stopped renewing its lease"
+        ),
         _past(2, "reclaim", "ended_success", lost, lost, "w3"),
     )
     assert info.current_attempt == AttemptSummary(attempt_id=replayed.handle.attempt_id, attempt_index=3)
@@ -339,7 +341,7 @@ def test_a_revoked_attempt_is_kept_as_interrupted(engine: Engine) -> None:
     engine.revoke_lease(RevokeLeaseArgs(execution_id=handle.execution_id))
     claim_one(engine, handle.lane, worker="w2")
     (past,) = info_of(engine, handle.execution_id).past_attempts
-    assert (past.ending, past.error) == ("interrupted_reclaimed", None)
+    assert (past.ending, past.error) == ("interrupted_reclaimed", "its lease was revoked")
 
 
 def test_a_long_message_in_the_history_is_cut_between_two_characters(engine: Engine) -> None:

@@ -87,6 +87,13 @@ OPERATIONS = {
         "check_admission",
         "release_admission",
     },
+    "schedules": {
+        "tick_schedule",
+        "list_schedules",
+        "pause_schedule",
+        "resume_schedule",
+        "remove_schedule",
+    },
 }
 ALL_OPERATIONS = sorted(set().union(*OPERATIONS.values()))
 
