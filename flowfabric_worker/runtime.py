@@ -121,8 +121,7 @@ class Runtime:
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        if sys.__stderr__ is not None:
-            faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)
+        previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, _print_threads)
         try:
             self.start()
             fallen = self._await_request()
@@ -132,7 +131,6 @@ class Runtime:
             if self._worn:
                 raise WornOut(f"The process is to be started anew: {self._worn}.")
         finally:
-            faulthandler.unregister(signal.SIGUSR1)
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -298,3 +296,13 @@ class Runtime:
             pid=os.getpid(),
             alive_for=ALIVE_FOR,
         )
+
+
+def _print_threads(_: int, __: FrameType | None) -> None:
+    """Prints what every thread does.
+
+    As an ordinary handler, which runs when the other threads stand still: read while they run, their frames may be
+    gone in the middle, and the process with them.
+    """
+    if sys.__stderr__ is not None:
+        faulthandler.dump_traceback(sys.__stderr__)

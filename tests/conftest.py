@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 from flowfabric_worker.engine.engine import Engine, open_engine
 from tests.dumping import Dump, dump_of
 from tests.servers import ValkeyCluster, ValkeyServer, running
+
+# Whoever runs the tests in the background may ignore this one; every process of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STORES = ("memory", "memory5", "embedded", "valkey", "cluster")
 # The conformance suite runs on these unless others are asked for; the embedded store is a Valkey on a unix socket.
