@@ -170,21 +170,16 @@ class Holdings:
             # learns what became of it: its retry may be here before the answer is.
             former.lose("lease lost")
         self.executions[held.key] = held
-        self.wait(held)
-
-    def wait(self, held: Held) -> None:
-        """Lets an execution wait for a thread; or until it can run alone, when it may be what kills its processes."""
-        if self._must_be_alone(held):
-            self.alone.append(held)
-        else:
-            self.begin(held)
+        if not self._must_be_alone(held):
+            self.claimed += 1
+        self.put_back(held)
 
     @staticmethod
     def _must_be_alone(held: Held) -> bool:
         return held.claimed.reclaim_count >= ALONE_AFTER
 
     def begin(self, held: Held) -> None:
-        """Hands an execution to the threads."""
+        """Hands an execution to the threads that waited to run alone."""
         self.claimed += 1
         self.waiting.put(held)
 
@@ -220,7 +215,7 @@ class Holdings:
         return taken
 
     def put_back(self, held: Held) -> None:
-        """Lets an execution wait again that was taken back."""
+        """Lets an execution wait for a thread; or until it can run alone, when it may be what kills its processes."""
         if self._must_be_alone(held):
             self.alone.append(held)
         else:
