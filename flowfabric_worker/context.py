@@ -35,6 +35,7 @@ class TaskContext(ABC):
             local (a plain call).
         deadline: when the execution expires; None if it does not.
         tags: its tags.
+        headers: what came with its submission beside its arguments.
         cancelled: set when the result of this run will not count any more.
         log: a logger whose records carry the execution's id, task and attempt.
     """
@@ -47,6 +48,7 @@ class TaskContext(ABC):
     kind: ClaimKind = "local"
     deadline: datetime | None = None
     tags: Mapping[str, str] = MappingProxyType({})
+    headers: Mapping[str, str] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -36,6 +36,7 @@ class RunContext(TaskContext):
         self.retry_count = claimed.retry_count
         self.kind: ClaimKind = _KINDS[claimed.handle.kind.name]
         self.tags: Mapping[str, str] = claimed.tags
+        self.headers: Mapping[str, str] = claimed.headers
 
     @property
     def deadline(self) -> datetime | None:  # type: ignore[override]  # made when it is asked for: few handlers do

@@ -7,21 +7,21 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import attrs
 
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
 from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_LEASE_MS
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
-from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, Duplicate
 from flowfabric_worker.outcomes import (
     ExecutionCancelled,
     ExecutionExpired,
@@ -33,6 +33,8 @@ from flowfabric_worker.schedule import Missed, Schedule, check_needs_nothing, sc
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+OnConflict = Literal["raise", "return"]
 
 DEFAULT_LANE = "default"
 # A task that takes its worker down with it is not handed to all of them.
@@ -80,8 +82,11 @@ class TaskOptions:
         priority: 0 to 9000, higher first.
         delay: begin not before this long after submission.
         at: begin not before this moment; only one of `delay` and `at`.
-        key: an idempotency key: a second submission under it answers with the first run.
+        key: an idempotency key: a second submission of this task under it answers with the first run.
+        on_conflict: what a submission does whose key stands for other arguments: "raise" a `ConflictError`, or
+            "return" the first run all the same.
         tags: names to find it by.
+        headers: texts that the handler finds in `current().headers`, such as a trace's context; they are not searched.
         needs: capabilities that a worker must offer.
         budgets: budgets that it spends from.
         quota: the quota that it is admitted under.
@@ -108,7 +113,9 @@ class TaskOptions:
     delay: timedelta | None = None
     at: datetime | None = None
     key: str | None = None
+    on_conflict: OnConflict = attrs.field(default="raise", validator=attrs.validators.in_(("raise", "return")))
     tags: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Mapping[str, str] = attrs.field(factory=dict)
     needs: tuple[str, ...] = attrs.field(default=(), converter=_names)
     budgets: tuple[str, ...] = attrs.field(default=(), converter=_names)
     quota: str | None = None
@@ -296,11 +303,12 @@ class Task(Generic[P, R]):
         return self._submission.options(**changes)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Makes a durable execution of this call.
+        """Make a durable execution of this call.
 
         Raises:
             TypeError: the call does not fit the signature; it is Python's own error.
             EncodingError: an argument cannot travel.
+            ConflictError: `key_conflict`, the key stands for other arguments.
             EngineError: the store refused it, or cannot be reached.
         """
         return self._submission.submit(*args, **kwargs)
@@ -338,6 +346,8 @@ class Submission(Generic[P, R]):
         """Makes a durable execution of this call; see `Task.submit`."""
         engine = self._task.engine
         result = engine.create_execution(self._creation(args, kwargs))
+        if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
+            raise error_from_code("key_conflict", (str(result.execution_id), self._options.key))
         return Run(result.execution_id, engine, self._task.codec, created=isinstance(result, Created))
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
@@ -366,6 +376,7 @@ class Submission(Generic[P, R]):
             delay_until=options.at,
             policy=self._policy,
             tags=options.tags,
+            headers=options.headers,
         )
 
 

@@ -182,6 +182,7 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
         "priority": info.priority,
         "key": info.idempotency_key,
         "tags": ", ".join(f"{name}={value}" for name, value in info.tags.items()),
+        "headers": ", ".join(f"{name}={value}" for name, value in info.headers.items()),
         "submitted": moment(info.created_at_ms),
         "not before": moment(info.delay_until_ms),
         "started": moment(info.started_at_ms),

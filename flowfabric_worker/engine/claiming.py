@@ -43,7 +43,7 @@ from flowfabric_worker.engine.wire import (
     pack,
     read_optional,
     unpack_pairs,
-    unpack_tags,
+    unpack_texts,
 )
 
 # In how many seconds a partition that is away is looked at again.
@@ -357,7 +357,7 @@ class Claiming(Classes):
     def _decode_claimed(self, partition: int, item: Reply, claim_id: str, instance: str, lease: int) -> Claimed:
         (
             uuid, kind, epoch, attempt_id, attempt, attempt_type, expires, class_data, priority, created, payload,
-            codec, policy, tags, deadline, timeout, retries, reclaims, journal,
+            codec, policy, tags, deadline, timeout, retries, reclaims, journal, headers,
         ) = item  # fmt: skip
         work_class = decode_class(class_data)
         return Claimed(
@@ -378,7 +378,8 @@ class Claiming(Classes):
             payload=read_optional(payload),
             codec=codec.decode() if codec else "",
             priority=int(priority),
-            tags=unpack_tags(tags) if tags else _NOTHING,
+            tags=unpack_texts(tags) if tags else _NOTHING,
+            headers=unpack_texts(headers) if headers else _NOTHING,
             policy=decode_policy(policy, work_class),
             attempt_type=attempt_type.decode(),
             created_at_ms=int(created),

@@ -207,6 +207,12 @@ CODES: dict[str, Row] = {
         ConflictError, False, "The store was set up differently.", ("what", "stored", "given")
     ),
     "conflict": Row(ConflictError, False, "It contradicts what is stored."),
+    "key_conflict": Row(
+        ConflictError,
+        False,
+        "The key stands for another request: use another one, or on_conflict='return' to get its run.",
+        ("execution_id", "key"),
+    ),
     "rotation_conflict": Row(ConflictError, False, "That kid names another secret: choose a new kid.", ("kid",)),
     "self_referencing_edge": Row(ConflictError, False, "An edge cannot lead back to its own execution.", _ID),
     "cycle_detected": Row(ConflictError, False, "The edge would close a cycle.", ("edge_id",)),

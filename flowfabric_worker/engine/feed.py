@@ -18,7 +18,7 @@ from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.states import TerminalOutcome
-from flowfabric_worker.engine.wire import decode_class, unpack_pairs, unpack_tags
+from flowfabric_worker.engine.wire import decode_class, unpack_pairs, unpack_texts
 
 _OUTCOME_FIELDS = ("state", "result", "codec", "error", "error_class", "error_detail", "cancel_reason")
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,3})=([0-9]{1,16}-[0-9]{1,16})")
@@ -169,7 +169,7 @@ def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEv
             outcome=TerminalOutcome(fields["outcome"].decode()),
             lane=work_class.lane,
             task=work_class.task,
-            tags=unpack_tags(fields.get("tags")),
+            tags=unpack_texts(fields.get("tags")),
             produced_at_ms=int(entry[0].split(b"-")[0]),
         )
     except (ValueError, LookupError) as error:

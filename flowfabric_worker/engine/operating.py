@@ -25,7 +25,7 @@ from flowfabric_worker.engine.types.operating import (
     RevokeLeaseResult,
 )
 from flowfabric_worker.engine.types.states import StateVector
-from flowfabric_worker.engine.wire import pack_tags
+from flowfabric_worker.engine.wire import pack_texts
 
 
 class Operating(EngineCore):
@@ -81,7 +81,7 @@ class Operating(EngineCore):
 
     def set_tags(self, execution_id: ExecutionId, tags: Mapping[str, str]) -> int:
         check_execution_id(execution_id)
-        packed = pack_tags(check_tags(tags))
+        packed = pack_texts(check_tags(tags))
         if not packed:
             raise ValidationError("invalid_input", "There are no tags to set.")
         answer, count = self.call("set_tags", execution_id.partition, [execution_id.uuid, packed, MAX_TAGS])

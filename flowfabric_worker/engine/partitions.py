@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterable
 from uuid import UUID
 
 from flowfabric_worker.engine.errors import ValidationError
@@ -27,9 +28,13 @@ def partition_of_uuid(uuid: UUID, partitions: int) -> int:
     return crc16(uuid.bytes) % partitions
 
 
-def partition_of_key(namespace: str, key: str, partitions: int) -> int:
-    """The partition of an execution with an idempotency key: the same one for every lane of a namespace."""
-    return crc16(namespace.encode() + b"\0" + key.encode()) % partitions
+def partition_of_names(names: Iterable[str], partitions: int) -> int:
+    """Return the partition that some names lead to.
+
+    Namespace, task and key place an execution with an idempotency key, in whichever lane it waits; namespace and name
+    place a schedule.
+    """
+    return crc16("\0".join(names).encode()) % partitions
 
 
 def partition_key(partition: int) -> str:

@@ -32,8 +32,8 @@ from flowfabric_worker.engine.wire import (
     decode_policy,
     read_optional,
     unpack,
-    unpack_tags,
     unpack_text,
+    unpack_texts,
 )
 
 T = TypeVar("T")
@@ -45,11 +45,10 @@ class Record:
 
     SUMMARY_FIELDS: ClassVar = ("state", "class", "priority", "created", "tags")
     FIELDS: ClassVar = (
-        *SUMMARY_FIELDS,
-        "mutated", "policy", "codec", "creator", "idempotency_key", "flow", "fence", "holder", "expires", "timeout_at",
-        "deadline", "delay_until", "remove_at", "reserved_for", "attempt", "attempt_count", "attempts", "retry_count",
-        "reclaim_count", "replay_count", "steps", "started", "ended", "progress_percent", "progress_message", "error",
-        "error_class", "error_detail", "cancel_reason", "cancelled_by",
+        *SUMMARY_FIELDS, "mutated", "policy", "codec", "headers", "creator", "idempotency_key", "flow", "fence",
+        "holder", "expires", "timeout_at", "deadline", "delay_until", "remove_at", "reserved_for", "attempt",
+        "attempt_count", "attempts", "retry_count", "reclaim_count", "replay_count", "steps", "started", "ended",
+        "progress_percent", "progress_message", "error", "error_class", "error_detail", "cancel_reason", "cancelled_by",
     )  # fmt: skip
 
     def __init__(self, execution_id: ExecutionId, values: dict[str, bytes | None]) -> None:
@@ -108,7 +107,11 @@ class Record:
 
     def tags(self) -> dict[str, str]:
         """The tags."""
-        return self._read("tags", unpack_tags) or {}
+        return self._read("tags", unpack_texts) or {}
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers."""
+        return self._read("headers", unpack_texts) or {}
 
     def result(self) -> bytes | None:
         """The result; None and `b""` differ."""
@@ -184,6 +187,7 @@ class Record:
             last_mutation_at_ms=self.number("mutated") or self._needed("created", int),
             total_attempt_count=self.count("attempt_count"),
             tags=self.tags(),
+            headers=self.headers(),
         )
 
     def info(self) -> ExecutionInfo:
@@ -205,6 +209,7 @@ class Record:
             idempotency_key=self._read("idempotency_key", _key_of),
             policy=self._policy(work_class),
             tags=self.tags(),
+            headers=self.headers(),
             created_at_ms=self._needed("created", int),
             last_mutation_at_ms=self.number("mutated") or self._needed("created", int),
             started_at_ms=self.number("started"),
@@ -339,7 +344,7 @@ def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None]) -> Exe
 
 
 def _key_of(data: bytes) -> str:
-    _, key = unpack_text(data)
+    _, _, key = unpack_text(data)[:3]
     return key
 
 

@@ -11,7 +11,7 @@ from flowfabric_worker.engine.core import Item, execution_id, new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES
-from flowfabric_worker.engine.partitions import partition_of_key
+from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.submission import Submission
 from flowfabric_worker.engine.types.checks import check_record
@@ -78,7 +78,7 @@ class Schedules(Submission):
 
     def _place(self, name: str) -> tuple[int, bytes]:
         """The partition of a schedule, and its address there."""
-        partition = partition_of_key(self.namespace, check_name(name, "a schedule's name"), self.partitions)
+        partition = partition_of_names((self.namespace, check_name(name, "a schedule's name")), self.partitions)
         return partition, self._packed_namespace + name.encode()
 
     def _creations(self, args: TickScheduleArgs) -> Item:

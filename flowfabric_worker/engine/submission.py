@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -12,14 +11,21 @@ import attrs
 from flowfabric_worker.engine.core import EngineCore, Item, execution_id
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name
-from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS, MAX_PRIORITY, MAX_TAG_VALUE_BYTES, MAX_TAGS
-from flowfabric_worker.engine.partitions import partition_of_key, partition_of_uuid
+from flowfabric_worker.engine.limits import (
+    DEFAULT_DEDUP_WINDOW_MS,
+    MAX_HEADER_VALUE_BYTES,
+    MAX_HEADERS,
+    MAX_PRIORITY,
+    MAX_TAG_VALUE_BYTES,
+    MAX_TAGS,
+)
+from flowfabric_worker.engine.partitions import partition_of_names, partition_of_uuid
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
 from flowfabric_worker.engine.types.states import StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
-from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_tags
+from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts
 
 
 class Submission(EngineCore):
@@ -36,7 +42,7 @@ class Submission(EngineCore):
         items = [self._item(each) for each in args]
         if len(args) > 1:
             self.refuse_repeats((item[0] for _, item in items), "The execution id")
-            self.refuse_repeats((each.idempotency_key for each in args if each.idempotency_key), "The idempotency key")
+            self.refuse_repeats((item[5] for _, item in items if item[5]), "An idempotency key")
         replies = self.call_items("create_executions", items)
         return [
             self._result(each, partition, str(item[0]), reply)
@@ -53,10 +59,7 @@ class Submission(EngineCore):
             # What cannot be remembered is not valid either, and is told so.
             shared = _shared.__wrapped__(self.namespace, *kind)
         self.check_payload(args.payload, "payload")
-        partition, uuid = self._identity(args)
-        key = b""
-        if args.idempotency_key is not None:
-            key = pack((self.namespace, check_name(args.idempotency_key, "idempotency key")))
+        partition, uuid, key = self._identity(args)
         return partition, (
             uuid,
             shared.work_class,
@@ -65,22 +68,23 @@ class Submission(EngineCore):
             shared.deadline if args.deadline is None else pack_moment(None, args.deadline, "deadline"),
             key,
             shared.dedup_window,
-            self._digest(args),
             optional(args.payload),
             shared.codec,
             shared.policy,
-            pack_tags(check_tags(args.tags)) if args.tags else "",
+            pack_texts(check_tags(args.tags)) if args.tags else "",
+            pack_texts(check_headers(args.headers)) if args.headers else "",
             shared.creator,
         )
 
-    def _identity(self, args: CreateExecutionArgs) -> tuple[int, str]:
-        """Partition and uuid: the key's partition if there is a key, else the one that the uuid falls into."""
+    def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
+        """Return partition, uuid and packed key: with a key it is the key's partition, else the uuid's."""
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
         minted = ExecutionId.mint(self.partitions) if given is None else given
+        key = b""
         if args.idempotency_key is not None:
-            partition = partition_of_key(
-                self.namespace, check_name(args.idempotency_key, "idempotency key"), self.partitions
-            )
+            # A key belongs to its task: two tasks may use the same order number as their key.
+            names = self.namespace, args.task, check_name(args.idempotency_key, "idempotency key")
+            partition, key = partition_of_names(names, self.partitions), pack(names)
         elif given is None:
             partition = minted.partition
         else:
@@ -90,15 +94,7 @@ class Submission(EngineCore):
                 "partition_mismatch",
                 f"{given} must lie in partition {partition}, that of its {'key' if args.idempotency_key else 'uuid'}.",
             )
-        return partition, minted.uuid
-
-    @staticmethod
-    def _digest(args: CreateExecutionArgs) -> str:
-        """What tells whether two creations ask for the same; nothing where no second one can come."""
-        if args.idempotency_key is None and args.execution_id is None:
-            return ""
-        text = pack((args.task, optional(args.payload), args.codec))
-        return hashlib.blake2b(text, digest_size=16).hexdigest()
+        return partition, minted.uuid, key
 
     @staticmethod
     def _result(
@@ -174,28 +170,42 @@ def clamp_priority(priority: int) -> int:
 
 
 def check_tags(tags: object) -> dict[str, str]:
-    """Tags with valid keys and values.
+    """Return tags with valid keys and values.
 
     Raises:
         ValidationError: `invalid_tag_key`, or a value that is no text of at most 1 KiB, or more than 64 tags.
     """
-    if not hasattr(tags, "items"):
-        raise ValidationError("invalid_input", f"Tags are a mapping of names to texts, not {type(tags).__name__}.")
+    return _check_texts(tags, "tag", "invalid_tag_key", MAX_TAGS, MAX_TAG_VALUE_BYTES)
+
+
+def check_headers(headers: object) -> dict[str, str]:
+    """Return headers with valid names and values.
+
+    Raises:
+        ValidationError: a name is not valid, or a value is no text of at most 8 KiB, or there are more than 64 headers.
+    """
+    return _check_texts(headers, "header", "invalid_input", MAX_HEADERS, MAX_HEADER_VALUE_BYTES)
+
+
+def _check_texts(texts: object, what: str, code: str, most: int, value_bytes: int) -> dict[str, str]:
+    """Return a mapping of names to bounded texts; `code` is the error of a name that is not valid."""
+    if not hasattr(texts, "items"):
+        raise ValidationError("invalid_input", f"A {what} is a name with a text, in a mapping: not {texts!r:.100}.")
     checked = {}
-    for key, value in tags.items():
+    for key, value in texts.items():
         try:
-            check_name(key, "a tag's key")
+            check_name(key, f"The name of a {what}")
         except ValidationError as error:
-            raise ValidationError("invalid_tag_key", str(error)) from None
+            raise ValidationError(code, str(error)) from None
         if not isinstance(value, str) or "\0" in value:
-            raise ValidationError("invalid_input", f"The tag {key!r} must be a text without NUL, not {value!r:.100}.")
+            raise ValidationError("invalid_input", f"The {what} {key!r} is no text without NUL: {value!r:.100}.")
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
-            raise ValidationError("invalid_input", f"The tag {key!r} holds a lone surrogate.") from None
-        if size > MAX_TAG_VALUE_BYTES:
-            raise ValidationError("invalid_input", f"The tag {key!r} has more than {MAX_TAG_VALUE_BYTES} bytes.")
+            raise ValidationError("invalid_input", f"The {what} {key!r} holds a lone surrogate.") from None
+        if size > value_bytes:
+            raise ValidationError("invalid_input", f"The {what} {key!r} has {size} bytes; at most {value_bytes} fit.")
         checked[key] = value
-    if len(checked) > MAX_TAGS:
-        raise ValidationError("invalid_input", f"At most {MAX_TAGS} tags are allowed.")
+    if len(checked) > most:
+        raise ValidationError("invalid_input", f"At most {most} {what}s are allowed, not {len(checked)}.")
     return checked

@@ -57,13 +57,13 @@ def read_optional(data: bytes | None) -> bytes | None:
     return data[1:] if data else None
 
 
-def pack_tags(tags: Mapping[str, str]) -> bytes:
-    """Tags by their keys' order, so that equal tags are equal bytes."""
-    return pack(text for key in sorted(tags) for text in (key, tags[key])) if tags else b""
+def pack_texts(texts: Mapping[str, str]) -> bytes:
+    """Join names and their texts in the order of the names, so that equal mappings are equal bytes."""
+    return pack(text for key in sorted(texts) for text in (key, texts[key])) if texts else b""
 
 
-def unpack_tags(data: bytes | None) -> dict[str, str]:
-    """The tags that `pack_tags` wrote."""
+def unpack_texts(data: bytes | None) -> dict[str, str]:
+    """Return the mapping that `pack_texts` joined."""
     if not data:
         return {}
     texts = unpack_text(data)

@@ -1,7 +1,7 @@
 -- claiming: work is handed out under a lease, reserved, and redeemed.
 
 -- What a claim reads beyond the core; and, of work that had an attempt before, beyond that.
-local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created' } })
+local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created', 'headers' } })
 local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'kind', 'steps', 'journal_bytes' } })
 
 -- The record of an execution with everything that a claim needs.
@@ -48,6 +48,7 @@ local function claimed(record)
     record.codec or false, record.policy or false, record.tags or false, record.deadline or false,
     record.timeout_at and record.timeout_at ~= '' and ff.text(tonumber(record.timeout_at)) or false,
     record.retry_count or '0', record.reclaim_count and ff.text(tonumber(record.reclaim_count)) or '0', journal(record),
+    record.headers or false,
   }
 end
 

@@ -231,7 +231,7 @@ function ff.class(class)
   local known = ff.known_classes[class]
   if not known then
     local parts = ff.unpack(class)
-    known = { lane = ff.pack({ parts[1], parts[2] }), namespace = ff.pack({ parts[1] }), lane_name = parts[2] }
+    known = { lane = ff.pack({ parts[1], parts[2] }), namespace = ff.pack({ parts[1] }), lane_name = parts[2], task = parts[3] }
     if ff.known_class_count >= 4096 then
       ff.known_classes, ff.known_class_count = {}, 0
     end
@@ -262,7 +262,7 @@ function ff.derive(record)
   if words.claimable and not reserved then
     ready = record.place - record.priority * 1e12
   end
-  local due = sooner(sooner(reserved, record.deadline), record.dedup_until)
+  local due = sooner(reserved, record.deadline)
   if words.leased then
     due = sooner(sooner(due, record.expires), record.timeout_at)
   elseif words.eligibility == 'not_eligible_until_time' then

@@ -3,26 +3,35 @@
 -- create_executions: many executions, each by itself.
 --
 -- Each item has ff.CREATION_WIDTH arguments: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key
--- (pack{namespace, key} or ''), dedup window in ms, digest of the request, and what is kept as it is, '' for nothing:
--- payload, codec, policy, tags, creator.
+-- (pack{namespace, task, key} or ''), dedup window in ms, and what is kept as it is, '' for nothing: payload, codec, policy,
+-- tags, headers, creator.
 -- Answers per item: 'created' uuid state, or 'duplicate' existing-uuid state same-request; or too_many_classes.
 
 ff.CREATION_WIDTH = 13
 
--- The execution that a key stands for; none when the key's window is over, even if nobody removed the key yet.
+-- The execution that a key stands for: at least until the execution has ended, and until the key's window is over.
 local function holder_of(ctx, key)
   local uuid = call('GET', ctx.base .. ':key:' .. key)
-  local until_ms = uuid and ff.number(call('HGET', ff.record_key(ctx, uuid), 'dedup_until'))
-  return until_ms and until_ms > ctx.now and uuid or nil
+  local stored = uuid and call('HMGET', ff.record_key(ctx, uuid), 'state', 'dedup_until')
+  if not stored or not stored[1] then
+    return nil
+  end
+  local words = ff.words(stored[1])
+  local over = words and words.phase == 'terminal' and (ff.number(stored[2]) or 0) <= ctx.now
+  return not over and uuid or nil
 end
 
-local function duplicate(ctx, existing, digest)
-  local stored = call('HMGET', ff.record_key(ctx, existing), 'state', 'digest')
-  return { 'duplicate', existing, stored[1], stored[2] == digest and 1 or 0 }
+-- Answers for an execution that exists, and whether the call asks for the same: task, payload and codec.
+local function duplicate(ctx, existing, class, payload, codec)
+  local stored = call('HMGET', ff.record_key(ctx, existing), 'state', 'class', 'payload', 'codec')
+  local asked, found = ff.class(class), stored[2] and ff.class(stored[2])
+  local same = found and found.namespace == asked.namespace and found.task == asked.task
+    and (stored[3] or '') == payload and (stored[4] or '') == codec
+  return { 'duplicate', existing, stored[1], same and 1 or 0 }
 end
 
 -- The fields that are kept as they are, in the order of the arguments.
-local KEPT = { 'digest', 'payload', 'codec', 'policy', 'tags', 'creator' }
+local KEPT = { 'payload', 'codec', 'policy', 'tags', 'headers', 'creator' }
 
 -- Writes a new record. `args[at]` is its uuid.
 local function write(ctx, args, at, record, key)
@@ -63,16 +72,14 @@ local function write(ctx, args, at, record, key)
 end
 
 local function create(ctx, args, at)
-  local uuid, class, key, digest = args[at], args[at + 1], args[at + 5], args[at + 7]
-  if key ~= '' then
-    local existing = holder_of(ctx, key)
-    if existing then
-      return duplicate(ctx, existing, digest)
-    end
-  end
+  local uuid, class, key = args[at], args[at + 1], args[at + 5]
   local address = ff.record_key(ctx, uuid)
-  if call('EXISTS', address) == 1 then
-    return duplicate(ctx, uuid, digest)
+  local existing = key ~= '' and holder_of(ctx, key)
+  if not existing and call('EXISTS', address) == 1 then
+    existing = uuid
+  end
+  if existing then
+    return duplicate(ctx, existing, class, args[at + 7], args[at + 8])
   end
   local known = ff.class(class)
   if not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then

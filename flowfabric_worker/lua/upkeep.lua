@@ -23,14 +23,6 @@ function ff.remove(ctx, record)
   ctx.due['x' .. record.uuid] = false
 end
 
--- The idempotency key is free again; the execution lives on.
-local function forget_key(ctx, record)
-  if call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
-    call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
-  end
-  ff.move(ctx, record, nil, { idempotency_key = '', dedup_until = '' })
-end
-
 local function is_due(ctx, moment)
   local at = ff.number(moment)
   return at ~= nil and at <= ctx.now
@@ -56,8 +48,6 @@ local function handle_one(ctx, record)
     return false
   elseif is_due(ctx, record.deadline) then
     ff.expire(ctx, record)
-  elseif is_due(ctx, record.dedup_until) then
-    forget_key(ctx, record)
   elseif is_due(ctx, record.reserved_until) then
     ff.move(ctx, record, nil, { reserved_for = '', reserved_until = '' })
   elseif words.leased and (is_due(ctx, record.timeout_at) or is_due(ctx, record.expires)) then

@@ -33,7 +33,7 @@ class Indexes:
     ready: dict[WorkClass, dict[str, int]]
     due: dict[str, int]
     ids: set[str]
-    keys: dict[str, str]
+    keys: dict[tuple[str, str], str]
     depths: dict[str, dict[str, int]]
 
 
@@ -47,7 +47,8 @@ def stored_indexes(engine: Engine, number: int, model: Model, keys: set[str]) ->
         for work_class in model.classes
     }
     counters = {lane: client.hgetall(base + b"lane:" + pack((engine.namespace, lane))) for lane in model.lanes}
-    standing = {key: client.get(base + b"key:" + pack((engine.namespace, key))) for key in keys}
+    named = [(task, key) for task in {each.task for each in model.classes} for key in keys]
+    standing = {each: client.get(base + b"key:" + pack((engine.namespace, *each))) for each in named}
     due = client.zrange(base + b"due", *ALL, withscores=True)
     return Indexes(
         ready={

@@ -79,7 +79,7 @@ class Model:
         """What a creation must answer; of an id that the engine may choose, the one that it chose."""
         chosen = answer.execution_id
         partition = self.partitions[chosen.partition]
-        existing = self._stands_for(args.idempotency_key)
+        existing = self._stands_for(args.task, args.idempotency_key)
         if existing is not None:
             same = all(getattr(existing.args, name) == getattr(args, name) for name in ("task", "payload", "codec"))
             return Duplicate(execution_id=existing.id, same_request=same)
@@ -101,18 +101,18 @@ class Model:
             window = args.policy.dedup_window
             new.key = args.idempotency_key
             new.dedup_until = self.now + (DAY_MS if window is None else ms(window))
-            partition.keys[new.key] = chosen.uuid
+            partition.keys[args.task, new.key] = chosen.uuid
         partition.executions[chosen.uuid] = new
         self.lanes.add(args.lane)
         self.classes.add(new.work_class)
         return Created(execution_id=chosen, state=new.public)
 
-    def _stands_for(self, key: str | None) -> Execution | None:
-        """The execution that a key stands for, as long as its window is open."""
+    def _stands_for(self, task: str, key: str | None) -> Execution | None:
+        """The execution that a task's key stands for, until it has ended and its window is over."""
         for partition in self.partitions:
-            if key is not None and key in partition.keys:
-                found = partition.executions[partition.keys[key]]
-                if found.dedup_until is not None and found.dedup_until > self.now:
+            if key is not None and (task, key) in partition.keys:
+                found = partition.executions[partition.keys[task, key]]
+                if not found.is_terminal or (found.dedup_until is not None and found.dedup_until > self.now):
                     return found
         return None
 

@@ -116,7 +116,7 @@ class Execution:
         """The next moment at which time does something to it."""
         if self.is_terminal:
             return self.remove_at
-        moments = [self.deadline, self.dedup_until]
+        moments = [self.deadline]
         if self.state == RUNNING:
             moments += [self.expires, self.timeout_at]
         if self.state in (DELAYED, BACKOFF):
@@ -129,7 +129,7 @@ class Partition:
     """The executions of one partition, the keys that stand for some of them, and the ends that were announced."""
 
     executions: dict[str, Execution] = attrs.field(factory=dict)
-    keys: dict[str, str] = attrs.field(factory=dict)
+    keys: dict[tuple[str, str], str] = attrs.field(factory=dict)
     feed: list[tuple[str, str]] = attrs.field(factory=list)
 
     # Time
@@ -149,8 +149,6 @@ class Partition:
             return False
         if each.deadline is not None and each.deadline <= now:
             self.end(each, "expired", now)
-        elif each.dedup_until is not None and each.dedup_until <= now:
-            self._forget_key(each)
         elif each.state == RUNNING and each.timeout_at is not None and each.timeout_at <= min(now, each.expires):
             self.fail_attempt(each, FailureClass.TIMEOUT, None, now)
         elif each.state == RUNNING and each.expires <= now:
@@ -161,13 +159,9 @@ class Partition:
             return False
         return True
 
-    def _forget_key(self, each: Execution) -> None:
-        if each.key is not None and self.keys.get(each.key) == each.id.uuid:
-            del self.keys[each.key]
-        each.key = each.dedup_until = None
-
     def remove(self, each: Execution) -> None:
-        self._forget_key(each)
+        if each.key is not None and self.keys.get((each.args.task, each.key)) == each.id.uuid:
+            del self.keys[each.args.task, each.key]
         del self.executions[each.id.uuid]
 
     # Endings

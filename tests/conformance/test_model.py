@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.partitions import partition_of_key, partition_of_uuid
+from flowfabric_worker.engine.partitions import partition_of_names, partition_of_uuid
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.operating import (
     CancelExecutionArgs,
@@ -110,12 +110,13 @@ class Owners(RuleBasedStateMachine):
             target = known[-1 - pick % len(known)]
             self.both(lambda: ask(target), lambda: expect(target))
 
-    def new_id(self, key: str | None) -> ExecutionId:
+    def new_id(self, task: str, key: str | None) -> ExecutionId:
         """The next id of a fixed row: chance stays out of it, so that what fails can be made small."""
         self.made += 1
         uuid = UUID(int=self.made)
         count = self.engine.partitions
-        partition = partition_of_uuid(uuid, count) if key is None else partition_of_key("default", key, count)
+        names = ("default", task, key or "")
+        partition = partition_of_uuid(uuid, count) if key is None else partition_of_names(names, count)
         return ExecutionId(partition, str(uuid))
 
     # Producers
@@ -138,8 +139,9 @@ class Owners(RuleBasedStateMachine):
         key=st.none() | st.sampled_from(sorted(KEYS)),
     )
     def create(self, policy: str, key: str | None, **wanted: Any) -> None:
+        execution = self.new_id(wanted["task"], key)
         args = CreateExecutionArgs(
-            policy=POLICIES[policy], idempotency_key=key, payload=b"1", execution_id=self.new_id(key), **wanted
+            policy=POLICIES[policy], idempotency_key=key, payload=b"1", execution_id=execution, **wanted
         )
         answer = self.engine.create_execution(args)
         assert answer == self.model.create(args, answer)

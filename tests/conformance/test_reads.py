@@ -98,6 +98,7 @@ def test_a_running_execution_reads_with_its_attempt_and_lease(engine: Engine, cl
         last_mutation_at_ms=clock.ms,
         total_attempt_count=1,
         tags={"k": "v"},
+        headers={},
     )
     info = info_of(engine, claimed.execution_id)
     assert (info.progress_percent, info.progress_message, info.started_at_ms) == (40, "almost", made)

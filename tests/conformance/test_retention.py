@@ -10,7 +10,7 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.types.submission import Created
+from flowfabric_worker.engine.types.submission import Created, Duplicate
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conformance.phases import ENDED, HOUR, PHASES_LANE, Phase, Phases
 from tests.conformance.upkeeping import DAY, MILLISECOND, SECOND, HandleDue, by_keeper, handled
@@ -68,13 +68,16 @@ def test_an_execution_is_not_removed_before_its_key_is_free(engine: Engine, cloc
     assert created(engine, idempotency_key="order-17") != first
 
 
-def test_the_key_of_an_execution_that_lives_on_is_free_when_its_window_ends(engine: Engine, clock: Clock) -> None:
+def test_the_window_of_a_key_never_ends_before_its_execution_does(engine: Engine, clock: Clock) -> None:
     first = created(engine, idempotency_key="order-17", policy=ExecutionPolicy(dedup_window=HOUR))
-    clock.move(HOUR)
+    clock.move(2 * HOUR)
     by_keeper(engine)
-    assert info_of(engine, first).idempotency_key is None
+
+    again = engine.create_execution(creation(idempotency_key="order-17"))
+
+    assert again == Duplicate(execution_id=first, same_request=True)
+    engine.cancel_execution(CancelExecutionArgs(execution_id=first))
     assert created(engine, idempotency_key="order-17") != first
-    assert engine.read_execution_state(first) is PublicState.WAITING
 
 
 @handled

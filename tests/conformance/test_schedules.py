@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.partitions import partition_of_key
+from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import ExecutionSummary
@@ -114,7 +114,7 @@ def test_executions_lie_where_their_schedule_lies(engine: Engine, clock: Clock) 
 
     engine.tick_schedule(beat(1, 2, 3))
 
-    partition = partition_of_key(engine.namespace, "beat", engine.partitions)
+    partition = partition_of_names((engine.namespace, "beat"), engine.partitions)
     assert {each.execution_id.partition for each in executions(engine)} == {partition}
 
 
@@ -171,7 +171,7 @@ def test_of_schedulers_that_race_one_creates(engine: Engine, clock: Clock, store
 def test_a_refused_creation_moves_no_tick(engine: Engine, clock: Clock, dump: Dump) -> None:
     known(engine, clock)
     # A lane that is full refuses new kinds of work.
-    partition = partition_of_key(engine.namespace, "beat", engine.partitions)
+    partition = partition_of_names((engine.namespace, "beat"), engine.partitions)
     client: Any = raw_client(engine, partition)
     key = raw_key(engine, partition, "classes")
     name = f"{len('default')}:default{len(LANE)}:{LANE}"
@@ -319,7 +319,7 @@ def test_schedules_are_listed_page_by_page_across_partitions(engine: Engine) -> 
 def test_a_damaged_schedule_is_marked_in_the_list_refused_and_can_be_removed(engine: Engine) -> None:
     for name in ("alpha", "beat", "gamma"):
         engine.tick_schedule(beat(name=name))
-    partition = partition_of_key(engine.namespace, "beat", engine.partitions)
+    partition = partition_of_names((engine.namespace, "beat"), engine.partitions)
     client: Any = raw_client(engine, partition)
     client.hset(raw_key(engine, partition, "schedule"), "7:defaultbeat", "rubbish")
 
@@ -408,7 +408,7 @@ def test_nothing_of_a_schedule_is_left_when_it_is_removed_and_its_work_has_ended
 
 def created_in_the_partition_of_beat(engine: Engine, args: CreateExecutionArgs) -> int:
     """Executions until one lies where the schedule lies; how many."""
-    wanted = partition_of_key(engine.namespace, "beat", engine.partitions)
+    wanted = partition_of_names((engine.namespace, "beat"), engine.partitions)
     count = 1
     while created(engine, policy=args.policy).partition != wanted:
         count += 1

@@ -13,13 +13,15 @@ from flowfabric_worker.engine.errors import ResourceExhaustedError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_CLASSES_PER_LANE, MIB
 from flowfabric_worker.engine.partitions import partition_of_uuid
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs
-from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, Duplicate
 from tests.conformance.work import (
+    BOOM,
     LANE,
+    RETRYING,
     TASK,
     all_created,
     claim_one,
@@ -332,3 +334,26 @@ def test_names_that_run_into_each_other_stay_apart(engine: Engine) -> None:
 def test_a_namespace_is_a_name() -> None:
     with refused("invalid_input"):
         open_engine("memory://", namespace="")
+
+
+def test_headers_travel_from_the_submission_to_the_holder_and_are_shown(engine: Engine) -> None:
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "origin": "ü"}
+    execution_id = created(engine, headers=headers)
+
+    claimed = claim_one(engine)
+
+    assert claimed.headers == headers
+    assert info_of(engine, execution_id).headers == headers
+    snapshot = engine.describe_execution(execution_id)
+    assert snapshot is not None
+    assert snapshot.headers == headers
+
+
+def test_headers_stay_over_a_retry_and_a_replay(engine: Engine) -> None:
+    execution_id = created(engine, headers={"origin": "web"}, policy=RETRYING)
+    engine.fail(claim_one(engine).handle, BOOM, FailureClass.TRANSIENT, timedelta())
+    retried = claim_one(engine)
+    engine.complete(retried.handle)
+    engine.replay_execution(ReplayExecutionArgs(execution_id=execution_id))
+
+    assert (retried.headers, claim_one(engine).headers) == ({"origin": "web"}, {"origin": "web"})

@@ -11,6 +11,8 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import (
     MAX_CAPABILITIES,
     MAX_CAPABILITIES_BYTES,
+    MAX_HEADER_VALUE_BYTES,
+    MAX_HEADERS,
     MAX_NAME_BYTES,
     MAX_PRIORITY,
     MAX_TAG_VALUE_BYTES,
@@ -119,6 +121,12 @@ def test_a_priority_that_is_no_whole_number_is_refused(engine: Engine, dump: Dum
         ({"tags": ["k"]}, "invalid_input"),
         ({"tags": {"k": "v" * (MAX_TAG_VALUE_BYTES + 1)}}, "invalid_input"),
         ({"tags": {f"k{number}": "v" for number in range(MAX_TAGS + 1)}}, "invalid_input"),
+        ({"headers": {"": "v"}}, "invalid_input"),
+        ({"headers": {"k": 7}}, "invalid_input"),
+        ({"headers": {"k": "a\0"}}, "invalid_input"),
+        ({"headers": ["k"]}, "invalid_input"),
+        ({"headers": {"k": "v" * (MAX_HEADER_VALUE_BYTES + 1)}}, "invalid_input"),
+        ({"headers": {f"k{number}": "v" for number in range(MAX_HEADERS + 1)}}, "invalid_input"),
         ({"policy": ExecutionPolicy(budget_ids=("b1",))}, "budget_not_found"),
         ({"policy": ExecutionPolicy(quota_policy_id="q1")}, "quota_policy_not_found"),
         ({"execution_id": ExecutionId(0, "no uuid")}, "invalid_execution_id"),
@@ -163,14 +171,16 @@ def test_names_may_have_the_size_of_their_limits(engine: Engine) -> None:
     longest = "ü" * (MAX_NAME_BYTES // 2)
     lane = "~" * 64
     tags = {f"{number:02}" + "k" * (MAX_NAME_BYTES - 2): "v" * MAX_TAG_VALUE_BYTES for number in range(MAX_TAGS)}
+    headers = dict.fromkeys(list(tags)[:MAX_HEADERS], "v" * MAX_HEADER_VALUE_BYTES)
+    texts = {"tags": tags, "headers": headers}
     execution_id = created(
-        engine, lane=lane, task=longest, idempotency_key=longest, codec=longest, creator=longest, tags=tags
+        engine, lane=lane, task=longest, idempotency_key=longest, codec=longest, creator=longest, **texts
     )
 
     info = info_of(engine, execution_id)
 
     assert (info.lane, info.task, info.idempotency_key, info.codec, info.creator) == (lane, *[longest] * 4)
-    assert info.tags == tags
+    assert (info.tags, info.headers) == (tags, headers)
 
 
 # Capabilities

@@ -13,7 +13,7 @@ from flowfabric_worker.engine.partitions import (
     crc16,
     parse_partition_key,
     partition_key,
-    partition_of_key,
+    partition_of_names,
     partition_of_uuid,
 )
 
@@ -48,15 +48,15 @@ def test_an_id_lies_in_the_partition_of_its_sixteen_bytes(uuid: str, value: int,
     assert partition_of_uuid(UUID(uuid), partitions) == value % partitions
 
 
-def test_a_key_lies_in_the_partition_of_its_namespace_and_itself() -> None:
-    assert partition_of_key("default", "order-7", 1024) == crc16(b"default\0order-7") % 1024
-    assert partition_of_key("default", "ü", 1024) == crc16(b"default\0\xc3\xbc") % 1024
+def test_a_key_lies_in_the_partition_of_namespace_task_and_key() -> None:
+    assert partition_of_names(("default", "send", "order-7"), 1024) == crc16(b"default\0send\0order-7") % 1024
+    assert partition_of_names(("default", "ü"), 1024) == crc16(b"default\0\xc3\xbc") % 1024
 
 
 @given(uuid=uuids, key=st.text(), partitions=counts)
 def test_every_id_and_key_lies_in_a_partition_that_exists(uuid: UUID, key: str, partitions: int) -> None:
     assert 0 <= partition_of_uuid(uuid, partitions) < partitions
-    assert 0 <= partition_of_key("default", key, partitions) < partitions
+    assert 0 <= partition_of_names(("default", "task", key), partitions) < partitions
 
 
 @pytest.mark.parametrize("number", [0, 7, 1023, 65535])

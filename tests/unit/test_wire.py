@@ -21,12 +21,12 @@ from flowfabric_worker.engine.wire import (
     optional,
     pack,
     pack_moment,
-    pack_tags,
+    pack_texts,
     read_optional,
     unpack,
     unpack_pairs,
-    unpack_tags,
     unpack_text,
+    unpack_texts,
 )
 
 MS = timedelta(milliseconds=1)
@@ -103,13 +103,13 @@ def test_an_absent_field_is_none() -> None:
 
 @given(st.dictionaries(texts, texts))
 def test_tags_read_back(tags: dict[str, str]) -> None:
-    assert unpack_tags(pack_tags(tags)) == tags
+    assert unpack_texts(pack_texts(tags)) == tags
 
 
 def test_equal_tags_are_equal_bytes() -> None:
-    assert pack_tags({"a": "1", "b": "2"}) == pack_tags({"b": "2", "a": "1"})
-    assert pack_tags({}) == b""
-    assert unpack_tags(None) == {}
+    assert pack_texts({"a": "1", "b": "2"}) == pack_texts({"b": "2", "a": "1"})
+    assert pack_texts({}) == b""
+    assert unpack_texts(None) == {}
 
 
 def test_pairs_become_a_mapping() -> None:

@@ -11,6 +11,7 @@ import pytest
 import flowfabric_worker
 from flowfabric_worker import (
     Call,
+    ConflictError,
     EncodingError,
     NotFoundError,
     TaskContext,
@@ -187,6 +188,7 @@ def test_options_of_a_submission_reach_the_store(worker: Worker) -> None:
         at=at,
         key="order-7",
         tags={"team": "b"},
+        headers={"origin": "web"},
         needs=("gpu",),
         deadline=timedelta(days=3650),
         timeout=timedelta(minutes=2),
@@ -200,6 +202,7 @@ def test_options_of_a_submission_reach_the_store(worker: Worker) -> None:
     assert info.delay_until_ms == at.timestamp() * 1000
     assert info.public_state is PublicState.DELAYED
     assert info.tags == {"team": "b"}
+    assert info.headers == {"origin": "web"}
     assert info.policy.required_capabilities == {"gpu"}
     assert info.policy.attempt_timeout == timedelta(minutes=2)
     assert info.policy.retry == RetryPolicy(max_retries=5)
@@ -260,7 +263,7 @@ def test_unknown_budgets_and_quotas_are_refused(worker: Worker) -> None:
 def test_a_second_submission_under_a_key_answers_with_the_first_run(worker: Worker) -> None:
     task = worker.task(add).options(key="order-7")
 
-    first, second = task.submit(1), task.submit(2)
+    first, second = task.submit(1), task.submit(1)
 
     assert first.created
     assert not second.created
@@ -301,3 +304,37 @@ def test_submit_many_refuses_what_is_no_call(worker: Worker) -> None:
     with pytest.raises(TypeError, match="One key cannot stand for many"):
         task.options(key="k").submit_many([(1,)])
     assert worker.engine.list_executions().executions == ()
+
+
+def test_a_key_that_stands_for_other_arguments_is_a_conflict(worker: Worker) -> None:
+    task = worker.task(add).options(key="order-7")
+    first = task.submit(1)
+
+    with pytest.raises(ConflictError) as caught:
+        task.submit(2)
+
+    assert caught.value.code == "key_conflict"
+    assert caught.value.details["execution_id"] == str(first.id)
+    assert task.submit(1).id == first.id
+
+
+def test_a_submission_that_asks_for_it_gets_the_run_of_other_arguments(worker: Worker) -> None:
+    task = worker.task(add).options(key="order-7", on_conflict="return")
+    first = task.submit(1)
+
+    second = task.submit(2)
+
+    assert (second.id, second.created) == (first.id, False)
+
+
+def test_a_word_that_is_no_way_to_treat_a_conflict_is_refused(worker: Worker) -> None:
+    with pytest.raises(ValueError, match="on_conflict"):
+        worker.task(add).options(on_conflict="ignore")
+
+
+def test_two_tasks_with_one_key_both_run(worker: Worker) -> None:
+    charge, send = worker.task(add, name="charge"), worker.task(add, name="send")
+
+    runs = [task.options(key="order-7").submit(1) for task in (charge, send)]
+
+    assert [run.created for run in runs] == [True, True]

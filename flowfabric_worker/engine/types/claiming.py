@@ -82,6 +82,7 @@ class Claimed:
     codec: str
     priority: int
     tags: Mapping[str, str]
+    headers: Mapping[str, str]
     policy: ExecutionPolicy
     attempt_type: str
     created_at_ms: int

@@ -130,7 +130,7 @@ class ExecutionPolicy:
         max_reclaim_count: how often work is handed out again after its lease was lost.
         max_replay_count: how often an operator may replay it.
         retention: how long the ended execution is kept; None for 24 h.
-        dedup_window: how long its idempotency key stands for it; None for 24 h.
+        dedup_window: how long its idempotency key stands for it, at least until it has ended; None for 24 h.
         required_capabilities: what a worker must offer to claim it.
         budget_ids: budgets that it spends from.
         quota_policy_id: the quota that it is admitted under.

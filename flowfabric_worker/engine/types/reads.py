@@ -64,6 +64,7 @@ class ExecutionSnapshot:
     last_mutation_at_ms: int
     total_attempt_count: int
     tags: Mapping[str, str]
+    headers: Mapping[str, str]
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +83,7 @@ class ExecutionInfo:
     idempotency_key: str | None
     policy: ExecutionPolicy
     tags: Mapping[str, str]
+    headers: Mapping[str, str]
     created_at_ms: int
     last_mutation_at_ms: int
     started_at_ms: int | None

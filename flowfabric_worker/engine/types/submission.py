@@ -25,11 +25,13 @@ class CreateExecutionArgs:
         codec: how the payload is encoded; the engine does not look inside.
         execution_id: None to have one minted.
         priority: 0 to 9000, higher first; others are clamped.
-        idempotency_key: within the namespace, a second creation under it answers with the first execution.
+        idempotency_key: a second creation of this task under it answers with the first execution, until that one
+            has ended and the window of the policy is over. What failed or was cancelled keeps its key too: replay it.
         delay: begin not before this long from now; at most one of `delay` and `delay_until`.
         delay_until: begin not before this moment; a past one means now.
         deadline: it ends `expired` at this moment, whatever it is doing.
         tags: names to find it by.
+        headers: carried to the handler and shown by reads, but not searched: a trace's context, an origin.
         creator: who made it, for operators.
     """
 
@@ -45,6 +47,7 @@ class CreateExecutionArgs:
     deadline: datetime | None = None
     policy: ExecutionPolicy = DEFAULT_POLICY
     tags: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Mapping[str, str] = attrs.field(factory=dict)
     creator: str = ""
 
 
