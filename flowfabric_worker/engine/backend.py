@@ -26,6 +26,7 @@ from flowfabric_worker.engine.types.claiming import (
     ClaimResumedExecutionArgs,
     ReclaimToken,
 )
+from flowfabric_worker.engine.types.damage import ListDamagedPage
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
 from flowfabric_worker.engine.types.operating import (
     CancelExecutionArgs,
@@ -260,7 +261,9 @@ class EngineBackend(CoordinationBackend, HousekeepingBackend):
         raise UnavailableError("set_tags")
 
     def purge(self, execution_id: ExecutionId) -> None:
-        """Removes an ended execution with everything that it ever had, before its retention is over.
+        """Remove an ended execution with everything that it ever had, before its retention is over.
+
+        A damaged execution is removed in any state.
 
         Raises:
             StateError: `execution_not_terminal`.
@@ -345,6 +348,16 @@ class EngineBackend(CoordinationBackend, HousekeepingBackend):
         A call reads at most 10,000 records, so a page may be short and yet have a next one.
         """
         raise UnavailableError("list_executions")
+
+    def list_damaged(
+        self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
+    ) -> ListDamagedPage:
+        """List a page of the executions whose records are damaged, by id, with what is wrong with each.
+
+        A damaged execution is handed out no more and changes no more; at most 1,000 are listed per partition. `purge`
+        removes it.
+        """
+        raise UnavailableError("list_damaged")
 
     def list_lanes(self, cursor: str | None = None, limit: int = 100) -> ListLanesPage:
         """A page of the namespace's lanes by name, with what each holds per public state."""

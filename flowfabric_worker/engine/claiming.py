@@ -13,6 +13,8 @@ from uuid import UUID, uuid4
 import attrs
 
 from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
+from flowfabric_worker.engine.core import execution_id
+from flowfabric_worker.engine.damage import Damage
 from flowfabric_worker.engine.errors import (
     ContentionError,
     NotFoundError,
@@ -38,6 +40,7 @@ from flowfabric_worker.engine.types.claiming import (
 )
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.wire import (
+    DAMAGE,
     decode_class,
     decode_policy,
     pack,
@@ -64,7 +67,7 @@ class _Terms:
     lease_ms: int
 
 
-class Claiming(Classes):
+class Claiming(Damage, Classes):
     """The room `claiming`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -244,7 +247,8 @@ class Claiming(Classes):
                 room = terms.request.limit - len(claimed)
                 now, due, revision, items = self._call_claim(terms, partition, (wait_ms, room, known), portion)
                 if items:
-                    return [self._claimed(partition, item, terms) for item in items], 0.0
+                    # All of them may be damaged: look again at once.
+                    return self._decode_items(partition, items, terms), 0.0
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
                 stale = stale or revision != known
@@ -264,9 +268,9 @@ class Claiming(Classes):
     def _claimed_before(self, terms: _Terms) -> list[Claimed]:
         """What an earlier call claimed under the caller's claim id, in whichever partitions it found it."""
         return [
-            self._claimed(partition, item, terms)
+            claimed
             for partition in range(self.partitions)
-            for item in self._call_claim(terms, partition, (0, 1, 0), [])[3]
+            for claimed in self._decode_items(partition, self._call_claim(terms, partition, (0, 1, 0), [])[3], terms)
         ]
 
     # Reservations
@@ -346,13 +350,27 @@ class Claiming(Classes):
         minted = check_uuid(claim_id, "claim_id")
         ttl = lease_ms(lease)
         reply = self.call("redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode])
-        return self._decode_claimed(target.partition, reply[1], minted, instance, ttl)
+        try:
+            return self._decode_claimed(target.partition, reply[1], minted, instance, ttl)
+        except DAMAGE as error:
+            problem = self.set_aside(target, minted, error)
+            raise ValidationError("corruption", f"{target}: {problem}.", execution_id=str(target), field="") from None
 
     # Decoding
 
-    def _claimed(self, partition: int, item: Reply, terms: _Terms) -> Claimed:
-        instance = terms.request.policy.worker_instance_id
-        return self._decode_claimed(partition, item, terms.claim_id, instance, terms.lease_ms)
+    def _decode_items(self, partition: int, items: Reply, terms: _Terms) -> list[Claimed]:
+        """Decode each claimed item by itself; set aside in the store what is damaged."""
+        decoded = []
+        for item in items:
+            try:
+                decoded.append(
+                    self._decode_claimed(
+                        partition, item, terms.claim_id, terms.request.policy.worker_instance_id, terms.lease_ms
+                    )
+                )
+            except DAMAGE as error:
+                self.set_aside(execution_id(partition, item[0]), terms.claim_id, error)
+        return decoded
 
     def _decode_claimed(self, partition: int, item: Reply, claim_id: str, instance: str, lease: int) -> Claimed:
         (

@@ -18,7 +18,7 @@ from flowfabric_worker.engine.ids import check_lane
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CLASSES_PER_CLAIM
 from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
-from flowfabric_worker.engine.wire import WorkClass, decode_class
+from flowfabric_worker.engine.wire import DAMAGE, WorkClass, decode_class
 
 
 @attrs.define
@@ -104,9 +104,17 @@ class Classes(EngineCore):
                     self._known[partition] = known
                     return self._read(partition, request)
             for lane, classes in zip(wanted, lists, strict=True):
-                known.lanes[lane] = [(data, decode_class(data)) for data in classes]
+                known.lanes[lane] = [pair for data in classes for pair in _readable(data)]
             self._known[partition] = known
         return known
+
+
+def _readable(data: bytes) -> Iterator[tuple[bytes, WorkClass]]:
+    """Yield a class of the registry, stored and decoded; nothing if it is damaged: no work is found by it."""
+    try:
+        yield data, decode_class(data)
+    except DAMAGE:
+        return
 
 
 def lane_arguments(lanes: Iterable[Lane]) -> list[Argument]:

@@ -21,9 +21,10 @@ from flowfabric_worker.engine.errors import (
     error_from_code,
 )
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.ids import ExecutionId, check_name
+from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Limits
 from flowfabric_worker.engine.listening import Listener
+from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
 from flowfabric_worker.engine.wire import pack
@@ -296,6 +297,27 @@ class EngineCore:
                 "partition_mismatch", f"The store has {self.partitions} partitions; there is no partition {partition}."
             )
         return partition
+
+    def partitions_behind(self, partition: str | None, cursor: ExecutionId | None) -> range:
+        """Return the partitions that a listing goes through, from its cursor's on.
+
+        Raises:
+            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, of another partition.
+        """
+        count = self.partitions
+        partitions = range(count)
+        if partition is not None:
+            number = self.check_partition(parse_partition_key(partition))
+            partitions = range(number, number + 1)
+        if cursor is None:
+            return partitions
+        try:
+            first = check_execution_id(cursor).partition
+        except ValidationError as error:
+            raise ValidationError("invalid_cursor", f"The cursor of a listing is an execution's id: {error}") from None
+        if first not in partitions:
+            raise ValidationError("invalid_cursor", f"{cursor} does not lie in what is listed.")
+        return range(first, partitions.stop)
 
     # Arguments
 

@@ -61,9 +61,9 @@ class Feed(EngineCore):
         values = self.call(
             "read_executions", execution_id.partition, [len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
         )[0]
-        if not values:
+        if values == []:
             raise NotFoundError("execution_not_found", execution_id=str(execution_id))
-        return Record(execution_id, dict(zip(_OUTCOME_FIELDS, values, strict=True))).outcome()
+        return Record(execution_id, _OUTCOME_FIELDS, values).outcome()
 
     def _ended_of(self, ids: list[str]) -> list[str]:
         """Those of the watched executions that ended, or are gone; the others are watched again in the same step."""

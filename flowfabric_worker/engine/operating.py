@@ -93,4 +93,4 @@ class Operating(EngineCore):
 
     def purge(self, execution_id: ExecutionId) -> None:
         target = check_execution_id(execution_id)
-        self.remove("purge", target.partition, [target.uuid], gone="execution_not_found")
+        self.remove("purge", target.partition, [target.uuid, self._packed_namespace], gone="execution_not_found")

@@ -9,7 +9,6 @@ from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
-from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record
@@ -72,7 +71,7 @@ class Reads(Workers, EngineCore):
         count = page_size(limit)
         if filter is not None:
             check_record(filter, ExecutionFilter)
-        partitions = self._partitions_behind(partition, cursor)
+        partitions = self.partitions_behind(partition, cursor)
         found: list[ExecutionSummary] = []
         last = cursor
         if count:
@@ -87,27 +86,6 @@ class Reads(Workers, EngineCore):
                     found.append(summary)
                 last = summary.execution_id
         return ListExecutionsPage(executions=tuple(found), next_cursor=None)
-
-    def _partitions_behind(self, partition: str | None, cursor: ExecutionId | None) -> range:
-        """The partitions that a listing goes through, from its cursor's on.
-
-        Raises:
-            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, of another partition.
-        """
-        count = self.partitions
-        partitions = range(count)
-        if partition is not None:
-            number = self.check_partition(parse_partition_key(partition))
-            partitions = range(number, number + 1)
-        if cursor is None:
-            return partitions
-        try:
-            first = check_execution_id(cursor).partition
-        except ValidationError as error:
-            raise ValidationError("invalid_cursor", f"The cursor of a listing is an execution's id: {error}") from None
-        if first not in partitions:
-            raise ValidationError("invalid_cursor", f"{cursor} does not lie in what is listed.")
-        return range(first, partitions.stop)
 
     def _walk(self, partitions: range, cursor: ExecutionId | None, chunk: int) -> Iterator[ExecutionSummary | None]:
         """The executions behind a cursor, partition after partition; None where the bound of one call is reached."""
@@ -202,8 +180,8 @@ class Reads(Workers, EngineCore):
             ids = list(group)
             rows = self.call("read_executions", partition, [len(fields), *fields, *(each.uuid for each in ids)])
             for each, values in zip(ids, rows, strict=True):
-                if values:
-                    yield Record(each, dict(zip(fields, values, strict=True)))
+                if values != []:
+                    yield Record(each, fields, values)
 
 
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
@@ -245,14 +223,21 @@ def _checked_lane_cursor(cursor: str) -> str:
 
 
 def _add_lane(known: LaneInfo | None, name: str, values: Reply) -> LaneInfo:
-    """A lane with the counters of one more partition."""
+    """Return a lane with the counters of one more partition.
+
+    Raises:
+        ValidationError: `corruption`, a counter is damaged.
+    """
+    try:
+        *counters, paused = [None if value is None else int(value) for value in values]
+    except ValueError as error:
+        raise ValidationError(
+            "corruption", f"The counters of lane {name!r} are damaged: {error}.", field=name
+        ) from None
     depths = {
-        state: int(value or 0) + (known.depths[state] if known else 0)
-        for state, value in zip(PublicState, values, strict=False)
+        state: (value or 0) + (known.depths[state] if known else 0)
+        for state, value in zip(PublicState, counters, strict=True)
     }
-    paused = values[-1]
-    return LaneInfo(
-        lane=name,
-        depths=depths,
-        paused_since_ms=int(paused) if paused is not None else known.paused_since_ms if known else None,
-    )
+    if paused is None and known is not None:
+        paused = known.paused_since_ms
+    return LaneInfo(lane=name, depths=depths, paused_since_ms=paused)

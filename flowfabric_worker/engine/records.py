@@ -27,6 +27,7 @@ from flowfabric_worker.engine.types.states import (
     TerminalOutcome,
 )
 from flowfabric_worker.engine.wire import (
+    DAMAGE,
     WorkClass,
     decode_class,
     decode_policy,
@@ -51,14 +52,17 @@ class Record:
         "progress_percent", "progress_message", "error", "error_class", "error_detail", "cancel_reason", "cancelled_by",
     )  # fmt: skip
 
-    def __init__(self, execution_id: ExecutionId, values: dict[str, bytes | None]) -> None:
+    def __init__(self, execution_id: ExecutionId, fields: Sequence[str], values: Sequence[bytes | None] | None) -> None:
         self.execution_id = execution_id
-        self._values = values
+        # No values at all: something else lies where the record should be.
+        self._values = None if values is None else dict(zip(fields, values, strict=True))
 
     # Single values
 
     def raw(self, field: str) -> bytes | None:
-        """A value as it is; None where it is absent or empty."""
+        """Return a value as it is stored; None where it is absent or empty."""
+        if self._values is None:
+            raise self._corruption("record", "another kind of value lies in its place")
         return self._values[field] or None
 
     def _read(self, field: str, read: Callable[[bytes], T]) -> T | None:
@@ -67,7 +71,7 @@ class Record:
             return None
         try:
             return read(value)
-        except (ValueError, LookupError, TypeError, ArithmeticError, ValidationError) as error:
+        except DAMAGE as error:
             raise self._corruption(field, str(error)) from None
 
     def _needed(self, field: str, read: Callable[[bytes], T]) -> T:
@@ -325,9 +329,9 @@ def _span(milliseconds: int) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None]) -> ExecutionSummary:
-    """A row of a listing; a damaged record becomes a row that says what is wrong."""
-    record = Record(execution_id, dict(zip(Record.SUMMARY_FIELDS, values, strict=True)))
+def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None] | None) -> ExecutionSummary:
+    """Return a row of a listing; a damaged record becomes a row that says what is wrong."""
+    record = Record(execution_id, Record.SUMMARY_FIELDS, values)
     try:
         work_class = record.work_class()
         return ExecutionSummary(

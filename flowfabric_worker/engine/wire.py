@@ -11,6 +11,9 @@ import attrs
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 
+# What reading a stored value raises when it is damaged.
+DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ValidationError)
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -4,19 +4,10 @@
 local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created', 'headers' } })
 local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'kind', 'steps', 'journal_bytes' } })
 
--- The record of an execution with everything that a claim needs.
-local function load_for_claim(ctx, uuid)
-  local record, failure = ff.load(ctx, uuid, CLAIM)
-  if record and record.attempt then
-    ff.read(record, CLAIM_AGAIN)
-  end
-  return record, failure
-end
-
 -- How often a claim looks again when what it found could not be handed out.
 local MOST_ROUNDS = 16
 
--- The results of an execution's steps, as name, value, name, value.
+-- The results of an execution's steps, as name, value, name, value; nil when one of them is missing.
 local function journal(record)
   local entries = {}
   local steps = tonumber(record.steps or '0')
@@ -27,16 +18,36 @@ local function journal(record)
     end
     local names = call('HMGET', record.key, unpack(slots)) -- bounded: 500 at a time
     local fields = {}
-    for i, name in ipairs(names) do
-      fields[i] = 'step:' .. name
+    for i = 1, #slots do
+      fields[i] = 'step:' .. (names[i] or '')
     end
     local values = call('HMGET', record.key, unpack(fields)) -- bounded: 500 at a time
-    for i, name in ipairs(names) do
-      entries[#entries + 1] = name
+    for i = 1, #slots do
+      if not names[i] or not values[i] then
+        return nil
+      end
+      entries[#entries + 1] = names[i]
       entries[#entries + 1] = values[i]
     end
   end
   return entries
+end
+
+-- The record of an execution with everything that a claim needs. `class` is the class that it was found in, if any.
+local function load_for_claim(ctx, uuid, _, class)
+  local record, failure = ff.load(ctx, uuid, CLAIM, class)
+  if not record then
+    return nil, failure
+  end
+  local damaged = not record.created and 'created' or record.attempt and ff.read(record, CLAIM_AGAIN)
+  if not damaged then
+    record.journal = journal(record)
+    damaged = not record.journal and 'steps'
+  end
+  if damaged then
+    return nil, ff.set_aside(ctx, uuid, damaged, record.class)
+  end
+  return record
 end
 
 -- What the worker gets of one claimed execution.
@@ -47,7 +58,7 @@ local function claimed(record)
     ff.text(tonumber(record.expires)), record.class, record.priority, record.created, record.payload or false,
     record.codec or false, record.policy or false, record.tags or false, record.deadline or false,
     record.timeout_at and record.timeout_at ~= '' and ff.text(tonumber(record.timeout_at)) or false,
-    record.retry_count or '0', record.reclaim_count and ff.text(tonumber(record.reclaim_count)) or '0', journal(record),
+    record.retry_count or '0', record.reclaim_count and ff.text(tonumber(record.reclaim_count)) or '0', record.journal,
     record.headers or false,
   }
 end
@@ -140,8 +151,8 @@ end
 -- The record of a ready entry if it may be handed out. An entry whose record is gone or moved on is removed, work
 -- whose time is over or that was reclaimed too often ends here.
 local function claimable(ctx, head)
-  local record = load_for_claim(ctx, head[2])
-  if not record or not record.words.claimable or record.class ~= head[3] then
+  local record = ff.found(ctx, head[2], load_for_claim, head[3])
+  if not record or not record.words.claimable then
     call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
@@ -204,7 +215,7 @@ local function claimed_before(ctx, instance, claim_id)
   end
   local items = {}
   for i = 2, #parts do
-    local record = load_for_claim(ctx, parts[i])
+    local record = ff.found(ctx, parts[i], load_for_claim)
     if record and record.words.leased and ff.fence_parts(record.fence) == claim_id then
       items[#items + 1] = claimed(record)
     end
@@ -231,8 +242,9 @@ local function claim_lanes(ctx, lanes, limit, lease)
         if bytes > ff.MAX_BYTES and #items > 0 then
           return false
         end
-        take(ctx, record, lease)
-        items[#items + 1] = claimed(record)
+        if not ff.isolated(ctx, record.uuid, take, record, lease) then
+          items[#items + 1] = claimed(record)
+        end
         return true
       end)
     end
@@ -378,7 +390,7 @@ end)
 --
 -- Arguments: uuid, claim id, holder, worker id, lease in ms, 'any' or 'resumed' (only an interrupted attempt).
 -- Answers: 'claimed' and the item.
-ff.register('redeem', { 'allow-oom' }, function(ctx, args)
+ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
   local record, failure = load_for_claim(ctx, uuid)
   if not record then
@@ -397,13 +409,10 @@ ff.register('redeem', { 'allow-oom' }, function(ctx, args)
     return ff.failure('claim_grant_expired', uuid)
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
-    ff.flush(ctx)
     return ff.failure('execution_not_leaseable', uuid, 'expired')
   elseif exhausted(ctx, record) then
-    ff.flush(ctx)
     return ff.failure('execution_not_leaseable', uuid, 'failed')
   end
   take(ctx, record, { id = claim_id, holder = holder, ttl = ttl })
-  ff.flush(ctx)
   return { 'claimed', claimed(record) }
 end)

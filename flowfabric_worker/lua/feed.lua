@@ -9,7 +9,7 @@ ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   local topic = args[1]
   local answer = {}
   for at = 2, #args do
-    local record = ff.load(ctx, args[at])
+    local record = ff.found(ctx, args[at], ff.load)
     if not record then
       answer[#answer + 1] = { 'missing' }
     elseif record.words.phase == 'terminal' then
@@ -25,6 +25,7 @@ ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
       answer[#answer + 1] = { 'watched' }
     end
   end
+  ff.flush(ctx)
   return answer
 end)
 

@@ -17,7 +17,7 @@ end
 
 -- cancel_execution: ends an execution in any phase. Arguments: uuid, reason, source. Answers: 'cancelled' and the phase
 -- that it was in; of a cancelled one the same answer again.
-ff.register('cancel_execution', { 'allow-oom' }, function(ctx, args)
+ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   local record, failure = ff.load(ctx, args[1])
   if not record then
     return failure
@@ -31,13 +31,12 @@ ff.register('cancel_execution', { 'allow-oom' }, function(ctx, args)
   if leased then
     ff.tell_holder(ctx, record)
   end
-  ff.flush(ctx)
   return { 'cancelled' }
 end)
 
 -- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, priority, call. Answers:
 -- 'changed' old.
-ff.register('change_priority', {}, function(ctx, args)
+ff.register_single('change_priority', {}, function(ctx, args)
   local record, answer = load_once(ctx, args[1], args[3])
   if not record then
     return answer
@@ -46,13 +45,12 @@ ff.register('change_priority', {}, function(ctx, args)
   end
   answer = { 'changed', record.priority }
   ff.move(ctx, record, nil, { priority = tonumber(args[2]), answered = ff.remember_answer(args[3], answer) })
-  ff.flush(ctx)
   return answer
 end)
 
 -- replay_execution: an ended execution runs again, from a new place, as a new attempt. Arguments: uuid,
 -- call. Answers: 'replayed' state.
-ff.register('replay_execution', {}, function(ctx, args)
+ff.register_single('replay_execution', {}, function(ctx, args)
   local record, answer = load_once(ctx, args[1], args[2])
   if not record then
     return answer
@@ -80,13 +78,12 @@ ff.register('replay_execution', {}, function(ctx, args)
     -- A deadline that is over belonged to the run that is over.
     deadline = overdue and '' or nil,
   })
-  ff.flush(ctx)
   return answer
 end)
 
 -- revoke_lease: takes the lease away; the work is ready again. Arguments: uuid, expected lease id or '', expected
 -- instance or '', reason, call. Answers: 'revoked' lease-id epoch, or 'already' why.
-ff.register('revoke_lease', { 'allow-oom' }, function(ctx, args)
+ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
   local record, answer = load_once(ctx, args[1], args[5])
   if not record then
     return answer
@@ -110,7 +107,6 @@ ff.register('revoke_lease', { 'allow-oom' }, function(ctx, args)
     answered = ff.remember_answer(args[5], answer),
   })
   ff.tell_holder(ctx, record)
-  ff.flush(ctx)
   return answer
 end)
 
@@ -148,7 +144,7 @@ end)
 
 -- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags. Answers: 'ok' number of tags, or
 -- 'too_many' and what their number would be.
-ff.register('set_tags', {}, function(ctx, args)
+ff.register_single('set_tags', {}, function(ctx, args)
   local record, failure = ff.load(ctx, args[1])
   if not record then
     return failure
@@ -173,19 +169,21 @@ ff.register('set_tags', {}, function(ctx, args)
     flat[#flat + 1] = values[name]
   end
   ff.move(ctx, record, nil, { tags = ff.pack(flat) })
-  ff.flush(ctx)
   return { 'ok', #order }
 end)
 
--- purge: removes an ended execution with everything it ever had, before its retention is over. Argument: uuid.
-ff.register('purge', { 'allow-oom' }, function(ctx, args)
-  local record, failure = ff.load(ctx, args[1])
-  if not record then
+-- purge: removes an ended execution with everything it ever had, before its retention is over; a damaged one in any
+-- phase. Arguments: uuid, pack{namespace}.
+ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
+  local record, failure = ff.found(ctx, args[1], ff.load)
+  if not record and failure[2] ~= 'corruption' then
     return failure
+  elseif not record or ff.is_set_aside(ctx, args[1]) then
+    ff.remove_damaged(ctx, args[1], args[2])
+    return { 'purged' }
   elseif record.words.phase ~= 'terminal' then
     return ff.failure('execution_not_terminal', args[1], record.words.public)
   end
   ff.remove(ctx, record)
-  ff.flush(ctx)
   return { 'purged' }
 end)

@@ -12,6 +12,7 @@
 --   :waiting, :waiters       who waits for what, and of each waiter until when
 --   :claims          hash    the last claim of each worker instance, to answer it again
 --   :key:<key>       string  the execution that an idempotency key stands for
+--   :damaged, :damage        the executions whose records are damaged, in order, and what is wrong with each; at most 1000
 --   :feed            stream  every end of an execution, in order
 --   :workers, :worker        the registered workers, in order, and what each said of itself
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
@@ -48,13 +49,17 @@ function ff.pack(parts)
   return table.concat(out)
 end
 
+-- The texts that ff.pack joined; nil where the text is damaged.
 function ff.unpack(text)
   local parts, at = {}, 1
   while at <= #text do
-    local colon = string.find(text, ':', at, true)
-    local size = tonumber(string.sub(text, at, colon - 1))
-    parts[#parts + 1] = string.sub(text, colon + 1, colon + size)
-    at = colon + size + 1
+    local digits, from = string.match(text, '^(%d+):()', at)
+    local size = digits and #digits <= 9 and tonumber(digits)
+    if not size or from + size - 1 > #text then
+      return nil
+    end
+    parts[#parts + 1] = string.sub(text, from, from + size - 1)
+    at = from + size
   end
   return parts
 end
@@ -157,12 +162,13 @@ ff.NEEDS_MORE = {
   reserved_for = true, reserved_until = true, retry_count = true, reclaim_count = true, tags = true, watchers = true,
 }
 
--- Reads further fields into a record; an absent field is false.
+-- Reads further fields into a record; an absent field is false. Answers the name of a field that is damaged, or nil.
 function ff.read(record, fields)
   local values = call('HMGET', record.key, unpack(fields)) -- bounded: a fixed list of names
   for i = 1, #fields do
     record[fields[i]] = values[i]
   end
+  return ff.damage_in(record, fields)
 end
 
 -- The execution's id as callers know it.
@@ -175,72 +181,32 @@ function ff.record_key(ctx, uuid)
 end
 
 -- The record of an execution, or nil and the failure to answer. An absent field is false. `fields`, if given, begins with
--- ff.CORE. What is read of every execution of every call is kept short, and its table made whole at once.
-function ff.load(ctx, uuid, fields)
+-- ff.CORE; `class`, if given, is the class under whose index the execution was found. What is read of every execution of
+-- every call is kept short, and its table made whole at once. A record is checked here, so what uses it need not.
+function ff.load(ctx, uuid, fields, class)
   fields = fields or ff.CORE
   local key = ctx.base .. ':x:' .. uuid
   local v = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
-  local state, class = v[1], v[2]
-  if not state then
+  if not v[1] and call('EXISTS', key) == 0 then
     return nil, ff.failure('execution_not_found', uuid)
   end
-  local words = ff.words(state)
-  if not words or not class then
-    return nil, ff.failure('corruption', uuid, words and 'class' or 'state')
-  end
   local record = {
-    uuid = uuid, key = key, words = words, state = state, class = class, priority = v[3], place = v[4], fence = v[5],
-    expires = v[6], policy = v[7], attempt = v[8], attempt_count = v[9], more = v[10],
+    uuid = uuid, key = key, words = v[1] and ff.words(v[1]), state = v[1], class = v[2], priority = v[3], place = v[4],
+    fence = v[5], expires = v[6], policy = v[7], attempt = v[8], attempt_count = v[9], more = v[10],
   }
-  for i = #ff.CORE + 1, #fields do
+  local core = #ff.CORE
+  for i = core + 1, #fields do
     record[fields[i]] = v[i]
   end
-  if record.more or words.phase == 'terminal' then
-    ff.read(record, ff.MORE)
+  local damaged = ff.damage_in_core(record, class) or #fields > core and ff.damage_in(record, fields, core + 1)
+  if not damaged and (record.more or record.words.phase == 'terminal') then
+    damaged = ff.read(record, ff.MORE)
+  end
+  if damaged then
+    return nil, ff.set_aside(ctx, uuid, damaged, class or record.class)
   end
   return record
 end
-
-function ff.policy(record)
-  local policy = record.parsed_policy
-  if policy then
-    return policy
-  end
-  policy = {}
-  if record.policy and record.policy ~= '' then
-    local names = {
-      'max_retries', 'backoff', 'initial', 'maximum', 'multiplier', 'jitter', 'categories', 'timeout', 'max_reclaims',
-      'max_replays', 'retention', 'dedup_window', 'execution_deadline',
-    }
-    local at = 0
-    for value in string.gmatch(record.policy, '([^|]*)|') do
-      at = at + 1
-      policy[names[at]] = value ~= '' and value or nil
-    end
-  end
-  record.parsed_policy = policy
-  return policy
-end
-
--- What a class says of itself: its lane (packed), its namespace (packed), and the lane's name. There are few classes, so
--- each is read apart once; the memory of them is begun anew before it grows large.
-ff.known_classes = {}
-ff.known_class_count = 0
-
-function ff.class(class)
-  local known = ff.known_classes[class]
-  if not known then
-    local parts = ff.unpack(class)
-    known = { lane = ff.pack({ parts[1], parts[2] }), namespace = ff.pack({ parts[1] }), lane_name = parts[2], task = parts[3] }
-    if ff.known_class_count >= 4096 then
-      ff.known_classes, ff.known_class_count = {}, 0
-    end
-    ff.known_classes[class] = known
-    ff.known_class_count = ff.known_class_count + 1
-  end
-  return known
-end
-
 
 -- The earlier of a moment and a stored one, either of which may be missing.
 local function sooner(due, stored)
@@ -325,10 +291,10 @@ function ff.move(ctx, record, state, changes)
     flat[size + 1], flat[size + 2] = 'more', 1
     record.more = 1
   end
-  call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
   if state then
     record.words = ff.words(state)
   end
+  call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
   ff.follow(ctx, record, public, ready, due)
 end
 
@@ -375,26 +341,29 @@ end
 
 -- Tells the process that held a lease that it lost it. The fence says which one: the process may hold the next one too.
 function ff.tell_holder(ctx, record)
-  local holder = call('HGET', record.key, 'holder')
-  if holder then
-    local message = 'lost ' .. ff.id(ctx, record) .. ' ' .. record.fence
-    call('PUBLISH', ctx.channel .. ff.unpack(holder)[3], message)
+  local parts = ff.unpack(call('HGET', record.key, 'holder') or '')
+  if parts and parts[3] then
+    call('PUBLISH', ctx.channel .. parts[3], 'lost ' .. ff.id(ctx, record) .. ' ' .. record.fence)
   end
 end
 
--- Runs a function for each item of a call that carries many: `width` arguments an item, from `first` on. What is over
--- the limits of one call is answered 'again'. A single operation is a call of one item.
+-- Runs a function for each item of a call that carries many: `width` arguments an item, from `first` on, the first of
+-- them the execution's uuid. `run` gets the context, the arguments and where the item begins. An item that fails fails
+-- alone. What is over the limits of one call is answered 'again'.
 function ff.each(ctx, args, first, width, run)
-  local answers, bytes = {}, 0
+  local answers, count, bytes = {}, 0, 0
   for at = first, #args, width do
     for i = at, at + width - 1 do
       bytes = bytes + #args[i]
     end
-    if #answers >= ff.MAX_ITEMS or (bytes > ff.MAX_BYTES and #answers > 0) then
-      answers[#answers + 1] = ff.failure('again')
+    local answer
+    if count >= ff.MAX_ITEMS or (bytes > ff.MAX_BYTES and count > 0) then
+      answer = ff.failure('again')
     else
-      answers[#answers + 1] = run(at)
+      answer = ff.isolated(ctx, args[at], run, args, at)
     end
+    count = count + 1
+    answers[count] = answer
   end
   ff.flush(ctx)
   return answers
@@ -410,4 +379,13 @@ function ff.register(name, flags, run)
     end,
     flags = flags,
   })
+end
+
+-- Makes a function callable that writes to one execution, whose uuid is its first argument.
+function ff.register_single(name, flags, run)
+  ff.register(name, flags, function(ctx, args)
+    local answer = ff.isolated(ctx, args[1], run, args)
+    ff.flush(ctx)
+    return answer
+  end)
 end

@@ -1,14 +1,21 @@
 -- reads: what is stored, as it is. What it means is said in Python, which decodes strictly.
 
+-- The values of some fields of a record; false where something else lies in its place.
+local function values_of(key, fields)
+  local readable, values = pcall(call, 'HMGET', key, unpack(fields)) -- bounded: the caller's fixed list of names
+  return readable and values
+end
+
 -- read_executions: some fields of some executions. Arguments: number of fields, the fields, the uuids.
--- Answers per uuid: the values in that order, nothing for an execution that does not exist.
+-- Answers per uuid: the values in that order, nothing for an execution that does not exist, false where something else
+-- lies in its place.
 ff.register('read_executions', { 'no-writes' }, function(ctx, args)
   local count = tonumber(args[1])
   local fields = { unpack(args, 2, count + 1) } -- bounded: the caller's fixed list of names
   local answer = {}
   for at = count + 2, #args do
     local key = ff.record_key(ctx, args[at])
-    answer[#answer + 1] = call('EXISTS', key) == 1 and call('HMGET', key, unpack(fields)) or {} -- bounded: as above
+    answer[#answer + 1] = call('EXISTS', key) == 0 and {} or values_of(key, fields)
   end
   return answer
 end)
@@ -24,7 +31,7 @@ ff.register('list_executions', { 'no-writes' }, function(ctx, args)
   local answer = {}
   for i, member in ipairs(members) do
     local uuid = string.sub(member, #namespace + 1)
-    answer[i] = { uuid, call('HMGET', ff.record_key(ctx, uuid), unpack(fields)) } -- bounded: as above
+    answer[i] = { uuid, values_of(ff.record_key(ctx, uuid), fields) }
   end
   return answer
 end)

@@ -2,7 +2,7 @@
 
 -- renew_many: leases go on. Items: uuid, fence, lease in ms. Answers per item: 'renewed' expires-at.
 ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
-  return ff.each(ctx, args, 1, 3, function(at)
+  return ff.each(ctx, args, 1, 3, function(_, _, at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1])
     if not record then
       return answer
@@ -14,7 +14,7 @@ ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
 end)
 
 -- progress: how far the handler is. Arguments: uuid, fence, percent or '', '=' + message or ''.
-ff.register('progress', { 'allow-oom' }, function(ctx, args)
+ff.register_single('progress', { 'allow-oom' }, function(ctx, args)
   local record, answer = ff.fenced(ctx, args[1], args[2])
   if not record then
     return answer
@@ -29,14 +29,13 @@ ff.register('progress', { 'allow-oom' }, function(ctx, args)
   if next(changes) then
     changes.progress_at = ctx.now
     ff.move(ctx, record, nil, changes)
-    ff.flush(ctx)
   end
   return { 'ok' }
 end)
 
 -- complete_many: executions end with success. Items: uuid, fence, '=' + result or ''. Answers per item: 'completed'.
 ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
-  return ff.each(ctx, args, 1, 3, function(at)
+  return ff.each(ctx, args, 1, 3, function(_, _, at)
     local uuid, fence, result = args[at], args[at + 1], args[at + 2]
     local record, answer = ff.fenced(ctx, uuid, fence, 'complete')
     if not record then
@@ -51,7 +50,7 @@ end)
 -- fail_many: attempts end as failed. Items: uuid, fence, class, message, detail, retry after in ms or '', draw.
 -- Answers per item: 'retry' at, 'failed', or 'cancelled'.
 ff.register('fail_many', { 'allow-oom' }, function(ctx, args)
-  return ff.each(ctx, args, 1, 7, function(at)
+  return ff.each(ctx, args, 1, 7, function(_, _, at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'fail')
     if not record then
       return answer
@@ -68,7 +67,7 @@ ff.register('fail_many', { 'allow-oom' }, function(ctx, args)
 end)
 
 -- cancel: the holder gives the execution up. Arguments: uuid, fence, reason. Answers: 'cancelled'.
-ff.register('cancel', { 'allow-oom' }, function(ctx, args)
+ff.register_single('cancel', { 'allow-oom' }, function(ctx, args)
   local record, answer = ff.fenced(ctx, args[1], args[2], 'cancel')
   if not record then
     return answer
@@ -79,7 +78,6 @@ ff.register('cancel', { 'allow-oom' }, function(ctx, args)
     cancelled_by = 'lease_holder',
     last = ff.remembered('cancel', args[2], answer),
   })
-  ff.flush(ctx)
   return answer
 end)
 
@@ -111,7 +109,7 @@ end
 -- Answers per item: 'ok', or 'kept' of what nobody waits for.
 ff.register('release_many', { 'allow-oom' }, function(ctx, args)
   ctx.wanted = {}
-  return ff.each(ctx, args, 1, 3, function(at)
+  return ff.each(ctx, args, 1, 3, function(_, _, at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'release')
     if not record then
       return answer
@@ -123,25 +121,23 @@ ff.register('release_many', { 'allow-oom' }, function(ctx, args)
 end)
 
 -- delay: the handler goes on at a moment. Arguments: uuid, fence, moment.
-ff.register('delay', { 'allow-oom' }, function(ctx, args)
+ff.register_single('delay', { 'allow-oom' }, function(ctx, args)
   local record, answer = ff.fenced(ctx, args[1], args[2], 'delay')
   if not record then
     return answer
   end
   answer = interrupt(ctx, record, 'delay', args[2], ff.moment(args[3], ctx.now))
-  ff.flush(ctx)
   return answer
 end)
 
 -- wait_children: the handler goes on when its children are through. An execution without a flow has no children that
 -- are outstanding, so it is ready at once. Arguments: uuid, fence.
-ff.register('wait_children', { 'allow-oom' }, function(ctx, args)
+ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
   local record, answer = ff.fenced(ctx, args[1], args[2], 'wait_children')
   if not record then
     return answer
   end
   answer = interrupt(ctx, record, 'wait_children', args[2], nil)
-  ff.flush(ctx)
   return answer
 end)
 
@@ -149,7 +145,7 @@ local STEPS = ff.joined({ ff.CORE, { 'steps', 'journal_bytes', 'answered' } })
 
 -- record_step: the result of a step, kept for every later run; the first one stands.
 -- Arguments: uuid, fence, name, value, most steps, most bytes, call. Answers: 'recorded' or 'known', and the value that stands.
-ff.register('record_step', {}, function(ctx, args)
+ff.register_single('record_step', {}, function(ctx, args)
   local name, value = args[3], args[4]
   local record, answer = ff.fenced(ctx, args[1], args[2], nil, STEPS)
   if not record then
@@ -171,6 +167,5 @@ ff.register('record_step', {}, function(ctx, args)
     ['step:' .. name] = value,
     answered = args[7],
   })
-  ff.flush(ctx)
   return { 'recorded', value }
 end)

@@ -11,8 +11,8 @@ local function read(ctx, schedule)
   if not stored then
     return false
   end
-  local whole, parts = pcall(ff.unpack, stored)
-  if not whole or #parts ~= #FIELDS or not tonumber(parts[1]) or not tonumber(parts[4]) then
+  local parts = ff.unpack(stored)
+  if not parts or #parts ~= #FIELDS or not tonumber(parts[1]) or not tonumber(parts[4]) then
     return nil, ff.failure('corruption', '', 'schedule ' .. ff.behind_first(schedule))
   end
   local entry = {}

@@ -10,22 +10,31 @@
 ff.CREATION_WIDTH = 13
 
 -- The execution that a key stands for: at least until the execution has ended, and until the key's window is over.
+-- A record that cannot be read keeps its key.
 local function holder_of(ctx, key)
   local uuid = call('GET', ctx.base .. ':key:' .. key)
   local stored = uuid and call('HMGET', ff.record_key(ctx, uuid), 'state', 'dedup_until')
-  if not stored or not stored[1] then
+  if not stored or not (stored[1] or stored[2]) then
     return nil
   end
-  local words = ff.words(stored[1])
-  local over = words and words.phase == 'terminal' and (ff.number(stored[2]) or 0) <= ctx.now
+  local words = stored[1] and ff.words(stored[1])
+  local until_ms = tonumber(stored[2] or '')
+  local over = words and words.phase == 'terminal' and until_ms and until_ms <= ctx.now
   return not over and uuid or nil
 end
 
 -- Answers for an execution that exists, and whether the call asks for the same: task, payload and codec.
 local function duplicate(ctx, existing, class, payload, codec)
-  local stored = call('HMGET', ff.record_key(ctx, existing), 'state', 'class', 'payload', 'codec')
+  local stored = call('HMGET', ff.record_key(ctx, existing), 'state', 'class', 'payload', 'codec', 'dedup_until')
   local asked, found = ff.class(class), stored[2] and ff.class(stored[2])
-  local same = found and found.namespace == asked.namespace and found.task == asked.task
+  if not stored[1] or not ff.words(stored[1]) then
+    return ff.set_aside(ctx, existing, 'state')
+  elseif not found then
+    return ff.set_aside(ctx, existing, 'class')
+  elseif stored[5] and stored[5] ~= '' and not tonumber(stored[5]) then
+    return ff.set_aside(ctx, existing, 'dedup_until')
+  end
+  local same = found.namespace == asked.namespace and found.task == asked.task
     and (stored[3] or '') == payload and (stored[4] or '') == codec
   return { 'duplicate', existing, stored[1], same and 1 or 0 }
 end
@@ -111,9 +120,7 @@ end
 -- Creates what the arguments from `first` on tell of; answers each by itself.
 function ff.create_executions(ctx, args, first)
   ctx.created = {}
-  local answers = ff.each(ctx, args, first, ff.CREATION_WIDTH, function(at)
-    return create(ctx, args, at)
-  end)
+  local answers = ff.each(ctx, args, first, ff.CREATION_WIDTH, create)
   ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
   return answers
 end

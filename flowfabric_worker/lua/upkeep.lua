@@ -15,6 +15,7 @@ function ff.remove(ctx, record)
   if record.idempotency_key and record.idempotency_key ~= '' and call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
     call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
   end
+  ff.remove_keys(ctx, call('HGET', record.key, 'keys'))
   call('DEL', record.key)
   call('ZREM', ctx.base .. ':ids', ff.class(record.class).namespace .. record.uuid)
   -- What is gone has no state: it leaves every index.
@@ -103,11 +104,21 @@ local HANDLERS = {
   end,
 }
 
+-- Handles one entry. What an older release does not know, or what is damaged, is put off: it may be known elsewhere.
+local function handle(ctx, member)
+  local kind, what = string.sub(member, 1, 1), string.sub(member, 2)
+  local handler = HANDLERS[kind]
+  local failed = not handler or ff.isolated(ctx, what, handler, what) ~= nil
+  if failed and kind ~= 'x' then
+    ctx.due[member] = ctx.now + ff.HOUR
+  end
+end
+
 -- Handles up to `limit` things that are due; answers how many. Their indexes are up to date when it returns.
 function ff.run_due(ctx, limit)
   local members = call('ZRANGE', ctx.base .. ':due', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, limit)
   for _, member in ipairs(members) do
-    HANDLERS[string.sub(member, 1, 1)](ctx, string.sub(member, 2))
+    handle(ctx, member)
   end
   if #members > 0 then
     ff.flush_ready(ctx)
@@ -164,7 +175,7 @@ end)
 
 -- What a partition keeps under one key of its own each; the rest is found through them.
 local SINGLE_KEYS = {
-  ':ids', ':classes', ':lanes', ':due', ':waiting', ':waiters', ':claims', ':feed', ':workers', ':worker', ':schedules',
+  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':waiting', ':waiters', ':claims', ':feed', ':workers', ':worker', ':schedules',
   ':schedule', ':meta',
 }
 
@@ -188,8 +199,12 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
   local limit = tonumber(args[1])
   local is_empty = empty(ctx, ':ids', limit, function(member)
     local record = ff.record_key(ctx, (ff.behind_first(member)))
-    local key = call('HGET', record, 'idempotency_key')
-    call('DEL', record, ctx.base .. ':key:' .. (key or ''))
+    local readable, values = pcall(call, 'HMGET', record, 'idempotency_key', 'keys')
+    if readable then
+      ff.remove_keys(ctx, values[2])
+      call('DEL', ctx.base .. ':key:' .. (values[1] or ''))
+    end
+    call('DEL', record)
   end) and empty(ctx, ':classes', limit, function(class)
     call('DEL', ctx.base .. ':ready:' .. class)
   end) and empty(ctx, ':lanes', limit, function(lane)

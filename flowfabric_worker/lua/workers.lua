@@ -17,8 +17,8 @@ local function read(ctx, worker)
   if not stored then
     return nil, ff.failure('worker_not_found', (ff.behind_first(worker)))
   end
-  local whole, parts = pcall(ff.unpack, stored)
-  if not whole or #parts ~= 5 or not tonumber(parts[1]) or not tonumber(parts[3]) then
+  local parts = ff.unpack(stored)
+  if not parts or #parts ~= 5 or not tonumber(parts[1]) or not tonumber(parts[3]) then
     return nil, ff.failure('corruption', '', 'worker ' .. ff.behind_first(worker))
   end
   return { expires = tonumber(parts[1]), died = parts[2], since = tonumber(parts[3]), about = parts[4], call = parts[5] }

@@ -281,6 +281,7 @@ OPERATIONS: dict[str, Arrange] = {
     "resolve_execution_flow_id": _held(lambda engine, claimed: engine.resolve_execution_flow_id(claimed.execution_id)),
     "get_execution_result": _ended(lambda engine, execution: engine.get_execution_result(execution)),
     "list_executions": _waiting(lambda engine, _: engine.list_executions()),
+    "list_damaged": _waiting(lambda engine, _: engine.list_damaged()),
     "list_lanes": _waiting(lambda engine, _: engine.list_lanes()),
     "explain_execution": _waiting(lambda engine, execution: engine.explain_execution(execution)),
     "ping": _plain(lambda engine: engine.ping()),

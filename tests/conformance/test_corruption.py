@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
-from tests.conformance.work import damage, refused, running
-from tests.dumping import Dump
+from tests.conformance.work import damage, raw_client, raw_key, refused, running
 
 DAMAGES: dict[str, tuple[bytes | None, ...]] = {
     "state": (b"runnable", b"", b"runnable unowned eligible_now waiting_for_worker none nonsense", b"\xff"),
@@ -77,10 +77,12 @@ def test_a_damaged_result_is_named(engine: Engine) -> None:
         assert caught.value.details["field"] == "result"
 
 
-def test_a_write_to_a_damaged_execution_is_refused_and_names_the_field(engine: Engine, dump: Dump) -> None:
+def test_a_write_to_a_damaged_execution_is_refused_and_names_the_field(engine: Engine) -> None:
     claimed = running(engine)
     damage(engine, claimed.execution_id, "state", b"what is this?")
-    before = dump()
+    key = raw_key(engine, claimed.execution_id.partition, f"x:{claimed.execution_id.uuid}")
+    client: Any = raw_client(engine, claimed.execution_id.partition)
+    before = client.hgetall(key)
 
     with refused("corruption") as caught:
         engine.complete(claimed.handle)
@@ -88,4 +90,4 @@ def test_a_write_to_a_damaged_execution_is_refused_and_names_the_field(engine: E
         engine.cancel_execution(CancelExecutionArgs(execution_id=claimed.execution_id))
 
     assert caught.value.details["field"] == "state"
-    assert dump() == before
+    assert client.hgetall(key) == before

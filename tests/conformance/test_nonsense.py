@@ -161,13 +161,27 @@ FUZZED: dict[str, FuzzedCall] = {
         for name, argument in chain(
             (
                 (name, "limit")
-                for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
+                for name in (
+                    "list_executions",
+                    "list_expired_leases",
+                    "list_damaged",
+                    "list_lanes",
+                    "list_workers",
+                    "list_schedules",
+                )
             ),
             (
                 (name, "cursor")
-                for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
+                for name in (
+                    "list_executions",
+                    "list_expired_leases",
+                    "list_damaged",
+                    "list_lanes",
+                    "list_workers",
+                    "list_schedules",
+                )
             ),
-            ((name, "partition") for name in ("list_executions", "list_expired_leases")),
+            ((name, "partition") for name in ("list_executions", "list_expired_leases", "list_damaged")),
         )
     },
     "list_executions filter": lambda engine, _, junk: engine.list_executions(filter=junk),

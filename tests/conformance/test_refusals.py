@@ -245,16 +245,30 @@ REFUSALS: dict[str, Case] = {
         f"{name}: {why}": plain(
             "invalid_input", lambda engine, name=name, limit=limit: getattr(engine, name)(limit=limit)
         )
-        for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
+        for name in (
+            "list_executions",
+            "list_expired_leases",
+            "list_damaged",
+            "list_lanes",
+            "list_workers",
+            "list_schedules",
+        )
         for why, limit in {"too many": 1001, "a negative number": -1, "half a row": 0.5, "a text": "1"}.items()
     },
     **{
         f"{name}: behind nothing": plain("invalid_cursor", lambda engine, name=name: getattr(engine, name)(cursor=""))
-        for name in ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules")
+        for name in (
+            "list_executions",
+            "list_expired_leases",
+            "list_damaged",
+            "list_lanes",
+            "list_workers",
+            "list_schedules",
+        )
     },
     **{
         f"{name}: of {text!r}": plain(code, lambda engine, name=name, text=text: getattr(engine, name)(text))
-        for name in ("list_executions", "list_expired_leases")
+        for name in ("list_executions", "list_expired_leases", "list_damaged")
         for text, code in {"{fp:999}": "partition_mismatch", "0": "invalid_partition_key"}.items()
     },
     "list_executions: in no state": plain(

@@ -18,7 +18,7 @@ ENGINE = Path(module.__file__).parents[1]
 
 def registered() -> list[str]:
     """The functions that the Lua files offer."""
-    return [name for _, text in lua_files() for name in re.findall(r"ff\.register\('(\w+)'", text)]
+    return [name for _, text in lua_files() for name in re.findall(r"ff\.register(?:_single)?\('(\w+)'", text)]
 
 
 def called() -> set[str]:

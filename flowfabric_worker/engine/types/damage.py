@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from flowfabric_worker.engine.ids import ExecutionId
+
 
 @attrs.frozen
 class DamagedRow:
@@ -16,3 +18,11 @@ class DamagedRow:
 
     row_id: str
     corruption: str
+
+
+@attrs.frozen(kw_only=True)
+class ListDamagedPage:
+    """A page of executions whose records are damaged, by id; `next_cursor` is None on the last one."""
+
+    executions: tuple[DamagedRow, ...]
+    next_cursor: ExecutionId | None

@@ -1,0 +1,50 @@
+"""damage: executions whose records are damaged, set aside so that they harm nothing else."""
+
+from __future__ import annotations
+
+import logging
+
+from flowfabric_worker.engine.core import EngineCore, execution_id
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
+from flowfabric_worker.engine.running import cut
+from flowfabric_worker.engine.types.damage import DamagedRow, ListDamagedPage
+from flowfabric_worker.engine.wire import unpack
+from flowfabric_worker.engine.workers import page_size
+
+log = logging.getLogger(__name__)
+
+
+class Damage(EngineCore):
+    """The room `damage`."""
+
+    def list_damaged(
+        self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
+    ) -> ListDamagedPage:
+        count = page_size(limit)
+        rows: list[DamagedRow] = []
+        last = cursor
+        for number in self.partitions_behind(partition, cursor) if count else ():
+            after = cursor.uuid if cursor and cursor.partition == number else ""
+            for uuid, entry in self.call("list_damaged", number, [after, MAX_PAGE_SIZE]):
+                each = execution_id(number, uuid)
+                field, namespace = unpack(entry) if entry else (b"record", b"")
+                # Of an execution whose class is damaged, the namespace is not known: every namespace shows it.
+                if namespace in (b"", self._packed_namespace):
+                    if len(rows) == count:
+                        return ListDamagedPage(executions=tuple(rows), next_cursor=last)
+                    rows.append(DamagedRow(str(each), f"{each}: {field.decode('utf-8', 'replace')} is damaged."))
+                    last = each
+        return ListDamagedPage(executions=tuple(rows), next_cursor=None)
+
+    def set_aside(self, damaged: ExecutionId, claim_id: str, error: Exception) -> str:
+        """Tell the store that a claimed execution cannot be read; return what is wrong with it."""
+        problem = f"the claimed record ({error})"
+        log.error("%s is damaged and was set aside: %s. See list_damaged; purge removes it.", damaged, error)
+        try:
+            self.call("set_aside", damaged.partition, [damaged.uuid, claim_id, cut(problem, MAX_MESSAGE_BYTES)])
+        except EngineError as failure:
+            # Its lease runs out, and the next claim meets it again.
+            log.warning("%s could not be set aside: %s", damaged, failure)
+        return problem

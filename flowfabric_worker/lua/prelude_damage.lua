@@ -1,0 +1,198 @@
+-- What is checked of a stored record before anything uses it, and what becomes of a damaged one: it harms itself alone.
+
+-- A damaged execution leaves the indexes that work is found by, and is listed instead. It stays counted under its state
+-- until it is purged.
+local MAX_DAMAGED = 1000
+
+-- Checks ------------------------------------------------------------------------------------------------------------
+
+-- A number that is written with few enough digits to be exact.
+local function is_whole(value)
+  return #value <= 15 and string.find(value, '^%d+$') ~= nil
+end
+
+-- A number or a moment that may be given up: an empty value is none.
+local function is_number(value)
+  return value == '' or is_whole(value)
+end
+
+local function is_packed(value)
+  return ff.unpack(value) ~= nil
+end
+
+local function is_pairs(value)
+  local parts = ff.unpack(value)
+  return parts ~= nil and #parts % 2 == 0
+end
+
+local function is_fence(value)
+  return string.find(value, '^[^:]+:%d+:[^:]+$') ~= nil
+end
+
+-- A holder is pack{worker id, instance, topic}.
+local function is_holder(value)
+  local parts = ff.unpack(value)
+  return parts ~= nil and (#parts == 0 or #parts >= 3)
+end
+
+local function is_attempts(value)
+  local attempts = ff.unpack(value)
+  for i = 1, attempts and #attempts or 0 do
+    local parts = ff.unpack(attempts[i])
+    if not parts or #parts < 8 then
+      return false
+    end
+  end
+  return attempts ~= nil
+end
+
+local function is_marked(value)
+  return value == '' or string.sub(value, 1, 1) == '='
+end
+
+-- What a field must be where it is there.
+local CHECKS = {
+  priority = is_whole, place = is_whole, created = is_whole, fence = is_fence, expires = is_number, attempt = is_whole,
+  attempt_count = is_whole, timeout_at = is_number, deadline = is_number, delay_until = is_number,
+  dedup_until = is_number, remove_at = is_number, reserved_until = is_number, retry_count = is_number,
+  reclaim_count = is_number, replay_count = is_number, steps = is_number, journal_bytes = is_number,
+  attempt_started = is_number, attempt_ended = is_number, started = is_number, ended = is_number, tags = is_pairs,
+  watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
+  payload = is_marked,
+}
+
+-- The first of some fields of a record, from number `first` on, that is damaged; nil when none is.
+function ff.damage_in(record, fields, first)
+  for i = first or 1, #fields do
+    local name = fields[i]
+    local value, check = record[name], CHECKS[name]
+    if value and check and not check(value) then
+      return name
+    end
+  end
+  return nil
+end
+
+-- The first field of the core of a record that is damaged; nil when none is. `class`, if given, is what it must be of.
+function ff.damage_in_core(record, class)
+  local words = record.words
+  if not words then
+    return 'state'
+  elseif not record.class or class and class ~= record.class or not ff.class(record.class) then
+    return 'class'
+  elseif not record.priority or not record.place then
+    return record.priority and 'place' or 'priority'
+  elseif record.policy and not ff.parse_policy(record.policy) then
+    return 'policy'
+  elseif words.phase == 'active' and not (record.fence and record.expires) then
+    return record.fence and 'expires' or 'fence'
+  elseif words.leased and record.expires == '' then
+    return 'expires'
+  elseif record.attempt and not (record.fence and record.attempt_count) then
+    return record.fence and 'attempt_count' or 'fence'
+  end
+  return ff.damage_in(record, ff.CORE, 3)
+end
+
+-- Whether the values of a policy are such that can be counted with.
+function ff.is_policy(policy)
+  for _, name in ipairs({
+    'max_retries', 'initial', 'maximum', 'timeout', 'max_reclaims', 'max_replays', 'retention', 'dedup_window',
+    'execution_deadline',
+  }) do
+    if policy[name] and not is_whole(policy[name]) then
+      return false
+    end
+  end
+  if not policy.max_retries then
+    return true
+  end
+  return (policy.backoff == 'fixed' or policy.backoff == 'exponential')
+    and policy.initial ~= nil
+    and policy.maximum ~= nil
+    and tonumber(policy.multiplier) ~= nil
+end
+
+-- Setting aside -----------------------------------------------------------------------------------------------------
+
+-- Takes a damaged execution out of the indexes that work is found by, and lists it; answers the failure.
+-- `class` is its class if that is known.
+function ff.set_aside(ctx, uuid, field, class)
+  local known = class and ff.class(class)
+  if known then
+    ctx.ready[class] = ctx.ready[class] or {}
+    ctx.ready[class][uuid] = false
+  end
+  ctx.due['x' .. uuid] = false
+  local list = ctx.base .. ':damaged'
+  if call('EXISTS', ff.record_key(ctx, uuid)) == 1 and call('ZCARD', list) < MAX_DAMAGED then
+    call('ZADD', list, 0, uuid)
+    call('HSETNX', ctx.base .. ':damage', uuid, ff.pack({ field, known and known.namespace or '' }))
+  end
+  return ff.failure('corruption', uuid, field)
+end
+
+-- Whether an error says that what is stored is damaged; else it says that the server does not do what it should.
+local function is_damage(problem)
+  return string.find(problem, '^user_function:%d+:') ~= nil or string.find(problem, 'WRONGTYPE', 1, true) ~= nil
+end
+
+-- The failure to answer for an error that one execution's record caused; another error fails the whole call.
+local function failure_of(ctx, uuid, problem)
+  if not is_damage(type(problem) == 'table' and problem.err or tostring(problem)) then
+    error(problem, 0)
+  end
+  return ff.set_aside(ctx, uuid, 'record')
+end
+
+-- Runs one item of a call, about one execution, and answers what `run` answers. It fails alone.
+function ff.isolated(ctx, uuid, run, a, b)
+  local good, answer = pcall(run, ctx, a, b)
+  if good then
+    return answer
+  end
+  return failure_of(ctx, uuid, answer)
+end
+
+-- Loads the record of an execution by `load`; answers it, or nil and the failure, whatever lies in its place.
+function ff.found(ctx, uuid, load, class)
+  local good, record, failure = pcall(load, ctx, uuid, nil, class)
+  if good then
+    return record, failure
+  end
+  return nil, failure_of(ctx, uuid, record)
+end
+
+-- Whether an execution was set aside.
+function ff.is_set_aside(ctx, uuid)
+  return call('ZSCORE', ctx.base .. ':damaged', uuid) ~= false
+end
+
+-- Removes the further keys that a record names in its field `keys`, each by what stands behind the partition's base.
+function ff.remove_keys(ctx, names)
+  for _, name in ipairs(ff.unpack(names or '') or {}) do
+    call('DEL', ctx.base .. name)
+  end
+end
+
+-- Removes a damaged execution, with every key that is still known of it. `namespace` is packed.
+function ff.remove_damaged(ctx, uuid, namespace)
+  local key = ff.record_key(ctx, uuid)
+  local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys')
+  if readable then
+    local words, known = values[1] and ff.words(values[1]), values[2] and ff.class(values[2])
+    if words and known then
+      ff.count(ctx, known.lane, words.public, -1)
+    end
+    local key_of = ctx.base .. ':key:' .. (values[3] or '')
+    if call('GET', key_of) == uuid then
+      call('DEL', key_of)
+    end
+    ff.remove_keys(ctx, values[4])
+  end
+  ff.set_aside(ctx, uuid, 'record', readable and values[2] or nil)
+  call('DEL', key)
+  call('ZREM', ctx.base .. ':ids', namespace .. uuid)
+  call('ZREM', ctx.base .. ':damaged', uuid)
+  call('HDEL', ctx.base .. ':damage', uuid)
+end
