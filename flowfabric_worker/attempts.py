@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import traceback
 from contextlib import ExitStack
+from contextvars import Context
 from typing import Any
 
 from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.committer import Committer
-from flowfabric_worker.context import enter, leave
+from flowfabric_worker.context import enter
+from flowfabric_worker.engine import forking, reporting
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.describing import message_of, plain_text, traceback_of
 from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around
-from flowfabric_worker.outcomes import Cancel, Delay, Fail, HandlerExit, Interrupted, Retry, WaitChildren
+from flowfabric_worker.outcomes import Cancel, Delay, Fail, HandlerExit, Interrupted, Retry, WaitChildren, plain_time
 from flowfabric_worker.run_context import RunContext
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
-# The innermost frames tell most.
-_TRACEBACK_FRAMES = -50
 # An exception may stand in a chain with others, which may be a circle.
 _MOST_CHAINED = 100
 
@@ -46,23 +47,37 @@ class Attempts:
         self._arounds = arounds
 
     def run(self, held: Held) -> None:
-        """Runs one handler in this thread and queues what becomes of it; nothing that a task raises gets out."""
+        """Run one handler in this thread and queue what becomes of it; nothing that a task raises gets out.
+
+        It has context variables to itself, none of which is set when it begins. A process that it forks ends where the
+        handler does.
+        """
         if held.lost is not None or now() >= held.lease_until:
             held.lose("lease lost")
             self._committer.drop(held, "was not begun")
             return
         held.started_at = now()
-        context = RunContext(held, self._engine)
-        token = enter(context)
+        Context().run(forking.confined, self._run, held, RunContext(held, self._engine))
+        held.ended_at = now()
+
+    def _run(self, held: Held, context: RunContext) -> None:
+        enter(context)
         try:
             self._call(held, context)
-        except HandlerExit as exit_:
-            self._leave(held, exit_)
         except BaseException as error:  # noqa: BLE001  whatever a task raises becomes its outcome, even SystemExit
-            self._fail(held, error)
-        finally:
-            held.ended_at = now()
-            leave(token)
+            self._end(held, error)
+
+    def _end(self, held: Held, error: BaseException) -> None:
+        """Queue the outcome that an exception stands for; it may have a class and attributes of the user."""
+        # Not by isinstance(), which asks the exception what it is.
+        if issubclass(type(error), HandlerExit):
+            try:
+                self._leave(held, error)
+            except BaseException as wrong:  # noqa: BLE001  what it carries may be anything
+                error = wrong
+            else:
+                return
+        self._fail(held, error)
 
     def _call(self, held: Held, context: RunContext) -> None:
         task = held.task
@@ -85,7 +100,7 @@ class Attempts:
         """Runs code of users: the handler, and what goes around it."""
         function = held.task.function
         if held.interruption is None and not self._arounds:
-            return function(*args, **kwargs)
+            return forking.confined(function, *args, **kwargs)
 
         def inside() -> Any:
             raised: BaseException | None = None
@@ -93,7 +108,7 @@ class Attempts:
                 for around in self._arounds:
                     stack.enter_context(around(context))
                 try:
-                    return function(*args, **kwargs)
+                    return forking.confined(function, *args, **kwargs)
                 except BaseException as error:
                     raised = error
                     raise
@@ -102,23 +117,33 @@ class Attempts:
 
         return inside() if held.interruption is None else held.interruption.run(inside)
 
-    def _leave(self, held: Held, exit_: HandlerExit) -> None:
-        """What a handler raised to say how its run ends."""
+    def _leave(self, held: Held, exit_: BaseException) -> None:
+        """Queue the outcome that a handler chose.
+
+        What it carries is made plain in this thread: classes of the user may raise in any method.
+        """
         match exit_:
             case Retry(reason=reason, after=after):
-                self._committer.fail(held, FailureReason(message=reason), FailureClass.TRANSIENT, after)
+                self._committer.fail(
+                    held,
+                    FailureReason(message=plain_text(reason)),
+                    FailureClass.TRANSIENT,
+                    None if after is None else plain_time(after),
+                )
             case Fail(reason=reason, detail=detail):
                 self._committer.fail(
                     held,
-                    FailureReason(message=reason, detail=detail.encode("utf-8", "replace")),
+                    FailureReason(message=plain_text(reason), detail=plain_text(detail).encode("utf-8", "replace")),
                     FailureClass.PERMANENT,
                 )
             case Delay(until=until):
-                self._committer.run(held, "delay", lambda: self._engine.delay(held.handle, until))
+                moment = plain_time(until)
+                self._committer.run(held, "delay", lambda: self._engine.delay(held.handle, moment))
             case WaitChildren():
                 self._committer.run(held, "wait_children", lambda: self._engine.wait_children(held.handle))
             case Cancel(reason=reason):
-                self._committer.run(held, "cancel", lambda: self._engine.cancel(held.handle, reason))
+                text = plain_text(reason)
+                self._committer.run(held, "cancel", lambda: self._engine.cancel(held.handle, text))
             case Interrupted() if held.lost is not None:
                 # The store has given the execution a fate already, or will when the lease is handed back.
                 self._committer.drop(held, "was interrupted")
@@ -126,30 +151,34 @@ class Attempts:
                 self._fail(held, exit_)
 
     def _fail(self, held: Held, error: BaseException) -> None:
-        permanent = isinstance(error, (*held.task.options_given.permanent, DecodingError, EncodingError))
-        if isinstance(error, MemoryError):
+        if issubclass(type(error), MemoryError):
             # What filled the memory goes first: there may be too little left to say what happened.
             _clear_frames(error)
-        text = "".join(traceback.format_exception(error, limit=_TRACEBACK_FRAMES))
-        message = f"{type(error).__name__}: {_text_of(error)}"
+        permanent = _is_one_of(error, (DecodingError, EncodingError)) or _is_one_of(
+            error, held.task.options_given.permanent
+        )
+        message, detail = message_of(error), traceback_of(error)
+        reason = FailureReason(message=message, detail=detail.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])
+        self._committer.fail(held, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
         # The frames hold the handler's locals; what is kept is text.
         _clear_frames(error)
         log.warning("%s of %s failed: %s", held.task.name, held.key, message, extra=held.fields)
-        reason = FailureReason(message=message, detail=text.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])
-        self._committer.fail(held, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
+
+
+def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    """Return True if an exception is of one of the classes, by what it is and not by what it says that it is."""
+    try:
+        return issubclass(type(error), classes)
+    except BaseException:  # noqa: BLE001  a class of the user may answer such a question itself
+        return False
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Drops the locals of every frame that an exception, or what led to it, went through."""
-    for _ in range(_MOST_CHAINED):
-        if error is None:
-            return
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  an exception's own __str__ may be broken
-        return "(its text cannot be had)"
+    """Drop the locals of every frame that an exception, or what led to it, went through."""
+    # What is asked for, and what is freed, may be code of the user.
+    with contextlib.suppress(BaseException):
+        for _ in range(_MOST_CHAINED):
+            if error is None:
+                return
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError
@@ -22,7 +22,7 @@ from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.outages import Outage
 from flowfabric_worker.task import Task
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 # What the recent pace will start within this time is claimed ahead, so that threads do not wait for the store.
 AHEAD_SECONDS = 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -11,6 +10,7 @@ from datetime import timedelta
 
 import attrs
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError, StateError
@@ -20,7 +20,7 @@ from flowfabric_worker.engine.types.running import Completion, Failure, FailureR
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 # Handler threads wait when the store is so far behind.
 MAX_QUEUED = 1000

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Literal, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from flowfabric_worker.outcomes import Interrupted
 
@@ -20,6 +20,13 @@ R = TypeVar("R")
 ClaimKind = Literal["fresh", "resumed", "reclaimed", "local"]
 
 log = logging.getLogger("flowfabric_worker.task")
+
+LOG_FIELDS: Final = ("ff_task", "ff_lane", "ff_attempt", "ff_execution_id")
+
+
+def log_fields(task: str, lane: str, attempt: int, execution_id: str) -> dict[str, object]:
+    """Return what a log record about a run carries. The prefix keeps clear of what applications put into theirs."""
+    return {"ff_task": task, "ff_lane": lane, "ff_attempt": attempt, "ff_execution_id": execution_id}
 
 
 class TaskContext(ABC):
@@ -86,9 +93,7 @@ class TaskContext(ABC):
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        return logging.LoggerAdapter(
-            log, {"execution_id": self.id, "task": self.task, "lane": self.lane, "attempt": self.attempt}
-        )
+        return logging.LoggerAdapter(log, log_fields(self.task, self.lane, self.attempt, self.id))
 
 
 class LocalContext(TaskContext):
@@ -128,6 +133,10 @@ _current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("f
 # For the runtime, which sets the context of each run.
 enter = _current.set
 leave = _current.reset
+
+
+# What this code runs in: a run, a plain call of a task, or None.
+run_of_this_thread = _current.get
 
 
 def current() -> TaskContext:

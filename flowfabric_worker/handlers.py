@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
 from flowfabric_worker.attempts import Attempts
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.held import Held, Holdings, now
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 
 class HandlerThread:

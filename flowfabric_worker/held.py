@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from flowfabric_worker.context import log_fields
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.interrupting import Interruption
@@ -99,12 +100,7 @@ class Held:
     def fields(self) -> dict[str, Any]:
         """What a log record about it carries."""
         handle = self.handle
-        return {
-            "execution_id": self.key,
-            "task": self.task.name,
-            "lane": handle.lane,
-            "attempt": handle.attempt_index,
-        }
+        return log_fields(self.task.name, handle.lane, handle.attempt_index, self.key)
 
     def lose(self, reason: str) -> None:
         """Tells the handler that its result will not count; the first reason stands.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around, Middleware, RunEvent, hooks_of
 from flowfabric_worker.outcomes import HandlerExit
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 Hook: TypeAlias = Callable[[RunEvent], None]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
@@ -16,7 +16,7 @@ from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now
 from flowfabric_worker.outages import Outage
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 UPKEEP_EVERY = 5.0
 HEARTBEAT_EVERY = 20.0

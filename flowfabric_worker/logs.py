@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 
-from flowfabric_worker.context import current
+from flowfabric_worker.context import LOG_FIELDS, log_fields, run_of_this_thread
 
 
 class RunFilter(logging.Filter):
     """Gives each record that is logged inside a handler the ids of its run; by whatever logger, of whatever library.
 
-    Put it on a handler of the `logging` module: `handler.addFilter(RunFilter())`. The fields are `execution_id`,
-    `task`, `lane` and `attempt`. Records that have them already keep theirs; others get none outside of a run.
+    Put it on a handler of the `logging` module: `handler.addFilter(RunFilter())`. The fields are `ff_execution_id`,
+    `ff_task`, `ff_lane` and `ff_attempt`; the prefix keeps clear of fields of the application. Records that have them
+    already keep theirs; others get none outside of a run.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "execution_id"):
-            run = current()
-            if run.id:
-                record.execution_id, record.task, record.lane, record.attempt = run.id, run.task, run.lane, run.attempt
+        if not hasattr(record, "ff_execution_id"):
+            run = run_of_this_thread()
+            if run is not None and run.kind != "local":
+                record.__dict__.update(log_fields(run.task, run.lane, run.attempt, run.id))
         return True
 
 
@@ -27,7 +28,7 @@ class RunFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name that logging calls
         message = super().formatMessage(record)
-        if not hasattr(record, "execution_id"):
+        if not hasattr(record, "ff_execution_id"):
             return message
-        named = ("task", "lane", "attempt", "execution_id")
-        return f"{message} [{' '.join(f'{name}={getattr(record, name, None)}' for name in named)}]"
+        fields = " ".join(f"{name.removeprefix('ff_')}={getattr(record, name, None)}" for name in LOG_FIELDS)
+        return f"{message} [{fields}]"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-
+from flowfabric_worker.engine.reporting import Log
 from flowfabric_worker.held import now
 
 SAY_AGAIN = 10.0
@@ -17,7 +16,7 @@ class Outage:
         what: what the thread cannot do, as in "Claiming failed".
     """
 
-    def __init__(self, log: logging.Logger, what: str) -> None:
+    def __init__(self, log: Log, what: str) -> None:
         self._log = log
         self._what = what
         self._said_at: float | None = None

@@ -5,8 +5,8 @@ What a handler raises to end its run is no `Exception`, so that an `except Excep
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, overload
 
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.policies import milliseconds
@@ -64,6 +64,21 @@ class Delay(HandlerExit):
             raise ValueError(f"Delay needs a moment with a time zone, such as datetime.now(UTC), not {until!r}.")
         self.until = until
         super().__init__(f"until {until}")
+
+
+@overload
+def plain_time(time: timedelta) -> timedelta: ...
+
+
+@overload
+def plain_time(time: datetime | timedelta) -> datetime | timedelta: ...
+
+
+def plain_time(time: datetime | timedelta) -> datetime | timedelta:
+    """Return a moment in UTC, or a duration in whole milliseconds, without classes of the user."""
+    if isinstance(time, datetime):
+        return datetime.fromtimestamp(time.timestamp(), UTC)
+    return timedelta(milliseconds=milliseconds(time, "a duration"))
 
 
 class WaitChildren(HandlerExit):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import queue
 import signal
@@ -19,6 +18,7 @@ from flowfabric_worker.attempts import Attempts
 from flowfabric_worker.claimer import Claimer
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.config import RunSettings
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
@@ -33,9 +33,11 @@ from flowfabric_worker.scheduler import Scheduler
 from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 _JOIN = 10.0
+# How long a stop waits for log handlers that are slow.
+_LAST_WORDS = 1.0
 # A process that was silent for so many of its leases holds none of them any more.
 _SILENT_LEASES = 2
 
@@ -198,6 +200,7 @@ class Runtime:
         self._engine.register_worker(self._registration())
         self._engine.listener.on_lost(self._on_lost)
         self._running = True
+        reporting.start()
         self._hooks.start()
         self._committer.start()
         self._handlers.start()
@@ -243,6 +246,7 @@ class Runtime:
         log.info(
             "%s stopped; it handed back %s, of which %s had begun.", self.instance_id, released + len(left), len(left)
         )
+        reporting.stop(_LAST_WORDS)
 
     def _await_handlers(self, grace: float) -> None:
         """Waits until the handlers have ended, the grace is over, or a second request hurries."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import attrs
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs
@@ -17,7 +17,7 @@ from flowfabric_worker.outages import Outage
 from flowfabric_worker.schedule import Missed, Schedule
 from flowfabric_worker.task import Task
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 # The store's clock is read anew at least this often, seconds: it may be set, and ours may go wrong.
 _LONGEST_SLEEP: Final = 60.0

@@ -7,16 +7,16 @@ of the line is the end of the other side, however it came about.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
 from collections.abc import Callable
 from typing import Final
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.held import now
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 LINE_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_LINE"
 BEAT_EVERY: Final = 1.0

@@ -7,7 +7,6 @@ died goes unnoticed.
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import signal
@@ -19,9 +18,10 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Final
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.supervised import LINE_VARIABLE, WORN_OUT
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 # Seconds before a process that died is started again: the second figure is for one that dies again and again.
 _BACKOFF: Final = (0.1, 30.0)
@@ -161,6 +161,9 @@ class Supervisor:
         with ExitStack() as undo:
             for number in _FORWARDED:
                 undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            # Its pipe to the terminal, or to a log collector, may be full.
+            reporting.start()
+            undo.callback(reporting.stop, 1.0)
             undo.callback(self._kill_all)
             while self._children or self._stop_by is None:
                 self._start_missing()

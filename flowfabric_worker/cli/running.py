@@ -20,6 +20,7 @@ import click
 from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
 from flowfabric_worker.cli.parameters import duration, size, url_option
 from flowfabric_worker.config import DEFAULT_MOST_LOST, DEFAULT_THREADS, RunSettings
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.ids import check_capabilities, check_lane
 from flowfabric_worker.logs import RunFilter, RunFormatter
 from flowfabric_worker.memory import CLOSE, resident_bytes
@@ -33,7 +34,7 @@ _GIVEN = f"{__name__}.given"
 # Seconds that a process may take to end when its work is done.
 _LINGER: Final = 3.0
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 
 def lane_weights(text: str) -> dict[str, int]:
@@ -174,7 +175,10 @@ def _end_anyway(code: ExitCode) -> None:
 
     def end() -> None:
         time.sleep(_LINGER)
+        # A log handler may not return.
+        reporting.start()
         log.warning("What handlers have left behind goes on for too long; the process ends without it.")
+        reporting.stop(1.0)
         os._exit(code)
 
     threading.Thread(target=end, name="flowfabric-end", daemon=True).start()

@@ -12,16 +12,16 @@ A message may be lost with its connection. So after a reconnect everybody who wa
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable
 from uuid import uuid4
 
+from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores.base import Store, Subscription
 
-log = logging.getLogger(__name__)
+log = reporting.Log(__name__)
 
 # The longest that anybody waits without looking by himself, in seconds: for messages that a failover swallowed.
 FALLBACK = 10.0

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from flowfabric_worker import outages
+from flowfabric_worker.engine.reporting import Log
 from flowfabric_worker.outages import SAY_AGAIN, Outage
 
 AWAY = ConnectionError("refused")
@@ -21,7 +22,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def test_an_outage_is_told_once_and_again_after_a_while(
     said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outage = Outage(logging.getLogger("here"), "Claiming failed")
+    outage = Outage(Log("here"), "Claiming failed")
     for moment in (0.0, 1.0, SAY_AGAIN - 1, SAY_AGAIN, SAY_AGAIN + 1):
         monkeypatch.setattr(outages, "now", lambda moment=moment: moment)
         outage.note(AWAY)
@@ -30,7 +31,7 @@ def test_an_outage_is_told_once_and_again_after_a_while(
 
 
 def test_the_end_of_an_outage_is_told_and_nothing_without_one(said: pytest.LogCaptureFixture) -> None:
-    outage = Outage(logging.getLogger("here"), "Claiming failed")
+    outage = Outage(Log("here"), "Claiming failed")
     outage.over()
     outage.note(AWAY)
     outage.over()

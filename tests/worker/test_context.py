@@ -182,15 +182,20 @@ def test_log_records_say_of_which_run_they_speak(
     start(worker)
     run = talkative.submit()
     ended(worker, run)
-    records = [record for record in caplog.records if hasattr(record, "execution_id")]
+    records = [record for record in caplog.records if hasattr(record, "ff_execution_id")]
 
     assert [record.getMessage() for record in records] == [
         "hello from inside",
         f"talkative of {run.id} failed: OSError: broken",
     ]
     for record in records:
-        fields = {name: vars(record)[name] for name in ("execution_id", "task", "lane", "attempt")}
-        assert fields == {"execution_id": str(run.id), "task": "talkative", "lane": "mail", "attempt": 0}
+        fields = {name: vars(record)[name] for name in ("ff_execution_id", "ff_task", "ff_lane", "ff_attempt")}
+        assert fields == {
+            "ff_execution_id": str(run.id),
+            "ff_task": "talkative",
+            "ff_lane": "mail",
+            "ff_attempt": 0,
+        }
 
 
 # Steps

@@ -393,4 +393,6 @@ def test_log_records_of_handlers_are_those_of_a_worker(worker: Worker, caplog: p
     with caplog.at_level(logging.WARNING):
         run = talkative.submit()
 
-    assert [(record.message, record.__dict__["execution_id"]) for record in caplog.records] == [("hello", str(run.id))]
+    assert [(record.message, record.__dict__["ff_execution_id"]) for record in caplog.records] == [
+        ("hello", str(run.id))
+    ]

@@ -136,7 +136,7 @@ def test_a_task_that_holds_the_interpreter_delays_renewals_and_is_named(
     run.result(20)
 
     assert starts == [str(run.id)]
-    assert "s late. If a task keeps Python's interpreter to itself" in caplog.text
+    wait_until(lambda: "s late. If a task keeps Python's interpreter to itself" in caplog.text, "it is logged")
     assert "hog" in caplog.text
 
 
@@ -210,7 +210,7 @@ def test_a_lease_that_ran_out_is_lost_even_while_the_store_is_away(
 
         assert told == ["lease lost"]
         assert run.result(20) == "again"
-        assert "ended (complete), which does not count: lease lost" in caplog.text
+        wait_until(lambda: "ended (complete), which does not count: lease lost" in caplog.text, "it is logged")
         runtime.stop()
         worker.close()
 

@@ -16,7 +16,7 @@ from tests.servers import ValkeyServer, free_ports, running, wait_until
 from tests.worker.conftest import Start
 from tests.worker.looking import ended
 
-FIELDS = ("execution_id", "task", "lane", "attempt")
+FIELDS = ("ff_execution_id", "ff_task", "ff_lane", "ff_attempt")
 
 
 class Kept(logging.Handler):
@@ -142,7 +142,7 @@ def test_what_the_runtime_logs_of_a_run_carries_its_ids(
 
 
 def test_a_record_keeps_the_ids_that_it_has(kept: Kept) -> None:
-    logging.getLogger("some.library").info("mine", extra={"execution_id": "a", "task": "b"})
+    logging.getLogger("some.library").info("mine", extra={"ff_execution_id": "a", "ff_task": "b"})
 
     assert kept.fields_of("mine") == [("a", "b", None, None)]
 
@@ -152,7 +152,7 @@ def test_the_formatter_puts_the_ids_behind_messages_that_have_them() -> None:
     record = logging.makeLogRecord({"msg": "sent %s", "args": ("it",), "levelname": "INFO"})
 
     assert formatter.format(record) == "INFO sent it"
-    record.execution_id, record.task, record.lane, record.attempt = "e1", "send", "mail", 2
+    record.ff_execution_id, record.ff_task, record.ff_lane, record.ff_attempt = "e1", "send", "mail", 2
     assert formatter.format(record) == "INFO sent it [task=send lane=mail attempt=2 execution_id=e1]"
 
 

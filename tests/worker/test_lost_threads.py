@@ -58,8 +58,8 @@ def test_a_pool_of_one_thread_works_on_when_its_thread_is_lost(
     assert not over.is_set()
     assert lost_threads(runtime) == 1
     assert handler_threads() == 2
+    wait_until(lambda: "its thread is lost, and replaced. 1 threads are lost." in caplog.text, "it is logged")
     assert "deaf of" in caplog.text
-    assert "its thread is lost, and replaced. 1 threads are lost." in caplog.text
 
 
 def test_a_lost_thread_ends_with_its_handler_and_its_result_is_dropped(
