@@ -12,8 +12,8 @@ import attrs
 
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.core import send_once
-from flowfabric_worker.engine.errors import EngineError, StateError
+from flowfabric_worker.engine.core import dedicate_thread
+from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason, RetryScheduled
@@ -22,6 +22,8 @@ from flowfabric_worker.hooks import Hooks
 
 log = reporting.Log(__name__)
 
+# What the store says of an outcome itself; every other error is about the store, which may be well again in time.
+_REFUSALS = (StateError, NotFoundError, ValidationError)
 # Handler threads wait when the store is so far behind.
 MAX_QUEUED = 1000
 # How long it waits before it sends again what got no answer; twice as long each time.
@@ -143,7 +145,7 @@ class Committer:
     # The thread
 
     def _work(self) -> None:
-        send_once()
+        dedicate_thread(self._engine)
         unanswered = _Unanswered()
         ending = False
         while unanswered or not ending:
@@ -198,7 +200,7 @@ class Committer:
         try:
             answers = send(mine)
         except EngineError as error:
-            if len(mine) > 1 and not error.retryable:
+            if len(mine) > 1 and isinstance(error, _REFUSALS):
                 # One of them is at fault; the others shall not suffer for it.
                 return [again for outcome in mine for again in self._sent([outcome], send)]
             answers = [error] * len(mine)
@@ -218,7 +220,7 @@ class Committer:
             self._holdings.drop(outcome.held)
             self._tell(outcome, answer)
             return False
-        if answer.retryable:
+        if not isinstance(answer, _REFUSALS):
             return True
         if isinstance(answer, StateError):
             outcome.held.lose("lease lost")

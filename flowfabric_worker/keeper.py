@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.core import send_once
+from flowfabric_worker.engine.core import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
@@ -98,7 +98,7 @@ class Keeper:
                 self._holdings.drop(held)
 
     def _work(self) -> None:
-        send_once()
+        dedicate_thread(self._engine)
         while not self._rest():
             for watch in self._watches:
                 watch()

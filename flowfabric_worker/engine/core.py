@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ from uuid import uuid4
 import tenacity
 
 from flowfabric_worker.engine import forking
+from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import (
     CODES,
     ConflictError,
@@ -26,6 +28,7 @@ from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Li
 from flowfabric_worker.engine.listening import Listener
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
+from flowfabric_worker.engine.stores.keeping import keep_connections
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
 from flowfabric_worker.engine.wire import pack
 
@@ -40,6 +43,17 @@ _sends_once: ContextVar[bool] = ContextVar("flowfabric_sends_once", default=Fals
 def send_once() -> None:
     """From now on this thread's calls go out once: it tries again by itself, and has other things to do meanwhile."""
     _sends_once.set(True)
+
+
+def dedicate_thread(engine: EngineBackend) -> None:
+    """Prepare a thread with one task of its own, on which leases depend.
+
+    Its calls go out once, over connections that no other thread uses, and that are opened now.
+    """
+    send_once()
+    keep_connections()
+    with contextlib.suppress(EngineError):
+        engine.ping()
 
 
 class CallsUnderWay:

@@ -19,7 +19,7 @@ class Upkeep(EngineCore):
     def prepare(self, *, testing: bool = False) -> PrepareResult:
         store = self.store
         info = self.persist(store.info)
-        loaded = self.persist(store.load)
+        loaded = self.persist(store.install)
         created, stored_testing = self.set_up(testing=testing)
         return PrepareResult(
             created=created,
@@ -32,9 +32,9 @@ class Upkeep(EngineCore):
         )
 
     def prune_libraries(self) -> tuple[str, ...]:
-        names = self.persist(self.store.other_libraries)
+        names = self.persist(self.store.other_releases)
         for name in names:
-            self.persist(functools.partial(self.store.remove_library, name))
+            self.persist(functools.partial(self.store.remove_release, name))
         return names
 
     def erase(self) -> None:

@@ -63,14 +63,14 @@ class LosingStore(Store):
             raise TransportError(message="The reply was lost.", backend=self.label)
         return result
 
-    def load(self) -> bool:
-        return self._maybe(self.behind.load, "load")
+    def install(self) -> bool:
+        return self._maybe(self.behind.install, "install")
 
-    def other_libraries(self) -> tuple[str, ...]:
-        return self._maybe(self.behind.other_libraries, "other_libraries")
+    def other_releases(self) -> tuple[str, ...]:
+        return self._maybe(self.behind.other_releases, "other_releases")
 
-    def remove_library(self, name: str) -> None:
-        self._maybe(lambda: self.behind.remove_library(name), "remove_library", name)
+    def remove_release(self, name: str) -> None:
+        self._maybe(lambda: self.behind.remove_release(name), "remove_release", name)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT

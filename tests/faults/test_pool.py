@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
+from flowfabric_worker.engine.core import dedicate_thread
+from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores import pool
 from flowfabric_worker.engine.stores.pool import Pool
@@ -15,13 +19,25 @@ from tests.conformance.work import created
 from tests.faults.opening import connections_to, opened
 from tests.servers import ValkeyServer, free_ports, wait_until
 
+LIVE = 6
+
 
 def pool_of(url: str) -> Pool:
     store, _ = open_store(url)
     assert isinstance(store, ValkeyStore)
-    pool = store.pool_of(0)
-    assert isinstance(pool, Pool)
-    return pool
+    return store.pool_of(0)
+
+
+def pool_of_store(engine: Engine) -> Pool:
+    assert isinstance(engine.store, ValkeyStore)
+    return engine.store.pool_of(0)
+
+
+def no_more_clients(server: ValkeyServer) -> redis.Redis:
+    """Lets a server take no further connection, and returns a client that has one."""
+    admin = server.client()
+    admin.config_set("maxclients", len(admin.client_list()))
+    return admin
 
 
 def test_the_connection_that_was_used_last_is_used_next(server: ValkeyServer) -> None:
@@ -113,6 +129,67 @@ def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: Valkey
 
     assert pool.get_connection() not in (old, taken)
     pool.disconnect()
+
+
+def test_a_burst_at_the_limit_of_clients_does_not_hide_the_connections_that_live(server: ValkeyServer) -> None:
+    with opened(f"{server.url}?pool_size=32", patience=0) as engine, ThreadPoolExecutor(32) as threads:
+        created(engine)
+        pool = pool_of_store(engine)
+        for connection in [pool.get_connection() for _ in range(LIVE)]:
+            pool.release(connection)
+        admin = no_more_clients(server)
+        # Some of these find no idle connection, and may open no new one.
+        taken = [pool.get_connection() for _ in range(LIVE)]
+        refused = threads.submit(created, engine).exception(10)
+        assert isinstance(refused, TransportError)
+        assert refused.retryable
+        for connection in taken:
+            pool.release(connection)
+
+        assert len({created(engine) for _ in range(20)}) == 20
+        admin.close()
+
+
+def test_what_died_while_it_was_idle_does_not_fail_a_call_while_others_live(server: ValkeyServer) -> None:
+    with opened(f"{server.url}?pool_size=32", patience=0) as engine:
+        created(engine)
+        pool = pool_of_store(engine)
+        taken = [pool.get_connection() for _ in range(LIVE)]
+        for connection in taken:
+            pool.release(connection)
+        # The server closes all but the one that would be used last, and lets no other in.
+        for each in server.client().client_list()[1:LIVE]:
+            server.client().client_kill_filter(_id=each["id"])
+        admin = no_more_clients(server)
+        with contextlib.suppress(TransportError):
+            created(engine)
+
+        created(engine)
+        admin.close()
+
+
+def test_a_thread_that_keeps_connections_calls_while_all_others_are_in_use(server: ValkeyServer) -> None:
+    with opened(f"{server.url}?pool_size=1&timeout=0.2", patience=0) as engine, ThreadPoolExecutor(1) as threads:
+        created(engine)
+        threads.submit(dedicate_thread, engine).result(5)
+        pool = pool_of_store(engine)
+        taken = pool.get_connection()
+        admin = no_more_clients(server)
+
+        assert threads.submit(created, engine).result(5)
+        with pytest.raises(TransportError, match="pool_size"):
+            created(engine)
+        pool.release(taken)
+        admin.close()
+
+
+def test_a_connection_that_a_thread_keeps_is_closed_when_the_thread_ends(server: ValkeyServer) -> None:
+    with opened(server.url, patience=0) as engine:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(dedicate_thread, engine).result(5)
+            before = connections_to(server)
+
+        wait_until(lambda: connections_to(server) == before - 1, "the connection is closed")
 
 
 def test_a_pool_tells_no_password() -> None:

@@ -89,7 +89,7 @@ def test_loading_only_adds(valkey: ValkeyServer) -> None:
     engine = open_engine(f"{valkey.url}?prefix=library")
     assert isinstance(engine.store, ValkeyStore)
 
-    loaded = [engine.store.load() for _ in range(3)]
+    loaded = [engine.store.install() for _ in range(3)]
 
     engine.close()
     assert loaded[1:] == [False, False]

@@ -1,7 +1,7 @@
 """What a store is: named functions, each an atomic step in one partition, and topics to wait on.
 
-A store knows nothing of executions. It loads the function library, calls one function by name in a partition, calls
-many in one round trip, waits on a topic, wakes a topic, and turns its driver's errors into `EngineError`s.
+A store knows nothing of executions. It installs the stored functions, calls one by name in a partition, calls many at
+once, waits on a topic, wakes a topic, and turns its driver's errors into `EngineError`s.
 """
 
 from __future__ import annotations
@@ -74,21 +74,23 @@ class Store(ABC):
     default_partitions: int = 1
 
     @abstractmethod
-    def load(self) -> bool:
-        """Loads the function library where it is missing; True if it was missing somewhere. Only ever adds.
+    def install(self) -> bool:
+        """Put the stored functions of this release where they are missing; return True if they were missing somewhere.
+
+        Those of other releases stay.
 
         Raises:
             UnavailableError: `store_not_supported`, the server is too old or set up to lose data.
-            TransportError: unreachable, wrong password, or no right to load functions.
+            TransportError: unreachable, wrong password, or no right to install functions.
         """
 
     @abstractmethod
-    def other_libraries(self) -> tuple[str, ...]:
-        """The names of the function libraries that other releases of this package left in some server."""
+    def other_releases(self) -> tuple[str, ...]:
+        """Return the names of the other releases of this package whose functions are still installed."""
 
     @abstractmethod
-    def remove_library(self, name: str) -> None:
-        """Removes a function library from every server that has it."""
+    def remove_release(self, name: str) -> None:
+        """Remove what another release installed, everywhere."""
 
     @abstractmethod
     def call(
@@ -96,7 +98,7 @@ class Store(ABC):
     ) -> Reply:
         """Runs one function atomically in one partition, in one round trip, and returns its reply.
 
-        A missing library is loaded and the call repeated once; nothing else is ever repeated here.
+        Missing functions are installed and the call repeated once; nothing else is ever repeated here.
 
         Raises:
             TransportError: what became of the call is not known, or it did not reach the store.
@@ -105,7 +107,10 @@ class Store(ABC):
 
     @abstractmethod
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
-        """Runs many calls, each atomic by itself, in one round trip per server; an error takes its call's place."""
+        """Run many calls, each atomic by itself, in few round trips per server; an error takes its call's place.
+
+        Only a bounded part of them is under way at a time. Servers are called side by side.
+        """
 
     @abstractmethod
     def subscribe(self, topic: str) -> Subscription:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.connection import ConnectionPool
 from redis.crc import key_slot
 
 from flowfabric_worker.engine.errors import EngineError, TransportError
@@ -37,7 +36,7 @@ class ClusterStore(ValkeyStore):
         self._nodes: dict[tuple[str, int], Pool] = {}
         self._ranges: list[tuple[int, int, Pool]] = []
 
-    def pool_of(self, partition: int) -> ConnectionPool:
+    def pool_of(self, partition: int) -> Pool:
         slot = key_slot(partition_key(partition).encode())
         for first, last, pool in self._known_ranges():
             if first <= slot <= last:
@@ -48,7 +47,7 @@ class ClusterStore(ValkeyStore):
                 return pool
         raise TransportError("store_busy", f"No primary of {self.address} serves slot {slot}.", backend=self.label)
 
-    def primaries(self) -> list[ConnectionPool]:
+    def primaries(self) -> list[Pool]:
         return list({id(pool): pool for _, _, pool in self._known_ranges()}.values())
 
     def call(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.connection import ConnectionPool, UnixDomainSocketConnection
+from redis.connection import UnixDomainSocketConnection
 
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.stores.pool import Pool
@@ -38,7 +38,7 @@ class EmbeddedStore(ValkeyStore):
         super().__init__(pool, label="embedded", prefix=prefix, address=f"embedded://{directory}")
 
     def _exchange(
-        self, pool: ConnectionPool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
+        self, pool: Pool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
     ) -> list[Any]:
         try:
             return super()._exchange(pool, commands, timeout, keep_errors)

@@ -6,9 +6,11 @@ import threading
 from typing import Any
 
 from flowfabric_worker.engine.errors import UnavailableError
-from flowfabric_worker.engine.stores.base import StoreInfo
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, StoreInfo
+from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
+_MOST_CONNECTIONS = 10_000
 _servers: dict[str, Any] = {}
 _servers_lock = threading.Lock()
 
@@ -38,10 +40,11 @@ class MemoryStore(ValkeyStore):
                 if name:
                     _servers[name] = server
         self.default_partitions = partitions
-        client = fakeredis.FakeRedis(server=server, protocol=2)
-        super().__init__(client.connection_pool, label="memory", prefix=prefix, address=f"memory://{name}")
+        made = fakeredis.FakeRedis(server=server, protocol=2).connection_pool
+        pool = Pool(made.connection_class, made.connection_kwargs, size=_MOST_CONNECTIONS, patience=CALL_TIMEOUT)
+        super().__init__(pool, label="memory", prefix=prefix, address=f"memory://{name}")
 
-    def other_libraries(self) -> tuple[str, ...]:
+    def other_releases(self) -> tuple[str, ...]:
         # What lives as long as this process has seen no other release.
         return ()
 

@@ -1,27 +1,33 @@
 """The connections to one server: a pool that costs a call as little as it can.
 
-It is a pool of the driver, so that the driver's own clients work with it, with what every call passes through written
-anew: without the measures, notifications and caches of the driver it takes less than half of the time.
+It is a pool of the driver, so that the driver's own clients work with it. What every call passes through is written
+again here: without the measures, notifications and caches of the driver it takes less than half of the time.
+
+Only connections that are connected, and on which no reply is outstanding, are kept for the next call. An exception may
+reach a thread between any two lines here (Ctrl-C, a signal handler, a handler that is stopped): a connection that it
+catches in between is closed or left to the garbage collector, and never used again.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
+import weakref
 from typing import Any, Final
 
 import redis
 from redis.connection import ConnectionPool
 
 from flowfabric_worker.engine import forking
+from flowfabric_worker.engine.stores.keeping import Kept
+from flowfabric_worker.engine.stores.keeping import kept as kept_by_thread
 
 # A connection that was idle for so many seconds is looked at before it is used.
 LOOK_AFTER: Final = 0.5
 
 
 class NoFreeConnectionError(redis.RedisError):
-    """Every connection was in use for as long as anybody may wait for one."""
+    """Every connection was in use for as long as a call may wait for one."""
 
 
 class Pool(ConnectionPool):
@@ -40,70 +46,108 @@ class Pool(ConnectionPool):
         forking.remember(self)
 
     def reset(self) -> None:
-        """Begins anew without connections; those that there were are closed when nobody uses them any more."""
-        self._released = threading.Condition(threading.Lock())
+        """Start again without connections; those that there were are closed when their last user drops them."""
+        # Entered directly, never through the condition: an exception cannot come between taking it and its block.
+        self._mutex = threading.Lock()
+        self._released = threading.Condition(self._mutex)
         # The last one is the one to use next, and stands beside the moment when it was given back.
         self._idle: list[tuple[Any, float]] = []
-        self._used: set[Any] = set()
+        # Weak, so that a connection whose user was interrupted does not count for ever.
+        self._used: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._failed_at = 0.0
 
     # In a forked process: what is closed there says nothing to the server, which goes on with the parent.
     forget_parent = reset
 
     def get_connection(self, *_: object, **__: object) -> Any:
-        """A connection that is ready for a call, for this thread until it is released.
+        """Return a connection that is ready for a call, for this thread until it is released or discarded.
 
         Raises:
             NoFreeConnectionError: all were in use for too long.
             redis.ConnectionError: the server cannot be reached.
         """
-        with self._released:
-            if len(self._used) >= self.max_connections and not self._released.wait_for(self._has_room, self.patience):
-                raise NoFreeConnectionError(
-                    f"all {self.max_connections} connections were in use for {self.patience:g} s"
-                )
-            if self._idle:
-                connection, given_back = self._idle.pop()
-            else:
-                connection, given_back = self.connection_class(**self.connection_kwargs), math.inf
-            self._used.add(connection)
+        kept = kept_by_thread.get()
+        connection = self._take() if kept is None else self._take_own(kept)
         try:
             connection.connect()
-            # One that was used a moment ago is taken to be alive. If it is not, the call fails, and may be sent again.
-            if time.monotonic() - given_back > LOOK_AFTER:
-                _renew_if_dead(connection)
         except BaseException:
-            self.release(connection)
+            # Half of what a new connection has to say may be said: the password and not yet the database.
+            self.discard(connection)
             raise
         return connection
 
     def release(self, connection: Any) -> None:
-        """Gives a connection back."""
-        with self._released:
-            # Not one that was made before this pool began anew.
+        """Take back a connection on which no reply is outstanding."""
+        kept = kept_by_thread.get()
+        if kept is not None and connection in self._owned:
+            kept.connections[self] = connection
+            return
+        with self._mutex:
+            # Not one that was made before this pool started again.
             if connection in self._used:
-                self._used.remove(connection)
+                self._used.discard(connection)
                 self._idle.append((connection, time.monotonic()))
                 self._released.notify()
 
+    def discard(self, connection: Any) -> None:
+        """Close a connection that failed, or whose state is not known."""
+        with self._mutex:
+            self._used.discard(connection)
+            self._owned.discard(connection)
+            self._failed_at = time.monotonic()
+            self._released.notify()
+        connection.disconnect()
+
     def disconnect(self, inuse_connections: bool = True) -> None:
-        """Closes every connection, or only those that nobody uses. The pool opens new ones when it is used again."""
-        with self._released:
+        """Close every connection, or only those that are idle. The pool opens new ones when it is used again."""
+        with self._mutex:
             connections = [connection for connection, _ in self._idle]
+            self._idle.clear()
             if inuse_connections:
-                connections += self._used
+                connections += [*self._used, *self._owned]
         for connection in connections:
             connection.disconnect()
 
-    def _has_room(self) -> bool:
+    def _take(self) -> Any:
+        """Return an idle connection that lives, else a new one that is not connected yet."""
+        while True:
+            with self._mutex:
+                if len(self._used) >= self.max_connections and not self._released.wait_for(
+                    self._has_free, self.patience
+                ):
+                    raise NoFreeConnectionError(
+                        f"all {self.max_connections} connections were in use for {self.patience:g} s"
+                    )
+                if not self._idle:
+                    connection = self.connection_class(**self.connection_kwargs)
+                    self._used.add(connection)
+                    return connection
+                connection, given_back = self._idle.pop()
+                self._used.add(connection)
+            # One that was used a moment ago is taken to be alive, unless another one has failed since.
+            recent = max(self._failed_at, time.monotonic() - LOOK_AFTER)
+            if given_back > recent or _is_alive(connection):
+                return connection
+            self.discard(connection)
+
+    def _take_own(self, kept: Kept) -> Any:
+        connection = kept.connections.pop(self, None)
+        if connection is not None and connection in self._owned:
+            if _is_alive(connection):
+                return connection
+            self.discard(connection)
+        connection = self.connection_class(**self.connection_kwargs)
+        self._owned.add(connection)
+        return connection
+
+    def _has_free(self) -> bool:
         return len(self._used) < self.max_connections
 
 
-def _renew_if_dead(connection: Any) -> None:
-    """Connects again where the server has hung up, as it does when it restarts: nobody waits for anything else here."""
+def _is_alive(connection: Any) -> bool:
+    """Return False if the server hung up, or sent something that no call has asked for."""
     try:
-        if not connection.can_read(0):
-            return
+        return not connection.can_read(0)
     except (redis.ConnectionError, redis.TimeoutError, OSError):
-        pass
-    connection.disconnect()
-    connection.connect()
+        return False

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import attrs
 import redis
-from redis.connection import ConnectionPool
 
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores.base import Subscription
@@ -109,7 +108,7 @@ class SentinelStore(ValkeyStore):
             )
         return self._current
 
-    def primaries(self) -> list[ConnectionPool]:
+    def primaries(self) -> list[Pool]:
         return [self.pool_of(0)]
 
     def subscribe(self, topic: str) -> Subscription:

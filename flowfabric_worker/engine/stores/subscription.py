@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import redis
-from redis.connection import ConnectionPool
 
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Subscription
+from flowfabric_worker.engine.stores.pool import Pool
 
 
 class ValkeySubscription(Subscription):
@@ -20,9 +20,7 @@ class ValkeySubscription(Subscription):
         translated: turns the driver's errors into the engine's; the constructor raises the driver's.
     """
 
-    def __init__(
-        self, pool: ConnectionPool, channel: str, translated: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, pool: Pool, channel: str, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._translated = translated
         self._connection = pool.connection_class(**pool.connection_kwargs)
         self._connection.connect()

@@ -6,45 +6,32 @@ is lost is for the engine to say, which may send any call again.
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, cast
 
 import hiredis
 import redis
-from redis.connection import ConnectionPool
 
-from flowfabric_worker.engine.errors import (
-    EngineError,
-    ResourceExhaustedError,
-    TransportError,
-    UnavailableError,
-    ValidationError,
-)
+from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
+from flowfabric_worker.engine.stores.driver_errors import is_missing_function, translate
 from flowfabric_worker.engine.stores.library import is_ours, library
-from flowfabric_worker.engine.stores.pool import NoFreeConnectionError
-from flowfabric_worker.engine.stores.replicas import Replicas, TooFewReplicasError, reading_functions
-from flowfabric_worker.engine.stores.server_info import read_info, versions_wanted
+from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.replicas import Replicas, reading_functions
+from flowfabric_worker.engine.stores.server_info import read_info
+from flowfabric_worker.engine.stores.side_by_side import all_of, side_by_side
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
-from flowfabric_worker.engine.stores.tls import HandshakeTimeoutError, advice, failed_handshake
 
+T = TypeVar("T")
 Command: TypeAlias = tuple[Argument, ...]
 
-# How a server tells that a function did what its caller may not.
-_IN_SCRIPT = "ACL failure in script"
-# The driver has classes for some of these answers, and cuts the word off those.
-_BUSY_WORDS = ("BUSY", "UNKILLABLE", "NOREPLICAS")
-_BUSY_CLASSES = (
-    redis.BusyLoadingError,
-    redis.ReadOnlyError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.MasterDownError,
-    redis.exceptions.TryAgainError,
-)
+# Calls that are sent before the first of their replies is read: enough to keep a server busy, and few enough for a
+# reply to come in time and for other clients to be served in between.
+_WINDOW_CALLS = 16
+_WINDOW_BYTES = 1024 * 1024
 
 
 class ValkeyStore(Store):
@@ -59,47 +46,47 @@ class ValkeyStore(Store):
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, label: str = "valkey", prefix: str = "ff", address: str = "", replicas: int = 0
+        self, pool: Pool, *, label: str = "valkey", prefix: str = "ff", address: str = "", replicas: int = 0
     ) -> None:
         self.label = label
         self.prefix = prefix
         self.address = address or label
         self._pool = pool
         self._replicas = Replicas(replicas) if replicas else None
-        self._loading = threading.Lock()
         self._functions: dict[str, str] = {}
 
     # Where things are: a cluster answers these differently.
 
-    def pool_of(self, partition: int) -> ConnectionPool:  # noqa: ARG002  a cluster asks
+    def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
         """The connections to the server that holds a partition."""
         return self._pool
 
-    def primaries(self) -> list[ConnectionPool]:
+    def primaries(self) -> list[Pool]:
         """The connections to every server that holds partitions."""
         return [self._pool]
 
     # What a store does.
 
-    def load(self) -> bool:
-        loaded = [self._load_into(pool) for pool in self.primaries()]
-        return any(loaded)
+    def install(self) -> bool:
+        return any(self._everywhere(self._load_into))
 
-    def other_libraries(self) -> tuple[str, ...]:
-        names = {name for pool in self.primaries() for name in self._libraries_in(pool)}
+    def other_releases(self) -> tuple[str, ...]:
+        names = {name for found in self._everywhere(self._libraries_in) for name in found}
         return tuple(sorted(name for name in names if is_ours(name) and name != library().name))
 
-    def _libraries_in(self, pool: ConnectionPool) -> Iterator[str]:
-        for entry in self.execute(pool, "FUNCTION", "LIST", "LIBRARYNAME", "ff*"):
-            yield entry[entry.index(b"library_name") + 1].decode("utf-8", "replace")
+    def _libraries_in(self, pool: Pool) -> list[str]:
+        entries = self.execute(pool, "FUNCTION", "LIST", "LIBRARYNAME", "ff*")
+        return [entry[entry.index(b"library_name") + 1].decode("utf-8", "replace") for entry in entries]
 
-    def remove_library(self, name: str) -> None:
-        for pool in self.primaries():
-            try:
-                self.execute(pool, "FUNCTION", "DELETE", name)
-            except TransportError as error:
-                if "library not found" not in str(error.__cause__).lower():
-                    raise
+    def remove_release(self, name: str) -> None:
+        self._everywhere(lambda pool: self._remove_from(pool, name))
+
+    def _remove_from(self, pool: Pool, name: str) -> None:
+        try:
+            self.execute(pool, "FUNCTION", "DELETE", name)
+        except TransportError as error:
+            if "library not found" not in str(error.__cause__).lower():
+                raise
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -115,11 +102,11 @@ class ValkeyStore(Store):
         except (redis.RedisError, OSError) as error:
             raise self.translate(error) from error
 
-    def _call_one(self, pool: ConnectionPool, command: Command, timeout: float) -> Reply:
+    def _call_one(self, pool: Pool, command: Command, timeout: float) -> Reply:
         try:
             (reply,) = self._exchange(pool, [command], timeout)
         except redis.ResponseError as error:
-            if not _is_missing(error):
+            if not is_missing_function(error):
                 raise
             self._load_into(pool)
             (reply,) = self._exchange(pool, [command], timeout)
@@ -127,14 +114,18 @@ class ValkeyStore(Store):
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
         replies: list[Reply | EngineError] = [TransportError(backend=self.label)] * len(calls)
-        groups: dict[int, tuple[ConnectionPool, list[int]]] = {}
+        groups: dict[Pool, list[int]] = {}
         for index, call in enumerate(calls):
-            pool = self.pool_of(call.partition)
-            groups.setdefault(id(pool), (pool, []))[1].append(index)
-        for pool, indices in groups.values():
-            answers = self._call_group(pool, [calls[index] for index in indices], timeout)
-            for index, answer in zip(indices, answers, strict=True):
-                replies[index] = answer
+            try:
+                groups.setdefault(self.pool_of(call.partition), []).append(index)
+            except EngineError as error:
+                replies[index] = error
+        answers = side_by_side(
+            [partial(self._call_group, pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
+        )
+        for places, answer in zip(groups.values(), answers, strict=True):
+            for place, reply in enumerate(places):
+                replies[reply] = answer if isinstance(answer, EngineError) else answer[place]
         return replies
 
     def subscribe(self, topic: str) -> Subscription:
@@ -146,11 +137,10 @@ class ValkeyStore(Store):
         self.execute(self.primaries()[0], "PUBLISH", self.channel(topic), message)
 
     def ping(self) -> None:
-        for pool in self.primaries():
-            self.execute(pool, "PING")
+        self._everywhere(lambda pool: self.execute(pool, "PING"))
 
     def info(self) -> StoreInfo:
-        return read_info(self.address, [self.execute(pool, "INFO", "everything") for pool in self.primaries()])
+        return read_info(self.address, self._everywhere(lambda pool: self.execute(pool, "INFO", "everything")))
 
     def close(self) -> None:
         for pool in self.primaries():
@@ -170,27 +160,41 @@ class ValkeyStore(Store):
     def _key(self, partition: int) -> str:
         return f"{self.prefix}:{partition_key(partition)}"
 
-    def execute(self, pool: ConnectionPool, *command: Argument) -> Any:
+    def execute(self, pool: Pool, *command: Argument) -> Any:
         """Runs one plain command on one server."""
         with self.translated():
             return self._exchange(pool, [command], CALL_TIMEOUT)[0]
 
-    def _call_group(self, pool: ConnectionPool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
-        """Runs calls on one server; those that miss their function are sent once more after loading it."""
-        try:
-            with self.translated():
-                answers = self._send_calls(pool, calls, timeout)
-                missing = [i for i, answer in enumerate(answers) if _is_missing(answer)]
-                if missing:
-                    self._load_into(pool)
-                    again = self._send_calls(pool, [calls[i] for i in missing], timeout)
-                    for i, answer in zip(missing, again, strict=True):
-                        answers[i] = answer
-        except EngineError as error:
-            return [error] * len(calls)
+    def _everywhere(self, ask: Callable[[Pool], T]) -> list[T]:
+        """Asks every server at the same time; raises the first error if there is one."""
+        return all_of(side_by_side([partial(ask, pool) for pool in self.primaries()]))
+
+    def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+        """Run calls on one server, window by window, and return their replies and errors."""
+        answers: list[Reply | EngineError] = []
+        for window in _windows(calls):
+            try:
+                answers += self._call_window(pool, window, timeout)
+            except TransportError as error:
+                # The server is away or disturbed: what was not sent yet would only wait for it again.
+                return [*answers, *[error] * (len(calls) - len(answers))]
+            except EngineError as error:
+                answers += [error] * len(window)
+        return answers
+
+    def _call_window(self, pool: Pool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+        """Run calls in one round trip; those that miss their function are sent once more after loading it."""
+        with self.translated():
+            answers = self._send_calls(pool, calls, timeout)
+            missing = [i for i, answer in enumerate(answers) if is_missing_function(answer)]
+            if missing:
+                self._load_into(pool)
+                again = self._send_calls(pool, [calls[i] for i in missing], timeout)
+                for i, answer in zip(missing, again, strict=True):
+                    answers[i] = answer
         return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
 
-    def _send_calls(self, pool: ConnectionPool, calls: Sequence[Call], timeout: float) -> list[Any]:
+    def _send_calls(self, pool: Pool, calls: Sequence[Call], timeout: float) -> list[Any]:
         """Runs calls on one server, and waits for its replicas where that is wanted."""
         commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
         if self._replicas is None or all(call.function in reading_functions() for call in calls):
@@ -201,27 +205,34 @@ class ValkeyStore(Store):
         return answers[: len(commands)]
 
     def _exchange(
-        self, pool: ConnectionPool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
+        self, pool: Pool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
     ) -> list[Any]:
         """Sends commands over one connection and reads their replies, each within `timeout` seconds."""
+        packed, is_replica = _packed(commands), False
         connection = pool.get_connection()
-        healthy = False
+        replies: list[Any] = []
         try:
-            connection.send_packed_command([_packed(commands)], check_health=False)
-            replies: list[Any] = []
+            connection.send_packed_command([packed], check_health=False)
             for _ in commands:
                 # The connection itself waits for as long as its socket may take; looking first costs a few calls more.
                 if timeout != connection.socket_timeout and not connection.can_read(timeout):
                     raise redis.TimeoutError(f"no answer within {timeout} s")
                 try:
                     replies.append(connection.read_response())
+                except redis.ReadOnlyError as error:
+                    replies.append(error)
+                    is_replica = True
                 except redis.ResponseError as error:
                     replies.append(error)
-            healthy = True
-        finally:
-            if not healthy:
-                # Half a conversation lies on this connection; nobody else may go on with it.
-                connection.disconnect()
+        except BaseException:
+            # Replies may be outstanding; the next call would take them for its own.
+            pool.discard(connection)
+            raise
+        if is_replica:
+            # Its name may lead to another server by now, which only a new connection finds.
+            pool.discard(connection)
+            pool.disconnect(inuse_connections=False)
+        else:
             pool.release(connection)
         if not keep_errors:
             for reply in replies:
@@ -229,9 +240,9 @@ class ValkeyStore(Store):
                     raise reply
         return replies
 
-    def _load_into(self, pool: ConnectionPool) -> bool:
+    def _load_into(self, pool: Pool) -> bool:
         """Adds the library to one server; False if it was there. Libraries of other releases stay."""
-        with self._loading, self.translated():
+        with self.translated():
             try:
                 self._exchange(pool, [("FUNCTION", "LOAD", library().source)], CALL_TIMEOUT)
             except redis.ResponseError as error:
@@ -249,11 +260,11 @@ class ValkeyStore(Store):
                 raise
             return True
 
-    def _has_library(self, pool: ConnectionPool) -> bool:
+    def _has_library(self, pool: Pool) -> bool:
         """Whether a server has the library, found out by calling into it: a user may be allowed no more than that."""
         command = ("FCALL_RO", library().function("server_time"), 0)
         (answer,) = self._exchange(pool, [command], CALL_TIMEOUT, keep_errors=True)
-        return not _is_missing(answer)
+        return not is_missing_function(answer)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -264,47 +275,8 @@ class ValkeyStore(Store):
             raise self.translate(error) from error
 
     def translate(self, error: Exception) -> EngineError:
-        """The engine's error for one of the driver's."""
-        text = str(error)
-        transport = functools.partial(TransportError, backend=self.label)
-        if isinstance(error, redis.AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH")):
-            return transport(
-                "authentication_failed", f"{self.address} refused the user or the password: check the URL."
-            )
-        if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM") or _IN_SCRIPT in text:
-            return transport("permission_denied", f"The user of {self.address} lacks a right: {text}")
-        if isinstance(error, redis.DataError):
-            return ValidationError("invalid_input", f"An argument is of a type that cannot be sent: {text}")
-        if isinstance(error, redis.ConnectionError) and (refusal := failed_handshake(error)) is not None:
-            return transport("tls_failed", f"No TLS connection to {self.address}: {advice(refusal)}.")
-        if isinstance(error, HandshakeTimeoutError):
-            return transport(
-                "store_timeout", f"{self.address} did not answer the TLS handshake in time: does it speak TLS there?"
-            )
-        if isinstance(error, redis.TimeoutError | TimeoutError):
-            return transport("store_timeout", f"{self.address} did not answer in time.")
-        if isinstance(error, NoFreeConnectionError):
-            return transport("store_timeout", f"No connection to {self.address} was free: {text}; raise pool_size.")
-        if isinstance(error, TooFewReplicasError):
-            return transport("store_busy", f"{self.address} has too few replicas that follow: {text}.")
-        if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
-            return ResourceExhaustedError(
-                "store_full", f"{self.address} has reached its maxmemory; free memory or raise the limit."
-            )
-        if text.startswith(_BUSY_WORDS) or isinstance(error, _BUSY_CLASSES):
-            return transport("store_busy", f"{self.address} cannot serve calls now: {text}")
-        if _is_missing(error):
-            # It was loaded a moment ago, so somebody removes it as fast: the engine may try again.
-            return transport("store_busy", f"{self.address} lost its functions again while they were loaded.")
-        if isinstance(error, redis.ResponseError):
-            if "unknown command" in text.lower():
-                return UnavailableError(
-                    "functions",
-                    f"{self.address} has no functions: {versions_wanted()} is needed.",
-                    "store_not_supported",
-                )
-            return transport("function_failed", f"{self.address} could not run the call: {text}")
-        return transport("transport", f"{self.address} cannot be reached: {text}")
+        """Return the engine's error for one of the driver's."""
+        return translate(error, self.address, self.label)
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
@@ -316,5 +288,14 @@ def _packed(commands: Sequence[Command]) -> bytes:
         raise redis.DataError(str(error)) from error
 
 
-def _is_missing(answer: object) -> bool:
-    return isinstance(answer, redis.ResponseError) and "function not found" in str(answer).lower()
+def _windows(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+    """Cut calls into what may be under way at once."""
+    first = size = 0
+    for place, call in enumerate(calls):
+        added = sum(len(argument) for argument in call.arguments if not isinstance(argument, int))
+        if place > first and (place - first >= _WINDOW_CALLS or size + added > _WINDOW_BYTES):
+            yield calls[first:place]
+            first, size = place, 0
+        size += added
+    if first < len(calls):
+        yield calls[first:]

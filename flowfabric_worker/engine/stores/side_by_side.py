@@ -1,0 +1,67 @@
+"""Asking several servers at the same time, so that one that does not answer holds up no other."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+from typing import TypeVar
+
+from flowfabric_worker.engine.errors import EngineError
+
+T = TypeVar("T")
+
+
+def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T | EngineError]:
+    """Run all tasks at the same time; return what each of them returned or raised, in their order."""
+    if len(tasks) == 1:
+        return [_outcome(tasks[0])]
+    outcomes = dict(as_they_end(tasks))
+    return [outcomes[place] for place in range(len(tasks))]
+
+
+def as_they_end(tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T | EngineError]]:
+    """Run all tasks at the same time; yield the place and the outcome of each as soon as it ends.
+
+    A caller that has heard enough may stop: what still runs then ends in the background.
+    """
+    ended: queue.SimpleQueue[tuple[int, T | EngineError | BaseException]] = queue.SimpleQueue()
+
+    def run(place: int, task: Callable[[], T]) -> None:
+        try:
+            ended.put((place, _outcome(task)))
+        except BaseException as error:  # noqa: BLE001  the caller's thread raises it
+            ended.put((place, error))
+
+    for place, task in enumerate(tasks):
+        # The context says which connections the calling thread keeps for itself.
+        threading.Thread(
+            target=copy_context().run, args=(run, place, task), name="flowfabric-call", daemon=True
+        ).start()
+    for _ in tasks:
+        place, outcome = ended.get()
+        if isinstance(outcome, BaseException) and not isinstance(outcome, EngineError):
+            raise outcome
+        yield place, outcome
+
+
+def all_of(outcomes: Sequence[T | EngineError]) -> list[T]:
+    """Return the outcomes if none of them is an error.
+
+    Raises:
+        EngineError: the first one that is.
+    """
+    good: list[T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, EngineError):
+            raise outcome
+        good.append(outcome)
+    return good
+
+
+def _outcome(task: Callable[[], T]) -> T | EngineError:
+    try:
+        return task()
+    except EngineError as error:
+        return error
