@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import redis
 from redis.crc import key_slot
 
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import DEFAULT_CLUSTER_PARTITIONS, partition_key
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Subscription
 from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.side_by_side import as_they_end
+from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+
+T = TypeVar("T")
+_Range: TypeAlias = tuple[int, int, Pool]
 
 
 class ClusterStore(ValkeyStore):
@@ -34,7 +40,12 @@ class ClusterStore(ValkeyStore):
         self._seeds = list(seeds)
         self._topology = threading.Lock()
         self._nodes: dict[tuple[str, int], Pool] = {}
-        self._ranges: list[tuple[int, int, Pool]] = []
+        self._ranges: list[_Range] = []
+        self._refreshes = 0
+        self._problem: EngineError | None = None
+        self._asked: set[Pool] = set()
+        # Which primary is listened to; another one after a failure.
+        self._heard = 0
 
     def pool_of(self, partition: int) -> Pool:
         slot = key_slot(partition_key(partition).encode())
@@ -49,6 +60,32 @@ class ClusterStore(ValkeyStore):
 
     def primaries(self) -> list[Pool]:
         return list({id(pool): pool for _, _, pool in self._known_ranges()}.values())
+
+    def install(self) -> bool:
+        # A primary that took over slots has no functions: moving slots does not carry them.
+        self.refresh()
+        return super().install()
+
+    def subscribe(self, topic: str) -> Subscription:
+        return self._by_any(lambda pool: _NodeSubscription(self, pool, self.channel(topic)))
+
+    def wake(self, topic: str, message: bytes) -> None:
+        # Any node passes a message on to all others.
+        self._by_any(lambda pool: self.execute(pool, "PUBLISH", self.channel(topic), message))
+
+    def _by_any(self, ask: Callable[[Pool], T]) -> T:
+        """Ask one primary, and another one if it fails; the one that answers is the first to be asked next time."""
+        primaries = self.primaries()
+        problem: EngineError | None = None
+        for _ in primaries:
+            try:
+                with self.translated():
+                    return ask(primaries[self._heard % len(primaries)])
+            except TransportError as error:
+                problem = error
+                self._heard += 1
+        self.refresh_quietly()
+        raise problem or TransportError(backend=self.label)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -78,45 +115,79 @@ class ClusterStore(ValkeyStore):
         return translated
 
     def refresh(self) -> None:
-        """Reads anew which primary serves which slots, from the first node that answers."""
+        """Read again which primary serves which slots; many callers at once share one answer.
+
+        Raises:
+            TransportError: no node answers.
+        """
+        seen = self._refreshes
         with self._topology:
-            last: EngineError | None = None
-            for pool in [*self._nodes.values(), *self._seeds]:
+            if self._refreshes == seen:
                 try:
-                    self._ranges = self._read_slots(pool)
+                    self._ranges, self._problem = self._ask_nodes(), None
                 except EngineError as error:
-                    last = error
-                else:
-                    return
-        raise last or TransportError(backend=self.label)
+                    self._problem = error
+                self._refreshes += 1
+                self._forget_nodes()
+            if self._problem is not None:
+                raise self._problem
+
+    def _ask_nodes(self) -> list[_Range]:
+        """Ask all nodes side by side, and return the first answer of one that sees a working cluster."""
+        nodes = [pool for pool in dict.fromkeys([*self._nodes.values(), *self._seeds]) if pool not in self._asked]
+        fallback: list[_Range] = []
+        problem: EngineError = TransportError("store_busy", f"No node of {self.address} answers.", backend=self.label)
+        for _, answer in as_they_end([partial(self._ask_node, pool) for pool in nodes]):
+            if isinstance(answer, EngineError):
+                problem = answer
+                continue
+            is_whole, ranges = answer
+            if is_whole:
+                return ranges
+            fallback = fallback or ranges
+        if not fallback:
+            raise problem
+        return fallback
+
+    def _ask_node(self, pool: Pool) -> tuple[bool, list[_Range]]:
+        """Return whether a node sees a working cluster, and where it sees the slots."""
+        # One that is away answers late or never, and is not asked again meanwhile.
+        self._asked.add(pool)
+        try:
+            with self.translated():
+                state, slots = self._exchange(pool, [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")], CALL_TIMEOUT)
+        finally:
+            self._asked.discard(pool)
+        return b"cluster_state:ok" in state, self._ranges_in(slots, pool)
+
+    def _forget_nodes(self) -> None:
+        """Drop the connections to nodes that serve no slots any more."""
+        serving = {pool for _, _, pool in self._ranges}
+        for place, pool in list(self._nodes.items()):
+            if pool not in serving:
+                del self._nodes[place]
+                pool.disconnect(inuse_connections=False)
 
     def refresh_quietly(self) -> None:
-        """Reads the slots anew if any node answers; the error that led here says more than one about this."""
-        with self._ignoring_transport():
+        """Read the slots again if any node answers; the error that led here says more than one about this."""
+        with contextlib.suppress(TransportError):
             self.refresh()
-
-    @contextmanager
-    def _ignoring_transport(self) -> Iterator[None]:
-        try:
-            yield
-        except TransportError:
-            return
 
     def close(self) -> None:
         for pool in [*self._nodes.values(), *self._seeds]:
             pool.disconnect()
 
-    def _known_ranges(self) -> list[tuple[int, int, Pool]]:
+    def _known_ranges(self) -> list[_Range]:
         if not self._ranges:
             self.refresh()
         return self._ranges
 
-    def _read_slots(self, pool: Pool) -> list[tuple[int, int, Pool]]:
-        seed_host = pool.connection_kwargs.get("host", "localhost")
+    def _ranges_in(self, slots: Reply, asked: Pool) -> list[_Range]:
+        asked_host = asked.connection_kwargs.get("host", "localhost")
         ranges = []
-        for first, last, (host, port, *_), *_ in self.execute(pool, "CLUSTER", "SLOTS"):
+        for first, last, (host, port, *_), *_ in slots:
             # A node that does not know its own name leaves it empty: it is where we asked.
-            name = host.decode() if host else seed_host
+            name = host.decode() if host else asked_host
             ranges.append((int(first), int(last), self._node(name, int(port))))
         if not ranges:
             raise TransportError("store_busy", f"{self.address} serves no slots yet.", backend=self.label)
@@ -130,6 +201,21 @@ class ClusterStore(ValkeyStore):
             pool = Pool(seed.connection_class, settings, size=seed.max_connections, patience=seed.patience)
             self._nodes[host, port] = pool
         return pool
+
+
+class _NodeSubscription(ValkeySubscription):
+    """A subscription that ends when its node serves no slots any more: messages may not reach it then."""
+
+    def __init__(self, store: ClusterStore, pool: Pool, channel: str) -> None:
+        self._store = store
+        self._pool = pool
+        super().__init__(pool, channel, store.translated)
+
+    def wait(self, timeout: float) -> list[bytes]:
+        messages = super().wait(timeout)
+        if self._pool not in self._store.primaries():
+            raise TransportError("store_busy", "The node serves no slots any more.", backend=self._store.label)
+        return messages
 
 
 def _moved(answer: Reply | EngineError) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import attrs
 import redis
@@ -17,6 +18,7 @@ import redis
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores.base import Subscription
 from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.side_by_side import side_by_side
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
@@ -128,7 +130,7 @@ class SentinelStore(ValkeyStore):
             self._current.disconnect()
 
     def _look(self, *, doubted: bool) -> None:
-        """Asks the sentinels and goes where the youngest answer says. The caller holds the lock.
+        """Ask the sentinels side by side and go where the youngest answer says. The caller holds the lock.
 
         Without an answer everything stays as it is: sentinels may be away while the primary works.
 
@@ -138,14 +140,15 @@ class SentinelStore(ValkeyStore):
         now = time.monotonic()
         self._look_at = now + LOOK_EVERY
         answers: list[_Primary] = []
-        problem: TransportError | None = None
-        for sentinel in [each for each in self._sentinels if each.left_out_until <= now] or self._sentinels:
-            try:
-                answers.append(self._ask(sentinel))
-                sentinel.left_out_until = 0.0
-            except TransportError as error:
+        problem: EngineError | None = None
+        asked = [each for each in self._sentinels if each.left_out_until <= now] or self._sentinels
+        for sentinel, answer in zip(asked, side_by_side([partial(self._ask, each) for each in asked]), strict=True):
+            if isinstance(answer, EngineError):
                 sentinel.left_out_until = time.monotonic() + _LEFT_OUT
-                problem = error
+                problem = answer
+            else:
+                answers.append(answer)
+                sentinel.left_out_until = 0.0
         if answers:
             self._consider(max(answers), doubted=doubted)
         elif problem is not None and self._current is None:

@@ -23,13 +23,16 @@ class ValkeySubscription(Subscription):
     def __init__(self, pool: Pool, channel: str, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._translated = translated
         self._connection = pool.connection_class(**pool.connection_kwargs)
-        self._connection.connect()
-        self._connection.send_command("SUBSCRIBE", channel)
-        if not self._connection.can_read(CALL_TIMEOUT):
-            self._connection.disconnect()
-            raise redis.TimeoutError("no answer to SUBSCRIBE")
-        self._connection.read_response()
         self._unanswered_ping = False
+        try:
+            self._connection.connect()
+            self._connection.send_command("SUBSCRIBE", channel)
+            if not self._connection.can_read(CALL_TIMEOUT):
+                raise redis.TimeoutError("no answer to SUBSCRIBE")
+            self._connection.read_response()
+        except BaseException:
+            self._connection.disconnect()
+            raise
 
     def wait(self, timeout: float) -> list[bytes]:
         with self._translated():
