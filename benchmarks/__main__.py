@@ -1,4 +1,4 @@
-"""`python -m benchmarks [peers] [kills] [memory] [commands] [scale]`: prints what it measures; else everything."""
+"""`python -m benchmarks [SECTION]...`: print what the sections measure, or what all of them do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from benchmarks import commands, kills, memory, peers, report, scale
+from benchmarks import commands, kills, memory, peers, report, scale, schedules
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "kills", "memory", "commands", "scale")
+SECTIONS = ("peers", "kills", "memory", "commands", "scale", "schedules")
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -48,7 +48,7 @@ def main(
     cache: Path,
     markdown: bool,
 ) -> None:
-    """Measure this library beside its peers, kill everybody's workers, weigh them, count commands, and fill a store."""
+    """Measure this library beside its peers: speed, kills, memory, commands, a full store, and schedules."""
     wanted = sections or SECTIONS
     chosen, rows = _chosen(only)
     cache = cache.absolute()
@@ -71,6 +71,8 @@ def main(
         tables += commands.tables()
     if "scale" in wanted:
         tables += scale.tables(queued=queued, tell=_tell)
+    if "schedules" in wanted:
+        tables.append(schedules.table(_tell))
     for name, value in known.items():
         click.echo(f"{name}: {value}")
     for table in tables:

@@ -21,19 +21,41 @@ from flowfabric_worker.engine.limits import MAX_DURATION_MS
 from flowfabric_worker.engine.types.schedules import MAX_TICKS
 
 Missed: TypeAlias = Literal["latest", "all", "none"]
-"""What becomes of ticks that nobody was there for: the latest one runs, all of them do, or none."""
+"""What becomes of ticks that were missed: the latest one runs, all of them do, or none."""
 
 # A tick that is no older was not missed: the worker was only busy, or restarting.
 ON_TIME: Final = timedelta(seconds=30)
+# Missed ticks of a cron expression are counted one by one, and no further than this.
+MAX_COUNTED: Final = 100
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 _LONGEST: Final = timedelta(milliseconds=MAX_DURATION_MS)
 _DAY_SECONDS: Final = 86400
 _LONGEST_CRON: Final = 150
 _ALIAS: Final = re.compile(r"@[a-z]+")
 # croniter draws such a field at random, so two workers would disagree.
 _DRAWN: Final = re.compile(r"(?<![a-z])[hr](?![a-z])", re.IGNORECASE)
+
+
+@attrs.frozen(kw_only=True)
+class Due:
+    """What is due of a schedule.
+
+    Attributes:
+        ticks: the ticks to submit, oldest first; at most `MAX_TICKS`.
+        missed: how many ticks before these do not run because they are too late; of a cron expression at most
+            `MAX_COUNTED`, even if there were more.
+        missed_until: the last of those that are missed.
+    """
+
+    ticks: tuple[datetime, ...] = ()
+    missed: int = 0
+    missed_until: datetime | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.ticks or self.missed)
 
 
 class _Rule(Protocol):
@@ -93,30 +115,43 @@ class Schedule:
         """The first tick after a moment with a time zone; in UTC."""
         return self._rule.next_after(moment.astimezone(UTC))
 
-    def due(self, last: datetime, now: datetime, missed: Missed = "latest") -> tuple[datetime, ...]:
-        """The ticks to submit, oldest first.
+    def due(self, last: datetime, now: datetime, missed: Missed = "latest") -> Due:
+        """Tell which ticks to submit, and how many are left out because they were missed.
+
+        A tick is missed when it is more than `ON_TIME` late. Those that are on time run whatever `missed` says.
 
         Args:
             last: up to where ticks are done with.
             now: the store's clock.
-            missed: what becomes of ticks that nobody was there for.
+            missed: what becomes of missed ticks: with "latest" one of them runs, unless one that is on time does.
 
         Returns:
-            With "all" at most `MAX_TICKS` ticks, the next call goes on behind them; else one tick or none.
+            The ticks; of more than `MAX_TICKS` the first ones, and the next call goes on behind them.
         """
         if missed == "all":
-            return tuple(islice(self._ticks(last, now), MAX_TICKS))
-        latest = self._latest(last, now)
-        if latest is None or (missed == "none" and now - latest > ON_TIME):
-            return ()
-        return (latest,)
+            return Due(ticks=tuple(islice(self._ticks(last, now), MAX_TICKS)))
+        too_late = now - ON_TIME - _MILLISECOND
+        late = self._latest(last, too_late)
+        ticks = tuple(self._ticks(max(last, too_late), now))
+        if late is None:
+            return Due(ticks=ticks)
+        count = self._count(last, late)
+        if missed == "latest" and not ticks:
+            return Due(ticks=(late,), missed=count - 1)
+        return Due(ticks=ticks, missed=count, missed_until=late)
 
     def _ticks(self, last: datetime, now: datetime) -> Iterator[datetime]:
         while (last := self.next_after(last)) <= now:
             yield last
 
+    def _count(self, last: datetime, end: datetime) -> int:
+        """Count the ticks behind `last` and until `end`."""
+        if self.every is not None:
+            return (end - _EPOCH) // self.every - (last - _EPOCH) // self.every
+        return sum(1 for _ in islice(self._ticks(last, end), MAX_COUNTED))
+
     def _latest(self, last: datetime, now: datetime) -> datetime | None:
-        """The last tick that is due; found by halving the time, since there may have been very many."""
+        """Find the last tick that is due by halving the time, since there may have been very many."""
         tick = self.next_after(last)
         if tick > now:
             return None

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import uuid4
 
 import attrs
 
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import EngineError, TransportError
-from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs
+from flowfabric_worker.engine.core import send_once
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs, TickScheduleResult
+from flowfabric_worker.held import now
 from flowfabric_worker.outages import Outage
-from flowfabric_worker.schedule import Missed, Schedule
+from flowfabric_worker.schedule import MAX_COUNTED, Due, Missed, Schedule
 from flowfabric_worker.task import Task
 
 log = reporting.Log(__name__)
 
-# The store's clock is read anew at least this often, seconds: it may be set, and ours may go wrong.
-_LONGEST_SLEEP: Final = 60.0
+# How long a process leads unless it renews that. Another one takes over within this time, long before a tick is missed.
+LEADS_FOR: Final = timedelta(seconds=6)
+# The leader asks for the store's time, and renews, at least so often, in seconds.
+_RENEW_EVERY: Final = 2.0
 # How long it waits after something went wrong, seconds; twice as long each time, up to the longest.
 _BACKOFF: Final = 0.2
 _LONGEST_BACKOFF: Final = 2.0
+# A schedule that the store refused is offered again after this.
+_RETRY_AFTER: Final = timedelta(seconds=1)
+# Those who stand by do not all ask at the same moment, seconds.
+_SPREAD: Final = 0.5
+# Schedules that are written down for the store before they are sent, so that the first ones start early.
+_PORTION: Final = 100
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -33,19 +46,28 @@ class _Scheduled:
     """A task with its schedule.
 
     Attributes:
-        last: up to where the store has its ticks done with; None while it was not asked.
+        last: up to where the store has its ticks done with; None while that is to be asked.
+        following: when to look at it next: at the first tick behind `last`, or later after an error.
     """
 
     task: Task[..., Any]
     schedule: Schedule
     missed: Missed
     last: datetime | None = None
+    following: datetime = _EPOCH
+
+    def due(self, moment: datetime) -> Due | None:
+        """What to submit; of a schedule that the store has to be asked about nothing. None to leave it alone."""
+        if self.following > moment:
+            return None
+        return Due() if self.last is None else self.schedule.due(self.last, moment, self.missed) or None
 
 
 class Scheduler:
     """One thread that submits ticks when they are due by the store's clock. It runs no code of users.
 
-    Any number of workers may have one for the same tasks: each tick is submitted once.
+    Any number of workers may have one for the same tasks. One of them leads and submits; the others stand by, and one
+    takes over when the leader has not been heard of. Each tick is submitted once even if two of them lead.
 
     Args:
         engine: where to submit.
@@ -59,6 +81,8 @@ class Scheduler:
             for task in tasks
             if task.schedule is not None
         ]
+        self._group = _group_of(self._scheduled)
+        self._process = uuid4().hex
         self._outage = Outage(log, "A schedule cannot be served")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flowfabric-scheduler", daemon=True)
@@ -69,21 +93,22 @@ class Scheduler:
         return not self._scheduled or self._thread.is_alive()
 
     def start(self) -> None:
-        """Starts the thread, if a task has a schedule."""
+        """Start the thread, if a task has a schedule."""
         if self._scheduled:
             self._thread.start()
 
     def stop(self) -> None:
+        """Tell the thread to end after the call that it waits for."""
         self._stopping.set()
 
     def join(self, timeout: float) -> bool:
-        """Waits for the thread, if it was started; whether it has ended."""
+        """Wait for the thread, if it was started; return whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def tick(self) -> float | None:
-        """Submits every tick that is due, in this thread.
+        """Submit every tick that is due, in this thread, whoever leads.
 
         Returns:
             The seconds until the next one, by the store's clock; None when no task has a schedule.
@@ -91,17 +116,23 @@ class Scheduler:
         Raises:
             EngineError: the store cannot be reached, or refused a schedule; the others were served all the same.
         """
-        seconds, error = self._round()
+        if not self._scheduled:
+            return None
+        moment = _moment(self._engine.server_time())
+        error = self._serve(moment)
         if error is not None:
             raise error
-        return seconds
+        return self._until_next(moment)
+
+    # The thread
 
     def _work(self) -> None:
+        send_once()
         backoff = _BACKOFF
         wait = 0.0
+        leading = False
         while not self._stopping.wait(wait):
-            seconds, error = self._round()
-            wait = min(_LONGEST_SLEEP, _LONGEST_SLEEP if seconds is None else seconds)
+            wait, leading, error = self._round(leading)
             if error is None:
                 backoff = _BACKOFF
                 self._outage.over()
@@ -109,63 +140,125 @@ class Scheduler:
                 self._outage.note(error)
                 wait = min(wait, backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
+        if leading:
+            self._resign()
 
-    def _round(self) -> tuple[float | None, EngineError | None]:
-        """Serves every schedule; the seconds until the next tick, and the first error."""
-        if not self._scheduled:
-            return None, None
-        failed: EngineError | None = None
+    def _round(self, led: bool) -> tuple[float, bool, EngineError | None]:
+        """Serve every schedule if this process leads.
+
+        Returns how many seconds to wait before the next round, whether this process leads, and what went wrong.
+        """
+        unled: EngineError | None = None
         try:
-            now = _moment(self._engine.server_time())
+            leadership = self._engine.lead_schedules(self._group, self._process, LEADS_FOR)
+            moment = _moment(leadership.now_ms)
+            if not leadership.leads:
+                self._forget()
+                lasts = (leadership.until_ms - leadership.now_ms) / 1000
+                return min(LEADS_FOR.total_seconds(), lasts) + random.uniform(0.001, _SPREAD), False, None
         except EngineError as error:
-            return None, error
-        following = []
-        for each in self._scheduled:
+            # The other partitions may be there, and each tick is submitted once in any case.
+            unled = error
             try:
-                following.append(self._serve(each, now))
-            except TransportError as error:
-                # The others would have to wait for the same store, one after another.
-                return None, error
-            except EngineError as error:
-                failed = failed or error
-        seconds = max(0.0, (min(following) - now).total_seconds()) if following else None
-        return seconds, failed
+                moment = _moment(self._engine.server_time())
+            except EngineError:
+                return _LONGEST_BACKOFF, led, error
+        asked_at = now()
+        failed = self._serve(moment)
+        # What serving took is no part of the wait.
+        wait = self._until_next(moment) - (now() - asked_at)
+        return min(_RENEW_EVERY, max(0.0, wait)), True, unled or failed
 
-    def _serve(self, scheduled: _Scheduled, now: datetime) -> datetime:
-        """Submits what is due of a schedule; returns its next tick."""
-        following = scheduled.schedule.next_after(now)
-        if scheduled.last is None and not self._submit(scheduled, (), following):
-            return following
-        while not self._stopping.is_set():
-            assert scheduled.last is not None, "the store was asked"
-            ticks = scheduled.schedule.due(scheduled.last, now, scheduled.missed)
-            if not ticks or not self._submit(scheduled, ticks, following):
-                break
-        return following
+    def _forget(self) -> None:
+        """Ask the store again how far each schedule is when this process leads: another one does meanwhile."""
+        for each in self._scheduled:
+            each.last, each.following = None, _EPOCH
 
-    def _submit(self, scheduled: _Scheduled, ticks: tuple[datetime, ...], following: datetime) -> bool:
-        """Offers ticks to the store, or only asks it; learns how far it is. False if the schedule is paused."""
-        task = scheduled.task
-        answer = self._engine.tick_schedule(
-            TickScheduleArgs(
-                name=task.name,
-                spec=scheduled.schedule.spec,
-                creation=task.creation(),
-                expected=scheduled.last if ticks else None,
-                ticks=ticks,
-                next_tick=following,
-            )
-        )
+    def _resign(self) -> None:
+        try:
+            self._engine.resign_schedules(self._group, self._process)
+        except EngineError as error:
+            log.debug("Another process leads in %s s: %s", LEADS_FOR.total_seconds(), error)
+
+    def _until_next(self, moment: datetime) -> float:
+        """The seconds from a moment to the first tick behind it."""
+        return max(0.0, (min(each.following for each in self._scheduled) - moment).total_seconds())
+
+    # Serving
+
+    def _serve(self, moment: datetime) -> EngineError | None:
+        """Submit what is due at a moment; return the first error."""
+        failed: EngineError | None = None
+        open_ = self._scheduled
+        while open_ and not self._stopping.is_set():
+            asked = [(each, due) for each in open_ if (due := each.due(moment)) is not None]
+            # What was asked for the first time, or is far behind, has more that is due.
+            open_ = []
+            for first in range(0, len(asked), _PORTION):
+                portion = asked[first : first + _PORTION]
+                if self._stopping.is_set():
+                    return failed
+                try:
+                    answers = self._engine.tick_schedules([_args(each, due, moment) for each, due in portion])
+                except EngineError as error:
+                    # The others would have to wait for the same store.
+                    return error
+                for (each, due), answer in zip(portion, answers, strict=True):
+                    if isinstance(answer, EngineError):
+                        each.following = moment + _RETRY_AFTER
+                        failed = failed or answer
+                    elif self._note(each, due, answer):
+                        open_.append(each)
+        return failed
+
+    @staticmethod
+    def _note(each: _Scheduled, due: Due, answer: TickScheduleResult) -> bool:
+        """Learn how far a schedule is; return whether more of it may be due."""
         if isinstance(answer, Paused):
             # How far it is shows when it goes on: what would have been due meanwhile is skipped.
-            scheduled.last = None
+            each.last = None
             return False
         if isinstance(answer, Ticked):
-            scheduled.last = ticks[-1]
-            log.info("%s runs by itself: %s tick(s), the last one of %s.", task.name, len(ticks), ticks[-1])
+            each.last = due.ticks[-1] if due.ticks else due.missed_until
+            _tell(each, due)
         else:
-            scheduled.last = _moment(answer.last_tick_ms)
+            each.last = _moment(answer.last_tick_ms)
+        assert each.last is not None, "what was submitted or missed has a last tick"
+        each.following = each.schedule.next_after(each.last)
         return True
+
+
+def _args(each: _Scheduled, due: Due, moment: datetime) -> TickScheduleArgs:
+    """What to ask of the store."""
+    each.following = each.schedule.next_after(moment)
+    return TickScheduleArgs(
+        name=each.task.name,
+        spec=each.schedule.spec,
+        creation=each.task.creation(),
+        expected=each.last if due else None,
+        ticks=due.ticks,
+        missed=due.missed,
+        missed_until=due.missed_until,
+        next_tick=each.following,
+    )
+
+
+def _tell(each: _Scheduled, due: Due) -> None:
+    if due.missed:
+        more = "or more " if each.schedule.cron is not None and due.missed >= MAX_COUNTED else ""
+        then = f"the one of {due.ticks[-1]:%Y-%m-%d %H:%M:%S} runs" if due.ticks else "none of them runs"
+        log.warning(
+            "%s missed %s %stick(s), which no worker was there for within 30 s; %s (missed=%r).",
+            each.task.name, due.missed, more, then, each.missed,
+        )  # fmt: skip
+    else:
+        log.debug("%s is submitted by its schedule: %s tick(s).", each.task.name, len(due.ticks))
+
+
+def _group_of(scheduled: Sequence[_Scheduled]) -> str:
+    """Names the processes that have these very schedules: one of them can serve for all."""
+    text = "\n".join(sorted(f"{each.task.name}\0{each.schedule.spec}\0{each.missed}" for each in scheduled))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _moment(milliseconds: int) -> datetime:

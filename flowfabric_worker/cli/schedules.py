@@ -12,7 +12,7 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 
-_HEADERS = ("NAME", "SPEC", "TASK", "LAST", "NEXT", "STATE")
+_HEADERS = ("NAME", "SPEC", "TASK", "LAST", "NEXT", "MISSED", "STATE")
 
 # A tick that is so late, ms, will not come before a worker does.
 _LATE = 60_000
@@ -74,9 +74,9 @@ def _name(row: ScheduleInfo | DamagedRow) -> str:
 
 def _row(row: ScheduleInfo | DamagedRow, now: int) -> tuple[object, ...]:
     if isinstance(row, DamagedRow):
-        return row.row_id, "", "", "", "", f"damaged: {row.corruption}"
+        return row.row_id, "", "", "", "", "", f"damaged: {row.corruption}"
     last = "never" if row.submitted_tick_ms is None else f"{span(now - row.submitted_tick_ms)} ago"
-    return row.name, row.spec, row.task, last, _next(row, now), _state(row, now)
+    return row.name, row.spec, row.task, last, _next(row, now), row.missed_ticks, _state(row, now)
 
 
 def _next(row: ScheduleInfo, now: int) -> str:

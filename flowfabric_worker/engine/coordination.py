@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from flowfabric_worker.engine.accounting import AccountingBackend
-from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.errors import EngineError, UnavailableError
 from flowfabric_worker.engine.flow_control import FlowControlBackend
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.schedules import ListSchedulesPage, TickScheduleArgs, TickScheduleResult
+from flowfabric_worker.engine.types.schedules import (
+    Leadership,
+    ListSchedulesPage,
+    TickScheduleArgs,
+    TickScheduleResult,
+)
 from flowfabric_worker.engine.types.streams import (
     AppendFrameOutcome,
     Frame,
@@ -314,6 +320,50 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
             ResourceExhaustedError: `too_many_classes`, `store_full`.
         """
         raise UnavailableError("tick_schedule")
+
+    def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
+        """Does what `tick_schedule` does for many schedules, in bounded calls; each is answered by itself, in order.
+
+        Args:
+            args: the schedules, each once.
+
+        Returns:
+            Of each what `tick_schedule` returns, or the error that it raises.
+
+        Raises:
+            ValidationError: an argument is not valid; the message names it, and nothing was done.
+        """
+        raise UnavailableError("tick_schedules")
+
+    def lead_schedules(self, group: str, process: str, duration: timedelta) -> Leadership:
+        """Makes a process the leader of a group of schedules, or renews its leadership; unless another one leads.
+
+        Only spares the store calls: each tick is submitted once, whoever submits.
+
+        Args:
+            group: names the processes of which one leads.
+            process: names the caller; never used again by another one.
+            duration: for how long, unless it is renewed.
+
+        Returns:
+            Whether the caller leads, until when somebody does, and the store's clock.
+
+        Raises:
+            ValidationError: an argument is not valid; the message names it.
+        """
+        raise UnavailableError("lead_schedules")
+
+    def resign_schedules(self, group: str, process: str) -> None:
+        """Ends the leadership of a process; changes nothing if another one leads.
+
+        Args:
+            group: as in `lead_schedules`.
+            process: as in `lead_schedules`.
+
+        Raises:
+            ValidationError: an argument is not valid; the message names it.
+        """
+        raise UnavailableError("resign_schedules")
 
     def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
         """A page of the namespace's schedules by name.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import attrs
 
-from flowfabric_worker.engine.core import Item, execution_id, new_call_id
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.core import Item, as_error, execution_id, new_call_id
+from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES
 from flowfabric_worker.engine.partitions import partition_of_names
@@ -16,8 +17,11 @@ from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.submission import Submission
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.schedules import (
+    MAX_TICKED,
     AlreadyTicked,
+    Leadership,
     ListSchedulesPage,
     Paused,
     Registered,
@@ -37,19 +41,54 @@ class Schedules(Submission):
     """The room `schedules`; what a tick makes is made as the room `submission` makes it."""
 
     def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
-        check_record(args, TickScheduleArgs)
-        expected, tick = _checked_ticks(args)
-        partition, schedule = self._place(args.name)
-        creations = self._creations(args)
-        following = "" if args.next_tick is None else str(epoch_ms(args.next_tick, "next_tick"))
-        about = pack((args.spec, args.creation.task, args.creation.lane))
-        arguments: Item = [schedule, expected, tick, following, about, new_call_id(), *creations]
-        answer, detail = self.call("tick_schedule", partition, arguments)
-        if answer == b"ticked":
-            return Ticked(execution_ids=tuple(execution_id(partition, uuid) for uuid in detail))
-        if answer == b"registered":
-            return Registered(last_tick_ms=int(detail))
-        return Paused(since_ms=int(detail)) if answer == b"paused" else AlreadyTicked(last_tick_ms=int(detail))
+        (result,) = self.tick_schedules([args])
+        if isinstance(result, EngineError):
+            raise result
+        return result
+
+    def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
+        items = [self._ticks(each) for each in args]
+        self.refuse_repeats((each.name for each in args), "The schedule")
+        results: list[TickScheduleResult | EngineError] = [TransportError()] * len(items)
+        away: dict[int, TransportError] = {}
+        for partition, indices in self._tick_batches(items, args):
+            arguments = [argument for index in indices for argument in items[index][1]]
+            replies: Reply = [away.get(partition)] * len(indices)
+            if partition not in away:
+                try:
+                    replies = self.call("tick_schedules", partition, arguments)
+                except TransportError as error:
+                    away[partition] = error
+                    replies = [error] * len(indices)
+            for index, reply in zip(indices, replies, strict=True):
+                results[index] = _tick_result(reply, partition)
+        return results
+
+    def _tick_batches(
+        self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """The indices of the items that go into one call, which handles a bounded number of schedules and ticks."""
+        for partition, indices in self._batches(items):
+            batch: list[int] = []
+            work = 0
+            for index in indices:
+                cost = 1 + len(args[index].ticks)
+                if batch and work + cost > MAX_TICKED:
+                    yield partition, batch
+                    batch, work = [], 0
+                batch.append(index)
+                work += cost
+            yield partition, batch
+
+    def lead_schedules(self, group: str, process: str, duration: timedelta) -> Leadership:
+        partition, address = self._place(check_name(group, "a group of schedules"))
+        arguments: Item = [address, check_name(process, "a process"), milliseconds(duration, "duration")]
+        answer, until, now = self.call("lead_schedules", partition, arguments)
+        return Leadership(leads=answer == b"leader", until_ms=int(until), now_ms=int(now))
+
+    def resign_schedules(self, group: str, process: str) -> None:
+        partition, address = self._place(check_name(group, "a group of schedules"))
+        self.call("resign_schedules", partition, [address, check_name(process, "a process")])
 
     def pause_schedule(self, name: str) -> bool:
         partition, schedule = self._place(name)
@@ -81,6 +120,17 @@ class Schedules(Submission):
         partition = partition_of_names((self.namespace, check_name(name, "a schedule's name")), self.partitions)
         return partition, self._packed_namespace + name.encode()
 
+    def _ticks(self, args: TickScheduleArgs) -> tuple[int, Item]:
+        """Check what is asked of one schedule and write it down for the stored function."""
+        check_record(args, TickScheduleArgs)
+        expected, last = _checked_ticks(args)
+        partition, schedule = self._place(args.name)
+        following = "" if args.next_tick is None else str(epoch_ms(args.next_tick, "next_tick"))
+        about = pack((args.spec, args.creation.task, args.creation.lane))
+        creations = self._creations(args)
+        head: Item = (schedule, expected, last, following, about, new_call_id(), args.missed, len(args.ticks))
+        return partition, [*head, *creations]
+
     def _creations(self, args: TickScheduleArgs) -> Item:
         """What the ticks make, written down for the stored function. They lie where the schedule lies."""
         # A call that only asks is checked as if it had a tick: what can never be submitted is refused at once.
@@ -98,14 +148,27 @@ class Schedules(Submission):
 
 def _checked_ticks(args: TickScheduleArgs) -> tuple[str, str]:
     """The expected last tick and the new one as the stored function takes them; both empty of a call that only asks."""
-    if args.expected is None or not args.ticks:
-        if args.expected is not None or args.ticks:
+    new = args.ticks or (() if args.missed_until is None else (args.missed_until,))
+    if args.expected is None or not new:
+        if args.expected is not None or new or args.missed:
             raise ValidationError("invalid_input", "A call has both ticks and the expected last one, or neither.")
         return "", ""
-    moments = [epoch_ms(args.expected, "expected"), *(epoch_ms(tick, "a tick") for tick in args.ticks)]
+    moments = [epoch_ms(args.expected, "expected"), *(epoch_ms(tick, "a tick") for tick in new)]
     if any(earlier >= later for earlier, later in pairwise(moments)):
         raise ValidationError("invalid_input", "Ticks come in their order, each once, behind the expected last one.")
     return str(moments[0]), str(moments[-1])
+
+
+def _tick_result(reply: Reply | EngineError, partition: int) -> TickScheduleResult | EngineError:
+    answer = reply if isinstance(reply, EngineError) else as_error(reply, partition)
+    if isinstance(answer, EngineError):
+        return answer
+    word, detail = answer
+    if word == b"ticked":
+        return Ticked(execution_ids=tuple(execution_id(partition, uuid) for uuid in detail))
+    if word == b"registered":
+        return Registered(last_tick_ms=int(detail))
+    return Paused(since_ms=int(detail)) if word == b"paused" else AlreadyTicked(last_tick_ms=int(detail))
 
 
 def _creation(args: TickScheduleArgs, tick: datetime) -> CreateExecutionArgs:
@@ -131,7 +194,7 @@ def _checked_cursor(cursor: str) -> str:
 
 def _row(name: str, row: Reply) -> ScheduleInfo | DamagedRow:
     try:
-        _, last, submitted, paused, since, following, about = row
+        _, last, submitted, paused, since, following, about, _, _, missed = row
         spec, task, lane = unpack_text(about)
         return ScheduleInfo(
             name=name,
@@ -143,6 +206,7 @@ def _row(name: str, row: Reply) -> ScheduleInfo | DamagedRow:
             submitted_tick_ms=_optional_ms(submitted),
             next_tick_ms=_optional_ms(following),
             paused_since_ms=_optional_ms(paused),
+            missed_ticks=int(missed),
         )
     except ValueError as error:
         return DamagedRow(name, f"schedule: {error}")

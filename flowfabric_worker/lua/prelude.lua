@@ -16,6 +16,7 @@
 --   :feed            stream  every end of an execution, in order
 --   :workers, :worker        the registered workers, in order, and what each said of itself
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
+--   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
 --   :meta            hash    configuration, revision, the floor of the feed, the clock of a store for tests
 --
 -- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}: both are

@@ -1,41 +1,48 @@
 -- schedules: work that submits itself. When it does is the callers' business: here ticks are only moments, each of them
 -- submitted once. A schedule is pack{namespace} and its name, and lies in the partition that this name gives it.
 
--- An entry is pack{last tick, last submitted tick, paused since, first seen, next tick, about, ticked by, operated by}:
--- moments, '' for none; pack{spec, task, lane}; and two calls with what they answered, to answer them again.
-local FIELDS = { 'last', 'submitted', 'paused', 'since', 'next', 'about', 'ticked_by', 'operated_by' }
+-- An entry is pack{last tick, last submitted tick, paused since, first seen, next tick, about, ticked by, operated by,
+-- missed}: moments, '' for none; pack{spec, task, lane}; two calls with what they answered, to answer them again; and
+-- how many ticks were missed. An entry of an older release ends before `missed`.
+local FIELDS = { 'last', 'submitted', 'paused', 'since', 'next', 'about', 'ticked_by', 'operated_by', 'missed' }
+local LEAST_FIELDS = 8
 
--- The entry of a schedule; false if there is none; or nil and the failure to answer, when it is damaged.
-local function read(ctx, schedule)
-  local stored = call('HGET', ctx.base .. ':schedule', schedule)
+-- How many schedules and executions one call of tick_schedules handles: about 3 ms of the server's time.
+local MOST_TICKED = 100
+
+-- The entry of a schedule as it is stored; false if there is none; or nil and the failure to answer, when it is damaged.
+local function parse(schedule, stored)
   if not stored then
     return false
   end
   local parts = ff.unpack(stored)
-  if not parts or #parts ~= #FIELDS or not tonumber(parts[1]) or not tonumber(parts[4]) then
+  if not parts or #parts < LEAST_FIELDS or not tonumber(parts[1]) or not tonumber(parts[4]) then
     return nil, ff.failure('corruption', '', 'schedule ' .. ff.behind_first(schedule))
   end
-  local entry = {}
+  local entry = { missed = '0' }
   for i, field in ipairs(FIELDS) do
-    entry[field] = parts[i]
+    entry[field] = parts[i] or entry[field]
   end
   return entry
 end
 
-local function write(ctx, schedule, entry)
+local function read(ctx, schedule)
+  return parse(schedule, call('HGET', ctx.base .. ':schedule', schedule))
+end
+
+local function packed(entry)
   local parts = {}
   for i, field in ipairs(FIELDS) do
     parts[i] = entry[field]
   end
-  call('ZADD', ctx.base .. ':schedules', 0, schedule)
-  call('HSET', ctx.base .. ':schedule', schedule, ff.pack(parts))
+  return ff.pack(parts)
 end
 
--- The ids of the executions that a call carries.
-local function carried(args, first)
+-- The ids of the executions that an item carries.
+local function carried(args, first, count)
   local uuids = {}
-  for at = first, #args, ff.CREATION_WIDTH do
-    uuids[#uuids + 1] = args[at]
+  for i = 1, count do
+    uuids[i] = args[first + (i - 1) * ff.CREATION_WIDTH]
   end
   return uuids
 end
@@ -47,46 +54,109 @@ local function how_far(entry)
   return { 'already', entry.last }
 end
 
--- tick_schedule: compares the last tick and sets it, and creates what the ticks make. Who carries no creations only
--- asks, and tells what the schedule is now. Arguments: schedule, expected last tick, new last tick or '', next tick or
--- '', about, call; then of each creation what create_executions takes. Answers: 'registered' last-tick of a schedule
--- yet unknown, 'ticked' uuids, 'already' last-tick, 'paused' since.
-ff.register('tick_schedule', {}, function(ctx, args)
-  local schedule, expected, tick, call_id = args[1], args[2], args[3], args[6]
-  local entry, failure = read(ctx, schedule)
-  if failure then
-    return failure
-  elseif entry and entry.ticked_by == 'registered ' .. call_id then
+-- Of each item of tick_schedules the arguments before its creations.
+local HEAD = 8
+
+-- The item whose arguments begin at `at`, by name, and where the next one begins.
+local function item(args, at)
+  local count = tonumber(args[at + 7])
+  return {
+    schedule = args[at], expected = args[at + 1], last = args[at + 2], following = args[at + 3], about = args[at + 4],
+    call_id = args[at + 5], missed = tonumber(args[at + 6]), count = count, first = at + HEAD,
+  }, at + HEAD + count * ff.CREATION_WIDTH
+end
+
+-- Creates what the ticks of an item make, and sets the entry's last tick. All are of one class, so if one is refused
+-- the first one is, and nothing was written.
+local function submit(ctx, args, it, entry)
+  for i = 1, it.count do
+    local answer = ff.create(ctx, args, it.first + (i - 1) * ff.CREATION_WIDTH)
+    if answer[1] == 'error' then
+      return answer
+    end
+  end
+  entry.last, entry.next, entry.about = it.last, it.following, it.about
+  entry.submitted = it.count > 0 and it.last or entry.submitted
+  entry.missed = ff.text(tonumber(entry.missed) + it.missed)
+  entry.ticked_by = 'ticked ' .. it.call_id
+  return { 'ticked', carried(args, it.first, it.count) }, entry
+end
+
+-- Handles one item; answers it, and the entry if that has to be written.
+local function tick(ctx, args, it, entry)
+  if entry and entry.ticked_by == 'registered ' .. it.call_id then
     return { 'registered', entry.since }
-  elseif entry and entry.ticked_by == 'ticked ' .. call_id then
-    return { 'ticked', carried(args, 7) }
-  elseif tick ~= '' and tonumber(tick) > ctx.now then
-    return ff.failure('tick_not_due', (ff.behind_first(schedule)), tick)
-  end
-  if not entry then
+  elseif entry and entry.ticked_by == 'ticked ' .. it.call_id then
+    return { 'ticked', carried(args, it.first, it.count) }
+  elseif it.last ~= '' and tonumber(it.last) > ctx.now then
+    return ff.failure('tick_not_due', (ff.behind_first(it.schedule)), it.last)
+  elseif not entry then
     local now = ctx.now_text
-    write(ctx, schedule, {
-      last = now, submitted = '', paused = '', since = now, next = args[4], about = args[5],
-      ticked_by = 'registered ' .. call_id, operated_by = '',
-    })
-    return { 'registered', now }
-  end
-  if tick == '' then
-    entry.next, entry.about = args[4], args[5]
-    write(ctx, schedule, entry)
-    return how_far(entry)
-  elseif entry.paused ~= '' or entry.last ~= expected then
+    return { 'registered', now }, {
+      last = now, submitted = '', paused = '', since = now, next = it.following, about = it.about,
+      ticked_by = 'registered ' .. it.call_id, operated_by = '', missed = '0',
+    }
+  elseif it.last == '' then
+    entry.next, entry.about = it.following, it.about
+    return how_far(entry), entry
+  elseif entry.paused ~= '' or entry.last ~= it.expected then
     return how_far(entry)
   end
-  -- All of them are of one class, so if one is refused the first one is, and nothing was written.
-  local first = ff.create_executions(ctx, args, 7)[1]
-  if first[1] == 'error' then
-    return first
+  return submit(ctx, args, it, entry)
+end
+
+-- The items that one call handles, and the answers of those that are too many.
+local function bounded(args)
+  local items, over, work, bytes, at = {}, {}, 0, 0, 1
+  while at <= #args do
+    local it, behind = item(args, at)
+    for i = at, behind - 1 do
+      bytes = bytes + #args[i]
+    end
+    work = work + 1 + it.count
+    if #items > 0 and (#over > 0 or work > MOST_TICKED or bytes > ff.MAX_BYTES) then
+      over[#over + 1] = ff.failure('again')
+    else
+      items[#items + 1] = it
+    end
+    at = behind
   end
-  entry.last, entry.submitted, entry.next, entry.about = tick, tick, args[4], args[5]
-  entry.ticked_by = 'ticked ' .. call_id
-  write(ctx, schedule, entry)
-  return { 'ticked', carried(args, 7) }
+  return items, over
+end
+
+-- tick_schedules: of each schedule, compares the last tick and sets it, and creates what the ticks make. An item without
+-- a new last tick only asks; each tells what its schedule is now. Arguments per item: schedule, expected last tick, new
+-- last tick or '', next tick or '', about, call, how many ticks were missed, how many are submitted; then of each of
+-- these what create_executions takes. Answers per item: 'registered' last-tick of a schedule yet unknown, 'ticked'
+-- uuids, 'already' last-tick, 'paused' since; or an error.
+ff.register('tick_schedules', {}, function(ctx, args)
+  local items, over = bounded(args)
+  local names, answers, written, new = {}, {}, {}, {}
+  for i, it in ipairs(items) do
+    names[i] = it.schedule
+  end
+  local stored = call('HMGET', ctx.base .. ':schedule', unpack(names)) -- bounded: MOST_TICKED items
+  ctx.created = {}
+  for i, it in ipairs(items) do
+    local entry, failure = parse(it.schedule, stored[i])
+    local changed
+    if failure then
+      answers[i] = failure
+    else
+      answers[i], changed = tick(ctx, args, it, entry)
+    end
+    if changed then
+      written[#written + 1], written[#written + 2] = it.schedule, packed(changed)
+      if not entry then
+        new[#new + 1], new[#new + 2] = 0, it.schedule
+      end
+    end
+  end
+  ff.chunked('ZADD', ctx.base .. ':schedules', new)
+  ff.chunked('HSET', ctx.base .. ':schedule', written)
+  ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
+  ff.flush(ctx)
+  return ff.joined({ answers, over })
 end)
 
 -- The entry of a schedule that must exist; or nil and the failure to answer.
@@ -112,7 +182,7 @@ local function operate(ctx, schedule, call_id, paused)
     entry.last = ff.text(math.max(tonumber(entry.last), ctx.now))
   end
   entry.operated_by = call_id
-  write(ctx, schedule, entry)
+  call('HSET', ctx.base .. ':schedule', schedule, packed(entry))
   return { 'ok' }
 end
 
@@ -135,7 +205,8 @@ ff.register('remove_schedule', { 'allow-oom' }, function(ctx, args)
 end)
 
 -- list_schedules: a page of a namespace's schedules in this partition. Arguments: pack{namespace}, after (a schedule) or
--- '', limit. Answers per schedule: schedule, then the first six fields of its entry; of a damaged one its name alone.
+-- '', limit. Answers per schedule: schedule, then the fields of its entry in their order; of a damaged one its name
+-- alone.
 ff.register('list_schedules', { 'no-writes' }, function(ctx, args)
   local namespace = args[1]
   local from = args[2] ~= '' and '(' .. args[2] or '[' .. namespace
@@ -145,9 +216,46 @@ ff.register('list_schedules', { 'no-writes' }, function(ctx, args)
   for i, schedule in ipairs(names) do
     local entry = read(ctx, schedule)
     answer[i] = { schedule }
-    for j = 1, entry and 6 or 0 do
+    for j = 1, entry and #FIELDS or 0 do
       answer[i][j + 1] = entry[FIELDS[j]]
     end
   end
   return answer
+end)
+
+-- Leaders: of the processes that have the same schedules one submits their ticks, and the others stand by. A group is
+-- pack{namespace} and a digest of its schedules. That each tick is submitted once does not depend on the leader.
+
+-- How many groups whose leaders are gone are forgotten in one call.
+local MOST_FORGOTTEN = 8
+
+local function forget_leader(ctx, group)
+  call('ZREM', ctx.base .. ':leaders', group)
+  call('HDEL', ctx.base .. ':leader', group)
+end
+
+-- lead_schedules: makes a process the leader of a group for some time, unless another one is. Arguments: group, process,
+-- time in ms. Answers: 'leader' or 'follower', until when there is a leader, the store's clock.
+ff.register('lead_schedules', {}, function(ctx, args)
+  local group, process, until_ms = args[1], args[2], ctx.now + tonumber(args[3])
+  local known = call('ZSCORE', ctx.base .. ':leaders', group)
+  if known and tonumber(known) > ctx.now and call('HGET', ctx.base .. ':leader', group) ~= process then
+    return { 'follower', ff.text(tonumber(known)), ctx.now_text }
+  end
+  local gone =
+    call('ZRANGE', ctx.base .. ':leaders', '-inf', ctx.now - ff.HOUR, 'BYSCORE', 'LIMIT', 0, MOST_FORGOTTEN)
+  for _, other in ipairs(gone) do
+    forget_leader(ctx, other)
+  end
+  call('ZADD', ctx.base .. ':leaders', until_ms, group)
+  call('HSET', ctx.base .. ':leader', group, process)
+  return { 'leader', ff.text(until_ms), ctx.now_text }
+end)
+
+-- resign_schedules: ends a leadership. Arguments: group, process. Answers: 'ok', also where another one leads.
+ff.register('resign_schedules', { 'allow-oom' }, function(ctx, args)
+  if call('HGET', ctx.base .. ':leader', args[1]) == args[2] then
+    forget_leader(ctx, args[1])
+  end
+  return { 'ok' }
 end)

@@ -80,7 +80,8 @@ local function write(ctx, args, at, record, key)
   ff.follow(ctx, record)
 end
 
-local function create(ctx, args, at)
+-- Creates one execution of the arguments from `at` on; its address joins ctx.created, for the listings.
+function ff.create(ctx, args, at)
   local uuid, class, key = args[at], args[at + 1], args[at + 5]
   local address = ff.record_key(ctx, uuid)
   local existing = key ~= '' and holder_of(ctx, key)
@@ -117,14 +118,9 @@ local function create(ctx, args, at)
   return { 'created', uuid, state }
 end
 
--- Creates what the arguments from `first` on tell of; answers each by itself.
-function ff.create_executions(ctx, args, first)
+ff.register('create_executions', {}, function(ctx, args)
   ctx.created = {}
-  local answers = ff.each(ctx, args, first, ff.CREATION_WIDTH, create)
+  local answers = ff.each(ctx, args, 1, ff.CREATION_WIDTH, ff.create)
   ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
   return answers
-end
-
-ff.register('create_executions', {}, function(ctx, args)
-  return ff.create_executions(ctx, args, 1)
 end)

@@ -40,7 +40,7 @@ def beat(worker: Worker) -> Scheduler:
 def test_schedules_shows_when_each_ticks_and_how_far_it_is() -> None:
     headers, row = ok("schedules").out.splitlines()
 
-    assert headers.split() == ["NAME", "SPEC", "TASK", "LAST", "NEXT", "STATE"]
+    assert headers.split() == ["NAME", "SPEC", "TASK", "LAST", "NEXT", "MISSED", "STATE"]
     assert row.startswith("beat  cron */5 * * * * Europe/Berlin  beat  never  in ")
     assert row.endswith("on")
     document = ok("schedules", "--json").document
@@ -71,6 +71,7 @@ def test_schedules_shows_the_last_tick_and_what_no_worker_has_any_more(worker: W
         "2h",
         "ago",
         "now",
+        "0",
         "late",
         "1h:",
         "no",

@@ -270,6 +270,14 @@ OPERATIONS: dict[str, Arrange] = {
     "tick_schedule: of an unknown schedule": _plain(lambda engine: engine.tick_schedule(beat())),
     "tick_schedule: only asking": _scheduled(lambda engine: engine.tick_schedule(beat(spec="every 2s"))),
     "tick_schedule: after another": _scheduled(lambda engine: engine.tick_schedule(beat(1, 2)), ticked=True),
+    "tick_schedules": _scheduled(lambda engine: engine.tick_schedules([beat(1, 2), beat(name="other")])),
+    "lead_schedules": _plain(lambda engine: engine.lead_schedules("shop", "p1", SECOND)),
+    "lead_schedules: where another one leads": _scheduled(
+        lambda engine: (engine.lead_schedules("shop", "p1", SECOND), engine.lead_schedules("shop", "p2", SECOND))
+    ),
+    "resign_schedules": _plain(
+        lambda engine: (engine.lead_schedules("shop", "p1", SECOND), engine.resign_schedules("shop", "p1"))
+    ),
     "list_schedules": _scheduled(lambda engine: engine.list_schedules()),
     "pause_schedule": _scheduled(lambda engine: engine.pause_schedule("beat")),
     "resume_schedule": _scheduled(lambda engine: (engine.pause_schedule("beat"), engine.resume_schedule("beat"))),

@@ -227,6 +227,25 @@ REFUSALS: dict[str, Case] = {
     "tick_schedule: under a key": plain(
         "invalid_input", lambda engine: engine.tick_schedule(beat(creation=creation(idempotency_key="k")))
     ),
+    "tick_schedule: missed ones and none that was expected": scheduled(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(missed=2))
+    ),
+    "tick_schedule: less than none missed": plain(
+        "invalid_input", lambda engine: engine.tick_schedule(beat(missed=-1))
+    ),
+    "tick_schedules: one of them twice": plain(
+        "duplicate_in_call", lambda engine: engine.tick_schedules([beat(), beat(spec="every 2s")])
+    ),
+    "tick_schedules: one of them without a name": plain(
+        "invalid_input", lambda engine: engine.tick_schedules([beat(), beat(name="")])
+    ),
+    "lead_schedules: without a process": plain(
+        "invalid_input", lambda engine: engine.lead_schedules("shop", "", SECOND)
+    ),
+    "lead_schedules: for no time that is known": plain(
+        "invalid_input", lambda engine: engine.lead_schedules("shop", "p", -SECOND)
+    ),
+    "resign_schedules: without a group": plain("invalid_input", lambda engine: engine.resign_schedules("", "p")),
     "tick_schedule: of something else": plain("invalid_input", lambda engine: engine.tick_schedule(None)),
     **{
         f"tick_schedule: of work {why}": plain(

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.errors import ContentionError
 from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.schedules import (
+    MAX_TICKED,
     MAX_TICKS,
     AlreadyTicked,
     Paused,
@@ -65,14 +67,22 @@ def known(engine: Engine, clock: Clock, passed: timedelta = 3 * SECOND) -> None:
 def catch_up(engine: Engine, clock: Clock, schedule: Schedule, missed: Missed) -> list[TickScheduleResult]:
     """What a scheduler does that comes back: it submits what is due until nothing is; the answers."""
     answers: list[TickScheduleResult] = []
-    last = START
-    while ticks := schedule.due(last, clock.now, missed):
+    last = START + timedelta(milliseconds=row(engine).last_tick_ms - START_MS)
+    while due := schedule.due(last, clock.now, missed):
         answers.append(
             engine.tick_schedule(
-                TickScheduleArgs(name="beat", spec=schedule.spec, creation=creation(), expected=last, ticks=ticks)
+                TickScheduleArgs(
+                    name="beat",
+                    spec=schedule.spec,
+                    creation=creation(),
+                    expected=last,
+                    ticks=due.ticks,
+                    missed=due.missed,
+                    missed_until=due.missed_until,
+                )
             )
         )
-        last = ticks[-1]
+        last = due.ticks[-1] if due.ticks else due.missed_until or last
     return answers
 
 
@@ -208,6 +218,17 @@ def test_after_missed_ticks_that_are_not_made_up_for_the_next_one_comes(engine: 
     assert submitted_ticks(engine) == ["2030-01-01T00:04:00Z"]
 
 
+def test_ticks_that_were_missed_are_added_up(engine: Engine, clock: Clock) -> None:
+    known(engine, clock, 9 * SECOND)
+
+    engine.tick_schedule(beat(3, missed=2))
+    answer = engine.tick_schedule(beat(after=3, expected=START + 3 * SECOND, missed=4, missed_until=START + 7 * SECOND))
+
+    assert answer == Ticked(execution_ids=())
+    told = row(engine)
+    assert (told.missed_ticks, told.last_tick_ms, told.submitted_tick_ms) == (6, START_MS + 7000, START_MS + 3000)
+
+
 def test_many_missed_ticks_go_on_with_the_next_call(engine: Engine, clock: Clock) -> None:
     known(engine, clock, (2 * MAX_TICKS + 50) * SECOND)
 
@@ -216,6 +237,112 @@ def test_many_missed_ticks_go_on_with_the_next_call(engine: Engine, clock: Clock
     counts = [len(answer.execution_ids) for answer in answers if isinstance(answer, Ticked)]
     assert counts == [MAX_TICKS, MAX_TICKS, 50]
     assert len(set(submitted_ticks(engine))) == 2 * MAX_TICKS + 50
+
+
+# Many at once
+
+
+def test_many_schedules_are_answered_each_by_itself_in_their_order(engine: Engine, clock: Clock) -> None:
+    names = [f"s{number:03}" for number in range(250)]
+    engine.tick_schedules([beat(name=name) for name in names])
+    clock.move(2 * SECOND)
+    engine.pause_schedule("s002")
+
+    answers = engine.tick_schedules(
+        [beat(1, 2, name=name) for name in names[:3]]
+        + [beat(5, name="s003"), beat(1, after=-1, name="s004"), beat(1, name="new")]
+        + [beat(1, name=name) for name in names[5:]]
+    )
+
+    kinds = [type(answer) for answer in answers]
+    assert kinds[:6] == [Ticked, Ticked, Paused, ContentionError, AlreadyTicked, Registered]
+    assert kinds[6:] == [Ticked] * 245
+    assert len(executions(engine)) == 2 + 2 + 245
+
+
+def test_a_damaged_schedule_keeps_no_other_of_its_call_from_ticking(engine: Engine, clock: Clock) -> None:
+    names = ("alpha", "beat", "gamma")
+    engine.tick_schedules([beat(name=name) for name in names])
+    clock.move(3 * SECOND)
+    partition = partition_of_names((engine.namespace, "beat"), engine.partitions)
+    raw_client(engine, partition).hset(raw_key(engine, partition, "schedule"), "7:defaultbeat", "rubbish")
+
+    answers = engine.tick_schedules([beat(1, name=name) for name in names])
+
+    assert [type(answer).__name__ for answer in answers] == ["Ticked", "ValidationError", "Ticked"]
+
+
+def test_one_call_of_a_function_handles_a_bounded_number_of_ticks(engine: Engine, clock: Clock) -> None:
+    class Counting(LosingStore):
+        """Counts calls, and how many arguments each has at most."""
+
+        calls = 0
+
+        def call(self, function: str, *rest: Any) -> Any:
+            self.calls += function == "tick_schedules"
+            return super().call(function, *rest)
+
+    store = Counting(empty_store_beside(engine))
+    tried = Engine(lambda: (store, 1))
+    tried.prepare(testing=True)
+    tried.set_clock(START)
+
+    tried.tick_schedules([beat(name=f"s{number}") for number in range(2 * MAX_TICKED + 1)])
+
+    assert store.calls == 3
+
+
+# Leaders
+
+
+def test_one_process_leads_until_its_time_is_over(engine: Engine, clock: Clock) -> None:
+    first = engine.lead_schedules("shop", "p1", 6 * SECOND)
+    clock.move(5 * SECOND)
+    second = engine.lead_schedules("shop", "p2", 6 * SECOND)
+    other_group = engine.lead_schedules("blog", "p2", 6 * SECOND)
+    clock.move(SECOND)
+    third = engine.lead_schedules("shop", "p2", 6 * SECOND)
+
+    assert (first.leads, first.until_ms, first.now_ms) == (True, START_MS + 6000, START_MS)
+    assert (second.leads, second.until_ms, second.now_ms) == (False, START_MS + 6000, START_MS + 5000)
+    assert other_group.leads
+    assert (third.leads, third.until_ms) == (True, START_MS + 12000)
+
+
+def test_a_leader_renews_its_time_and_resigns(engine: Engine, clock: Clock) -> None:
+    engine.lead_schedules("shop", "p1", 6 * SECOND)
+    clock.move(5 * SECOND)
+    renewed = engine.lead_schedules("shop", "p1", 6 * SECOND)
+    engine.resign_schedules("shop", "p2")
+    refused_ = engine.lead_schedules("shop", "p2", 6 * SECOND)
+    engine.resign_schedules("shop", "p1")
+
+    assert (renewed.leads, renewed.until_ms) == (True, START_MS + 11000)
+    assert not refused_.leads
+    assert engine.lead_schedules("shop", "p2", 6 * SECOND).leads
+
+
+def test_leaders_of_two_namespaces_never_meet(engine: Engine, store_url: str) -> None:
+    other = open_engine(store_url, namespace="other")
+
+    assert engine.lead_schedules("shop", "p1", 6 * SECOND).leads
+    assert other.lead_schedules("shop", "p2", 6 * SECOND).leads
+    other.close()
+
+
+def test_groups_whose_leaders_are_gone_are_forgotten(engine: Engine, clock: Clock, dump: Dump) -> None:
+    engine.lead_schedules("shop", "p1", 6 * SECOND)
+    engine.resign_schedules("shop", "p1")
+    before = dump()
+    for number in range(5):
+        engine.lead_schedules("shop", f"old{number}", SECOND)
+        clock.move(2 * SECOND)
+    clock.move(timedelta(hours=2))
+
+    engine.lead_schedules("shop", "p1", 6 * SECOND)
+    engine.resign_schedules("shop", "p1")
+
+    assert without_counts(dump()) == without_counts(before)
 
 
 # Lost replies
@@ -252,7 +379,7 @@ def test_an_operator_who_comes_between_a_tick_and_its_repeat_changes_nothing(eng
             try:
                 return super().call(function, *rest)
             finally:
-                if function == "tick_schedule" and self._loses and self.lost == 1:
+                if function == "tick_schedules" and self._loses and self.lost == 1:
                     self.lost += 1
                     Engine(lambda: (self.behind, None)).pause_schedule("beat")
 

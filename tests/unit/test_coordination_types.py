@@ -89,6 +89,9 @@ OPERATIONS = {
     },
     "schedules": {
         "tick_schedule",
+        "tick_schedules",
+        "lead_schedules",
+        "resign_schedules",
         "list_schedules",
         "pause_schedule",
         "resume_schedule",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.types.schedules import MAX_TICKS
-from flowfabric_worker.schedule import ON_TIME, Missed, Schedule, check_needs_nothing, schedule_of
+from flowfabric_worker.schedule import MAX_COUNTED, ON_TIME, Due, Missed, Schedule, check_needs_nothing, schedule_of
 
 BERLIN = "Europe/Berlin"
 LORD_HOWE = "Australia/Lord_Howe"
@@ -257,7 +257,41 @@ DUE: dict[str, tuple[Missed, timedelta, list[int]]] = {
 def test_what_is_due(schedule: Schedule, missed: Missed, passed: timedelta, expected: list[int]) -> None:
     due = schedule.due(NEW_YEAR, NEW_YEAR + passed, missed)
 
-    assert due == tuple(NEW_YEAR + minute * MINUTE for minute in expected)
+    assert due.ticks == tuple(NEW_YEAR + minute * MINUTE for minute in expected)
+
+
+EVERY_SECOND = Schedule(every=timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("missed", ["latest", "all", "none"])
+def test_no_tick_that_is_on_time_is_left_out(missed: Missed) -> None:
+    due = EVERY_SECOND.due(NEW_YEAR, NEW_YEAR + ON_TIME, missed)
+
+    assert due.ticks == tuple(NEW_YEAR + timedelta(seconds=second) for second in range(1, 31))
+    assert due.missed == 0
+
+
+@pytest.mark.parametrize("missed", ["latest", "none"])
+def test_ticks_that_are_left_out_are_counted(missed: Missed) -> None:
+    due = EVERY_SECOND.due(NEW_YEAR, NEW_YEAR + timedelta(days=1), missed)
+
+    assert len(due.ticks) == ON_TIME.seconds + 1
+    assert len(due.ticks) + due.missed == timedelta(days=1).total_seconds()
+    assert due.missed_until == due.ticks[0] - timedelta(seconds=1)
+
+
+def test_of_the_ticks_that_are_all_too_late_one_runs_and_the_rest_is_counted() -> None:
+    schedule = Schedule(cron="0 * * * *")
+
+    due = schedule.due(NEW_YEAR, NEW_YEAR + timedelta(hours=5, minutes=30))
+
+    assert due == Due(ticks=(NEW_YEAR + timedelta(hours=5),), missed=4)
+
+
+def test_ticks_of_a_cron_expression_are_counted_up_to_a_bound() -> None:
+    due = Schedule(cron="* * * * *").due(NEW_YEAR, NEW_YEAR + timedelta(days=1, seconds=45), "none")
+
+    assert due == Due(missed=MAX_COUNTED, missed_until=NEW_YEAR + timedelta(days=1))
 
 
 def test_all_that_was_missed_comes_in_portions() -> None:
@@ -265,8 +299,8 @@ def test_all_that_was_missed_comes_in_portions() -> None:
 
     due = schedule.due(NEW_YEAR, NEW_YEAR + timedelta(days=1), "all")
 
-    assert len(due) == MAX_TICKS
-    assert due[0] == NEW_YEAR + timedelta(seconds=1)
+    assert len(due.ticks) == MAX_TICKS
+    assert due.ticks[0] == NEW_YEAR + timedelta(seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +315,8 @@ def test_all_that_was_missed_comes_in_portions() -> None:
 def test_the_latest_tick_of_many_years_is_found(schedule: Schedule, latest: datetime) -> None:
     now = datetime(2030, 7, 1, 0, 0, 30, 500_000, tzinfo=UTC)
 
-    assert schedule.due(datetime(2005, 1, 1, tzinfo=UTC), now) == (latest,)
+    due = schedule.due(datetime(2005, 1, 1, tzinfo=UTC), now, "latest")
+    assert due.ticks[-1] == latest
 
 
 # What is refused

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -178,6 +179,61 @@ def test_who_comes_back_makes_up_for_what_was_missed_as_the_task_says(
     assert ticks_of(worker.engine) == [f"2030-01-01T00:0{minute}:00Z" for minute in expected]
 
 
+@pytest.mark.parametrize("missed", ["latest", "all", "none"])
+def test_a_round_that_comes_late_submits_every_tick_that_was_not_missed(
+    worker: Worker, move: Callable[[timedelta], None], missed: str
+) -> None:
+    beating(worker, every=SECOND, missed=missed)
+    scheduler = scheduler_of(worker)
+    scheduler.tick()
+    move(4 * SECOND)
+
+    scheduler.tick()
+
+    assert ticks_of(worker.engine) == [f"2030-01-01T00:00:0{second}Z" for second in (1, 2, 3, 4)]
+
+
+def test_what_was_missed_is_counted_and_told(
+    worker: Worker, move: Callable[[timedelta], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    beating(worker)
+    beating(worker, name="quiet", missed="none")
+    scheduler = scheduler_of(worker)
+    scheduler.tick()
+    move(3 * MINUTE + 45 * SECOND)
+
+    scheduler.tick()
+
+    assert {name: row.missed_ticks for name, row in rows(worker.engine).items()} == {"beat": 2, "quiet": 3}
+    assert "beat missed 2 tick(s)" in caplog.text
+    assert "quiet missed 3 tick(s), which no worker was there for within 30 s; none of them runs" in caplog.text
+
+
+class Counting(Engine):
+    """An engine that counts the calls that schedules cost."""
+
+    calls = 0
+
+    def call(self, function: str, *rest: Any) -> Any:
+        self.calls += 1
+        return super().call(function, *rest)
+
+
+def test_many_schedules_are_served_by_few_calls(worker: Worker, move: Callable[[timedelta], None]) -> None:
+    for number in range(40):
+        beating(worker, name=f"beat{number}")
+    engine = Counting(lambda: (worker.engine.store, None))
+    scheduler = Scheduler(engine, worker.tasks.values())
+    scheduler.tick()
+    engine.calls = 0
+    move(MINUTE)
+
+    scheduler.tick()
+
+    assert len(engine.list_executions(limit=1000).executions) == 40
+    assert engine.calls <= 3
+
+
 def test_a_paused_schedule_goes_on_from_when_it_is_resumed(worker: Worker, move: Callable[[timedelta], None]) -> None:
     beating(worker, missed="all")
     scheduler = scheduler_of(worker)
@@ -229,10 +285,9 @@ def test_what_a_schedule_is_now_is_told_when_its_worker_comes(
 class Refusing(Engine):
     """An engine that refuses the ticks of one schedule."""
 
-    def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
-        if args.name == "bad":
-            raise ResourceExhaustedError("too_many_classes")
-        return super().tick_schedule(args)
+    def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
+        answers = iter(super().tick_schedules([each for each in args if each.name != "bad"]))
+        return [ResourceExhaustedError("too_many_classes") if each.name == "bad" else next(answers) for each in args]
 
 
 def test_a_schedule_that_is_refused_keeps_no_other_from_ticking(
@@ -355,6 +410,43 @@ def test_a_scheduler_survives_a_store_that_goes_away(begin: Callable[[Scheduler]
         scheduler.stop()
         assert scheduler.join(10)
         worker.close()
+
+
+def test_one_process_submits_and_the_others_stand_by(another: Another, begin: Callable[[Scheduler], Scheduler]) -> None:
+    workers = [another() for _ in range(3)]
+    engines = [Counting(lambda worker=worker: (worker.engine.store, None)) for worker in workers]
+    for worker, engine in zip(workers, engines, strict=True):
+        beating(worker, every=SECOND)
+        begin(Scheduler(engine, worker.tasks.values()))
+
+    wait_until(lambda: len(ticks_of(workers[0].engine)) >= 3, "three ticks", timeout=20)
+
+    assert sorted(engine.calls for engine in engines)[:2] == [1, 1]
+
+
+@pytest.mark.parametrize("resigns", [False, True])
+def test_another_process_takes_over_when_the_leader_is_gone(
+    another: Another, begin: Callable[[Scheduler], Scheduler], monkeypatch: pytest.MonkeyPatch, resigns: bool
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.scheduler.LEADS_FOR", SECOND)
+    workers = [another(), another()]
+    for worker in workers:
+        beating(worker, every=SECOND)
+    leader = begin(scheduler_of(workers[0]))
+    wait_until(lambda: rows(workers[0].engine), "the leader leads")
+    begin(scheduler_of(workers[1]))
+    if not resigns:
+        monkeypatch.setattr(leader, "_resign", lambda: None)
+    leader.stop()
+    assert leader.join(10)
+    before = len(ticks_of(workers[0].engine))
+
+    ticks = wait_until(
+        lambda: len(found := ticks_of(workers[0].engine)) >= before + 3 and found, "three more", timeout=20
+    )
+
+    moments = [datetime.fromisoformat(tick) for tick in ticks]
+    assert {later - earlier for earlier, later in pairwise(moments)} == {SECOND}
 
 
 def test_two_workers_run_each_tick_once(

@@ -15,6 +15,8 @@ from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
 # In one call: each of them is an execution.
 MAX_TICKS: Final = 100
+# Schedules and ticks together that one call of a stored function handles.
+MAX_TICKED: Final = 100
 
 
 def _plain_creation(_: Any, __: attrs.Attribute[Any], value: object) -> None:
@@ -34,6 +36,8 @@ class TickScheduleArgs:
         creation: what each tick makes; the tags `schedule` and `tick` are added.
         expected: up to where the caller knows the ticks to be done with; None only asks.
         ticks: the moments to submit, oldest first, all behind `expected`; at most 100.
+        missed: how many ticks behind `expected` the caller leaves out because they were missed; they are added up.
+        missed_until: the last of them; the ticks are done with up to here if none is submitted.
         next_tick: the one behind them, for people.
     """
 
@@ -44,6 +48,8 @@ class TickScheduleArgs:
     ticks: tuple[datetime, ...] = attrs.field(
         default=(), converter=checks.as_tuple, validator=checks.at_most(MAX_TICKS)
     )
+    missed: int = attrs.field(default=0, validator=checks.integer(0))
+    missed_until: datetime | None = None
     next_tick: datetime | None = None
 
 
@@ -79,6 +85,21 @@ TickScheduleResult = Registered | Ticked | AlreadyTicked | Paused
 
 
 @attrs.frozen(kw_only=True)
+class Leadership:
+    """Who submits the ticks of a set of schedules now; times are ms of the store's clock.
+
+    Attributes:
+        leads: whether the caller does; if not, another process does.
+        until_ms: when the leadership is over, unless it is renewed before.
+        now_ms: the store's clock.
+    """
+
+    leads: bool
+    until_ms: int
+    now_ms: int
+
+
+@attrs.frozen(kw_only=True)
 class ScheduleInfo:
     """A schedule; times are ms of the store's clock.
 
@@ -89,6 +110,7 @@ class ScheduleInfo:
         lane: where.
         first_seen_ms: since when it is known.
         last_tick_ms: up to where its ticks are done with: submitted, missed, or before it was known.
+        missed_ticks: how many ticks did not run because they were missed.
         submitted_tick_ms: the last tick that was submitted; None if none was.
         next_tick_ms: the next one, as told by whoever ticked last; None if nobody told.
         paused_since_ms: None unless it is paused.
@@ -103,6 +125,7 @@ class ScheduleInfo:
     submitted_tick_ms: int | None
     next_tick_ms: int | None
     paused_since_ms: int | None
+    missed_ticks: int = 0
 
 
 @attrs.frozen(kw_only=True)
