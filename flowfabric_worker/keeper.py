@@ -19,6 +19,8 @@ from flowfabric_worker.outages import Outage
 log = reporting.Log(__name__)
 
 UPKEEP_EVERY = 5.0
+# How long the keeper handles what is due before it looks at its leases again.
+UPKEEP_TURN = 0.1
 HEARTBEAT_EVERY = 20.0
 ALIVE_FOR = timedelta(seconds=60)
 # What waits longer than this for a thread of this worker is better off with another one.
@@ -198,5 +200,7 @@ class Keeper:
         moment = now()
         if moment < self._next_upkeep and all(held.ends_at > moment for held in self._holdings.running()):
             return
-        result = self._engine.run_upkeep()
+        # Leases are renewed between two of these turns, so a turn ends in time.
+        while (result := self._engine.run_upkeep()).more and now() < moment + UPKEEP_TURN:
+            pass
         self._next_upkeep = now() + (0 if result.more else UPKEEP_EVERY)

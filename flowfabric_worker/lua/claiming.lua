@@ -229,7 +229,7 @@ local function remember_claim(ctx, instance, claim_id, items, ttl)
     parts[i + 1] = item[1]
   end
   call('HSET', ctx.base .. ':claims', instance, ff.pack(parts))
-  ctx.due['k' .. instance] = ctx.now + ttl
+  ff.due_at(ctx, 'retention', 'k' .. instance, ctx.now + ttl)
 end
 
 local function claim_lanes(ctx, lanes, limit, lease)
@@ -301,7 +301,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local items = claimed_before(ctx, instance, claim_id)
   local due
   if not items then
-    ff.run_due(ctx, ff.DUE_PER_CLAIM)
+    ff.run_due(ctx, math.min(math.max(ff.DUE_PER_CLAIM, 2 * limit), ff.MAX_ITEMS))
+    ff.run_removals(ctx, ff.DUE_PER_CLAIM)
     items = {}
     -- Among classes that are out of date the first in order may be missing.
     if known == ctx.revision then
@@ -311,17 +312,24 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
       remember_claim(ctx, instance, claim_id, items, ttl)
       wake_next(ctx, lanes)
     end
+    -- A worker that goes on waiting keeps its watch.
+    local waits = #items == 0 and wait_ms > 0 and known == ctx.revision
+    if waits then
+      ctx.watch_ended = nil
+    end
     ff.flush(ctx)
-    if #items == 0 and wait_ms > 0 and known == ctx.revision then
+    if waits then
+      due = ff.next_due(ctx)
       -- What could not be handed out was removed from the heads: there may be more behind it.
       if #classes_left(ctx, lanes) > 0 then
         due = ctx.now
       else
         wait_for_work(ctx, lanes, waiter, wait_ms)
+        ff.watch(ctx, waiter, due)
       end
     end
   end
-  -- Who got something does not wait, and need not know for how long it could.
+  -- A worker that got something does not wait, and need not know for how long it could.
   return { ctx.now, due or #items == 0 and ff.next_due(ctx) or false, ctx.revision, items }
 end)
 

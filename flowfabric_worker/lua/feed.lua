@@ -62,9 +62,9 @@ function ff.trim_feed(ctx)
     call('DEL', feed)
     ctx.feed_now = ctx.feed_now + 1
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
-    ctx.due['f'] = false
+    ff.due_at(ctx, 'retention', 'f', false)
   else
-    ctx.due['f'] = trimmed > 0 and ctx.now or ctx.now + ff.HOUR
+    ff.due_at(ctx, 'retention', 'f', trimmed > 0 and ctx.now or ctx.now + ff.HOUR)
   end
 end
 

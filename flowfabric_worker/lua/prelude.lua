@@ -4,7 +4,10 @@
 --
 --   :x:<uuid>        hash    the record of one execution: everything there is to know of it
 --   :ready:<class>   zset    what may be claimed in one class; score = place behind its priority
---   :due             zset    one entry for each thing that time will change; score = when
+--   :due             zset    executions at the next moment of a lease, a deadline or a reservation; score = when
+--   :delays:<lane>   zset    the delayed executions of a lane; score = when each is ready
+--   :delayed         zset    the lanes that hold delayed executions; score = when the first of them is ready
+--   :retention       zset    what is kept for a time: ended executions, waiters ...; score = until when
 --   :ids             zset    every execution, by namespace and id, for listings
 --   :classes         zset    the classes that hold work; `revision` in :meta counts its changes
 --   :lanes           zset    the lanes, by namespace and name
@@ -17,7 +20,8 @@
 --   :workers, :worker        the registered workers, in order, and what each said of itself
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
 --   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
---   :meta            hash    configuration, revision, the floor of the feed, the clock of a store for tests
+--   :meta            hash    configuration, revision, the floor of the feed, the clock of a store for tests, and the
+--                            waiter that watches the next due moment
 --
 -- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}: both are
 -- addresses, so a record that holds its class needs no other field to be found in its indexes.
@@ -35,6 +39,8 @@ ff.MAX_BYTES = 8 * 1024 * 1024
 ff.MAX_CLASSES_PER_LANE = 1024
 ff.DUE_PER_CLAIM = 32
 ff.FALLBACK = 10000
+-- After how long what this release does not know is looked at again, in ms.
+ff.POSTPONED = 5000
 ff.HOUR = 3600000
 ff.DAY = 24 * ff.HOUR
 ff.PAST_ATTEMPTS = 100
@@ -122,7 +128,7 @@ end
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
-  local meta = call('HMGET', base .. ':meta', 'clock', 'revision', 'feed_last')
+  local meta = call('HMGET', base .. ':meta', 'clock', 'revision', 'feed_last', 'watcher')
   local now = ff.number(meta[1])
   if not now then
     local time = call('TIME')
@@ -138,8 +144,10 @@ function ff.begin(keys)
     feed_now = math.max(now, ff.number(meta[3]) or 0),
     partition = partition,
     channel = prefix .. ':topic:',
+    watcher = meta[4],
     ready = {},
     due = {},
+    ended = 0,
     counts = {},
     registered = {},
     wakes = {},
@@ -218,11 +226,14 @@ local function sooner(due, stored)
   return due
 end
 
--- What the indexes must say of a record: its public state, its score among the ready ones, its next moment.
+-- What the indexes must say of a record: its public state, its score among the ready ones, its next moment, and which of
+-- the due indexes holds that moment: 'due' what keeps leases and deadlines right, the lane's what is delayed,
+-- 'retention' what has ended. An execution stands in one of them, at the earliest of its times.
 function ff.derive(record)
   local words = record.words
   if words.phase == 'terminal' then
-    return words.public, nil, ff.number(record.remove_at)
+    local remove_at = ff.number(record.remove_at)
+    return words.public, nil, remove_at, remove_at and 'retention'
   end
   local reserved = ff.number(record.reserved_until)
   local ready
@@ -232,10 +243,15 @@ function ff.derive(record)
   local due = sooner(reserved, record.deadline)
   if words.leased then
     due = sooner(sooner(due, record.expires), record.timeout_at)
-  elseif words.eligibility == 'not_eligible_until_time' then
-    due = sooner(due, record.delay_until)
   end
-  return words.public, ready, due
+  local index = due and 'due'
+  if words.eligibility == 'not_eligible_until_time' then
+    local soonest = sooner(due, record.delay_until)
+    if soonest ~= due then
+      due, index = soonest, ff.class(record.class).delays
+    end
+  end
+  return words.public, ready, due, index
 end
 
 function ff.count(ctx, lane, state, change)
@@ -248,10 +264,10 @@ function ff.count(ctx, lane, state, change)
 end
 
 -- Notes what the indexes must follow: a record as it is now, and what they said of it before (nothing of a new one).
-function ff.follow(ctx, record, old_public, old_ready, old_due)
-  local public, ready, due
+function ff.follow(ctx, record, old_public, old_ready, old_due, old_index)
+  local public, ready, due, index
   if record.words then
-    public, ready, due = ff.derive(record)
+    public, ready, due, index = ff.derive(record)
   end
   if old_public ~= public then
     local lane = ff.class(record.class).lane
@@ -270,14 +286,17 @@ function ff.follow(ctx, record, old_public, old_ready, old_due)
     end
     class[record.uuid] = ready or false
   end
-  if old_due ~= due then
-    ctx.due['x' .. record.uuid] = due or false
+  if old_index and old_index ~= index then
+    ff.due_at(ctx, old_index, 'x' .. record.uuid, false)
+  end
+  if index and (old_due ~= due or old_index ~= index) then
+    ff.due_at(ctx, index, 'x' .. record.uuid, due)
   end
 end
 
 -- The one way to change a record: the fields are written, the indexes follow. `state` nil keeps the state.
 function ff.move(ctx, record, state, changes)
-  local public, ready, due = ff.derive(record)
+  local public, ready, due, index = ff.derive(record)
   changes.state = state
   changes.mutated = ctx.now_text
   local flat, size = {}, 0
@@ -296,7 +315,7 @@ function ff.move(ctx, record, state, changes)
     record.words = ff.words(state)
   end
   call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
-  ff.follow(ctx, record, public, ready, due)
+  ff.follow(ctx, record, public, ready, due, index)
 end
 
 -- Ends an execution: whatever ends it goes through here, is announced, and is kept for its retention.
@@ -314,6 +333,7 @@ function ff.finish(ctx, record, outcome, changes)
   end
   local attempt = record.attempt and 'attempt_terminal' or words.attempt
   ff.move(ctx, record, 'terminal unowned not_applicable none ' .. outcome .. ' ' .. attempt, changes)
+  ctx.ended = ctx.ended + 1
   ff.announce(ctx, record, outcome, watchers)
 end
 
@@ -323,9 +343,11 @@ function ff.announce(ctx, record, outcome, watchers)
     ctx.announced = true
     ctx.feed_id = ff.text(ctx.feed_now) .. '-*'
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
-    call('ZADD', ctx.base .. ':due', 'NX', ctx.now + ff.HOUR, 'f')
+    call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + ff.HOUR, 'f')
     -- Earlier in this call the feed may have been found empty, and its entry given up.
-    ctx.due['f'] = ctx.due['f'] or nil
+    if ctx.due.retention and not ctx.due.retention.f then
+      ctx.due.retention.f = nil
+    end
   end
   local feed, class = ctx.base .. ':feed', record.class
   if record.tags and record.tags ~= '' then

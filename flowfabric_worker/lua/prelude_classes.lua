@@ -37,7 +37,8 @@ function ff.policy(record)
   return ff.parse_policy(record.policy or '')
 end
 
--- What a class says of itself: its lane (packed), its namespace (packed), the lane's name and the task; nil where it is damaged.
+-- What a class says of itself: its lane (packed), its namespace (packed), the lane's name, the task, and the index of the
+-- lane's delayed executions; nil where it is damaged.
 ff.known_classes = {}
 ff.known_class_count = 0
 
@@ -48,7 +49,10 @@ function ff.class(class)
     if not parts or #parts < 6 then
       return nil
     end
-    known = { lane = ff.pack({ parts[1], parts[2] }), namespace = ff.pack({ parts[1] }), lane_name = parts[2], task = parts[3] }
+    local lane = ff.pack({ parts[1], parts[2] })
+    known = {
+      lane = lane, namespace = ff.pack({ parts[1] }), lane_name = parts[2], task = parts[3], delays = 'delays:' .. lane,
+    }
     if ff.known_class_count >= 4096 then
       ff.known_classes, ff.known_class_count = {}, 0
     end

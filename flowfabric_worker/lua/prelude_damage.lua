@@ -122,8 +122,10 @@ function ff.set_aside(ctx, uuid, field, class)
   if known then
     ctx.ready[class] = ctx.ready[class] or {}
     ctx.ready[class][uuid] = false
+    ff.due_at(ctx, known.delays, 'x' .. uuid, false)
   end
-  ctx.due['x' .. uuid] = false
+  ff.due_at(ctx, 'due', 'x' .. uuid, false)
+  ff.due_at(ctx, 'retention', 'x' .. uuid, false)
   local list = ctx.base .. ':damaged'
   if call('EXISTS', ff.record_key(ctx, uuid)) == 1 and call('ZCARD', list) < MAX_DAMAGED then
     call('ZADD', list, 0, uuid)

@@ -1,4 +1,4 @@
--- Second part of what every stored function shares: who waits and is woken, the classes that hold work, and the
+-- Third part of what every stored function shares: who waits and is woken, the classes that hold work, and the
 -- indexes that follow the records.
 
 -- Waking ------------------------------------------------------------------------------------------------------------
@@ -18,7 +18,14 @@ function ff.wait(ctx, waiter, what, wait_ms)
   ff.chunked('ZADD', ctx.base .. ':waiting', scored)
   local expiry = ctx.now + wait_ms + 1000
   call('HSET', ctx.base .. ':waiters', waiter, ff.pack({ ff.text(expiry), ff.pack(members) }))
-  call('ZADD', ctx.base .. ':due', expiry, 'q' .. waiter)
+  call('ZADD', ctx.base .. ':retention', expiry, 'q' .. waiter)
+end
+
+-- Notes that a waiter, who knows the next due moment, comes back at that moment: the watch is this waiter's.
+function ff.watch(ctx, waiter, due)
+  if due and due <= ctx.now + ff.FALLBACK and ctx.watcher ~= waiter then
+    call('HSET', ctx.base .. ':meta', 'watcher', waiter)
+  end
 end
 
 -- Ends a waiter's waiting; answers until when it would have waited, or nil if it did not wait.
@@ -30,7 +37,11 @@ function ff.unwait(ctx, waiter)
   local parts = ff.unpack(entry)
   ff.chunked('ZREM', ctx.base .. ':waiting', ff.unpack(parts[2]))
   call('HDEL', ctx.base .. ':waiters', waiter)
-  ctx.due['q' .. waiter] = false
+  ff.due_at(ctx, 'retention', 'q' .. waiter, false)
+  if waiter == ctx.watcher then
+    call('HDEL', ctx.base .. ':meta', 'watcher')
+    ctx.watcher, ctx.watch_ended = nil, true
+  end
   return tonumber(parts[1])
 end
 
@@ -99,7 +110,7 @@ function ff.register_class(ctx, class, limit)
   call('ZADD', ctx.base .. ':lanes', 0, known.namespace .. known.lane_name)
   ctx.registered[class] = true
   ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
-  ctx.due['c' .. class] = ctx.now + ff.HOUR
+  ff.due_at(ctx, 'retention', 'c' .. class, ctx.now + ff.HOUR)
   ctx.wakes[#ctx.wakes + 1] = { 'l' .. known.lane, 100 }
   return true
 end
@@ -134,30 +145,6 @@ function ff.flush_ready(ctx)
   ctx.ready = {}
 end
 
--- Answers whether something is due sooner than anybody expects who waits.
-function ff.flush_due(ctx)
-  local added, removed, soonest = {}, {}, math.huge
-  for member, moment in pairs(ctx.due) do
-    if moment then
-      added[#added + 1] = moment
-      added[#added + 1] = member
-      soonest = math.min(soonest, moment)
-    else
-      removed[#removed + 1] = member
-    end
-  end
-  ctx.due = {}
-  local key = ctx.base .. ':due'
-  local sooner = false
-  if soonest <= ctx.now + ff.FALLBACK then
-    local head = call('ZRANGE', key, 0, 0, 'WITHSCORES')
-    sooner = not head[2] or soonest < tonumber(head[2])
-  end
-  ff.chunked('ZADD', key, added)
-  ff.chunked('ZREM', key, removed)
-  return sooner
-end
-
 -- How many to wake: for a class, never more than it holds by now.
 function ff.wanted(ctx, what, count)
   if string.sub(what, 1, 1) ~= 'c' then
@@ -166,8 +153,7 @@ function ff.wanted(ctx, what, count)
   return math.min(count, call('ZCARD', ctx.base .. ':ready:' .. string.sub(what, 2)))
 end
 
-function ff.flush(ctx)
-  ff.flush_ready(ctx)
+local function flush_counts(ctx)
   for lane, counts in pairs(ctx.counts) do
     for state, change in pairs(counts) do
       if change ~= 0 then
@@ -176,18 +162,35 @@ function ff.flush(ctx)
     end
   end
   ctx.counts = {}
-  local sooner = ff.flush_due(ctx)
-  if (sooner or ctx.announced or #ctx.wakes > 0) and call('EXISTS', ctx.base .. ':waiting') == 1 then
-    for _, wake in ipairs(ctx.wakes) do
-      ff.wake(ctx, wake[1], ff.wanted(ctx, wake[1], wake[2]))
-    end
-    if ctx.announced then
-      ff.wake(ctx, 'f', 100)
-    end
-    if sooner then
-      ff.wake_any(ctx)
-    end
-    ff.flush_due(ctx)
+end
+
+-- Wakes those whom this call concerns; and one more when the next due moment came nearer, or lost the waiter that
+-- watched it.
+local function flush_wakes(ctx, sooner)
+  for _, wake in ipairs(ctx.wakes) do
+    ff.wake(ctx, wake[1], ff.wanted(ctx, wake[1], wake[2]))
   end
-  ctx.wakes = {}
+  if ctx.announced then
+    ff.wake(ctx, 'f', 100)
+  end
+  if not sooner and ctx.watch_ended then
+    local due = ff.next_due(ctx)
+    sooner = due and due <= ctx.now + ff.FALLBACK
+  end
+  if sooner then
+    ff.wake_any(ctx)
+  end
+  ff.flush_due(ctx)
+end
+
+function ff.flush(ctx)
+  ff.keep_pace(ctx)
+  ff.flush_ready(ctx)
+  flush_counts(ctx)
+  local sooner = ff.flush_due(ctx)
+  local wakes = sooner or ctx.announced or ctx.watch_ended or #ctx.wakes > 0
+  if wakes and call('EXISTS', ctx.base .. ':waiting') == 1 then
+    flush_wakes(ctx, sooner)
+  end
+  ctx.wakes, ctx.watch_ended = {}, nil
 end

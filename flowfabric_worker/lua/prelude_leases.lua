@@ -1,4 +1,4 @@
--- Third part of what every stored function shares: what the holder of a lease must show, and what becomes of attempts.
+-- Fourth part of what every stored function shares: what the holder of a lease must show, and what becomes of attempts.
 
 -- Fences and repeats ------------------------------------------------------------------------------------------------
 

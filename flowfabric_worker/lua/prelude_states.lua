@@ -1,4 +1,4 @@
--- Fourth part of what every stored function shares: the state of an execution.
+-- Fifth part of what every stored function shares: the state of an execution.
 
 -- The six dimensions of a state are stored as one field, so that they change together:
 -- phase, ownership, eligibility, blocking reason, outcome, attempt.

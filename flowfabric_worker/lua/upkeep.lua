@@ -11,7 +11,7 @@ end
 
 -- Removes an execution with every key it ever had.
 function ff.remove(ctx, record)
-  local public, ready, due = ff.derive(record)
+  local public, ready, due, index = ff.derive(record)
   if record.idempotency_key and record.idempotency_key ~= '' and call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
     call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
   end
@@ -20,8 +20,7 @@ function ff.remove(ctx, record)
   call('ZREM', ctx.base .. ':ids', ff.class(record.class).namespace .. record.uuid)
   -- What is gone has no state: it leaves every index.
   record.words = nil
-  ff.follow(ctx, record, public, ready, due)
-  ctx.due['x' .. record.uuid] = false
+  ff.follow(ctx, record, public, ready, due, index)
 end
 
 local function is_due(ctx, moment)
@@ -39,10 +38,15 @@ local function lapse(ctx, record)
   end
 end
 
--- Handles the first thing that is due of an execution; each is checked anew. Answers whether something was.
+-- The phases whose rules this release knows.
+local PHASES = { runnable = true, active = true, suspended = true, terminal = true }
+
+-- Handles the first thing that is due of an execution, by its record. Answers whether something was.
 local function handle_one(ctx, record)
   local words = record.words
-  if words.phase == 'terminal' then
+  if not PHASES[words.phase] then
+    return false
+  elseif words.phase == 'terminal' then
     if is_due(ctx, record.remove_at) then
       ff.remove(ctx, record)
     end
@@ -61,28 +65,36 @@ local function handle_one(ctx, record)
   return true
 end
 
+-- Handles the entry of an execution in a due index. The entry may be older than the record, so it is set right
+-- in any case; what this release cannot handle, which a newer one may have written, is postponed.
 local function handle_execution(ctx, uuid)
+  local member = 'x' .. uuid
   local record = ff.load(ctx, uuid)
   if not record then
-    ctx.due['x' .. uuid] = false
     return
   end
-  -- The entry may be older than the record: it is set right in any case.
-  local _, _, due = ff.derive(record)
-  ctx.due['x' .. uuid] = due or false
+  local _, _, due, right = ff.derive(record)
+  if right then
+    ff.due_at(ctx, right, member, due)
+  end
   while handle_one(ctx, record) do
+  end
+  if record.words then
+    _, _, due, right = ff.derive(record)
+    if due and due <= ctx.now then
+      ff.due_at(ctx, right, member, ctx.now + ff.POSTPONED)
+    end
   end
 end
 
 -- A class that has held nothing for an hour leaves the registry.
 local function handle_class(ctx, class)
   if call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
-    ctx.due['c' .. class] = ctx.now + ff.HOUR
+    ff.due_at(ctx, 'retention', 'c' .. class, ctx.now + ff.HOUR)
     return
   end
   call('ZREM', ctx.base .. ':classes', class)
   ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
-  ctx.due['c' .. class] = false
 end
 
 local HANDLERS = {
@@ -96,41 +108,84 @@ local HANDLERS = {
   end,
   q = function(ctx, waiter)
     ff.unwait(ctx, waiter)
-    ctx.due['q' .. waiter] = false
   end,
   k = function(ctx, instance)
     call('HDEL', ctx.base .. ':claims', instance)
-    ctx.due['k' .. instance] = false
   end,
 }
 
--- Handles one entry. What an older release does not know, or what is damaged, is put off: it may be known elsewhere.
-local function handle(ctx, member)
+-- Handles one entry. What this release does not know, or what is damaged, is put off: a newer release may know it.
+local function handle_entry(ctx, index, member)
   local kind, what = string.sub(member, 1, 1), string.sub(member, 2)
   local handler = HANDLERS[kind]
+  -- What the handler does not note again is over.
+  ff.due_at(ctx, index, member, false)
   local failed = not handler or ff.isolated(ctx, what, handler, what) ~= nil
   if failed and kind ~= 'x' then
-    ctx.due[member] = ctx.now + ff.HOUR
+    ff.due_at(ctx, index, member, ctx.now + ff.POSTPONED)
   end
 end
 
--- Handles up to `limit` things that are due; answers how many. Their indexes are up to date when it returns.
-function ff.run_due(ctx, limit)
-  local members = call('ZRANGE', ctx.base .. ':due', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, limit)
+-- Handles up to `limit` entries of one index that are due by `last`, after so many of them; answers how many.
+local function run_index(ctx, index, last, offset, limit)
+  local members = call('ZRANGE', ctx.base .. ':' .. index, '-inf', last, 'BYSCORE', 'LIMIT', offset, limit)
   for _, member in ipairs(members) do
-    handle(ctx, member)
-  end
-  if #members > 0 then
-    ff.flush_ready(ctx)
-    ff.flush_due(ctx)
+    handle_entry(ctx, index, member)
   end
   return #members
 end
 
--- The next moment that something is due, or false.
-function ff.next_due(ctx)
-  local head = call('ZRANGE', ctx.base .. ':due', 0, 0, 'WITHSCORES')
-  return head[2] and math.floor(tonumber(head[2])) or false
+-- Handles up to `limit` delays that are over, each lane its share; what a lane leaves of its share goes to the others.
+local function run_delays(ctx, limit)
+  local lanes = call('ZRANGE', ctx.base .. ':delayed', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, math.min(limit, 32))
+  local left, open, handled = limit, lanes, {}
+  while left > 0 and #open > 0 do
+    local share, still_open = math.ceil(left / #open), {}
+    for _, lane in ipairs(open) do
+      local wanted, before = math.min(share, left), handled[lane] or 0
+      local count = wanted > 0 and run_index(ctx, 'delays:' .. lane, ctx.now, before, wanted) or 0
+      handled[lane] = before + count
+      left = left - count
+      if count == wanted then
+        still_open[#still_open + 1] = lane
+      end
+    end
+    open = still_open
+  end
+  return limit - left, lanes
+end
+
+-- Handles up to `limit` removals that are due; answers how many.
+function ff.run_removals(ctx, limit)
+  return run_index(ctx, 'retention', ctx.now, 0, limit)
+end
+
+-- Handles removals at the pace of the ends: twice as many as this call ended. What ends now is left for a later call, so
+-- that this one may be repeated.
+function ff.keep_pace(ctx)
+  if ctx.ended > 0 then
+    run_index(ctx, 'retention', '(' .. ctx.now_text, 0, math.min(2 * ctx.ended, ff.MAX_ITEMS))
+    ctx.ended = 0
+  end
+end
+
+-- What is left of a budget for what comes second, and never less than a quarter, so that nothing waits for ever.
+local function rest_of(limit, used)
+  return math.max(limit - used, math.floor(limit / 4))
+end
+
+-- Handles up to `limit` things that are due: what keeps leases and deadlines right, then delays. Answers how many. Their indexes are up to date when it returns.
+function ff.run_due(ctx, limit)
+  local handled = run_index(ctx, 'due', ctx.now, 0, limit)
+  local delays, lanes = run_delays(ctx, rest_of(limit, handled))
+  if handled + delays > 0 then
+    ff.flush_ready(ctx)
+    ff.flush_due(ctx)
+  end
+  for _, lane in ipairs(lanes) do
+    ff.settle_lane(ctx, lane)
+  end
+  return handled + delays
 end
 
 -- run_upkeep: Arguments: most entries to handle, call. Answers: how many were handled, now, next due moment.
@@ -138,14 +193,16 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   local meta = ctx.base .. ':meta'
   local before = string.match(call('HGET', meta, 'upkeep') or '', '^' .. args[2] .. ' (%d+)$')
   if before then
-    return { tonumber(before), ctx.now, ff.next_due(ctx) }
+    return { tonumber(before), ctx.now, ff.next_due_or_removal(ctx) or false }
   end
-  local handled = ff.run_due(ctx, tonumber(args[1]))
+  local limit = tonumber(args[1])
+  local handled = ff.run_due(ctx, limit)
+  handled = handled + ff.run_removals(ctx, rest_of(limit, handled))
   if handled > 0 then
     call('HSET', meta, 'upkeep', args[2] .. ' ' .. handled)
   end
   ff.flush(ctx)
-  return { handled, ctx.now, ff.next_due(ctx) }
+  return { handled, ctx.now, ff.next_due_or_removal(ctx) or false }
 end)
 
 -- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call.
@@ -175,7 +232,8 @@ end)
 
 -- What a partition keeps under one key of its own each; the rest is found through them.
 local SINGLE_KEYS = {
-  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':waiting', ':waiters', ':claims', ':feed', ':workers', ':worker', ':schedules',
+  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters', ':claims',
+  ':feed', ':workers', ':worker', ':schedules',
   ':schedule', ':meta',
 }
 
@@ -209,7 +267,8 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
     call('DEL', ctx.base .. ':ready:' .. class)
   end) and empty(ctx, ':lanes', limit, function(lane)
     local name, namespace = ff.behind_first(lane)
-    call('DEL', ctx.base .. ':lane:' .. namespace .. ff.pack({ name }))
+    local packed = namespace .. ff.pack({ name })
+    call('DEL', ctx.base .. ':lane:' .. packed, ctx.base .. ':delays:' .. packed)
   end)
   if not is_empty then
     return { 'more' }

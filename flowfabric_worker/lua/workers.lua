@@ -8,7 +8,7 @@ local REMEMBERED = ff.DAY
 local function write(ctx, worker, entry)
   local parts = { ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about, entry.call }
   call('HSET', ctx.base .. ':worker', worker, ff.pack(parts))
-  ctx.due['w' .. worker] = entry.expires + REMEMBERED
+  ff.due_at(ctx, 'retention', 'w' .. worker, entry.expires + REMEMBERED)
 end
 
 -- The entry of a worker; or nil and the failure to answer, when there is none or it is damaged.
@@ -114,10 +114,9 @@ end)
 function ff.forget_worker(ctx, worker)
   local entry = read(ctx, worker)
   if entry and entry.expires + REMEMBERED > ctx.now then
-    ctx.due['w' .. worker] = entry.expires + REMEMBERED
+    ff.due_at(ctx, 'retention', 'w' .. worker, entry.expires + REMEMBERED)
     return
   end
   call('HDEL', ctx.base .. ':worker', worker)
   call('ZREM', ctx.base .. ':workers', worker)
-  ctx.due['w' .. worker] = false
 end

@@ -24,14 +24,14 @@ class Indexes:
 
     Attributes:
         ready: per class, who may be claimed with what score.
-        due: when time will change an execution.
+        due: when time will change an execution, and which index says so.
         ids: every execution.
         keys: the execution that each idempotency key stands for.
         depths: per lane the counters that are not zero.
     """
 
     ready: dict[WorkClass, dict[str, int]]
-    due: dict[str, int]
+    due: dict[str, tuple[str, int]]
     ids: set[str]
     keys: dict[tuple[str, str], str]
     depths: dict[str, dict[str, int]]
@@ -49,14 +49,22 @@ def stored_indexes(engine: Engine, number: int, model: Model, keys: set[str]) ->
     counters = {lane: client.hgetall(base + b"lane:" + pack((engine.namespace, lane))) for lane in model.lanes}
     named = [(task, key) for task in {each.task for each in model.classes} for key in keys]
     standing = {each: client.get(base + b"key:" + pack((engine.namespace, *each))) for each in named}
-    due = client.zrange(base + b"due", *ALL, withscores=True)
+    lanes = [pack((engine.namespace, lane)) for lane in model.lanes]
+    due = {
+        member[1:].decode(): (index.partition(b":")[0].decode(), int(score))
+        for index in (b"due", b"retention", *(b"delays:" + lane for lane in lanes))
+        for member, score in client.zrange(base + index, *ALL, withscores=True)
+        if member.startswith(b"x")
+    }
+    delayed = client.zrange(base + b"delayed", *ALL)
+    assert sorted(delayed) == sorted(lane for lane in lanes if client.exists(base + b"delays:" + lane))
     return Indexes(
         ready={
             work_class: {member.decode(): int(score) for member, score in members}
             for work_class, members in ready.items()
             if members
         },
-        due={member[1:].decode(): int(score) for member, score in due if member.startswith(b"x")},
+        due=due,
         ids={member.removeprefix(namespace).decode() for member in client.zrange(base + b"ids", *ALL)},
         keys={key: uuid.decode() for key, uuid in standing.items() if uuid},
         depths={
@@ -76,7 +84,9 @@ def demanded_indexes(partition: Partition, model: Model) -> Indexes:
         depths[each.args.lane][each.public] = depths[each.args.lane].get(each.public, 0) + 1
     return Indexes(
         ready=ready,
-        due={each.id.uuid: each.due for each in partition.executions.values() if each.due is not None},
+        due={
+            each.id.uuid: (each.due_index, each.due) for each in partition.executions.values() if each.due is not None
+        },
         ids=set(partition.executions),
         keys=dict(partition.keys),
         depths=depths,

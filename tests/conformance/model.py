@@ -73,6 +73,10 @@ class Model:
         for partition in self.partitions:
             partition.visit(self.now)
 
+    def keep_pace(self) -> None:
+        for partition in self.partitions:
+            partition.keep_pace(self.now)
+
     # Submission
 
     def create(self, args: CreateExecutionArgs, answer: CreateExecutionResult) -> CreateExecutionResult:

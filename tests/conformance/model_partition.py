@@ -123,6 +123,14 @@ class Execution:
             moments.append(self.delay_until)
         return min((moment for moment in moments if moment is not None), default=None)
 
+    @property
+    def due_index(self) -> str:
+        """The index that holds that moment: of several that are the same the one that is handled first."""
+        if self.is_terminal:
+            return "retention"
+        leased = (self.expires, self.timeout_at) if self.state == RUNNING else ()
+        return "due" if self.due in (self.deadline, *leased) else "delays"
+
 
 @attrs.define
 class Partition:
@@ -131,8 +139,17 @@ class Partition:
     executions: dict[str, Execution] = attrs.field(factory=dict)
     keys: dict[tuple[str, str], str] = attrs.field(factory=dict)
     feed: list[tuple[str, str]] = attrs.field(factory=list)
+    ended: int = 0
 
     # Time
+
+    def keep_pace(self, now: int) -> None:
+        """A call that ended something removes up to twice as much of what is overdue."""
+        due = [each for each in self.executions.values() if each.due_index == "retention" and (each.due or now) < now]
+        for execution in sorted(due, key=lambda each: (each.due, each.id.uuid))[: 2 * self.ended]:
+            while self._age(execution, now):
+                pass
+        self.ended = 0
 
     def visit(self, now: int) -> None:
         """Everything that time has brought about by now takes effect, in the order of when it was due."""
@@ -173,6 +190,7 @@ class Partition:
         retention = DAY_MS if each.policy.retention is None else ms(each.policy.retention)
         each.remove_at = max(now + retention, each.dedup_until or 0)
         self.feed.append((each.id.uuid, outcome))
+        self.ended += 1
 
     def fail_attempt(self, each: Execution, kind: FailureClass, after: int | None, now: int) -> FailOutcome:
         retry = each.policy.retry

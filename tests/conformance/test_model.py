@@ -93,6 +93,7 @@ class Owners(RuleBasedStateMachine):
 
         def run() -> None:
             expected = answer_of(expect)
+            self.model.keep_pace()
             assert answer_of(ask) == expected
 
         self.repeat = run
@@ -179,6 +180,7 @@ class Owners(RuleBasedStateMachine):
             # It may be a repeat, so it first looks everywhere for what it got.
             self.model.upkeep()
         self.compare(claimed, request)
+        self.model.keep_pace()
         self.handles += [each.handle for each in claimed]
         self.repeat = (lambda: self.claimed_again(request, claimed)) if claimed and named else None
 

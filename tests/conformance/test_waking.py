@@ -327,3 +327,24 @@ def test_closing_an_engine_lets_its_waiting_workers_go(engine: Engine, another: 
 
 def test_a_worker_that_never_waited_may_stop_waiting(engine: Engine) -> None:
     engine.stop_waiting("nobody")
+
+
+# The watch of what is due next
+
+
+@pytest.mark.parametrize("takes", ["work", "leave"])
+def test_a_watch_of_the_next_timer_is_handed_on(engine: Engine, another: Opener, takes: str) -> None:
+    known_class(engine)
+    watching, other = by_topic(another, 2)
+    first, second = waiting(watching, worker="watching"), waiting(other)
+    plain, delayed = ids_in(engine, 0, 2)
+    created(engine, execution_id=delayed, delay=800 * MILLISECOND)
+    # The first one was woken for the delay, and waits again until its moment.
+    wait_until(lambda: registered(engine) == 2, "both wait")
+    if takes == "work":
+        created(engine, execution_id=plain)
+        assert [each.execution_id for each in first.result()] == [plain]
+    else:
+        watching.stop_waiting("watching")
+
+    assert [each.execution_id for each in second.result()] == [delayed]
