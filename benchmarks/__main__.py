@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from benchmarks import commands, kills, memory, peers, report, scale, schedules
+from benchmarks import commands, kills, memory, peers, report, scale, schedules, server_time
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "kills", "memory", "commands", "scale", "schedules")
+SECTIONS = ("peers", "kills", "memory", "commands", "server", "scale", "schedules")
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -69,6 +69,9 @@ def main(
     if "commands" in wanted:
         _tell("Counting commands")
         tables += commands.tables()
+    if "server" in wanted:
+        _tell("Measuring time in the server")
+        tables += server_time.tables()
     if "scale" in wanted:
         tables += scale.tables(queued=queued, tell=_tell)
     if "schedules" in wanted:

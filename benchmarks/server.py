@@ -84,6 +84,14 @@ class Server:
         stats = self._stats()
         return {name: int(stat["calls"]) for name, stat in stats.items() if name not in _OWN_COMMANDS}
 
+    def load(self, source: str) -> None:
+        """Loads a function library."""
+        self._client.function_load(source, replace=True)
+
+    def run(self, function: str, *arguments: int) -> None:
+        """Runs a function of a loaded library."""
+        self._client.fcall(function, 1, "bare:{b}", *arguments)
+
     def function_calls(self) -> int:
         """How many functions were called since `reset`."""
         return self.commands().get("fcall", 0)

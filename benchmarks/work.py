@@ -29,9 +29,15 @@ def fill(url: str, count: int, delay: timedelta | None = None) -> None:
     engine.close()
 
 
+def claim_some(engine: Engine, count: int) -> list[Claimed]:
+    """Claims up to this many executions in one call, at most 500."""
+    limit = min(count, MAX_BATCH_ITEMS)
+    return engine.claim_many(ClaimRequest(lanes=(LaneRequest(lane="default"),), policy=_POLICY, limit=limit))
+
+
 def claim(engine: Engine, count: int) -> list[Claimed]:
     """Claims this many executions in one call, at most 500; they must be there."""
-    claimed = engine.claim_many(ClaimRequest(lanes=(LaneRequest(lane="default"),), policy=_POLICY, limit=count))
+    claimed = claim_some(engine, count)
     if len(claimed) != count:
         raise RuntimeError(f"claimed {len(claimed)} executions instead of {count}")
     return claimed
