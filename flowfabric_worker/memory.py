@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _posixsubprocess
+import functools
 import math
 import os
 import resource
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from flowfabric_worker.engine import forking
 from flowfabric_worker.held import now
 
 LOOK_EVERY: Final = 1.0
@@ -18,22 +23,71 @@ CLOSE: Final = 0.9
 # For how many looks: what a handler lets go of is given back to the system a little later.
 LOOKS: Final = 3
 
+# What starts a program without `os.fork()`, by the names that the standard library calls.
+_STARTERS: Final = (
+    (subprocess, "_fork_exec"),
+    (_posixsubprocess, "fork_exec"),
+    (os, "posix_spawn"),
+    (os, "posix_spawnp"),
+    (os, "system"),
+)
+
 _STATM: Final = Path("/proc/self/statm")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MIB: Final = 1 << 20
 
 
-def limit_memory(limit: int) -> None:
-    """Makes allocations fail that would bring this process above `limit` bytes; Python raises MemoryError then.
+class MemoryLimit:
+    """Makes allocations fail that would bring this process above a limit; Python raises MemoryError then.
 
-    To be called when its threads run: what is only reserved by then, such as their stacks, does not count. Where the
+    To be made when its threads run: what is only reserved by then, such as their stacks, does not count. Where the
     system knows no such limit nothing happens; `MemoryWatch` works everywhere.
+
+    What handlers start has the limits that this process was started with. The system hands a limit on to every new
+    process, so it is lifted while one is being started.
+
+    Args:
+        limit: in bytes.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit += max(0, _reserved_bytes() - resident_bytes())
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+    def __init__(self, limit: int) -> None:
+        self._starting = 0
+        self._lock = threading.Lock()
+        self._former, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit += max(0, _reserved_bytes() - resident_bytes())
+        self._limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        for module, name in _STARTERS:
+            setattr(module, name, self._lifting(getattr(module, name)))
+        _set_limit(self._limit)
+        forking.remember(self)
+
+    def forget_parent(self) -> None:
+        """Lift the limit in a forked process, for good."""
+        self._lock = threading.Lock()
+        self._limit = self._former
+        _set_limit(self._limit)
+
+    def _lifting(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that starts a process while the limit is lifted."""
+
+        @functools.wraps(start)
+        def start_unlimited(*args: Any, **kwargs: Any) -> Any:
+            self._count(1)
+            try:
+                return start(*args, **kwargs)
+            finally:
+                self._count(-1)
+
+        return start_unlimited
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._starting += change
+            _set_limit(self._former if self._starting else self._limit)
+
+
+def _set_limit(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def resident_bytes() -> int:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Protocol
 from uuid import uuid4
 
+from flowfabric_worker import signals
 from flowfabric_worker.attempts import Attempts
 from flowfabric_worker.claimer import Claimer
 from flowfabric_worker.committer import Committer
@@ -27,7 +28,7 @@ from flowfabric_worker.handlers import Handlers
 from flowfabric_worker.held import Holdings, now
 from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.keeper import ALIVE_FOR, Keeper
-from flowfabric_worker.memory import MemoryWatch, limit_memory
+from flowfabric_worker.memory import MemoryLimit, MemoryWatch
 from flowfabric_worker.middleware import arounds_of
 from flowfabric_worker.scheduler import Scheduler
 from flowfabric_worker.supervised import Line
@@ -122,8 +123,8 @@ class Runtime:
                 order, and is to be started anew.
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, _print_threads)
+        previous = {number: signals.handle(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous[signal.SIGUSR1] = signals.handle(signal.SIGUSR1, _print_threads)
         try:
             self.start()
             fallen = self._await_request()
@@ -134,7 +135,7 @@ class Runtime:
                 raise WornOut(f"The process is to be started anew: {self._worn}.")
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
+                signals.handle(number, handler)
 
     def _await_request(self) -> str:
         """Waits until somebody wants it to stop; or until a thread has ended, whose name it answers."""
@@ -206,7 +207,7 @@ class Runtime:
         self._handlers.start()
         self._keeper.start()
         if self.settings.memory_limit is not None:
-            limit_memory(self.settings.memory_limit)
+            MemoryLimit(self.settings.memory_limit)
         if self._line is not None:
             self._line.start(self.instance_id, _SILENT_LEASES * self._claim_lease().total_seconds())
         self._claimer.start()

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Final
 
+from flowfabric_worker import signals
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.supervised import LINE_VARIABLE, WORN_OUT
 
@@ -160,7 +161,7 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ)
         with ExitStack() as undo:
             for number in _FORWARDED:
-                undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+                undo.callback(signals.handle, number, signals.handle(number, self._on_signal))
             # Its pipe to the terminal, or to a log collector, may be full.
             reporting.start()
             undo.callback(reporting.stop, 1.0)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import click
 
+from flowfabric_worker import signals
 from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
 from flowfabric_worker.cli.parameters import duration, size, url_option
 from flowfabric_worker.config import DEFAULT_MOST_LOST, DEFAULT_THREADS, RunSettings
@@ -195,7 +196,7 @@ def _check_memory(settings: RunSettings) -> None:
 def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """What becomes of the signals that stop; they are ignored at the end, since they would spoil the exit code then."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
+        signals.handle(number, handler)
 
 
 def load_worker(app: str) -> Worker:

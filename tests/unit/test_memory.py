@@ -90,7 +90,7 @@ def run_limited(program: str) -> str:
     preamble = """
 import threading
 from flowfabric_worker import RunSettings, Runtime, RetryPolicy, Worker, ExecutionFailed
-from flowfabric_worker.memory import limit_memory, resident_bytes
+from flowfabric_worker.memory import MemoryLimit, resident_bytes
 HUNDRED = 100 << 20
 """
     done = subprocess.run(
@@ -103,7 +103,7 @@ HUNDRED = 100 << 20
 
 def test_an_allocation_beyond_the_limit_fails_and_the_process_lives_on() -> None:
     printed = run_limited("""
-limit_memory(resident_bytes() + HUNDRED)
+MemoryLimit(resident_bytes() + HUNDRED)
 kept = bytearray(HUNDRED // 2)
 try:
     bytearray(2 * HUNDRED)
@@ -123,7 +123,7 @@ def test_what_is_reserved_but_not_used_does_not_count() -> None:
     printed = run_limited("""
 import mmap
 reserved = mmap.mmap(-1, 20 * HUNDRED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-limit_memory(resident_bytes() + HUNDRED)
+MemoryLimit(resident_bytes() + HUNDRED)
 print(len(bytearray(HUNDRED // 2)) == HUNDRED // 2)
 """)
 

@@ -1,0 +1,78 @@
+"""Handlers that fork: what they start is theirs, and no second worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.cli.driving import Process
+from tests.faults import forking_app
+
+APP = "tests.faults.forking_app:worker"
+WITHIN = 60.0
+
+
+@attrs.frozen
+class Forked:
+    """A worker process with four threads whose handlers fork."""
+
+    process: Process
+    journal: Path
+
+    def begun(self) -> Counter[str]:
+        """How often each thing began; only in the worker itself."""
+        lines = [line.split(" ") for line in self.journal.read_text().splitlines()]
+        assert {int(pid) for _, pid in lines} == {self.process.popen.pid}
+        return Counter(what for what, _ in lines)
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Forked]:
+    worker = forking_app.worker
+    outer, journal = worker.url, tmp_path / "journal"
+    worker.close()
+    worker.url = f"embedded://{tmp_path}/store"
+    worker.engine.prepare()
+    process = Process(
+        "run", APP, "--threads", 4, "--memory-limit", f"{forking_app.LIMIT_MIB}MB", log=tmp_path / "log",
+        environment={"FLOWFABRIC_URL": worker.url, forking_app.JOURNAL_VARIABLE: str(journal)},
+    )  # fmt: skip
+    try:
+        yield Forked(process, journal)
+    finally:
+        process.end()
+        worker.close()
+        worker.url = outer
+
+
+def test_what_a_forked_process_does_with_the_handler_ends_that_process_alone(forked: Forked) -> None:
+    codes = {"returns": 0, "raises": 1, "exits": 3}
+    forks = {how: forking_app.fork.submit_many([(how,)] * 5) for how in codes}
+    counts = forking_app.count.submit_many((number,) for number in range(200))
+
+    assert {how: [run.result(WITHIN) for run in runs] for how, runs in forks.items()} == {
+        how: [code] * 5 for how, code in codes.items()
+    }
+    assert [run.result(WITHIN) for run in counts] == list(range(200))
+    assert forked.begun() == Counter({**{f"fork-{how}": 5 for how in codes}, **{str(n): 1 for n in range(200)}})
+    assert "ValueError: in the child" in forked.process.log
+
+
+def test_processes_of_multiprocessing_end_when_they_are_terminated(forked: Forked) -> None:
+    pools = forking_app.pool.submit_many([()] * 5)
+    terminated = forking_app.terminate.submit_many([()] * 10)
+
+    assert [run.result(WITHIN) for run in pools] == [[1, 2, 3]] * 5
+    assert [run.result(WITHIN) for run in terminated] == [-15] * 10
+
+
+def test_the_memory_limit_binds_the_worker_and_nothing_that_handlers_start(forked: Forked) -> None:
+    ways = ["subprocess", "system", "fork", "spawn", "forkserver"]
+    runs = [forking_app.take_much.submit(way) for way in ways]
+
+    assert {way: run.result(WITHIN) for way, run in zip(ways, runs, strict=True)} == dict.fromkeys(ways, 0)
+    assert forking_app.take_much_here.submit().result(WITHIN) == "refused"
