@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from flowfabric_worker.codec import DecodingError, EncodingError
@@ -52,11 +54,10 @@ class Attempts:
         It has context variables to itself, none of which is set when it begins. A process that it forks ends where the
         handler does.
         """
-        if held.lost is not None or now() >= held.lease_until:
+        if held.lost is not None or now() >= held.lease_until or not held.begin():
             held.lose("lease lost")
             self._committer.drop(held, "was not begun")
             return
-        held.started_at = now()
         Context().run(forking.confined, self._run, held, RunContext(held, self._engine))
         held.ended_at = now()
 
@@ -98,24 +99,23 @@ class Attempts:
 
     def _invoke(self, held: Held, context: RunContext, args: Any, kwargs: Any) -> Any:
         """Runs code of users: the handler, and what goes around it."""
-        function = held.task.function
-        if held.interruption is None and not self._arounds:
-            return forking.confined(function, *args, **kwargs)
-
-        def inside() -> Any:
-            raised: BaseException | None = None
-            with ExitStack() as stack:
-                for around in self._arounds:
-                    stack.enter_context(around(context))
-                try:
-                    return forking.confined(function, *args, **kwargs)
-                except BaseException as error:
-                    raised = error
-                    raise
-            # Only a context manager that swallows leads here. A failure that it hides would count as success.
-            raise raised or RuntimeError("A middleware swallowed what another one raised; it has to let it out.")
-
-        return inside() if held.interruption is None else held.interruption.run(inside)
+        function: Callable[..., Any] = partial(forking.confined, held.task.function)
+        if held.interruption is not None:
+            # What goes around it has opened something that it must be able to close: it cannot be interrupted.
+            function = partial(held.interruption.run, function)
+        if not self._arounds:
+            return function(*args, **kwargs)
+        raised: BaseException | None = None
+        with ExitStack() as stack:
+            for around in self._arounds:
+                stack.enter_context(around(context))
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                raised = error
+                raise
+        # Only a context manager that swallows leads here. A failure that it hides would count as success.
+        raise raised or RuntimeError("A middleware swallowed what another one raised; it has to let it out.")
 
     def _leave(self, held: Held, exit_: BaseException) -> None:
         """Queue the outcome that a handler chose.

@@ -20,6 +20,7 @@ from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimR
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.outages import Outage
+from flowfabric_worker.suspects import Suspects
 from flowfabric_worker.task import Task
 
 log = reporting.Log(__name__)
@@ -60,6 +61,7 @@ class Claimer:
         self._outage = Outage(log, "Claiming failed")
         self._stopping = threading.Event()
         self._pace = _Pace(holdings)
+        self._suspects = Suspects(holdings)
         self._thread = threading.Thread(target=self._work, name="flowfabric-claimer", daemon=True)
 
     @property
@@ -97,9 +99,10 @@ class Claimer:
             self._holdings.space.clear()
             if self._stopping.is_set():
                 return
-            room = self._room()
+            quiet = self._suspects.take_turn()
+            room = 0 if quiet else self._room()
             if room <= 0:
-                self._holdings.space.wait()
+                self._holdings.space.wait(quiet or self._suspects.due_in())
                 continue
             try:
                 claimed = self._engine.claim_many(self._request(room))
@@ -112,7 +115,6 @@ class Claimer:
             failures = 0
             self._outage.over()
             self._take(claimed)
-            self._run_alone()
 
     def _room(self) -> int:
         """How many to claim: for the free threads, and ahead what the pace will start at once."""
@@ -124,10 +126,13 @@ class Claimer:
 
     def _request(self, room: int) -> ClaimRequest:
         first = next(self._turns)
+        policy, due_in = self._policy, self._suspects.due_in()
+        if due_in is not None:
+            policy = attrs.evolve(policy, max_wait=timedelta(seconds=due_in))
         lanes: Sequence[str] = (first, *(lane for lane in self._lanes if lane != first))
         return ClaimRequest(
             lanes=tuple(LaneRequest(lane=lane) for lane in lanes),
-            policy=self._policy,
+            policy=policy,
             limit=min(room, MAX_BATCH_ITEMS),
             capabilities=self._offers,
             tasks=self._names,
@@ -135,39 +140,18 @@ class Claimer:
 
     def _take(self, claimed: Sequence[Claimed]) -> None:
         moment = now()
-        for each in claimed:
-            held = hold(each, self._tasks[each.task], moment, self._on_lost)
-            if self._tells:
+        taken = [hold(each, self._tasks[each.task], moment, self._on_lost) for each in claimed]
+        for held in taken:
+            self._holdings.hold(held)
+        if self._tells:
+            # Before any of them begins, so that no end is told before its claim.
+            for held in taken:
                 self._hooks.tell("on_claim", held)
-            self._holdings.add(held)
+        for held in taken:
+            self._holdings.queue(held)
         if self._holdings.outstanding() <= self._holdings.threads:
             # A thread waited for this. It goes first: the next claim is not in a hurry.
             time.sleep(0)
-
-    def _run_alone(self) -> None:
-        """Runs what may kill its process while nothing else runs here; nothing is claimed meanwhile."""
-        holdings = self._holdings
-        while holdings.alone and self._wait_for_threads():
-            try:
-                held = holdings.alone.popleft()
-            except IndexError:
-                # The keeper has handed it to somebody who was waiting.
-                return
-            log.warning(
-                "%s of %s runs alone: it was lost with its worker %s times.",
-                held.task.name, held.key, held.claimed.reclaim_count, extra=held.fields,
-            )  # fmt: skip
-            holdings.begin(held)
-            self._wait_for_threads()
-
-    def _wait_for_threads(self) -> bool:
-        """Waits until no handler runs and none is waited for; False if the worker stops."""
-        while not self._stopping.is_set():
-            self._holdings.space.clear()
-            if self._holdings.outstanding() <= 0:
-                return True
-            self._holdings.space.wait(1.0)
-        return False
 
 
 def hold(claimed: Claimed, task: Task[..., Any], moment: float, on_lost: Callable[[Held], None] | None = None) -> Held:

@@ -18,8 +18,8 @@ from flowfabric_worker.interrupting import Interruption
 from flowfabric_worker.task import Task
 
 RENEWALS_PER_LEASE = 3
-# An execution whose workers were lost so often runs alone in its process.
-ALONE_AFTER = 2
+# An execution whose lease was lost so often may be what kills its processes.
+SUSPECT_AFTER = 2
 # Several threads may learn of a loss at once, and it is told once. A lock of all: few executions are ever lost.
 _losing = threading.Lock()
 # How much later than the store this process may see a moment come, in seconds.
@@ -47,13 +47,14 @@ class Held:
         lost: why what its handler returns will not count, or None.
         lost_at: since when that is so.
         ended: whether its outcome is on its way to the store.
+        counted: whether it counts as outstanding; see `Holdings`.
         interruption: how its handler is interrupted, if its task wants that.
         on_lost: called when it is lost.
     """
 
     __slots__ = (
-        "_event", "claimed", "claimed_at", "ended", "ended_at", "ends_at", "handle", "interruption", "key",
-        "lease_until", "lost", "lost_at", "on_lost", "renew_at", "started_at", "task",
+        "_event", "_start", "claimed", "claimed_at", "counted", "ended", "ended_at", "ends_at", "handle",
+        "interruption", "key", "lease_until", "lost", "lost_at", "on_lost", "renew_at", "started_at", "task",
     )  # fmt: skip
 
     def __init__(
@@ -80,7 +81,29 @@ class Held:
         self.ended = False
         self.interruption = Interruption() if task.options_given.interrupt else None
         self.on_lost = on_lost
+        self.counted = False
         self._event: threading.Event | None = None
+        # Two threads may want to decide whether the handler begins: the one that takes this out does.
+        self._start = [True]
+
+    def begin(self) -> bool:
+        """Note that the handler begins; return False if another thread has withheld it."""
+        if not self.withhold():
+            return False
+        self.started_at = now()
+        return True
+
+    def withhold(self) -> bool:
+        """Make sure that the handler does not begin any more; return False if it has begun."""
+        try:
+            return self._start.pop()
+        except IndexError:
+            return False
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether its lease was lost so often that it may be what kills its processes."""
+        return self.claimed.reclaim_count >= SUSPECT_AFTER
 
     @property
     def claimed_at_ms(self) -> int:
@@ -103,9 +126,9 @@ class Held:
         return log_fields(self.task.name, handle.lane, handle.attempt_index, self.key)
 
     def lose(self, reason: str) -> None:
-        """Tells the handler that its result will not count; the first reason stands.
+        """Tell the handler that its result will not count; the first reason stands.
 
-        When its time is over, that is the reason, whoever noticed it.
+        When its time is over, that is the reason, whichever thread noticed it.
         """
         with _losing:
             first = self.lost is None
@@ -114,10 +137,11 @@ class Held:
                 self.lost_at = now()
         if self._event is not None:
             self._event.set()
-        if self.interruption is not None:
-            self.interruption.interrupt()
         if first and self.on_lost is not None:
             self.on_lost(self)
+        # Comes last: in the handler's own thread it raises here.
+        if self.interruption is not None:
+            self.interruption.interrupt()
 
     def renewed(self, asked_at: float) -> None:
         """The lease holds for its full time from when its renewal was asked for."""
@@ -138,10 +162,13 @@ class Held:
 class Holdings:
     """Everything that the threads of a worker share.
 
+    What was put into `waiting` counts as outstanding until its handler has ended, or another worker has it. Each
+    execution remembers whether it was counted, so that nothing is taken off that was not added.
+
     Attributes:
         executions: what is held, by execution id; a dict's single operations need no lock.
         waiting: what waits for a free handler thread; None tells a thread to end.
-        alone: what waits until nothing else runs here.
+        suspects: what waits to run apart from other work.
         low_water: with how few waiting the claimer wants to be told that there is space.
         space: set when there is room for more.
     """
@@ -150,7 +177,7 @@ class Holdings:
         self.threads = threads
         self.executions: dict[str, Held] = {}
         self.waiting: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
-        self.alone: collections.deque[Held] = collections.deque()
+        self.suspects: collections.deque[Held] = collections.deque()
         self.low_water = 0
         self.space = threading.Event()
         self.claimed = 0
@@ -158,24 +185,25 @@ class Holdings:
         # Each handler thread counts for itself, so that no lock is shared per task.
         self.finished = [0] * threads
 
-    def add(self, held: Held) -> None:
-        """Takes a claimed execution up, and lets it wait."""
+    def hold(self, held: Held) -> None:
+        """Take up a claimed execution: from now on its lease is renewed."""
         former = self.executions.get(held.key)
         if former is not None and not former.ended:
             # The store would not hand it out again if the former lease were alive. Of one that has ended the committer
             # learns what became of it: its retry may be here before the answer is.
             former.lose("lease lost")
         self.executions[held.key] = held
-        if not self._must_be_alone(held):
-            self.claimed += 1
-        self.put_back(held)
 
-    @staticmethod
-    def _must_be_alone(held: Held) -> bool:
-        return held.claimed.reclaim_count >= ALONE_AFTER
+    def queue(self, held: Held) -> None:
+        """Let a claimed execution wait for a thread, or apart if it is a suspect. Called by the claimer alone."""
+        if held.is_suspect:
+            self.suspects.append(held)
+        else:
+            self.begin(held)
 
     def begin(self, held: Held) -> None:
-        """Hands an execution to the threads that waited to run alone."""
+        """Hand an execution to the threads. Called by the claimer alone."""
+        held.counted = True
         self.claimed += 1
         self.waiting.put(held)
 
@@ -187,13 +215,17 @@ class Holdings:
         """How many handlers have ended."""
         return sum(self.finished)
 
+    def holds(self, held: Held) -> bool:
+        """Return True if an execution is held, and was not claimed again since."""
+        return self.executions.get(held.key) is held
+
     def drop(self, held: Held) -> None:
         """The store knows how it ended, or somebody else holds it now."""
-        if self.executions.get(held.key) is held:
+        if self.holds(held):
             del self.executions[held.key]
 
     def take_back_waiting(self) -> list[Held]:
-        """Everything that no thread has begun; until it is handed over it still counts as outstanding."""
+        """Take everything that no thread has begun; until it is handed over it still counts as outstanding."""
         taken: list[Held] = []
         while True:
             try:
@@ -205,28 +237,29 @@ class Holdings:
                 self.waiting.put(None)
                 break
             taken.append(held)
-        while self.alone:
+        while self.suspects:
             with contextlib.suppress(IndexError):
-                taken.append(self.alone.popleft())
+                taken.append(self.suspects.popleft())
         return taken
 
     def put_back(self, held: Held) -> None:
-        """Lets an execution wait for a thread; or until it can run alone, when it may be what kills its processes."""
-        if self._must_be_alone(held):
-            self.alone.append(held)
-        else:
+        """Let an execution that was taken back wait as it did before."""
+        if held.counted:
             self.waiting.put(held)
+        else:
+            self.suspects.append(held)
+            self.space.set()
 
     def hand_over(self, held: Held) -> None:
-        """An execution that was taken back is another worker's now."""
+        """Note that an execution which was taken back is another worker's now."""
         self.drop(held)
-        if not self._must_be_alone(held):
+        if held.counted:
             self.released += 1
             self.space.set()
 
     def oldest_unstarted(self) -> float | None:
         """Since when the oldest execution waits to begin; None when none does. Dicts keep the order of claims."""
-        if self.waiting.empty() and not self.alone:
+        if self.waiting.empty() and not self.suspects:
             return None
         for held in list(self.executions.values()):
             if held.started_at is None and not held.ended:

@@ -1,34 +1,79 @@
-"""The hooks of middleware: called in a thread of their own, so that none of them holds up a lease or an outcome."""
+"""The hooks of middleware: called one after the other in a thread that nothing else waits for."""
 
 from __future__ import annotations
 
-import contextlib
+import math
 import queue
 import threading
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
-from flowfabric_worker.engine import reporting
+from flowfabric_worker.engine import forking, reporting
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around, Middleware, RunEvent, hooks_of
-from flowfabric_worker.outcomes import HandlerExit
 
 log = reporting.Log(__name__)
 
+T = TypeVar("T")
 Hook: TypeAlias = Callable[[RunEvent], None]
 
 _NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost")
-# Whoever has more to tell waits until the hooks have caught up.
+# With more events than this waiting the oldest are dropped.
 MAX_QUEUED: Final = 10_000
+# Seconds between two lines about hooks that do not keep up.
+SAY_AGAIN: Final = 10.0
+# Seconds after which the thread looks whether it is to end.
+_LOOK_EVERY: Final = 1.0
+
+
+class Backlog(Generic[T]):
+    """A queue in which nothing waits for space: the oldest items make room for new ones, and are counted."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return self._items.qsize()
+
+    def put(self, item: T) -> None:
+        """Add an item, and drop the oldest ones of a full queue."""
+        while self._items.qsize() >= self._size:
+            try:
+                self._items.get_nowait()
+            except queue.Empty:
+                break
+            with self._counting:
+                self._dropped += 1
+        self._items.put(item)
+
+    def get(self, timeout: float | None = None) -> T:
+        """Take the oldest item; wait for one at most `timeout` seconds.
+
+        Raises:
+            queue.Empty: none came.
+        """
+        return self._items.get(timeout=timeout)
+
+    def take_dropped(self) -> int:
+        """Return how many items were dropped since the last call."""
+        with self._counting:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
 
 
 class Hooks:
-    """One thread that calls the hooks; there is none where nobody overrides one."""
+    """One thread that calls the hooks; there is none where no middleware overrides one."""
 
     def __init__(self, middleware: tuple[Middleware | Around, ...] = ()) -> None:
         self._hooks = {name: hooks for name in _NAMES if (hooks := hooks_of(middleware, name))}
-        self._queue: queue.Queue[tuple[tuple[Hook, ...], RunEvent] | None] = queue.Queue(MAX_QUEUED)
+        self._told: Backlog[tuple[tuple[Hook, ...], RunEvent] | None] = Backlog(MAX_QUEUED)
         self._ending = False
+        # The hook that runs now, and since when.
+        self._calling: tuple[str, float] | None = None
+        self._said_at = -math.inf
         self._thread = threading.Thread(target=self._work, name="flowfabric-hooks", daemon=True)
 
     @property
@@ -37,7 +82,7 @@ class Hooks:
         return not self._hooks or self._thread.is_alive()
 
     def wants(self, name: str) -> bool:
-        """Whether anybody has a hook of this name."""
+        """Return True if a middleware has a hook of this name."""
         return name in self._hooks
 
     def start(self) -> None:
@@ -45,49 +90,71 @@ class Hooks:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread when it has told everything."""
+        """End the thread when it has told everything."""
         self._ending = True
-        # A full queue needs no such waking; and a hook may never return, so nobody waits for space in it.
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)
+        self._told.put(None)
 
     def join(self, timeout: float) -> bool:
-        """Waits for the thread; whether it has ended."""
+        """Wait for the thread, at most `timeout` seconds; return True if it has ended."""
         if self._thread.is_alive():
             self._thread.join(timeout)
+        if self._thread.is_alive():
+            log.warning("%s events were not told: %s.", len(self._told), self._trouble())
         return not self._thread.is_alive()
 
     def flush(self) -> None:
-        """Calls the hooks for everything that is queued, in the caller's thread; for those who start none."""
-        while not self._queue.empty():
-            self._call(self._queue.get())
+        """Call the hooks for everything that is queued, in the caller's thread; for those who start none."""
+        while len(self._told):
+            self._call(self._told.get())
 
     def tell(self, name: str, held: Held, error: str = "") -> None:
-        """Queues an event for those who have a hook of this name."""
+        """Queue an event for the hooks of this name; never wait."""
         hooks = self._hooks.get(name)
         if hooks is not None:
-            self._queue.put((hooks, _event(held, error)))
+            self._told.put((hooks, _event(held, error)))
 
     def lost(self, held: Held) -> None:
-        """Tells of a run that will not count."""
+        """Tell of a run that will not count."""
         self.tell("on_lost", held, held.lost or "")
 
-    def _work(self) -> None:
-        while not (self._ending and self._queue.empty()):
-            self._call(self._queue.get())
+    def watch(self) -> None:
+        """Log, every few seconds, that the hooks do not keep up."""
+        if now() - self._said_at < SAY_AGAIN:
+            return
+        dropped, calling = self._told.take_dropped(), self._calling
+        if dropped or (calling is not None and now() - calling[1] > SAY_AGAIN):
+            self._said_at = now()
+            log.warning(
+                "The hooks do not keep up: %s. %s events wait, and %s were dropped.",
+                self._trouble(), len(self._told), dropped,
+            )  # fmt: skip
 
-    @staticmethod
-    def _call(told: tuple[tuple[Hook, ...], RunEvent] | None) -> None:
-        """Calls the hooks for one event."""
+    def _trouble(self) -> str:
+        calling = self._calling
+        return "none runs now" if calling is None else f"{calling[0]} runs since {now() - calling[1]:.1f} s"
+
+    def _work(self) -> None:
+        while not (self._ending and not len(self._told)):
+            try:
+                told = self._told.get(_LOOK_EVERY)
+            except queue.Empty:
+                continue
+            self._call(told)
+
+    def _call(self, told: tuple[tuple[Hook, ...], RunEvent] | None) -> None:
+        """Call the hooks for one event."""
         if told is None:
             return
         hooks, event = told
         for hook in hooks:
+            self._calling = getattr(hook, "__qualname__", "a hook"), now()
             try:
-                hook(event)
-            # A hook is code of users, and no defect of theirs may end this thread.
-            except (Exception, HandlerExit, SystemExit):
+                forking.confined(hook, event)
+            # A hook is code of the application, and no defect of it may end this thread.
+            except BaseException:
                 log.exception("A hook failed for %s of %s.", event.task, event.execution_id)
+            finally:
+                self._calling = None
 
 
 def _event(held: Held, error: str) -> RunEvent:

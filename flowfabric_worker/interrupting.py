@@ -11,10 +11,11 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from flowfabric_worker.outcomes import Interrupted
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -43,12 +44,12 @@ class Interruption:
                 self._wanted = True
                 self._arm()
 
-    def run(self, function: Callable[[], R]) -> R:
-        """Runs a handler's code in this thread; afterwards no interruption can come any more."""
+    def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a handler's code in this thread; afterwards no interruption can come any more."""
         try:
             try:
                 self._enter()
-                return function()
+                return function(*args, **kwargs)
             finally:
                 self._leave()
         except Interrupted:

@@ -40,14 +40,15 @@ class Middleware:
     """Behaviour that all tasks of a worker share. Override what is wanted; the rest costs nothing.
 
     `around` runs in the handler's thread. The hooks run one after the other in a thread of their own, once the store
-    has acknowledged what they tell of. What a hook raises is logged, and changes nothing. Hooks that cannot keep up
-    slow the worker down: up to 10,000 events wait for them.
+    has acknowledged what they tell of. What a hook raises is logged, and changes nothing. Nothing waits for a hook: up
+    to 10,000 events are kept for those that cannot keep up, then the oldest are dropped, and the log says how many.
     """
 
     def around(self, context: TaskContext) -> AbstractContextManager[object]:  # noqa: ARG002  for who overrides it
         """A context manager that the handler runs in.
 
-        What it raises counts as raised by the handler. It cannot swallow what the handler raised: that counts too.
+        What it raises counts as raised by the handler. It cannot swallow what the handler raised: that counts too. The
+        interruption of a task with `interrupt=True` reaches the handler alone.
         """
         return nullcontext()
 

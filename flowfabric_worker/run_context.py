@@ -87,12 +87,12 @@ class RunContext(TaskContext):
 
     def _fenced(self, call: Callable[[], R]) -> R:
         """Runs a call of the lease holder, undisturbed; a lost lease interrupts the handler."""
-        try:
-            with self.shield():
+        with self.shield():
+            try:
                 return call()
-        except StateError as error:
-            self._held.lose("lease lost")
-            raise Interrupted(str(error)) from error
+            except StateError as error:
+                self._held.lose("lease lost")
+                raise Interrupted(str(error)) from error
 
 
 def _moment(milliseconds: int) -> datetime:

@@ -104,6 +104,7 @@ class Runtime:
     def _watches(self) -> Iterator[Callable[[], None]]:
         """What the keeper calls each time that it looks around."""
         yield self._handlers.replace_lost
+        yield self._hooks.watch
         if self.settings.memory_limit is not None:
             yield MemoryWatch(self.settings.memory_limit, self._on_worn)
         if self._line is not None:

@@ -352,6 +352,39 @@ def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
     over.set()
 
 
+def test_a_hook_that_never_returns_stops_neither_claims_nor_outcomes_nor_renewals(
+    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.hooks.MAX_QUEUED", 5)
+    over = threading.Event()
+    starts: list[int] = []
+
+    class Stuck(Middleware):
+        def on_claim(self, event: RunEvent) -> None:  # noqa: ARG002  the name that all hooks have
+            over.wait(60)
+
+        on_success = on_failure = on_lost = on_claim
+
+    worker = another(Stuck())
+    add = worker.task(name="add")(lambda a: a + 1)
+    slow = worker.task(name="slow")(lambda: (starts.append(1), time.sleep(2.5))[1])
+    cancelled = worker.task(name="cancelled", interrupt=True)(lambda: over.wait(20))
+    start(worker, threads=3, lease=timedelta(seconds=1))
+    long, unwanted = slow.submit(), cancelled.submit()
+    in_state(worker, unwanted, PublicState.ACTIVE)
+    unwanted.cancel()
+
+    assert [add.submit(number).result(10) for number in range(30)] == list(range(1, 31))
+    long.result(10)
+    assert len(starts) == 1
+    assert not over.is_set()
+    wait_until(lambda: "The hooks do not keep up" in caplog.text, "it is told")
+    (line,) = [record.getMessage() for record in caplog.records if "keep up" in record.getMessage()]
+    assert "5 events wait, and " in line
+    assert "Stuck.on_claim runs since" in line
+    over.set()
+
+
 class Around(Middleware):
     """Goes around handlers, and is told nothing."""
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import ExecutionFailed, Run, Worker, current
+from flowfabric_worker.claimer import hold
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.held import Holdings, now
 from tests.conformance.work import request
 from tests.servers import wait_until
 from tests.worker.conftest import Another, Start
@@ -121,6 +123,12 @@ def test_another_worker_takes_the_other_work_meanwhile(another: Another, start: 
     assert begun == ["guarding"]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets suspects wait for other handlers for as long as a test takes."""
+    monkeypatch.setattr("flowfabric_worker.suspects.ALONE_WITHIN", 60.0)
+
+
 def waiting_alone(worker: Worker, start: Start, over: threading.Event, **settings: Any) -> tuple[Any, Run[Any]]:
     """A runtime that holds a suspect back, because a handler of another execution runs on."""
     worker.task(name="suspect", **OPTIONS)(lambda: f"here {current().attempt}")
@@ -132,7 +140,7 @@ def waiting_alone(worker: Worker, start: Start, over: threading.Event, **setting
     other = long.submit()
     runtime = start(worker, threads=2, **settings)
     in_state(worker, other, PublicState.ACTIVE)
-    wait_until(lambda: runtime._holdings.alone, "the suspect is held back")
+    wait_until(lambda: runtime._holdings.suspects, "the suspect is held back")
     return runtime, run
 
 
@@ -141,6 +149,7 @@ def attempt_of(info: ExecutionInfo) -> int:
     return info.current_attempt.attempt_index
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_waits_to_run_alone_keeps_its_lease(served: Worker, start: Start, over: threading.Event) -> None:
     _, run = waiting_alone(served, start, over, lease=timedelta(seconds=1))
     before = info_of(served, run)
@@ -158,6 +167,7 @@ def test_what_waits_to_run_alone_keeps_its_lease(served: Worker, start: Start, o
     assert (after.reclaim_count, after.retry_count) == (before.reclaim_count, 0)
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_waits_to_run_alone_is_handed_to_a_worker_that_waits(
     another: Another, start: Start, over: threading.Event
 ) -> None:
@@ -172,6 +182,7 @@ def test_what_waits_to_run_alone_is_handed_to_a_worker_that_waits(
     assert info_of(other, run).reclaim_count == before
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_waits_to_run_alone_is_handed_back_by_a_stop(served: Worker, start: Start, over: threading.Event) -> None:
     runtime, run = waiting_alone(served, start, over)
     before = info_of(served, run)
@@ -190,6 +201,49 @@ def test_claiming_goes_on_after_something_ran_alone(served: Worker, start: Start
     assert run.result(10).startswith("here")
     start(served)
     assert [add.submit(number).result(10) for number in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_a_suspect_that_does_not_end_lets_other_work_go_on(
+    served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.suspects.ALONE_FOR", 0.2)
+    suspect = served.task(name="suspect", **OPTIONS)(lambda: over.wait(30))
+    add = served.task(name="add")(lambda a: a + 1)
+    suspects = suspect.submit_many([(), ()])
+    lose_workers(served, suspects)
+    start(served, threads=3)
+    in_state(served, suspects[0], PublicState.ACTIVE)
+
+    assert [add.submit(number).result(10) for number in range(20)] == list(range(1, 21))
+    assert not over.is_set()
+
+
+def test_a_suspect_runs_although_another_handler_does_not_end(
+    served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.suspects.ALONE_WITHIN", 0.2)
+    _, run = waiting_alone(served, start, over)
+
+    assert run.result(10).startswith("here")
+    assert not over.is_set()
+
+
+def test_a_suspect_that_is_taken_back_before_it_begins_is_not_thought_to_run(worker: Worker) -> None:
+    suspect = worker.task(name="suspect", **OPTIONS)(lambda: None)
+    run = suspect.submit()
+    lose_workers(worker, [run])
+    (claimed,) = wait_until(lambda: worker.engine.claim_many(request(SUSPECTS)), "its last lease is over")
+    held = hold(claimed, suspect, now())
+    holdings = Holdings(threads=1)
+    holdings.hold(held)
+    holdings.queue(held)
+    assert holdings.suspects.popleft() is held
+    holdings.begin(held)
+    assert holdings.outstanding() == 1
+
+    assert holdings.take_back_waiting() == [held]
+    holdings.hand_over(held)
+    assert holdings.outstanding() == 0
 
 
 def test_what_loses_too_many_workers_fails_with_how_the_last_one_died(served: Worker, start: Start) -> None:

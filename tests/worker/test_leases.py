@@ -15,7 +15,7 @@ import pytest
 from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
 from flowfabric_worker.claimer import hold
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.held import Holdings, now
@@ -262,11 +262,11 @@ def test_work_that_comes_back_is_lost_to_its_former_holder(worker: Worker) -> No
     run = task.submit()
     holdings = Holdings(threads=1)
     former = hold(claim_one(worker.engine, "default"), task, now())
-    holdings.add(former)
+    holdings.hold(former)
     assert not former.cancelled.is_set()
     worker.engine.revoke_lease(RevokeLeaseArgs(execution_id=run.id))
     present = hold(claim_one(worker.engine, "default"), task, now())
-    holdings.add(present)
+    holdings.hold(present)
 
     assert (former.lost, present.lost) == ("lease lost", None)
     assert former.cancelled.is_set()
@@ -328,7 +328,7 @@ def test_outcomes_that_are_refused_together_are_sent_one_by_one(
     def refuse_many(completions: Any) -> Any:
         sizes.append(len(completions))
         if len(completions) > 1:
-            raise UnavailableError("complete_many")
+            raise ValidationError("invalid_input", "too many at once")
         # So that others gather meanwhile.
         time.sleep(0.01)
         return complete(completions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,11 +18,13 @@ from flowfabric_worker import (
     Fail,
     Middleware,
     RetryPolicy,
+    RunEvent,
     TaskContext,
     Worker,
     current,
 )
 from flowfabric_worker.engine.types.states import PublicState
+from tests.servers import wait_until
 from tests.worker.conftest import Another, RunAll, Start, each_way
 from tests.worker.looking import in_state
 
@@ -204,3 +208,77 @@ def test_a_function_that_returns_no_context_manager_fails_the_run(
 def test_what_is_no_middleware_is_refused_where_it_is_given(middleware: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         Worker("shop", "memory://", middleware=middleware)
+
+
+def busy(moment: float) -> None:
+    """Runs Python steps, at each of which an interruption could come."""
+    until = time.monotonic() + moment
+    while time.monotonic() < until:
+        pass
+
+
+@pytest.mark.parametrize("where", ["enter", "exit"])
+def test_an_interruption_reaches_the_handler_and_nothing_that_goes_around_it(
+    another: Another, start: Start, where: str
+) -> None:
+    inside, ended = threading.Event(), threading.Event()
+    notes: list[str] = []
+
+    @contextmanager
+    def transaction(context: TaskContext) -> Iterator[None]:
+        if where == "enter":
+            inside.set()
+            assert context.cancelled.wait(10)
+            busy(0.1)
+        notes.append("opened")
+        try:
+            yield
+        finally:
+            if where == "exit":
+                inside.set()
+                assert context.cancelled.wait(10)
+                busy(0.1)
+            notes.append("closed")
+            ended.set()
+
+    def handler() -> None:
+        notes.append("handler")
+
+    worker = another(transaction)
+    run = worker.task(name="send", interrupt=True)(handler).submit()
+    start(worker, threads=1)
+    assert inside.wait(10)
+    run.cancel()
+
+    assert ended.wait(10)
+    assert notes == (["opened", "closed"] if where == "enter" else ["opened", "handler", "closed"])
+
+
+def test_a_loss_that_the_handlers_own_thread_learns_of_is_told(
+    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Telling(Middleware):
+        def on_lost(self, event: RunEvent) -> None:
+            told.append(event.error)
+
+    worker = another(Telling())
+    begun, cancelled = threading.Event(), threading.Event()
+
+    @worker.task(interrupt=True)
+    def asking() -> None:
+        begun.set()
+        assert cancelled.wait(10)
+        current().progress(50)
+
+    run = asking.submit()
+    start(worker)
+    # The message of the store does not come: the handler is the first to hear of it.
+    monkeypatch.setattr(worker.engine.listener, "_lost", [])
+    assert begun.wait(10)
+    run.cancel()
+    cancelled.set()
+
+    wait_until(lambda: told, "it is told")
+    assert told == ["lease lost"]
