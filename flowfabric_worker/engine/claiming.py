@@ -223,7 +223,7 @@ class Claiming(Damage, Classes):
     def _leave(self, waiter: Waiter, waits_in: Mapping[int, Sequence[Argument]]) -> None:
         """Waits in these partitions no more; a wake-up that was sent meanwhile goes on to somebody who does."""
         # What was claimed counts more than a call that fails here: whoever is registered is forgotten in time.
-        self.store.call_many(
+        self.call_many(
             [Call("stop_waiting", partition, [waiter.name, *lanes]) for partition, lanes in waits_in.items()]
         )
 

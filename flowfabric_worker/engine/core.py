@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 from uuid import uuid4
@@ -226,54 +226,65 @@ class EngineCore:
             raise answer
         return answer
 
-    def remove(self, function: str, partition: int, arguments: Sequence[Argument], gone: str) -> None:
-        """Runs a function that removes something; `gone` is its code for what is not there.
-
-        When a lost reply makes the call go out again, that code says that the first one removed it.
-        """
-        self.check_partition(partition)
-        sent = 0
-
-        def attempt() -> Reply:
-            nonlocal sent
-            sent += 1
-            return self.store.call(function, partition, arguments)
-
-        answer = as_error(self.persist(attempt), partition)
-        if isinstance(answer, EngineError) and not (sent > 1 and answer.code == gone):
-            raise answer
-
     def call_items(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
     ) -> list[Reply | EngineError]:
-        """Runs a function that takes many items, each `(partition, arguments)`, and answers each by itself.
+        """Run a function that takes many items, each `(partition, arguments)`, and answers each by itself.
 
-        The items go out in bounded batches per partition, all of them in one round trip.
+        The items go out in bounded batches per partition, all of them in one round trip. What a partition answers
+        `again`, because the call had its share of the server's time, goes out in another round, as long as each round
+        gets on.
         """
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
         answers: list[Reply | EngineError] = [TransportError()] * len(items)
-        batches = list(self._batches(items))
+        waiting: Sequence[int] = range(len(items))
+        most = MAX_BATCH_ITEMS
+        with self.under_way:
+            while waiting:
+                batches = list(self._batches(items, waiting, most))
+                for indices, replies in zip(
+                    batches, self._send_batches(function, items, batches, timeout), strict=True
+                ):
+                    for index, reply in zip(indices, replies, strict=True):
+                        answers[index] = reply
+                left = [index for index in waiting if is_put_off(answers[index])]
+                if len(left) == len(waiting):
+                    break
+                most = max(1, min(most, (len(waiting) - len(left)) // len(batches)))
+                waiting = left
+        return answers
+
+    def _send_batches(
+        self, function: str, items: Sequence[tuple[int, Item]], batches: Sequence[Sequence[int]], timeout: float
+    ) -> Iterator[Sequence[Reply | EngineError]]:
+        """Send each batch of items as one call; yield the answers of each, in the order of its items."""
         calls = [
-            Call(function, partition, [argument for index in indices for argument in items[index][1]])
-            for partition, indices in batches
+            Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
+            for batch in batches
         ]
         replies = [self._send(calls[0], timeout)] if len(calls) == 1 else self._send_many(calls, timeout)
-        for (partition, indices), reply in zip(batches, replies, strict=True):
-            for place, index in enumerate(indices):
-                answers[index] = reply if isinstance(reply, EngineError) else as_error(reply[place], partition)
-        return answers
+        for call, batch, reply in zip(calls, batches, replies, strict=True):
+            if isinstance(reply, EngineError):
+                yield [reply] * len(batch)
+            else:
+                yield [as_error(answer, call.partition) for answer in reply]
 
     def call_item(
         self, function: str, partition: int, item: Item, timeout: float = CALL_TIMEOUT
     ) -> Reply | EngineError:
-        """The same for one item, which many calls carry: it needs no sorting into batches."""
+        """Run such a function for one item, as many calls do: it needs no sorting into batches."""
         self.check_partition(partition)
         reply = self.persist(lambda: self.store.call(function, partition, item, timeout))
         return as_error(reply[0], partition)
 
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        """Run many functions at once, each of them once."""
+        with self.under_way:
+            return list(self.store.call_many(calls, timeout))
+
     def _send(self, call: Call, timeout: float) -> Reply | EngineError:
-        return self.persist(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
+        return self._persist(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
 
     def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
         """Sends many calls at once, and again by itself each one that got lost."""
@@ -286,19 +297,20 @@ class EngineCore:
                     replies[index] = error
         return replies
 
-    def _batches(self, items: Sequence[tuple[int, Item]]) -> Iterable[tuple[int, list[int]]]:
-        """The indices of the items that go into one call: of one partition, within the limits of a call."""
+    def _batches(self, items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: int) -> Iterator[list[int]]:
+        """Yield the indices of the chosen items that go into one call, of one partition and within its limits."""
         open_batches: dict[int, tuple[list[int], int]] = {}
-        for index, (partition, arguments) in enumerate(items):
+        for index in chosen:
+            partition, arguments = items[index]
             self.check_partition(partition)
-            size = sum(len(argument) for argument in arguments if not isinstance(argument, int)) + 16 * len(arguments)
+            size = size_of(arguments)
             indices, total = open_batches.get(partition, ([], 0))
-            if indices and (len(indices) >= MAX_BATCH_ITEMS or total + size > MAX_BATCH_BYTES):
-                yield partition, indices
+            if indices and (len(indices) >= most or total + size > MAX_BATCH_BYTES):
+                yield indices
                 indices, total = [], 0
             indices.append(index)
             open_batches[partition] = indices, total + size
-        yield from ((partition, indices) for partition, (indices, _) in open_batches.items())
+        yield from (indices for indices, _ in open_batches.values())
 
     def check_partition(self, partition: int) -> int:
         """A partition that the store has.
@@ -406,6 +418,22 @@ def as_error(reply: Reply, partition: int) -> Reply | EngineError:
         # A partition knows its executions by their uuids; callers know them by their whole ids.
         details[0] = str(ExecutionId(partition, details[0]))
     return error_from_code(code, details)
+
+
+def is_put_off(answer: object) -> bool:
+    """Return whether a call was full before this item."""
+    return isinstance(answer, EngineError) and answer.code == "again"
+
+
+def size_of(arguments: Item) -> int:
+    """Return an upper bound of the bytes that the arguments of one item have in the store."""
+    size = 16 * len(arguments)
+    for argument in arguments:
+        if isinstance(argument, bytes) or (isinstance(argument, str) and argument.isascii()):
+            size += len(argument)
+        elif isinstance(argument, str):
+            size += len(argument.encode())
+    return size
 
 
 def new_call_id() -> str:

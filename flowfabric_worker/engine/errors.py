@@ -207,6 +207,12 @@ CODES: dict[str, Row] = {
         ConflictError, False, "The store was set up differently.", ("what", "stored", "given")
     ),
     "conflict": Row(ConflictError, False, "It contradicts what is stored."),
+    "instance_of_other_worker": Row(
+        ConflictError,
+        False,
+        "The worker instance belongs to another worker id: give each process an instance id.",
+        ("worker_instance_id", "worker_id"),
+    ),
     "key_conflict": Row(
         ConflictError,
         False,

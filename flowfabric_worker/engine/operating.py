@@ -40,7 +40,7 @@ class Operating(EngineCore):
                 "invalid_input", f"{args.source!r} is no source of a cancellation; there are {', '.join(CancelSource)}."
             ) from None
         reason = cut(args.reason, MAX_MESSAGE_BYTES)
-        self.call("cancel_execution", target.partition, [target.uuid, reason, source.value])
+        self.call("cancel_execution", target.partition, [target.uuid, reason, source.value, new_call_id()])
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
@@ -84,13 +84,14 @@ class Operating(EngineCore):
         packed = pack_texts(check_tags(tags))
         if not packed:
             raise ValidationError("invalid_input", "There are no tags to set.")
-        answer, count = self.call("set_tags", execution_id.partition, [execution_id.uuid, packed, MAX_TAGS])
+        arguments: Item = [execution_id.uuid, packed, MAX_TAGS, new_call_id()]
+        answer, count = self.call("set_tags", execution_id.partition, arguments)
         if answer == b"too_many":
             raise ValidationError(
-                "invalid_input", f"At most {MAX_TAGS} tags are allowed; {execution_id} would have {count}."
+                "invalid_input", f"At most {MAX_TAGS} tags are allowed; {execution_id} would have {int(count)}."
             )
         return int(count)
 
     def purge(self, execution_id: ExecutionId) -> None:
         target = check_execution_id(execution_id)
-        self.remove("purge", target.partition, [target.uuid, self._packed_namespace], gone="execution_not_found")
+        self.call("purge", target.partition, [target.uuid, self._packed_namespace, new_call_id()])

@@ -68,7 +68,8 @@ class Running(EngineCore):
             raise ValidationError("invalid_input", f"percent is a whole number from 0 to 100, not {percent!r}.")
         partition, uuid, fence = self.fenced(handle)
         text = optional(None if message is None else cut(message, MAX_MESSAGE_BYTES))
-        self.call("progress", partition, [uuid, fence, "" if percent is None else str(percent), text])
+        arguments: Item = [uuid, fence, "" if percent is None else str(percent), text, new_call_id()]
+        self.call("progress", partition, arguments)
 
     def complete(self, handle: Handle, payload: bytes | None = None) -> None:
         _only(self.complete_many([Completion(handle=handle, payload=payload)]))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import attrs
 
-from flowfabric_worker.engine.core import Item, as_error, execution_id, new_call_id
+from flowfabric_worker.engine.core import Item, as_error, execution_id, is_put_off, new_call_id, size_of
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.ids import check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_BYTES
+from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS
 from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.submission import Submission
@@ -51,7 +51,24 @@ class Schedules(Submission):
         self.refuse_repeats((each.name for each in args), "The schedule")
         results: list[TickScheduleResult | EngineError] = [TransportError()] * len(items)
         away: dict[int, TransportError] = {}
-        for partition, indices in self._tick_batches(items, args):
+        waiting: Sequence[int] = range(len(items))
+        while waiting:
+            self._tick(items, args, waiting, results, away)
+            # What a full call left over goes out again, as long as each round gets on.
+            left = [index for index in waiting if is_put_off(results[index])]
+            waiting = left if len(left) < len(waiting) else ()
+        return results
+
+    def _tick(
+        self,
+        items: Sequence[tuple[int, Item]],
+        args: Sequence[TickScheduleArgs],
+        waiting: Iterable[int],
+        results: list[TickScheduleResult | EngineError],
+        away: dict[int, TransportError],
+    ) -> None:
+        """Send some items and note their results, and the partitions that are away."""
+        for partition, indices in self._tick_batches(items, args, waiting):
             arguments = [argument for index in indices for argument in items[index][1]]
             replies: Reply = [away.get(partition)] * len(indices)
             if partition not in away:
@@ -62,13 +79,13 @@ class Schedules(Submission):
                     replies = [error] * len(indices)
             for index, reply in zip(indices, replies, strict=True):
                 results[index] = _tick_result(reply, partition)
-        return results
 
     def _tick_batches(
-        self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs]
+        self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs], chosen: Iterable[int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """The indices of the items that go into one call, which handles a bounded number of schedules and ticks."""
-        for partition, indices in self._batches(items):
+        """Yield the indices of the items of one call, which handles a bounded number of schedules and ticks."""
+        for indices in self._batches(items, chosen, MAX_BATCH_ITEMS):
+            partition = items[indices[0]][0]
             batch: list[int] = []
             work = 0
             for index in indices:
@@ -100,7 +117,7 @@ class Schedules(Submission):
 
     def remove_schedule(self, name: str) -> None:
         partition, schedule = self._place(name)
-        self.remove("remove_schedule", partition, [schedule], gone="schedule_not_found")
+        self.call("remove_schedule", partition, [schedule, new_call_id()])
 
     def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
         count = page_size(limit)
@@ -136,7 +153,7 @@ class Schedules(Submission):
         # A call that only asks is checked as if it had a tick: what can never be submitted is refused at once.
         made = [self._item(_creation(args, tick))[1] for tick in args.ticks or (_SOME_TICK,)]
         creations = [argument for item in made for argument in item] if args.ticks else []
-        size = sum(len(argument) for argument in creations if not isinstance(argument, int))
+        size = size_of(creations)
         if size > MAX_BATCH_BYTES:
             raise ValidationError(
                 "payload_too_large",
@@ -194,8 +211,8 @@ def _checked_cursor(cursor: str) -> str:
 
 def _row(name: str, row: Reply) -> ScheduleInfo | DamagedRow:
     try:
-        _, last, submitted, paused, since, following, about, _, _, missed = row
-        spec, task, lane = unpack_text(about)
+        _, last, submitted, paused, since, following, about, _, missed = row
+        spec, task, lane = unpack_text(about)[:3]
         return ScheduleInfo(
             name=name,
             spec=spec,

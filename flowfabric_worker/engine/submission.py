@@ -23,7 +23,7 @@ from flowfabric_worker.engine.partitions import partition_of_names, partition_of
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
-from flowfabric_worker.engine.types.states import StateVector
+from flowfabric_worker.engine.types.states import PublicState, StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts
 
@@ -103,9 +103,12 @@ class Submission(EngineCore):
         if isinstance(reply, EngineError):
             return reply
         existing = execution_id(partition, reply[1])
-        # An id that was made for this very call cannot have existed: its first reply was lost.
-        if reply[0] == b"created" or (args.execution_id is None and existing.uuid == uuid):
+        if reply[0] == b"created":
             return Created(execution_id=existing, state=StateVector.parse(reply[2].decode()).public_state)
+        if args.execution_id is None and existing.uuid == uuid:
+            # The id was made for this call, so the first reply was lost. The state may have changed since the creation.
+            state = PublicState.DELAYED if args.delay or args.delay_until else PublicState.WAITING
+            return Created(execution_id=existing, state=state)
         return Duplicate(execution_id=existing, same_request=bool(reply[3]))
 
 

@@ -41,7 +41,7 @@ class Workers(EngineCore):
         if marked and self.partitions > 1:
             # The others tell the reason of those whose work they find, so it counts less than the mark itself.
             others = [partition for partition in range(self.partitions) if partition != _REGISTRY]
-            self.store.call_many([Call("note_death", partition, arguments) for partition in others])
+            self.call_many([Call("note_death", partition, arguments) for partition in others])
         return marked
 
     def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:

@@ -8,30 +8,35 @@ local function load_once(ctx, uuid, call_id)
   if not record then
     return nil, failure
   end
-  local before = ff.answer_before(record, call_id)
+  local before = ff.recall(record.answered, call_id)
   if before then
     return nil, before
   end
   return record
 end
 
--- cancel_execution: ends an execution in any phase. Arguments: uuid, reason, source. Answers: 'cancelled' and the phase
--- that it was in; of a cancelled one the same answer again.
+-- cancel_execution: ends an execution in any phase. Arguments: uuid, reason, source, call. Answers: 'cancelled', also of a
+-- cancelled one.
 ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
-  local record, failure = ff.load(ctx, args[1])
+  local record, answer = load_once(ctx, args[1], args[4])
   if not record then
-    return failure
+    return answer
   elseif record.words.outcome == 'cancelled' then
     return { 'cancelled' }
   elseif record.words.phase == 'terminal' then
     return ff.not_active(record)
   end
   local leased = record.words.leased
-  ff.finish(ctx, record, 'cancelled', { cancel_reason = args[2], cancelled_by = args[3] })
+  answer = { 'cancelled' }
+  ff.finish(ctx, record, 'cancelled', {
+    cancel_reason = args[2],
+    cancelled_by = args[3],
+    answered = ff.remember(record.answered, args[4], answer),
+  })
   if leased then
     ff.tell_holder(ctx, record)
   end
-  return { 'cancelled' }
+  return answer
 end)
 
 -- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, priority, call. Answers:
@@ -44,7 +49,7 @@ ff.register_single('change_priority', {}, function(ctx, args)
     return ff.failure('execution_not_eligible', args[1], record.words.public)
   end
   answer = { 'changed', record.priority }
-  ff.move(ctx, record, nil, { priority = tonumber(args[2]), answered = ff.remember_answer(args[3], answer) })
+  ff.move(ctx, record, nil, { priority = tonumber(args[2]), answered = ff.remember(record.answered, args[3], answer) })
   return answer
 end)
 
@@ -65,13 +70,13 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   local past = ff.archive(ctx, record, endings[record.words.outcome] or 'ended_failure')
   call(
     'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
-    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'last', 'retry_count', 'reclaim_count', 'revoke_reason',
+    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'retry_count', 'reclaim_count', 'revoke_reason',
     'attempt_started', 'attempt_ended'
   )
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
   answer = { 'replayed', ff.READY .. 'pending_replay_attempt' }
   ff.move(ctx, record, answer[2], {
-    answered = ff.remember_answer(args[2], answer),
+    answered = ff.remember(record.answered, args[2], answer),
     replay_count = replays + 1,
     place = ctx.now,
     attempts = past,
@@ -104,7 +109,7 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
   ff.move(ctx, record, ff.REVOKED, {
     revoke_reason = args[4],
     attempt_ended = ctx.now,
-    answered = ff.remember_answer(args[5], answer),
+    answered = ff.remember(record.answered, args[5], answer),
   })
   ff.tell_holder(ctx, record)
   return answer
@@ -116,12 +121,13 @@ ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
   local lane, call_id = args[1], args[2]
   local key = ctx.base .. ':lane:' .. lane
   local stored = call('HMGET', key, 'paused', 'answered')
-  if stored[1] then
-    return { stored[2] == call_id and 'ok' or 'already' }
+  local before = ff.recall(stored[2], call_id)
+  if before or stored[1] then
+    return before or { 'already' }
   end
   local parts = ff.unpack(lane)
   call('ZADD', ctx.base .. ':lanes', 0, ff.pack({ parts[1] }) .. parts[2])
-  call('HSET', key, 'paused', ctx.now, 'answered', call_id)
+  call('HSET', key, 'paused', ctx.now, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
   return { 'ok' }
 end)
 
@@ -129,11 +135,12 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   local lane, call_id = args[1], args[2]
   local key = ctx.base .. ':lane:' .. lane
   local stored = call('HMGET', key, 'paused', 'answered')
-  if not stored[1] then
-    return { stored[2] == call_id and 'ok' or 'already' }
+  local before = ff.recall(stored[2], call_id)
+  if before or not stored[1] then
+    return before or { 'already' }
   end
   call('HDEL', key, 'paused')
-  call('HSET', key, 'answered', call_id)
+  call('HSET', key, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
   local classes = ff.classes_of(ctx, lane)
   for _, class in ipairs(classes) do
     ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, 100 }
@@ -142,12 +149,12 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags. Answers: 'ok' number of tags, or
--- 'too_many' and what their number would be.
+-- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags, call. Answers: 'ok' number of tags,
+-- or 'too_many' and what their number would be.
 ff.register_single('set_tags', {}, function(ctx, args)
-  local record, failure = ff.load(ctx, args[1])
+  local record, answer = load_once(ctx, args[1], args[4])
   if not record then
-    return failure
+    return answer
   end
   local order, values = {}, {}
   for _, text in ipairs({ record.tags or '', args[2] }) do
@@ -168,13 +175,20 @@ ff.register_single('set_tags', {}, function(ctx, args)
     flat[#flat + 1] = name
     flat[#flat + 1] = values[name]
   end
-  ff.move(ctx, record, nil, { tags = ff.pack(flat) })
-  return { 'ok', #order }
+  answer = { 'ok', ff.text(#order) }
+  if ff.pack(flat) == record.tags then
+    return answer
+  end
+  ff.move(ctx, record, nil, { tags = ff.pack(flat), answered = ff.remember(record.answered, args[4], answer) })
+  return answer
 end)
 
 -- purge: removes an ended execution with everything it ever had, before its retention is over; a damaged one in any
--- phase. Arguments: uuid, pack{namespace}.
+-- phase. Arguments: uuid, pack{namespace}, call.
 ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
+  if ff.was_removed(ctx, args[3]) then
+    return { 'removed' }
+  end
   local record, failure = ff.found(ctx, args[1], ff.load)
   if not record and failure[2] ~= 'corruption' then
     return failure
@@ -185,5 +199,6 @@ ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
     return ff.failure('execution_not_terminal', args[1], record.words.public)
   end
   ff.remove(ctx, record)
-  return { 'purged' }
+  ff.remember_removal(ctx, args[3])
+  return { 'removed' }
 end)

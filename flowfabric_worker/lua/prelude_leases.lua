@@ -1,8 +1,58 @@
 -- Fourth part of what every stored function shares: what the holder of a lease must show, and what becomes of attempts.
 
--- Fences and repeats ------------------------------------------------------------------------------------------------
+-- Repeats -----------------------------------------------------------------------------------------------------------
 
--- What a call of the holder needs of a record: the core, and the operation that ended the last lease.
+-- Any call may come again after its reply was lost. What a call is about keeps the names of its last calls and what each
+-- was answered, as pack{call, pack(answer), call, pack(answer), ...}: a repeat gets that answer and changes nothing. A
+-- caller names each call; of the end of a lease the name is the operation and the fence.
+ff.CALLS_REMEMBERED = 8
+
+-- What a call was answered according to such a memory; nil when the call is new.
+function ff.recall(memory, call_id)
+  local parts = memory and ff.unpack(memory) or {}
+  for i = 1, #parts - 1, 2 do
+    if parts[i] == call_id then
+      return ff.unpack(parts[i + 1])
+    end
+  end
+  return nil
+end
+
+-- A memory with one more call; of more than the last ones the oldest is forgotten.
+function ff.remember(memory, call_id, answer)
+  local parts = memory and ff.unpack(memory) or {}
+  for _ = ff.CALLS_REMEMBERED, #parts / 2 do
+    table.remove(parts, 1)
+    table.remove(parts, 1)
+  end
+  parts[#parts + 1] = call_id
+  parts[#parts + 1] = ff.pack(answer)
+  return ff.pack(parts)
+end
+
+-- What is removed cannot remember its removal, so the partition does.
+function ff.was_removed(ctx, call_id)
+  return ff.recall(call('HGET', ctx.base .. ':meta', 'removed'), call_id) ~= nil
+end
+
+function ff.remember_removal(ctx, call_id)
+  local meta = ctx.base .. ':meta'
+  call('HSET', meta, 'removed', ff.remember(call('HGET', meta, 'removed'), call_id, { 'removed' }))
+end
+
+-- How the end of a lease is named.
+local function end_of(ending, fence)
+  return ending .. ' ' .. fence
+end
+
+-- The memory of a record's ended leases with one more.
+function ff.remember_end(record, ending, fence, answer)
+  return ff.remember(record.last, end_of(ending, fence), answer)
+end
+
+-- Fences ------------------------------------------------------------------------------------------------------------
+
+-- What a call of the holder needs of a record: the core, and the operations that ended the last leases.
 local FENCED = ff.joined({ ff.CORE, { 'last' } })
 
 -- A fence is '<lease id>:<epoch>:<attempt id>'.
@@ -20,19 +70,18 @@ function ff.not_active(record)
 end
 
 -- The checks of every call that a lease holder makes, in their order: exists, repeated, active, revoked, expired,
--- identity. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease.
-function ff.fenced(ctx, uuid, fence, ending, fields)
+-- identity. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease; of another
+-- one that changes something `call_id` is the call's name, and `fields` hold `reported`.
+function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
   local record, failure = ff.load(ctx, uuid, fields or FENCED)
   if not record then
     return nil, failure
   end
-  if ending and record.last then
-    local mark = ending .. '|' .. fence .. '|'
-    if string.sub(record.last, 1, #mark) == mark then
-      return nil, ff.unpack(string.sub(record.last, #mark + 1))
-    end
-  end
-  if record.words.phase ~= 'active' then
+  local before = ending and record.last and ff.recall(record.last, end_of(ending, fence))
+    or call_id and ff.recall(record.reported, call_id)
+  if before then
+    return nil, before
+  elseif record.words.phase ~= 'active' then
     return nil, ff.not_active(record)
   elseif record.words.ownership == 'lease_revoked' then
     return nil, ff.failure('lease_revoked', uuid)
@@ -42,25 +91,6 @@ function ff.fenced(ctx, uuid, fence, ending, fields)
     return nil, ff.failure('stale_lease', uuid)
   end
   return record
-end
-
--- What the field `last` keeps of an operation that ended a lease, so that its repeat gets the same answer.
-function ff.remembered(ending, fence, answer)
-  return ending .. '|' .. fence .. '|' .. ff.pack(answer)
-end
-
--- The same for a call without a lease: the field `answered` keeps it under the name that the caller gave the call.
-function ff.remember_answer(call_id, answer)
-  return call_id .. '|' .. ff.pack(answer)
-end
-
--- What a call of that name was answered; nil when it is new.
-function ff.answer_before(record, call_id)
-  local mark = call_id .. '|'
-  if record.answered and string.sub(record.answered, 1, #mark) == mark then
-    return ff.unpack(string.sub(record.answered, #mark + 1))
-  end
-  return nil
 end
 
 -- Failing -----------------------------------------------------------------------------------------------------------
@@ -104,7 +134,7 @@ function ff.fail_attempt(ctx, record, failed)
     local at = ctx.now + (failed.after or ff.backoff(policy, retries, failed.draw))
     answer = { 'retry', ff.text(at) }
     changes.retry_count = retries + 1
-    changes.last = failed.fence and ff.remembered('fail', failed.fence, answer) or nil
+    changes.last = failed.fence and ff.remember_end(record, 'fail', failed.fence, answer)
     if at > ctx.now then
       changes.delay_until = at
       ff.move(ctx, record, ff.BACKOFF .. 'pending_retry_attempt', changes)
@@ -115,7 +145,7 @@ function ff.fail_attempt(ctx, record, failed)
   end
   local outcome = failed.class == 'cancelled' and 'cancelled' or 'failed'
   answer = { outcome }
-  changes.last = failed.fence and ff.remembered('fail', failed.fence, answer) or nil
+  changes.last = failed.fence and ff.remember_end(record, 'fail', failed.fence, answer)
   ff.finish(ctx, record, outcome, changes)
   return answer
 end

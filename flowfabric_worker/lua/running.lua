@@ -13,9 +13,12 @@ ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
   end)
 end)
 
--- progress: how far the handler is. Arguments: uuid, fence, percent or '', '=' + message or ''.
+-- What a call of the holder needs that ends no lease: `reported` remembers those calls.
+local REPORTING = ff.joined({ ff.CORE, { 'reported', 'steps', 'journal_bytes' } })
+
+-- progress: how far the handler is. Arguments: uuid, fence, percent or '', '=' + message or '', call.
 ff.register_single('progress', { 'allow-oom' }, function(ctx, args)
-  local record, answer = ff.fenced(ctx, args[1], args[2])
+  local record, answer = ff.fenced(ctx, args[1], args[2], nil, REPORTING, args[5])
   if not record then
     return answer
   end
@@ -28,6 +31,7 @@ ff.register_single('progress', { 'allow-oom' }, function(ctx, args)
   end
   if next(changes) then
     changes.progress_at = ctx.now
+    changes.reported = ff.remember(record.reported, args[5], { 'ok' })
     ff.move(ctx, record, nil, changes)
   end
   return { 'ok' }
@@ -42,7 +46,7 @@ ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
       return answer
     end
     answer = { 'completed' }
-    ff.finish(ctx, record, 'success', { result = result, last = ff.remembered('complete', fence, answer) })
+    ff.finish(ctx, record, 'success', { result = result, last = ff.remember_end(record, 'complete', fence, answer) })
     return answer
   end)
 end)
@@ -76,7 +80,7 @@ ff.register_single('cancel', { 'allow-oom' }, function(ctx, args)
   ff.finish(ctx, record, 'cancelled', {
     cancel_reason = args[3],
     cancelled_by = 'lease_holder',
-    last = ff.remembered('cancel', args[2], answer),
+    last = ff.remember_end(record, 'cancel', args[2], answer),
   })
   return answer
 end)
@@ -84,7 +88,7 @@ end)
 -- The attempt stops here and goes on later: at a moment, or at once when that moment is past.
 local function interrupt(ctx, record, ending, fence, until_ms)
   local answer = { 'ok' }
-  local changes = { last = ff.remembered(ending, fence, answer) }
+  local changes = { last = ff.remember_end(record, ending, fence, answer) }
   if until_ms and until_ms > ctx.now then
     changes.delay_until = until_ms
     ff.move(ctx, record, ff.DELAYED .. 'attempt_interrupted', changes)
@@ -141,19 +145,17 @@ ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
-local STEPS = ff.joined({ ff.CORE, { 'steps', 'journal_bytes', 'answered' } })
-
 -- record_step: the result of a step, kept for every later run; the first one stands.
 -- Arguments: uuid, fence, name, value, most steps, most bytes, call. Answers: 'recorded' or 'known', and the value that stands.
 ff.register_single('record_step', {}, function(ctx, args)
   local name, value = args[3], args[4]
-  local record, answer = ff.fenced(ctx, args[1], args[2], nil, STEPS)
-  if not record then
+  local record, answer = ff.fenced(ctx, args[1], args[2], nil, REPORTING, args[7])
+  if not record and answer[1] ~= 'recorded' then
     return answer
   end
-  local known = call('HGET', record.key, 'step:' .. name)
-  if known then
-    return { record.answered == args[7] and 'recorded' or 'known', known }
+  local known = call('HGET', ff.record_key(ctx, args[1]), 'step:' .. name)
+  if known or not record then
+    return { record and 'known' or 'recorded', known or value }
   end
   local steps = tonumber(record.steps or '0') + 1
   local bytes = tonumber(record.journal_bytes or '0') + #name + #value
@@ -165,7 +167,7 @@ ff.register_single('record_step', {}, function(ctx, args)
     journal_bytes = bytes,
     ['step#' .. steps] = name,
     ['step:' .. name] = value,
-    answered = args[7],
+    reported = ff.remember(record.reported, args[7], { 'recorded' }),
   })
   return { 'recorded', value }
 end)

@@ -1,11 +1,10 @@
 -- schedules: work that submits itself. When it does is the callers' business: here ticks are only moments, each of them
 -- submitted once. A schedule is pack{namespace} and its name, and lies in the partition that this name gives it.
 
--- An entry is pack{last tick, last submitted tick, paused since, first seen, next tick, about, ticked by, operated by,
--- missed}: moments, '' for none; pack{spec, task, lane}; two calls with what they answered, to answer them again; and
--- how many ticks were missed. An entry of an older release ends before `missed`.
-local FIELDS = { 'last', 'submitted', 'paused', 'since', 'next', 'about', 'ticked_by', 'operated_by', 'missed' }
-local LEAST_FIELDS = 8
+-- An entry is pack{last tick, last submitted tick, paused since, first seen, next tick, about, answered, missed}: moments,
+-- '' for none; pack{spec, task, lane}; what its last calls were answered; and how many ticks were missed. What a newer
+-- release wrote behind is kept.
+local FIELDS = { 'last', 'submitted', 'paused', 'since', 'next', 'about', 'answered', 'missed' }
 
 -- How many schedules and executions one call of tick_schedules handles: about 3 ms of the server's time.
 local MOST_TICKED = 100
@@ -16,12 +15,12 @@ local function parse(schedule, stored)
     return false
   end
   local parts = ff.unpack(stored)
-  if not parts or #parts < LEAST_FIELDS or not tonumber(parts[1]) or not tonumber(parts[4]) then
+  if not parts or #parts < #FIELDS or not tonumber(parts[1]) or not tonumber(parts[4]) then
     return nil, ff.failure('corruption', '', 'schedule ' .. ff.behind_first(schedule))
   end
-  local entry = { missed = '0' }
+  local entry = { parts = parts }
   for i, field in ipairs(FIELDS) do
-    entry[field] = parts[i] or entry[field]
+    entry[field] = parts[i]
   end
   return entry
 end
@@ -31,7 +30,7 @@ local function read(ctx, schedule)
 end
 
 local function packed(entry)
-  local parts = {}
+  local parts = entry.parts or {}
   for i, field in ipairs(FIELDS) do
     parts[i] = entry[field]
   end
@@ -78,23 +77,23 @@ local function submit(ctx, args, it, entry)
   entry.last, entry.next, entry.about = it.last, it.following, it.about
   entry.submitted = it.count > 0 and it.last or entry.submitted
   entry.missed = ff.text(tonumber(entry.missed) + it.missed)
-  entry.ticked_by = 'ticked ' .. it.call_id
+  entry.answered = ff.remember(entry.answered, it.call_id, { 'ticked' })
   return { 'ticked', carried(args, it.first, it.count) }, entry
 end
 
 -- Handles one item; answers it, and the entry if that has to be written.
 local function tick(ctx, args, it, entry)
-  if entry and entry.ticked_by == 'registered ' .. it.call_id then
-    return { 'registered', entry.since }
-  elseif entry and entry.ticked_by == 'ticked ' .. it.call_id then
-    return { 'ticked', carried(args, it.first, it.count) }
+  local before = entry and ff.recall(entry.answered, it.call_id)
+  if before then
+    return before[1] == 'ticked' and { 'ticked', carried(args, it.first, it.count) } or before
   elseif it.last ~= '' and tonumber(it.last) > ctx.now then
     return ff.failure('tick_not_due', (ff.behind_first(it.schedule)), it.last)
   elseif not entry then
     local now = ctx.now_text
-    return { 'registered', now }, {
+    local answer = { 'registered', now }
+    return answer, {
       last = now, submitted = '', paused = '', since = now, next = it.following, about = it.about,
-      ticked_by = 'registered ' .. it.call_id, operated_by = '', missed = '0',
+      answered = ff.remember(nil, it.call_id, answer), missed = '0',
     }
   elseif it.last == '' then
     entry.next, entry.about = it.following, it.about
@@ -173,15 +172,17 @@ local function operate(ctx, schedule, call_id, paused)
   local entry, failure = known(ctx, schedule)
   if not entry then
     return failure
-  elseif (entry.paused ~= '') == paused then
-    return { entry.operated_by == call_id and 'ok' or 'already' }
+  end
+  local before = ff.recall(entry.answered, call_id)
+  if before or (entry.paused ~= '') == paused then
+    return before or { 'already' }
   end
   entry.paused = paused and ctx.now_text or ''
   if not paused then
     -- What it would have done meanwhile is not made up for.
     entry.last = ff.text(math.max(tonumber(entry.last), ctx.now))
   end
-  entry.operated_by = call_id
+  entry.answered = ff.remember(entry.answered, call_id, { 'ok' })
   call('HSET', ctx.base .. ':schedule', schedule, packed(entry))
   return { 'ok' }
 end
@@ -195,12 +196,15 @@ ff.register('resume_schedule', { 'allow-oom' }, function(ctx, args)
   return operate(ctx, args[1], args[2], false)
 end)
 
--- remove_schedule: forgets a schedule, also a damaged one. Argument: schedule.
+-- remove_schedule: forgets a schedule, also a damaged one. Arguments: schedule, call.
 ff.register('remove_schedule', { 'allow-oom' }, function(ctx, args)
-  if call('ZREM', ctx.base .. ':schedules', args[1]) == 0 then
+  if ff.was_removed(ctx, args[2]) then
+    return { 'removed' }
+  elseif call('ZREM', ctx.base .. ':schedules', args[1]) == 0 then
     return ff.failure('schedule_not_found', (ff.behind_first(args[1])))
   end
   call('HDEL', ctx.base .. ':schedule', args[1])
+  ff.remember_removal(ctx, args[2])
   return { 'removed' }
 end)
 

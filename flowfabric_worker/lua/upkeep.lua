@@ -191,15 +191,16 @@ end
 -- run_upkeep: Arguments: most entries to handle, call. Answers: how many were handled, now, next due moment.
 ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   local meta = ctx.base .. ':meta'
-  local before = string.match(call('HGET', meta, 'upkeep') or '', '^' .. args[2] .. ' (%d+)$')
+  local memory = call('HGET', meta, 'upkeep')
+  local before = ff.recall(memory, args[2])
   if before then
-    return { tonumber(before), ctx.now, ff.next_due_or_removal(ctx) or false }
+    return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false }
   end
   local limit = tonumber(args[1])
   local handled = ff.run_due(ctx, limit)
   handled = handled + ff.run_removals(ctx, rest_of(limit, handled))
   if handled > 0 then
-    call('HSET', meta, 'upkeep', args[2] .. ' ' .. handled)
+    call('HSET', meta, 'upkeep', ff.remember(memory, args[2], { ff.text(handled) }))
   end
   ff.flush(ctx)
   return { handled, ctx.now, ff.next_due_or_removal(ctx) or false }
@@ -211,10 +212,11 @@ ff.register('prepare', {}, function(ctx, args)
   local meta = ctx.base .. ':meta'
   local new = call('HSETNX', meta, 'major', args[1])
   if new == 1 then
-    call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now, 'created_by', args[4])
+    call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now)
+    call('HSET', meta, 'prepared', ff.remember(nil, args[4], { 'prepared' }))
   end
-  local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'created_by')
-  return { stored[4] == args[4] and 'prepared' or 'known', stored[1], stored[2], stored[3] }
+  local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'prepared')
+  return { ff.recall(stored[4], args[4]) and 'prepared' or 'known', stored[1], stored[2], stored[3] }
 end)
 
 -- set_clock: stops the clock at a moment, in a store for tests. Argument: ms, or '' for the real clock again.
@@ -234,7 +236,7 @@ end)
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters', ':claims',
   ':feed', ':workers', ':worker', ':schedules',
-  ':schedule', ':meta',
+  ':schedule', ':leaders', ':leader', ':meta',
 }
 
 -- Removes what an index names, at most `limit` members at a time; answers whether that was all.

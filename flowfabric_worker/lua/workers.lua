@@ -1,12 +1,15 @@
--- workers: who is alive and what it offers. A worker is pack{namespace} and its instance id; what
--- it says of itself is opaque here.
+-- workers: who is alive and what it offers. A worker is pack{namespace} and its instance id; of what it says of itself
+-- only the first part is read here, its worker id.
 
 -- How long a worker that no longer answers stays listed.
 local REMEMBERED = ff.DAY
 
--- An entry is pack{expires-at, reason of death, registered-at, what it says of itself, the call that wrote it}.
+-- An entry is pack{expires-at, reason of death, registered-at, what it says of itself, what its last calls were answered}.
+-- What a newer release wrote behind is kept.
 local function write(ctx, worker, entry)
-  local parts = { ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about, entry.call }
+  local parts = entry.parts or {}
+  parts[1], parts[2], parts[3] = ff.text(entry.expires), entry.died, ff.text(entry.since)
+  parts[4], parts[5] = entry.about, entry.answered
   call('HSET', ctx.base .. ':worker', worker, ff.pack(parts))
   ff.due_at(ctx, 'retention', 'w' .. worker, entry.expires + REMEMBERED)
 end
@@ -18,28 +21,34 @@ local function read(ctx, worker)
     return nil, ff.failure('worker_not_found', (ff.behind_first(worker)))
   end
   local parts = ff.unpack(stored)
-  if not parts or #parts ~= 5 or not tonumber(parts[1]) or not tonumber(parts[3]) then
+  if not parts or #parts < 5 or not tonumber(parts[1]) or not tonumber(parts[3]) then
     return nil, ff.failure('corruption', '', 'worker ' .. ff.behind_first(worker))
   end
-  return { expires = tonumber(parts[1]), died = parts[2], since = tonumber(parts[3]), about = parts[4], call = parts[5] }
+  return {
+    parts = parts, expires = tonumber(parts[1]), died = parts[2], since = tonumber(parts[3]), about = parts[4],
+    answered = parts[5],
+  }
 end
 
 -- register_worker: Arguments: worker, what it says of itself, alive for ms, call. Answers: 'registered' or 'refreshed'.
 ff.register('register_worker', { 'allow-oom' }, function(ctx, args)
   local known = read(ctx, args[1])
-  if known and known.call == 'registered ' .. args[4] then
-    return { 'registered' }
+  local before = known and ff.recall(known.answered, args[4])
+  if before then
+    return before
   end
+  local alive = known and known.died == '' and known.expires > ctx.now
+  if alive and ff.unpack(known.about)[1] ~= ff.unpack(args[2])[1] then
+    return ff.failure('instance_of_other_worker', (ff.behind_first(args[1])), ff.unpack(known.about)[1])
+  end
+  local answer = { known and 'refreshed' or 'registered' }
+  local entry = known or { since = ctx.now }
+  entry.expires, entry.died, entry.about = ctx.now + tonumber(args[3]), '', args[2]
+  entry.answered = ff.remember(entry.answered, args[4], answer)
   call('ZADD', ctx.base .. ':workers', 0, args[1])
-  write(ctx, args[1], {
-    expires = ctx.now + tonumber(args[3]),
-    died = '',
-    since = known and known.since or ctx.now,
-    about = args[2],
-    call = known and '' or 'registered ' .. args[4],
-  })
+  write(ctx, args[1], entry)
   ff.flush(ctx)
-  return { known and 'refreshed' or 'registered' }
+  return answer
 end)
 
 -- heartbeat_worker: Arguments: worker, alive for ms. Answers: 'ok' expires-at.
@@ -61,12 +70,14 @@ ff.register('mark_worker_dead', { 'allow-oom' }, function(ctx, args)
   local entry, failure = read(ctx, args[1])
   if not entry then
     return failure
-  elseif entry.died ~= '' then
-    return { entry.call == 'marked ' .. args[3] and 'marked' or 'already' }
+  end
+  local before = ff.recall(entry.answered, args[3])
+  if before or entry.died ~= '' then
+    return before or { 'already' }
   end
   entry.expires = math.min(entry.expires, ctx.now)
   entry.died = args[2]
-  entry.call = 'marked ' .. args[3]
+  entry.answered = ff.remember(entry.answered, args[3], { 'marked' })
   write(ctx, args[1], entry)
   ff.flush(ctx)
   return { 'marked' }
@@ -74,7 +85,8 @@ end)
 
 -- note_death: tells a partition that does not keep the registry why a worker died. Arguments: worker, reason, call.
 ff.register('note_death', { 'allow-oom' }, function(ctx, args)
-  write(ctx, args[1], { expires = ctx.now, died = args[2], since = ctx.now, about = '', call = 'marked ' .. args[3] })
+  local answered = ff.remember(nil, args[3], { 'ok' })
+  write(ctx, args[1], { expires = ctx.now, died = args[2], since = ctx.now, about = '', answered = answered })
   ff.flush(ctx)
   return { 'ok' }
 end)

@@ -39,11 +39,12 @@ class LosingStore(Store):
         self.lost = 0
         self._loses = False
         self._seen: set[Hashable] = set()
+        self._meanwhile: Callable[[], object] | None = None
 
     @contextmanager
-    def losing(self) -> Iterator[None]:
-        """Loses replies for the length of a block."""
-        self._loses, self._seen = True, set()
+    def losing(self, meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
+        """Lose replies for the length of a block; after the first one, call `meanwhile` before its call comes again."""
+        self._loses, self._seen, self._meanwhile = True, set(), meanwhile
         try:
             yield
         finally:
@@ -55,6 +56,10 @@ class LosingStore(Store):
             return False
         self._seen.add(call)
         self.lost += 1
+        if self._meanwhile is not None:
+            meanwhile, self._meanwhile, self._loses = self._meanwhile, None, False
+            meanwhile()
+            self._loses = True
         return True
 
     def _maybe(self, run: Callable[[], T], *call: Hashable) -> T:

@@ -183,6 +183,13 @@ def _resume_lane(engine: Engine) -> Act:
     return lambda: engine.resume_lane(LANE)
 
 
+def _resume_schedule(engine: Engine) -> Act:
+    engine.tick_schedule(beat())
+    engine.pause_schedule("beat")
+    engine.set_clock(START + 3 * SECOND)
+    return lambda: engine.resume_schedule("beat")
+
+
 def _upkeep(engine: Engine) -> Act:
     created(engine, delay=SECOND)
     engine.set_clock(START + SECOND)
@@ -280,7 +287,7 @@ OPERATIONS: dict[str, Arrange] = {
     ),
     "list_schedules": _scheduled(lambda engine: engine.list_schedules()),
     "pause_schedule": _scheduled(lambda engine: engine.pause_schedule("beat")),
-    "resume_schedule": _scheduled(lambda engine: (engine.pause_schedule("beat"), engine.resume_schedule("beat"))),
+    "resume_schedule": _resume_schedule,
     "remove_schedule": _scheduled(lambda engine: engine.remove_schedule("beat"), ticked=True),
     "list_expired_leases": _expired_leases,
     "describe_execution": _held(lambda engine, claimed: engine.describe_execution(claimed.execution_id)),

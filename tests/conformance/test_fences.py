@@ -108,9 +108,19 @@ def test_an_ending_is_answered_again_while_the_next_worker_runs(
 
 
 @handing_back
-def test_an_ending_is_not_answered_again_once_the_next_lease_ended(engine: Engine, operation: Operation) -> None:
+def test_an_ending_is_answered_again_after_seven_more_leases_ended(
+    engine: Engine, clock: Clock, dump: Dump, operation: Operation
+) -> None:
     handle = running(engine, policy=RETRYING).handle
-    operation(engine, handle)
+    answer = operation(engine, handle)
+    clock.move(timedelta(minutes=1))
+    for _ in range(7):
+        engine.release(claim_one(engine, handle.lane, worker="w2").handle)
+    before = dump()
+
+    assert operation(engine, handle) == answer
+    assert dump() == before
+
     engine.complete(claim_one(engine, handle.lane, worker="w2").handle)
     with refused("execution_not_active"):
         operation(engine, handle)

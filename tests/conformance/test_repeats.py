@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -12,10 +13,12 @@ from flowfabric_worker.engine import claiming, core, ids, listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.operating import ChangePriorityArgs
 from flowfabric_worker.engine.types.submission import Created, Duplicate
 from tests.conformance.losing import LosingStore, empty_store_beside
+from tests.conformance.meanwhile import MEANWHILE
 from tests.conformance.operations import OPERATIONS, START
-from tests.conformance.work import creation
+from tests.conformance.work import created, creation, info_of
 from tests.dumping import dump_of
 
 # What a store holds does not depend on their number, and each of them loses its replies too.
@@ -32,9 +35,17 @@ def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome_of(
-    engine: Engine, case: str, monkeypatch: pytest.MonkeyPatch, *, losing: bool
+    engine: Engine,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    losing: bool,
+    meanwhile: Callable[[Engine], object] = lambda _: None,
 ) -> tuple[Any, dict[str, Any], int]:
-    """What an operation answers on an empty store, what the store then holds, and how many replies were lost."""
+    """Return what an operation answers on an empty store, what the store then holds, and how many replies were lost.
+
+    Something else happens after the operation; if its reply is lost, before it is sent again.
+    """
     fixed_ids(monkeypatch)
     store = LosingStore(empty_store_beside(engine))
     partitions = min(engine.partitions, MOST_PARTITIONS)
@@ -43,10 +54,11 @@ def outcome_of(
     tried.set_clock(START)
     act = OPERATIONS[case](tried)
     if losing:
-        with store.losing():
+        with store.losing(lambda: meanwhile(tried)):
             answer = act()
     else:
         answer = act()
+        meanwhile(tried)
     tried.close()
     return answer, held_by(store), store.lost
 
@@ -76,6 +88,37 @@ def test_an_operation_whose_replies_are_lost_answers_and_does_the_same(
     assert repr(again) == repr(answer)
     assert held_again == held
     assert lost or case in ASKS_NO_STORE
+
+
+@pytest.mark.parametrize(("case", "meanwhile"), MEANWHILE)
+def test_a_call_that_comes_again_leaves_what_happened_meanwhile_alone(
+    engine: Engine, case: str, meanwhile: Callable[[Engine], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, held, _ = outcome_of(engine, case, monkeypatch, losing=False, meanwhile=meanwhile)
+    again, held_again, lost = outcome_of(engine, case, monkeypatch, losing=True, meanwhile=meanwhile)
+
+    assert repr(again) == repr(answer)
+    assert held_again == held
+    assert lost
+
+
+def test_the_last_eight_calls_of_an_execution_are_answered_again(engine: Engine) -> None:
+    execution = created(engine)
+    store = LosingStore(engine.store)
+    tried = Engine(lambda: (store, None))
+    tried.prepare()
+
+    def change(times: int) -> None:
+        for priority in range(times):
+            engine.change_priority(ChangePriorityArgs(execution_id=execution, priority=priority))
+
+    with store.losing(lambda: change(7)):
+        tried.change_priority(ChangePriorityArgs(execution_id=execution, priority=99))
+    assert info_of(engine, execution).priority == 6
+
+    with store.losing(lambda: change(8)):
+        tried.change_priority(ChangePriorityArgs(execution_id=execution, priority=99))
+    assert info_of(engine, execution).priority == 99
 
 
 def test_a_creation_under_the_callers_own_id_is_repeated_by_that_id(engine: Engine) -> None:
