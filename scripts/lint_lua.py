@@ -37,7 +37,8 @@ FORBIDDEN_LIBRARIES: Final[dict[str, str]] = {
     "bit": "fakeredis has none; use arithmetic",
     "struct": "fakeredis has none; pass arrays of strings",
 }
-SHARED_API: Final = frozenset({"call", "pcall", "error_reply", "status_reply", "register_function"})
+# fakeredis has no acl_check_cmd; who uses it looks whether it is there.
+SHARED_API: Final = frozenset({"call", "pcall", "error_reply", "status_reply", "register_function", "acl_check_cmd"})
 RANKED: Final = frozenset({"LRANGE", "ZRANGE", "ZREVRANGE", "ZREMRANGEBYRANK"})
 LIMITED: Final = frozenset({"ZRANGEBYSCORE", "ZREVRANGEBYSCORE", "ZRANGEBYLEX", "ZREVRANGEBYLEX"})
 COUNTED: Final = frozenset({"XRANGE", "XREVRANGE", "XREAD", "XPENDING"})

@@ -32,7 +32,6 @@ _CLOCK_READINGS: Final = 5
 _ADVICE: Final = {
     "transport": "See whether the server runs, and whether host and port of the URL are right.",
     "store_timeout": "See whether the server is overloaded, and whether a firewall swallows the connection.",
-    "permission_denied": "ACL SETUSER grants rights; they are needed for the keys and channels of the URL's prefix.",
     "store_busy": "Wait until the server has loaded its data or the failover is over.",
 }
 
@@ -78,7 +77,10 @@ def _look(client: Client) -> Iterator[Finding]:
     engine = client.engine
     prepared = engine.prepare()
     yield Finding(what="store", text=f"{prepared.product} {prepared.version}, reachable")
-    yield Finding(what="functions", text=f"of release {__version__}, {'loaded now' if prepared.loaded else 'loaded'}")
+    # Preparing has asked each of them: slots that move to another server do not take the functions along.
+    places = f" on {prepared.servers} servers" if prepared.servers > 1 else ""
+    loaded = "loaded now" if prepared.loaded else "loaded"
+    yield Finding(what="functions", text=f"of release {__version__}, {loaded}{places}")
     partitions = f"{prepared.partitions} partition{'s' if prepared.partitions != 1 else ''}"
     yield Finding(what="set-up", text=f"{partitions}, set up now" if prepared.created else partitions)
     yield from (Finding(what="warning", text=warning) for warning in prepared.warnings)

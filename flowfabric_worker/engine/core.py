@@ -147,9 +147,12 @@ class EngineCore:
 
         Raises:
             ConflictError: `configuration_mismatch`.
+            TransportError: `permission_denied`, the store's user lacks a right that will be needed.
             UnavailableError: `store_not_supported`, a newer major of the contract wrote it.
         """
         store = self.store
+        # Before anything is written: what is refused in the middle of a function leaves half of its work behind.
+        self.persist(store.check_rights)
         wanted = self._wanted_partitions or store.default_partitions
         status, major, count, stored_testing = self._prepare_partition(0, wanted, testing)
         if int(major) > CONTRACT_MAJOR:

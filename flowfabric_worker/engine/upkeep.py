@@ -29,6 +29,7 @@ class Upkeep(EngineCore):
             product=info.product,
             version=info.version,
             warnings=info.warnings,
+            servers=info.servers,
         )
 
     def prune_libraries(self) -> tuple[str, ...]:

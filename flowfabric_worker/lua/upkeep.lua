@@ -206,6 +206,30 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   return { handled, ctx.now, ff.next_due_or_removal(ctx) or false }
 end)
 
+-- check_rights: says what the caller may not do. Arguments: a key, a channel, then commands by name, with the subcommand
+-- behind a space. It touches no key, so it needs none. Answers: the commands that the caller may not use, or not on that
+-- key or channel.
+redis.register_function({
+  function_name = '@NAMES@check_rights',
+  callback = function(_, args)
+    -- fakeredis has no users, and so does not know this function.
+    local acl_check_cmd = redis.acl_check_cmd
+    if not acl_check_cmd then
+      return {}
+    end
+    local refused = {}
+    for i = 3, #args do
+      local name, subcommand = string.match(args[i], '^(%S+) ?(%S*)$')
+      local on = (name == 'PUBLISH' or name == 'SUBSCRIBE') and args[2] or args[1]
+      if not acl_check_cmd(name, subcommand ~= '' and subcommand or on) then
+        refused[#refused + 1] = args[i]
+      end
+    end
+    return refused
+  end,
+  flags = { 'no-writes' },
+})
+
 -- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call.
 -- Answers: 'prepared' or 'known', then major, partitions, '1' for tests as they are stored.
 ff.register('prepare', {}, function(ctx, args)

@@ -71,6 +71,9 @@ class LosingStore(Store):
     def install(self) -> bool:
         return self._maybe(self.behind.install, "install")
 
+    def check_rights(self) -> None:
+        self._maybe(self.behind.check_rights, "check_rights")
+
     def other_releases(self) -> tuple[str, ...]:
         return self._maybe(self.behind.other_releases, "other_releases")
 

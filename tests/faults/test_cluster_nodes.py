@@ -135,7 +135,9 @@ def test_preparing_installs_the_functions_on_every_primary_of_this_moment(
         (partition, *_) = served_by(engine, own_cluster.nodes[0])
         take_over(newcomer, own_cluster.nodes[0], partition)
 
-        assert engine.prepare().loaded
+        prepared = engine.prepare()
+        assert prepared.loaded
+        assert prepared.servers == 4
         assert all(has_functions(node) for node in [*own_cluster.nodes, newcomer])
         assert not engine.prepare().loaded
 

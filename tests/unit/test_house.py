@@ -59,7 +59,7 @@ BAD_LUA = {
     "a library under another name": ("local pack = struct", "struct is used"),
     "a hash function": ("return redis.sha1hex(text)", "redis.sha1hex is used"),
     "a log line": ("redis.log(2, 'x')", "redis.log is used"),
-    "a member by its text": ("redis['call']('TIME')", "keep to call"),
+    "a member by its text": ("redis['call']('TIME')", "keep to acl_check_cmd"),
     "Valkey's own name": ("server.call('TIME')", "only Valkey knows `server`"),
     "a call under another name": ("local run = redis.call", "redis.call is renamed run"),
 }

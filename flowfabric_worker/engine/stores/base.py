@@ -35,6 +35,7 @@ class StoreInfo:
     """What a store says of itself, and what an operator should know of it.
 
     Attributes:
+        servers: how many servers hold its partitions now.
         calls: functions that its servers have run since they started; 0 where they do not tell.
         busy_us: microseconds that those took.
     """
@@ -42,6 +43,7 @@ class StoreInfo:
     product: str
     version: str
     warnings: tuple[str, ...] = ()
+    servers: int = 1
     calls: int = 0
     busy_us: int = 0
 
@@ -82,6 +84,14 @@ class Store(ABC):
         Raises:
             UnavailableError: `store_not_supported`, the server is too old or set up to lose data.
             TransportError: unreachable, wrong password, or no right to install functions.
+        """
+
+    @abstractmethod
+    def check_rights(self) -> None:
+        """Return if this store's user may do everything that the stored functions and this store will do.
+
+        Raises:
+            TransportError: `permission_denied`; the message says what to grant.
         """
 
     @abstractmethod

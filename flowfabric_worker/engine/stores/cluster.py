@@ -17,7 +17,7 @@ from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, R
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.side_by_side import as_they_end
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
-from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
 
 T = TypeVar("T")
 _Range: TypeAlias = tuple[int, int, Pool]
@@ -155,10 +155,15 @@ class ClusterStore(ValkeyStore):
         self._asked.add(pool)
         try:
             with self.translated():
-                state, slots = self._exchange(pool, [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")], CALL_TIMEOUT)
+                commands: list[Command] = [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")]
+                state, slots = self._exchange(pool, commands, CALL_TIMEOUT, keep_errors=True)
+                if isinstance(slots, redis.RedisError):
+                    raise slots
         finally:
             self._asked.discard(pool)
-        return b"cluster_state:ok" in state, self._ranges_in(slots, pool)
+        # A user without the right to ask for the state goes where the node says.
+        is_whole = isinstance(state, redis.RedisError) or b"cluster_state:ok" in state
+        return is_whole, self._ranges_in(slots, pool)
 
     def _forget_nodes(self) -> None:
         """Drop the connections to nodes that serve no slots any more."""

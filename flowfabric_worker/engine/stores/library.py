@@ -15,6 +15,7 @@ import attrs
 
 CONTRACT_MAJOR = 1
 _NAMES = "@NAMES@"
+_COMMAND = re.compile(r"\bcall(?:\(|, )'([A-Z]+)'|\bchunked\('([A-Z]+)'")
 _OURS = re.compile(r"ff[0-9]+_[0-9a-f]{12}")
 
 
@@ -25,10 +26,12 @@ class Library:
     Attributes:
         name: the library's name, `ff<major>_<hash>`.
         source: the Lua code with its header.
+        commands: what the functions do to a store, by the names of the server's commands.
     """
 
     name: str
     source: str
+    commands: tuple[str, ...] = ()
 
     def function(self, name: str) -> str:
         """The name under which the server knows a function."""
@@ -54,4 +57,5 @@ def library() -> Library:
     # Each room is a block of its own: Lua allows 200 local names in one.
     body = "".join(text if name.startswith("prelude") else f"\ndo\n{text}end\n" for name, text in lua_files())
     name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
-    return Library(name, f"#!lua name={name}\n{body.replace(_NAMES, name + '_')}")
+    commands = {called or chunked for called, chunked in _COMMAND.findall(body)}
+    return Library(name, f"#!lua name={name}\n{body.replace(_NAMES, name + '_')}", tuple(sorted(commands)))

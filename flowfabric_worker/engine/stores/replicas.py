@@ -20,6 +20,7 @@ from flowfabric_worker.engine.stores.library import lua_files
 
 # The marker is worth nothing once it is written, so it goes by itself.
 _MARKER_SECONDS = 60
+REPLICA_COMMANDS = ("SET", "WAIT")
 _READS = re.compile(r"ff\.register\('(\w+)', \{ 'no-writes' \}")
 
 

@@ -69,6 +69,7 @@ class SentinelStore(ValkeyStore):
         prefix: begins every key and channel.
         address: sentinels and service in words, without secrets.
         replicas: how many replicas must have what a call wrote before the call returns.
+        user: the user that calls the primary.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class SentinelStore(ValkeyStore):
         prefix: str = "ff",
         address: str = "",
         replicas: int = 0,
+        user: str = "default",
     ) -> None:
         super().__init__(sentinels[0], label="valkey+sentinel", prefix=prefix, address=address, replicas=replicas)
+        self._user = user
         self._sentinels = [_Sentinel(pool) for pool in sentinels]
         self._service = service
         self._pool_to = pool_to

@@ -40,7 +40,12 @@ def read_info(address: str, answers: Iterable[bytes]) -> StoreInfo:
     product, version = found[0]
     calls, busy_us = map(sum, zip(*spent, strict=True))
     return StoreInfo(
-        product=product, version=version, warnings=tuple(dict.fromkeys(warnings)), calls=calls, busy_us=busy_us
+        product=product,
+        version=version,
+        warnings=tuple(dict.fromkeys(warnings)),
+        servers=len(found),
+        calls=calls,
+        busy_us=busy_us,
     )
 
 

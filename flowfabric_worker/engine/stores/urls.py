@@ -280,6 +280,7 @@ def _open_sentinel(parts: SplitResult, options: _Options) -> Store:
         prefix=options.prefix,
         address=f"{hosts}/{service}",
         replicas=options.replicas,
+        user=unquote(parts.username) if parts.username else "default",
     )
 
 

@@ -20,7 +20,7 @@ from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, R
 from flowfabric_worker.engine.stores.driver_errors import is_missing_function, translate
 from flowfabric_worker.engine.stores.library import is_ours, library
 from flowfabric_worker.engine.stores.pool import Pool
-from flowfabric_worker.engine.stores.replicas import Replicas, reading_functions
+from flowfabric_worker.engine.stores.replicas import REPLICA_COMMANDS, Replicas, reading_functions
 from flowfabric_worker.engine.stores.server_info import read_info
 from flowfabric_worker.engine.stores.side_by_side import all_of, side_by_side
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
@@ -32,6 +32,10 @@ Command: TypeAlias = tuple[Argument, ...]
 # reply to come in time and for other clients to be served in between.
 _WINDOW_CALLS = 16
 _WINDOW_BYTES = 1024 * 1024
+
+
+# What this store does beside calling functions, in the words of a server.
+_OWN_COMMANDS = ("PING", "PUBLISH", "SUBSCRIBE")
 
 
 class ValkeyStore(Store):
@@ -52,6 +56,7 @@ class ValkeyStore(Store):
         self.prefix = prefix
         self.address = address or label
         self._pool = pool
+        self._user = pool.connection_kwargs.get("username") or "default"
         self._replicas = Replicas(replicas) if replicas else None
         self._functions: dict[str, str] = {}
 
@@ -69,6 +74,26 @@ class ValkeyStore(Store):
 
     def install(self) -> bool:
         return any(self._everywhere(self._load_into))
+
+    def check_rights(self) -> None:
+        refused = {name for names in self._everywhere(self._refused_by) for name in names}
+        if refused:
+            grants = " ".join(f"+{name.lower().replace(' ', '|')}" for name in sorted(refused))
+            raise TransportError(
+                "permission_denied",
+                f"The user of {self.address} lacks rights: {', '.join(sorted(refused))}. Grant them: ACL SETUSER "
+                f"{self._user} ~{self.prefix}:* &{self.prefix}:* {grants}",
+                backend=self.label,
+            )
+
+    def _refused_by(self, pool: Pool) -> list[str]:
+        """The commands that a server does not allow to this user, or not on this store's keys and channels."""
+        own = [*_OWN_COMMANDS, *(REPLICA_COMMANDS if self._replicas else ())]
+        name = library().function("check_rights")
+        sample = (self._key(0), self.channel("any"))
+        with self.translated():
+            reply = self._call_one(pool, ("FCALL", name, 0, *sample, *library().commands, *own), CALL_TIMEOUT)
+        return [command.decode() for command in reply]
 
     def other_releases(self) -> tuple[str, ...]:
         names = {name for found in self._everywhere(self._libraries_in) for name in found}

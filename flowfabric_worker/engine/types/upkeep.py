@@ -15,6 +15,7 @@ class PrepareResult:
         partitions: how many it has.
         testing: whether its clock can be set.
         warnings: what an operator should know.
+        servers: how many servers hold its partitions now; each has the functions.
     """
 
     created: bool
@@ -24,6 +25,7 @@ class PrepareResult:
     product: str
     version: str
     warnings: tuple[str, ...]
+    servers: int = 1
 
 
 @attrs.frozen(kw_only=True)
