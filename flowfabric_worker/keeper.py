@@ -179,7 +179,7 @@ class Keeper:
         oldest = self._holdings.oldest_unstarted()
         return oldest is not None and now() - max(oldest, self._offered_at) > RELEASE_UNSTARTED_AFTER
 
-    def _take_answers(self, batch: Sequence[Held], answers: Sequence[bool | EngineError]) -> None:
+    def _take_answers(self, batch: Sequence[Held], answers: Sequence[object]) -> None:
         for held, answer in zip(batch, answers, strict=True):
             if answer is True:
                 self._holdings.hand_over(held)

@@ -55,6 +55,7 @@ from flowfabric_worker.engine.types.running import (
     FailureReason,
     LeaseRenewal,
     StepRecord,
+    TerminalFailed,
 )
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
@@ -184,12 +185,23 @@ class EngineBackend(CoordinationBackend, HousekeepingBackend):
         raise UnavailableError("release")
 
     def release_many(
-        self, handles: Sequence[Handle], delay: timedelta | None = None, *, if_wanted: bool = False
-    ) -> list[bool | EngineError]:
-        """Hands many claims back in one round trip; with `if_wanted` only those that another worker waits for.
+        self,
+        handles: Sequence[Handle],
+        delay: timedelta | None = None,
+        *,
+        if_wanted: bool = False,
+        lost: str | None = None,
+    ) -> list[bool | TerminalFailed | EngineError]:
+        """Hand many claims back in one round trip.
+
+        Args:
+            if_wanted: only those that another worker waits for.
+            lost: why the runs are lost, as in "killed by SIGKILL". They count as reclaims then: the attempt is over,
+                the next claim begins another one, and an execution that was reclaimed too often ends failed.
 
         Returns:
-            Of each whether it was handed back; False of what nobody waits for, which the caller still holds.
+            For each claim True if it was handed back; False if no worker waits for it, and the caller still holds it;
+            `TerminalFailed` if that ended the execution.
         """
         raise UnavailableError("release_many")
 

@@ -18,7 +18,7 @@ from flowfabric_worker.engine.limits import (
     MAX_MESSAGE_BYTES,
     MAX_STEPS,
 )
-from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.policies import FailureClass, milliseconds
 from flowfabric_worker.engine.types.running import (
@@ -135,18 +135,25 @@ class Running(EngineCore):
         _only(self.release_many([handle], delay))
 
     def release_many(
-        self, handles: Sequence[Handle], delay: timedelta | None = None, *, if_wanted: bool = False
-    ) -> list[bool | EngineError]:
-        if if_wanted and delay is not None:
-            raise ValidationError("invalid_input", "What is released if it is wanted is ready at once: give no delay.")
-        moment = "?" if if_wanted else pack_moment(delay, None, "delay")
+        self,
+        handles: Sequence[Handle],
+        delay: timedelta | None = None,
+        *,
+        if_wanted: bool = False,
+        lost: str | None = None,
+    ) -> list[bool | TerminalFailed | EngineError]:
+        if sum((if_wanted, delay is not None, lost is not None)) > 1:
+            raise ValidationError("invalid_input", "Give only one of delay, if_wanted and lost.")
+        moment: Argument = "?" if if_wanted else pack_moment(delay, None, "delay")
+        if lost is not None:
+            moment = b"!" + cut(lost, MAX_MESSAGE_BYTES)
         items: list[tuple[int, Item]] = []
         for handle in handles:
             partition, uuid, fence = self.fenced(handle)
             items.append((partition, (uuid, fence, moment)))
         self._refuse_repeats_in(items)
         replies = self.call_items("release_many", items)
-        return [reply if isinstance(reply, EngineError) else reply[0] != b"kept" for reply in replies]
+        return [reply if isinstance(reply, EngineError) else _release_outcome(reply) for reply in replies]
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
         partition, uuid, fence = self.fenced(handle)
@@ -180,6 +187,10 @@ def _only(results: Sequence[T | EngineError]) -> T:
     if isinstance(result, EngineError):
         raise result
     return result
+
+
+def _release_outcome(reply: Reply) -> bool | TerminalFailed:
+    return TerminalFailed() if reply[0] == b"failed" else reply[0] != b"kept"
 
 
 def _fail_outcome(reply: Reply) -> FailOutcome:

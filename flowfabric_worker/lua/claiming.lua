@@ -102,8 +102,9 @@ local function take(ctx, record, lease)
   ff.move(ctx, record, ff.RUNNING, changes)
 end
 
--- Work that was reclaimed too often is not handed out again; answers whether it was ended for that.
-local function exhausted(ctx, record)
+-- Ends work that was reclaimed too often and may not be handed out again; answers whether it did. `last` is what the
+-- record is to remember of the call that gave the work up, if a call did.
+function ff.exhausted(ctx, record, last)
   if record.words.phase ~= 'active' then
     return false
   end
@@ -112,7 +113,12 @@ local function exhausted(ctx, record)
     return false
   end
   local why = ff.why_lost(ctx, record)
-  ff.finish(ctx, record, 'failed', { error = 'reclaims_exhausted', error_class = 'infra_crash', error_detail = why })
+  ff.finish(ctx, record, 'failed', {
+    error = 'reclaims_exhausted',
+    error_class = 'infra_crash',
+    error_detail = why,
+    last = last,
+  })
   return true
 end
 
@@ -156,7 +162,7 @@ local function claimable(ctx, head)
     call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
-  elseif not exhausted(ctx, record) then
+  elseif not ff.exhausted(ctx, record) then
     return record
   end
   return nil
@@ -418,7 +424,7 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
     return ff.failure('execution_not_leaseable', uuid, 'expired')
-  elseif exhausted(ctx, record) then
+  elseif ff.exhausted(ctx, record) then
     return ff.failure('execution_not_leaseable', uuid, 'failed')
   end
   take(ctx, record, { id = claim_id, holder = holder, ttl = ttl })

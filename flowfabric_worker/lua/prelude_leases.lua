@@ -45,6 +45,11 @@ local function end_of(ending, fence)
   return ending .. ' ' .. fence
 end
 
+-- What the end of a lease was answered; nil when it did not end in this way.
+function ff.recall_end(memory, ending, fence)
+  return ff.recall(memory, end_of(ending, fence))
+end
+
 -- The memory of a record's ended leases with one more.
 function ff.remember_end(record, ending, fence, answer)
   return ff.remember(record.last, end_of(ending, fence), answer)
@@ -77,7 +82,7 @@ function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
   if not record then
     return nil, failure
   end
-  local before = ending and record.last and ff.recall(record.last, end_of(ending, fence))
+  local before = ending and record.last and ff.recall_end(record.last, ending, fence)
     or call_id and ff.recall(record.reported, call_id)
   if before then
     return nil, before

@@ -108,9 +108,22 @@ local function is_wanted(ctx, class)
   return wanted
 end
 
+-- The holder gives an execution up for a reason that counts: as if its worker had been lost.
+local function give_up(ctx, record, fence, why)
+  local answer = { 'lost', why }
+  local ended = ff.remember_end(record, 'release', fence, { 'failed' })
+  record.last = ff.remember_end(record, 'release', fence, answer)
+  if ff.exhausted(ctx, record, ended) then
+    return { 'failed' }
+  end
+  ff.move(ctx, record, ff.LAPSED, { attempt_ended = ctx.now, last = record.last })
+  return answer
+end
+
 -- release_many: claims are handed back: same place, same attempt, no retry used. Items: uuid, fence, and when they are
--- ready: a moment, or '?' for at once, but only if another worker waits for such work.
--- Answers per item: 'ok', or 'kept' of what nobody waits for.
+-- ready: a moment; or '?' for at once, but only if another worker waits for such work; or '!' and a reason, which
+-- counts as a reclaim: the attempt is over.
+-- Answers per item: 'ok', 'kept' of what no worker waits for, 'lost' of what counts, 'failed' of what was the last time.
 ff.register('release_many', { 'allow-oom' }, function(ctx, args)
   ctx.wanted = {}
   return ff.each(ctx, args, 1, 3, function(_, _, at)
@@ -119,6 +132,8 @@ ff.register('release_many', { 'allow-oom' }, function(ctx, args)
       return answer
     elseif args[at + 2] == '?' and not is_wanted(ctx, record.class) then
       return { 'kept' }
+    elseif string.sub(args[at + 2], 1, 1) == '!' then
+      return give_up(ctx, record, args[at + 1], string.sub(args[at + 2], 2))
     end
     return interrupt(ctx, record, 'release', args[at + 1], ff.moment(args[at + 2], ctx.now))
   end)

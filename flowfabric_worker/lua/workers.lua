@@ -91,7 +91,13 @@ ff.register('note_death', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- Why the last holder of an execution lost it, in words: of a worker that died its supervisor may have told.
+-- What the last holder of an execution said when it gave it up; nil if it said nothing.
+local function said(record)
+  local answer = ff.recall_end(record.last or call('HGET', record.key, 'last'), 'release', record.fence)
+  return answer and answer[1] == 'lost' and answer[2] or nil
+end
+
+-- Why the last holder of an execution lost it, in words: the holder said so, or the supervisor of one that died.
 function ff.why_lost(ctx, record)
   local holder = record.holder or call('HGET', record.key, 'holder')
   if record.words.ownership == 'lease_revoked' or not holder or holder == '' then
@@ -99,7 +105,8 @@ function ff.why_lost(ctx, record)
   end
   local instance = ff.unpack(holder)[2]
   local entry = read(ctx, ff.class(record.class).namespace .. instance)
-  return 'worker ' .. instance .. (entry and entry.died ~= '' and ': ' .. entry.died or ' stopped renewing its lease')
+  local why = said(record) or entry and entry.died ~= '' and entry.died
+  return 'worker ' .. instance .. (why and ': ' .. why or ' stopped renewing its lease')
 end
 
 -- list_workers: a page of a namespace's workers. Arguments: pack{namespace}, after (a worker) or '', limit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import attrs
@@ -10,11 +11,26 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.running import TerminalFailed
 from flowfabric_worker.engine.types.states import PublicState
 from tests.conformance.losing import LosingStore, empty_store_beside
 from tests.conformance.waiting import waiting
-from tests.conformance.work import LANE, all_created, created, creation, refused, request, running
+from tests.conformance.work import (
+    LANE,
+    LEASE,
+    all_created,
+    claim_one,
+    claimed_ids,
+    created,
+    creation,
+    info_of,
+    refused,
+    request,
+    running,
+)
+from tests.conftest import Clock
 from tests.dumping import Dump
 
 GPU = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
@@ -64,6 +80,73 @@ def test_a_delay_for_what_is_handed_over_is_refused(engine: Engine, dump: Dump) 
 
     with refused("invalid_input"):
         engine.release_many([claimed.handle], timedelta(seconds=1), if_wanted=True)
+    assert dump() == before
+
+
+def test_what_counts_as_a_loss_is_ready_at_once_as_another_attempt(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE)
+
+    assert engine.release_many([claimed.handle], lost="it stopped itself") == [True]
+    again = claim_one(engine, LANE, worker="w2")
+    info = info_of(engine, claimed.execution_id)
+    assert (again.handle.kind, again.reclaim_count, again.handle.attempt_index) == (HandleKind.RECLAIMED, 1, 1)
+    assert [past.error for past in info.past_attempts] == ["worker w1: it stopped itself"]
+    with refused("stale_lease"):
+        engine.complete(claimed.handle)
+
+
+def test_a_loss_that_is_said_again_changes_nothing(engine: Engine, dump: Dump) -> None:
+    claimed = running(engine, lane=LANE)
+    assert engine.release_many([claimed.handle], lost="it stopped itself") == [True]
+    before = dump()
+
+    assert engine.release_many([claimed.handle], lost="it stopped itself") == [True]
+    assert dump() == before
+
+
+def test_what_counts_as_a_loss_wakes_a_worker_that_waits(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE, worker="busy")
+    idle = waiting(engine, worker="idle")
+    engine.release_many([claimed.handle], lost="it stopped itself")
+
+    assert [each.execution_id for each in idle.result()] == [claimed.execution_id]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_what_counts_as_a_loss_once_too_often_ends_failed_at_once(engine: Engine, most: int) -> None:
+    created(engine, policy=ExecutionPolicy(max_reclaim_count=most))
+    for _ in range(most):
+        assert engine.release_many([claim_one(engine).handle], lost="it stopped itself") == [True]
+    claimed = claim_one(engine)
+
+    assert engine.release_many([claimed.handle], lost="it stopped again") == [TerminalFailed()]
+    assert engine.release_many([claimed.handle], lost="it stopped again") == [TerminalFailed()]
+    info = info_of(engine, claimed.execution_id)
+    assert (info.public_state, info.error, info.error_class) == (
+        PublicState.FAILED, "reclaims_exhausted", "infra_crash",
+    )  # fmt: skip
+    assert info.error_detail == b"worker w1: it stopped again"
+    assert claimed_ids(engine) == []
+
+
+def test_a_loss_that_was_said_is_forgotten_with_the_next_lease(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, lane=LANE)
+    engine.release_many([claimed.handle], lost="it stopped itself")
+    claim_one(engine, LANE, worker="w2")
+    clock.move(LEASE)
+    claim_one(engine, LANE, worker="w3")
+
+    errors = [past.error for past in info_of(engine, claimed.execution_id).past_attempts]
+    assert errors == ["worker w1: it stopped itself", "worker w2 stopped renewing its lease"]
+
+
+@pytest.mark.parametrize("other", [{"if_wanted": True}, {"delay": timedelta(seconds=1)}])
+def test_a_loss_with_another_way_of_handing_back_is_refused(engine: Engine, dump: Dump, other: Any) -> None:
+    claimed = running(engine, lane=LANE)
+    before = dump()
+
+    with refused("invalid_input"):
+        engine.release_many([claimed.handle], lost="it stopped itself", **other)
     assert dump() == before
 
 
