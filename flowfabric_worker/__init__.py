@@ -24,6 +24,7 @@ from flowfabric_worker.middleware import Middleware, RunEvent
 from flowfabric_worker.outcomes import (
     Cancel,
     Delay,
+    DurableCallError,
     ExecutionCancelled,
     ExecutionExpired,
     ExecutionFailed,
@@ -33,6 +34,7 @@ from flowfabric_worker.outcomes import (
     Interrupted,
     ResultError,
     Retry,
+    StepFailed,
     WaitChildren,
 )
 from flowfabric_worker.runtime import Runtime, WornOut
@@ -48,6 +50,7 @@ __all__ = [
     "ContentionError",
     "DecodingError",
     "Delay",
+    "DurableCallError",
     "EncodingError",
     "EngineError",
     "EngineTimeoutError",
@@ -72,6 +75,7 @@ __all__ = [
     "RunSettings",
     "Runtime",
     "StateError",
+    "StepFailed",
     "Submission",
     "Task",
     "TaskContext",

@@ -21,7 +21,17 @@ from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around
-from flowfabric_worker.outcomes import Cancel, Delay, Fail, HandlerExit, Interrupted, Retry, WaitChildren, plain_time
+from flowfabric_worker.outcomes import (
+    Cancel,
+    Delay,
+    DurableCallError,
+    Fail,
+    HandlerExit,
+    Interrupted,
+    Retry,
+    WaitChildren,
+    plain_time,
+)
 from flowfabric_worker.run_context import RunContext
 
 log = reporting.Log(__name__)
@@ -64,23 +74,38 @@ class Attempts:
     def _run(self, held: Held, context: RunContext) -> None:
         enter(context)
         try:
-            self._call(held, context)
+            result = self._call(held, context)
         except BaseException as error:  # noqa: BLE001  whatever a task raises becomes its outcome, even SystemExit
-            self._end(held, error)
-
-    def _end(self, held: Held, error: BaseException) -> None:
-        """Queue the outcome that an exception stands for; it may have a class and attributes of the user."""
-        # Not by isinstance(), which asks the exception what it is.
-        if issubclass(type(error), HandlerExit):
-            try:
-                self._leave(held, error)
-            except BaseException as wrong:  # noqa: BLE001  what it carries may be anything
-                error = wrong
+            self._end(held, context, error)
+        else:
+            if context.leaving is None:
+                self._committer.complete(held, result)
             else:
-                return
-        self._fail(held, error)
+                self._end(held, context, None)
 
-    def _call(self, held: Held, context: RunContext) -> None:
+    def _end(self, held: Held, context: RunContext, error: BaseException | None) -> None:
+        """Queue the outcome of a handler that raised, or that was to leave its run and returned."""
+        leaving = context.leaving
+        outcome = error if leaving is None else leaving
+        # Not by isinstance(), which asks the exception what it is: it may have a class of the user.
+        if outcome is not None and issubclass(type(outcome), HandlerExit):
+            try:
+                self._leave(held, context, outcome)
+            except BaseException as wrong:  # noqa: BLE001  what it carries may be anything
+                self._fail(held, wrong)
+        elif outcome is not None:
+            self._fail(held, outcome)
+        if leaving is not error and leaving is not None and held.lost is None:
+            log.error(
+                "%s of %s caught the %s by which a durable call left its run; what it did then is dropped (%s), and "
+                "the run goes on later. Catch Exception there, not BaseException, and keep durable calls out of "
+                "`finally`.",
+                held.task.name, held.key, type(leaving).__name__, "it returned" if error is None else message_of(error),
+                extra=held.fields,
+            )  # fmt: skip
+
+    def _call(self, held: Held, context: RunContext) -> bytes:
+        """Call the task; return its encoded result."""
         task = held.task
         try:
             # The result goes back in the codec that the call came in: whoever submitted it reads that one.
@@ -95,7 +120,7 @@ class Attempts:
             raise EncodingError(
                 f"payload_too_large: the result has {len(result)} bytes; at most {self._payload_limit} are allowed."
             )
-        self._committer.complete(held, result)
+        return result
 
     def _invoke(self, held: Held, context: RunContext, args: Any, kwargs: Any) -> Any:
         """Runs code of users: the handler, and what goes around it."""
@@ -117,7 +142,7 @@ class Attempts:
         # Only a context manager that swallows leads here. A failure that it hides would count as success.
         raise raised or RuntimeError("A middleware swallowed what another one raised; it has to let it out.")
 
-    def _leave(self, held: Held, exit_: BaseException) -> None:
+    def _leave(self, held: Held, context: RunContext, exit_: BaseException) -> None:
         """Queue the outcome that a handler chose.
 
         What it carries is made plain in this thread: classes of the user may raise in any method.
@@ -138,8 +163,10 @@ class Attempts:
                 )
             case Delay(until=until):
                 moment = plain_time(until)
+                context.keep_raised()
                 self._committer.run(held, "delay", lambda: self._engine.delay(held.handle, moment))
             case WaitChildren():
+                context.keep_raised()
                 self._committer.run(held, "wait_children", lambda: self._engine.wait_children(held.handle))
             case Cancel(reason=reason):
                 text = plain_text(reason)
@@ -154,7 +181,7 @@ class Attempts:
         if issubclass(type(error), MemoryError):
             # What filled the memory goes first: there may be too little left to say what happened.
             _clear_frames(error)
-        permanent = _is_one_of(error, (DecodingError, EncodingError)) or _is_one_of(
+        permanent = _is_one_of(error, (DecodingError, DurableCallError, EncodingError)) or _is_one_of(
             error, held.task.options_given.permanent
         )
         message, detail = message_of(error), traceback_of(error)

@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, ParamSpec, TypeVar
+from uuid import uuid4
 
+from flowfabric_worker.codec import TaskCodec
+from flowfabric_worker.durable import DurableCalls, caller, check_step, check_step_result, inside_step
 from flowfabric_worker.outcomes import Interrupted
 
 P = ParamSpec("P")
@@ -97,12 +100,18 @@ class TaskContext(ABC):
 
 
 class LocalContext(TaskContext):
-    """The context of a plain call: steps run, nothing is kept, and sleeping is refused."""
+    """The context of a plain call: steps run, nothing is kept, and sleeping is refused.
 
-    def __init__(self, task: str = "") -> None:
+    Args:
+        task: the task's name.
+        step_codec: how the result of a step travels; it comes back as it would in an execution.
+    """
+
+    def __init__(self, task: str, step_codec: Callable[[Callable[..., Any]], TaskCodec]) -> None:
+        self.id = f"local-{uuid4()}"
         self.task = task
-        # A handler that calls another task as a function still holds its thread.
-        self.inside_run = inside_run()
+        self._step_codec = step_codec
+        self._calls = DurableCalls()
         self._cancelled = threading.Event()
 
     @property
@@ -112,8 +121,15 @@ class LocalContext(TaskContext):
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
         self.log.debug("progress: %s %s", percent, message)
 
-    def step(self, _name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(*args, **kwargs)
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        check_step(name, function)
+        self._calls.begin(name, caller())
+        with inside_step(name):
+            value = function(*args, **kwargs)
+        check_step_result(name, value)
+        codec = self._step_codec(function)
+        result: R = codec.decode_result(codec.encode_result(value))
+        return result
 
     def check(self) -> None:
         if self._cancelled.is_set():
@@ -140,11 +156,24 @@ run_of_this_thread = _current.get
 
 
 def current() -> TaskContext:
-    """The context of the run that this code is in; outside of any run, a local one."""
-    return _current.get() or LocalContext()
+    """Return the context of the run, or of the plain call of a task, that this code is in.
+
+    A task that is called as a function inside a run is part of that run.
+
+    Raises:
+        RuntimeError: this code is in neither, or in a thread that context variables do not reach.
+    """
+    context = _current.get()
+    if context is None:
+        raise RuntimeError(
+            "current() was called outside of a task. A thread has to be given the context of the handler that starts "
+            "it: Thread(target=contextvars.copy_context().run, args=(function,)), or in a pool: "
+            "pool.submit(contextvars.copy_context().run, function)."
+        )
+    return context
 
 
 def inside_run() -> bool:
-    """Whether this code runs inside a handler of a worker."""
+    """Return True if this code runs inside a handler of a worker."""
     context = _current.get()
-    return context is not None and (context.inside_run if isinstance(context, LocalContext) else True)
+    return context is not None and not isinstance(context, LocalContext)

@@ -107,6 +107,32 @@ class Interrupted(HandlerExit):
         self.reason = reason
 
 
+class DurableCallError(RuntimeError):
+    """A durable call, such as `step` or `sleep`, that cannot be made in this place or under this name.
+
+    It fails the execution for good: the same code would make the same call again.
+    """
+
+
+class StepFailed(Exception):  # noqa: N818  it says what happened
+    """Stands for the exception of a step in an earlier run, whose class cannot be had in this one.
+
+    Attributes:
+        step: the name of the step.
+        class_name: the class of the exception, with its module.
+        text: its text.
+    """
+
+    def __init__(self, step: str, class_name: str, text: str) -> None:
+        super().__init__(f"{step}: {class_name}: {text}")
+        self.step = step
+        self.class_name = class_name
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.class_name, self.text)
+
+
 class ResultError(Exception):
     """The execution that was waited for did not succeed.
 

@@ -6,16 +6,21 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from flowfabric_worker.context import ClaimKind, TaskContext
+from flowfabric_worker.durable import RESERVED, DurableCalls, caller, check_step, check_step_result, inside_step
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.held import Held
-from flowfabric_worker.outcomes import Delay, Interrupted
+from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
+from flowfabric_worker.step_errors import decode_error, encode_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# Under this and the name of a step its exception is kept.
+_RAISED: Final = f"{RESERVED}raised "
 
 _KINDS: dict[str, ClaimKind] = {"FRESH": "fresh", "RESUMED": "resumed", "RECLAIMED": "reclaimed"}
 
@@ -27,7 +32,10 @@ class RunContext(TaskContext):
         claimed = held.claimed
         self._held = held
         self._engine = engine
+        self._calls = DurableCalls()
         self._sleeps = 0
+        # What steps raised that no durable call has followed yet, as it is kept.
+        self._raised: dict[str, bytes] = {}
         self._journal: dict[str, bytes] = dict(claimed.journal)
         self.id = held.key
         self.task = claimed.task
@@ -52,13 +60,27 @@ class RunContext(TaskContext):
             raise Interrupted(self._held.lost)
 
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
+        self._check_running()
         self._fenced(lambda: self._engine.progress(self._held.handle, percent, message))
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        check_step(name, function)
+        self._begin(name, caller())
         codec = self._held.task.step_codec(function).named(self._held.claimed.codec)
         if name not in self._journal:
+            raised = self._journal.get(_RAISED + name)
+            if raised is not None:
+                raise decode_error(raised, name)
             self.check()
-            self._record(name, codec.encode_result(function(*args, **kwargs)))
+            try:
+                with inside_step(name):
+                    value = function(*args, **kwargs)
+                check_step_result(name, value)
+                encoded = codec.encode_result(value)
+            except Exception as error:
+                self._raised[_RAISED + name] = encode_error(error)
+                raise
+            self._record(name, encoded)
         result: R = codec.decode_result(self._journal[name])
         return result
 
@@ -67,19 +89,41 @@ class RunContext(TaskContext):
         return nullcontext() if interruption is None else interruption.shield()
 
     def sleep(self, duration: timedelta) -> None:
+        pause = Delay(duration)
         self._sleeps += 1
-        name = f"sleep {self._sleeps}"
+        name = f"{RESERVED}sleep {self._sleeps}"
+        self._begin(name, caller())
         if name not in self._journal:
             # Written before the delay: when the handler comes back, it knows that it has slept.
-            pause = Delay(duration)
             with self.shield():
                 ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
             self._record(name, str(ends_at).encode())
-            raise pause
+            raise self._calls.leave(pause)
         ends_at = int(self._journal[name])
         if self._held.claimed_at_ms < ends_at:
             # The worker was lost before the delay was: the sleep goes on.
-            raise Delay(_moment(ends_at))
+            raise self._calls.leave(Delay(_moment(ends_at)))
+
+    @property
+    def leaving(self) -> HandlerExit | None:
+        """What a durable call raised to leave this run; None if none did."""
+        return self._calls.leaving
+
+    def keep_raised(self) -> None:
+        """Record what steps raised and the handler caught, so that later runs raise it again."""
+        while self._raised:
+            name, error = self._raised.popitem()
+            self._record(name, error)
+
+    def _begin(self, name: str, place: str) -> None:
+        """Begin a durable call."""
+        self._calls.begin(name, place)
+        self._check_running()
+        self.keep_raised()
+
+    def _check_running(self) -> None:
+        if self._held.ended:
+            raise DurableCallError(f"The run of {self.id} has ended: a thread that it started cannot go on with it.")
 
     def _record(self, name: str, value: bytes) -> None:
         record = self._fenced(lambda: self._engine.record_step(self._held.handle, name, value))

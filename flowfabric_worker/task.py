@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 import attrs
 
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
-from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave
+from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave, run_of_this_thread
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
@@ -264,10 +264,13 @@ class Task(Generic[P, R]):
         return f"<Task {self.name!r} of {self._owner.name!r}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs the function here and now, without a store."""
-        context = LocalContext(self.name)
+        """Run the function here and now, without a store; inside a run it is part of that run."""
+        around = run_of_this_thread()
+        context = around or LocalContext(self.name, self.step_codec)
         if self.context_parameter and self.context_parameter not in kwargs:
             kwargs[self.context_parameter] = context
+        if around is not None:
+            return self.function(*args, **kwargs)
         token = enter(context)
         try:
             return self.function(*args, **kwargs)

@@ -59,7 +59,7 @@ def test_each_handler_is_timed(flowfabric: Worker, caplog: pytest.LogCaptureFixt
     flowfabric.run_until_idle()
 
     (record,) = [record for record in caplog.records if record.getMessage().startswith("took ")]
-    assert vars(record)["task"] == "report_of"
+    assert vars(record)["ff_task"] == "report_of"
 
 
 def test_the_report_runs_by_itself_once_a_minute(flowfabric: Worker, clock: Clock) -> None:

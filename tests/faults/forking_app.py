@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from flowfabric_worker import Worker
+from flowfabric_worker import Worker, current
 
 JOURNAL_VARIABLE: Final = "FORKING_JOURNAL"
 LIMIT_MIB: Final = 400
@@ -85,3 +85,16 @@ def take_much_here() -> str:
     except MemoryError:
         return "refused"
     return f"taken, of {resource.getrlimit(resource.RLIMIT_DATA)}"
+
+
+@worker.task
+def step_in_child() -> int:
+    """Makes a durable call in a forked process, and returns its exit code."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        current().step("charge", int, "1")
+    except RuntimeError:
+        sys.exit(4)
+    return 0

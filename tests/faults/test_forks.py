@@ -76,3 +76,9 @@ def test_the_memory_limit_binds_the_worker_and_nothing_that_handlers_start(forke
 
     assert {way: run.result(WITHIN) for way, run in zip(ways, runs, strict=True)} == dict.fromkeys(ways, 0)
     assert forking_app.take_much_here.submit().result(WITHIN) == "refused"
+
+
+def test_a_durable_call_in_a_forked_process_is_refused(forked: Forked) -> None:
+    run = forking_app.step_in_child.submit()
+
+    assert run.result(WITHIN) == 4

@@ -244,16 +244,6 @@ def test_a_step_that_raises_is_not_remembered(worker: Worker, start: Start, time
     assert pay.submit().result(10) == 3
 
 
-def test_steps_are_told_apart_by_their_names(worker: Worker, start: Start) -> None:
-    @worker.task
-    def count() -> list[int]:
-        return [current().step(name, len, "x" * size) for size, name in enumerate(["a", "b", "a"])]
-
-    start(worker)
-
-    assert count.submit().result(10) == [0, 1, 0]
-
-
 def test_a_step_may_be_any_callable(worker: Worker, start: Start) -> None:
     class Bank:
         def charge(self, amount: int) -> int:
@@ -348,7 +338,7 @@ def test_a_sleep_that_a_lost_worker_had_only_begun_goes_on(worker: Worker, start
     run = drowsy.submit()
     lost = claim_one(worker.engine, "default").handle
     ends_at = worker.engine.server_time() + 3_600_000
-    worker.engine.record_step(lost, "sleep 1", str(ends_at).encode())
+    worker.engine.record_step(lost, "ff:sleep 1", str(ends_at).encode())
     worker.engine.release(lost)
     start(worker)
 

@@ -117,7 +117,8 @@ def test_a_plain_call_has_a_local_context_whose_steps_run(worker: Worker) -> Non
         return [context.kind, context.task, context.step("sum", sum, range(upto)), context.cancelled.is_set()]
 
     assert count(4) == ["local", "count", 6, False]
-    assert current().task == ""
+    with pytest.raises(RuntimeError, match="outside of a task"):
+        current()
 
 
 def test_sleeping_in_a_plain_call_is_refused(worker: Worker) -> None:
