@@ -12,31 +12,24 @@ from uuid import UUID, uuid4
 
 import attrs
 
-from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
+from flowfabric_worker.engine.classes import Classes, lane_arguments
 from flowfabric_worker.engine.core import execution_id
 from flowfabric_worker.engine.damage import Damage
 from flowfabric_worker.engine.errors import (
-    ContentionError,
-    NotFoundError,
-    StateError,
     TransportError,
     ValidationError,
 )
 from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_GRANT_MS, MAX_LEASE_MS
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALLS_REMEMBERED, MAX_LEASE_MS
 from flowfabric_worker.engine.listening import FALLBACK, Waiter
 from flowfabric_worker.engine.stores.base import Argument, Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
-    ClaimForWorkerArgs,
-    ClaimGrant,
     ClaimPolicy,
     ClaimRequest,
-    ClaimResumedExecutionArgs,
     LaneRequest,
-    ReclaimToken,
 )
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.wire import (
@@ -77,8 +70,8 @@ class Claiming(Damage, Classes):
     def _begin(self) -> None:
         super()._begin()
         self._waiters: dict[str, Waiter] = {}
-        # Claims whose answers were lost, by worker instance and partition: the next call there asks for that answer.
-        self._unanswered: dict[tuple[str, int], str] = {}
+        # Claims whose answers were lost, by worker instance and partition: the next call there asks what they got.
+        self._unanswered: dict[tuple[str, int], tuple[str, ...]] = {}
 
     # Claims
 
@@ -89,9 +82,9 @@ class Claiming(Damage, Classes):
 
     def claim_many(self, request: ClaimRequest) -> list[Claimed]:
         terms = self._terms(request)
-        if request.claim_id is not None and self.partitions > 1:
+        if request.claim_id is not None:
             again = self._claimed_before(terms)
-            if again:
+            if again is not None:
                 return again
         if terms.waiter is None:
             return self._sweep(terms, self._partitions_in_turn(), 0, {})[0]
@@ -191,18 +184,20 @@ class Claiming(Damage, Classes):
         for partition in partitions:
             if len(claimed) >= terms.request.limit:
                 break
-            here = self._terms_in(partition, terms)
             try:
-                items, due = self._claim_from(here, partition, claimed, 0 if claimed else wait)
+                found = self._found_again(terms, partition, terms.request.limit - len(claimed))
+                if found:
+                    claimed += found
+                    waits_in.pop(partition, None)
+                    continue
+                items, due = self._claim_from(terms, partition, claimed, 0 if claimed else wait)
             except TransportError as error:
-                self._unanswered[terms.request.policy.worker_instance_id, partition] = here.claim_id
                 away.append(error)
                 # What was claimed elsewhere counts more than an error, which comes again.
                 if not claimed and (len(away) == len(partitions) or not error.retryable):
                     raise
                 next_due = min(next_due, _LOOK_AGAIN)
                 continue
-            self._unanswered.pop((terms.request.policy.worker_instance_id, partition), None)
             next_due = min(next_due, due)
             if wait and not items and not claimed:
                 waits_in[partition] = lane_arguments(self.fitting(partition, terms.request)[1])
@@ -213,12 +208,35 @@ class Claiming(Damage, Classes):
             self._leave(terms.waiter, waits_in)
         return claimed, next_due
 
-    def _terms_in(self, partition: int, terms: _Terms) -> _Terms:
-        """The terms of a claim in a partition: under the id of the one before if its answer was lost there."""
-        claim_id = self._unanswered.get((terms.request.policy.worker_instance_id, partition))
-        if claim_id is None or terms.request.claim_id is not None:
-            return terms
-        return attrs.evolve(terms, claim_id=claim_id)
+    def _found_again(self, terms: _Terms, partition: int, room: int) -> list[Claimed]:
+        """Return what claims got in a partition whose answers were lost, as far as this claim asks for it.
+
+        The rest is handed back: another request may have got it, for other lanes or tasks.
+        """
+        key = terms.request.policy.worker_instance_id, partition
+        lost = self._unanswered.pop(key, ())
+        kept: list[Claimed] = []
+        while lost:
+            before = attrs.evolve(terms, claim_id=lost[0])
+            try:
+                items = self._call_claim(before, partition, (0, 1, 0), [])[3]
+            except TransportError:
+                self._unanswered[key] = (*self._unanswered.get(key, ()), *lost)
+                raise
+            lost = lost[1:]
+            got = self._decode_items(partition, items, before)
+            wanted = [each for each in got if _asks_for(terms.request, each)][: room - len(kept)]
+            unwanted = [each.handle for each in got if each not in wanted]
+            kept += wanted
+            # What cannot be handed back now is free when its lease is over.
+            self.call_items("release_many", [(partition, (h.execution_id.uuid, h.fence, "")) for h in unwanted])
+        return kept
+
+    def _note_unanswered(self, terms: _Terms, partition: int) -> None:
+        """Note a claim whose answer was lost. A caller that gave it an id asks for that answer itself."""
+        if terms.request.claim_id is None:
+            key = terms.request.policy.worker_instance_id, partition
+            self._unanswered[key] = (*self._unanswered.get(key, ()), terms.claim_id)[-MAX_CALLS_REMEMBERED:]
 
     def _leave(self, waiter: Waiter, waits_in: Mapping[int, Sequence[Argument]]) -> None:
         """Waits in these partitions no more; a wake-up that was sent meanwhile goes on to somebody who does."""
@@ -245,7 +263,17 @@ class Claiming(Damage, Classes):
             for number, portion in enumerate(portions, 1):
                 wait_ms = int(wait * 1000) if number == len(portions) else 0
                 room = terms.request.limit - len(claimed)
-                now, due, revision, items = self._call_claim(terms, partition, (wait_ms, room, known), portion)
+                try:
+                    reply = self._call_claim(terms, partition, (wait_ms, room, known), portion)
+                except TransportError:
+                    self._note_unanswered(terms, partition)
+                    raise
+                now, due, revision, items, repeated = reply
+                if repeated and not items and terms.request.claim_id is None:
+                    # It was sent again when the leases that it got had run out: this is another claim.
+                    terms = attrs.evolve(terms, claim_id=str(uuid4()))
+                    stale = True
+                    break
                 if items:
                     # All of them may be damaged: look again at once.
                     return self._decode_items(partition, items, terms), 0.0
@@ -265,96 +293,15 @@ class Claiming(Damage, Classes):
         head: list[Argument] = [terms.claim_id, terms.holder, terms.instance, waiter, terms.lease_ms, *numbers]
         return self.call("claim_many", partition, [*head, *lanes])
 
-    def _claimed_before(self, terms: _Terms) -> list[Claimed]:
-        """What an earlier call claimed under the caller's claim id, in whichever partitions it found it."""
-        return [
-            claimed
-            for partition in range(self.partitions)
-            for claimed in self._decode_items(partition, self._call_claim(terms, partition, (0, 1, 0), [])[3], terms)
-        ]
-
-    # Reservations
-
-    def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
-        check_record(args, ClaimForWorkerArgs)
-        policy = ClaimPolicy(worker_id=args.worker_id, worker_instance_id=args.worker_instance_id)
-        request = ClaimRequest(
-            lanes=(LaneRequest(lane=check_lane(args.lane)),),
-            policy=policy,
-            capabilities=args.capabilities,
-            tasks=args.tasks,
-        )
-        grant_ms = milliseconds(args.grant, "grant", least=1)
-        if grant_ms > MAX_GRANT_MS:
-            raise ValidationError("invalid_input", f"A grant holds at most {MAX_GRANT_MS} ms.")
-        grant_id = check_uuid(args.grant_id, "grant_id")
-        _, instance = self._holder(args.worker_id, args.worker_instance_id, waits=False)
-        head: list[Argument] = [grant_id, instance, args.worker_id, grant_ms]
-        if args.grant_id is not None and self.partitions > 1:
-            again = self._reserved_before(args, head)
-            if again is not None:
-                return again
-        for partition in self._partitions_in_turn():
-            granted = self._reserve_from(partition, request, head)
-            if granted is not None:
-                return _grant(partition, granted, args.worker_id)
-        return None
-
-    def _reserved_before(self, args: ClaimForWorkerArgs, head: list[Argument]) -> ClaimGrant | None:
-        """What an earlier call set aside under the caller's grant id, in whichever partition it found it."""
-        # A lane without classes gives nothing new.
-        lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
+    def _claimed_before(self, terms: _Terms) -> list[Claimed] | None:
+        """Return what an earlier call under the caller's claim id still holds; None of a new claim."""
+        again: list[Claimed] = []
+        known = False
         for partition in range(self.partitions):
-            reply = self.call("reserve", partition, [*head, 0, *lane])
-            if reply[0] == b"granted":
-                return _grant(partition, reply, args.worker_id)
-        return None
-
-    def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
-        for _ in range(3):
-            known, lanes = self.fitting(partition, request)
-            revision = known
-            for portion in self.portions(lanes):
-                reply = self.call("reserve", partition, [*head, known, *portion])
-                if reply[0] == b"granted":
-                    return reply
-                revision = reply[1]
-            if revision == known:
-                break
-            self.forget_classes(partition)
-        return None
-
-    def claim_resumed_execution(self, args: ClaimResumedExecutionArgs) -> Claimed:
-        check_record(args, ClaimResumedExecutionArgs)
-        return self._redeem(
-            args.execution_id, args.worker_id, args.worker_instance_id, args.lease, args.claim_id, "resumed"
-        )
-
-    def claim_from_reclaim(self, token: ReclaimToken) -> Handle | None:
-        grant = check_record(check_record(token, ReclaimToken).grant, ClaimGrant)
-        try:
-            return self._redeem(
-                grant.execution_id, token.worker_id, token.worker_instance_id, token.lease, token.claim_id, "any"
-            ).handle
-        except (NotFoundError, StateError):
-            return None
-        except ContentionError as error:
-            if error.code != "execution_not_leaseable":
-                raise
-            return None
-
-    def _redeem(
-        self, target: ExecutionId, worker_id: str, instance: str, lease: timedelta, claim_id: str | None, mode: str
-    ) -> Claimed:
-        holder, _ = self._holder(worker_id, instance, waits=False)
-        minted = check_uuid(claim_id, "claim_id")
-        ttl = lease_ms(lease)
-        reply = self.call("redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode])
-        try:
-            return self._decode_claimed(target.partition, reply[1], minted, instance, ttl)
-        except DAMAGE as error:
-            problem = self.set_aside(target, minted, error)
-            raise ValidationError("corruption", f"{target}: {problem}.", execution_id=str(target), field="") from None
+            *_, items, repeated = self._call_claim(terms, partition, (0, 1, 0), [])
+            known = known or bool(repeated)
+            again += self._decode_items(partition, items, terms)
+        return again if known else None
 
     # Decoding
 
@@ -410,16 +357,19 @@ class Claiming(Damage, Classes):
         )
 
 
+def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:
+    """Return whether a claim could have got this execution."""
+    return (
+        any(lane.lane == claimed.handle.lane and lane.limit != 0 for lane in request.lanes)
+        and (request.tasks is None or claimed.task in request.tasks)
+        and request.capabilities.issuperset(claimed.policy.required_capabilities)
+    )
+
+
 def _check_count(value: object, what: str, least: int) -> None:
     """A whole number from `least` to what one call may carry."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_BATCH_ITEMS:
         raise ValidationError("invalid_input", f"{what} is {least} to {MAX_BATCH_ITEMS}, not {value!r:.100}.")
-
-
-def _grant(partition: int, reply: Reply, worker_id: str) -> ClaimGrant:
-    return ClaimGrant(
-        execution_id=ExecutionId(partition, reply[1].decode()), worker_id=worker_id, expires_at_ms=int(reply[2])
-    )
 
 
 def check_uuid(value: str | None, what: str) -> str:

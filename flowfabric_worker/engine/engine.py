@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.claiming import Claiming
 from flowfabric_worker.engine.core import DEFAULT_PATIENCE
 from flowfabric_worker.engine.feed import Feed
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.operating import Operating
 from flowfabric_worker.engine.reads import Reads
+from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.running import Running
 from flowfabric_worker.engine.schedules import Schedules
 from flowfabric_worker.engine.stores import open_store
@@ -16,7 +16,7 @@ from flowfabric_worker.engine.upkeep import Upkeep
 from flowfabric_worker.engine.workers import Workers
 
 
-class Engine(Schedules, Claiming, Running, Operating, Reads, Workers, Feed, Upkeep, EngineBackend):
+class Engine(Schedules, Reservations, Running, Operating, Reads, Workers, Feed, Upkeep, EngineBackend):
     """An engine on a store. Nothing is connected before the first call; safe to share between threads.
 
     Its constructor is that of `EngineCore`; `open_engine` makes one from a URL.

@@ -209,33 +209,21 @@ local function paused(ctx, lane)
   return call('HGET', ctx.base .. ':lane:' .. lane.name, 'paused') ~= false
 end
 
--- A claim that was answered before is answered again, with what its lease still holds.
-local function claimed_before(ctx, instance, claim_id)
-  local last = call('HGET', ctx.base .. ':claims', instance)
-  if not last then
-    return nil
-  end
-  local parts = ff.unpack(last)
-  if parts[1] ~= claim_id then
+-- A claim that was answered before is answered again, with what its lease still holds; nil of a new claim.
+local function claimed_before(ctx, claims, claim_id)
+  local got = ff.got_before(ctx, claims, claim_id)
+  if not got then
     return nil
   end
   local items = {}
-  for i = 2, #parts do
-    local record = ff.found(ctx, parts[i], load_for_claim)
-    if record and record.words.leased and ff.fence_parts(record.fence) == claim_id then
+  for _, uuid in ipairs(got) do
+    local record = ff.found(ctx, uuid, load_for_claim)
+    local held = record and record.words.leased and tonumber(record.expires) > ctx.now
+    if held and ff.fence_parts(record.fence) == claim_id then
       items[#items + 1] = claimed(record)
     end
   end
   return items
-end
-
-local function remember_claim(ctx, instance, claim_id, items, ttl)
-  local parts = { claim_id }
-  for i, item in ipairs(items) do
-    parts[i + 1] = item[1]
-  end
-  call('HSET', ctx.base .. ':claims', instance, ff.pack(parts))
-  ff.due_at(ctx, 'retention', 'k' .. instance, ctx.now + ttl)
 end
 
 local function claim_lanes(ctx, lanes, limit, lease)
@@ -297,14 +285,19 @@ end
 --
 -- Arguments: claim id, holder (pack{worker id, instance, topic}), instance (pack{namespace, instance}), waiter, lease
 -- in ms, how long to wait in ms, limit, the revision of the classes that the caller knows, then the lanes.
--- Answers: now, next due moment (of no use with items, and false), revision, the items. Under an old revision there are
--- none: read the classes anew.
+-- Answers: now, next due moment (of no use with items, and false), revision, the items, and 1 of a claim that was answered
+-- before, else 0. Under an old revision there are no items: the caller has to read the classes again.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
   local ttl, wait_ms, limit, known = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
   local lanes = lanes_of(args, 9)
+  local claims, failure = ff.claims_of(ctx, instance, instance, ff.unpack(holder)[1])
+  if not claims then
+    return failure
+  end
   ff.unwait(ctx, waiter)
-  local items = claimed_before(ctx, instance, claim_id)
+  local items = claimed_before(ctx, claims, claim_id)
+  local repeated = items and 1 or 0
   local due
   if not items then
     ff.run_due(ctx, math.min(math.max(ff.DUE_PER_CLAIM, 2 * limit), ff.MAX_ITEMS))
@@ -315,7 +308,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
       items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
     end
     if #items > 0 then
-      remember_claim(ctx, instance, claim_id, items, ttl)
+      ff.keep_claimed(ctx, claims, claim_id, items, ttl)
       wake_next(ctx, lanes)
     end
     -- A worker that goes on waiting keeps its watch.
@@ -336,7 +329,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
     end
   end
   -- A worker that got something does not wait, and need not know for how long it could.
-  return { ctx.now, due or #items == 0 and ff.next_due(ctx) or false, ctx.revision, items }
+  return { ctx.now, due or #items == 0 and ff.next_due(ctx) or false, ctx.revision, items, repeated }
 end)
 
 -- pass_wake: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
@@ -371,15 +364,12 @@ end)
 -- caller knows, then the one lane.
 -- Answers: 'granted' uuid until; or 'none' revision.
 ff.register('reserve', {}, function(ctx, args)
-  local grant_id, instance, worker, ttl, known = args[1], 'g' .. args[2], args[3], tonumber(args[4]), tonumber(args[5])
+  local grant_id, instance, worker, ttl, known = args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
   local lane = lanes_of(args, 6)[1]
-  local last = call('HGET', ctx.base .. ':claims', instance)
-  if last and ff.unpack(last)[1] == grant_id then
-    local uuid = ff.unpack(last)[2]
-    local record = ff.load(ctx, uuid)
-    if record and record.reserved_for == worker and ff.number(record.reserved_until) then
-      return { 'granted', uuid, record.reserved_until }
-    end
+  local claims, failure = ff.claims_of(ctx, instance, 'g' .. instance, worker)
+  local before = claims and ff.recall(claims.memory, grant_id)
+  if failure or before then
+    return failure or before
   end
   ff.run_due(ctx, ff.DUE_PER_CLAIM)
   local granted
@@ -389,15 +379,14 @@ ff.register('reserve', {}, function(ctx, args)
       return false
     end)
   end
+  local answer = { 'none', ctx.revision }
   if granted then
     ff.move(ctx, granted, nil, { reserved_for = worker, reserved_until = ctx.now + ttl })
-    remember_claim(ctx, instance, grant_id, { { granted.uuid } }, ttl)
+    answer = { 'granted', granted.uuid, ff.text(granted.reserved_until) }
+    ff.keep_claim(ctx, claims, grant_id, answer, ttl)
   end
   ff.flush(ctx)
-  if not granted then
-    return { 'none', ctx.revision }
-  end
-  return { 'granted', granted.uuid, ff.text(granted.reserved_until) }
+  return answer
 end)
 
 -- redeem: claims the execution that is reserved for a worker.
@@ -411,7 +400,7 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
     return failure
   end
   local words = record.words
-  if words.leased and ff.fence_parts(record.fence) == claim_id then
+  if words.leased and tonumber(record.expires) > ctx.now and ff.fence_parts(record.fence) == claim_id then
     return { 'claimed', claimed(record) }
   elseif not words.claimable then
     return ff.failure('execution_not_leaseable', uuid, words.public)

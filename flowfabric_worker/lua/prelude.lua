@@ -13,7 +13,7 @@
 --   :lanes           zset    the lanes, by namespace and name
 --   :lane:<lane>     hash    of each lane the depth counters, and since when it is paused
 --   :waiting, :waiters       who waits for what, and of each waiter until when
---   :claims          hash    the last claim of each worker instance, to answer it again
+--   :claims          hash    the last claims of each worker instance, to answer them again
 --   :key:<key>       string  the execution that an idempotency key stands for
 --   :damaged, :damage        the executions whose records are damaged, in order, and what is wrong with each; at most 1000
 --   :feed            stream  every end of an execution, in order

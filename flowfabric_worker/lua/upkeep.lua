@@ -109,8 +109,8 @@ local HANDLERS = {
   q = function(ctx, waiter)
     ff.unwait(ctx, waiter)
   end,
-  k = function(ctx, instance)
-    call('HDEL', ctx.base .. ':claims', instance)
+  k = function(ctx, field)
+    ff.forget_claims(ctx, field)
   end,
 }
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimGrant, ReclaimToken
 from flowfabric_worker.engine.types.operating import (
     CancelExecutionArgs,
     ChangePriorityArgs,
@@ -16,7 +16,7 @@ from flowfabric_worker.engine.types.operating import (
 )
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conformance.operations import SECOND, START, beat
-from tests.conformance.work import LANE, claim_one, created
+from tests.conformance.work import LANE, claim_one, created, request
 
 
 def _execution(engine: Engine) -> ExecutionId:
@@ -53,6 +53,11 @@ def _make_it_again(engine: Engine) -> None:
     engine.cancel_execution(CancelExecutionArgs(execution_id=again))
 
 
+def _redeem(engine: Engine) -> None:
+    grant = ClaimGrant(execution_id=_execution(engine), worker_id="w1", expires_at_ms=0)
+    assert engine.claim_from_reclaim(ReclaimToken(grant=grant, worker_id="w1", worker_instance_id="w1"))
+
+
 def _register(engine: Engine) -> None:
     engine.register_worker(RegisterWorkerArgs(worker_id="w", worker_instance_id="w1", lanes=(LANE,)))
 
@@ -66,6 +71,9 @@ def _another_step(engine: Engine) -> None:
 MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
     ("create_execution: with a key", _cancel),
     ("claim_many", lambda engine: created(engine)),
+    ("claim_many", lambda engine: engine.claim_many(request())),
+    ("claim_many", lambda engine: [engine.claim_many(request()) for _ in range(9)]),
+    ("claim_for_worker", _redeem),
     ("complete", _replay),
     ("fail", _replay),
     ("fail: and retry", _claim_later),

@@ -1,0 +1,117 @@
+"""claiming, second part: work is set aside for a named worker, and redeemed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flowfabric_worker.engine.claiming import Claiming, check_uuid, lease_ms
+from flowfabric_worker.engine.classes import Lane, lane_arguments
+from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import ExecutionId, check_lane
+from flowfabric_worker.engine.limits import MAX_GRANT_MS
+from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.claiming import (
+    Claimed,
+    ClaimForWorkerArgs,
+    ClaimGrant,
+    ClaimPolicy,
+    ClaimRequest,
+    ClaimResumedExecutionArgs,
+    LaneRequest,
+    ReclaimToken,
+)
+from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.wire import DAMAGE
+
+
+class Reservations(Claiming):
+    """The room `claiming` with its reservations."""
+
+    def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
+        check_record(args, ClaimForWorkerArgs)
+        policy = ClaimPolicy(worker_id=args.worker_id, worker_instance_id=args.worker_instance_id)
+        request = ClaimRequest(
+            lanes=(LaneRequest(lane=check_lane(args.lane)),),
+            policy=policy,
+            capabilities=args.capabilities,
+            tasks=args.tasks,
+        )
+        grant_ms = milliseconds(args.grant, "grant", least=1)
+        if grant_ms > MAX_GRANT_MS:
+            raise ValidationError("invalid_input", f"A grant holds at most {MAX_GRANT_MS} ms.")
+        grant_id = check_uuid(args.grant_id, "grant_id")
+        _, instance = self._holder(args.worker_id, args.worker_instance_id, waits=False)
+        head: list[Argument] = [grant_id, instance, args.worker_id, grant_ms]
+        if args.grant_id is not None and self.partitions > 1:
+            again = self._reserved_before(args, head)
+            if again is not None:
+                return again
+        for partition in self._partitions_in_turn():
+            granted = self._reserve_from(partition, request, head)
+            if granted is not None:
+                return _grant(partition, granted, args.worker_id)
+        return None
+
+    def _reserved_before(self, args: ClaimForWorkerArgs, head: list[Argument]) -> ClaimGrant | None:
+        """What an earlier call set aside under the caller's grant id, in whichever partition it found it."""
+        # A lane without classes gives nothing new.
+        lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
+        for partition in range(self.partitions):
+            reply = self.call("reserve", partition, [*head, 0, *lane])
+            if reply[0] == b"granted":
+                return _grant(partition, reply, args.worker_id)
+        return None
+
+    def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
+        for _ in range(3):
+            known, lanes = self.fitting(partition, request)
+            revision = known
+            for portion in self.portions(lanes):
+                reply = self.call("reserve", partition, [*head, known, *portion])
+                if reply[0] == b"granted":
+                    return reply
+                revision = reply[1]
+            if revision == known:
+                break
+            self.forget_classes(partition)
+        return None
+
+    def claim_resumed_execution(self, args: ClaimResumedExecutionArgs) -> Claimed:
+        check_record(args, ClaimResumedExecutionArgs)
+        return self._redeem(
+            args.execution_id, args.worker_id, args.worker_instance_id, args.lease, args.claim_id, "resumed"
+        )
+
+    def claim_from_reclaim(self, token: ReclaimToken) -> Handle | None:
+        grant = check_record(check_record(token, ReclaimToken).grant, ClaimGrant)
+        try:
+            return self._redeem(
+                grant.execution_id, token.worker_id, token.worker_instance_id, token.lease, token.claim_id, "any"
+            ).handle
+        except (NotFoundError, StateError):
+            return None
+        except ContentionError as error:
+            if error.code != "execution_not_leaseable":
+                raise
+            return None
+
+    def _redeem(
+        self, target: ExecutionId, worker_id: str, instance: str, lease: timedelta, claim_id: str | None, mode: str
+    ) -> Claimed:
+        holder, _ = self._holder(worker_id, instance, waits=False)
+        minted = check_uuid(claim_id, "claim_id")
+        ttl = lease_ms(lease)
+        reply = self.call("redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode])
+        try:
+            return self._decode_claimed(target.partition, reply[1], minted, instance, ttl)
+        except DAMAGE as error:
+            problem = self.set_aside(target, minted, error)
+            raise ValidationError("corruption", f"{target}: {problem}.", execution_id=str(target), field="") from None
+
+
+def _grant(partition: int, reply: Reply, worker_id: str) -> ClaimGrant:
+    return ClaimGrant(
+        execution_id=ExecutionId(partition, reply[1].decode()), worker_id=worker_id, expires_at_ms=int(reply[2])
+    )
