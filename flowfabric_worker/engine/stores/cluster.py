@@ -13,7 +13,7 @@ from redis.crc import key_slot
 
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import DEFAULT_CLUSTER_PARTITIONS, partition_key
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Subscription
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, StoreInfo, Subscription
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.side_by_side import as_they_end
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
@@ -65,6 +65,10 @@ class ClusterStore(ValkeyStore):
         # A primary that took over slots has no functions: moving slots does not carry them.
         self.refresh()
         return super().install()
+
+    def info(self) -> StoreInfo:
+        self.refresh()
+        return super().info()
 
     def subscribe(self, topic: str) -> Subscription:
         return self._by_any(lambda pool: _NodeSubscription(self, pool, self.channel(topic)))
