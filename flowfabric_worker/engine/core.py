@@ -188,7 +188,7 @@ class EngineCore:
                 if self._listener is None:
                     store = self._opened
                     assert store is not None, "the listener is wanted only after a call"
-                    self._listener = self.persist(lambda: Listener(store))
+                    self._listener = self.persist(lambda: Listener(store, self.partitions))
         return self._listener
 
     def close(self) -> None:

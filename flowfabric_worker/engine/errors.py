@@ -283,6 +283,9 @@ CODES: dict[str, Row] = {
     "permission_denied": Row(TransportError, False, "The store's user lacks a right that is needed."),
     "function_missing": Row(TransportError, False, "The function library is not loaded in the store."),
     "function_failed": Row(TransportError, False, "A stored function failed; this is a bug, please report it."),
+    "engine_closed": Row(
+        TransportError, False, "The engine was closed while the caller waited; open another one, and wait again.", _ID
+    ),
     "protocol": Row(TransportError, False, "The store answered something that cannot be understood."),
     "cursor_expired": Row(
         StateError, False, "What lay behind that cursor was trimmed; begin anew without a cursor.", ("cursor",)

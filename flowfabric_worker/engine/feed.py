@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from flowfabric_worker.engine.core import EngineCore, Item
-from flowfabric_worker.engine.errors import EngineTimeoutError, NotFoundError, ValidationError
+from flowfabric_worker.engine.errors import (
+    EngineError,
+    EngineTimeoutError,
+    NotFoundError,
+    TransportError,
+    ValidationError,
+)
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.listening import FALLBACK
 from flowfabric_worker.engine.records import Record
-from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
 from flowfabric_worker.engine.types.policies import milliseconds
@@ -30,26 +36,44 @@ class Feed(EngineCore):
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
         seconds = _seconds(timeout)
-        outcome = self.read_outcome(execution_id)
         deadline = None if seconds is None else time.monotonic() + seconds
-        if outcome is not None:
-            return outcome
-        event = self.listener.watch(str(execution_id), self._ended_of)
-        try:
-            watched = [self.listener.topic, execution_id.uuid]
-            ((status,),) = self.call("watch_executions", execution_id.partition, watched)
-            while status == b"watched" and not event.wait(_remaining(deadline)):
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise EngineTimeoutError(
-                        message=f"{execution_id} did not end within {timeout}; it goes on. Wait for it again.",
-                        execution_id=str(execution_id),
-                    )
-        finally:
-            self.listener.unwatch(str(execution_id), event)
         outcome = self.read_outcome(execution_id)
-        if outcome is None:
-            raise NotFoundError("execution_not_found", execution_id=str(execution_id))
+        while outcome is None:
+            self._await_end(execution_id, deadline)
+            # Looked up in any case: what ended meanwhile is told, however the wait ended.
+            is_closed = self.listener.is_closed
+            try:
+                outcome = self.read_outcome(execution_id)
+            except TransportError:
+                if not is_closed:
+                    raise
+            if outcome is not None:
+                break
+            if is_closed:
+                raise TransportError("engine_closed", backend=self.store.label, execution_id=str(execution_id))
+            if deadline is not None and time.monotonic() >= deadline:
+                raise EngineTimeoutError(
+                    message=f"{execution_id} did not end within {timeout}; it goes on. Wait for it again.",
+                    execution_id=str(execution_id),
+                )
         return outcome
+
+    def _await_end(self, execution_id: ExecutionId, deadline: float | None) -> None:
+        """Return when an execution may have ended, time is over, or nobody else has looked for a while."""
+        listener = self.listener
+        event = listener.watch(str(execution_id), self._ended_of)
+        try:
+            watched = [listener.topic, execution_id.uuid]
+            ((status,),) = self.call("watch_executions", execution_id.partition, watched)
+            while status == b"watched":
+                since = time.monotonic()
+                remaining = _remaining(deadline)
+                # The listener looks for all who wait; where it did not, each looks by itself.
+                if event.wait(remaining) or remaining < FALLBACK or listener.rechecked_at < since:
+                    listener.revive()
+                    return
+        finally:
+            listener.unwatch(str(execution_id), event)
 
     def read_outcome(self, execution_id: ExecutionId) -> ExecutionOutcome | None:
         """How an execution ended; None while it has not.
@@ -65,19 +89,32 @@ class Feed(EngineCore):
             raise NotFoundError("execution_not_found", execution_id=str(execution_id))
         return Record(execution_id, _OUTCOME_FIELDS, values).outcome()
 
-    def _ended_of(self, ids: list[str]) -> list[str]:
-        """Those of the watched executions that ended, or are gone; the others are watched again in the same step."""
+    def _ended_of(self, ids: list[str]) -> Iterator[str]:
+        """Yield those of the watched executions that ended, or are gone; the others are watched again in the same step.
+
+        Raises:
+            EngineError: a part of the store did not answer; those of the other parts were yielded before.
+        """
         by_partition: dict[int, list[ExecutionId]] = {}
         for each in map(ExecutionId.parse, ids):
             by_partition.setdefault(each.partition, []).append(each)
-        ended = []
-        for partition, group in by_partition.items():
-            for first in range(0, len(group), MAX_BATCH_ITEMS):
-                some = group[first : first + MAX_BATCH_ITEMS]
-                uuids = [each.uuid for each in some]
-                reply = self.store.call("watch_executions", partition, [self.listener.topic, *uuids])
-                ended += [str(each) for each, answer in zip(some, reply, strict=True) if answer[0] != b"watched"]
-        return ended
+        groups = [
+            group[first : first + MAX_BATCH_ITEMS]
+            for group in by_partition.values()
+            for first in range(0, len(group), MAX_BATCH_ITEMS)
+        ]
+        topic = self.listener.topic
+        replies = self.store.call_many(
+            [Call("watch_executions", group[0].partition, [topic, *(each.uuid for each in group)]) for group in groups]
+        )
+        problem: EngineError | None = None
+        for group, reply in zip(groups, replies, strict=True):
+            if isinstance(reply, EngineError):
+                problem = reply
+                continue
+            yield from (str(each) for each, answer in zip(group, reply, strict=True) if answer[0] != b"watched")
+        if problem is not None:
+            raise problem
 
     def subscribe_completions(
         self,

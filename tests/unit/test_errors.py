@@ -59,6 +59,7 @@ TRANSPORT = {
     "authentication_failed": False,
     "permission_denied": False,
     "tls_failed": False,
+    "engine_closed": False,
     "function_missing": False,
     "function_failed": False,
     "protocol": False,

@@ -10,6 +10,8 @@ from typing import Any
 import redis
 from redis.connection import UnixDomainSocketConnection
 
+from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.stores.base import Subscription
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
@@ -28,6 +30,7 @@ class EmbeddedStore(ValkeyStore):
     def __init__(self, directory: Path, *, prefix: str, pool_size: int, settings: dict[str, Any]) -> None:
         self._directory = directory
         self._joining = threading.Lock()
+        self._is_closed = False
         self._server = EmbeddedServer.join(directory)
         pool = Pool(
             UnixDomainSocketConnection,
@@ -46,10 +49,18 @@ class EmbeddedStore(ValkeyStore):
             self._rejoin()
             raise
 
+    def subscribe(self, topic: str) -> Subscription:
+        try:
+            return super().subscribe(topic)
+        except TransportError as error:
+            if isinstance(error.__cause__, redis.ConnectionError):
+                self._rejoin()
+            raise
+
     def _rejoin(self) -> None:
         """Sees to it that a server runs again: whoever guarded it may be gone with it."""
-        if not self._joining.acquire(blocking=False):
-            return  # another thread is at it
+        if self._is_closed or not self._joining.acquire(blocking=False):
+            return  # nobody needs it any more, or another thread is at it
         try:
             old, self._server = self._server, EmbeddedServer.join(self._directory)
             old.leave()
@@ -57,5 +68,6 @@ class EmbeddedStore(ValkeyStore):
             self._joining.release()
 
     def close(self) -> None:
+        self._is_closed = True
         super().close()
         self._server.leave()
