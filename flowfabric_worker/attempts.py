@@ -189,7 +189,6 @@ class Attempts:
         self._committer.fail(held, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
         # The frames hold the handler's locals; what is kept is text.
         _clear_frames(error)
-        log.warning("%s of %s failed: %s", held.task.name, held.key, message, extra=held.fields)
 
 
 def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:

@@ -58,7 +58,7 @@ class Claimer:
         self._hooks = hooks
         self._tells = hooks.wants("on_claim")
         self._on_lost = hooks.lost if hooks.wants("on_lost") else None
-        self._outage = Outage(log, "Claiming failed")
+        self._outage = Outage(log, "Claiming")
         self._stopping = threading.Event()
         self._pace = _Pace(holdings)
         self._suspects = Suspects(holdings)

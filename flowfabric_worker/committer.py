@@ -19,6 +19,7 @@ from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason, RetryScheduled
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
+from flowfabric_worker.run_log import RunLog
 
 log = reporting.Log(__name__)
 
@@ -81,10 +82,11 @@ class Committer:
     of the connection for as long as its lease may live.
     """
 
-    def __init__(self, holdings: Holdings, engine: EngineBackend, hooks: Hooks) -> None:
+    def __init__(self, holdings: Holdings, engine: EngineBackend, hooks: Hooks, run_log: RunLog) -> None:
         self._holdings = holdings
         self._engine = engine
         self._hooks = hooks
+        self._run_log = run_log
         self._queue: queue.SimpleQueue[_Outcome | None] = queue.SimpleQueue()
         self._moved = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flowfabric-committer", daemon=True)
@@ -190,7 +192,7 @@ class Committer:
         if held.lost is None and now() < held.lease_until:
             return True
         held.lose("lease lost")
-        self.drop(held, f"ended ({outcome.what}), which does not count")
+        self.drop(held, _uncounted(outcome))
         return False
 
     def _sent(self, mine: Sequence[_Outcome], send: Callable[[Sequence[_Outcome]], Sequence[object]]) -> list[_Outcome]:
@@ -226,20 +228,34 @@ class Committer:
             outcome.held.lose("lease lost")
         else:
             outcome.held.lose(str(answer))
-        self.drop(outcome.held, f"ended ({outcome.what}), which does not count")
+        self.drop(outcome.held, _uncounted(outcome))
         return False
 
     def _tell(self, outcome: _Outcome, answer: object) -> None:
-        """Tells the hooks what the store has acknowledged."""
+        """Tell the hooks and the log what the store has acknowledged."""
+        held = outcome.held
         if outcome.failure is not None:
-            name = "on_retry" if isinstance(answer, RetryScheduled) else "on_failure"
-            self._hooks.tell(name, outcome.held, outcome.failure.reason.message)
+            reason = outcome.failure.reason
+            if isinstance(answer, RetryScheduled):
+                self._run_log.retried(held, reason, answer.delay_until_ms)
+                self._hooks.tell("on_retry", held, reason.message)
+            else:
+                self._run_log.failed(held, reason)
+                self._hooks.tell("on_failure", held, reason.message)
         elif outcome.call is None:
-            self._hooks.tell("on_success", outcome.held)
+            self._run_log.completed(held)
+            self._hooks.tell("on_success", held)
         elif outcome.what == "cancel":
-            self._hooks.tell("on_failure", outcome.held, "cancelled by its handler")
+            self._run_log.cancelled(held)
+            self._hooks.tell("on_failure", held, "cancelled by its handler")
         else:
-            self._hooks.tell("on_suspend", outcome.held)
+            self._hooks.tell("on_suspend", held)
+
+
+def _uncounted(outcome: _Outcome) -> str:
+    """What a handler came to whose execution is not this worker's any more."""
+    why = "" if outcome.failure is None else f": {outcome.failure.reason.message}"
+    return f"ended ({outcome.what}{why}), which does not count"
 
 
 def _call(mine: Sequence[_Outcome]) -> Sequence[object]:

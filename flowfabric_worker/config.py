@@ -23,6 +23,12 @@ def store_url(url: str | None = None) -> str:
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
+def shown_url(url: str) -> str:
+    """A store's URL without user, password and options, as logs may show it."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.partition('?')[0].rpartition('@')[2]}"
+
+
 def _positive(_: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
     if value <= timedelta():
         raise ValueError(f"{attribute.name} must be longer than 0, not {value}")

@@ -19,6 +19,7 @@ from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimR
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.middleware import Around, Middleware, arounds_of
+from flowfabric_worker.run_log import RunLog
 from flowfabric_worker.scheduler import Scheduler
 from flowfabric_worker.task import Task
 
@@ -57,7 +58,8 @@ class Inline:
         self._interrupt: KeyboardInterrupt | None = None
         self._scheduler = Scheduler(engine, tasks.values() if schedules else ())
         self._hooks = Hooks(middleware)
-        self._committer = Committer(Holdings(1), engine, self._hooks)
+        self._run_log = RunLog()
+        self._committer = Committer(Holdings(1), engine, self._hooks, self._run_log)
         arounds = (self._note_interrupt, *arounds_of(middleware))
         self._attempts = Attempts(self._committer, engine, limits.payload_bytes, arounds)
 
@@ -114,6 +116,7 @@ class Inline:
             # What became over while the handler ran is over before its outcome comes.
             self._handle_due()
         self._committer.flush()
+        self._run_log.flush()
         self._hooks.flush()
         interrupt, self._interrupt = self._interrupt, None
         if interrupt is not None:

@@ -59,7 +59,7 @@ class Keeper:
         self._offering = threading.Lock()
         self._offered: list[Held] = []
         self._offered_at = -math.inf
-        self._outage = Outage(log, "Leases cannot be renewed")
+        self._outage = Outage(log, "Keeping leases")
         self._thread = threading.Thread(target=self._work, name="flowfabric-keeper", daemon=True)
 
     @property

@@ -13,7 +13,7 @@ class Outage:
 
     Args:
         log: where to say so.
-        what: what the thread cannot do, as in "Claiming failed".
+        what: what the thread does, as in "Claiming".
     """
 
     def __init__(self, log: Log, what: str) -> None:
@@ -25,10 +25,10 @@ class Outage:
         """The store could not be used; said at first, and again every few seconds."""
         if self._said_at is None or now() - self._said_at >= SAY_AGAIN:
             self._said_at = now()
-            self._log.warning("%s; trying again: %s", self._what, error)
+            self._log.warning("%s fails; trying again: %s", self._what, error)
 
     def over(self) -> None:
         """The store could be used; said if it was away."""
         if self._said_at is not None:
             self._said_at = None
-            self._log.warning("The store can be used again.")
+            self._log.warning("%s works again.", self._what)

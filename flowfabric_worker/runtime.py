@@ -30,7 +30,9 @@ from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.keeper import ALIVE_FOR, Keeper
 from flowfabric_worker.memory import MemoryLimit, MemoryWatch
 from flowfabric_worker.middleware import arounds_of
+from flowfabric_worker.run_log import RunLog
 from flowfabric_worker.scheduler import Scheduler
+from flowfabric_worker.start_and_stop import start_line, waiting_line
 from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
 
@@ -76,7 +78,8 @@ class Runtime:
         self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
         self._holdings = Holdings(self.settings.threads)
         self._hooks = Hooks(worker.middleware)
-        self._committer = Committer(self._holdings, self._engine, self._hooks)
+        self._run_log = RunLog()
+        self._committer = Committer(self._holdings, self._engine, self._hooks, self._run_log)
         self._handlers = self._make_handlers()
         self._line = None if line is None else Line(line, self._ask_once, self._hurry, self._on_death)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
@@ -153,7 +156,7 @@ class Runtime:
     @property
     def _parts(self) -> tuple[Part, ...]:
         """Everything that has threads."""
-        return self._claimer, self._keeper, self._committer, self._handlers, self._hooks, self._scheduler
+        return self._claimer, self._keeper, self._committer, self._handlers, self._hooks, self._scheduler, self._run_log
 
     def request_stop(self) -> None:
         """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
@@ -204,6 +207,7 @@ class Runtime:
         self._running = True
         reporting.start()
         self._hooks.start()
+        self._run_log.start()
         self._committer.start()
         self._handlers.start()
         self._keeper.start()
@@ -213,9 +217,7 @@ class Runtime:
             self._line.start(self.instance_id, _SILENT_LEASES * self._claim_lease().total_seconds())
         self._claimer.start()
         self._scheduler.start()
-        log.info(
-            "%s takes work from %s with %s threads.", self.instance_id, ", ".join(self._lanes), self.settings.threads
-        )
+        log.info("%s", start_line(self.worker, self.settings, self._lanes, self.instance_id))
 
     def stop(self, grace: timedelta | None = None) -> None:
         """Claims nothing more, lets what runs finish within the grace, and hands the rest back, ready at once.
@@ -238,12 +240,14 @@ class Runtime:
             held.lose("stopping")
         self._committer.stop()
         self._committer.join(_JOIN)
+        self._run_log.stop()
         self._keeper.stop()
         self._keeper.join(_JOIN)
         self._keeper.release(left)
         self._hooks.stop()
         self._hooks.join(_JOIN)
         self._scheduler.join(_JOIN)
+        self._run_log.join(_JOIN)
         self._leave()
         log.info(
             "%s stopped; it handed back %s, of which %s had begun.", self.instance_id, released + len(left), len(left)
@@ -253,6 +257,9 @@ class Runtime:
     def _await_handlers(self, grace: float) -> None:
         """Waits until the handlers have ended, the grace is over, or a second request hurries."""
         deadline = now() + grace
+        running = self._holdings.running()
+        if running and grace > 0:
+            log.info("%s", waiting_line(running, grace))
         while not self._handlers.join(min(0.1, max(0.0, deadline - now()))):
             if now() >= deadline or not self._stop_requests.empty():
                 return

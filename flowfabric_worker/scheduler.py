@@ -83,7 +83,7 @@ class Scheduler:
         ]
         self._group = _group_of(self._scheduled)
         self._process = uuid4().hex
-        self._outage = Outage(log, "A schedule cannot be served")
+        self._outage = Outage(log, "Serving schedules")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flowfabric-scheduler", daemon=True)
 

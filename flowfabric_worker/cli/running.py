@@ -87,10 +87,14 @@ class _Run(click.Command):
     metavar="N",
     help=f"End when N threads are lost to handlers that do not end; {DEFAULT_MOST_LOST}, or 1 with --processes.",
 )
-@click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(_LEVELS),
+    help="From which level on the worker logs; info, unless the application sets up logging.",
+)
 @debug_option
 @click.pass_context
-def run(context: click.Context, /, app: str, *, processes: int | None, log_level: str, **options: Any) -> None:
+def run(context: click.Context, /, app: str, *, processes: int | None, log_level: str | None, **options: Any) -> None:
     """Run a worker, such as shop:worker, until SIGTERM or Ctrl-C.
 
     Then what runs may finish within the grace, the rest is handed back, and the exit code is 0. A second signal hands
@@ -101,10 +105,10 @@ def run(context: click.Context, /, app: str, *, processes: int | None, log_level
     """
     if options["lease"] <= timedelta():
         raise click.BadParameter("it must be longer than 0.", param_hint="--lease")
-    set_up_logging(log_level)
     if processes is None:
-        _run_here(app, line_from_environment(), **options)
+        _run_here(app, line_from_environment(), log_level, **options)
     else:
+        set_up_logging(log_level, with_pid=True)
         _supervise(context, processes, options["grace"])
 
 
@@ -136,6 +140,7 @@ def _for_one_process(arguments: Sequence[str]) -> list[str]:
 def _run_here(
     app: str,
     line: socket.socket | None,
+    log_level: str | None,
     *,
     url: str | None,
     namespace: str | None,
@@ -144,8 +149,10 @@ def _run_here(
     most_lost: int | None,
     **settings: Any,
 ) -> None:
-    """Runs a worker in this process."""
+    """Run a worker in this process."""
     worker = load_worker(app)
+    # What the application sets up when it is imported stands, so this comes after it.
+    set_up_logging(log_level, with_pid=line is not None)
     if not worker.tasks:
         raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
     worker.url = url or worker.url
@@ -240,10 +247,33 @@ def _workers_in(module: object) -> str:
     return ", ".join(names) or "none"
 
 
-def set_up_logging(level: str) -> None:
-    """Logs to stderr, each record of a run with its ids; unless the application set up logging of its own."""
+def set_up_logging(level: str | None, *, with_pid: bool = False) -> None:
+    """Log to stderr, unless the application has set up logging; a level that was asked for holds in any case.
+
+    Args:
+        level: from which level on this package logs; None for what the application says, else info.
+        with_pid: whether each line tells its process.
+    """
+    package = logging.getLogger("flowfabric_worker")
+    set_up = bool(logging.getLogger().handlers or package.handlers)
+    if not set_up:
+        logging.basicConfig(level=logging.WARNING, handlers=[_handler(with_pid)])
+    if level is not None or (not set_up and package.level == logging.NOTSET):
+        package.setLevel((level or "info").upper())
+    # A configuration by file or dict disables, unless told otherwise, every logger that it does not name.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.split(".")[0] == "flowfabric_worker":
+            logger.disabled = False
+
+
+def _handler(with_pid: bool) -> logging.Handler:
     handler = logging.StreamHandler()
-    handler.setFormatter(RunFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    on_terminal = handler.stream.isatty()
+    process = "%(process)d " if with_pid else ""
+    handler.setFormatter(
+        RunFormatter(
+            f"%(asctime)s {process}%(levelname)-7s %(message)s", "%H:%M:%S" if on_terminal else None, brief=on_terminal
+        )
+    )
     handler.addFilter(RunFilter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("flowfabric_worker").setLevel(level.upper())
+    return handler

@@ -111,6 +111,33 @@ def on_terminal(*arguments: str, url: str, **environment: str) -> str:
     return printed.decode()
 
 
+def on_terminal_until(text: str, *arguments: str, url: str) -> str:
+    """What a command prints on a terminal of 80 columns until it has printed a text; then it is told to stop."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowfabric_worker", *arguments],
+        stdout=theirs,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env={**os.environ, "FLOWFABRIC_URL": url, "COLUMNS": "80"},
+    )
+    os.close(theirs)
+    printed = b""
+    told = False
+    while select.select([ours], [], [], 20)[0]:
+        try:
+            printed += os.read(ours, 65536)
+        except OSError:  # on Linux the end of a terminal is an error
+            break
+        if text.encode() in printed and not told:
+            told = True
+            process.send_signal(signal.SIGTERM)
+    os.close(ours)
+    assert process.wait(20) == 0, printed
+    return printed.decode()
+
+
 def without_escapes(text: str) -> str:
     """A text without what steers a terminal."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -22,16 +22,16 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def test_an_outage_is_told_once_and_again_after_a_while(
     said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outage = Outage(Log("here"), "Claiming failed")
+    outage = Outage(Log("here"), "Claiming")
     for moment in (0.0, 1.0, SAY_AGAIN - 1, SAY_AGAIN, SAY_AGAIN + 1):
         monkeypatch.setattr(outages, "now", lambda moment=moment: moment)
         outage.note(AWAY)
 
-    assert said.messages == ["Claiming failed; trying again: refused"] * 2
+    assert said.messages == ["Claiming fails; trying again: refused"] * 2
 
 
 def test_the_end_of_an_outage_is_told_and_nothing_without_one(said: pytest.LogCaptureFixture) -> None:
-    outage = Outage(Log("here"), "Claiming failed")
+    outage = Outage(Log("here"), "Claiming")
     outage.over()
     outage.note(AWAY)
     outage.over()
@@ -39,7 +39,7 @@ def test_the_end_of_an_outage_is_told_and_nothing_without_one(said: pytest.LogCa
     outage.note(AWAY)
 
     assert said.messages == [
-        "Claiming failed; trying again: refused",
-        "The store can be used again.",
-        "Claiming failed; trying again: refused",
+        "Claiming fails; trying again: refused",
+        "Claiming works again.",
+        "Claiming fails; trying again: refused",
     ]

@@ -182,11 +182,12 @@ def test_log_records_say_of_which_run_they_speak(
     start(worker)
     run = talkative.submit()
     ended(worker, run)
+    wait_until(lambda: "failed for good" in caplog.text, "the failure is told")
     records = [record for record in caplog.records if hasattr(record, "ff_execution_id")]
 
-    assert [record.getMessage() for record in records] == [
+    assert [record.getMessage().split("\n")[0] for record in records] == [
         "hello from inside",
-        f"talkative of {run.id} failed: OSError: broken",
+        f"talkative {run.id} failed for good: OSError: broken",
     ]
     for record in records:
         fields = {name: vars(record)[name] for name in ("ff_execution_id", "ff_task", "ff_lane", "ff_attempt")}

@@ -128,8 +128,8 @@ def test_what_the_runtime_logs_of_a_run_carries_its_ids(
         over.wait(10)
 
     start(served)
-    runs = {"failed: ValueError: boom": broken.submit(), "which does not count": lost.submit()}
-    ended(served, runs["failed: ValueError: boom"])
+    runs = {"failed for good: ValueError: boom": broken.submit(), "which does not count": lost.submit()}
+    ended(served, runs["failed for good: ValueError: boom"])
     assert begun.wait(10)
     runs["which does not count"].cancel()
     over.set()
@@ -167,7 +167,7 @@ def test_no_record_tells_the_password_of_the_store(start: Start, kept: Kept, mon
         runtime = start(worker, lease=timedelta(seconds=1))
         assert add.submit(1).result(10) == 2
         server.kill()
-        wait_until(lambda: kept.fields_of("Claiming failed"), "the store is missed")
+        wait_until(lambda: kept.fields_of("Claiming fails"), "the store is missed")
         # It comes back and knows the user no more, so the password is refused.
         server.start()
         wait_until(lambda: kept.fields_of("refused the user or the password"), "the password is refused")

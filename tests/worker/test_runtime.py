@@ -59,6 +59,7 @@ def test_every_thread_has_a_name_and_ends_with_the_worker(worker: Worker, start:
         "flowfabric-handler-2",
         "flowfabric-keeper",
         "flowfabric-reporter",
+        "flowfabric-run-log",
     ]
     runtime.stop()
     worker.close()
