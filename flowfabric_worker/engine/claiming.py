@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
 import attrs
 
-from flowfabric_worker.engine.classes import Classes, lane_arguments
-from flowfabric_worker.engine.core import execution_id
-from flowfabric_worker.engine.damage import Damage
-from flowfabric_worker.engine.errors import (
-    TransportError,
-    ValidationError,
-)
-from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
-from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALLS_REMEMBERED, MAX_LEASE_MS
-from flowfabric_worker.engine.listening import FALLBACK, Waiter
-from flowfabric_worker.engine.stores.base import Argument, Call, Reply
+from flowfabric_worker.engine.claimed import Decoding
+from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
+from flowfabric_worker.engine.errors import TransportError, ValidationError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import check_lane, check_name
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALLS_REMEMBERED, MAX_LANES_PER_CLAIM, MAX_LEASE_MS
+from flowfabric_worker.engine.listening import FALLBACK
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
-from flowfabric_worker.engine.types.claiming import (
-    Claimed,
-    ClaimPolicy,
-    ClaimRequest,
-    LaneRequest,
-)
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.policies import milliseconds
-from flowfabric_worker.engine.wire import (
-    DAMAGE,
-    decode_class,
-    decode_policy,
-    pack,
-    read_optional,
-    unpack_pairs,
-    unpack_texts,
-)
+from flowfabric_worker.engine.waiting import WaitingWorker, WaitingWorkers
+from flowfabric_worker.engine.wire import pack
 
 # In how many seconds a partition that is away is looked at again.
 _LOOK_AGAIN = 0.5
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+# How often one claim looks at a partition whose classes change, or whose heads cannot be handed out.
+MOST_LOOKS = 20
 
 
 @attrs.frozen(kw_only=True)
@@ -55,12 +39,12 @@ class _Terms:
     claim_id: str
     holder: bytes
     instance: bytes
-    waiter: Waiter | None
+    worker: WaitingWorker | None
     wait: float
     lease_ms: int
 
 
-class Claiming(Damage, Classes):
+class Claiming(Decoding, Classes):
     """The room `claiming`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -69,9 +53,10 @@ class Claiming(Damage, Classes):
 
     def _begin(self) -> None:
         super()._begin()
-        self._waiters: dict[str, Waiter] = {}
-        # Claims whose answers were lost, by worker instance and partition: the next call there asks what they got.
-        self._unanswered: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._waiting = WaitingWorkers(lambda: self.listener.waiter(), lambda waiter: self.listener.forget(waiter))
+        # Claims whose answers were lost, by worker instance and partition: the next call there asks what they got, as
+        # long as its leases may live.
+        self._unanswered: dict[tuple[str, int], tuple[tuple[str, ...], float]] = {}
 
     # Claims
 
@@ -86,31 +71,35 @@ class Claiming(Damage, Classes):
             again = self._claimed_before(terms)
             if again is not None:
                 return again
-        if terms.waiter is None:
-            return self._sweep(terms, self._partitions_in_turn(), 0, {})[0]
-        return self._claim_or_wait(terms, terms.waiter)
+        if terms.worker is None:
+            return self._sweep(terms, self._partitions_in_turn(), 0)
+        try:
+            return self._claim_or_wait(terms, terms.worker)
+        finally:
+            self._waiting.leave(terms.worker)
 
     def pass_wake(self, request: ClaimRequest) -> None:
         """Hands a wake-up on: this worker has no room for what it was woken for."""
         check_record(request, ClaimRequest)
         for partition in range(self.partitions):
-            for portion in self.portions(self.fitting(partition, request)[1]):
-                self.call("pass_wake", partition, portion)
+            for portion in self.portions(self.fitting(partition, request).lanes):
+                self.call("pass_wake", partition, lane_arguments(portion))
 
     def stop_waiting(self, worker_instance_id: str) -> None:
         """Ends the waiting of a worker that goes, also a claim that is under way; nobody wakes it any more."""
-        waiter = self._waiters.pop(check_name(worker_instance_id, "worker_instance_id"), None)
-        if waiter is not None:
-            waiter.stop()
+        worker = self._waiting.pop(check_name(worker_instance_id, "worker_instance_id"))
+        if worker is not None:
+            worker.waiter.stop()
             for partition in range(self.partitions):
-                self.call("stop_waiting", partition, [waiter.name])
-            self.listener.forget(waiter)
+                self.call("stop_waiting", partition, [worker.waiter.name])
 
     def _terms(self, request: ClaimRequest) -> _Terms:
         policy = check_record(check_record(request, ClaimRequest).policy, ClaimPolicy)
         _check_count(request.limit, "A claim's limit", 1)
-        if not request.lanes:
-            raise ValidationError("invalid_input", "A claim names at least one lane.")
+        if not 1 <= len(request.lanes) <= MAX_LANES_PER_CLAIM:
+            raise ValidationError(
+                "invalid_input", f"A claim names 1 to {MAX_LANES_PER_CLAIM} lanes, not {len(request.lanes)}."
+            )
         for lane in request.lanes:
             check_lane(check_record(lane, LaneRequest).lane)
             if lane.limit is not None:
@@ -119,14 +108,15 @@ class Claiming(Damage, Classes):
         waits = policy.max_wait is not None
         wait_ms = 0 if policy.max_wait is None else milliseconds(policy.max_wait, "max_wait")
         holder, instance = self._holder(policy.worker_id, policy.worker_instance_id, waits=waits)
+        claim_id, lease = check_uuid(request.claim_id, "claim_id"), lease_ms(policy.lease)
         return _Terms(
             request=request,
-            claim_id=check_uuid(request.claim_id, "claim_id"),
+            claim_id=claim_id,
             holder=holder,
             instance=instance,
-            waiter=self._waiter(policy.worker_instance_id) if waits else None,
+            worker=self._waiting.enter(policy.worker_instance_id) if waits else None,
             wait=wait_ms / 1000,
-            lease_ms=lease_ms(policy.lease),
+            lease_ms=lease,
         )
 
     def _holder(self, worker_id: str, instance: str, *, waits: bool) -> tuple[bytes, bytes]:
@@ -139,74 +129,71 @@ class Claiming(Damage, Classes):
         topic = self.listener.topic if waits or self._listener is not None else ""
         return pack((worker_id, instance, topic)), pack((self.namespace, instance))
 
-    def _waiter(self, instance: str) -> Waiter:
-        waiter = self._waiters.get(instance)
-        if waiter is None:
-            waiter = self._waiters.setdefault(instance, self.listener.waiter())
-        return waiter
-
     def _partitions_in_turn(self) -> list[int]:
         """All partitions, each claim beginning with the next one."""
         count = self.partitions
         first = next(self._claims) % count
         return [*range(first, count), *range(first)]
 
-    def _claim_or_wait(self, terms: _Terms, waiter: Waiter) -> list[Claimed]:
-        """Claims until there is something, somebody ends the waiting, or the time is over."""
+    def _claim_or_wait(self, terms: _Terms, worker: WaitingWorker) -> list[Claimed]:
+        """Claim until there is something, the waiting is stopped, or the time is over.
+
+        A worker looks where it was woken, where it is not registered, and elsewhere when it is time: what it left
+        registered with its last claim goes on.
+        """
         deadline = time.monotonic() + terms.wait
-        partitions = self._partitions_in_turn()
-        waits_in: dict[int, list[Argument]] = {}
-        while True:
+        if not worker.waits_for(terms.request):
+            self._leave(worker)
+            worker.request = terms.request
+        woken = worker.waiter.wait(0)
+        while not worker.waiter.stopped:
             remaining = max(0.0, deadline - time.monotonic())
-            claimed, next_due = self._sweep(terms, partitions, min(remaining, FALLBACK), waits_in)
-            remaining = deadline - time.monotonic()
-            if claimed or remaining <= 0:
+            if woken is None or not remaining:
+                worker.looks.clear()
+            everywhere = self._partitions_in_turn()
+            first = [partition for partition in everywhere if woken and partition in woken]
+            partitions = [*first, *(each for each in worker.due(everywhere) if each not in first)]
+            claimed = self._sweep(terms, partitions, min(remaining, FALLBACK))
+            if claimed or not remaining:
+                if len(claimed) >= terms.request.limit:
+                    self._leave(worker)
                 return claimed
-            woken = waiter.wait(min(remaining, next_due, FALLBACK))
-            if waiter.stopped:
-                if not self.listener.is_closed:
-                    self._leave(waiter, waits_in)
-                return []
-            partitions = [*woken, *(p for p in self._partitions_in_turn() if p not in woken)]
+            woken = worker.waiter.wait(max(0.0, min(deadline, worker.next_look()) - time.monotonic()))
+        if not self.listener.is_closed:
+            self._leave(worker)
+        return []
 
-    def _sweep(
-        self, terms: _Terms, partitions: Sequence[int], wait: float, waits_in: dict[int, list[Argument]]
-    ) -> tuple[list[Claimed], float]:
-        """Claims from one partition after the other up to the limit; registers as waiting if it gets nothing.
+    def _sweep(self, terms: _Terms, partitions: Sequence[int], wait: float) -> list[Claimed]:
+        """Claim from one partition after the other up to the limit; register as waiting while there is nothing.
 
-        `waits_in` is kept up to date: the partitions in which this worker is registered, and what it waits for there.
-        Returns what was claimed, and in how many seconds something is due. Partitions that are away are left out,
-        and looked at again soon; their error is raised if all are, or if it will not pass.
+        Partitions that are away are left out, and looked at again soon; their error is raised if all are, or if it
+        will not pass.
         """
         claimed: list[Claimed] = []
-        next_due = FALLBACK
+        looks = terms.worker.looks if terms.worker is not None else {}
         away: list[TransportError] = []
         for partition in partitions:
             if len(claimed) >= terms.request.limit:
                 break
+            looks.pop(partition, None)
+            seconds = 0.0 if claimed else wait
             try:
                 found = self._found_again(terms, partition, terms.request.limit - len(claimed))
                 if found:
                     claimed += found
-                    waits_in.pop(partition, None)
                     continue
-                items, due = self._claim_from(terms, partition, claimed, 0 if claimed else wait)
+                items, due = self._claim_from(terms, partition, claimed, seconds)
             except TransportError as error:
                 away.append(error)
                 # What was claimed elsewhere counts more than an error, which comes again.
                 if not claimed and (len(away) == len(partitions) or not error.retryable):
                     raise
-                next_due = min(next_due, _LOOK_AGAIN)
+                looks[partition] = time.monotonic() + _LOOK_AGAIN
                 continue
-            next_due = min(next_due, due)
-            if wait and not items and not claimed:
-                waits_in[partition] = lane_arguments(self.fitting(partition, terms.request)[1])
-            else:
-                waits_in.pop(partition, None)
+            if seconds and not items:
+                looks[partition] = time.monotonic() + min(seconds, due)
             claimed += items
-        if claimed and waits_in and terms.waiter is not None:
-            self._leave(terms.waiter, waits_in)
-        return claimed, next_due
+        return claimed
 
     def _found_again(self, terms: _Terms, partition: int, room: int) -> list[Claimed]:
         """Return what claims got in a partition whose answers were lost, as far as this claim asks for it.
@@ -214,17 +201,17 @@ class Claiming(Damage, Classes):
         The rest is handed back: another request may have got it, for other lanes or tasks.
         """
         key = terms.request.policy.worker_instance_id, partition
-        lost = self._unanswered.pop(key, ())
+        lost, until = self._unanswered.pop(key, ((), 0.0))
         kept: list[Claimed] = []
         while lost:
             before = attrs.evolve(terms, claim_id=lost[0])
             try:
-                items = self._call_claim(before, partition, (0, 1, 0), [])[3]
+                items = self._call_claim(before, partition, [terms.lease_ms, 0, 1, ""], [])[3]
             except TransportError:
-                self._unanswered[key] = (*self._unanswered.get(key, ()), *lost)
+                self._unanswered[key] = (*self._unanswered.get(key, ((), 0.0))[0], *lost), until
                 raise
             lost = lost[1:]
-            got = self._decode_items(partition, items, before)
+            got = self._decode(partition, items, before)
             wanted = [each for each in got if _asks_for(terms.request, each)][: room - len(kept)]
             unwanted = [each.handle for each in got if each not in wanted]
             kept += wanted
@@ -233,128 +220,99 @@ class Claiming(Damage, Classes):
         return kept
 
     def _note_unanswered(self, terms: _Terms, partition: int) -> None:
-        """Note a claim whose answer was lost. A caller that gave it an id asks for that answer itself."""
+        """Note a claim whose answer was lost, and forget those whose leases are over.
+
+        A caller that gave the claim an id asks for that answer itself.
+        """
+        moment = time.monotonic()
+        for key, (_, until) in list(self._unanswered.items()):
+            if until <= moment:
+                self._unanswered.pop(key, None)
         if terms.request.claim_id is None:
             key = terms.request.policy.worker_instance_id, partition
-            self._unanswered[key] = (*self._unanswered.get(key, ()), terms.claim_id)[-MAX_CALLS_REMEMBERED:]
+            lost = (*self._unanswered.get(key, ((), 0.0))[0], terms.claim_id)[-MAX_CALLS_REMEMBERED:]
+            self._unanswered[key] = lost, moment + terms.lease_ms / 1000 + CALL_TIMEOUT
 
-    def _leave(self, waiter: Waiter, waits_in: Mapping[int, Sequence[Argument]]) -> None:
-        """Waits in these partitions no more; a wake-up that was sent meanwhile goes on to somebody who does."""
-        # What was claimed counts more than a call that fails here: whoever is registered is forgotten in time.
-        self.call_many(
-            [Call("stop_waiting", partition, [waiter.name, *lanes]) for partition, lanes in waits_in.items()]
-        )
+    def _leave(self, worker: WaitingWorker) -> None:
+        """End a worker's waiting everywhere; a wake-up that was sent meanwhile goes on to the next worker."""
+        if not worker.looks or worker.request is None:
+            return
+        calls = []
+        for partition in worker.looks:
+            lanes = lane_arguments(self.fitting(partition, worker.request).lanes)
+            calls.append(Call("stop_waiting", partition, [worker.waiter.name, *lanes]))
+        worker.looks.clear()
+        # What was claimed counts more than a call that fails here: what stays registered is forgotten in time.
+        self.call_many(calls)
 
     def _claim_from(
         self, terms: _Terms, partition: int, claimed: Sequence[Claimed], wait: float
     ) -> tuple[list[Claimed], float]:
-        """Claims from one partition what there is still room for.
+        """Claim from one partition what may still be taken.
 
-        Returns what it got, and in how many seconds something is due there.
+        Returns what it got, and in how many seconds something is due there; 0 if the worker is not registered.
         """
-        for _ in range(3):
-            known, lanes = self.fitting(partition, terms.request, claimed)
-            portions = list(self.portions(lanes))
-            if wait and len(portions) > 1:
-                # Who waits, waits for everything: one more call names all classes.
-                portions.append(lane_arguments(lanes))
-            next_due = FALLBACK
-            stale = False
-            for number, portion in enumerate(portions, 1):
-                wait_ms = int(wait * 1000) if number == len(portions) else 0
-                room = terms.request.limit - len(claimed)
+        for look in itertools.count(1):
+            fitting = self.fitting(partition, terms.request, claimed)
+            lanes = fitting.lanes
+            if look == MOST_LOOKS:
+                # New kinds of work came faster than they were read: what is known is better than nothing.
+                lanes, wait = [attrs.evolve(lane, revision=b"") for lane in lanes], 0.0
+            stale: set[bytes] = set()
+            next_due, again = FALLBACK, False
+            for portion, wait_ms, limit in self._calls_for(lanes, wait, terms.request.limit - len(claimed)):
+                numbers: list[Argument] = [terms.lease_ms, wait_ms, limit, fitting.set_name]
                 try:
-                    reply = self._call_claim(terms, partition, (wait_ms, room, known), portion)
+                    reply = self._call_claim(terms, partition, numbers, portion)
                 except TransportError:
                     self._note_unanswered(terms, partition)
                     raise
-                now, due, revision, items, repeated = reply
+                now, due, behind, items, more, repeated = reply
                 if repeated and not items and terms.request.claim_id is None:
                     # It was sent again when the leases that it got had run out: this is another claim.
-                    terms = attrs.evolve(terms, claim_id=str(uuid4()))
-                    stale = True
+                    terms, again = attrs.evolve(terms, claim_id=str(uuid4())), True
                     break
                 if items:
                     # All of them may be damaged: look again at once.
-                    return self._decode_items(partition, items, terms), 0.0
+                    return self._decode(partition, items, terms), 0.0
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
-                stale = stale or revision != known
-            if not stale:
-                return [], next_due
-            self.forget_classes(partition)
-        # New kinds of work came faster than they were read, so nobody is registered as waiting: look again at once.
-        return [], 0.0
+                stale.update(behind)
+                again = again or more == b"1"
+            if look >= MOST_LOOKS or not (stale or again):
+                break
+            self.forget_lanes(partition, stale)
+        return [], 0.0 if look >= MOST_LOOKS else next_due
 
-    def _call_claim(
-        self, terms: _Terms, partition: int, numbers: tuple[int, int, int], lanes: Sequence[Argument]
-    ) -> Reply:
-        waiter = terms.waiter.name if terms.waiter else ""
-        head: list[Argument] = [terms.claim_id, terms.holder, terms.instance, waiter, terms.lease_ms, *numbers]
-        return self.call("claim_many", partition, [*head, *lanes])
+    def _calls_for(self, lanes: Sequence[Lane], wait: float, limit: int) -> Iterator[tuple[list[Lane], int, int]]:
+        """Yield the calls of a claim in one partition: the lanes, how long to wait in ms, and the limit of each."""
+        portions = list(self.portions(lanes))
+        wait_ms = int(wait * 1000)
+        for portion in portions:
+            yield portion, wait_ms if len(portions) == 1 else 0, limit
+        if wait_ms and len(portions) > 1:
+            # A worker waits for everything: one more call names all classes, and takes nothing.
+            yield list(lanes), wait_ms, 0
+
+    def _call_claim(self, terms: _Terms, partition: int, numbers: Sequence[Argument], lanes: Sequence[Lane]) -> Reply:
+        name = terms.worker.waiter.name if terms.worker else ""
+        counted = "1" if self.store.counts_listeners else ""
+        head: list[Argument] = [terms.claim_id, terms.holder, terms.instance, name, *numbers, counted]
+        return self.call("claim_many", partition, [*head, *lane_arguments(lanes)])
 
     def _claimed_before(self, terms: _Terms) -> list[Claimed] | None:
         """Return what an earlier call under the caller's claim id still holds; None of a new claim."""
         again: list[Claimed] = []
         known = False
         for partition in range(self.partitions):
-            *_, items, repeated = self._call_claim(terms, partition, (0, 1, 0), [])
-            known = known or bool(repeated)
-            again += self._decode_items(partition, items, terms)
+            reply = self._call_claim(terms, partition, [terms.lease_ms, 0, 1, ""], [])
+            known = known or bool(reply[5])
+            again += self._decode(partition, reply[3], terms)
         return again if known else None
 
-    # Decoding
-
-    def _decode_items(self, partition: int, items: Reply, terms: _Terms) -> list[Claimed]:
-        """Decode each claimed item by itself; set aside in the store what is damaged."""
-        decoded = []
-        for item in items:
-            try:
-                decoded.append(
-                    self._decode_claimed(
-                        partition, item, terms.claim_id, terms.request.policy.worker_instance_id, terms.lease_ms
-                    )
-                )
-            except DAMAGE as error:
-                self.set_aside(execution_id(partition, item[0]), terms.claim_id, error)
-        return decoded
-
-    def _decode_claimed(self, partition: int, item: Reply, claim_id: str, instance: str, lease: int) -> Claimed:
-        (
-            uuid, kind, epoch, attempt_id, attempt, attempt_type, expires, class_data, priority, created, payload,
-            codec, policy, tags, deadline, timeout, retries, reclaims, journal, headers,
-        ) = item  # fmt: skip
-        work_class = decode_class(class_data)
-        return Claimed(
-            handle=Handle(
-                backend=self.store.label,
-                kind=HANDLE_KINDS[kind.decode()],
-                execution_id=ExecutionId(partition, uuid.decode()),
-                attempt_index=int(attempt),
-                attempt_id=attempt_id.decode(),
-                lease_id=claim_id,
-                lease_epoch=int(epoch),
-                lease_ttl_ms=lease,
-                lane=work_class.lane,
-                worker_instance_id=instance,
-            ),
-            namespace=work_class.namespace,
-            task=work_class.task,
-            payload=read_optional(payload),
-            codec=codec.decode() if codec else "",
-            priority=int(priority),
-            tags=unpack_texts(tags) if tags else _NOTHING,
-            headers=unpack_texts(headers) if headers else _NOTHING,
-            policy=decode_policy(policy, work_class),
-            attempt_type=attempt_type.decode(),
-            created_at_ms=int(created),
-            lease_expires_at_ms=int(expires),
-            deadline_at_ms=int(deadline) if deadline else None,
-            timeout_at_ms=int(timeout) if timeout else None,
-            retry_count=int(retries),
-            reclaim_count=int(reclaims),
-            journal=unpack_pairs(journal) if journal else _NOTHING,
-        )
+    def _decode(self, partition: int, items: Reply, terms: _Terms) -> list[Claimed]:
+        instance = terms.request.policy.worker_instance_id
+        return self.decode_items(partition, items, terms.claim_id, instance, terms.lease_ms)
 
 
 def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:

@@ -137,13 +137,14 @@ class Feed(EngineCore):
     ) -> Iterator[CompletionEvent]:
         partitions = range(self.partitions)
         waiter = self.listener.waiter()
+        counted = "1" if self.store.counts_listeners else ""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while True:
                 found = False
                 remaining = _remaining(deadline)
                 for partition in partitions:
-                    arguments: Item = [positions.get(partition, ""), _PAGE, waiter.name, int(remaining * 1000)]
+                    arguments: Item = [positions.get(partition, ""), _PAGE, waiter.name, int(remaining * 1000), counted]
                     for entry in self.call("read_feed", partition, arguments)[1:]:
                         found = True
                         positions[partition] = entry[0].decode()
@@ -171,7 +172,7 @@ class Feed(EngineCore):
             positions[int(match[1])] = match[2]
         # What is too old is refused at once, not when the first event is asked for.
         for partition, entry in positions.items():
-            self.call("read_feed", partition, [entry, 1, "", 0])
+            self.call("read_feed", partition, [entry, 1, "", 0, ""])
         return positions
 
 

@@ -3,6 +3,8 @@
 A stored function that changes something that others wait for sends a message to their topic:
 
     wake NUMBER PARTITION    there is work, or something is due, for the waiter of that number
+    standby NUMBER PARTITION MS OTHER    another waiter was woken: look after so many ms, unless it comes
+    taken NUMBER PARTITION OTHER         that other waiter came
     done EXECUTION           an execution ended
     lost EXECUTION FENCE     a lease of this process is over
 
@@ -52,26 +54,55 @@ class Waiter:
         self._condition = threading.Condition()
         self._partitions: set[int] = set()
         self._woken = False
+        self._everywhere = False
+        # By partition and the other waiter: when to look.
+        self._stand_by: dict[tuple[int, str], float] = {}
         self.stopped = False
 
-    def wait(self, timeout: float) -> set[int]:
-        """Wait for a wake-up, at most `timeout` seconds; return the partitions in which there is something."""
+    def wait(self, timeout: float) -> set[int] | None:
+        """Wait until a wake-up comes, at most `timeout` seconds.
+
+        Returns the partitions in which there is something to look for; None to look everywhere.
+        """
+        deadline = time.monotonic() + timeout
         with self._condition:
-            if not self._woken:
-                self._condition.wait(timeout)
-            partitions, self._partitions = self._partitions, set()
-            woken, self._woken = self._woken, False
+            while not self._woken:
+                moment = time.monotonic()
+                until = min([deadline, *self._stand_by.values()])
+                if until <= moment:
+                    break
+                self._condition.wait(until - moment)
+            woken = self._woken
+            moment = time.monotonic()
+            for key in [key for key, until in self._stand_by.items() if until <= moment]:
+                self._partitions.add(key[0])
+                del self._stand_by[key]
+            partitions, everywhere = self._partitions, self._everywhere
+            self._partitions, self._woken, self._everywhere = set(), False, False
         if not woken:
             self._on_silence()
-        return partitions
+        return None if everywhere else partitions
 
     def wake(self, partition: int | None = None) -> None:
-        """End a wait; without a partition its thread looks everywhere."""
+        """End a wait; without a partition to look everywhere."""
         with self._condition:
-            if partition is not None:
+            if partition is None:
+                self._everywhere = True
+            else:
                 self._partitions.add(partition)
             self._woken = True
             self._condition.notify_all()
+
+    def stand_by(self, partition: int, seconds: float, other: str) -> None:
+        """Look in a partition after a time, unless the other waiter comes before."""
+        with self._condition:
+            self._stand_by[partition, other] = time.monotonic() + seconds
+            self._condition.notify_all()
+
+    def end_stand_by(self, partition: int, other: str) -> None:
+        """Need not look any more: the other waiter came."""
+        with self._condition:
+            self._stand_by.pop((partition, other), None)
 
     def stop(self) -> None:
         """End a wait for good."""
@@ -237,7 +268,15 @@ class Listener:
             word, *rest = message.decode().split(" ")
             if word == "wake":
                 number, partition = rest
-                self._wake(number, int(partition))
+                self._check_partition(int(partition))
+                self._tell(number, lambda waiter: waiter.wake(int(partition)))
+            elif word == "standby":
+                number, partition, ms, other = rest
+                self._check_partition(int(partition))
+                self._tell(number, lambda waiter: waiter.stand_by(int(partition), int(ms) / 1000, other))
+            elif word == "taken":
+                number, partition, other = rest
+                self._tell(number, lambda waiter: waiter.end_stand_by(int(partition), other))
             elif word == "done":
                 (execution_id,) = rest
                 self._finish(execution_id)
@@ -250,12 +289,14 @@ class Listener:
         except Exception as error:  # noqa: BLE001  a callback too may raise anything
             self._complain("A message that cannot be used was ignored: %.100r (%s).", message, error)
 
-    def _wake(self, number: str, partition: int) -> None:
+    def _check_partition(self, partition: int) -> None:
         if not 0 <= partition < self._partitions:
             raise ValueError(f"there is no partition {partition}")
+
+    def _tell(self, number: str, what: Callable[[Waiter], None]) -> None:
         waiter = self._waiters.get(number)
         if waiter is not None:
-            waiter.wake(partition)
+            what(waiter)
 
     def _finish(self, execution_id: str) -> None:
         with self._lock:

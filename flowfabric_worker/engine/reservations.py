@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from flowfabric_worker.engine.claiming import Claiming, check_uuid, lease_ms
+from flowfabric_worker.engine.claiming import MOST_LOOKS, Claiming, check_uuid, lease_ms
 from flowfabric_worker.engine.classes import Lane, lane_arguments
 from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.handle import Handle
@@ -59,23 +59,23 @@ class Reservations(Claiming):
         # A lane without classes gives nothing new.
         lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
         for partition in range(self.partitions):
-            reply = self.call("reserve", partition, [*head, 0, *lane])
+            reply = self.call("reserve", partition, [*head, *lane])
             if reply[0] == b"granted":
                 return _grant(partition, reply, args.worker_id)
         return None
 
     def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
-        for _ in range(3):
-            known, lanes = self.fitting(partition, request)
-            revision = known
-            for portion in self.portions(lanes):
-                reply = self.call("reserve", partition, [*head, known, *portion])
+        for _ in range(MOST_LOOKS):
+            repeat = False
+            for portion in self.portions(self.fitting(partition, request).lanes):
+                reply = self.call("reserve", partition, [*head, *lane_arguments(portion)])
                 if reply[0] == b"granted":
                     return reply
-                revision = reply[1]
-            if revision == known:
+                if reply[1] == b"1":
+                    self.forget_lanes(partition, [lane.address for lane in portion])
+                repeat = repeat or b"1" in reply[1:]
+            if not repeat:
                 break
-            self.forget_classes(partition)
         return None
 
     def claim_resumed_execution(self, args: ClaimResumedExecutionArgs) -> Claimed:
@@ -105,7 +105,7 @@ class Reservations(Claiming):
         ttl = lease_ms(lease)
         reply = self.call("redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode])
         try:
-            return self._decode_claimed(target.partition, reply[1], minted, instance, ttl)
+            return self.decode_claimed(target.partition, reply[1], minted, instance, ttl)
         except DAMAGE as error:
             problem = self.set_aside(target, minted, error)
             raise ValidationError("corruption", f"{target}: {problem}.", execution_id=str(target), field="") from None

@@ -4,9 +4,6 @@
 local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created', 'headers' } })
 local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'kind', 'steps', 'journal_bytes' } })
 
--- How often a claim looks again when what it found could not be handed out.
-local MOST_ROUNDS = 16
-
 -- The results of an execution's steps, as name, value, name, value; nil when one of them is missing.
 local function journal(record)
   local entries = {}
@@ -122,43 +119,13 @@ function ff.exhausted(ctx, record, last)
   return true
 end
 
--- The heads of several classes of a lane in their common order: { score, uuid, class } each, at most `wanted`.
--- Each class gives a page; behind the end of a full page the order is not known, so the list ends there.
-local function heads(ctx, classes, wanted)
-  local page = math.min(wanted, math.max(2, math.floor(512 / math.max(1, #classes))))
-  local found = {}
-  for _, class in ipairs(classes) do
-    local entries = call('ZRANGE', ctx.base .. ':ready:' .. class, 0, page - 1, 'WITHSCORES')
-    for i = 1, #entries, 2 do
-      found[#found + 1] = { tonumber(entries[i + 1]), entries[i], class, i == page * 2 - 1 }
-    end
-  end
-  if #classes > 1 then
-    table.sort(found, function(a, b)
-      if a[1] ~= b[1] then
-        return a[1] < b[1]
-      end
-      return a[2] < b[2]
-    end)
-  end
-  local last = math.min(wanted, #found)
-  for i = 1, last do
-    if found[i][4] then
-      last = i
-      break
-    end
-  end
-  for i = #found, last + 1, -1 do
-    found[i] = nil
-  end
-  return found
-end
-
 -- The record of a ready entry if it may be handed out. An entry whose record is gone or moved on is removed, work
 -- whose time is over or that was reclaimed too often ends here.
 local function claimable(ctx, head)
   local record = ff.found(ctx, head[2], load_for_claim, head[3])
-  if not record or not record.words.claimable then
+  if record and record.words.foreign then
+    ff.skip(ctx, head[3])
+  elseif not record or not record.words.claimable then
     call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
@@ -166,47 +133,6 @@ local function claimable(ctx, head)
     return record
   end
   return nil
-end
-
--- Walks what is ready in a lane and gives up to `wanted` records to `use` until that answers false. When an entry could
--- not be handed out it looks again, so that such an entry hides nothing behind it.
-local function each_ready(ctx, classes, wanted, use)
-  for _ = 1, MOST_ROUNDS do
-    local passed_over = false
-    for _, head in ipairs(heads(ctx, classes, wanted)) do
-      local record = claimable(ctx, head)
-      if not record then
-        passed_over = true
-      elseif not use(record) then
-        return
-      else
-        wanted = wanted - 1
-      end
-    end
-    if not passed_over or wanted <= 0 then
-      return
-    end
-    ff.flush_ready(ctx)
-  end
-end
-
--- Reads the lanes that a call asks for, from argument `at` on: lane, limit, number of classes, the classes.
-local function lanes_of(args, at)
-  local lanes = {}
-  while at <= #args do
-    local lane = { name = args[at], limit = tonumber(args[at + 1]), classes = {} }
-    local count = tonumber(args[at + 2])
-    for i = 1, count do
-      lane.classes[i] = args[at + 2 + i]
-    end
-    lanes[#lanes + 1] = lane
-    at = at + 3 + count
-  end
-  return lanes
-end
-
-local function paused(ctx, lane)
-  return call('HGET', ctx.base .. ':lane:' .. lane.name, 'paused') ~= false
 end
 
 -- A claim that was answered before is answered again, with what its lease still holds; nil of a new claim.
@@ -226,12 +152,17 @@ local function claimed_before(ctx, claims, claim_id)
   return items
 end
 
+-- Claims from some lanes in their order. It ends before a lane of which the caller does not know all classes: the first
+-- in order may be missing.
 local function claim_lanes(ctx, lanes, limit, lease)
   local items, bytes = {}, 0
   for _, lane in ipairs(lanes) do
+    if lane.stale then
+      break
+    end
     local wanted = math.min(lane.limit, limit - #items)
-    if wanted > 0 and #lane.classes > 0 and not paused(ctx, lane) then
-      each_ready(ctx, lane.classes, wanted, function(record)
+    if wanted > 0 and #lane.classes > 0 and not lane.paused then
+      ff.each_ready(ctx, lane.classes, wanted, claimable, function(record)
         bytes = bytes + #(record.payload or '') + tonumber(record.journal_bytes or '0')
         if bytes > ff.MAX_BYTES and #items > 0 then
           return false
@@ -246,95 +177,78 @@ local function claim_lanes(ctx, lanes, limit, lease)
   return items
 end
 
--- The classes of some lanes that hold work which may be handed out.
-local function classes_left(ctx, lanes)
-  local left = {}
+-- Looks at the lanes of a call; answers the names of those whose classes the caller has to read again.
+local function look_at(ctx, lanes)
+  local stale = {}
   for _, lane in ipairs(lanes) do
-    if not paused(ctx, lane) then
-      for _, class in ipairs(lane.classes) do
-        if call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
-          left[#left + 1] = class
-        end
-      end
+    ff.look_at_lane(ctx, lane)
+    if lane.stale then
+      stale[#stale + 1] = lane.name
     end
   end
-  return left
+  return stale
 end
 
--- A claim that leaves work behind passes the wake-up on: one waiter for each class that still holds something.
-local function wake_next(ctx, lanes)
-  if call('EXISTS', ctx.base .. ':waiting') == 1 then
-    for _, class in ipairs(classes_left(ctx, lanes)) do
-      ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, 1 }
-    end
+-- Registers a waiter that found nothing, unless there is something after all; answers when the waiter has to look again.
+local function wait(ctx, lanes, args, wait_ms)
+  if #ff.classes_left(ctx, lanes) > 0 then
+    return ctx.now
   end
-end
-
-local function wait_for_work(ctx, lanes, waiter, wait_ms)
-  local what = {}
-  for _, lane in ipairs(lanes) do
-    what[#what + 1] = 'l' .. lane.name
-    for _, class in ipairs(lane.classes) do
-      what[#what + 1] = 'c' .. class
-    end
-  end
-  ff.wait(ctx, waiter, what, wait_ms)
+  local due = ff.next_due(ctx)
+  ff.wait_for_work(ctx, args[4], args[8], lanes, wait_ms, args[9])
+  ff.watch(ctx, args[4], due)
+  return due
 end
 
 -- claim_many: everything that is ready, in the order of the lanes asked for.
 --
 -- Arguments: claim id, holder (pack{worker id, instance, topic}), instance (pack{namespace, instance}), waiter, lease
--- in ms, how long to wait in ms, limit, the revision of the classes that the caller knows, then the lanes.
--- Answers: now, next due moment (of no use with items, and false), revision, the items, and 1 of a claim that was answered
--- before, else 0. Under an old revision there are no items: the caller has to read the classes again.
+-- in ms, how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts who hears a
+-- topic, then the lanes.
+-- Answers: now, next due moment (of no use with items, and false), the lanes whose classes have to be read again, the
+-- items, '1' to look again at once, and 1 of a claim that was answered before, else 0. Nothing is claimed from such a lane or those behind it, and nobody waits for them.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
-  local ttl, wait_ms, limit, known = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
-  local lanes = lanes_of(args, 9)
+  local ttl, wait_ms, limit = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
+  local lanes = ff.lanes_of(args, 10)
   local claims, failure = ff.claims_of(ctx, instance, instance, ff.unpack(holder)[1])
   if not claims then
     return failure
   end
-  ff.unwait(ctx, waiter)
-  local items = claimed_before(ctx, claims, claim_id)
+  if waiter ~= '' then
+    ff.unwait(ctx, waiter)
+    ff.end_stand_by(ctx, waiter)
+  end
+  local items, stale, due = claimed_before(ctx, claims, claim_id), {}, nil
   local repeated = items and 1 or 0
-  local due
   if not items then
     ff.run_due(ctx, math.min(math.max(ff.DUE_PER_CLAIM, 2 * limit), ff.MAX_ITEMS))
     ff.run_removals(ctx, ff.DUE_PER_CLAIM)
-    items = {}
-    -- Among classes that are out of date the first in order may be missing.
-    if known == ctx.revision then
-      items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
-    end
+    stale = look_at(ctx, lanes)
+    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
     if #items > 0 then
       ff.keep_claimed(ctx, claims, claim_id, items, ttl)
-      wake_next(ctx, lanes)
+      ff.flush_ready(ctx)
+      ff.wake_next(ctx, lanes)
     end
-    -- A worker that goes on waiting keeps its watch.
-    local waits = #items == 0 and wait_ms > 0 and known == ctx.revision
+    local waits = #items == 0 and #stale == 0 and wait_ms > 0
     if waits then
+      -- A worker that goes on waiting keeps its watch.
       ctx.watch_ended = nil
     end
     ff.flush(ctx)
-    if waits then
-      due = ff.next_due(ctx)
-      -- What could not be handed out was removed from the heads: there may be more behind it.
-      if #classes_left(ctx, lanes) > 0 then
-        due = ctx.now
-      else
-        wait_for_work(ctx, lanes, waiter, wait_ms)
-        ff.watch(ctx, waiter, due)
-      end
-    end
+    due = waits and wait(ctx, lanes, args, wait_ms)
   end
   -- A worker that got something does not wait, and need not know for how long it could.
-  return { ctx.now, due or #items == 0 and ff.next_due(ctx) or false, ctx.revision, items, repeated }
+  due = due or #items == 0 and ff.next_due(ctx) or false
+  return { ctx.now, due, stale, items, ff.has_passed_enough(ctx) and '1' or '', repeated }
 end)
 
 -- pass_wake: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
 ff.register('pass_wake', { 'allow-oom' }, function(ctx, args)
-  wake_next(ctx, lanes_of(args, 1))
+  local lanes = ff.lanes_of(args, 1)
+  look_at(ctx, lanes)
+  ff.wake_next(ctx, lanes)
   ff.flush(ctx)
   return { 'ok' }
 end)
@@ -343,29 +257,33 @@ end)
 -- Arguments: waiter, then the lanes that it waited for, as in claim_many.
 ff.register('stop_waiting', { 'allow-oom' }, function(ctx, args)
   if not ff.unwait(ctx, args[1]) then
-    wake_next(ctx, lanes_of(args, 2))
+    local lanes = ff.lanes_of(args, 2)
+    look_at(ctx, lanes)
+    ff.wake_next(ctx, lanes)
+    ff.end_stand_by(ctx, args[1])
   end
   ff.flush(ctx)
   return { 'ok' }
 end)
 
--- list_classes: the classes that hold work in some lanes. Arguments: the lanes. Answers: revision, a list per lane.
+-- list_classes: a page of the classes that hold work in each of some lanes. Arguments: lane, after (a class) or '', ...
+-- Answers per lane: revision, the classes. A page of fewer than ff.MAX_CLASSES_PER_LANE is the last.
 ff.register('list_classes', { 'no-writes' }, function(ctx, args)
-  local answer = { ctx.revision }
-  for i, lane in ipairs(args) do
-    answer[i + 1] = ff.classes_of(ctx, lane)
+  local answer = {}
+  for at = 1, #args, 2 do
+    local revision = call('HGET', ctx.base .. ':lane:' .. args[at], 'revision') or '0'
+    answer[#answer + 1] = { revision, ff.classes_of(ctx, args[at], args[at + 1]) }
   end
   return answer
 end)
 
 -- reserve: sets one ready execution aside for a named worker, for a time.
 --
--- Arguments: grant id, instance (pack{namespace, instance}), worker id, time in ms, the revision of the classes that the
--- caller knows, then the one lane.
--- Answers: 'granted' uuid until; or 'none' revision.
+-- Arguments: grant id, instance (pack{namespace, instance}), worker id, time in ms, then the one lane.
+-- Answers: 'granted' uuid until; or 'none' and '1' if the lane's classes have to be read again, '1' to look again at once.
 ff.register('reserve', {}, function(ctx, args)
-  local grant_id, instance, worker, ttl, known = args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
-  local lane = lanes_of(args, 6)[1]
+  local grant_id, instance, worker, ttl = args[1], args[2], args[3], tonumber(args[4])
+  local lane = ff.lanes_of(args, 5)[1]
   local claims, failure = ff.claims_of(ctx, instance, 'g' .. instance, worker)
   local before = claims and ff.recall(claims.memory, grant_id)
   if failure or before then
@@ -373,13 +291,14 @@ ff.register('reserve', {}, function(ctx, args)
   end
   ff.run_due(ctx, ff.DUE_PER_CLAIM)
   local granted
-  if known == ctx.revision and not paused(ctx, lane) then
-    each_ready(ctx, lane.classes, 16, function(record)
+  ff.look_at_lane(ctx, lane)
+  if not lane.stale and not lane.paused then
+    ff.each_ready(ctx, lane.classes, 1, claimable, function(record)
       granted = record
       return false
     end)
   end
-  local answer = { 'none', ctx.revision }
+  local answer = { 'none', lane.stale and '1' or '', ff.has_passed_enough(ctx) and '1' or '' }
   if granted then
     ff.move(ctx, granted, nil, { reserved_for = worker, reserved_until = ctx.now + ttl })
     answer = { 'granted', granted.uuid, ff.text(granted.reserved_until) }

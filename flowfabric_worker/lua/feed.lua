@@ -68,7 +68,8 @@ function ff.trim_feed(ctx)
   end
 end
 
--- read_feed: a page of the feed. Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms.
+-- read_feed: a page of the feed. Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms, '1'
+-- if the server counts who hears a topic.
 -- Answers: 'ok', then per end: id, field, value, ...; or cursor_expired.
 ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   local after, waiter, wait_ms = args[1], args[3], tonumber(args[4])
@@ -80,7 +81,7 @@ ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   local from = after ~= '' and '(' .. after or '-'
   local entries = call('XRANGE', ctx.base .. ':feed', from, '+', 'COUNT', tonumber(args[2]))
   if #entries == 0 and wait_ms > 0 then
-    ff.wait(ctx, waiter, { 'f' }, wait_ms)
+    ff.wait_for_feed(ctx, waiter, wait_ms, args[5])
   end
   ff.flush(ctx)
   local answer = { 'ok' }

@@ -141,10 +141,8 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   end
   call('HDEL', key, 'paused')
   call('HSET', key, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
-  local classes = ff.classes_of(ctx, lane)
-  for _, class in ipairs(classes) do
-    ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, 100 }
-  end
+  -- Those who wait ask for the classes by themselves, however many there are.
+  ctx.new_in[lane] = true
   ff.flush(ctx)
   return { 'ok' }
 end)

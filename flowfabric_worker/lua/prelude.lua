@@ -9,10 +9,14 @@
 --   :delayed         zset    the lanes that hold delayed executions; score = when the first of them is ready
 --   :retention       zset    what is kept for a time: ended executions, waiters ...; score = until when
 --   :ids             zset    every execution, by namespace and id, for listings
---   :classes         zset    the classes that hold work; `revision` in :meta counts its changes
+--   :classes         zset    the classes that hold work, under a revision per lane
+--   :held            hash    of each class how many executions have not ended
 --   :lanes           zset    the lanes, by namespace and name
---   :lane:<lane>     hash    of each lane the depth counters, and since when it is paused
---   :waiting, :waiters       who waits for what, and of each waiter until when
+--   :lane:<lane>     hash    of each lane the depth counters, the revision of its classes, and since when it is paused
+--   :waiters         hash    of each waiter until when it waits, and its set of classes
+--   :waiting, :idle:<set>    the waiters in turn: all who wait for work, and those of one set
+--   :sets, :lane_sets        of each set its lanes and classes, and the sets of a lane
+--   :woken           hash    of a waiter that was woken the one that stands by
 --   :claims          hash    the last claims of each worker instance, to answer them again
 --   :key:<key>       string  the execution that an idempotency key stands for
 --   :damaged, :damage        the executions whose records are damaged, in order, and what is wrong with each; at most 1000
@@ -20,7 +24,7 @@
 --   :workers, :worker        the registered workers, in order, and what each said of itself
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
 --   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
---   :meta            hash    configuration, revision, the floor of the feed, the clock of a store for tests, and the
+--   :meta            hash    configuration, the floor of the feed, the clock of a store for tests, and the
 --                            waiter that watches the next due moment
 --
 -- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}: both are
@@ -128,7 +132,7 @@ end
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
-  local meta = call('HMGET', base .. ':meta', 'clock', 'revision', 'feed_last', 'watcher')
+  local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher')
   local now = ff.number(meta[1])
   if not now then
     local time = call('TIME')
@@ -139,18 +143,24 @@ function ff.begin(keys)
     base = base,
     now = now,
     now_text = ff.text(now),
-    revision = tonumber(meta[2] or '0'),
     -- Ids of the feed never go back, whatever the clock does.
-    feed_now = math.max(now, ff.number(meta[3]) or 0),
+    feed_now = math.max(now, ff.number(meta[2]) or 0),
     partition = partition,
     channel = prefix .. ':topic:',
-    watcher = meta[4],
+    watcher = meta[3],
     ready = {},
     due = {},
     ended = 0,
     counts = {},
+    held = {},
     registered = {},
     wakes = {},
+    new_in = {},
+    queues = {},
+    lane_sets = {},
+    left_sets = {},
+    skipped = {},
+    passed = 0,
     announced = false,
   }
 end
@@ -254,7 +264,12 @@ function ff.derive(record)
   return words.public, ready, due, index
 end
 
-function ff.count(ctx, lane, state, change)
+-- Counts an execution of a class: its lane's depth in a state, and what of the class has not ended.
+function ff.count(ctx, class, state, change)
+  local lane = ff.class(class).lane
+  if not ff.ENDED[state] then
+    ctx.held[class] = (ctx.held[class] or 0) + change
+  end
   local counts = ctx.counts[lane]
   if not counts then
     counts = {}
@@ -270,12 +285,11 @@ function ff.follow(ctx, record, old_public, old_ready, old_due, old_index)
     public, ready, due, index = ff.derive(record)
   end
   if old_public ~= public then
-    local lane = ff.class(record.class).lane
     if old_public then
-      ff.count(ctx, lane, old_public, -1)
+      ff.count(ctx, record.class, old_public, -1)
     end
     if public then
-      ff.count(ctx, lane, public, 1)
+      ff.count(ctx, record.class, public, 1)
     end
   end
   if old_ready ~= ready then

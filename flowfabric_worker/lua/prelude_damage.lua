@@ -184,7 +184,7 @@ function ff.remove_damaged(ctx, uuid, namespace)
   if readable then
     local words, known = values[1] and ff.words(values[1]), values[2] and ff.class(values[2])
     if words and known then
-      ff.count(ctx, known.lane, words.public, -1)
+      ff.count(ctx, values[2], words.public, -1)
     end
     local key_of = ctx.base .. ':key:' .. (values[3] or '')
     if call('GET', key_of) == uuid then

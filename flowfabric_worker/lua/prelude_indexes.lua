@@ -1,96 +1,4 @@
--- Third part of what every stored function shares: who waits and is woken, the classes that hold work, and the
--- indexes that follow the records.
-
--- Waking ------------------------------------------------------------------------------------------------------------
-
--- Who waits is '<topic>/<number>'; what for is 'c' + class, 'l' + lane (for classes yet unknown), or 'f' (the feed).
--- One record per waiter holds until when it waits and everything it waits for, so it is removed whole.
-function ff.wait(ctx, waiter, what, wait_ms)
-  local members = {}
-  for i, item in ipairs(what) do
-    members[i] = item .. '\0' .. waiter
-  end
-  local scored = {}
-  for _, member in ipairs(members) do
-    scored[#scored + 1] = 0
-    scored[#scored + 1] = member
-  end
-  ff.chunked('ZADD', ctx.base .. ':waiting', scored)
-  local expiry = ctx.now + wait_ms + 1000
-  call('HSET', ctx.base .. ':waiters', waiter, ff.pack({ ff.text(expiry), ff.pack(members) }))
-  call('ZADD', ctx.base .. ':retention', expiry, 'q' .. waiter)
-end
-
--- Notes that a waiter, who knows the next due moment, comes back at that moment: the watch is this waiter's.
-function ff.watch(ctx, waiter, due)
-  if due and due <= ctx.now + ff.FALLBACK and ctx.watcher ~= waiter then
-    call('HSET', ctx.base .. ':meta', 'watcher', waiter)
-  end
-end
-
--- Ends a waiter's waiting; answers until when it would have waited, or nil if it did not wait.
-function ff.unwait(ctx, waiter)
-  local entry = call('HGET', ctx.base .. ':waiters', waiter)
-  if not entry then
-    return nil
-  end
-  local parts = ff.unpack(entry)
-  ff.chunked('ZREM', ctx.base .. ':waiting', ff.unpack(parts[2]))
-  call('HDEL', ctx.base .. ':waiters', waiter)
-  ff.due_at(ctx, 'retention', 'q' .. waiter, false)
-  if waiter == ctx.watcher then
-    call('HDEL', ctx.base .. ':meta', 'watcher')
-    ctx.watcher, ctx.watch_ended = nil, true
-  end
-  return tonumber(parts[1])
-end
-
--- How many who turn out to be gone are met in one call.
-local MOST_GONE = 32
-
--- Wakes up to `wanted` of those whose entries lie between two names. Who is gone is removed when he is met and does not
--- count: he hides nobody who lives.
-local function wake_between(ctx, first, last, wanted)
-  local left = wanted + MOST_GONE
-  while wanted > 0 and left > 0 do
-    local members = call('ZRANGE', ctx.base .. ':waiting', first, last, 'BYLEX', 'LIMIT', 0, math.min(wanted, left))
-    if #members == 0 then
-      return
-    end
-    left = left - #members
-    for _, member in ipairs(members) do
-      local waiter = string.match(member, '%z([^%z]*)$')
-      local expiry = ff.unwait(ctx, waiter)
-      if not expiry then
-        call('ZREM', ctx.base .. ':waiting', member)
-      elseif expiry >= ctx.now then
-        wanted = wanted - ff.send_wake(ctx, waiter)
-      end
-    end
-  end
-end
-
--- Whether anybody waits for `what`.
-function ff.is_waited_for(ctx, what)
-  local first, last = '[' .. what .. '\0', '(' .. what .. '\1'
-  return #call('ZRANGE', ctx.base .. ':waiting', first, last, 'BYLEX', 'LIMIT', 0, 1) > 0
-end
-
--- Wakes up to `wanted` of those who wait for `what`.
-function ff.wake(ctx, what, wanted)
-  wake_between(ctx, '[' .. what .. '\0', '(' .. what .. '\1', wanted)
-end
-
--- Wakes one of those who wait for work of any kind: somebody must come for what is due.
-function ff.wake_any(ctx)
-  wake_between(ctx, '[l', '+', 1)
-end
-
-function ff.send_wake(ctx, waiter)
-  local topic, number = string.match(waiter, '^(.*)/([^/]*)$')
-  local heard = call('PUBLISH', ctx.channel .. topic, 'wake ' .. number .. ' ' .. ctx.partition)
-  return heard > 0 and 1 or 0
-end
+-- What every stored function shares: the classes that hold work, and the indexes that follow the records.
 
 -- Classes -----------------------------------------------------------------------------------------------------------
 
@@ -109,16 +17,31 @@ function ff.register_class(ctx, class, limit)
   call('ZADD', classes, 0, class)
   call('ZADD', ctx.base .. ':lanes', 0, known.namespace .. known.lane_name)
   ctx.registered[class] = true
-  ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
+  ff.revise(ctx, known.lane)
   ff.due_at(ctx, 'retention', 'c' .. class, ctx.now + ff.HOUR)
-  ctx.wakes[#ctx.wakes + 1] = { 'l' .. known.lane, 100 }
+  ctx.new_in[known.lane] = true
   return true
 end
 
--- The classes of a lane that hold work. A lane may have more than its limit, since work that exists is never refused.
-function ff.classes_of(ctx, lane)
-  local last = 2 * ff.MAX_CLASSES_PER_LANE
-  return call('ZRANGE', ctx.base .. ':classes', '[' .. lane, '(' .. lane .. ':', 'BYLEX', 'LIMIT', 0, last)
+-- Gives a lane's list of classes a new revision. It never repeats, also not after a restored snapshot.
+function ff.revise(ctx, lane)
+  local key = ctx.base .. ':lane:' .. lane
+  local old = ff.number(call('HGET', key, 'revision')) or 0
+  call('HSET', key, 'revision', ff.text(math.max(old + 1, ctx.now)))
+end
+
+-- A page of the classes of a lane that hold work, after one of them or ''. A lane may have more than its limit, since work
+-- that exists is never refused.
+function ff.classes_of(ctx, lane, after)
+  local first, last = after ~= '' and '(' .. after or '[' .. lane, '(' .. lane .. ':'
+  return call('ZRANGE', ctx.base .. ':classes', first, last, 'BYLEX', 'LIMIT', 0, ff.MAX_CLASSES_PER_LANE)
+end
+
+-- Takes a class from the registry.
+function ff.forget_class(ctx, class)
+  call('ZREM', ctx.base .. ':classes', class)
+  call('HDEL', ctx.base .. ':held', class)
+  ff.revise(ctx, ff.class(class).lane)
 end
 
 -- Bringing the indexes after ----------------------------------------------------------------------------------------
@@ -138,19 +61,11 @@ function ff.flush_ready(ctx)
     if count > 0 then
       ff.register_class(ctx, class)
       ff.chunked('ZADD', ctx.base .. ':ready:' .. class, added)
-      ctx.wakes[#ctx.wakes + 1] = { 'c' .. class, count }
+      ff.note_wake(ctx, class, count)
     end
     ff.chunked('ZREM', ctx.base .. ':ready:' .. class, removed)
   end
   ctx.ready = {}
-end
-
--- How many to wake: for a class, never more than it holds by now.
-function ff.wanted(ctx, what, count)
-  if string.sub(what, 1, 1) ~= 'c' then
-    return count
-  end
-  return math.min(count, call('ZCARD', ctx.base .. ':ready:' .. string.sub(what, 2)))
 end
 
 local function flush_counts(ctx)
@@ -162,35 +77,17 @@ local function flush_counts(ctx)
     end
   end
   ctx.counts = {}
-end
-
--- Wakes those whom this call concerns; and one more when the next due moment came nearer, or lost the waiter that
--- watched it.
-local function flush_wakes(ctx, sooner)
-  for _, wake in ipairs(ctx.wakes) do
-    ff.wake(ctx, wake[1], ff.wanted(ctx, wake[1], wake[2]))
+  for class, change in pairs(ctx.held) do
+    if change ~= 0 then
+      call('HINCRBY', ctx.base .. ':held', class, change)
+    end
   end
-  if ctx.announced then
-    ff.wake(ctx, 'f', 100)
-  end
-  if not sooner and ctx.watch_ended then
-    local due = ff.next_due(ctx)
-    sooner = due and due <= ctx.now + ff.FALLBACK
-  end
-  if sooner then
-    ff.wake_any(ctx)
-  end
-  ff.flush_due(ctx)
+  ctx.held = {}
 end
 
 function ff.flush(ctx)
   ff.keep_pace(ctx)
   ff.flush_ready(ctx)
   flush_counts(ctx)
-  local sooner = ff.flush_due(ctx)
-  local wakes = sooner or ctx.announced or ctx.watch_ended or #ctx.wakes > 0
-  if wakes and call('EXISTS', ctx.base .. ':waiting') == 1 then
-    flush_wakes(ctx, sooner)
-  end
-  ctx.wakes, ctx.watch_ended = {}, nil
+  ff.flush_wakes(ctx, ff.flush_due(ctx))
 end

@@ -16,6 +16,8 @@ ff.ELIGIBILITIES = {
   blocked_by_budget = 'rate_limited',
   blocked_by_quota = 'rate_limited',
 }
+ff.ENDED = { completed = true, failed = true, cancelled = true, expired = true, skipped = true }
+ff.PHASES = { runnable = true, active = true, suspended = true, terminal = true }
 ff.known_states = {}
 
 -- The public state follows from the six dimensions by this rule alone; it is never stored.
@@ -48,6 +50,8 @@ function ff.words(state)
     attempt = attempt,
   }
   words.public = ff.public_state(words)
+  -- A newer release wrote it: this one leaves it alone.
+  words.foreign = not ff.PHASES[phase]
   words.leased = ownership == 'leased'
   words.claimable = (phase == 'runnable' and eligibility == 'eligible_now')
     or ownership == 'lease_expired_reclaimable'

@@ -102,7 +102,7 @@ end
 local function is_wanted(ctx, class)
   local wanted = ctx.wanted[class]
   if wanted == nil then
-    wanted = ff.is_waited_for(ctx, 'c' .. class)
+    wanted = ff.is_waited_for(ctx, class)
     ctx.wanted[class] = wanted
   end
   return wanted

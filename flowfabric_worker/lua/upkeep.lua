@@ -38,13 +38,10 @@ local function lapse(ctx, record)
   end
 end
 
--- The phases whose rules this release knows.
-local PHASES = { runnable = true, active = true, suspended = true, terminal = true }
-
 -- Handles the first thing that is due of an execution, by its record. Answers whether something was.
 local function handle_one(ctx, record)
   local words = record.words
-  if not PHASES[words.phase] then
+  if words.foreign then
     return false
   elseif words.phase == 'terminal' then
     if is_due(ctx, record.remove_at) then
@@ -87,14 +84,14 @@ local function handle_execution(ctx, uuid)
   end
 end
 
--- A class that has held nothing for an hour leaves the registry.
+-- A class that holds nothing, ready or waiting for something, leaves the registry; each is looked at every hour.
 local function handle_class(ctx, class)
-  if call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
+  local held = ff.number(call('HGET', ctx.base .. ':held', class)) or 0
+  if held > 0 or call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
     ff.due_at(ctx, 'retention', 'c' .. class, ctx.now + ff.HOUR)
-    return
+  else
+    ff.forget_class(ctx, class)
   end
-  call('ZREM', ctx.base .. ':classes', class)
-  ctx.revision = call('HINCRBY', ctx.base .. ':meta', 'revision', 1)
 end
 
 local HANDLERS = {
@@ -108,6 +105,7 @@ local HANDLERS = {
   end,
   q = function(ctx, waiter)
     ff.unwait(ctx, waiter)
+    ff.end_stand_by(ctx, waiter)
   end,
   k = function(ctx, field)
     ff.forget_claims(ctx, field)
@@ -258,7 +256,8 @@ end)
 
 -- What a partition keeps under one key of its own each; the rest is found through them.
 local SINGLE_KEYS = {
-  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters', ':claims',
+  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters', ':sets', ':woken',
+  ':idle:feed', ':held', ':claims',
   ':feed', ':workers', ':worker', ':schedules',
   ':schedule', ':leaders', ':leader', ':meta',
 }
@@ -295,6 +294,9 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
     local name, namespace = ff.behind_first(lane)
     local packed = namespace .. ff.pack({ name })
     call('DEL', ctx.base .. ':lane:' .. packed, ctx.base .. ':delays:' .. packed)
+  end)
+  is_empty = is_empty and empty(ctx, ':lane_sets', limit, function(member)
+    call('DEL', ctx.base .. ':idle:' .. string.match(member, '%z([^%z]*)$'))
   end)
   if not is_empty then
     return { 'more' }

@@ -38,9 +38,10 @@ MILLISECOND = timedelta(milliseconds=1)
 def unheard(engine: Engine) -> None:
     """Registers a waiter of an engine that nobody in its process answers for."""
     for partition in range(engine.partitions):
-        revision, lanes = engine.fitting(partition, request())
-        head = [str(uuid4()), b"", b"", f"{engine.listener.topic}/{uuid4().hex}", 1000, 9000, 1, revision]
-        engine.store.call("claim_many", partition, [*head, *lane_arguments(lanes)])
+        fitting = engine.fitting(partition, request())
+        name = f"{engine.listener.topic}/{uuid4().hex}"
+        head = [str(uuid4()), b"", b"", name, 1000, 9000, 1, fitting.set_name, "1"]
+        engine.store.call("claim_many", partition, [*head, *lane_arguments(fitting.lanes)])
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ def test_a_worker_that_leaves_passes_the_wake_up_on_that_it_got(engine: Engine, 
     execution_id = created(engine)
 
     for partition in range(busy.partitions):
-        lanes = busy.fitting(partition, request())[1]
+        lanes = busy.fitting(partition, request()).lanes
         busy.store.call("stop_waiting", partition, ["nobody/0", *lane_arguments(lanes)])
 
     assert [each.execution_id for each in waiter.result()] == [execution_id]
@@ -332,19 +333,32 @@ def test_a_worker_that_never_waited_may_stop_waiting(engine: Engine) -> None:
 # The watch of what is due next
 
 
-@pytest.mark.parametrize("takes", ["work", "leave"])
-def test_a_watch_of_the_next_timer_is_handed_on(engine: Engine, another: Opener, takes: str) -> None:
+def test_a_watch_of_the_next_timer_is_handed_on_by_a_worker_that_leaves(engine: Engine, another: Opener) -> None:
     known_class(engine)
-    watching, other = by_topic(another, 2)
-    first, second = waiting(watching, worker="watching"), waiting(other)
-    plain, delayed = ids_in(engine, 0, 2)
-    created(engine, execution_id=delayed, delay=800 * MILLISECOND)
+    watching = another()
+    waiting(watching, worker="watching")
+    (delayed,) = ids_in(engine, 0, 1)
+    created(engine, execution_id=delayed, delay=1500 * MILLISECOND)
+    other = waiting(another())
     # The first one was woken for the delay, and waits again until its moment.
     wait_until(lambda: registered(engine) == 2, "both wait")
-    if takes == "work":
-        created(engine, execution_id=plain)
-        assert [each.execution_id for each in first.result()] == [plain]
-    else:
-        watching.stop_waiting("watching")
 
-    assert [each.execution_id for each in second.result()] == [delayed]
+    watching.stop_waiting("watching")
+
+    assert [each.execution_id for each in other.result(5)] == [delayed]
+
+
+def test_a_watch_of_the_next_timer_is_handed_on_by_a_worker_that_gets_work(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    first, second = waiting(another()), waiting(another())
+    *plain, delayed = ids_in(engine, 0, 3)
+    created(engine, execution_id=delayed, delay=2000 * MILLISECOND)
+    # The first one was woken for the delay, and waits again behind the second one.
+    wait_until(lambda: registered(engine) == 2, "both wait")
+    created(engine, execution_id=plain[0])
+    second.result()
+    third = waiting(another())
+    created(engine, execution_id=plain[1])
+    first.result()
+
+    assert [each.execution_id for each in third.result(5)] == [delayed]

@@ -70,10 +70,12 @@ class Store(ABC):
     Attributes:
         label: names the kind of store in handles, logs and metrics.
         default_partitions: how many partitions a new store of this kind gets.
+        counts_listeners: a function learns how many listen on a topic; false where other servers have listeners.
     """
 
     label: str
     default_partitions: int = 1
+    counts_listeners: bool = True
 
     @abstractmethod
     def install(self) -> bool:

@@ -34,6 +34,7 @@ class ClusterStore(ValkeyStore):
     """
 
     default_partitions = DEFAULT_CLUSTER_PARTITIONS
+    counts_listeners = False
 
     def __init__(self, seeds: Sequence[Pool], *, prefix: str = "ff", address: str = "", replicas: int = 0) -> None:
         super().__init__(seeds[0], label="valkey+cluster", prefix=prefix, address=address, replicas=replicas)

@@ -1,0 +1,263 @@
+-- What every stored function shares: who waits for work, and who is woken.
+--
+-- A waiter is '<topic>/<number>'. It waits for one set of classes, which its claim asked for; a set is kept once, however
+-- many wait for it, under a name that follows from what it holds. The set 'feed' waits for ends. Waiters have turns: of
+-- those who can take some work the one that has waited longest is woken. A second waiter stands by: it looks if the first
+-- does not come, as when its process is frozen.
+
+-- How many waiters of a set one call may wake.
+local MOST_WOKEN = 1000
+
+-- How long a waiter stands by before it looks, in ms.
+local STAND_BY = 50
+
+-- The classes of each set by its name. What a name stands for never changes.
+local known_sets, known_set_size = {}, 0
+
+local function classes_of_set(ctx, set)
+  local known = known_sets[set]
+  if not known then
+    known = {}
+    local parts = ff.unpack(call('HGET', ctx.base .. ':sets', set) or '') or {}
+    local classes = ff.unpack(parts[2] or '') or {}
+    if known_set_size + #classes > 200000 then
+      known_sets, known_set_size = {}, 0
+    end
+    for _, class in ipairs(classes) do
+      known[class] = true
+    end
+    known_sets[set] = known
+    known_set_size = known_set_size + #classes
+  end
+  return known
+end
+
+-- Registers a waiter of a set. `counted` is '1' if its server knows how many hear its topic.
+local function register(ctx, waiter, set, wait_ms, counted)
+  local expiry = ctx.now + wait_ms + 1000
+  local turn = call('HINCRBY', ctx.base .. ':meta', 'turns', 1)
+  call('HSET', ctx.base .. ':waiters', waiter, ff.pack({ ff.text(expiry), set, counted }))
+  call('ZADD', ctx.base .. ':idle:' .. set, turn, waiter)
+  call('ZADD', ctx.base .. ':retention', expiry, 'q' .. waiter)
+  return turn
+end
+
+-- Waits for the next end.
+function ff.wait_for_feed(ctx, waiter, wait_ms, counted)
+  register(ctx, waiter, 'feed', wait_ms, counted)
+end
+
+-- Waits for work of a set of classes: of those named in `lanes`, and of classes that are new in these lanes.
+function ff.wait_for_work(ctx, waiter, set, lanes, wait_ms, counted)
+  if call('HEXISTS', ctx.base .. ':sets', set) == 0 then
+    local names, classes, entries = {}, {}, {}
+    for i, lane in ipairs(lanes) do
+      names[i] = lane.name
+      entries[2 * i - 1], entries[2 * i] = 0, lane.name .. '\0' .. set
+      for _, class in ipairs(lane.classes) do
+        classes[#classes + 1] = class
+      end
+    end
+    call('HSET', ctx.base .. ':sets', set, ff.pack({ ff.pack(names), ff.pack(classes) }))
+    ff.chunked('ZADD', ctx.base .. ':lane_sets', entries)
+  end
+  call('ZADD', ctx.base .. ':waiting', register(ctx, waiter, set, wait_ms, counted), waiter)
+end
+
+-- Notes that a waiter, which knows the next due moment, comes back at that moment: the watch is this waiter's.
+function ff.watch(ctx, waiter, due)
+  if due and due <= ctx.now + ff.FALLBACK then
+    call('HSET', ctx.base .. ':meta', 'watcher', waiter)
+  end
+end
+
+-- Ends the waiting of a waiter. Answers until when it would have waited, and whether the server counts who hears its
+-- topic; nil if it did not wait.
+function ff.unwait(ctx, waiter)
+  local entry = call('HGET', ctx.base .. ':waiters', waiter)
+  if not entry then
+    return nil
+  end
+  local parts = ff.unpack(entry) or {}
+  local set = parts[2] or ''
+  call('ZREM', ctx.base .. ':idle:' .. set, waiter)
+  call('ZREM', ctx.base .. ':waiting', waiter)
+  call('HDEL', ctx.base .. ':waiters', waiter)
+  ff.due_at(ctx, 'retention', 'q' .. waiter, false)
+  ctx.left_sets[set] = true
+  if waiter == ctx.watcher then
+    call('HDEL', ctx.base .. ':meta', 'watcher')
+    ctx.watcher, ctx.watch_ended = nil, true
+  end
+  return ff.number(parts[1]), parts[3] == '1'
+end
+
+-- Forgets the sets that lost their last waiter in this call.
+function ff.flush_sets(ctx)
+  for set in pairs(ctx.left_sets) do
+    if set ~= 'feed' and call('EXISTS', ctx.base .. ':idle:' .. set) == 0 then
+      local parts = ff.unpack(call('HGET', ctx.base .. ':sets', set) or '') or {}
+      local entries = {}
+      for i, lane in ipairs(ff.unpack(parts[1] or '') or {}) do
+        entries[i] = lane .. '\0' .. set
+      end
+      call('HDEL', ctx.base .. ':sets', set)
+      ff.chunked('ZREM', ctx.base .. ':lane_sets', entries)
+    end
+  end
+  ctx.left_sets = {}
+end
+
+-- The waiters under a key in turn, read once in a call: waiter, turn, waiter, turn, ... from `at` on.
+local function queue_of(ctx, key)
+  local queue = ctx.queues[key]
+  if not queue then
+    queue = call('ZRANGE', ctx.base .. key, 0, MOST_WOKEN - 1, 'WITHSCORES')
+    queue.at = 1
+    ctx.queues[key] = queue
+  end
+  return queue
+end
+
+-- The queues of those who wait for a lane; with a class only of those who wait for that class.
+local function queues_for(ctx, lane, class)
+  local sets = ctx.lane_sets[lane]
+  if not sets then
+    sets = call('ZRANGE', ctx.base .. ':lane_sets', '[' .. lane .. '\0', '(' .. lane .. '\1', 'BYLEX', 'LIMIT', 0, MOST_WOKEN)
+    ctx.lane_sets[lane] = sets
+  end
+  local queues = {}
+  for _, member in ipairs(sets) do
+    local set = string.sub(member, #lane + 2)
+    local queue = (not class or classes_of_set(ctx, set)[class]) and queue_of(ctx, ':idle:' .. set)
+    if queue and queue[queue.at] then
+      queues[#queues + 1] = queue
+    end
+  end
+  return queues
+end
+
+-- The waiter whose turn is next, taken from its queue; nil if there is none.
+local function take_next(queues)
+  local first, turn
+  for _, queue in ipairs(queues) do
+    local of_queue = queue[queue.at] and tonumber(queue[queue.at + 1])
+    if of_queue and (not turn or of_queue < turn) then
+      first, turn = queue, of_queue
+    end
+  end
+  if not first then
+    return nil
+  end
+  first.at = first.at + 2
+  return first[first.at - 2]
+end
+
+-- The waiter that came last, which is the least likely to be gone or frozen; nil if none is left.
+local function last_of(queues)
+  local last, turn
+  for _, queue in ipairs(queues) do
+    local of_queue = #queue >= queue.at and tonumber(queue[#queue])
+    if of_queue and (not turn or of_queue > turn) then
+      last, turn = queue[#queue - 1], of_queue
+    end
+  end
+  return last
+end
+
+-- Sends a waiter a message; answers how many heard it.
+function ff.tell_waiter(ctx, waiter, word, text)
+  local topic, number = string.match(waiter, '^(.*)/([^/]*)$')
+  return call('PUBLISH', ctx.channel .. topic, word .. ' ' .. number .. ' ' .. text)
+end
+
+-- Wakes a waiter; answers whether it may come. One that is gone is forgotten.
+local function wake_one(ctx, waiter)
+  local expiry, counted = ff.unwait(ctx, waiter)
+  if not expiry or expiry < ctx.now then
+    return false
+  end
+  return ff.tell_waiter(ctx, waiter, 'wake', ctx.partition) > 0 or not counted
+end
+
+-- Wakes up to `wanted` waiters of some queues, and lets the one that came last stand by for them.
+local function wake_some(ctx, queues, wanted)
+  local woken = {}
+  while #woken < wanted do
+    local waiter = take_next(queues)
+    if not waiter then
+      return
+    end
+    if wake_one(ctx, waiter) then
+      woken[#woken + 1] = waiter
+    end
+  end
+  local last = #woken > 0 and last_of(queues)
+  if last and call('HEXISTS', ctx.base .. ':waiters', last) == 1 then
+    for _, waiter in ipairs(woken) do
+      call('HSET', ctx.base .. ':woken', waiter, last)
+      ff.due_at(ctx, 'retention', 'q' .. waiter, ctx.now + ff.FALLBACK)
+      ff.tell_waiter(ctx, last, 'standby', ctx.partition .. ' ' .. STAND_BY .. ' ' .. waiter)
+    end
+  end
+end
+
+-- A woken waiter came, or is forgotten: the one that stands by for it need not look.
+function ff.end_stand_by(ctx, waiter)
+  local other = call('HGET', ctx.base .. ':woken', waiter)
+  if other then
+    call('HDEL', ctx.base .. ':woken', waiter)
+    ff.due_at(ctx, 'retention', 'q' .. waiter, false)
+    ff.tell_waiter(ctx, other, 'taken', ctx.partition .. ' ' .. waiter)
+  end
+end
+
+-- Whether some waiter waits for a class.
+function ff.is_waited_for(ctx, class)
+  return #queues_for(ctx, ff.class(class).lane, class) > 0
+end
+
+-- Wakes waiters for a class, never more than it holds by now.
+local function wake_for_class(ctx, class, wanted)
+  local queues = queues_for(ctx, ff.class(class).lane, class)
+  if #queues > 0 then
+    wake_some(ctx, queues, math.min(wanted, call('ZCARD', ctx.base .. ':ready:' .. class)))
+  end
+end
+
+-- Wakes those whom this call concerns; and one more when the next due moment came nearer, or lost the waiter that
+-- watched it.
+local function wake_all(ctx, sooner)
+  for lane in pairs(ctx.new_in) do
+    wake_some(ctx, queues_for(ctx, lane), MOST_WOKEN)
+  end
+  for class, count in pairs(ctx.wakes) do
+    wake_for_class(ctx, class, count)
+  end
+  if ctx.announced then
+    wake_some(ctx, { queue_of(ctx, ':idle:feed') }, MOST_WOKEN)
+  end
+  if not sooner and ctx.watch_ended then
+    local due = ff.next_due(ctx)
+    sooner = due and due <= ctx.now + ff.FALLBACK
+  end
+  if sooner then
+    wake_some(ctx, { queue_of(ctx, ':waiting') }, 1)
+  end
+end
+
+-- Notes that a class holds work for `count` more waiters.
+function ff.note_wake(ctx, class, count)
+  ctx.wakes[class] = (ctx.wakes[class] or 0) + count
+end
+
+-- Wakes whoever has to be woken, and forgets the sets that nothing waits for any more.
+function ff.flush_wakes(ctx, sooner)
+  local wanted = sooner or ctx.announced or ctx.watch_ended or next(ctx.wakes) or next(ctx.new_in)
+  if wanted and call('EXISTS', ctx.base .. ':waiters') == 1 then
+    wake_all(ctx, sooner)
+    ff.flush_due(ctx)
+  end
+  ctx.wakes, ctx.new_in, ctx.queues, ctx.lane_sets, ctx.watch_ended = {}, {}, {}, {}, nil
+  ff.flush_sets(ctx)
+end
