@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +27,8 @@ from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.outcomes import ResultError
 from flowfabric_worker.task import DEFAULT_LANE, Run
 
+# Rows of a table, where no other limit is given.
+_ROWS = 50
 _STATES = [state.value for state in PublicState]
 
 
@@ -106,27 +108,27 @@ def result(client: Client, *, execution_id: str, timeout: timedelta | None, as_j
 @click.option("--state", type=click.Choice(_STATES), metavar="STATE", help="Those in one state, such as failed.")
 @click.option("--task", help="Those of one task.")
 @tag_option("Those with this tag; may repeat.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help=f"At most so many; {_ROWS}, or all with --json.")
 @json_option("Print one JSON document per line.")
 @with_client
 def list_(
-    client: Client, *, tags: tuple[tuple[str, str], ...], limit: int, as_json: bool, **filters: str | None
+    client: Client, *, tags: tuple[tuple[str, str], ...], limit: int | None, as_json: bool, **filters: str | None
 ) -> None:
-    """List executions, oldest first."""
+    """List executions, oldest first.
+
+    A table has the first 50. With --json all are printed, as they are found, for other commands to read. A list that
+    is cut short says so on stderr.
+    """
     found = client.list(tags=dict(tags), **filters)
+    if limit is None and not as_json:
+        limit = _ROWS
     chosen = itertools.islice(found, limit)
     if as_json:
         for each in chosen:
             print_json(each)
-        return
-    rows = list(chosen)
-    if not rows:
-        click.echo("There are none.", err=True)
-        return
-    now = client.engine.server_time()
-    cells = [_row(each, now) for each in rows]
-    print_table(("ID", "STATE", "AGE", "LANE", "TASK"), cells, cut={"LANE", "TASK"})
-    if next(found, None) is not None:
+    else:
+        _print_list(list(chosen), client)
+    if limit is not None and next(found, None) is not None:
         click.echo(f"There are more than {limit}; ask for them with --limit.", err=True)
 
 
@@ -165,6 +167,15 @@ def _show_result(run: Run[Any], timeout: timedelta | None, as_json: bool) -> Non
     print_json({"execution_id": run.id, "state": run.state(), "result": value} if as_json else value)
 
 
+def _print_list(rows: Sequence[ExecutionSummary], client: Client) -> None:
+    if not rows:
+        click.echo("There are none.", err=True)
+        return
+    now = client.engine.server_time()
+    cells = [_row(each, now) for each in rows]
+    print_table(("ID", "STATE", "AGE", "LANE", "TASK"), cells, cut={"LANE", "TASK"})
+
+
 def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:
     if summary.corruption is not None:
         return summary.execution_id, "damaged", "", "", summary.corruption
@@ -201,6 +212,8 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
         "error": None if _succeeded(info) else info.error,
     }
     yield from ((name, str(value)) for name, value in said.items() if value not in (None, ""))
+    if info.past_attempts and (first := info.past_attempts[0].attempt_index):
+        yield f"attempts 0 to {first - 1}", "not kept: only the last ones are"
     yield from ((f"attempt {past.attempt_index}", _past(past)) for past in info.past_attempts)
 
 

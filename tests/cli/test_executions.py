@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.reads import PastAttempt
 from tests.cli.driving import cli, ok, serving, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
@@ -128,6 +130,46 @@ def test_the_table_of_list_is_plain_where_there_is_no_terminal_and_says_when_the
     assert "--limit" in ran.err
     assert ok("list", "--limit", 2).err == ""
     assert ok("list", "--task", "other").err == "There are none.\n"
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_listing_that_is_cut_says_so(client: Client, as_json: tuple[str, ...]) -> None:
+    client.submit_many("add", [()] * 3)
+
+    cut, whole = ok("list", "--limit", 2, *as_json), ok("list", "--limit", 3, *as_json)
+
+    assert cut.err == "There are more than 2; ask for them with --limit.\n"
+    assert whole.err == ""
+
+
+def test_a_table_has_fifty_rows_and_json_has_all(client: Client) -> None:
+    client.submit_many("add", [()] * 60)
+
+    table, documents = ok("list"), ok("list", "--json")
+
+    assert len(table.out.splitlines()) == 51
+    assert "There are more than 50" in table.err
+    assert len(documents.documents) == 60
+    assert documents.err == ""
+
+
+def test_status_tells_which_attempts_are_not_kept(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    execution_id = submitted("add")
+    info = client.get(execution_id)
+    assert info is not None
+    kept = PastAttempt(
+        attempt_index=7,
+        attempt_type="retry",
+        ending="failed",
+        started_at_ms=0,
+        ended_at_ms=5,
+        worker_instance_id="w",
+        error_class=None,
+        error="boom",
+    )
+    monkeypatch.setattr(Client, "get", lambda *_: attrs.evolve(info, past_attempts=(kept,)))
+
+    assert "attempts 0 to 6  not kept" in ok("status", execution_id).out
 
 
 def test_explain_says_in_words_and_in_json_why_nothing_happens() -> None:

@@ -80,6 +80,18 @@ def test_what_list_finds_can_be_replayed(client: Client) -> None:
     assert states(client) == {cancelled: "waiting", waiting: "waiting"}
 
 
+def test_all_that_list_finds_can_be_replayed_however_many(client: Client) -> None:
+    runs = client.submit_many("add", [()] * 120)
+    for run in runs:
+        run.cancel()
+
+    ran = cli("replay", "-", stdin=listed("--state", "cancelled").out)
+
+    assert ran.code == 0
+    assert set(states(client).values()) == {"waiting"}
+    assert len(ran.out.splitlines()) == 120
+
+
 def test_ids_come_one_per_line_too_beside_those_that_are_named(client: Client) -> None:
     ids = [submitted("add") for _ in range(3)]
 
