@@ -12,6 +12,8 @@ log = reporting.Log(__name__)
 # Seconds that a suspect waits for other handlers to end, and seconds that it then has this process to itself.
 ALONE_WITHIN: Final = 5.0
 ALONE_FOR: Final = 5.0
+# Seconds that a suspect waits until the line that names it is logged.
+LOGGED_WITHIN: Final = 0.5
 
 
 class Suspects:
@@ -60,6 +62,8 @@ class Suspects:
             "%s of %s runs alone: it was lost with its worker %s times.",
             held.task.name, held.key, held.claimed.reclaim_count, extra=held.fields,
         )  # fmt: skip
+        # It may end the process in its first moment.
+        reporting.flush(LOGGED_WITHIN)
         self._running, self._until = held, moment + ALONE_FOR
         self._holdings.begin(held)
         return True

@@ -128,7 +128,7 @@ class _Reporter:
         self._wanted = 0
         self._dropped = 0
         self._told_at = -TELL_DROPPED_EVERY
-        self._queue: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Line | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -155,12 +155,19 @@ class _Reporter:
                 self._thread = None
                 self._log_rest()
 
+    def flush(self, timeout: float) -> None:
+        """Wait, for so many seconds at most, until the lines so far are logged."""
+        if self._thread is not None:
+            logged = threading.Event()
+            self._queue.put(logged)
+            logged.wait(timeout)
+
     def _log_rest(self) -> None:
         """Log what was written while the thread ended."""
         with contextlib.suppress(queue.Empty):
             while True:
                 line = self._queue.get_nowait()
-                if line is not None:
+                if isinstance(line, _Line):
                     _log(line)
 
     def take(self, line: _Line) -> None:
@@ -174,8 +181,11 @@ class _Reporter:
                 self._dropped += 1
         lines.put(line)
 
-    def _work(self, lines: queue.SimpleQueue[_Line | None]) -> None:
+    def _work(self, lines: queue.SimpleQueue[_Line | threading.Event | None]) -> None:
         while (line := lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
             forking.confined(_log, line)
             if self._dropped and time.monotonic() - self._told_at >= TELL_DROPPED_EVERY:
                 self._tell_dropped()
@@ -218,6 +228,9 @@ _reporter = _Reporter()
 
 start = _reporter.start
 """Have lines passed on by a thread from now on; as often as it is called, `stop` has to be called."""
+
+flush = _reporter.flush
+"""Wait, for so many seconds at most, until the lines so far are logged: what follows may end the process."""
 
 stop = _reporter.stop
 """Wait, for so many seconds at most, until the lines so far are logged; the last `stop` ends the thread."""

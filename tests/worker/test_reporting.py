@@ -133,6 +133,19 @@ def test_lines_are_dropped_and_counted_while_a_log_handler_hangs(
     assert seen == ["first", told, *(f"line {number}" for number in range(15, 20))]
 
 
+def test_a_flush_waits_for_the_lines_before_it_and_not_for_ever(filtered: Any, over: threading.Event) -> None:
+    seen: list[str] = []
+    filtered(lambda record: over.wait(30) and not seen.append(record.getMessage()))
+    reporting.start()
+    reporting.Log("flowfabric_worker.here").warning("line")
+    reporting.flush(0.01)
+    assert seen == []
+    over.set()
+    reporting.flush(10)
+    assert seen == ["line"]
+    reporting.stop(10)
+
+
 # Exceptions that do not want to be told
 
 
