@@ -19,8 +19,11 @@ DEFAULT_MOST_LOST: Final = 4
 
 
 def store_url(url: str | None = None) -> str:
-    """The URL to use: the given one, else `$FLOWFABRIC_URL`, else an embedded store in the working directory."""
-    return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    """Return the given URL, else `$FLOWFABRIC_URL`, else that of an embedded store in the working directory.
+
+    An empty one is returned as it is, and refused where it is used: falling back would open another store.
+    """
+    return url if url is not None else os.environ.get(URL_VARIABLE, DEFAULT_URL)
 
 
 def shown_url(url: str) -> str:

@@ -155,7 +155,7 @@ def _run_here(
     set_up_logging(log_level, with_pid=line is not None)
     if not worker.tasks:
         raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
-    worker.url = url or worker.url
+    worker.url = worker.url if url is None else url
     worker.namespace = namespace or worker.namespace
     run_settings = RunSettings(
         lanes=lanes or {}, offers=offers or frozenset(), most_lost=most_lost or DEFAULT_MOST_LOST, **settings

@@ -11,7 +11,7 @@ from flowfabric_worker.engine.reads import Reads
 from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.running import Running
 from flowfabric_worker.engine.schedules import Schedules
-from flowfabric_worker.engine.stores import open_store
+from flowfabric_worker.engine.stores import anchored_url, open_store
 from flowfabric_worker.engine.upkeep import Upkeep
 from flowfabric_worker.engine.workers import Workers
 
@@ -26,10 +26,11 @@ class Engine(Schedules, Reservations, Running, Operating, Reads, Workers, Feed, 
 def open_engine(
     url: str, *, namespace: str = "default", limits: Limits | None = None, patience: float = DEFAULT_PATIENCE
 ) -> Engine:
-    """An engine on the store that a URL names.
+    """Return an engine on the store that a URL names.
 
     Args:
-        url: such as `memory://`, `embedded://.flowfabric` or `valkey://localhost:6379`.
+        url: such as `memory://`, `embedded://.flowfabric` or `valkey://localhost:6379`; a relative directory begins at
+            the working directory of this moment.
         namespace: the tenant whose lanes, keys and listings it works with.
         limits: what an operator set; None for the defaults.
         patience: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
@@ -37,7 +38,9 @@ def open_engine(
     Raises:
         ValidationError: the namespace is not valid. A wrong URL is told at the first call.
     """
-    return Engine(lambda: open_store(url), namespace=namespace, limits=limits, patience=patience)
+    # Once, here: a process that goes to another directory before its first call, or after a fork, means the same store.
+    anchored = anchored_url(url)
+    return Engine(lambda: open_store(anchored), namespace=namespace, limits=limits, patience=patience)
 
 
 def forget_memory(name: str) -> None:

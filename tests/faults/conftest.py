@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from tests.faults.embedded_helpers import eventually, nothing_runs
 from tests.faults.site import Site, opened_site
 from tests.servers import ValkeyServer, running
 
@@ -31,3 +33,12 @@ def server() -> Iterator[ValkeyServer]:
     """A server of this test's own, which keeps what it acknowledged."""
     with running(ValkeyServer("--appendfsync", "always")) as server:
         yield server
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory for an embedded store, with a short path, that does not exist yet; nothing may be left running."""
+    with tempfile.TemporaryDirectory(prefix="ff") as parent:
+        directory = Path(parent).resolve() / "store"
+        yield directory
+        eventually(lambda: nothing_runs(directory))

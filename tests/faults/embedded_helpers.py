@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnectionError
 from redis.retry import Retry
 
+from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +108,20 @@ def _visit(directory: str, times: int) -> None:
         server = EmbeddedServer.join(directory)
         client(server).incr("visits")
         server.leave()
+
+
+def nothing_runs(directory: Path) -> bool:
+    """Whether neither a server nor a guardian of the directory runs."""
+    return not server_pids(directory) and not guardian_pids(directory)
+
+
+def refusal(directory: Path | str, timeout: float = 10.0) -> str:
+    """The message with which joining the directory's server is refused."""
+    with pytest.raises(UnavailableError) as caught:
+        EmbeddedServer.join(directory, timeout=timeout)
+    assert caught.value.code == "embedded_unavailable"
+    assert caught.value.op == "embedded"
+    return str(caught.value)
 
 
 if __name__ == "__main__":

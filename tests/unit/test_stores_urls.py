@@ -288,7 +288,7 @@ def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "begin with one of"),
+        ("", "it is empty"),
         ("hunter2", "begin with one of"),
         ("hunter2@host", "begin with one of"),
         ("://host", "begin with one of"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,24 @@ from flowfabric_worker.engine.stores.base import Subscription
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
+
+# Process, user and group of the other side, as the kernel knows them.
+_CREDENTIALS = struct.Struct("3i")
+
+
+class OwnServerConnection(UnixDomainSocketConnection):
+    """A connection to a server that runs as this process's user, and to no other."""
+
+    def _connect(self) -> socket.socket:
+        connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]  # the driver leaves it untyped
+        # Elsewhere than on Linux the directory's own rights have to do.
+        if hasattr(socket, "SO_PEERCRED"):
+            told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            _, owner, _ = _CREDENTIALS.unpack(told)
+            if owner != os.geteuid():
+                connected.close()
+                raise redis.ConnectionError(f"the server at {self.path} runs as another user")
+        return connected
 
 
 class EmbeddedStore(ValkeyStore):
@@ -33,7 +54,7 @@ class EmbeddedStore(ValkeyStore):
         self._is_closed = False
         self._server = EmbeddedServer.join(directory)
         pool = Pool(
-            UnixDomainSocketConnection,
+            OwnServerConnection,
             {**settings, "path": str(self._server.socket_path)},
             size=pool_size,
             patience=settings["socket_timeout"],

@@ -24,7 +24,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -34,6 +33,8 @@ START_LOCK = "start.lock"
 USERS_LOCK = "users.lock"
 GUARD_LOCK = "guard.lock"
 SERVER_LOCK = "server.lock"
+DATA = "appendonlydir"
+NAMES = (SOCKET, LOG, START_LOCK, USERS_LOCK, GUARD_LOCK, SERVER_LOCK, DATA)
 
 # All in seconds.
 LOOK_EVERY = 0.2
@@ -56,8 +57,16 @@ SERVER_OPTIONS = {
 
 
 def open_private(path: Path | str) -> FileIO:
-    """Opens a file for appending, made for this user alone when it is missing; programs do not inherit it."""
-    return FileIO(path, "a", opener=partial(os.open, mode=0o600))
+    """Open a file for appending, made for this user alone when it is missing; programs do not inherit it.
+
+    Raises:
+        OSError: it cannot be opened, or a link lies in its place.
+    """
+    return FileIO(path, "a", opener=_open_no_link)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, mode=0o600)
 
 
 def take(lock: FileIO, *, shared: bool = False) -> bool:

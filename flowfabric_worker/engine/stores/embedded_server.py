@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -80,12 +81,13 @@ def _unavailable(message: str) -> UnavailableError:
 
 
 def _prepare(directory: Path | str) -> Path:
-    """Makes the directory and returns its real path, which every process that means it arrives at."""
+    """Make the directory and return its real path, which every process that means it arrives at."""
     try:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise _unavailable(f"The embedded store's directory cannot be made: {error}. {_CHOOSE}") from error
     home = Path(os.path.realpath(directory))
+    _refuse_foreign(Path(directory), home)
     length = len(os.fsencode(home / embedded_guard.SOCKET))
     if length > MAX_SOCKET_PATH_BYTES:
         raise _unavailable(
@@ -93,6 +95,36 @@ def _prepare(directory: Path | str) -> Path:
             f" have {MAX_SOCKET_PATH_BYTES}; name a directory with a shorter path."
         )
     return home
+
+
+def _refuse_foreign(named: Path, home: Path) -> None:
+    """Refuse a directory into which, or out of which, another user could lead data.
+
+    Args:
+        named: the directory's path as it was named.
+        home: its real path.
+    """
+    us = os.geteuid()
+    whole = Path(os.path.abspath(named))
+    for path in (*reversed(whole.parents), whole):
+        if path.is_symlink() and path.lstat().st_uid not in (us, 0):
+            raise _unavailable(
+                f"The embedded store's directory is reached by a link of another user, {path}. {_CHOOSE}"
+            )
+    facts = home.stat()
+    if facts.st_uid != us:
+        raise _unavailable(f"The embedded store's directory {home} belongs to another user. {_CHOOSE}")
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _unavailable(
+            f"Other users may write in the embedded store's directory {home}; take that from them: chmod 700 {home}"
+        )
+    for name in embedded_guard.NAMES:
+        path = home / name
+        if path.is_symlink() or (path.exists() and path.lstat().st_uid != us):
+            raise _unavailable(
+                f"{path} is a link, or belongs to another user, so it is not the embedded store's; remove it, or name "
+                "another directory."
+            )
 
 
 def _enter(home: Path, timeout: float) -> FileIO:

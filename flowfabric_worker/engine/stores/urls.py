@@ -19,11 +19,12 @@ No message repeats a part of the URL that could hold a password, also when it st
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import attrs
 from redis.connection import Connection, UnixDomainSocketConnection
@@ -90,6 +91,21 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
+def anchored_url(url: str) -> str:
+    """Return a URL with the directory that it names made absolute; any other URL, right or wrong, as it is."""
+    if not isinstance(url, str):
+        return url
+    scheme, _, behind = url.partition("://")
+    directory, mark, options = behind.partition("?")
+    if scheme != "embedded" or not directory or directory.startswith("/"):
+        return url
+    try:
+        working = os.getcwd()
+    except FileNotFoundError:
+        return url  # It was removed; opening the store tells that.
+    return f"embedded://{quote(working)}/{directory}{mark}{options}"
+
+
 def open_store(url: str) -> tuple[Store, int | None]:
     """The store that a URL names, and the number of partitions that the URL asks for, if it does.
 
@@ -101,8 +117,10 @@ def open_store(url: str) -> tuple[Store, int | None]:
     """
     if not isinstance(url, str):
         raise _wrong(f"it must be a str, not {type(url).__name__}")
-    scheme, behind, _ = url.partition("://")
-    kind = _KINDS.get(scheme) if behind else None
+    if not url:
+        raise _wrong("it is empty; name a store, or leave url and $FLOWFABRIC_URL out for embedded://.flowfabric")
+    scheme, mark, _ = url.partition("://")
+    kind = _KINDS.get(scheme) if mark else None
     if kind is None:
         raise _wrong(f"it must begin with one of {', '.join(f'{name}://' for name in _KINDS)}")
     try:
