@@ -63,7 +63,7 @@ class Feed(EngineCore):
         listener = self.listener
         event = listener.watch(str(execution_id), self._ended_of)
         try:
-            watched = [listener.topic, execution_id.uuid]
+            watched: Item = [listener.topic, self._packed_namespace, execution_id.uuid]
             ((status,),) = self.call("watch_executions", execution_id.partition, watched)
             while status == b"watched":
                 since = time.monotonic()
@@ -82,9 +82,8 @@ class Feed(EngineCore):
             NotFoundError: there is no such execution.
         """
         check_execution_id(execution_id)
-        values = self.call(
-            "read_executions", execution_id.partition, [len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
-        )[0]
+        arguments: Item = [self._packed_namespace, len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
+        values = self.call("read_executions", execution_id.partition, arguments)[0]
         if values == []:
             raise NotFoundError("execution_not_found", execution_id=str(execution_id))
         return Record(execution_id, _OUTCOME_FIELDS, values).outcome()
@@ -103,9 +102,9 @@ class Feed(EngineCore):
             for group in by_partition.values()
             for first in range(0, len(group), MAX_BATCH_ITEMS)
         ]
-        topic = self.listener.topic
+        head: Item = [self.listener.topic, self._packed_namespace]
         replies = self.store.call_many(
-            [Call("watch_executions", group[0].partition, [topic, *(each.uuid for each in group)]) for group in groups]
+            [Call("watch_executions", group[0].partition, [*head, *(each.uuid for each in group)]) for group in groups]
         )
         problem: EngineError | None = None
         for group, reply in zip(groups, replies, strict=True):
@@ -208,7 +207,7 @@ def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEv
             lane=work_class.lane,
             task=work_class.task,
             tags=unpack_texts(fields.get("tags")),
-            produced_at_ms=int(entry[0].split(b"-")[0]),
+            produced_at_ms=int(fields.get("ended") or entry[0].split(b"-")[0]),
         )
     except (ValueError, LookupError) as error:
         raise ValidationError(

@@ -40,33 +40,36 @@ class Operating(EngineCore):
                 "invalid_input", f"{args.source!r} is no source of a cancellation; there are {', '.join(CancelSource)}."
             ) from None
         reason = cut(args.reason, MAX_MESSAGE_BYTES)
-        self.call("cancel_execution", target.partition, [target.uuid, reason, source.value, new_call_id()])
+        self.call("cancel_execution", target.partition, [*self._once(target), reason, source.value])
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
         target = check_execution_id(check_record(args, ChangePriorityArgs).execution_id)
         priority = clamp_priority(args.priority)
-        reply = self.call("change_priority", target.partition, [target.uuid, priority, new_call_id()])
+        reply = self.call("change_priority", target.partition, [*self._once(target), priority])
         return ChangePriorityResult(execution_id=target, old_priority=int(reply[1]), priority=priority)
 
     def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
         target = check_execution_id(check_record(args, ReplayExecutionArgs).execution_id)
-        reply = self.call("replay_execution", target.partition, [target.uuid, new_call_id()])
+        reply = self.call("replay_execution", target.partition, self._once(target))
         return ReplayExecutionResult(execution_id=target, state=StateVector.parse(reply[1].decode()).public_state)
 
     def revoke_lease(self, args: RevokeLeaseArgs) -> RevokeLeaseResult:
         target = check_execution_id(check_record(args, RevokeLeaseArgs).execution_id)
         arguments: Item = [
-            target.uuid,
+            *self._once(target),
             check_name(args.expected_lease_id, "expected_lease_id") if args.expected_lease_id is not None else "",
             check_name(args.worker_instance_id, "worker_instance_id") if args.worker_instance_id is not None else "",
             cut(args.reason, MAX_MESSAGE_BYTES),
-            new_call_id(),
         ]
         reply = self.call("revoke_lease", target.partition, arguments)
         if reply[0] == b"revoked":
             return Revoked(lease_id=reply[1].decode(), lease_epoch=int(reply[2]))
         return AlreadySatisfied(reason=reply[1].decode())
+
+    def _once(self, target: ExecutionId) -> Item:
+        """Return the first arguments of a call about an execution of this namespace, which may be sent again."""
+        return target.uuid, self._packed_namespace, new_call_id()
 
     def pause_lane(self, lane: str) -> bool:
         return self._on_every_partition("pause_lane", lane)
@@ -84,7 +87,7 @@ class Operating(EngineCore):
         packed = pack_texts(check_tags(tags))
         if not packed:
             raise ValidationError("invalid_input", "There are no tags to set.")
-        arguments: Item = [execution_id.uuid, packed, MAX_TAGS, new_call_id()]
+        arguments: Item = [*self._once(execution_id), packed, MAX_TAGS]
         answer, count = self.call("set_tags", execution_id.partition, arguments)
         if answer == b"too_many":
             raise ValidationError(
@@ -94,4 +97,4 @@ class Operating(EngineCore):
 
     def purge(self, execution_id: ExecutionId) -> None:
         target = check_execution_id(execution_id)
-        self.call("purge", target.partition, [target.uuid, self._packed_namespace, new_call_id()])
+        self.call("purge", target.partition, self._once(target))

@@ -178,7 +178,11 @@ class Reads(Workers, EngineCore):
         """Those of some executions that exist, read in one call per partition; the ids come in partition order."""
         for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition):
             ids = list(group)
-            rows = self.call("read_executions", partition, [len(fields), *fields, *(each.uuid for each in ids)])
+            rows = self.call(
+                "read_executions",
+                partition,
+                [self._packed_namespace, len(fields), *fields, *(each.uuid for each in ids)],
+            )
             for each, values in zip(ids, rows, strict=True):
                 if values != []:
                     yield Record(each, fields, values)

@@ -103,7 +103,9 @@ class Reservations(Claiming):
         holder, _ = self._holder(worker_id, instance, waits=False)
         minted = check_uuid(claim_id, "claim_id")
         ttl = lease_ms(lease)
-        reply = self.call("redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode])
+        reply = self.call(
+            "redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode, self._packed_namespace]
+        )
         try:
             return self.decode_claimed(target.partition, reply[1], minted, instance, ttl)
         except DAMAGE as error:

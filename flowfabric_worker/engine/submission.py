@@ -59,6 +59,10 @@ class Submission(EngineCore):
             # What cannot be remembered is not valid either, and is told so.
             shared = _shared.__wrapped__(self.namespace, *kind)
         self.check_payload(args.payload, "payload")
+        if args.deadline is not None and args.policy.execution_deadline is not None:
+            raise ValidationError(
+                "invalid_input", "Give either a deadline or the policy's execution_deadline, not both."
+            )
         partition, uuid, key = self._identity(args)
         return partition, (
             uuid,

@@ -310,13 +310,16 @@ end)
 
 -- redeem: claims the execution that is reserved for a worker.
 --
--- Arguments: uuid, claim id, holder, worker id, lease in ms, 'any' or 'resumed' (only an interrupted attempt).
+-- Arguments: uuid, claim id, holder, worker id, lease in ms, 'any' or 'resumed' (only an interrupted attempt),
+-- pack{namespace}.
 -- Answers: 'claimed' and the item.
 ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
   local record, failure = load_for_claim(ctx, uuid)
   if not record then
     return failure
+  elseif ff.class(record.class).namespace ~= args[7] then
+    return ff.failure('execution_not_found', uuid)
   end
   local words = record.words
   if words.leased and tonumber(record.expires) > ctx.now and ff.fence_parts(record.fence) == claim_id then
@@ -329,6 +332,8 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
     return ff.failure('invalid_claim_grant', uuid)
   elseif tonumber(record.reserved_until) <= ctx.now then
     return ff.failure('claim_grant_expired', uuid)
+  elseif call('HGET', ctx.base .. ':lane:' .. ff.class(record.class).lane, 'paused') then
+    return ff.failure('execution_not_leaseable', uuid, 'lane_paused')
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
     return ff.failure('execution_not_leaseable', uuid, 'expired')

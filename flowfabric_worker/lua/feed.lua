@@ -3,14 +3,14 @@
 -- Topics that wait for one execution; a process has one topic, however many of its threads wait.
 local MAX_WATCHERS = 64
 
--- watch_executions: wait for the ends of some executions. Arguments: topic, the uuids.
+-- watch_executions: wait for the ends of some executions. Arguments: topic, pack{namespace}, the uuids.
 -- Answers per uuid: 'ended' when it has, 'watched' when the topic will be told, 'missing'.
 ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   local topic = args[1]
   local answer = {}
-  for at = 2, #args do
+  for at = 3, #args do
     local record = ff.found(ctx, args[at], ff.load)
-    if not record then
+    if not record or ff.class(record.class).namespace ~= args[2] then
       answer[#answer + 1] = { 'missing' }
     elseif record.words.phase == 'terminal' then
       answer[#answer + 1] = { 'ended' }
@@ -86,7 +86,7 @@ ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   ff.flush(ctx)
   local answer = { 'ok' }
   for i, entry in ipairs(entries) do
-    answer[i + 1] = { entry[1], unpack(entry[2], 1, 8) } -- bounded: four fields
+    answer[i + 1] = { entry[1], unpack(entry[2], 1, 10) } -- bounded: five fields
   end
   return answer
 end)

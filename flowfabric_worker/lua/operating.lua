@@ -2,23 +2,24 @@
 
 local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'replay_count', 'answered' } })
 
--- The record that a call is about; or nil and its answer, when it was given before or there is nothing to operate on.
-local function load_once(ctx, uuid, call_id)
-  local record, failure = ff.load(ctx, uuid, OPERATE)
+-- The record that a call is about, whose first arguments are uuid, pack{namespace} and call; or nil and its answer, when
+-- it was given before or there is nothing to operate on.
+local function load_once(ctx, args)
+  local record, failure = ff.load_in(ctx, args[2], args[1], OPERATE)
   if not record then
     return nil, failure
   end
-  local before = ff.recall(record.answered, call_id)
+  local before = ff.recall(record.answered, args[3])
   if before then
     return nil, before
   end
   return record
 end
 
--- cancel_execution: ends an execution in any phase. Arguments: uuid, reason, source, call. Answers: 'cancelled', also of a
--- cancelled one.
+-- cancel_execution: ends an execution in any phase. Arguments: uuid, pack{namespace}, call, reason, source. Answers:
+-- 'cancelled', also of a cancelled one.
 ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
-  local record, answer = load_once(ctx, args[1], args[4])
+  local record, answer = load_once(ctx, args)
   if not record then
     return answer
   elseif record.words.outcome == 'cancelled' then
@@ -29,9 +30,9 @@ ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   local leased = record.words.leased
   answer = { 'cancelled' }
   ff.finish(ctx, record, 'cancelled', {
-    cancel_reason = args[2],
-    cancelled_by = args[3],
-    answered = ff.remember(record.answered, args[4], answer),
+    cancel_reason = args[4],
+    cancelled_by = args[5],
+    answered = ff.remember(record.answered, args[3], answer),
   })
   if leased then
     ff.tell_holder(ctx, record)
@@ -39,24 +40,24 @@ ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, priority, call. Answers:
--- 'changed' old.
+-- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, pack{namespace}, call,
+-- priority. Answers: 'changed' old.
 ff.register_single('change_priority', {}, function(ctx, args)
-  local record, answer = load_once(ctx, args[1], args[3])
+  local record, answer = load_once(ctx, args)
   if not record then
     return answer
   elseif record.words.phase ~= 'runnable' then
     return ff.failure('execution_not_eligible', args[1], record.words.public)
   end
   answer = { 'changed', record.priority }
-  ff.move(ctx, record, nil, { priority = tonumber(args[2]), answered = ff.remember(record.answered, args[3], answer) })
+  ff.move(ctx, record, nil, { priority = tonumber(args[4]), answered = ff.remember(record.answered, args[3], answer) })
   return answer
 end)
 
 -- replay_execution: an ended execution runs again, from a new place, as a new attempt. Arguments: uuid,
--- call. Answers: 'replayed' state.
+-- pack{namespace}, call. Answers: 'replayed' state.
 ff.register_single('replay_execution', {}, function(ctx, args)
-  local record, answer = load_once(ctx, args[1], args[2])
+  local record, answer = load_once(ctx, args)
   if not record then
     return answer
   elseif record.words.phase ~= 'terminal' then
@@ -76,7 +77,7 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
   answer = { 'replayed', ff.READY .. 'pending_replay_attempt' }
   ff.move(ctx, record, answer[2], {
-    answered = ff.remember(record.answered, args[2], answer),
+    answered = ff.remember(record.answered, args[3], answer),
     replay_count = replays + 1,
     place = ctx.now,
     attempts = past,
@@ -86,10 +87,10 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   return answer
 end)
 
--- revoke_lease: takes the lease away; the work is ready again. Arguments: uuid, expected lease id or '', expected
--- instance or '', reason, call. Answers: 'revoked' lease-id epoch, or 'already' why.
+-- revoke_lease: takes the lease away; the work is ready again. Arguments: uuid, pack{namespace}, call, expected lease id
+-- or '', expected instance or '', reason. Answers: 'revoked' lease-id epoch, or 'already' why.
 ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
-  local record, answer = load_once(ctx, args[1], args[5])
+  local record, answer = load_once(ctx, args)
   if not record then
     return answer
   elseif record.words.phase ~= 'active' then
@@ -100,16 +101,16 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
     return { 'already', 'already_expired' }
   end
   local lease, epoch = ff.fence_parts(record.fence)
-  if args[2] ~= '' and args[2] ~= lease then
+  if args[4] ~= '' and args[4] ~= lease then
     return ff.failure('stale_lease', args[1])
-  elseif args[3] ~= '' and args[3] ~= ff.unpack(record.holder)[2] then
+  elseif args[5] ~= '' and args[5] ~= ff.unpack(record.holder)[2] then
     return { 'already', 'different_worker_instance_id' }
   end
   answer = { 'revoked', lease, ff.text(epoch) }
   ff.move(ctx, record, ff.REVOKED, {
-    revoke_reason = args[4],
+    revoke_reason = args[6],
     attempt_ended = ctx.now,
-    answered = ff.remember(record.answered, args[5], answer),
+    answered = ff.remember(record.answered, args[3], answer),
   })
   ff.tell_holder(ctx, record)
   return answer
@@ -147,15 +148,15 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- set_tags: adds and replaces tags. Arguments: uuid, pack{key, value, ...}, most tags, call. Answers: 'ok' number of tags,
--- or 'too_many' and what their number would be.
+-- set_tags: adds and replaces tags. Arguments: uuid, pack{namespace}, call, pack{key, value, ...}, most tags. Answers: 'ok'
+-- number of tags, or 'too_many' and what their number would be.
 ff.register_single('set_tags', {}, function(ctx, args)
-  local record, answer = load_once(ctx, args[1], args[4])
+  local record, answer = load_once(ctx, args)
   if not record then
     return answer
   end
   local order, values = {}, {}
-  for _, text in ipairs({ record.tags or '', args[2] }) do
+  for _, text in ipairs({ record.tags or '', args[4] }) do
     local parts = ff.unpack(text)
     for i = 1, #parts, 2 do
       if not values[parts[i]] then
@@ -164,7 +165,7 @@ ff.register_single('set_tags', {}, function(ctx, args)
       values[parts[i]] = parts[i + 1]
     end
   end
-  if #order > tonumber(args[3]) then
+  if #order > tonumber(args[5]) then
     return { 'too_many', #order }
   end
   table.sort(order)
@@ -177,7 +178,7 @@ ff.register_single('set_tags', {}, function(ctx, args)
   if ff.pack(flat) == record.tags then
     return answer
   end
-  ff.move(ctx, record, nil, { tags = ff.pack(flat), answered = ff.remember(record.answered, args[4], answer) })
+  ff.move(ctx, record, nil, { tags = ff.pack(flat), answered = ff.remember(record.answered, args[3], answer) })
   return answer
 end)
 
@@ -186,6 +187,9 @@ end)
 ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
   if ff.was_removed(ctx, args[3]) then
     return { 'removed' }
+  end
+  if not ff.is_in_namespace(ctx, args[2], args[1]) then
+    return ff.failure('execution_not_found', args[1])
   end
   local record, failure = ff.found(ctx, args[1], ff.load)
   if not record and failure[2] ~= 'corruption' then

@@ -363,12 +363,15 @@ function ff.announce(ctx, record, outcome, watchers)
       ctx.due.retention.f = nil
     end
   end
-  local feed, class = ctx.base .. ':feed', record.class
+  local entry = { 'execution', record.uuid, 'outcome', outcome, 'class', record.class }
   if record.tags and record.tags ~= '' then
-    call('XADD', feed, ctx.feed_id, 'execution', record.uuid, 'outcome', outcome, 'class', class, 'tags', record.tags)
-  else
-    call('XADD', feed, ctx.feed_id, 'execution', record.uuid, 'outcome', outcome, 'class', class)
+    entry[7], entry[8] = 'tags', record.tags
   end
+  if ctx.feed_now ~= ctx.now then
+    -- The id does not tell when it ended.
+    entry[#entry + 1], entry[#entry + 2] = 'ended', ctx.now_text
+  end
+  call('XADD', ctx.base .. ':feed', ctx.feed_id, unpack(entry)) -- bounded: five fields
   if watchers and watchers ~= '' then
     for _, topic in ipairs(ff.unpack(watchers)) do
       call('PUBLISH', ctx.channel .. topic, 'done ' .. ff.id(ctx, record))

@@ -55,6 +55,22 @@ function ff.remember_end(record, ending, fence, answer)
   return ff.remember(record.last, end_of(ending, fence), answer)
 end
 
+-- Namespaces --------------------------------------------------------------------------------------------------------
+
+-- Whether an execution is one of a namespace, also if its record is damaged. Another namespace's does not exist.
+function ff.is_in_namespace(ctx, namespace, uuid)
+  return call('ZSCORE', ctx.base .. ':ids', namespace .. uuid) ~= false
+end
+
+-- The record of an execution of a namespace, or nil and the failure to answer.
+function ff.load_in(ctx, namespace, uuid, fields)
+  local record, failure = ff.load(ctx, uuid, fields)
+  if record and ff.class(record.class).namespace ~= namespace then
+    return nil, ff.failure('execution_not_found', uuid)
+  end
+  return record, failure
+end
+
 -- Fences ------------------------------------------------------------------------------------------------------------
 
 -- What a call of the holder needs of a record: the core, and the operations that ended the last leases.
@@ -74,8 +90,13 @@ function ff.not_active(record)
   return ff.failure('execution_not_active', record.uuid, record.words.outcome, ff.text(epoch), record.words.phase, attempt or '')
 end
 
+local function is_over(ctx, moment)
+  local at = ff.number(moment)
+  return at and at <= ctx.now
+end
+
 -- The checks of every call that a lease holder makes, in their order: exists, repeated, active, revoked, expired,
--- identity. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease; of another
+-- identity. What time has decided of the execution is carried out first, so the answer is the same before and after upkeep. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease; of another
 -- one that changes something `call_id` is the call's name, and `fields` hold `reported`.
 function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
   local record, failure = ff.load(ctx, uuid, fields or FENCED)
@@ -86,7 +107,11 @@ function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
     or call_id and ff.recall(record.reported, call_id)
   if before then
     return nil, before
-  elseif record.words.phase ~= 'active' then
+  end
+  if record.more and record.words.phase == 'active' and (is_over(ctx, record.timeout_at) or is_over(ctx, record.deadline)) then
+    ff.catch_up(ctx, record)
+  end
+  if record.words.phase ~= 'active' then
     return nil, ff.not_active(record)
   elseif record.words.ownership == 'lease_revoked' then
     return nil, ff.failure('lease_revoked', uuid)

@@ -6,16 +6,17 @@ local function values_of(key, fields)
   return readable and values
 end
 
--- read_executions: some fields of some executions. Arguments: number of fields, the fields, the uuids.
+-- read_executions: some fields of some executions. Arguments: pack{namespace}, number of fields, the fields, the uuids.
 -- Answers per uuid: the values in that order, nothing for an execution that does not exist, false where something else
 -- lies in its place.
 ff.register('read_executions', { 'no-writes' }, function(ctx, args)
-  local count = tonumber(args[1])
-  local fields = { unpack(args, 2, count + 1) } -- bounded: the caller's fixed list of names
+  local namespace, count = args[1], tonumber(args[2])
+  local fields = { unpack(args, 3, count + 2) } -- bounded: the caller's fixed list of names
   local answer = {}
-  for at = count + 2, #args do
+  for at = count + 3, #args do
     local key = ff.record_key(ctx, args[at])
-    answer[#answer + 1] = call('EXISTS', key) == 0 and {} or values_of(key, fields)
+    local exists = ff.is_in_namespace(ctx, namespace, args[at]) and call('EXISTS', key) == 1
+    answer[#answer + 1] = not exists and {} or values_of(key, fields)
   end
   return answer
 end)

@@ -28,10 +28,18 @@ local function is_due(ctx, moment)
   return at ~= nil and at <= ctx.now
 end
 
+-- A number in [0, 1) for the jitter of a retry that no caller drew one for: from the random digits at the end of the
+-- execution's id and of its lease's, so that of many attempts that end at one moment each waits for another time.
+local function draw_of(record)
+  local lease = ff.fence_parts(record.fence)
+  local drawn = (tonumber(string.sub(record.uuid, -8), 16) or 0) + (tonumber(string.sub(lease, -8), 16) or 0)
+  return drawn % 2 ^ 32 / 2 ^ 32
+end
+
 -- Handles one moment of a leased execution: of a timeout and a lapse, the one that came first.
 local function lapse(ctx, record)
   if is_due(ctx, record.timeout_at) and tonumber(record.timeout_at) <= tonumber(record.expires) then
-    ff.fail_attempt(ctx, record, { class = 'timeout', message = 'attempt_timeout', draw = 0 })
+    ff.fail_attempt(ctx, record, { class = 'timeout', message = 'attempt_timeout', draw = draw_of(record) })
     ff.tell_holder(ctx, record)
   else
     ff.move(ctx, record, ff.LAPSED, { attempt_ended = ctx.now })
@@ -62,6 +70,12 @@ local function handle_one(ctx, record)
   return true
 end
 
+-- Carries out what time has decided of an execution.
+function ff.catch_up(ctx, record)
+  while handle_one(ctx, record) do
+  end
+end
+
 -- Handles the entry of an execution in a due index. The entry may be older than the record, so it is set right
 -- in any case; what this release cannot handle, which a newer one may have written, is postponed.
 local function handle_execution(ctx, uuid)
@@ -74,8 +88,7 @@ local function handle_execution(ctx, uuid)
   if right then
     ff.due_at(ctx, right, member, due)
   end
-  while handle_one(ctx, record) do
-  end
+  ff.catch_up(ctx, record)
   if record.words then
     _, _, due, right = ff.derive(record)
     if due and due <= ctx.now then

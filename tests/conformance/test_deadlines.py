@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import StateError
+from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
@@ -18,6 +21,7 @@ from tests.conformance.work import (
     LANE,
     claim_one,
     created,
+    creation,
     depths,
     info_of,
     refused,
@@ -26,6 +30,7 @@ from tests.conformance.work import (
     upkeep_all,
 )
 from tests.conftest import Clock
+from tests.dumping import Dump
 
 TIMEOUT = 5 * SECOND
 RETRY = RetryPolicy(initial=10 * SECOND, maximum=10 * SECOND, jitter=False)
@@ -164,3 +169,64 @@ def test_a_deadline_of_the_past_ends_an_execution_before_anybody_gets_it(engine:
     execution_id = created(engine, deadline=clock.now - SECOND)
     assert engine.claim_many(request()) == []
     assert engine.read_execution_state(execution_id) is PublicState.EXPIRED
+
+
+HELD: dict[str, Callable[[Engine, Handle], object]] = {
+    "renew": lambda engine, handle: engine.renew(handle),
+    "progress": lambda engine, handle: engine.progress(handle, 5),
+    "complete": lambda engine, handle: engine.complete(handle, b"5"),
+    "fail": lambda engine, handle: engine.fail(handle, BOOM, FailureClass.TRANSIENT),
+    "cancel": lambda engine, handle: engine.cancel(handle),
+    "release": lambda engine, handle: engine.release(handle),
+    "delay": lambda engine, handle: engine.delay(handle, SECOND),
+    "wait_children": lambda engine, handle: engine.wait_children(handle),
+    "record_step": lambda engine, handle: engine.record_step(handle, "s", b"5"),
+}
+OVER: dict[str, ExecutionPolicy] = {
+    "time-out": ExecutionPolicy(attempt_timeout=SECOND),
+    "time-out and a retry": ExecutionPolicy(attempt_timeout=SECOND, retry=RetryPolicy(max_retries=1, jitter=False)),
+    "deadline": ExecutionPolicy(execution_deadline=SECOND),
+}
+
+
+@pytest.mark.parametrize("over", OVER)
+@pytest.mark.parametrize("call", HELD)
+def test_a_holder_is_told_what_time_decided_swept_or_not(engine: Engine, clock: Clock, call: str, over: str) -> None:
+    one, two = (running(engine, lane=lane, policy=OVER[over]) for lane in ("one", "two"))
+    clock.move(SECOND)
+
+    told = []
+    for claimed in (one, two):
+        with pytest.raises(StateError) as caught:
+            HELD[call](engine, claimed.handle)
+        told.append((caught.value.code, caught.value.details["outcome"], caught.value.details["phase"]))
+        upkeep_all(engine)
+
+    assert told[0] == told[1]
+    assert told[0][0] == "execution_not_active"
+    first, second = info_of(engine, one.execution_id), info_of(engine, two.execution_id)
+    assert (first.public_state, first.error) == (second.public_state, second.error)
+    assert first.public_state is not PublicState.ACTIVE
+
+
+def test_only_one_kind_of_deadline_may_be_given(engine: Engine, dump: Dump) -> None:
+    before = dump()
+
+    with refused("invalid_input"):
+        created(engine, deadline=datetime(2040, 1, 1, tzinfo=UTC), policy=ExecutionPolicy(execution_deadline=SECOND))
+
+    assert dump() == before
+
+
+def test_retries_after_one_time_out_wait_for_different_times(engine: Engine, clock: Clock) -> None:
+    retry = RetryPolicy(max_retries=1, backoff="fixed", initial=timedelta(seconds=100), jitter=True)
+    policy = ExecutionPolicy(attempt_timeout=SECOND, retry=retry)
+    engine.create_executions([creation(policy=policy) for _ in range(20)])
+    claimed = engine.claim_many(request(limit=20))
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+    waits = {(info_of(engine, each.execution_id).delay_until_ms or 0) - clock.ms for each in claimed}
+
+    assert len(waits) > 15
+    assert all(50_000 <= wait <= 100_000 for wait in waits)

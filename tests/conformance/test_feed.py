@@ -23,6 +23,7 @@ from tests.conformance.work import (
     BOOM,
     created,
     damage,
+    info_of,
     raw_client,
     raw_key,
     refused,
@@ -172,6 +173,21 @@ def test_ends_are_told_in_their_order(engine: Engine) -> None:
         engine.complete(handle)
 
     assert [event.execution_id for event in told(engine)] == ids[::-1]
+
+
+def test_an_end_tells_when_it_was_also_after_the_clock_went_back(engine: Engine, clock: Clock) -> None:
+    first, second = same_partition_ids(engine, 2)
+    created(engine, execution_id=first)
+    created(engine, execution_id=second)
+    engine.cancel_execution(CancelExecutionArgs(execution_id=first))
+    clock.move(timedelta(seconds=-30))
+    engine.cancel_execution(CancelExecutionArgs(execution_id=second))
+
+    events = list(engine.subscribe_completions(timeout=timedelta()))
+
+    assert [event.execution_id for event in events] == [first, second]
+    assert [event.produced_at_ms for event in events] == [clock.ms + 30_000, clock.ms]
+    assert info_of(engine, second).ended_at_ms == clock.ms
 
 
 def test_the_order_survives_a_clock_that_goes_back(engine: Engine, clock: Clock) -> None:

@@ -413,3 +413,21 @@ def test_a_redemption_that_is_not_valid_is_refused_without_a_trace(
         engine.claim_resumed_execution(ClaimResumedExecutionArgs(**args))
 
     assert dump() == before
+
+
+def test_a_reservation_in_a_paused_lane_is_not_redeemed_until_it_is_resumed(engine: Engine, dump: Dump) -> None:
+    created(engine)
+    grant = reserved(engine)
+    resumed = interrupted(engine)
+    again = reserved(engine)
+    engine.pause_lane(LANE)
+    before = dump()
+
+    assert engine.claim_from_reclaim(token(grant)) is None
+    with refused("execution_not_leaseable"):
+        engine.claim_resumed_execution(resuming(again.execution_id))
+    assert again.execution_id == resumed.execution_id
+    assert dump() == before
+
+    engine.resume_lane(LANE)
+    assert engine.claim_from_reclaim(token(grant)) is not None

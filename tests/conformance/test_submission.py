@@ -198,12 +198,6 @@ def test_a_policy_may_count_the_deadline_from_creation(engine: Engine, clock: Cl
     assert info_of(engine, execution_id).deadline_at_ms == clock.ms + 5000
 
 
-def test_a_deadline_of_its_own_takes_the_place_of_the_policys(engine: Engine, clock: Clock) -> None:
-    execution_id = created(engine, deadline=clock.now + SECOND, policy=ExecutionPolicy(execution_deadline=5 * SECOND))
-
-    assert info_of(engine, execution_id).deadline_at_ms == clock.ms + 1000
-
-
 def test_work_that_is_created_after_its_deadline_expires_and_is_never_handed_out(engine: Engine, clock: Clock) -> None:
     execution_id = created(engine, deadline=clock.now - SECOND)
 
