@@ -14,7 +14,7 @@ from flowfabric_worker.claimer import hold
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.context import TaskContext
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.limits import MAX_LEASE_MS, MAX_PAGE_SIZE, Limits
+from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM, MAX_LEASE_MS, MAX_PAGE_SIZE, Limits
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
@@ -91,11 +91,18 @@ class Inline:
         return self._engine.run_upkeep().handled > 0
 
     def _claim(self) -> list[Claimed]:
-        lanes = tuple(LaneRequest(lane=lane) for lane in self._lanes())
-        if not lanes:
-            return []
-        request = ClaimRequest(lanes=lanes, policy=_POLICY, capabilities=self.offers, tasks=frozenset(self._tasks))
-        return self._engine.claim_many(request)
+        lanes = [LaneRequest(lane=lane) for lane in self._lanes()]
+        for first in range(0, len(lanes), MAX_LANES_PER_CLAIM):
+            request = ClaimRequest(
+                lanes=lanes[first : first + MAX_LANES_PER_CLAIM],
+                policy=_POLICY,
+                capabilities=self.offers,
+                tasks=frozenset(self._tasks),
+            )
+            claimed = self._engine.claim_many(request)
+            if claimed:
+                return claimed
+        return []
 
     def _lanes(self) -> Iterator[str]:
         """Every lane that was ever used, by name; a handler may have used a new one."""

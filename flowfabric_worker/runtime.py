@@ -21,7 +21,8 @@ from flowfabric_worker.committer import Committer
 from flowfabric_worker.config import RunSettings
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.core import send_once
-from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.errors import EngineError, ValidationError
+from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.handlers import Handlers
@@ -76,6 +77,12 @@ class Runtime:
         self.instance_id = f"{worker.name[:64]}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid4().hex[:8]}"
         self._engine = worker.engine
         self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
+        if len(self._lanes) > MAX_LANES_PER_CLAIM:
+            raise ValidationError(
+                "invalid_input",
+                f"A worker serves at most {MAX_LANES_PER_CLAIM} lanes, not {len(self._lanes)}: name those of this "
+                "process with `--lanes`, and run others for the rest.",
+            )
         self._holdings = Holdings(self.settings.threads)
         self._hooks = Hooks(worker.middleware)
         self._run_log = RunLog()

@@ -177,7 +177,8 @@ class EngineCore:
         return status == b"prepared", stored_testing == b"1"
 
     def _prepare_partition(self, partition: int, partitions: int, testing: bool) -> Reply:
-        arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id())
+        age = self.limits.feed_age_ms
+        arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id(), "" if age is None else age)
         return self.persist(lambda: self.store.call("prepare", partition, arguments))
 
     @property

@@ -127,14 +127,13 @@ class Feed(EngineCore):
 
     def feed_cursor(self) -> str:
         """A cursor behind the newest end: a subscription from it sees only what is still to come."""
-        return _encode_cursor(
-            {partition: self.call("feed_head", partition, [])[0].decode() for partition in range(self.partitions)}
-        )
+        return _encode_cursor(self._places({}, 0))
 
     def _follow(
         self, positions: dict[int, str], wanted: CompletionFilter, timeout: float | None
     ) -> Iterator[CompletionEvent]:
         partitions = range(self.partitions)
+        positions = self._places(positions, 1)
         waiter = self.listener.waiter()
         counted = "1" if self.store.counts_listeners else ""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -143,7 +142,7 @@ class Feed(EngineCore):
                 found = False
                 remaining = _remaining(deadline)
                 for partition in partitions:
-                    arguments: Item = [positions.get(partition, ""), _PAGE, waiter.name, int(remaining * 1000), counted]
+                    arguments: Item = [positions[partition], _PAGE, waiter.name, int(remaining * 1000), counted]
                     for entry in self.call("read_feed", partition, arguments)[1:]:
                         found = True
                         positions[partition] = entry[0].decode()
@@ -161,6 +160,13 @@ class Feed(EngineCore):
         finally:
             self.listener.forget(waiter)
 
+    def _places(self, known: dict[int, str], which: int) -> dict[int, str]:
+        """Return a place in every partition: the known one, else behind the newest end (0) or before the oldest (1)."""
+        return {
+            partition: known.get(partition) or self.call("feed_places", partition, [])[which].decode()
+            for partition in range(self.partitions)
+        }
+
     def _positions(self, cursor: str | None) -> dict[int, str]:
         positions: dict[int, str] = {}
         if cursor is None or cursor == "":
@@ -169,6 +175,9 @@ class Feed(EngineCore):
             if match is None or int(match[1]) >= self.partitions or int(match[1]) in positions:
                 raise ValidationError("invalid_cursor", f"{cursor!a:.200} is no cursor of this feed.")
             positions[int(match[1])] = match[2]
+        # A cursor names a place in every partition; of one that does not nothing is known to have been seen.
+        for partition in range(self.partitions):
+            positions.setdefault(partition, "0-0")
         # What is too old is refused at once, not when the first event is asked for.
         for partition, entry in positions.items():
             self.call("read_feed", partition, [entry, 1, "", 0, ""])
@@ -176,7 +185,7 @@ class Feed(EngineCore):
 
 
 def _encode_cursor(positions: dict[int, str]) -> str:
-    return ",".join(f"{partition}={entry}" for partition, entry in sorted(positions.items()) if entry)
+    return ",".join(f"{partition}={entry}" for partition, entry in sorted(positions.items()))
 
 
 def _remaining(deadline: float | None) -> float:

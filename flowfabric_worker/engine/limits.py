@@ -65,7 +65,10 @@ class Limits:
     Attributes:
         payload_bytes: largest payload and largest result of an execution.
         signals_per_execution: signals that one execution accepts in its life.
+        feed_age_ms: how long ends stay in the feed, for all that use the store; None to leave that as it is, which is
+            a day for a new store.
     """
 
     payload_bytes: int = attrs.field(default=MIB, validator=attrs.validators.ge(1))
     signals_per_execution: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))
+    feed_age_ms: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1000)))

@@ -39,9 +39,14 @@ local function is_older(id, other)
   return tonumber(number) < tonumber(other_number)
 end
 
--- Trims the feed to a day, in bounded pieces. The floor is the newest entry that went: a cursor below it missed some.
+-- How long the feed may wait to be trimmed, in ms.
+function ff.feed_pause(ctx)
+  return math.min(ff.HOUR, math.max(1000, math.floor(ctx.feed_age / 4)))
+end
+
+-- Trims the feed to its age, in bounded pieces. The floor is the newest entry that went: a cursor below it missed some.
 function ff.trim_feed(ctx)
-  local feed, floor = ctx.base .. ':feed', ff.text(ctx.now - ff.DAY)
+  local feed, floor = ctx.base .. ':feed', ff.text(ctx.now - ctx.feed_age)
   local newest = call('XREVRANGE', feed, '(' .. floor .. '-0', '-', 'COUNT', 1)[1]
   local trimmed = 0
   if newest then
@@ -64,7 +69,7 @@ function ff.trim_feed(ctx)
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
     ff.due_at(ctx, 'retention', 'f', false)
   else
-    ff.due_at(ctx, 'retention', 'f', trimmed > 0 and ctx.now or ctx.now + ff.HOUR)
+    ff.due_at(ctx, 'retention', 'f', trimmed > 0 and ctx.now or ctx.now + ff.feed_pause(ctx))
   end
 end
 
@@ -91,8 +96,13 @@ ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- feed_head: the id of the newest end, to begin behind it. Answers: id or ''.
-ff.register('feed_head', { 'no-writes' }, function(ctx)
-  local entries = call('XREVRANGE', ctx.base .. ':feed', '+', '-', 'COUNT', 1)
-  return { entries[1] and entries[1][1] or '' }
+-- feed_places: two places in the feed, as the ids of entries to begin behind. They are also places where there is no
+-- entry: what came behind them and was trimmed since is missed, and not lost silently.
+-- Answers: the place behind the newest end, and the one before the oldest that is kept.
+ff.register('feed_places', { 'no-writes' }, function(ctx)
+  local first = call('HGET', ctx.base .. ':meta', 'feed_floor') or '0-0'
+  local newest = call('XREVRANGE', ctx.base .. ':feed', '+', '-', 'COUNT', 1)[1]
+  -- The ids to come do not lie before this moment.
+  local last = newest and newest[1] or ff.text(ctx.feed_now - 1) .. '-0'
+  return { is_older(last, first) and first or last, first }
 end)

@@ -127,7 +127,7 @@ ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
     return before or { 'already' }
   end
   local parts = ff.unpack(lane)
-  call('ZADD', ctx.base .. ':lanes', 0, ff.pack({ parts[1] }) .. parts[2])
+  ff.register_lane(ctx, lane, ff.pack({ parts[1] }) .. parts[2])
   call('HSET', key, 'paused', ctx.now, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
   return { 'ok' }
 end)

@@ -24,7 +24,7 @@
 --   :workers, :worker        the registered workers, in order, and what each said of itself
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
 --   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
---   :meta            hash    configuration, the floor of the feed, the clock of a store for tests, and the
+--   :meta            hash    configuration, the floor and the age of the feed, the clock of a store for tests, and the
 --                            waiter that watches the next due moment
 --
 -- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}: both are
@@ -132,7 +132,7 @@ end
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
-  local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher')
+  local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher', 'feed_age')
   local now = ff.number(meta[1])
   if not now then
     local time = call('TIME')
@@ -148,6 +148,7 @@ function ff.begin(keys)
     partition = partition,
     channel = prefix .. ':topic:',
     watcher = meta[3],
+    feed_age = ff.number(meta[4]) or ff.DAY,
     ready = {},
     due = {},
     ended = 0,
@@ -357,7 +358,7 @@ function ff.announce(ctx, record, outcome, watchers)
     ctx.announced = true
     ctx.feed_id = ff.text(ctx.feed_now) .. '-*'
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
-    call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + ff.HOUR, 'f')
+    call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + ff.feed_pause(ctx), 'f')
     -- Earlier in this call the feed may have been found empty, and its entry given up.
     if ctx.due.retention and not ctx.due.retention.f then
       ctx.due.retention.f = nil

@@ -15,12 +15,36 @@ function ff.register_class(ctx, class, limit)
     return false
   end
   call('ZADD', classes, 0, class)
-  call('ZADD', ctx.base .. ':lanes', 0, known.namespace .. known.lane_name)
+  ff.register_lane(ctx, known.lane, known.namespace .. known.lane_name)
   ctx.registered[class] = true
   ff.revise(ctx, known.lane)
   ff.due_at(ctx, 'retention', 'c' .. class, ctx.now + ff.HOUR)
   ctx.new_in[known.lane] = true
   return true
+end
+
+-- Puts a lane into the list of lanes: `lane` is its packed name, `listed` how the list has it.
+function ff.register_lane(ctx, lane, listed)
+  if call('ZADD', ctx.base .. ':lanes', 0, listed) == 1 then
+    ff.due_at(ctx, 'retention', 'l' .. lane, ctx.now + ff.DAY)
+  end
+end
+
+-- Forgets a lane that holds nothing, is not paused and has no classes; each is looked at once a day.
+function ff.forget_lane(ctx, lane)
+  local key = ctx.base .. ':lane:' .. lane
+  local depths = call('HMGET', key, 'paused', unpack(ff.PUBLIC_STATES)) -- bounded: a fixed list of names
+  local is_used = depths[1] ~= false or #ff.classes_of(ctx, lane, '') > 0
+  for i = 2, #ff.PUBLIC_STATES + 1 do
+    is_used = is_used or (ff.number(depths[i]) or 0) ~= 0
+  end
+  if is_used then
+    ff.due_at(ctx, 'retention', 'l' .. lane, ctx.now + ff.DAY)
+    return
+  end
+  local parts = ff.unpack(lane)
+  call('DEL', key)
+  call('ZREM', ctx.base .. ':lanes', ff.pack({ parts[1] }) .. parts[2])
 end
 
 -- Gives a lane's list of classes a new revision. It never repeats, also not after a restored snapshot.

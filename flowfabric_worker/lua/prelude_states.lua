@@ -17,6 +17,10 @@ ff.ELIGIBILITIES = {
   blocked_by_quota = 'rate_limited',
 }
 ff.ENDED = { completed = true, failed = true, cancelled = true, expired = true, skipped = true }
+ff.PUBLIC_STATES = {
+  'waiting', 'delayed', 'rate_limited', 'waiting_children', 'active', 'suspended', 'completed', 'failed', 'cancelled',
+  'expired', 'skipped',
+}
 ff.PHASES = { runnable = true, active = true, suspended = true, terminal = true }
 ff.known_states = {}
 

@@ -120,6 +120,9 @@ local HANDLERS = {
     ff.unwait(ctx, waiter)
     ff.end_stand_by(ctx, waiter)
   end,
+  l = function(ctx, lane)
+    ff.forget_lane(ctx, lane)
+  end,
   k = function(ctx, field)
     ff.forget_claims(ctx, field)
   end,
@@ -241,7 +244,8 @@ redis.register_function({
   flags = { 'no-writes' },
 })
 
--- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call.
+-- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call,
+-- how long ends stay in the feed in ms, or '' to leave that as it is.
 -- Answers: 'prepared' or 'known', then major, partitions, '1' for tests as they are stored.
 ff.register('prepare', {}, function(ctx, args)
   local meta = ctx.base .. ':meta'
@@ -249,6 +253,9 @@ ff.register('prepare', {}, function(ctx, args)
   if new == 1 then
     call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now)
     call('HSET', meta, 'prepared', ff.remember(nil, args[4], { 'prepared' }))
+  end
+  if args[5] ~= '' then
+    call('HSET', meta, 'feed_age', args[5])
   end
   local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'prepared')
   return { ff.recall(stored[4], args[4]) and 'prepared' or 'known', stored[1], stored[2], stored[3] }
@@ -269,10 +276,9 @@ end)
 
 -- What a partition keeps under one key of its own each; the rest is found through them.
 local SINGLE_KEYS = {
-  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters', ':sets', ':woken',
-  ':idle:feed', ':held', ':claims',
-  ':feed', ':workers', ':worker', ':schedules',
-  ':schedule', ':leaders', ':leader', ':meta',
+  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters',
+  ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':schedules', ':schedule',
+  ':leaders', ':leader', ':meta',
 }
 
 -- Removes what an index names, at most `limit` members at a time; answers whether that was all.

@@ -6,8 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.limits import Limits
+from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, Duplicate
@@ -99,9 +100,7 @@ def test_after_its_retention_nothing_mentions_an_execution_or_its_key(
     assert depths(engine, PHASES_LANE) == {}
 
 
-def test_in_the_end_a_store_holds_its_configuration_and_its_lanes_and_nothing_else(
-    engine: Engine, clock: Clock, dump: Dump
-) -> None:
+def test_in_the_end_a_store_holds_its_configuration_and_nothing_else(engine: Engine, clock: Clock, dump: Dump) -> None:
     engine.register_worker(RegisterWorkerArgs(worker_id="w1", worker_instance_id="w1"))
     phases = Phases(engine, clock, {"tags": {"app.order": "17"}})
     for phase in ENDED:
@@ -110,7 +109,19 @@ def test_in_the_end_a_store_holds_its_configuration_and_its_lanes_and_nothing_el
         clock.move(HOUR)
         by_keeper(engine)
     kinds = {key.split("}:", 1)[1].split(":")[0] for key in dump()}
-    assert kinds == {"meta", "lanes", "lane"}
+    assert kinds == {"meta"}
+
+
+@pytest.mark.parametrize("used", ["delayed work", "paused"])
+def test_a_lane_that_is_used_stays_listed(engine: Engine, clock: Clock, used: str) -> None:
+    if used == "paused":
+        engine.pause_lane(LANE)
+    else:
+        created(engine, delay=40 * DAY)
+    for _ in range(3):
+        clock.move(DAY)
+        by_keeper(engine)
+    assert [each.lane for each in engine.list_lanes().lanes] == [LANE]
 
 
 def test_the_feed_keeps_an_end_for_a_day(engine: Engine, clock: Clock, dump: Dump) -> None:
@@ -159,11 +170,37 @@ def test_a_worker_is_forgotten_a_day_after_it_was_last_alive(engine: Engine, clo
 def test_a_class_that_held_nothing_for_an_hour_is_forgotten_and_comes_back_when_it_is_needed(
     engine: Engine, clock: Clock, dump: Dump
 ) -> None:
-    delayed = created(engine, delay=3 * HOUR)
-    engine.complete(running(engine, lane=LANE).handle)
+    handle = running(engine, lane=LANE).handle
+    engine.complete(handle)
     assert [key for key in dump() if key.endswith(":classes")]
     clock.move(2 * HOUR)
     by_keeper(engine)
-    assert not [key for key in dump() if key.endswith(":classes")]
-    clock.move(HOUR)
-    assert claim_one(engine).execution_id == delayed
+    assert not [key for key in dump() if key.endswith((":classes", ":held"))]
+    engine.replay_execution(ReplayExecutionArgs(execution_id=handle.execution_id))
+    assert claim_one(engine).execution_id == handle.execution_id
+
+
+@pytest.mark.parametrize("state", ["delayed", "active"])
+def test_a_class_that_holds_work_of_any_kind_is_not_forgotten(
+    engine: Engine, clock: Clock, dump: Dump, state: str
+) -> None:
+    if state == "delayed":
+        created(engine, delay=9 * HOUR)
+    else:
+        running(engine, lane=LANE, lease=10 * HOUR)
+    clock.move(5 * HOUR)
+    by_keeper(engine)
+    assert [key for key in dump() if key.endswith(":classes")]
+
+
+def test_the_feed_is_kept_as_long_as_the_store_was_told(
+    engine: Engine, store_url: str, clock: Clock, dump: Dump
+) -> None:
+    engine.complete(running(engine).handle)
+    told = open_engine(store_url, limits=Limits(feed_age_ms=60_000))
+    assert told.partitions
+    told.close()
+    for _ in range(3):
+        clock.move(HOUR)
+        by_keeper(engine)
+    assert not [key for key in dump() if key.endswith(":feed")]
