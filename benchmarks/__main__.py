@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from benchmarks import commands, kills, memory, peers, report, scale, schedules, server_time
+from benchmarks import commands, kills, leases, memory, peers, report, scale, schedules, server_time, steps, writes
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "kills", "memory", "commands", "server", "scale", "schedules")
+SECTIONS = ("peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "scale", "schedules")
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -72,6 +72,10 @@ def main(
     if "server" in wanted:
         _tell("Measuring time in the server")
         tables += server_time.tables()
+    for section, measure in {"writes": writes.table, "leases": leases.table, "steps": steps.table}.items():
+        if section in wanted:
+            _tell(f"Measuring {section}")
+            tables.append(measure())
     if "scale" in wanted:
         tables += scale.tables(queued=queued, tell=_tell)
     if "schedules" in wanted:

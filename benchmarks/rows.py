@@ -29,7 +29,7 @@ class Row:
 
     Attributes:
         step: the contestants' step that gives it.
-        unit: "per s", where more is better, or "ms".
+        unit: "per s", where more is better, "ms", or "x idle": how many times as long as on a quiet server.
         targets: what it must reach.
         goals: what it should reach one day.
     """
@@ -129,6 +129,22 @@ ROWS = (
         unit="ms",
         targets=(Target(1, "celery"),),
         goals=(Target(1),),
+    ),
+    *(
+        Row(
+            name=f"beside_{what}_{share}{suffix}",
+            step="beside",
+            title=f"{title}, {share}, while another lane is drained{told}",
+            unit=unit,
+            targets=() if limit is None or not suffix else (Target(limit),),
+        )
+        for what, title, share, limit in (
+            ("submit", "submit one", "p50", 2),
+            ("submit", "submit one", "p99", 5),
+            ("start", "submit to start", "p50", 2),
+            ("start", "submit to start", "p99", None),
+        )
+        for suffix, unit, told in (("", "ms", ""), ("_times", "x idle", ", beside idle"))
     ),
     Row(name="empty_claim", step="empty_claim", title="empty claim, round trip, p50", unit="ms"),
 )

@@ -84,6 +84,23 @@ class Server:
         stats = self._stats()
         return {name: int(stat["calls"]) for name, stat in stats.items() if name not in _OWN_COMMANDS}
 
+    def follow(self, primary: Server) -> None:
+        """Makes this server a replica of another one; returns when it has everything."""
+        self._client.replicaof("127.0.0.1", primary._port)
+        deadline = time.monotonic() + _READY_WITHIN
+        while self._client.info("replication").get("master_link_status") != "up":
+            if time.monotonic() > deadline:
+                raise RuntimeError("the replica does not come up")
+            time.sleep(0.05)
+
+    def file_bytes(self) -> int:
+        """Bytes that the append-only file has."""
+        return int(self._client.info("persistence")["aof_current_size"])
+
+    def replication_bytes(self) -> int:
+        """Bytes that every replica was sent."""
+        return int(self._client.info("replication")["master_repl_offset"])
+
     def load(self, source: str) -> None:
         """Loads a function library."""
         self._client.function_load(source, replace=True)

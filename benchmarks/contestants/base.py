@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +32,8 @@ _POLL = 0.01
 _STANDSTILL = 60.0
 _WARM_UP = 20
 _LATENCIES = 200
+# Seconds between submissions beside a drain, which may be over soon.
+_APART_BESIDE = 0.01
 _STOP_WITHIN = 20.0
 
 
@@ -45,6 +47,10 @@ class Crew:
     def began(self) -> float:
         """When the first task of any of them began."""
         return min(int(stamp.name.partition(".")[0]) for stamp in self._stamps.iterdir()) / 1e9
+
+    def has_begun(self) -> bool:
+        """Whether a no-op task of any of them has begun."""
+        return any(self._stamps.iterdir())
 
     def check(self) -> None:
         """Raises RuntimeError if one of them has ended by itself."""
@@ -193,12 +199,15 @@ class Contestant(ABC):
             time.sleep(self.apart)
         return waits
 
+    def _workers(self, processes: int) -> contextlib.AbstractContextManager[Crew]:
+        """Runs workers for the length of a block."""
+        return self._running(self.worker_commands(processes))
+
     @contextlib.contextmanager
-    def _workers(self, processes: int) -> Iterator[Crew]:
+    def _running(self, commands: Sequence[Sequence[str]]) -> Iterator[Crew]:
         """Runs workers for the length of a block; shows what they printed if the block fails."""
         with tempfile.TemporaryDirectory() as stamps, tempfile.TemporaryFile() as log:
             environment = {**os.environ, STAMPS: stamps}
-            commands = self.worker_commands(processes)
             running = [
                 subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
                 for command in commands
@@ -211,6 +220,54 @@ class Contestant(ABC):
                 raise
             finally:
                 stop(running)
+
+
+class TwoLanes(Contestant):
+    """A contestant that can put tasks into another queue than the first, which another worker serves."""
+
+    @abstractmethod
+    def submit_elsewhere(self, number: int) -> Any:
+        """Submits the task `stamp` to the other queue."""
+
+    @abstractmethod
+    def elsewhere_commands(self) -> list[list[str]]:
+        """The commands that together run one worker process of eight threads for the other queue."""
+
+    def beside(self, tasks: int) -> dict[str, float]:
+        """Submits a task now and then to an idle queue: first on a quiet server, then while another one is drained.
+
+        In ms; and how many times as long it takes beside the drain.
+        """
+        with self._running(self.elsewhere_commands()):
+            for _ in range(_WARM_UP):
+                self.result(self.submit_elsewhere(0))
+            alone = self._submitted(lambda sent: len(sent) < _LATENCIES)
+            self.submit_many(tasks)
+            with self._workers(1) as crew:
+                while not crew.has_begun():
+                    crew.check()
+                    time.sleep(0.001)
+                # The last of the drain is no full load any more.
+                beside = self._submitted(lambda _: self.unfinished() > tasks // 10)
+                self._wait_until_finished(crew)
+        figures = {}
+        for share, name in ((0.5, "p50"), (0.99, "p99")):
+            for index, what in enumerate(("submit", "start")):
+                idle, busy = (percentile([each[index] for each in times], share) for times in (alone, beside))
+                figures |= {f"beside_{what}_{name}": busy, f"beside_{what}_{name}_times": busy / idle}
+        return figures
+
+    def _submitted(self, more: Callable[[Sequence[Any]], bool]) -> list[tuple[float, float]]:
+        """Submits for as long as it is to; of each how long the submission took, and its start, in ms."""
+        sent: list[tuple[float, float, Any]] = []
+        while more(sent):
+            began = time.time()
+            receipt = self.submit_elsewhere(0)
+            sent.append((began, time.time(), receipt))
+            time.sleep(max(0.0, began + _APART_BESIDE - time.time()))
+        return [
+            ((submitted - began) * 1000, (self.result(receipt) - began) * 1000) for began, submitted, receipt in sent
+        ]
 
 
 def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:

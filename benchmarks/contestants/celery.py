@@ -15,7 +15,7 @@ import redis
 from celery import Celery
 
 from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, VARIANT, Contestant, serve
+from benchmarks.contestants.base import THREADS, URL, VARIANT, TwoLanes, serve
 
 app = Celery("benchmark", broker=URL, backend=URL)
 # Without this a worker that dies loses what it runs: every contestant that can promises at least once.
@@ -24,7 +24,7 @@ app.conf.task_acks_late = VARIANT != "early"
 TASKS = {task.__name__: app.task(name=task.__name__)(task) for task in tasks.ALL}
 
 
-class CeleryThreads(Contestant):
+class CeleryThreads(TwoLanes):
     """In bulk it has nothing better than a loop: a group of the same tasks takes longer to send."""
 
     packages = ("celery", "kombu", "redis", "hiredis")
@@ -44,8 +44,18 @@ class CeleryThreads(Contestant):
         return self._redis.llen("celery") + self._redis.hlen("unacked")
 
     def worker_commands(self, processes: int) -> list[list[str]]:
-        app_of = [sys.executable, "-m", "celery", "-A", "benchmarks.contestants.celery"]
-        return [[*app_of, "worker", "-P", "threads", "-c", str(THREADS)]] * processes
+        return [_worker_command("celery")] * processes
+
+    def submit_elsewhere(self, number: int) -> Any:
+        return TASKS["stamp"].apply_async((number,), queue="elsewhere")
+
+    def elsewhere_commands(self) -> list[list[str]]:
+        return [_worker_command("elsewhere")]
+
+
+def _worker_command(queue: str) -> list[str]:
+    app_of = [sys.executable, "-m", "celery", "-A", "benchmarks.contestants.celery"]
+    return [*app_of, "worker", "-P", "threads", "-c", str(THREADS), "-Q", queue, "-n", f"{queue}@%h"]
 
 
 if __name__ == "__main__":

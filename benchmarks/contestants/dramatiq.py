@@ -18,7 +18,9 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
 from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, Contestant, serve
+from benchmarks.contestants.base import THREADS, URL, TwoLanes, serve
+
+_COMMAND = (sys.executable, "-m", "dramatiq", "benchmarks.contestants.dramatiq")
 
 broker = RedisBroker(url=URL)
 broker.add_middleware(Results(backend=RedisBackend(url=URL), store_results=True))
@@ -27,8 +29,10 @@ dramatiq.set_broker(broker)
 
 TASKS = {task.__name__: dramatiq.actor(task) for task in tasks.ALL}
 
+elsewhere = dramatiq.actor(tasks.stamp, actor_name="elsewhere", queue_name="elsewhere")
 
-class Dramatiq(Contestant):
+
+class Dramatiq(TwoLanes):
     """In bulk it has nothing better than a loop: its groups and pipelines send one message after the other."""
 
     packages = ("dramatiq", "redis", "hiredis")
@@ -48,7 +52,13 @@ class Dramatiq(Contestant):
 
     def worker_commands(self, processes: int) -> list[list[str]]:
         options = ["--processes", str(processes), "--threads", str(THREADS)]
-        return [[sys.executable, "-m", "dramatiq", "benchmarks.contestants.dramatiq", *options]]
+        return [[*_COMMAND, *options, "--queues", "default"]]
+
+    def submit_elsewhere(self, number: int) -> Any:
+        return elsewhere.send(number)
+
+    def elsewhere_commands(self) -> list[list[str]]:
+        return [[*_COMMAND, "--processes", "1", "--threads", str(THREADS), "--queues", "elsewhere"]]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import time
 
 from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, VARIANT, Contestant, median_ms, serve
+from benchmarks.contestants.base import THREADS, URL, VARIANT, TwoLanes, median_ms, serve
 from flowfabric_worker import Client, Run, Worker, __version__
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
 
@@ -31,7 +31,7 @@ def run_command(url: str) -> list[str]:
     return [sys.executable, "-m", "flowfabric_worker", "run", app, *options]
 
 
-class FlowFabric(Contestant):
+class FlowFabric(TwoLanes):
     def __init__(self) -> None:
         worker.engine.prepare()
         self._client = Client(URL)
@@ -52,6 +52,12 @@ class FlowFabric(Contestant):
     def worker_commands(self, processes: int) -> list[list[str]]:
         lease = ["--lease", f"{SHORT_LEASE}s"] if VARIANT == "short lease" else []
         return [[*run_command(URL), *lease]] * processes
+
+    def submit_elsewhere(self, number: int) -> Run[float]:
+        return TASKS["stamp"].options(lane="elsewhere").submit(number)
+
+    def elsewhere_commands(self) -> list[list[str]]:
+        return [[*run_command(URL), "--lanes", "elsewhere"]]
 
     def versions(self) -> dict[str, str]:
         drivers = {name: importlib.metadata.version(name) for name in ("redis", "hiredis")}

@@ -1,0 +1,60 @@
+"""What the benchmarks conclude from ticks, steps and renewals."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from benchmarks import leases, schedules, steps, writes
+from benchmarks.leases import Renewal
+from benchmarks.rows import ROWS
+from benchmarks.schedules import Lateness
+from benchmarks.writes import Written
+
+ON_TIME = Lateness(workers=4, wanted=1000, missing=0, twice=0, late=[0.1] * 600 + [0.9] * 400)
+
+
+def test_ticks_are_good_where_none_is_missing_or_doubled_and_half_are_early() -> None:
+    (row,) = schedules.table_of([ON_TIME]).rows
+    assert row == ["4", "1,000", "0", "0", "0.1", "0.9", "0.9", "none missing, p50 0.2", "yes"]
+
+
+@pytest.mark.parametrize("wrong", [{"missing": 1}, {"twice": 1}, {"late": [0.1] * 400 + [0.2] * 600}, {"late": []}])
+def test_ticks_that_are_missing_doubled_or_late_are_not_good(wrong: dict[str, object]) -> None:
+    (row,) = schedules.table_of([attrs.evolve(ON_TIME, **wrong)]).rows
+    assert row[-1] == "no"
+
+
+def test_ticks_are_read_from_what_handlers_wrote_down() -> None:
+    journal = "\n".join(f"beat{n} 2030-01-01T00:00:0{s}Z {1893456000 + s + 0.25}" for n in range(3) for s in (1, 2, 2))
+
+    found = schedules._read(journal, 1, 1893456002)
+
+    assert (len(found.late), found.twice, found.missing) == (3, 3, found.wanted - 3)
+    assert found.late == [0.25] * 3
+
+
+@pytest.mark.parametrize(("rate", "reached"), [(1500.0, "yes"), (1499.0, "no")])
+def test_steps_of_one_handler_alone_are_judged(rate: float, reached: str) -> None:
+    one, eight = steps.table_of({1: [rate], 8: [4000.0]}).rows
+    assert one[-2:] == ["1,500", reached]
+    assert eight == ["8", "4,000", "500", "-", "-"]
+
+
+@pytest.mark.parametrize(("calls", "reached"), [(100, "yes"), (10, "no")])
+def test_renewals_are_judged_by_the_length_of_a_call(calls: int, reached: str) -> None:
+    (row,) = leases.table_of([Renewal(seconds=0.3, server_us=200_000, calls=calls)]).rows
+    assert row[:4] == ["300", "200", "20", str(calls)]
+    assert row[-1] == reached
+
+
+def test_bytes_are_told_by_kind() -> None:
+    (row,) = writes.table_of([Written(kind="plain", to_file=1828.4, to_replica=1800.0)]).rows
+    assert row == ["plain", "1,828", "1,800"]
+
+
+def test_what_a_drain_costs_another_lane_has_rows_in_ms_and_in_times() -> None:
+    names = {row.name: row for row in ROWS if row.step == "beside"}
+    assert len(names) == 8
+    judged = ("submit_p50", "submit_p99", "start_p50")
+    assert [names[f"beside_{what}_times"].targets[0].factor for what in judged] == [2, 5, 2]
