@@ -78,12 +78,14 @@ class Claimer:
         self._holdings.space.set()
 
     def join(self, timeout: float) -> bool:
-        """Ends the wait in the store and waits for the thread; whether it has ended."""
-        deadline = now() + timeout
-        while self._thread.is_alive() and now() < deadline:
-            # Again and again: the thread may have been on its way into the wait.
+        """End the wait in the store, and wait for the thread; return True if it has ended.
+
+        It asks the store, so it may take longer than `timeout` seconds. It is to be called again until the thread has
+        ended, which may have been on its way into the wait.
+        """
+        if self._thread.is_alive():
             self._end_wait()
-            self._thread.join(0.05)
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _end_wait(self) -> None:

@@ -22,6 +22,8 @@ RENEWALS_PER_LEASE = 3
 SUSPECT_AFTER = 2
 # Several threads may learn of a loss at once, and it is told once. A lock of all: few executions are ever lost.
 _losing = threading.Lock()
+# The part of its time that a handler has nearly used up.
+_NEARLY = 0.9
 # How much later than the store this process may see a moment come, in seconds.
 _CLOCKS_DIFFER = 0.1
 
@@ -99,6 +101,12 @@ class Held:
             return self._start.pop()
         except IndexError:
             return False
+
+    def is_near_its_end(self) -> bool:
+        """Return True if its handler has used nearly all of the time that it may take."""
+        if self.started_at is None or self.ends_at == math.inf:
+            return False
+        return now() - self.started_at > _NEARLY * (self.ends_at - self.started_at)
 
     @property
     def is_suspect(self) -> bool:
@@ -227,16 +235,17 @@ class Holdings:
     def take_back_waiting(self) -> list[Held]:
         """Take everything that no thread has begun; until it is handed over it still counts as outstanding."""
         taken: list[Held] = []
-        while True:
-            try:
+        ends = 0
+        with contextlib.suppress(queue.Empty):
+            while True:
                 held = self.waiting.get_nowait()
-            except queue.Empty:
-                break
-            if held is None:
-                # Meant for a handler thread: it must not be lost.
-                self.waiting.put(None)
-                break
-            taken.append(held)
+                if held is None:
+                    ends += 1
+                else:
+                    taken.append(held)
+        for _ in range(ends):
+            # Meant for handler threads: they must not be lost.
+            self.waiting.put(None)
         while self.suspects:
             with contextlib.suppress(IndexError):
                 taken.append(self.suspects.popleft())
@@ -269,6 +278,10 @@ class Holdings:
     def unfinished(self) -> list[Held]:
         """The executions whose results will count, and are not there yet."""
         return [held for held in list(self.executions.values()) if not held.ended and held.lost is None]
+
+    def unacknowledged(self) -> list[Held]:
+        """Return the executions whose outcomes are on their way to the store."""
+        return [held for held in list(self.executions.values()) if held.ended and held.lost is None]
 
     def running(self) -> list[Held]:
         """Those of them whose handlers run now."""

@@ -98,9 +98,12 @@ class Hooks:
         """Wait for the thread, at most `timeout` seconds; return True if it has ended."""
         if self._thread.is_alive():
             self._thread.join(timeout)
-        if self._thread.is_alive():
-            log.warning("%s events were not told: %s.", len(self._told), self._trouble())
         return not self._thread.is_alive()
+
+    def tell_rest(self) -> None:
+        """Log how many events were not told, if the thread has not ended in time."""
+        if self._thread.is_alive():
+            log.warning("%s events were not told to hooks: %s.", len(self._told), self._trouble())
 
     def flush(self) -> None:
         """Call the hooks for everything that is queued, in the caller's thread; for those who start none."""

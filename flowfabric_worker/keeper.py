@@ -12,6 +12,7 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.core import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.running import TerminalFailed
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now
 from flowfabric_worker.outages import Outage
@@ -78,26 +79,39 @@ class Keeper:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def release_waiting(self) -> int:
-        """Hands back everything that no thread has begun, ready at once; how many."""
+    def release_waiting(self) -> list[Held]:
+        """Hand back everything that no thread has begun, ready at once; return what the store acknowledged."""
         with self._offering:
             taken = [*self._offered, *self._holdings.take_back_waiting()]
             self._offered = []
-        self.release(taken)
-        return len(taken)
+        return self.release(taken)
 
-    def release(self, some: list[Held]) -> None:
-        """Hands executions back: same place, same attempt, no retry used."""
+    def release(self, some: Sequence[Held], lost: str | None = None) -> list[Held]:
+        """Hand executions back: same place, same attempt, no retry used; return what the store acknowledged.
+
+        Args:
+            lost: why their runs are lost, if that is to count as a reclaim.
+        """
+        acknowledged: list[Held] = []
         for first in range(0, len(some), MAX_BATCH_ITEMS):
             batch = some[first : first + MAX_BATCH_ITEMS]
             try:
-                self._engine.release_many([held.handle for held in batch])
+                answers = self._engine.release_many([held.handle for held in batch], lost=lost)
             except EngineError as error:
-                log.warning(
-                    "%s executions could not be handed back; their leases run out by themselves: %s", len(batch), error
-                )
-            for held in batch:
+                log.warning("%s executions could not be handed back: %s", len(batch), error)
+                continue
+            for held, answer in zip(batch, answers, strict=True):
                 self._holdings.drop(held)
+                if isinstance(answer, EngineError):
+                    log.warning("%s of %s is not handed back: %s", held.task.name, held.key, answer, extra=held.fields)
+                    continue
+                acknowledged.append(held)
+                if isinstance(answer, TerminalFailed):
+                    log.error(
+                        "%s of %s ended failed (reclaims_exhausted): its worker %s.",
+                        held.task.name, held.key, lost, extra=held.fields,
+                    )  # fmt: skip
+        return acknowledged
 
     def _work(self) -> None:
         dedicate_thread(self._engine)

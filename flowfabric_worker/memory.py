@@ -133,6 +133,11 @@ class MemoryWatch:
         self._next_look = now()
         self._close = 0
 
+    @property
+    def is_close(self) -> bool:
+        """Whether the process was close to its limit at the last look."""
+        return self._close > 0
+
     def __call__(self) -> None:
         if now() < self._next_look:
             return

@@ -8,7 +8,7 @@ import queue
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Protocol
@@ -20,13 +20,12 @@ from flowfabric_worker.claimer import Claimer
 from flowfabric_worker.committer import Committer
 from flowfabric_worker.config import RunSettings
 from flowfabric_worker.engine import reporting
-from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.handlers import Handlers
-from flowfabric_worker.held import Holdings, now
+from flowfabric_worker.held import Held, Holdings
 from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.keeper import ALIVE_FOR, Keeper
 from flowfabric_worker.memory import MemoryLimit, MemoryWatch
@@ -34,14 +33,18 @@ from flowfabric_worker.middleware import arounds_of
 from flowfabric_worker.run_log import RunLog
 from flowfabric_worker.scheduler import Scheduler
 from flowfabric_worker.start_and_stop import start_line, waiting_line
+from flowfabric_worker.stopping import Aside, Deadline
 from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
 
 log = reporting.Log(__name__)
 
-_JOIN = 10.0
 # How long a stop waits for log handlers that are slow.
-_LAST_WORDS = 1.0
+_LAST_WORDS = 0.7
+# How long a stop waits at first for what the claimer may still bring.
+_CLAIMER_WITHIN = 1.0
+_LOOK_EVERY = 0.25
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A process that was silent for so many of its leases holds none of them any more.
 _SILENT_LEASES = 2
 
@@ -88,6 +91,8 @@ class Runtime:
         self._run_log = RunLog()
         self._committer = Committer(self._holdings, self._engine, self._hooks, self._run_log)
         self._handlers = self._make_handlers()
+        limit = self.settings.memory_limit
+        self._memory = None if limit is None else MemoryWatch(limit, self._on_worn)
         self._line = None if line is None else Line(line, self._ask_once, self._hurry, self._on_death)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._keeper = Keeper(self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()))
@@ -96,11 +101,14 @@ class Runtime:
         )
         self._scheduler = Scheduler(self._engine, worker.tasks.values())
         # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
-        # in is why the process is worn out, if that is the reason to stop.
+        # in is why the process itself wants to stop; empty where the request came from outside.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
         self._asked = False
+        self._listening = False
         self._worn = ""
+        # Why the process stops, if a handler may be the reason.
+        self._own_reason = ""
 
     def _make_handlers(self) -> Handlers:
         attempts = Attempts(
@@ -115,8 +123,8 @@ class Runtime:
         """What the keeper calls each time that it looks around."""
         yield self._handlers.replace_lost
         yield self._hooks.watch
-        if self.settings.memory_limit is not None:
-            yield MemoryWatch(self.settings.memory_limit, self._on_worn)
+        if self._memory is not None:
+            yield self._memory
         if self._line is not None:
             yield self._line.beat
 
@@ -134,10 +142,12 @@ class Runtime:
                 order, and is to be started anew.
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
-        previous = {number: signals.handle(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signals.handle(number, self._on_signal) for number in _STOP_SIGNALS}
         previous[signal.SIGUSR1] = signals.handle(signal.SIGUSR1, _print_threads)
         try:
-            self.start()
+            if not self._prepare_unless_stopped():
+                return
+            self._start()
             fallen = self._await_request()
             self.stop()
             if fallen:
@@ -148,17 +158,34 @@ class Runtime:
             for number, handler in previous.items():
                 signals.handle(number, handler)
 
+    def _prepare_unless_stopped(self) -> bool:
+        """Prepare the store; return False if a request to stop came before the store was ready."""
+        prepared = Aside(self._prepare)
+        while not prepared.join(_LOOK_EVERY):
+            if not self._stop_requests.empty():
+                log.info("%s stopped before it had begun: the store was not ready.", self.instance_id)
+                return False
+        prepared.answer(None)
+        return True
+
     def _await_request(self) -> str:
-        """Waits until somebody wants it to stop; or until a thread has ended, whose name it answers."""
-        while True:
+        """Wait for a request to stop, and return ""; or until a thread has ended, and return its name."""
+        with signals.awaited(_STOP_SIGNALS) as received:
+            self._listening = True
             try:
-                self._worn = self._stop_requests.get(timeout=1.0)
-                return ""
-            except queue.Empty:
-                # A worker that only seems to work is worse than none.
-                for part in self._parts:
-                    if not part.alive:
-                        return type(part).__name__.lower()
+                while self._stop_requests.empty():
+                    own = received(_LOOK_EVERY)
+                    if own is not None:
+                        self._on_stop_signal(own=own)
+                    # A worker that only seems to work is worse than none.
+                    for part in self._parts:
+                        if not part.alive:
+                            self._own_reason = f"its {type(part).__name__.lower()} ended"
+                            return type(part).__name__.lower()
+            finally:
+                self._listening = False
+        self._own_reason = self._stop_requests.get()
+        return ""
 
     @property
     def _parts(self) -> tuple[Part, ...]:
@@ -187,21 +214,29 @@ class Runtime:
         self.request_stop()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
-        if self._line is None:
-            self.request_stop()
-        else:
-            # A service manager may signal this process beside its supervisor, which alone says whether to hurry.
-            self._ask_once()
+        # While the main thread waits for signals, what reaches a handler was sent to another thread, so from inside.
+        self._on_stop_signal(own=self._listening and signals.CAN_AWAIT)
 
-    # For whoever owns the threads
+    def _on_stop_signal(self, *, own: bool) -> None:
+        if self._line is not None and self._asked:
+            # A service manager may signal this process beside its supervisor, which alone says whether to hurry.
+            return
+        self._asked = True
+        self._stop_requests.put("it sent itself a signal" if own else "")
+
+    # For the owner of the threads
 
     def start(self) -> None:
-        """Prepares the store and starts the threads.
+        """Prepare the store and start the threads.
 
         Raises:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
         """
+        self._prepare()
+        self._start()
+
+    def _prepare(self) -> None:
         if not self.worker.tasks:
             raise ValueError(
                 f"The worker {self.worker.name!r} has no tasks: decorate functions with @worker.task first."
@@ -211,6 +246,8 @@ class Runtime:
             log.warning("%s", warning)
         self._engine.register_worker(self._registration())
         self._engine.listener.on_lost(self._on_lost)
+
+    def _start(self) -> None:
         self._running = True
         reporting.start()
         self._hooks.start()
@@ -227,7 +264,10 @@ class Runtime:
         log.info("%s", start_line(self.worker, self.settings, self._lanes, self.instance_id))
 
     def stop(self, grace: timedelta | None = None) -> None:
-        """Claims nothing more, lets what runs finish within the grace, and hands the rest back, ready at once.
+        """Claim nothing more, let what runs finish within the grace, and hand the rest back, ready at once.
+
+        Whatever the store does, this ends a few seconds after the grace; what the store has not acknowledged by then
+        runs again when its lease is over.
 
         Args:
             grace: how long to wait for handlers; None for what the settings say. A requested stop cuts it short.
@@ -235,58 +275,93 @@ class Runtime:
         if not self._running:
             return
         self._running = False
+        given = self.settings.grace if grace is None else grace
+        deadline = Deadline(given.total_seconds(), self._stop_requests.qsize)
         self._scheduler.stop()
         self._claimer.stop()
-        self._claimer.join(_JOIN)
-        released = self._keeper.release_waiting()
+        unstarted = Aside(lambda: self._return_unstarted(deadline))
+        deadline.await_within_grace(unstarted.join, _CLAIMER_WITHIN)
         self._handlers.stop()
-        self._await_handlers((self.settings.grace if grace is None else grace).total_seconds())
-        # Nothing that these handlers may still return is sent from here on; what others returned is.
-        left = self._holdings.unfinished()
-        for held in left:
-            held.lose("stopping")
+        running = self._holdings.running()
+        if running and deadline.grace() > 0:
+            log.info("%s", waiting_line(running, deadline.grace()))
+        deadline.await_within_grace(self._handlers.join)
+        left = self._withhold_unfinished()
+        unfinished = Aside(lambda: self._hand_back(left))
         self._committer.stop()
-        self._committer.join(_JOIN)
+        for join in (self._committer.join, unfinished.join, unstarted.join):
+            deadline.await_at_all(join)
         self._run_log.stop()
         self._keeper.stop()
-        self._keeper.join(_JOIN)
-        self._keeper.release(left)
         self._hooks.stop()
-        self._hooks.join(_JOIN)
-        self._scheduler.join(_JOIN)
-        self._run_log.join(_JOIN)
-        self._leave()
-        log.info(
-            "%s stopped; it handed back %s, of which %s had begun.", self.instance_id, released + len(left), len(left)
-        )
+        leaving = Aside(self._leave)
+        for join in (self._keeper.join, self._hooks.join, self._run_log.join, self._scheduler.join, leaving.join):
+            deadline.await_at_all(join)
+        self._hooks.tell_rest()
+        self._tell_end(unstarted.answer([]) + unfinished.answer([]))
         reporting.stop(_LAST_WORDS)
 
-    def _await_handlers(self, grace: float) -> None:
-        """Waits until the handlers have ended, the grace is over, or a second request hurries."""
-        deadline = now() + grace
-        running = self._holdings.running()
-        if running and grace > 0:
-            log.info("%s", waiting_line(running, grace))
-        while not self._handlers.join(min(0.1, max(0.0, deadline - now()))):
-            if now() >= deadline or not self._stop_requests.empty():
-                return
+    def _return_unstarted(self, deadline: Deadline) -> list[Held]:
+        """Hand back what no handler has begun, once the claimer brings no more; return what the store acknowledged."""
+        deadline.await_at_all(self._claimer.join)
+        return self._keeper.release_waiting()
+
+    def _withhold_unfinished(self) -> list[Held]:
+        """Take everything that has no outcome: nothing that its handlers may still return is sent from here on."""
+        left = self._holdings.unfinished()
+        for held in left:
+            held.withhold()
+            held.lose("stopping")
+        return left
+
+    def _hand_back(self, left: Sequence[Held]) -> list[Held]:
+        """Hand back what handlers have not ended; return what the store acknowledged."""
+        by_reason: dict[str | None, list[Held]] = {}
+        for held in left:
+            by_reason.setdefault(self._why_it_counts(held), []).append(held)
+        return [each for why, some in by_reason.items() for each in self._keeper.release(some, why)]
+
+    def _why_it_counts(self, held: Held) -> str | None:
+        """Return why the stop counts as a loss of the worker; None if the execution may simply go on elsewhere."""
+        if held.started_at is None:
+            return None
+        if self._own_reason:
+            return f"stopped, because {self._own_reason}"
+        harmless = held.claimed.policy.max_reclaim_count > 0 and not held.is_near_its_end()
+        if harmless and not (self._memory is not None and self._memory.is_close):
+            return None
+        return "was told to stop"
+
+    def _tell_end(self, handed_back: Sequence[Held]) -> None:
+        """Log what became of everything that was held, as far as the store has acknowledged it."""
+        begun = sum(held.started_at is not None for held in handed_back)
+        log.info("%s stopped; it handed back %s, of which %s had begun.", self.instance_id, len(handed_back), begun)
+        outcomes, held = len(self._holdings.unacknowledged()), len(self._holdings.executions)
+        if held:
+            log.warning(
+                "The store has not acknowledged %s outcomes and %s executions that were to be handed back; they run "
+                "again when their leases are over.",
+                outcomes, held - outcomes,
+            )  # fmt: skip
 
     def _leave(self) -> None:
-        """Says goodbye, as far as the store can be reached."""
-        farewells: tuple[Callable[[], object], ...] = (
+        """Take leave of the store, as far as it can be reached."""
+        calls: tuple[Callable[[], object], ...] = (
             lambda: self._engine.listener.off_lost(self._on_lost),
             lambda: self._engine.mark_worker_dead(self.instance_id, "stopped"),
         )
-        for farewell in farewells:
+        for call in calls:
             try:
-                farewell()
+                call()
             except EngineError as error:
                 log.debug("Leaving: %s", error)
 
     def _on_death(self, instance_id: str, how: str) -> None:
-        """Tells the store how another process of this supervisor died."""
+        """Tell the store how another process of this supervisor died."""
         # The line is heard in this thread, and may say next that it is time to stop.
-        send_once()
+        Aside(lambda: self._note_death(instance_id, how))
+
+    def _note_death(self, instance_id: str, how: str) -> None:
         try:
             self._engine.mark_worker_dead(instance_id, how)
         except EngineError as error:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
@@ -20,6 +22,8 @@ _before: dict[int, Any] = {}
 _ours: dict[int, Any] = {}
 _forking = threading.local()
 
+CAN_AWAIT: Final = hasattr(signal, "sigtimedwait")
+
 
 def handle(number: int, handler: Handler) -> Handler:
     """Set the handler of a signal, as `signal.signal` does, for this process alone; return the former one."""
@@ -27,6 +31,29 @@ def handle(number: int, handler: Handler) -> Handler:
     _before.setdefault(number, former)
     _ours[number] = handler
     return former
+
+
+@contextmanager
+def awaited(numbers: Collection[int]) -> Iterator[Callable[[float], bool | None]]:
+    """Receive signals in this thread, by waiting for them, while the block runs.
+
+    The value is a function that waits for one, at most so many seconds, and returns None if none came. Else it returns
+    True if this very process sent it. A signal that is sent to one other thread, or comes while this thread is not in
+    the wait, still gets to its handler. Where the system knows no such wait, every signal does.
+    """
+    if not CAN_AWAIT:
+        yield lambda timeout: time.sleep(timeout)
+        return
+
+    def wait(timeout: float) -> bool | None:
+        received = signal.sigtimedwait(numbers, timeout)
+        return None if received is None else received.si_pid == os.getpid()
+
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield wait
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _hold() -> None:

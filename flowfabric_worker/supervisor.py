@@ -30,8 +30,8 @@ _BACKOFF: Final = (0.1, 30.0)
 STEADY_AFTER: Final = 10.0
 # A process that has not said hello within this time is not going to.
 START_WITHIN: Final = 60.0
-# How much longer than the grace a process may take to stop.
-STOP_WITHIN: Final = 15.0
+# How much longer than the grace a process may take to stop; it is ready a little earlier by itself.
+STOP_WITHIN: Final = 4.6
 _LOOK_EVERY: Final = 0.2
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -164,7 +164,7 @@ class Supervisor:
                 undo.callback(signals.handle, number, signals.handle(number, self._on_signal))
             # Its pipe to the terminal, or to a log collector, may be full.
             reporting.start()
-            undo.callback(reporting.stop, 1.0)
+            undo.callback(reporting.stop, 0.2)
             undo.callback(self._kill_all)
             while self._children or self._stop_by is None:
                 self._start_missing()

@@ -93,7 +93,8 @@ class TaskOptions:
         lease: how long a claim holds without renewal; None for the worker's.
         codec: how arguments and results travel; None for the worker's.
         retention: how long the ended execution is kept; None for 24 h.
-        max_reclaims: how often it is handed out again after its worker was lost.
+        max_reclaims: how often it is handed out again after its worker was lost, or stopped by the handler's fault.
+            What has 0 and has begun is ended by a stop too.
         permanent: exceptions that no retry would help against.
         interrupt: raise `Interrupted` in the handler's thread when its result will not count any more; without it
             the handler has to ask, by `current().check()` or `current().cancelled`.

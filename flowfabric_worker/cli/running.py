@@ -26,14 +26,16 @@ from flowfabric_worker.engine.ids import check_capabilities, check_lane
 from flowfabric_worker.logs import RunFilter, RunFormatter
 from flowfabric_worker.memory import CLOSE, resident_bytes
 from flowfabric_worker.runtime import Runtime, WornOut
+from flowfabric_worker.stopping import Aside
 from flowfabric_worker.supervised import line_from_environment
 from flowfabric_worker.supervisor import Supervisor
 from flowfabric_worker.worker import Worker
 
 _LEVELS = ("debug", "info", "warning", "error")
 _GIVEN = f"{__name__}.given"
-# Seconds that a process may take to end when its work is done.
-_LINGER: Final = 3.0
+# Seconds that a process may take to end when its work is done; the store may not answer, handlers may go on.
+_LINGER: Final = 1.0
+_CLOSE_WITHIN: Final = 0.5
 
 log = reporting.Log(__name__)
 
@@ -175,7 +177,7 @@ def _run_here(
         raise
     finally:
         _on_stop_signals(signal.SIG_IGN)
-        worker.close()
+        Aside(worker.close).join(_CLOSE_WITHIN)
 
 
 def _end_anyway(code: ExitCode) -> None:
@@ -186,7 +188,7 @@ def _end_anyway(code: ExitCode) -> None:
         # A log handler may not return.
         reporting.start()
         log.warning("What handlers have left behind goes on for too long; the process ends without it.")
-        reporting.stop(1.0)
+        reporting.stop(0.3)
         os._exit(code)
 
     threading.Thread(target=end, name="flowfabric-end", daemon=True).start()

@@ -333,7 +333,7 @@ def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
     another: Another, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowfabric_worker.hooks.MAX_QUEUED", 1)
-    monkeypatch.setattr("flowfabric_worker.runtime._JOIN", 0.3)
+    monkeypatch.setattr("flowfabric_worker.stopping.FINISH_WITHIN", 0.5)
     over = threading.Event()
 
     class Stuck(Middleware):

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
+from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.types.states import PublicState
 from tests.servers import wait_until
 from tests.worker.conftest import Another, Start
 from tests.worker.looking import info_of
 
 MINUTE = timedelta(minutes=1)
+BLINK = timedelta(milliseconds=50)
+
+
+def signal_from_outside(number: int) -> None:
+    """Has another process send this one a signal, as an operator does, a moment later."""
+    subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -{int(number)} {os.getpid()}"])
 
 
 def test_what_runs_may_finish_within_the_grace(served: Worker, start: Start) -> None:
@@ -131,9 +141,9 @@ def test_run_hands_everything_back_at_a_second_signal(served: Worker) -> None:
 
     @served.task
     def stop_me() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal_from_outside(signal.SIGTERM)
+        time.sleep(0.5)
+        signal_from_outside(signal.SIGINT)
         over.wait(30)
 
     run = stop_me.submit()
@@ -168,3 +178,106 @@ def test_stops_at_any_moment_lose_and_double_nothing(another: Another, start: St
 
     assert counts == dict.fromkeys(range(600), 1)
     assert {info_of(producer, run).reclaim_count for run in runs} == {0}
+
+
+# What counts as a loss of the worker
+
+
+def kill_own_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def raise_in_own_thread() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("harm", [kill_own_process, raise_in_own_thread])
+def test_a_handler_that_signals_its_own_process_is_given_up_at_last(served: Worker, harm: Callable[[], None]) -> None:
+    over = threading.Event()
+    starts: list[int] = []
+
+    @served.task(max_reclaims=2)
+    def stop_me() -> None:
+        starts.append(1)
+        harm()
+        over.wait(30)
+
+    run = stop_me.submit()
+    while run.state() is not PublicState.FAILED:
+        Runtime(served, RunSettings(grace=BLINK)).run()
+    info = info_of(served, run)
+    over.set()
+
+    assert len(starts) == 3
+    assert info.error == "reclaims_exhausted"
+    assert b"stopped, because it sent itself a signal" in info.error_detail
+
+
+def test_a_stop_from_outside_counts_as_no_loss(served: Worker) -> None:
+    over = threading.Event()
+
+    @served.task(max_reclaims=2)
+    def deployed() -> None:
+        signal_from_outside(signal.SIGTERM)
+        over.wait(30)
+
+    run = deployed.submit()
+    for _ in range(4):
+        Runtime(served, RunSettings(grace=BLINK)).run()
+    info = info_of(served, run)
+    over.set()
+
+    assert run.state() is PublicState.WAITING
+    assert (info.reclaim_count, info.total_attempt_count) == (0, 1)
+
+
+def test_a_stop_from_outside_counts_for_a_handler_that_has_used_up_its_time(served: Worker, start: Start) -> None:
+    over, begun = threading.Event(), threading.Event()
+    task = served.task(name="slow", timeout=timedelta(seconds=3))(lambda: (begun.set(), over.wait(30))[1])
+    runtime = start(served)
+    run = task.submit()
+    assert begun.wait(10)
+    runtime.stop(timedelta(seconds=2.8))
+    served.engine.run_upkeep()
+    over.set()
+
+    served.task(name="other")(lambda: None)
+    start(served)
+    wait_until(lambda: info_of(served, run).reclaim_count == 1, "it is begun again")
+    assert "was told to stop" in (info_of(served, run).past_attempts[0].error or "")
+
+
+def test_what_may_not_start_twice_ends_with_the_worker_that_had_begun_it(served: Worker, start: Start) -> None:
+    over, begun = threading.Event(), threading.Event()
+    once = served.task(name="once", max_reclaims=0)(lambda: (begun.set(), over.wait(30))[1])
+    runtime = start(served, threads=1)
+    run = once.submit()
+    assert begun.wait(10)
+    unbegun = once.submit()
+    runtime.stop(timedelta())
+    over.set()
+
+    assert run.state() is PublicState.FAILED
+    assert info_of(served, run).error == "reclaims_exhausted"
+    assert unbegun.state() is PublicState.WAITING
+
+
+def test_the_last_line_counts_what_the_store_has_acknowledged(
+    served: Worker, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flowfabric_worker")
+    over, begun = threading.Event(), threading.Event()
+    task = served.task(name="wait")(lambda: (begun.set(), over.wait(30))[1])
+    runtime = start(served, threads=1)
+    task.submit_many([()] * 3)
+    assert begun.wait(10)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("release_many")
+
+    monkeypatch.setattr(served.engine, "release_many", away)
+    runtime.stop(timedelta())
+    over.set()
+
+    assert "stopped; it handed back 0, of which 0 had begun." in caplog.text
+    assert "The store has not acknowledged 0 outcomes and 1 executions that were to be handed back" in caplog.text
