@@ -21,6 +21,7 @@ from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
 from flowfabric_worker.logs import RunFilter
 from flowfabric_worker.middleware import Middleware, RunEvent
+from flowfabric_worker.options import TaskOptions
 from flowfabric_worker.outcomes import (
     Cancel,
     Delay,
@@ -38,7 +39,7 @@ from flowfabric_worker.outcomes import (
     WaitChildren,
 )
 from flowfabric_worker.runtime import Runtime, WornOut
-from flowfabric_worker.task import Call, Run, Submission, Task, TaskOptions
+from flowfabric_worker.task import Call, Run, Submission, Task
 from flowfabric_worker.worker import Worker
 
 __all__ = [

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Self, TypeAlias, TypeVar
+from functools import cached_property
+from time import monotonic
+from typing import Any, Final, Self, TypeAlias, TypeVar
+
+import attrs
 
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.engine.core import DEFAULT_PATIENCE
 from flowfabric_worker.engine.engine import open_engine
+from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
 from flowfabric_worker.engine.types.damage import DamagedRow
@@ -23,8 +29,15 @@ from flowfabric_worker.engine.types.reads import (
     LaneInfo,
 )
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
-from flowfabric_worker.engine.types.workers import WorkerInfo
-from flowfabric_worker.task import Call, Run, Task, TaskOptions
+from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
+from flowfabric_worker.options import TaskOptions, published_options
+from flowfabric_worker.task import Call, Run, Task
+
+# Seconds for which the options of a task are taken as they were read.
+_FRESH_FOR: Final = 10.0
+_MOST_REMEMBERED: Final = 1000
+# An error names at most so many tasks.
+_MOST_NAMED: Final = 10
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -41,13 +54,15 @@ Runs: TypeAlias = list[Run[Any]]
 class Client:
     """What producers and operators need of a store: it knows tasks by their names alone.
 
+    What a task's decorator says (lane, retries, timeout ...) is read from the store, where workers publish it.
     Arguments and results are plain values, as the codec has them; whether a call fits the task's signature shows
     when a worker takes it up. Nothing is connected before the first call. Safe to share between threads.
 
     Args:
         url: the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
         namespace: the tenant whose executions it sees.
-        codec: how arguments travel: "json", "msgpack", or an object of one's own. Results come back in the same.
+        codec: how arguments travel: "json", "msgpack", or an object with the members of `Codec`; None for msgpack
+            where the task has it, else JSON, which every worker reads.
         limits: sizes that an operator allows.
         patience: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
 
@@ -66,7 +81,7 @@ class Client:
         url: str | None = None,
         *,
         namespace: str = "default",
-        codec: str | Codec = "json",
+        codec: str | Codec | None = None,
         limits: Limits | None = None,
         patience: float = DEFAULT_PATIENCE,
     ) -> None:
@@ -74,7 +89,7 @@ class Client:
         self.namespace = namespace
         self.engine = open_engine(self.url, namespace=namespace, limits=limits, patience=patience)
         self._codec = codec
-        self._tasks: dict[str, Task[..., Any]] = {}
+        self._tasks: dict[str, tuple[Task[..., Any], float]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -89,28 +104,37 @@ class Client:
     # Producing
 
     def submit(
-        self, task: str, args: Arguments = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        task: str,
+        args: Arguments = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        force: bool = False,
+        **options: Any,
     ) -> Run[Any]:
-        """Makes a durable execution of a task.
+        """Submit a durable execution of a task.
 
         Args:
-            task: its name, as its worker registered it.
+            task: its name, such as `shop.send_receipt`; `send_receipt` where only one task ends in it.
             args: the arguments by place, or all of them by name as a mapping.
             kwargs: arguments by name, beside those by place.
-            options: of `TaskOptions`, but those that belong to the task: lease, codec, permanent. What the task's
-                decorator says is not known here, so the lane and the retries have to be said.
+            force: submit under this very name, with the default options, although no worker has published it.
+            options: of `TaskOptions`, but those that belong to the task: lease, codec, permanent. What is not given
+                is as the task's worker has published it.
 
         Raises:
             TypeError: an unknown option.
             EncodingError: an argument is not a plain value.
+            NotFoundError: `task_not_found`, no worker has published a task of that name in the last week.
+            ValidationError: `ambiguous_task`, several tasks end in that name.
             EngineError: the store refused it, or cannot be reached.
         """
         call = _call(args, kwargs)
-        return self._task(task).options(**options).submit(*call.args, **call.kwargs)
+        return self._published(task, force).options(**options).submit(*call.args, **call.kwargs)
 
-    def submit_many(self, task: str, calls: Iterable[Arguments], **options: Any) -> Runs:
-        """Makes a durable execution of each call, in bounded batches; returns the runs in order. See `submit`."""
-        return self._task(task).options(**options).submit_many(_call(each) for each in calls)
+    def submit_many(self, task: str, calls: Iterable[Arguments], *, force: bool = False, **options: Any) -> Runs:
+        """Submit a durable execution of each call, in bounded batches; return the runs in order. See `submit`."""
+        return self._published(task, force).options(**options).submit_many(_call(each) for each in calls)
 
     def run(self, execution_id: Id) -> Run[Any]:
         """The run of an execution that was submitted before.
@@ -118,7 +142,7 @@ class Client:
         Raises:
             ValidationError: `invalid_execution_id`.
         """
-        return self._task("execution").run(execution_id)
+        return self._any_task.run(execution_id)
 
     def result(self, execution_id: Id, timeout: float | timedelta | None = None) -> Any:
         """What an execution returned, as a plain value; blocks until it ends. See `Run.result`.
@@ -151,13 +175,23 @@ class Client:
         """The executions that fit every filter, oldest first; reads page after page while it is iterated.
 
         Raises:
-            ValidationError: no public state has that name.
+            ValidationError: no public state has that name; `ambiguous_task`, several tasks end in that name.
         """
-        chosen = ExecutionFilter(lane=lane, state=state, task=task, tags=tags or {})
+        named = None if task is None else self._full_name(task)
+        chosen = ExecutionFilter(lane=lane, state=state, task=named, tags=tags or {})
 
         def read(cursor: ExecutionId | None) -> tuple[Sequence[ExecutionSummary], ExecutionId | None]:
             page = self.engine.list_executions(None, cursor, MAX_PAGE_SIZE, chosen)
             return page.executions, page.next_cursor
+
+        return _rows(read)
+
+    def tasks(self) -> Iterator[TaskInfo | DamagedRow]:
+        """The tasks that workers have published in the last week, with their options."""
+
+        def read(cursor: str | None) -> tuple[Sequence[TaskInfo | DamagedRow], str | None]:
+            page = self.engine.list_tasks(cursor, MAX_PAGE_SIZE)
+            return page.tasks, page.next_cursor
 
         return _rows(read)
 
@@ -195,6 +229,8 @@ class Client:
         timeout: timedelta | None = None,
     ) -> Iterator[CompletionEvent]:
         """Every end of an execution behind a cursor, and those to come; see `EngineBackend.subscribe_completions`."""
+        if filter is not None and filter.tasks:
+            filter = attrs.evolve(filter, tasks={self._full_name(task) for task in filter.tasks})  # noqa: A001  as above
         return self.engine.subscribe_completions(cursor, filter, timeout)
 
     # Operating
@@ -249,12 +285,60 @@ class Client:
         """
         self.engine.remove_schedule(name)
 
-    def _task(self, name: str) -> Task[..., Any]:
-        """A task of that name which takes any plain arguments; its code is elsewhere."""
-        task = self._tasks.get(name)
-        if task is None:
-            task = self._tasks[name] = Task(_taking_anything(name), self, name, TaskOptions(), self._codec)
+    def _published(self, name: str, force: bool) -> Task[..., Any]:
+        """The task of that name, with the options that its worker has published."""
+        task, fresh_until = self._tasks.get(name, (None, 0.0))
+        if task is not None and monotonic() < fresh_until:
+            return task
+        found = self._find(name)
+        if found is None:
+            if force:
+                return self._task(name, TaskOptions(), "json")
+            raise self._unknown(name)
+        task = self._task(found.name, published_options(found), "msgpack" if found.codec == "msgpack" else "json")
+        if len(self._tasks) >= _MOST_REMEMBERED:
+            self._tasks.clear()
+        self._tasks[name] = task, monotonic() + _FRESH_FOR
         return task
+
+    def _find(self, name: str) -> TaskInfo | None:
+        """The published task that a name means; None if there is none.
+
+        Raises:
+            ValidationError: `ambiguous_task`.
+        """
+        page = self.engine.list_tasks(limit=_MOST_NAMED + 1, name=name)
+        found = [task for task in page.tasks if isinstance(task, TaskInfo)]
+        if len(found) > 1:
+            names = ", ".join(task.name for task in found[:_MOST_NAMED])
+            raise ValidationError("ambiguous_task", f"{name!r} may be any of {names}: give the whole name.", task=name)
+        return found[0] if found else None
+
+    def _full_name(self, name: str) -> str:
+        """The name of a task in the store; the given one where none is published that it means."""
+        found = self._find(name)
+        return name if found is None else found.name
+
+    def _unknown(self, name: str) -> NotFoundError:
+        page = self.engine.list_tasks(limit=MAX_PAGE_SIZE)
+        names = [task.name for task in page.tasks if isinstance(task, TaskInfo)]
+        ends = {full.rpartition(".")[2]: full for full in names}
+        close = difflib.get_close_matches(name, [*names, *ends], n=1)
+        hint = f" Did you mean {ends.get(close[0], close[0])!r}?" if close else ""
+        return NotFoundError(
+            "task_not_found",
+            f"No worker has published a task {name!r} in the namespace {self.namespace!r}.{hint} Start its worker "
+            "once, or submit with force=True (--force) all the same.",
+            task=name,
+        )
+
+    @cached_property
+    def _any_task(self) -> Task[..., Any]:
+        return self._task("execution", TaskOptions(), "json")
+
+    def _task(self, name: str, options: TaskOptions, codec: str) -> Task[..., Any]:
+        """A task of that name which takes any plain arguments; its code is elsewhere."""
+        return Task(_taking_anything(name), self, name, options, self._codec or codec)
 
 
 def _taking_anything(name: str) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from flowfabric_worker.engine.core import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.running import TerminalFailed
-from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now
 from flowfabric_worker.outages import Outage
 
@@ -23,6 +23,7 @@ UPKEEP_EVERY = 5.0
 # How long the keeper handles what is due before it looks at its leases again.
 UPKEEP_TURN = 0.1
 HEARTBEAT_EVERY = 20.0
+PUBLISH_EVERY = 24 * 3600.0
 ALIVE_FOR = timedelta(seconds=60)
 # What waits longer than this for a thread of this worker is better off with another one.
 RELEASE_UNSTARTED_AFTER = 0.25
@@ -38,6 +39,7 @@ class Keeper:
     Args:
         lease: the shortest lease that the worker claims under; the keeper looks around several times within it.
         watches: called each time that it looks around; they are quick, and ask nothing of the store.
+        publications: how the worker's tasks are submitted.
     """
 
     def __init__(
@@ -47,15 +49,18 @@ class Keeper:
         worker: RegisterWorkerArgs,
         lease: timedelta,
         watches: Sequence[Callable[[], None]] = (),
+        publications: Sequence[TaskPublication] = (),
     ) -> None:
         self._holdings = holdings
         self._engine = engine
         self._worker = worker
         self._watches = watches
+        self._publications = publications
         self._pause = min(RELEASE_UNSTARTED_AFTER, lease.total_seconds() / RENEWALS_PER_LEASE) / 2
         self._stopping = threading.Event()
         self._next_upkeep = now() + UPKEEP_EVERY / 2
         self._next_heartbeat = now() + HEARTBEAT_EVERY
+        self._next_publication = now() + PUBLISH_EVERY
         # A stop hands back what is offered, and must not do so while an offer is under way.
         self._offering = threading.Lock()
         self._offered: list[Held] = []
@@ -208,6 +213,9 @@ class Keeper:
         # Registering anew is a heartbeat too, and brings back an entry that was lost.
         self._engine.register_worker(self._worker)
         self._next_heartbeat = now() + HEARTBEAT_EVERY
+        if now() >= self._next_publication:
+            self._next_publication = now() + PUBLISH_EVERY
+            self._engine.publish_tasks(self._publications)
 
     def _keep_up(self) -> None:
         """Handles what is due, every few seconds, and at once when a running handler's time is over."""

@@ -95,7 +95,10 @@ class Runtime:
         self._memory = None if limit is None else MemoryWatch(limit, self._on_worn)
         self._line = None if line is None else Line(line, self._ask_once, self._hurry, self._on_death)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
-        self._keeper = Keeper(self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()))
+        self._publications = [task.publication() for task in worker.tasks.values()]
+        self._keeper = Keeper(
+            self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()), self._publications
+        )
         self._claimer = Claimer(
             self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks
         )
@@ -244,6 +247,7 @@ class Runtime:
         prepared = self._engine.prepare()
         for warning in prepared.warnings:
             log.warning("%s", warning)
+        self._engine.publish_tasks(self._publications)
         self._engine.register_worker(self._registration())
         self._engine.listener.on_lost(self._on_lost)
 

@@ -6,22 +6,21 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
-
-import attrs
+from datetime import timedelta
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
 from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave, run_of_this_thread
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
-from flowfabric_worker.engine.ids import ExecutionId, check_lane, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_LEASE_MS
+from flowfabric_worker.engine.ids import ExecutionId, check_name
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, Duplicate
+from flowfabric_worker.engine.types.workers import TaskPublication
+from flowfabric_worker.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker.outcomes import (
     ExecutionCancelled,
     ExecutionExpired,
@@ -29,16 +28,10 @@ from flowfabric_worker.outcomes import (
     ExecutionSkipped,
     ResultError,
 )
-from flowfabric_worker.schedule import Missed, Schedule, check_needs_nothing, schedule_of
+from flowfabric_worker.schedule import Schedule, check_needs_nothing, schedule_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-OnConflict = Literal["raise", "return"]
-
-DEFAULT_LANE = "default"
-# A task that takes its worker down with it is not handed to all of them.
-DEFAULT_MAX_RECLAIMS = 5
 
 
 class Owner(Protocol):
@@ -49,104 +42,6 @@ class Owner(Protocol):
 
     @property
     def engine(self) -> EngineBackend: ...
-
-
-def _names(value: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise TypeError(f"a collection of names is needed, not the single text {value!r}")
-    return tuple(value)
-
-
-def _exceptions(value: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
-    classes = tuple(value)
-    for each in classes:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"permanent= takes classes of exceptions, not {each!r}")
-    return classes
-
-
-def _lease(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
-    if value is not None and milliseconds(value, attribute.name, least=1) > MAX_LEASE_MS:
-        raise ValueError(f"a lease holds at most {timedelta(milliseconds=MAX_LEASE_MS)}, not {value}")
-
-
-@attrs.frozen(kw_only=True)
-class TaskOptions:
-    """What may be said of a task where it is decorated, and again for a submission.
-
-    Attributes:
-        lane: the queue that its executions wait in.
-        retry: how a failed attempt is tried again; None for no retries.
-        timeout: how long one attempt may take.
-        deadline: how long everything may take from submission; then it ends expired.
-        priority: 0 to 9000, higher first.
-        delay: begin not before this long after submission.
-        at: begin not before this moment; only one of `delay` and `at`.
-        key: an idempotency key: a second submission of this task under it answers with the first run.
-        on_conflict: what a submission does whose key stands for other arguments: "raise" a `ConflictError`, or
-            "return" the first run all the same.
-        tags: names to find it by.
-        headers: texts that the handler finds in `current().headers`, such as a trace's context; they are not searched.
-        needs: capabilities that a worker must offer.
-        budgets: budgets that it spends from.
-        quota: the quota that it is admitted under.
-        lease: how long a claim holds without renewal; None for the worker's.
-        codec: how arguments and results travel; None for the worker's.
-        retention: how long the ended execution is kept; None for 24 h.
-        max_reclaims: how often it is handed out again after its worker was lost, or stopped by the handler's fault.
-            What has 0 and has begun is ended by a stop too.
-        permanent: exceptions that no retry would help against.
-        interrupt: raise `Interrupted` in the handler's thread when its result will not count any more; without it
-            the handler has to ask, by `current().check()` or `current().cancelled`.
-        every: run it by itself in this interval, without arguments; counted from the beginning of 1970 in UTC.
-        cron: run it by itself at these times, such as `*/5 * * * *`; only one of `every` and `cron`.
-        timezone: whose clocks `cron` speaks of; see `Schedule` for what it does when they are changed.
-        missed: what becomes of ticks while no worker ran: "latest", "all" or "none" of them run.
-    """
-
-    lane: str = attrs.field(default=DEFAULT_LANE, converter=check_lane)
-    retry: RetryPolicy | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(RetryPolicy))
-    )
-    timeout: timedelta | None = None
-    deadline: timedelta | None = None
-    priority: int = 0
-    delay: timedelta | None = None
-    at: datetime | None = None
-    key: str | None = None
-    on_conflict: OnConflict = attrs.field(default="raise", validator=attrs.validators.in_(("raise", "return")))
-    tags: Mapping[str, str] = attrs.field(factory=dict)
-    headers: Mapping[str, str] = attrs.field(factory=dict)
-    needs: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    budgets: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    quota: str | None = None
-    lease: timedelta | None = attrs.field(default=None, validator=_lease)
-    codec: str | Codec | None = None
-    retention: timedelta | None = None
-    max_reclaims: int = DEFAULT_MAX_RECLAIMS
-    permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=_exceptions)
-    interrupt: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    every: timedelta | None = None
-    cron: str | None = None
-    timezone: str = "UTC"
-    missed: Missed = "latest"
-
-    def policy(self) -> ExecutionPolicy:
-        """What the engine is told of these options."""
-        return ExecutionPolicy(
-            retry=self.retry,
-            attempt_timeout=self.timeout,
-            execution_deadline=self.deadline,
-            max_reclaim_count=self.max_reclaims,
-            retention=self.retention,
-            required_capabilities=frozenset(self.needs),
-            budget_ids=self.budgets,
-            quota_policy_id=self.quota,
-        )
-
-
-# What belongs to the task itself and cannot differ from one submission to the next.
-_FIXED = frozenset({"lease", "codec", "permanent", "interrupt", "every", "cron", "timezone", "missed"})
 
 
 class Call(Generic[P]):
@@ -321,6 +216,20 @@ class Task(Generic[P, R]):
         """Makes a durable execution of each call, in bounded batches; returns the runs in order."""
         return self._submission.submit_many(calls)
 
+    def publication(self) -> TaskPublication:
+        """How the task is submitted, for clients that do not have its code."""
+        options = self.options_given
+        return TaskPublication(
+            name=self.name,
+            lane=options.lane,
+            codec=self.codec_name,
+            priority=options.priority,
+            delay=options.delay,
+            tags=options.tags,
+            headers=options.headers,
+            policy=options.policy(),
+        )
+
     def creation(self, *args: P.args, **kwargs: P.kwargs) -> CreateExecutionArgs:
         """What `submit` would ask the engine for; raises as it does."""
         return self._submission._creation(args, kwargs)
@@ -341,7 +250,7 @@ class Submission(Generic[P, R]):
 
     def options(self, **changes: Any) -> Submission[P, R]:
         """The same with further changes; see `Task.options`."""
-        fixed = _FIXED & changes.keys()
+        fixed = TASK_ONLY & changes.keys()
         if fixed:
             raise TypeError(f"{', '.join(sorted(fixed))} belongs to the task: give it to @worker.task().")
         return Submission(self._task, change_options(self._options, changes))
@@ -382,19 +291,6 @@ class Submission(Generic[P, R]):
             tags=options.tags,
             headers=options.headers,
         )
-
-
-def change_options(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
-    """Options with changes.
-
-    Raises:
-        TypeError: an unknown option; the message lists the known ones.
-    """
-    known = attrs.fields_dict(TaskOptions)
-    unknown = sorted(changes.keys() - known.keys())
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
-    return attrs.evolve(options, **changes)
 
 
 def _schedule(function: Callable[..., Any], options: TaskOptions, skip: set[str]) -> Schedule | None:

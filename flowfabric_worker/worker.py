@@ -19,10 +19,21 @@ from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.checks import as_capabilities
 from flowfabric_worker.inline import Inline
 from flowfabric_worker.middleware import Around, Middleware, check_middleware
-from flowfabric_worker.task import Task, TaskOptions, change_options
+from flowfabric_worker.options import TaskOptions, change_options
+from flowfabric_worker.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Tasks(dict[str, Task[..., Any]]):
+    """The tasks of a worker by name; what stands behind the last dot finds a task too, where only one has it."""
+
+    def __missing__(self, name: str) -> Task[..., Any]:
+        found = [task for full, task in self.items() if full.rpartition(".")[2] == name]
+        if len(found) != 1:
+            raise KeyError(name)
+        return found[0]
 
 
 class Worker:
@@ -31,7 +42,7 @@ class Worker:
     Creating one, decorating functions and importing connect to nothing; the first submission does.
 
     Args:
-        name: what operators call it.
+        name: what operators call it; the names of its tasks begin with it.
         url: the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
         namespace: separates tenants in one store.
         codec: how arguments and results travel: "json", "msgpack", or an object of one's own.
@@ -65,8 +76,9 @@ class Worker:
         self._defaults = change_options(TaskOptions(), defaults or {})
         self._limits = limits
         self.middleware = check_middleware(middleware)
-        self._tasks: dict[str, Task[..., Any]] = {}
+        self._tasks = Tasks()
         self._engine: Engine | None = None
+        self._lends = False
         # What `eager` offers while it lasts.
         self._eager_offers: frozenset[str] | None = None
         self.forget_parent()
@@ -81,7 +93,7 @@ class Worker:
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
-        """The registered tasks, by name."""
+        """The registered tasks by their names in the store; `tasks["send"]` finds "shop.send" too."""
         return MappingProxyType(self._tasks)
 
     @property
@@ -111,7 +123,8 @@ class Worker:
         """Registers a function; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
 
         Args:
-            name: what executions call it; None for the function's own name. Keep it when the function is renamed.
+            name: the whole of what executions call it; None for the worker's name and the function's, such as
+                `shop.send_receipt`. Give the former name when the worker or the function is renamed.
             options: see `TaskOptions`.
 
         Raises:
@@ -121,9 +134,20 @@ class Worker:
         given = change_options(self._defaults, options)
 
         def register(function: Callable[P, R]) -> Task[P, R]:
-            return self._register(Task(function, self, name or function.__name__, given, self._codec))
+            full_name = f"{self.name}.{function.__name__}" if name is None else name
+            return self._register(Task(function, self, full_name, given, self._codec))
 
         return register if function is None else register(function)
+
+    def publish(self) -> None:
+        """Writes into the store how the tasks are submitted, for clients that do not have their code.
+
+        A worker that runs does this by itself; call it where producers come first. A publication is kept for a week.
+
+        Raises:
+            EngineError: the store refused it, or cannot be reached.
+        """
+        self.engine.publish_tasks([task.publication() for task in self._tasks.values()])
 
     def _register(self, task: Task[P, R]) -> Task[P, R]:
         if task.name in self._tasks:
@@ -131,6 +155,8 @@ class Worker:
                 f"The worker {self.name!r} has a task named {task.name!r} already; give one of them a name=."
             )
         self._tasks[task.name] = task
+        if self._lends:
+            self.engine.publish_tasks([task.publication()])
         return task
 
     def close(self) -> None:
@@ -159,6 +185,7 @@ class Worker:
             EngineError: the store cannot be used.
         """
         engine, chosen = self.engine, as_capabilities(offers)
+        self.publish()
         inline = Inline(engine, engine.limits, self.tasks, self.middleware, chosen, schedules=True)
         return inline.run_until_idle()
 
@@ -170,6 +197,7 @@ class Worker:
         """
         with self._lent(None):
             self.engine.prepare(testing=True)
+            self.publish()
             yield self
 
     @contextmanager
@@ -189,17 +217,18 @@ class Worker:
             RuntimeError: from `submit`: an execution cannot end, and why; or one makes new work for ever.
         """
         with self._lent(as_capabilities(offers)):
+            self.publish()
             yield self
 
     @contextmanager
     def _lent(self, eager_offers: frozenset[str] | None) -> Iterator[None]:
         """Puts the worker on a fresh store in this process; its own connections stay open meanwhile."""
-        own = self.url, self._engine, self._eager_offers
+        own = self.url, self._engine, self._eager_offers, self._lends
         name = uuid4().hex
-        self.url, self._engine, self._eager_offers = f"memory://{name}", None, eager_offers
+        self.url, self._engine, self._eager_offers, self._lends = f"memory://{name}", None, eager_offers, True
         try:
             yield
         finally:
             self.close()
             forget_memory(name)
-            self.url, self._engine, self._eager_offers = own
+            self.url, self._engine, self._eager_offers, self._lends = own

@@ -123,7 +123,7 @@ def _trial(client: Client) -> Finding:
     began = time.monotonic()
     with trial_store(client.url, "check") as url, Client(url, patience=0) as trial:
         engine = trial.engine
-        run = trial.submit(_TRIAL, lane=_TRIAL)
+        run = trial.submit(_TRIAL, force=True, lane=_TRIAL)
         policy = ClaimPolicy(worker_id=_TRIAL, worker_instance_id=_TRIAL, lease=_TRIAL_LEASE)
         lanes = (LaneRequest(lane=_TRIAL),)
         for claimed in engine.claim_many(ClaimRequest(lanes=lanes, policy=policy, limit=1, tasks=frozenset({_TRIAL}))):

@@ -24,8 +24,9 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.policies import RetryPolicy
 from flowfabric_worker.engine.types.reads import ExecutionInfo, ExecutionSummary, PastAttempt
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.options import DEFAULT_LANE
 from flowfabric_worker.outcomes import ResultError
-from flowfabric_worker.task import DEFAULT_LANE, Run
+from flowfabric_worker.task import Run
 
 # Rows of a table, where no other limit is given.
 _ROWS = 50
@@ -64,7 +65,7 @@ def submit(
     Each further argument is a JSON value: submit send_receipt 7 '"a@b.c"'. Negative numbers stand behind "--".
     """
     retry = RetryPolicy(max_retries=retries) if retries else None
-    run = client.submit(task, args, kwargs, tags=dict(tags), retry=retry, **options)
+    run = client.submit(task, args, kwargs, tags=dict(tags), retry=retry, force=True, **options)
     if wait:
         _show_result(run, timeout, as_json)
     elif as_json:

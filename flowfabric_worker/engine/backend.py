@@ -17,6 +17,7 @@ from flowfabric_worker.engine.errors import EngineError, UnavailableError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.housekeeping import HousekeepingBackend
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.registry import RegistryBackend
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
     ClaimForWorkerArgs,
@@ -60,10 +61,9 @@ from flowfabric_worker.engine.types.running import (
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
 from flowfabric_worker.engine.types.upkeep import BackendCapabilities
-from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, RegisterWorkerResult
 
 
-class EngineBackend(CoordinationBackend, HousekeepingBackend):
+class EngineBackend(CoordinationBackend, HousekeepingBackend, RegistryBackend):
     """What an engine offers; bring your own by overriding. What is not overridden raises `UnavailableError`.
 
     Operations that take a handle check in this order: the execution exists (`execution_not_found`), the call is no
@@ -282,35 +282,7 @@ class EngineBackend(CoordinationBackend, HousekeepingBackend):
         """
         raise UnavailableError("purge")
 
-    # ── workers ──
-
-    def register_worker(self, args: RegisterWorkerArgs) -> RegisterWorkerResult:
-        """Writes a worker into the registry, or writes it anew."""
-        raise UnavailableError("register_worker")
-
-    def heartbeat_worker(self, worker_instance_id: str, alive_for: timedelta = timedelta(seconds=60)) -> int:
-        """Says that a worker is alive; returns until when it counts as alive, ms of the store's clock.
-
-        Raises:
-            NotFoundError: `worker_not_found`.
-            StateError: `worker_dead`, it was marked dead.
-        """
-        raise UnavailableError("heartbeat_worker")
-
-    def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
-        """Marks a worker dead in the registry; its leases run out by themselves. False if it was marked.
-
-        What is reclaimed from it afterwards keeps the reason with the attempt, and as the detail of
-        `reclaims_exhausted`.
-
-        Raises:
-            NotFoundError: `worker_not_found`.
-        """
-        raise UnavailableError("mark_worker_dead")
-
-    def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:
-        """A page of the namespace's workers by instance id; dead ones are listed for a day."""
-        raise UnavailableError("list_workers")
+    # ── workers: see also `registry` ──
 
     def list_expired_leases(
         self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100

@@ -145,10 +145,12 @@ CODES: dict[str, Row] = {
     "worker_not_found": Row(
         NotFoundError, False, "No worker of that instance id is registered: register it first.", ("worker_instance_id",)
     ),
+    "task_not_found": Row(NotFoundError, False, "No worker has published a task of that name.", ("task",)),
     "schedule_not_found": Row(
         NotFoundError, False, "There is no such schedule: it exists once a worker that has it runs.", ("schedule",)
     ),
     # what is wrong with the call
+    "ambiguous_task": Row(ValidationError, False, "Several tasks have that name: give the whole name.", ("task",)),
     "invalid_input": Row(ValidationError, False, "An argument is not valid."),
     "invalid_execution_id": Row(ValidationError, False, "That is not an execution id."),
     "invalid_partition_key": Row(ValidationError, False, "That is not a partition key."),
@@ -270,6 +272,12 @@ CODES: dict[str, Row] = {
     "again": Row(ResourceExhaustedError, True, "The call was full before this item; send it again."),
     "too_many_classes": Row(
         ResourceExhaustedError, True, "The lane holds work of too many kinds; use more lanes.", ("lane", "limit")
+    ),
+    "too_many_tasks": Row(
+        ResourceExhaustedError,
+        True,
+        "Too many tasks are published; those that no worker has any more end in a week.",
+        ("limit",),
     ),
     "store_full": Row(ResourceExhaustedError, True, "The store has no memory left for new work."),
     # what took too long

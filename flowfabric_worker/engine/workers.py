@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.stores.base import Call, Reply
+from flowfabric_worker.engine.submission import check_headers, check_tags, clamp_priority
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
-from flowfabric_worker.engine.types.policies import milliseconds
-from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, RegisterWorkerResult, WorkerInfo
-from flowfabric_worker.engine.wire import pack, unpack, unpack_text
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
+from flowfabric_worker.engine.types.workers import (
+    ListTasksPage,
+    ListWorkersPage,
+    RegisterWorkerArgs,
+    RegisterWorkerResult,
+    TaskInfo,
+    TaskPublication,
+    WorkerInfo,
+)
+from flowfabric_worker.engine.wire import (
+    WorkClass,
+    decode_policy,
+    encode_policy,
+    pack,
+    pack_texts,
+    unpack,
+    unpack_text,
+    unpack_texts,
+)
 
 # The registry of a store lies in its first partition: workers belong to no partition.
 _REGISTRY = 0
@@ -53,6 +72,56 @@ class Workers(EngineCore):
         names = [row[0][len(self._packed_namespace) :].decode() for row in rows[:count]]
         workers = tuple(_row(name, row, now) for name, row in zip(names, rows, strict=False))
         return ListWorkersPage(workers=workers, next_cursor=names[-1] if len(rows) > count else None)
+
+    def publish_tasks(self, tasks: Sequence[TaskPublication], keep: timedelta = timedelta(days=7)) -> None:
+        if not isinstance(tasks, Sequence):
+            raise ValidationError("invalid_input", f"A sequence of tasks is needed, not {type(tasks).__name__}.")
+        keep_ms = milliseconds(keep, "keep", least=1)
+        items: list[tuple[int, Item]] = [
+            (_REGISTRY, [self._task(check_record(task, TaskPublication).name), _published(task), keep_ms])
+            for task in tasks
+        ]
+        self.refuse_repeats((task.name for task in tasks), "The task")
+        for answer in self.call_items("publish_tasks", items) if items else ():
+            if isinstance(answer, EngineError):
+                raise answer
+
+    def list_tasks(self, cursor: str | None = None, limit: int = 100, name: str | None = None) -> ListTasksPage:
+        count = page_size(limit)
+        if not count:
+            return ListTasksPage(tasks=(), next_cursor=None)
+        if name is None:
+            return self._tasks_page(self._packed_namespace, cursor, count)
+        task = self._task(name)
+        exact = self._tasks_between(b"[" + task, b"[" + task, 1)
+        if exact.tasks or "." in name:
+            return exact
+        return self._tasks_page(task.partition(b"\n")[0] + b"\n", cursor, count)
+
+    def _tasks_page(self, prefix: bytes, cursor: str | None, count: int) -> ListTasksPage:
+        """The tasks whose addresses begin so."""
+        start = b"[" + prefix if cursor is None else b"(" + self._behind_task(cursor)
+        return self._tasks_between(start, b"(" + prefix + b"\xff", count)
+
+    def _tasks_between(self, start: bytes, end: bytes, count: int) -> ListTasksPage:
+        rows = self.call("list_tasks", _REGISTRY, [start, end, count + 1])
+        names = [row[0].rpartition(b"\n")[2].decode() for row in rows[:count]]
+        read = (_task_row(name, row) for name, row in zip(names, rows, strict=False))
+        return ListTasksPage(
+            tasks=tuple(row for row in read if row is not None),
+            next_cursor=names[-1] if len(rows) > count else None,
+        )
+
+    def _task(self, name: str) -> bytes:
+        """The address of a task: those of one last part stand together."""
+        checked = check_name(name, "task")
+        return self._packed_namespace + f"{checked.rpartition('.')[2]}\n{checked}".encode()
+
+    def _behind_task(self, cursor: str) -> bytes:
+        try:
+            return self._task(cursor)
+        except ValidationError as error:
+            raise ValidationError("invalid_cursor", f"The cursor of a list of tasks is a name: {error}") from None
 
     def _worker(self, instance: str) -> bytes:
         return self._packed_namespace + check_name(instance, "worker_instance_id").encode()
@@ -122,4 +191,64 @@ def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
         expires_at_ms=int(expires),
         alive=not died and int(expires) > now,
         death_reason=died.decode(),
+    )
+
+
+def _published(task: TaskPublication) -> bytes:
+    """What is said of a task, as it is stored."""
+    check_record(task.policy, ExecutionPolicy)
+    published = pack(
+        (
+            check_lane(task.lane),
+            check_name(task.codec, "codec") if task.codec != "" else "",
+            str(clamp_priority(task.priority)),
+            "" if task.delay is None else str(milliseconds(task.delay, "delay")),
+            pack_texts(check_tags(task.tags)),
+            pack_texts(check_headers(task.headers)),
+            encode_policy(task.policy),
+            pack(check_capabilities(task.policy.required_capabilities)),
+            pack(check_name(budget, "budget") for budget in task.policy.budget_ids),
+            check_name(task.policy.quota_policy_id, "quota") if task.policy.quota_policy_id is not None else "",
+        )
+    )
+    if len(published) > MAX_REGISTRATION_BYTES:
+        raise ValidationError(
+            "invalid_input",
+            f"The options of the task {task.name!r} have {len(published)} bytes; at most {MAX_REGISTRATION_BYTES} can "
+            "be published.",
+        )
+    return published
+
+
+def _task_row(name: str, row: Reply) -> TaskInfo | DamagedRow | None:
+    """A published task; None for one that is over."""
+    try:
+        _, expires, published, about, current = row
+        return _task_info(name, int(expires), int(published), about) if current else None
+    except (ValueError, ArithmeticError, ValidationError) as error:
+        return DamagedRow(name, f"task: {error}")
+
+
+def _task_info(name: str, expires: int, published: int, about: bytes) -> TaskInfo:
+    # A newer release may say more.
+    lane, codec, priority, delay, tags, headers, policy, capabilities, budgets, quota = unpack(about)[:10]
+    work_class = WorkClass(
+        namespace="",
+        lane=lane.decode(),
+        task=name,
+        capabilities=tuple(unpack_text(capabilities)),
+        budgets=tuple(unpack_text(budgets)),
+        quota=quota.decode(),
+    )
+    return TaskInfo(
+        name=name,
+        lane=work_class.lane,
+        codec=codec.decode(),
+        priority=int(priority),
+        delay=timedelta(milliseconds=int(delay)) if delay else None,
+        tags=unpack_texts(tags),
+        headers=unpack_texts(headers),
+        policy=decode_policy(policy, work_class),
+        published_at_ms=published,
+        expires_at_ms=expires,
     )

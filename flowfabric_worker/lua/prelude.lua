@@ -22,6 +22,7 @@
 --   :damaged, :damage        the executions whose records are damaged, in order, and what is wrong with each; at most 1000
 --   :feed            stream  every end of an execution, in order
 --   :workers, :worker        the registered workers, in order, and what each said of itself
+--   :tasks, :task            the published tasks, in order, and how each is submitted
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
 --   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
 --   :meta            hash    configuration, the floor and the age of the feed, the clock of a store for tests, and the

@@ -116,6 +116,9 @@ local HANDLERS = {
   w = function(ctx, worker)
     ff.forget_worker(ctx, worker)
   end,
+  t = function(ctx, task)
+    ff.forget_task(ctx, task)
+  end,
   q = function(ctx, waiter)
     ff.unwait(ctx, waiter)
     ff.end_stand_by(ctx, waiter)
@@ -277,7 +280,7 @@ end)
 -- What a partition keeps under one key of its own each; the rest is found through them.
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters',
-  ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':schedules', ':schedule',
+  ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task', ':schedules', ':schedule',
   ':leaders', ':leader', ':meta',
 }
 

@@ -1,5 +1,6 @@
 -- workers: who is alive and what it offers. A worker is pack{namespace} and its instance id; of what it says of itself
--- only the first part is read here, its worker id.
+-- only the first part is read here, its worker id. A task is pack{namespace}, what stands behind the last dot of its name,
+-- a line feed, and its name.
 
 -- How long a worker that no longer answers stays listed.
 local REMEMBERED = ff.DAY
@@ -138,4 +139,75 @@ function ff.forget_worker(ctx, worker)
   end
   call('HDEL', ctx.base .. ':worker', worker)
   call('ZREM', ctx.base .. ':workers', worker)
+end
+
+-- Tasks ---------------------------------------------------------------------------------------------------------------
+
+-- How many tasks a namespace can have published at once.
+local MAX_TASKS = 10000
+
+-- An entry is pack{expires-at, published-at, what it says of itself}; nil when there is none or it is damaged.
+local function read_task(ctx, task)
+  local stored = call('HGET', ctx.base .. ':task', task)
+  if not stored then
+    return nil
+  end
+  local parts = ff.unpack(stored)
+  if not parts or #parts < 3 or not tonumber(parts[1]) or not tonumber(parts[2]) then
+    return nil
+  end
+  return { expires = tonumber(parts[1]), published = parts[2], about = parts[3] }
+end
+
+local function publish(ctx, task, about, keep)
+  if not call('ZSCORE', ctx.base .. ':tasks', task) then
+    local _, namespace = ff.behind_first(task)
+    if call('ZLEXCOUNT', ctx.base .. ':tasks', '[' .. namespace, '(' .. namespace .. '\255') >= MAX_TASKS then
+      return ff.failure('too_many_tasks', ff.text(MAX_TASKS))
+    end
+    call('ZADD', ctx.base .. ':tasks', 0, task)
+  end
+  call('HSET', ctx.base .. ':task', task, ff.pack({ ff.text(ctx.now + keep), ff.text(ctx.now), about }))
+  ff.due_at(ctx, 'retention', 't' .. task, ctx.now + keep)
+  return { 'published' }
+end
+
+-- publish_tasks: says how each of many tasks is submitted; the last word on a task stands.
+-- Arguments per item: task, what it says of itself, how long it is kept in ms.
+-- Answers per item: 'published'; or too_many_tasks.
+ff.register('publish_tasks', { 'allow-oom' }, function(ctx, args)
+  local answers = {}
+  for at = 1, #args, 3 do
+    answers[#answers + 1] = publish(ctx, args[at], args[at + 1], tonumber(args[at + 2]))
+  end
+  ff.flush(ctx)
+  return answers
+end)
+
+-- list_tasks: a page of published tasks. Arguments: where they begin and end (bounds of ZRANGE), limit.
+-- Answers: per task: task, expires-at, published-at, what it says of itself; of one whose entry is damaged or gone its
+-- name alone. What is over and not removed yet is left out.
+ff.register('list_tasks', { 'no-writes' }, function(ctx, args)
+  local tasks = call('ZRANGE', ctx.base .. ':tasks', args[1], args[2], 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
+  local answer = {}
+  for i, task in ipairs(tasks) do
+    local entry = read_task(ctx, task)
+    if not entry then
+      answer[i] = { task }
+    else
+      answer[i] = { task, ff.text(entry.expires), entry.published, entry.about, entry.expires > ctx.now and 1 or 0 }
+    end
+  end
+  return answer
+end)
+
+-- A task is forgotten when nothing has published it for long enough.
+function ff.forget_task(ctx, task)
+  local entry = read_task(ctx, task)
+  if entry and entry.expires > ctx.now then
+    ff.due_at(ctx, 'retention', 't' .. task, entry.expires)
+    return
+  end
+  call('HDEL', ctx.base .. ':task', task)
+  call('ZREM', ctx.base .. ':tasks', task)
 end

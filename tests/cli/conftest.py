@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker.client import Client
+from tests.cli.application import worker
 from tests.cli.driving import APP, Process
 
 
@@ -23,6 +24,7 @@ def url(embedded_directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def client(url: str) -> Iterator[Client]:
     with Client(url) as client:
+        client.engine.publish_tasks([task.publication() for task in worker.tasks.values()])
         yield client
 
 

@@ -11,7 +11,7 @@ from flowfabric_worker import Worker
 worker = Worker("application")
 
 
-@worker.task(lane="sums")
+@worker.task(name="add", lane="sums")
 def add(left: int, right: int = 0) -> int:
     return left + right
 

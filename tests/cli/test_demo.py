@@ -19,7 +19,7 @@ from flowfabric_worker.engine.types.states import TerminalOutcome
 from tests.cli.driving import Process, lives, ok
 from tests.servers import wait_until
 
-KINDS = {"greet", "pack_parcel", "charge_card", "send_reminder", "ship_to_atlantis"}
+KINDS = {f"demo.{name}" for name in ("greet", "pack_parcel", "charge_card", "send_reminder", "ship_to_atlantis")}
 
 
 def test_the_demo_proves_that_every_execution_ended_exactly_once(start: Callable[..., Process], tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ ENDS = [
 def infos(url: str) -> dict[ExecutionId, ExecutionInfo]:
     """What the store says of each: the first one ran again, the second one was retried twice."""
     with Client(url) as client:
-        info = client.get(client.submit("any").id)
+        info = client.get(client.submit("any", force=True).id)
     assert info is not None
     each = {identity: attrs.evolve(info, execution_id=identity) for identity in IDS}
     each[IDS[0]] = attrs.evolve(each[IDS[0]], reclaim_count=1)

@@ -100,7 +100,7 @@ def test_the_namespace_of_the_command_is_the_workers(url: str, start_worker: Sta
     start_worker("--namespace", "tenant")
 
     with Client(url, namespace="tenant") as tenant:
-        assert tenant.submit("add", (1, 2), lane="sums").result(timeout=20) == 3
+        assert tenant.submit("add", (1, 2), force=True, lane="sums").result(timeout=20) == 3
     with Client(url) as client:
         assert list(client.workers()) == []
 

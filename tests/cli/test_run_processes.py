@@ -46,7 +46,7 @@ def test_its_processes_run_in_the_namespace_and_the_store_of_the_command(
     start("run", APP, "--processes", 1, "--namespace", "tenant", "--url", f"{url}2")
 
     with Client(f"{url}2", namespace="tenant") as tenant:
-        assert tenant.submit("add", (1, 2), lane="sums").result(timeout=20) == 3
+        assert tenant.submit("add", (1, 2), force=True, lane="sums").result(timeout=20) == 3
 
 
 def test_sigterm_lets_what_runs_finish_and_exits_0(client: Client, start: Start) -> None:

@@ -28,7 +28,7 @@ def worker(url: str) -> Iterator[Worker]:
 def beat(worker: Worker) -> Scheduler:
     """A scheduler of the task `beat`, which runs every five minutes; the store knows it."""
 
-    @worker.task(cron="*/5 * * * *", timezone="Europe/Berlin")
+    @worker.task(name="beat", cron="*/5 * * * *", timezone="Europe/Berlin")
     def beat() -> None: ...
 
     scheduler = Scheduler(worker.engine, worker.tasks.values())
@@ -52,7 +52,7 @@ def test_schedules_shows_the_last_tick_and_what_no_worker_has_any_more(worker: W
     engine = worker.engine
     engine.prepare(testing=True)
 
-    @worker.task(every=SECOND)
+    @worker.task(name="beat", every=SECOND)
     def beat() -> None: ...
 
     scheduler = Scheduler(engine, worker.tasks.values())

@@ -24,7 +24,7 @@ def lines_on_terminal(*arguments: str, url: str) -> list[str]:
 
 
 def test_list_keeps_each_execution_on_one_line_with_its_id_whole(url: str, client: Client) -> None:
-    runs = client.submit_many("a_task_with_quite_a_long_name", [()] * 60, lane="l" * 64)
+    runs = client.submit_many("a_task_with_quite_a_long_name", [()] * 60, force=True, lane="l" * 64)
 
     header, *rows = lines_on_terminal("list", "--limit", "60", url=url)
 

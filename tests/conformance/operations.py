@@ -25,7 +25,7 @@ from flowfabric_worker.engine.types.operating import (
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.running import Completion, Failure
 from flowfabric_worker.engine.types.schedules import TickScheduleArgs
-from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.conformance.work import BOOM, LANE, created, creation, request, running
 
 Act: TypeAlias = Callable[[], Any]
@@ -109,6 +109,9 @@ def beat(*seconds: int, after: int = 0, **changes: Any) -> TickScheduleArgs:
             **changes,
         }
     )
+
+
+PUBLISHED = TaskPublication(name="shop.send", lane=LANE)
 
 
 def _registration() -> RegisterWorkerArgs:
@@ -273,6 +276,8 @@ OPERATIONS: dict[str, Arrange] = {
     "heartbeat_worker": _registered(lambda engine: engine.heartbeat_worker("w1")),
     "mark_worker_dead": _registered(lambda engine: engine.mark_worker_dead("w1", "gone")),
     "list_workers": _registered(lambda engine: engine.list_workers()),
+    "publish_tasks": _plain(lambda engine: engine.publish_tasks([PUBLISHED])),
+    "list_tasks": _plain(lambda engine: (engine.publish_tasks([PUBLISHED]), engine.list_tasks())),
     "tick_schedule": _scheduled(lambda engine: engine.tick_schedule(beat(1, 2, 3))),
     "tick_schedule: of an unknown schedule": _plain(lambda engine: engine.tick_schedule(beat())),
     "tick_schedule: only asking": _scheduled(lambda engine: engine.tick_schedule(beat(spec="every 2s"))),

@@ -27,7 +27,7 @@ from flowfabric_worker.engine.types.operating import (
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.running import Completion, Failure
-from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.conformance.losing import empty_store_beside
 from tests.conformance.operations import SECOND, START, beat
 from tests.conformance.work import BOOM, LANE, LEASE, created, creation, request, running
@@ -217,6 +217,11 @@ def reserved(code: str, act: Callable[[Engine, ExecutionId], Any], *, after: tim
 
 
 # What takes plain arguments.
+
+
+def publishing(**changes: Any) -> Callable[[Engine], Any]:
+    """Publish a task of which something is changed."""
+    return lambda engine: engine.publish_tasks([TaskPublication(**{"name": "a.b", "lane": "l", **changes})])
 
 
 def registering(**changes: Any) -> Callable[[Engine], Any]:

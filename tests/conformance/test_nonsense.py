@@ -27,13 +27,14 @@ from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.running import Completion, FailureReason
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.conformance.refusing import (
     BY_ID,
     HOLDING,
     LONG,
     Act,
     claiming,
+    publishing,
     redeeming,
     registering,
     reserving,
@@ -43,6 +44,8 @@ from tests.conformance.work import BOOM, LANE, creation, running
 from tests.dumping import Dump
 
 SECRET = "swordfish"
+
+LISTINGS = ("list_executions", "list_expired_leases", "list_lanes", "list_workers", "list_schedules", "list_tasks")
 
 
 FUZZING = settings(
@@ -150,6 +153,13 @@ FUZZED: dict[str, FuzzedCall] = {
         f"register_worker {field}": lambda engine, _, junk, field=field: registering(**{field: junk})(engine)
         for field in attrs.fields_dict(RegisterWorkerArgs)
     },
+    **{
+        f"publish_tasks {field}": lambda engine, _, junk, field=field: publishing(**{field: junk})(engine)
+        for field in attrs.fields_dict(TaskPublication)
+    },
+    "publish_tasks": lambda engine, _, junk: engine.publish_tasks(junk),
+    "publish_tasks keep": lambda engine, _, junk: engine.publish_tasks([TaskPublication(name="a.b", lane="l")], junk),
+    "list_tasks name": lambda engine, _, junk: engine.list_tasks(name=junk),
     "heartbeat_worker": lambda engine, _, junk: engine.heartbeat_worker(junk),
     "heartbeat_worker alive_for": lambda engine, _, junk: engine.heartbeat_worker("w1", junk),
     "mark_worker_dead": lambda engine, _, junk: engine.mark_worker_dead(junk),
@@ -168,6 +178,7 @@ FUZZED: dict[str, FuzzedCall] = {
                     "list_lanes",
                     "list_workers",
                     "list_schedules",
+                    "list_tasks",
                 )
             ),
             (
@@ -179,6 +190,7 @@ FUZZED: dict[str, FuzzedCall] = {
                     "list_lanes",
                     "list_workers",
                     "list_schedules",
+                    "list_tasks",
                 )
             ),
             ((name, "partition") for name in ("list_executions", "list_expired_leases", "list_damaged")),

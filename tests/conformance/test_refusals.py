@@ -15,7 +15,7 @@ from flowfabric_worker.engine.types.operating import CancelExecutionArgs, Change
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.running import FailureReason
-from tests.conformance.operations import OPERATIONS, SECOND, START, beat
+from tests.conformance.operations import OPERATIONS, PUBLISHED, SECOND, START, beat
 from tests.conformance.refusing import (
     BY_ID,
     CHANGING,
@@ -34,6 +34,7 @@ from tests.conformance.refusing import (
     no_id,
     other_setup,
     plain,
+    publishing,
     real_store,
     redeeming,
     registering,
@@ -194,6 +195,15 @@ REFUSALS: dict[str, Case] = {
     "register_worker: without an instance": plain("invalid_input", registering(worker_instance_id="")),
     "register_worker: for a bad lane": plain("invalid_input", registering(lanes=("é",))),
     "register_worker: with a bad capability": plain("invalid_capabilities", registering(capabilities=("a b",))),
+    "publish_tasks: without a name": plain("invalid_input", publishing(name="")),
+    "publish_tasks: for a bad lane": plain("invalid_input", publishing(lane="é")),
+    "publish_tasks: with too much to say": plain(
+        "invalid_input", publishing(tags={f"t{number}": "x" * 1024 for number in range(64)})
+    ),
+    "publish_tasks: for no time": plain("invalid_input", lambda engine: engine.publish_tasks([PUBLISHED], timedelta())),
+    "publish_tasks: the same twice": plain(
+        "duplicate_in_call", lambda engine: engine.publish_tasks([PUBLISHED, PUBLISHED])
+    ),
     "register_worker: for no time": plain("invalid_input", registering(alive_for=timedelta())),
     "register_worker: with too much to say": plain("invalid_input", registering(tasks=("x" * 256,) * 300)),
     "heartbeat_worker: unknown": plain("worker_not_found", lambda engine: engine.heartbeat_worker("w1")),
@@ -271,6 +281,7 @@ REFUSALS: dict[str, Case] = {
             "list_lanes",
             "list_workers",
             "list_schedules",
+            "list_tasks",
         )
         for why, limit in {"too many": 1001, "a negative number": -1, "half a row": 0.5, "a text": "1"}.items()
     },
@@ -283,6 +294,7 @@ REFUSALS: dict[str, Case] = {
             "list_lanes",
             "list_workers",
             "list_schedules",
+            "list_tasks",
         )
     },
     **{

@@ -49,7 +49,7 @@ def test_who_is_on_duty_hears_of_a_branch_that_does_not_exist(flowfabric: Worker
     assert flowfabric.run_until_idle() == 1
     with pytest.raises(ExecutionFailed, match="Oslo"):
         run.result(0)
-    assert duty.told == ["report_of: KeyError: 'Oslo'"]
+    assert duty.told == ["reports.report_of: KeyError: 'Oslo'"]
 
 
 def test_each_handler_is_timed(flowfabric: Worker, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +59,7 @@ def test_each_handler_is_timed(flowfabric: Worker, caplog: pytest.LogCaptureFixt
     flowfabric.run_until_idle()
 
     (record,) = [record for record in caplog.records if record.getMessage().startswith("took ")]
-    assert vars(record)["ff_task"] == "report_of"
+    assert vars(record)["ff_task"] == "reports.report_of"
 
 
 def test_the_report_runs_by_itself_once_a_minute(flowfabric: Worker, clock: Clock) -> None:
@@ -69,7 +69,7 @@ def test_the_report_runs_by_itself_once_a_minute(flowfabric: Worker, clock: Cloc
     scheduler.tick()
 
     with Client(flowfabric.url) as client:
-        (submitted,) = client.list(tags={"schedule": "daily_report"})
+        (submitted,) = client.list(tags={"schedule": "reports.daily_report"})
     flowfabric.run_until_idle()
     clock.move(timedelta(seconds=1))
     flowfabric.run_until_idle()

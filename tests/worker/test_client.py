@@ -40,13 +40,13 @@ def url() -> str:
 
 @pytest.fixture
 def client(url: str) -> Iterator[Client]:
+    shop(url).publish()
     with Client(url) as client:
         yield client
 
 
-@contextmanager
-def serving(url: str, *, codec: str = "json", namespace: str = "default") -> Iterator[None]:
-    """A worker with two tasks, for the length of a block."""
+def shop(url: str, *, codec: str = "json", namespace: str = "default") -> Worker:
+    """A worker with two tasks."""
     worker = Worker("shop", url, codec=codec, namespace=namespace)
 
     @worker.task
@@ -57,6 +57,13 @@ def serving(url: str, *, codec: str = "json", namespace: str = "default") -> Ite
     def refuse(why: str) -> None:
         raise Fail(why)
 
+    return worker
+
+
+@contextmanager
+def serving(url: str, *, codec: str = "json", namespace: str = "default") -> Iterator[None]:
+    """The worker `shop`, for the length of a block."""
+    worker = shop(url, codec=codec, namespace=namespace)
     runtime = Runtime(worker, RunSettings(threads=1))
     runtime.start()
     try:
@@ -95,7 +102,7 @@ def test_the_options_of_a_submission_reach_the_execution(client: Client) -> None
 
     info = client.get(run.id)
     assert info is not None
-    assert (info.task, info.lane, info.priority, info.public_state) == ("add", "sums", 5, PublicState.DELAYED)
+    assert (info.task, info.lane, info.priority, info.public_state) == ("shop.add", "sums", 5, PublicState.DELAYED)
     assert (info.idempotency_key, dict(info.tags), info.policy.retry) == ("k", {"a": "b"}, retry)
     assert info.policy.required_capabilities == {"gpu"}
 
@@ -175,7 +182,7 @@ def test_an_ended_execution_is_replayed_and_a_waiting_one_is_not(client: Client,
 
 def test_list_reads_every_page_and_honours_each_filter(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowfabric_worker.client.MAX_PAGE_SIZE", 2)
-    mail = client.submit_many("send", [()] * 5, lane="mail", tags={"to": "a"})
+    mail = client.submit_many("send", [()] * 5, force=True, lane="mail", tags={"to": "a"})
     sums = client.submit_many("add", [()] * 3, lane="sums")
     client.cancel(sums[0].id)
 
@@ -217,7 +224,7 @@ def test_workers_lists_who_is_alive(client: Client, url: str) -> None:
     with serving(url):
         (alive,) = client.workers()
         assert isinstance(alive, WorkerInfo)
-        assert (alive.worker_id, alive.tasks, alive.alive) == ("shop", ("add", "refuse"), True)
+        assert (alive.worker_id, alive.tasks, alive.alive) == ("shop", ("shop.add", "shop.refuse"), True)
     (gone,) = client.workers()
     assert isinstance(gone, WorkerInfo)
     assert not gone.alive
@@ -251,7 +258,7 @@ def test_two_namespaces_do_not_see_each_other(url: str) -> None:
         run = one.submit("add", (1,), key="k")
         run.result(timeout=10)
 
-        assert two.submit("add", (1,), key="k", delay=timedelta(hours=1)).created
+        assert two.submit("add", (1,), force=True, key="k", delay=timedelta(hours=1)).created
         assert run.id not in {summary.execution_id for summary in two.list()}
         assert list(two.workers()) == []
         assert list(two.completions(timeout=timedelta())) == []
@@ -260,3 +267,119 @@ def test_two_namespaces_do_not_see_each_other(url: str) -> None:
 def test_nothing_is_connected_before_the_first_call() -> None:
     with Client("valkey://127.0.0.1:1"):
         pass
+
+
+def test_a_client_submits_with_the_options_that_the_worker_has_published(url: str) -> None:
+    worker = Worker("shop", url)
+
+    @worker.task(
+        lane="mail",
+        retry=RetryPolicy(max_retries=2),
+        timeout=timedelta(seconds=7),
+        priority=5,
+        tags={"team": "a"},
+        headers={"trace": "1"},
+        needs=["gpu"],
+        delay=timedelta(hours=1),
+        max_reclaims=3,
+        retention=timedelta(hours=5),
+    )
+    def send() -> None: ...
+
+    own = send.submit()
+    worker.publish()
+    with Client(url) as client:
+        info = client.get(client.submit("send").id)
+        changed = client.get(client.submit("shop.send", lane="other").id)
+        expected = client.get(own.id)
+
+    assert info is not None
+    assert expected is not None
+    assert changed is not None
+    for name in ("task", "lane", "policy", "priority", "tags", "headers", "public_state"):
+        assert getattr(info, name) == getattr(expected, name), name
+    assert (changed.lane, changed.policy) == ("other", expected.policy)
+
+
+def test_a_change_of_published_options_reaches_a_client_within_seconds(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = [100.0]
+    monkeypatch.setattr("flowfabric_worker.client.monotonic", lambda: moment[0])
+    shop(url).publish()
+    with Client(url) as client:
+        client.submit("add")
+        moved = Worker("shop", url)
+        moved.task(lane="moved")(add_nothing)
+        moved.publish()
+
+        client.submit("shop.add_nothing")
+        again = Worker("shop", url)
+        again.task(lane="again")(add_nothing)
+        again.publish()
+        still = client.get(client.submit("shop.add_nothing").id)
+        moment[0] += 10
+        fresh = client.get(client.submit("shop.add_nothing").id)
+
+    assert still is not None
+    assert fresh is not None
+    assert (still.lane, fresh.lane) == ("moved", "again")
+
+
+def add_nothing() -> None: ...
+
+
+def test_a_name_that_no_worker_has_published_is_told_with_a_likely_one(client: Client) -> None:
+    with pytest.raises(NotFoundError, match=r"'shop\.ad'.*Did you mean 'shop\.add'\?.*force=True") as unknown:
+        client.submit("shop.ad", (1,))
+
+    assert unknown.value.code == "task_not_found"
+    assert list(client.list()) == []
+    with pytest.raises(NotFoundError, match="refuse"):
+        client.submit_many("refusal", [(1,)])
+
+
+def test_force_submits_what_no_worker_has_published(client: Client) -> None:
+    run = client.submit("later.task", (1,), force=True, lane="l")
+
+    info = client.get(run.id)
+    assert info is not None
+    assert (info.task, info.lane) == ("later.task", "l")
+
+
+def test_a_bare_name_that_several_tasks_have_is_refused(client: Client, url: str) -> None:
+    blog = Worker("blog", url)
+    blog.task(name="blog.add")(add_nothing)
+    blog.publish()
+
+    for force in (False, True):
+        with pytest.raises(ValidationError, match=r"'add' may be any of blog\.add, shop\.add") as ambiguous:
+            client.submit("add", force=force)
+        assert ambiguous.value.code == "ambiguous_task"
+    client.submit("blog.add")
+
+
+def test_two_workers_on_one_store_do_not_take_each_others_work(url: str) -> None:
+    shop_worker, blog = Worker("shop", url), Worker("blog", url)
+
+    @shop_worker.task(name=None)
+    def send() -> str:
+        return "shop"
+
+    @blog.task
+    def send_() -> str:
+        return "never"
+
+    theirs = blog.task(_blog_send)
+    runs = [send.submit(), theirs.submit()]
+
+    assert shop_worker.run_until_idle() == 1
+    assert blog.run_until_idle() == 1
+    assert [run.result(0) for run in runs] == ["shop", "blog"]
+
+
+def _blog_send() -> str:
+    return "blog"
+
+
+_blog_send.__name__ = "send"

@@ -118,7 +118,7 @@ def test_the_context_says_what_the_run_is(worker: Worker, start: Start) -> None:
 
     assert run.result(10) == {
         "id": str(run.id),
-        "task": "describe",
+        "task": "shop.describe",
         "lane": "mail",
         "kind": "fresh",
         "tags": {"team": "a"},
@@ -187,13 +187,13 @@ def test_log_records_say_of_which_run_they_speak(
 
     assert [record.getMessage().split("\n")[0] for record in records] == [
         "hello from inside",
-        f"talkative {run.id} failed for good: OSError: broken",
+        f"shop.talkative {run.id} failed for good: OSError: broken",
     ]
     for record in records:
         fields = {name: vars(record)[name] for name in ("ff_execution_id", "ff_task", "ff_lane", "ff_attempt")}
         assert fields == {
             "ff_execution_id": str(run.id),
-            "ff_task": "talkative",
+            "ff_task": "shop.talkative",
             "ff_lane": "mail",
             "ff_attempt": 0,
         }

@@ -99,7 +99,7 @@ def test_what_a_hook_submits_runs_too() -> None:
     with worker.eager():
         broken.submit()
 
-    assert ended == ["broken"]
+    assert ended == ["shop.broken"]
 
 
 def test_a_long_chain_of_submissions_needs_no_deep_stack(worker: Worker) -> None:

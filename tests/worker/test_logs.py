@@ -67,7 +67,7 @@ def test_records_of_any_logger_inside_a_handler_carry_the_ids_of_its_run(
     run = send.submit()
     run.result(10)
 
-    assert kept.fields_of("sending") == [(str(run.id), "send", "mail", 0), (str(run.id), "send", "mail", 1)]
+    assert kept.fields_of("sending") == [(str(run.id), "shop.send", "mail", attempt) for attempt in (0, 1)]
 
 
 def test_runs_side_by_side_keep_their_own_ids(served: Worker, start: Start, kept: Kept) -> None:
@@ -85,7 +85,7 @@ def test_runs_side_by_side_keep_their_own_ids(served: Worker, start: Start, kept
         run.result(10)
 
     for number, run in enumerate(runs):
-        assert kept.fields_of(f"number {number}") == [(str(run.id), "side_by_side", "default", 0)]
+        assert kept.fields_of(f"number {number}") == [(str(run.id), "shop.side_by_side", "default", 0)]
 
 
 def test_records_outside_of_runs_carry_no_ids(served: Worker, start: Start, kept: Kept) -> None:
@@ -137,7 +137,7 @@ def test_what_the_runtime_logs_of_a_run_carries_its_ids(
     for message, run in runs.items():
         wait_until(lambda message=message: message in caplog.text, "it is logged")
         (record,) = [record for record in caplog.records if message in record.getMessage()]
-        name = "broken" if "boom" in message else "lost"
+        name = "shop.broken" if "boom" in message else "shop.lost"
         assert [getattr(record, field) for field in FIELDS] == [str(run.id), name, "default", 0]
 
 

@@ -322,7 +322,7 @@ def test_a_payload_that_does_not_decode_fails_for_good_without_running(worker: W
         worker.engine.create_execution(
             CreateExecutionArgs(
                 lane="default",
-                task="double",
+                task="shop.double",
                 payload=payload,
                 codec="json",
                 policy=double.options_given.policy(),
@@ -345,7 +345,7 @@ def test_a_payload_in_an_unknown_codec_fails_for_good(worker: Worker, start: Sta
     def double(number: int) -> int:
         return 2 * number
 
-    args = CreateExecutionArgs(lane="default", task="double", payload=b"[[1]]", codec="pickle")
+    args = CreateExecutionArgs(lane="default", task="shop.double", payload=b"[[1]]", codec="pickle")
     created = worker.engine.create_execution(args)
     start(worker)
     info = ended(worker, double.run(created.execution_id))

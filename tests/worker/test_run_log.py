@@ -56,7 +56,7 @@ def test_a_failed_attempt_tells_which_retry_comes_when_and_why(
 
     first, second, third = wait_until(lambda: len(lines := of_runs(told)) >= 3 and lines, "all is told")
 
-    assert re.fullmatch(rf"pay {short(str(run.id))} failed, retry 1 of 3 in \d+ ms: ValueError: boom", first)
+    assert re.fullmatch(rf"shop\.pay {short(str(run.id))} failed, retry 1 of 3 in \d+ ms: ValueError: boom", first)
     assert "retry 2 of 3" in second
     assert "completed in" in third
 
@@ -75,7 +75,7 @@ def test_what_failed_for_good_is_told_once_with_its_id_and_traceback(
     (line,) = [record.getMessage() for record in told.records if "boom" in record.getMessage()]
 
     first, *traceback = line.split("\n")
-    assert first == f"pay {run.id} failed for good: ValueError: boom"
+    assert first == f"shop.pay {run.id} failed for good: ValueError: boom"
     assert traceback[0].startswith("Traceback")
     assert traceback[-1] == "ValueError: boom"
 
@@ -187,7 +187,7 @@ def test_a_stop_tells_what_it_waits_for(served: Worker, start: Start, told: pyte
     over.set()
     stopping.join(20)
 
-    assert f"waiting up to 20 s for 1 handler: slow {short(str(run.id))} (" in line
+    assert f"waiting up to 20 s for 1 handler: shop.slow {short(str(run.id))} (" in line
     assert "A second Ctrl-C" in line
 
 

@@ -85,7 +85,9 @@ def test_arguments_that_do_not_fit_the_annotations_fail_for_good(place: Place) -
 
     place.start()
     policy = double.options_given.policy()
-    wrong = CreateExecutionArgs(lane="default", task="double", payload=b'[["no number"]]', codec="json", policy=policy)
+    wrong = CreateExecutionArgs(
+        lane="default", task="shop.double", payload=b'[["no number"]]', codec="json", policy=policy
+    )
     run = double.run(place.worker.engine.create_execution(wrong).execution_id)
 
     with pytest.raises(ExecutionFailed, match="payload_decode"):

@@ -34,9 +34,9 @@ def add(a: int, b: int = 1) -> int:
 
 def test_a_function_is_decorated_with_and_without_options(worker: Worker) -> None:
     plain = worker.task(add)
-    named = worker.task(name="shop.add", lane="sums", priority=7)(add)
+    named = worker.task(name="other.add", lane="sums", priority=7)(add)
 
-    assert worker.tasks == {"add": plain, "shop.add": named}
+    assert worker.tasks == {"shop.add": plain, "other.add": named}
     assert named.options_given.lane == "sums"
     assert plain.options_given.lane == "default"
 
@@ -53,7 +53,7 @@ def test_a_decorated_function_keeps_its_name_and_documentation(worker: Worker) -
 def test_two_tasks_of_one_name_are_refused(worker: Worker) -> None:
     worker.task(add)
 
-    with pytest.raises(ValueError, match="'add' already; give one of them a name="):
+    with pytest.raises(ValueError, match=r"'shop\.add' already; give one of them a name="):
         worker.task(add)
 
 
@@ -80,6 +80,7 @@ def test_an_unknown_option_is_a_type_error_that_names_the_known_ones(worker: Wor
         ({"permanent": ("ValueError",)}, TypeError),
         ({"codec": "yaml"}, ValueError),
         ({"name": "\0"}, ValidationError),
+        ({"name": ""}, ValidationError),
     ],
 )
 def test_an_option_that_cannot_be_honoured_is_refused_where_it_is_written(
@@ -116,7 +117,7 @@ def test_a_plain_call_has_a_local_context_whose_steps_run(worker: Worker) -> Non
         context.check()
         return [context.kind, context.task, context.step("sum", sum, range(upto)), context.cancelled.is_set()]
 
-    assert count(4) == ["local", "count", 6, False]
+    assert count(4) == ["local", "shop.count", 6, False]
     with pytest.raises(RuntimeError, match="outside of a task"):
         current()
 
@@ -141,9 +142,9 @@ def test_the_context_comes_to_the_parameter_that_is_annotated_with_it(worker: Wo
 
     start(worker)
 
-    assert first(7, note="x") == "7 first local x"  # type: ignore[call-arg]  # the context is not the caller's to give
-    assert first.submit(7, note="x").result(10) == "7 first fresh x"  # type: ignore[call-arg]  # as above
-    assert second.submit().result(10) == "second"  # type: ignore[call-arg]  # as above
+    assert first(7, note="x") == "7 shop.first local x"  # type: ignore[call-arg]  # the context is not the caller's to give
+    assert first.submit(7, note="x").result(10) == "7 shop.first fresh x"  # type: ignore[call-arg]  # as above
+    assert second.submit().result(10) == "shop.second"  # type: ignore[call-arg]  # as above
 
 
 def test_an_annotation_that_is_no_text_is_understood_as_well(worker: Worker, start: Start) -> None:
@@ -154,7 +155,7 @@ def test_an_annotation_that_is_no_text_is_understood_as_well(worker: Worker, sta
     task = worker.task(handler)
     start(worker)
 
-    assert task.submit().result(10) == "handler"  # type: ignore[call-arg]  # the runtime gives it
+    assert task.submit().result(10) == "shop.handler"  # type: ignore[call-arg]  # the runtime gives it
 
 
 # Submitting
@@ -199,7 +200,7 @@ def test_options_of_a_submission_reach_the_store(worker: Worker) -> None:
     ).submit(1)
     info = info_of(worker, run)
 
-    assert (info.lane, info.task, info.priority, info.idempotency_key) == ("bulk", "add", 9, "order-7")
+    assert (info.lane, info.task, info.priority, info.idempotency_key) == ("bulk", "shop.add", 9, "order-7")
     assert info.delay_until_ms == at.timestamp() * 1000
     assert info.public_state is PublicState.DELAYED
     assert info.tags == {"team": "b"}

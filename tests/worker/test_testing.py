@@ -241,7 +241,7 @@ def test_middleware_goes_around_handlers_and_is_told_of_them() -> None:
         task.submit("abc")
         worker.run_until_idle()
 
-    assert told == ["before len", "after", "claimed len", "completed len"]
+    assert told == ["before shop.len", "after", "claimed shop.len", "completed shop.len"]
 
 
 def test_ctrl_c_in_a_handler_stops_the_caller_too(worker: Worker) -> None:

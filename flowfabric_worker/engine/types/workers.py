@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import attrs
 
 from flowfabric_worker.engine.types.checks import as_tuple, integer
 from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
 
 
 @attrs.frozen(kw_only=True)
@@ -66,4 +68,43 @@ class ListWorkersPage:
     """A page of workers by instance id; `next_cursor` is None on the last one."""
 
     workers: tuple[WorkerInfo | DamagedRow, ...]
+    next_cursor: str | None
+
+
+@attrs.frozen(kw_only=True)
+class TaskPublication:
+    """How a task is submitted, for those who do not have its code.
+
+    Attributes:
+        name: what executions call it.
+        lane, codec, priority, delay, tags, headers, policy: as in `CreateExecutionArgs`.
+    """
+
+    name: str
+    lane: str
+    codec: str = ""
+    priority: int = 0
+    delay: timedelta | None = None
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    policy: ExecutionPolicy = attrs.field(factory=ExecutionPolicy)
+
+
+@attrs.frozen(kw_only=True)
+class TaskInfo(TaskPublication):
+    """A published task; times are ms of the store's clock.
+
+    Attributes:
+        expires_at_ms: when it is forgotten, unless a worker publishes it again.
+    """
+
+    published_at_ms: int
+    expires_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class ListTasksPage:
+    """A page of published tasks; `next_cursor` is None on the last one."""
+
+    tasks: tuple[TaskInfo | DamagedRow, ...]
     next_cursor: str | None
