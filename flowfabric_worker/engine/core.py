@@ -291,14 +291,24 @@ class EngineCore:
         return self._persist(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
 
     def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
-        """Sends many calls at once, and again by itself each one that got lost."""
-        replies = list(self.store.call_many(calls, timeout))
-        for index, reply in enumerate(replies):
-            if isinstance(reply, TransportError) and reply.retryable:
-                try:
-                    replies[index] = self._send(calls[index], timeout)
-                except EngineError as error:
-                    replies[index] = error
+        """Send many calls at once, and those that got lost again together for a while."""
+        replies: list[Reply | EngineError] = [TransportError()] * len(calls)
+        lost = list(range(len(calls)))
+
+        def attempt() -> None:
+            nonlocal lost
+            sent, lost = lost, []
+            for place, reply in zip(sent, self.store.call_many([calls[each] for each in sent], timeout), strict=True):
+                replies[place] = reply
+                if isinstance(reply, TransportError) and reply.retryable:
+                    lost.append(place)
+            if lost:
+                problem = replies[lost[0]]
+                assert isinstance(problem, EngineError)
+                raise problem
+
+        with contextlib.suppress(TransportError):
+            self._persist(attempt)
         return replies
 
     def _batches(self, items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: int) -> Iterator[list[int]]:

@@ -317,7 +317,7 @@ def _windows(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
     """Cut calls into what may be under way at once."""
     first = size = 0
     for place, call in enumerate(calls):
-        added = sum(len(argument) for argument in call.arguments if not isinstance(argument, int))
+        added = sum(len(argument) for argument in call.arguments if isinstance(argument, bytes | str))
         if place > first and (place - first >= _WINDOW_CALLS or size + added > _WINDOW_BYTES):
             yield calls[first:place]
             first, size = place, 0

@@ -1,0 +1,92 @@
+"""Submissions in bulk: however many there are, only a bounded part of them is under way at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from flowfabric_worker.engine.errors import EngineError, TransportError
+from flowfabric_worker.engine.stores import valkey
+from flowfabric_worker.engine.stores.base import Call
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from tests.conformance.work import creation
+from tests.faults.opening import opened
+from tests.faults.proxy import Proxy
+from tests.servers import ValkeyServer
+
+COUNT = 8_000
+MEGABYTE = b"x" * 1_000_000
+MEGABYTES = 30
+SHORT = 0.5
+# Seconds for each 64 KiB.
+SLOW = 0.003
+
+
+def test_many_calls_at_once_may_take_longer_than_one_call(server: ValkeyServer) -> None:
+    with (
+        contextlib.closing(Proxy(server.socket)) as proxy,
+        opened(f"valkey://127.0.0.1:{proxy.port}?timeout={SHORT}", patience=0) as engine,
+    ):
+        engine.prepare()
+        proxy.delay = SLOW
+        began = time.monotonic()
+        answers = engine.store.call_many([Call("server_time", 0, [MEGABYTE])] * MEGABYTES, SHORT)
+
+        assert time.monotonic() - began > 2 * SHORT
+        assert not [answer for answer in answers if isinstance(answer, EngineError)]
+
+
+def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server: ValkeyServer) -> None:
+    with opened(server.url, patience=SHORT) as engine:
+        engine.prepare()
+        server.kill()
+        began = time.monotonic()
+        results = engine.create_executions([creation()] * COUNT)
+
+        assert time.monotonic() - began < 6 * SHORT
+        assert {type(result) for result in results} == {TransportError}
+
+
+def test_calls_that_wait_behind_a_silent_server_are_given_up_with_the_first(server: ValkeyServer) -> None:
+    with opened(server.url, patience=0) as engine:
+        engine.prepare()
+        calls = [Call("server_time", 0, [])] * 200
+        pid = int(server.client().info("server")["process_id"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            answers = engine.store.call_many(calls, SHORT)
+            assert time.monotonic() - began < 5 * SHORT
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    assert all(isinstance(answer, EngineError) and answer.code == "store_timeout" for answer in answers)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 100, [1_000_000] * 5, [10, 2_000_000, 10], []])
+def test_a_bounded_part_of_many_calls_is_under_way(sizes: Sequence[int]) -> None:
+    calls = [Call("f", 0, [b"x" * size, 7]) for size in sizes]
+
+    windows = list(valkey._windows(calls))
+    assert [call for window in windows for call in window] == calls
+    for window in windows:
+        assert len(window) <= valkey._WINDOW_CALLS
+        size = sum(len(argument) for call in window for argument in call.arguments if not isinstance(argument, int))
+        assert len(window) == 1 or size <= valkey._WINDOW_BYTES
+
+
+def test_one_call_that_cannot_be_sent_harms_no_other_window(server: ValkeyServer) -> None:
+    with opened(server.url, patience=0) as engine:
+        engine.prepare()
+        assert isinstance(engine.store, ValkeyStore)
+        calls = [Call("server_time", 0, [])] * 40
+        calls[20] = Call("server_time", 0, [object()])  # type: ignore[list-item]
+        answers = engine.store.call_many(calls)
+
+    failed = {place for place, answer in enumerate(answers) if isinstance(answer, EngineError)}
+    assert failed == set(range(16, 32))
