@@ -12,9 +12,9 @@ import attrs
 
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.core import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason, RetryScheduled
 from flowfabric_worker.held import Held, Holdings, now

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.core import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.types.running import TerminalFailed
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now

@@ -14,8 +14,8 @@ import attrs
 
 from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.core import send_once
 from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.patience import send_once
 from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs, TickScheduleResult
 from flowfabric_worker.held import now
 from flowfabric_worker.outages import Outage

@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import TypeVar
 from uuid import uuid4
 
-import tenacity
-
 from flowfabric_worker.engine import forking
-from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import (
     CODES,
     ConflictError,
@@ -27,8 +23,8 @@ from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Limits
 from flowfabric_worker.engine.listening import Listener
 from flowfabric_worker.engine.partitions import parse_partition_key
+from flowfabric_worker.engine.patience import CallsUnderWay, with_patience
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
-from flowfabric_worker.engine.stores.keeping import keep_connections
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
 from flowfabric_worker.engine.wire import pack
 
@@ -36,52 +32,6 @@ T = TypeVar("T")
 Item = Sequence[Argument]
 
 DEFAULT_PATIENCE = 5.0
-
-_sends_once: ContextVar[bool] = ContextVar("flowfabric_sends_once", default=False)
-
-
-def send_once() -> None:
-    """From now on this thread's calls go out once: it tries again by itself, and has other things to do meanwhile."""
-    _sends_once.set(True)
-
-
-def dedicate_thread(engine: EngineBackend) -> None:
-    """Prepare a thread with one task of its own, on which leases depend.
-
-    Its calls go out once, over connections that no other thread uses, and that are opened now.
-    """
-    send_once()
-    keep_connections()
-    with contextlib.suppress(EngineError):
-        engine.ping()
-
-
-class CallsUnderWay:
-    """Counts the calls that have not come back yet: `with` it around each of them."""
-
-    def __init__(self) -> None:
-        # Every call passes through here, so what only a shutdown needs is done for a shutdown alone.
-        self._lock = threading.Lock()
-        self._none_left = threading.Condition(self._lock)
-        self._count = 0
-        self._awaited = False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._count += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._count -= 1
-            if self._awaited and not self._count:
-                self._none_left.notify_all()
-
-    def wait(self, timeout: float) -> int:
-        """Waits until there is none, at most `timeout` seconds; returns how many there are."""
-        with self._lock:
-            self._awaited = True
-            self._none_left.wait_for(lambda: not self._count, timeout)
-            return self._count
 
 
 class EngineCore:
@@ -207,18 +157,7 @@ class EngineCore:
             return self._persist(attempt)
 
     def _persist(self, attempt: Callable[[], T]) -> T:
-        try:
-            return attempt()
-        except TransportError as error:
-            if not error.retryable or self.patience <= 0 or _sends_once.get():
-                raise
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=tenacity.stop_after_delay(self.patience),
-            reraise=True,
-        )
-        return retrying(attempt)
+        return with_patience(attempt, self.patience)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT

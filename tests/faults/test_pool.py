@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from flowfabric_worker.engine.core import dedicate_thread
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.stores import pool
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.urls import open_store
