@@ -1,0 +1,157 @@
+"""What cannot be handed out hides nothing that can."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.wire import decode_class, pack
+from tests.conformance.upkeeping import SECOND
+from tests.conformance.work import (
+    LANE,
+    all_created,
+    claimed_ids,
+    created,
+    creation,
+    ids_in,
+    raw_client,
+    raw_key,
+    refused,
+    request,
+)
+from tests.conftest import Clock
+
+
+def claimed_one(engine: Engine) -> list[ExecutionId]:
+    """What a claim of one execution gets."""
+    return [each.execution_id for each in engine.claim_many(request(worker="w2"))]
+
+
+@pytest.mark.parametrize("dead", [20, 300])
+def test_work_that_was_reclaimed_too_often_hides_nothing(engine: Engine, clock: Clock, dead: int) -> None:
+    policy = ExecutionPolicy(max_reclaim_count=0)
+    *lost, ready = ids_in(engine, 0, dead + 1)
+    all_created(engine, [creation(execution_id=each, policy=policy) for each in lost])
+    assert len(claimed_ids(engine, lease=SECOND)) == dead
+    clock.move(2 * SECOND)
+    while engine.run_upkeep(500).more:
+        pass
+    created(engine, execution_id=ready)
+
+    assert claimed_one(engine) == [ready]
+
+
+def test_overdue_deadlines_hide_nothing(engine: Engine, clock: Clock) -> None:
+    *overdue, ready = ids_in(engine, 0, 61)
+    policy = ExecutionPolicy(execution_deadline=SECOND)
+    all_created(engine, [creation(execution_id=each, policy=policy) for each in overdue])
+    created(engine, execution_id=ready)
+    clock.move(2 * SECOND)
+
+    assert claimed_one(engine) == [ready]
+
+
+def test_work_of_a_newer_release_stays_where_it_is_and_hides_nothing(engine: Engine) -> None:
+    *newer, ready = ids_in(engine, 0, 41)
+    all_created(engine, [creation(execution_id=each) for each in newer])
+    client = raw_client(engine, 0)
+    for each in newer:
+        key = raw_key(engine, 0, f"x:{each.uuid}")
+        client.hset(key, "state", client.hget(key, "state").replace(b"runnable", b"dreaming"))
+    created(engine, execution_id=ready)
+
+    assert claimed_one(engine) == [ready]
+    assert claimed_one(engine) == []
+    (index,) = client.keys(raw_key(engine, 0, "ready:*").replace("{", "[{]"))
+    assert client.zcard(index) == 40
+
+
+def test_very_many_idle_kinds_of_work_hide_none(engine: Engine) -> None:
+    (ready,) = ids_in(engine, 0, 1)
+    created(engine, execution_id=ready, task="zz-last")
+    (known,) = raw_client(engine, 0).zrange(raw_key(engine, 0, "classes"), 0, -1)
+    kinds = {known.replace(b"7:zz-last", b"7:t%06d" % number): 0 for number in range(2100)}
+    raw_client(engine, 0).zadd(raw_key(engine, 0, "classes"), kinds)
+
+    assert claimed_one(engine) == [ready]
+
+
+def test_a_claim_over_many_kinds_of_work_takes_few_calls(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = [f"lane-{number:02}" for number in range(MAX_LANES_PER_CLAIM)]
+    ids = iter(ids_in(engine, 0, 2 * len(lanes)))
+    for task in ("a", "b"):
+        all_created(engine, [creation(lane=lane, task=task, execution_id=next(ids)) for lane in lanes])
+    engine.fitting(0, request(*lanes))
+    called = []
+    call = engine.call
+    monkeypatch.setattr(engine, "call", lambda *args: called.append(args[:2]) or call(*args))
+
+    claimed = engine.claim_many(request(*lanes, limit=500))
+
+    assert len(claimed) >= MAX_LANES_PER_CLAIM
+    assert called.count(("claim_many", 0)) <= 2
+
+
+def test_a_claim_names_at_most_sixty_four_lanes(engine: Engine) -> None:
+    lanes = [f"lane-{number}" for number in range(MAX_LANES_PER_CLAIM + 1)]
+    assert engine.claim_many(request(*lanes[1:])) == []
+    with refused("invalid_input"):
+        engine.claim_many(request(*lanes))
+
+
+# The classes of a lane, under their revision.
+
+
+def test_a_class_is_seen_although_a_restored_snapshot_took_another_away(engine: Engine, store_url: str) -> None:
+    first, second, third = ids_in(engine, 0, 3)
+    created(engine, execution_id=first)
+    assert claimed_ids(engine) == [first]
+    lane, classes = f"lane:{pack((engine.namespace, LANE)).decode()}", raw_key(engine, 0, "classes")
+    client, key = raw_client(engine, 0), raw_key(engine, 0, lane)
+    snapshot = client.hget(key, "revision")
+    created(engine, execution_id=second, task="lost")
+    assert claimed_ids(engine) == [second]
+    lost = next(each for each in client.zrange(classes, 0, -1) if decode_class(each).task == "lost")
+    client.zrem(classes, lost)
+    client.hset(key, "revision", snapshot)
+    other = open_engine(store_url)
+    created(other, execution_id=third, task="new")
+    other.close()
+
+    assert claimed_ids(engine) == [third]
+
+
+def test_new_classes_of_one_lane_leave_the_others_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, *new = ids_in(engine, 0, 6)
+    created(engine, execution_id=known)
+    engine.fitting(0, request())
+    read = []
+    call = engine.call
+    monkeypatch.setattr(engine, "call", lambda *args: read.append(args) or call(*args))
+    for number, each in enumerate(new):
+        created(engine, lane="busy", task=f"t{number}", execution_id=each)
+        claimed_ids(engine, "busy")
+
+    assert claimed_ids(engine) == [known]
+    again = [lanes[0] for function, partition, lanes in read if (function, partition) == ("list_classes", 0)]
+    assert again
+    assert engine.packed_lane(LANE) not in again
+
+
+def test_a_lane_whose_classes_change_all_the_time_holds_no_other_up(engine: Engine, clock: Clock) -> None:
+    (ready,) = ids_in(engine, 0, 1)
+    created(engine, lane="calm", execution_id=ready)
+    client, key = raw_client(engine, 0), raw_key(engine, 0, f"lane:{pack((engine.namespace, 'busy')).decode()}")
+    call = engine.call
+
+    def calling(function: str, *arguments: object) -> object:
+        client.hincrby(key, "revision", 1)
+        return call(function, *arguments)  # type: ignore[arg-type]
+
+    engine.call = calling  # type: ignore[method-assign,assignment]
+    assert claimed_ids(engine, "busy", "calm") == [ready]
+    assert engine.list_lanes().lanes[0].depths[PublicState.ACTIVE] == 1

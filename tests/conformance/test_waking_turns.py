@@ -1,0 +1,158 @@
+"""Which of the waiting workers is woken, what takes the place of one that does not come, and what all that costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from flowfabric_worker.engine.classes import lane_arguments
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from tests.conformance.waiting import AT_ONCE, Opener, Waiting, known_class, registered, waiting
+from tests.conformance.work import LANE, all_created, created, creation, ids_in, raw_client, raw_key, request
+from tests.servers import ValkeyServer, wait_until
+
+LONG = timedelta(seconds=30)
+
+
+@pytest.fixture
+def another(store_url: str) -> Iterator[Opener]:
+    """Opens one more engine on the store of the test, as another process has it."""
+    with ExitStack() as opened:
+
+        def open_one() -> Engine:
+            engine = open_engine(store_url)
+            opened.callback(engine.close)
+            assert engine.partitions
+            return engine
+
+        yield open_one
+
+
+def register(engine: Engine, partition: int, count: int) -> None:
+    """Registers waiters that no thread answers for, though their process listens."""
+    fitting = engine.fitting(partition, request())
+    lanes = lane_arguments(fitting.lanes)
+    for _ in range(count):
+        name = f"{engine.listener.topic}/{uuid4().hex}"
+        head = [str(uuid4()), b"", b"", name, 1000, 9000, 0, fitting.set_name, "1"]
+        engine.store.call("claim_many", partition, [*head, *lanes])
+
+
+def test_idle_workers_are_woken_in_turns(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    engines = [another() for _ in range(4)]
+    waiters = [waiting(each) for each in engines]
+    shares: Counter[int] = Counter()
+
+    for execution_id in ids_in(engine, 0, 12):
+        created(engine, execution_id=execution_id)
+        wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them has work", AT_ONCE)
+        (index,) = [index for index, waiter in enumerate(waiters) if waiter.is_over]
+        shares[index] += 1
+        waiters[index] = waiting(engines[index])
+
+    assert shares == {0: 3, 1: 3, 2: 3, 3: 3}
+
+
+@pytest.mark.parametrize("delay", [timedelta(), timedelta(milliseconds=200)], ids=["ready", "due soon"])
+def test_a_wake_up_that_is_not_taken_goes_to_the_next(engine: Engine, another: Opener, delay: timedelta) -> None:
+    known_class(engine)
+    register(another(), 0, 1)
+    waiter = waiting(another())
+    (execution_id,) = ids_in(engine, 0, 1)
+    created(engine, execution_id=execution_id, delay=delay)
+
+    assert [each.execution_id for each in waiter.result()] == [execution_id]
+
+
+def test_a_hundred_and_thirty_idle_workers_learn_of_a_new_class(engine: Engine) -> None:
+    known_class(engine)
+    store = engine.store
+    assert isinstance(store, ValkeyStore)
+    register(engine, 0, 130)
+    assert raw_client(engine, 0).hlen(raw_key(engine, 0, "waiters")) == 130
+
+    created(engine, execution_id=ids_in(engine, 0, 1)[0], task="new")
+
+    assert raw_client(engine, 0).hlen(raw_key(engine, 0, "waiters")) == 0
+
+
+def test_the_sets_of_waiting_workers_go_with_their_last_waiter(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    waiters = [waiting(another()) for _ in range(2)]
+    assert raw_client(engine, 0).hlen(raw_key(engine, 0, "sets")) == 1
+    for waiter, execution_id in zip(waiters, ids_in(engine, 0, 2), strict=True):
+        created(engine, execution_id=execution_id)
+        waiter.result()
+
+    left = raw_client(engine, 0).keys(raw_key(engine, 0, "idle*").replace("{", "[{]"))
+    assert [*left, *raw_client(engine, 0).hkeys(raw_key(engine, 0, "sets"))] == []
+
+
+def test_a_hundred_waiters_of_a_thousand_classes_cost_a_submission_little(valkey: ValkeyServer) -> None:
+    engine = open_engine(f"{valkey.url}?prefix=w{uuid4().hex[:12]}")
+    engine.prepare()
+    tasks = [f"task-{number}" for number in range(1000)]
+    for first in range(0, 1000, MAX_BATCH_ITEMS):
+        all_created(engine, [creation(task=task) for task in tasks[first : first + MAX_BATCH_ITEMS]])
+    while engine.claim_many(request(limit=MAX_BATCH_ITEMS)):
+        pass
+    register(engine, 0, 100)
+    assert registered(engine) == 100
+    client = valkey.client()
+    client.config_resetstat()
+
+    all_created(engine, [creation(task=task) for task in tasks[::10]])
+
+    assert client.info("commandstats")["cmdstat_fcall"]["usec"] < 200_000
+    assert registered(engine) == 0
+    engine.close()
+
+
+def test_one_submission_costs_a_fleet_few_calls_however_many_partitions(engine: Engine, another: Opener) -> None:
+    known_class(engine)
+    engines = [another() for _ in range(8)]
+    waiters = [Waiting(each, request(worker=uuid4().hex, max_wait=LONG, limit=8)) for each in engines]
+    wait_until(lambda: registered(engine) == 8, "all wait")
+    before = engine.store.info().calls
+
+    created(engine)
+
+    wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them has work", AT_ONCE)
+    (index,) = [index for index, waiter in enumerate(waiters) if waiter.is_over]
+    again = Waiting(engines[index], request(worker=uuid4().hex, max_wait=LONG, limit=8))
+    wait_until(lambda: registered(engine) >= 7, "the others wait")
+    assert engine.store.info().calls - before < 20 + engine.partitions
+    assert not again.is_over
+
+
+def test_a_worker_with_free_threads_goes_on_waiting_where_it_was(engine: Engine) -> None:
+    known_class(engine)
+    waiter = Waiting(engine, request(worker="w", max_wait=LONG, limit=8))
+    wait_until(lambda: registered(engine) == 1, "it waits everywhere")
+    first, second = ids_in(engine, engine.partitions - 1, 2)
+    created(engine, execution_id=first)
+    waiter.result()
+    waiter = Waiting(engine, request(worker="w", max_wait=LONG, limit=7))
+    wait_until(lambda: registered(engine) == 1, "it waits everywhere again")
+    created(engine, execution_id=second)
+
+    assert [each.execution_id for each in waiter.result()] == [second]
+
+
+def test_a_worker_that_waits_for_something_else_leaves_its_old_place(engine: Engine) -> None:
+    waiter = Waiting(engine, request(worker="w", max_wait=timedelta(milliseconds=300), limit=8))
+    waiter.result()
+    waiter = Waiting(engine, request("elsewhere", worker="w", max_wait=LONG, limit=8))
+    wait_until(lambda: registered(engine) == 1, "it waits for another lane")
+    created(engine, lane="elsewhere")
+
+    assert len(waiter.result()) == 1
+    assert LANE not in {each.lane for each in engine.list_lanes().lanes}
