@@ -22,7 +22,8 @@ R = TypeVar("R")
 # Under this and the name of a step its exception is kept.
 _RAISED: Final = f"{RESERVED}raised "
 
-_KINDS: dict[str, ClaimKind] = {"FRESH": "fresh", "RESUMED": "resumed", "RECLAIMED": "reclaimed"}
+# In the order of `HandleKind`, whose numbers are read faster than its names.
+_KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
 
 
 class RunContext(TaskContext):
@@ -36,13 +37,13 @@ class RunContext(TaskContext):
         self._sleeps = 0
         # What steps raised that no durable call has followed yet, as it is kept.
         self._raised: dict[str, bytes] = {}
-        self._journal: dict[str, bytes] = dict(claimed.journal)
+        self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
         self.id = held.key
         self.task = claimed.task
         self.lane = claimed.handle.lane
         self.attempt = claimed.handle.attempt_index
         self.retry_count = claimed.retry_count
-        self.kind: ClaimKind = _KINDS[claimed.handle.kind.name]
+        self.kind: ClaimKind = _KINDS[claimed.handle.kind]
         self.tags: Mapping[str, str] = claimed.tags
         self.headers: Mapping[str, str] = claimed.headers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import queue
 import signal
@@ -150,6 +151,9 @@ class Runtime:
         try:
             if not self._prepare_unless_stopped():
                 return
+            # What the application is made of stays: collections would go through all of it again and again.
+            gc.collect()
+            gc.freeze()
             self._start()
             fallen = self._await_request()
             self.stop()

@@ -47,7 +47,7 @@ class Decoding(Damage):
         return Claimed(
             handle=Handle(
                 backend=self.store.label,
-                kind=HANDLE_KINDS[kind.decode()],
+                kind=HANDLE_KINDS[kind],
                 execution_id=ExecutionId(partition, uuid.decode()),
                 attempt_index=int(attempt),
                 attempt_id=attempt_id.decode(),

@@ -107,4 +107,5 @@ class Handle:
         )
 
 
-HANDLE_KINDS = {kind.name.lower(): kind for kind in HandleKind}
+# By the words of the store.
+HANDLE_KINDS = {kind.name.lower().encode(): kind for kind in HandleKind}

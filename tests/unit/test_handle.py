@@ -68,10 +68,10 @@ def test_the_fence_is_lease_epoch_and_attempt() -> None:
 
 def test_every_kind_is_found_by_its_stored_word() -> None:
     assert {word: kind.name for word, kind in HANDLE_KINDS.items()} == {
-        "fresh": "FRESH",
-        "resumed": "RESUMED",
-        "reclaimed": "RECLAIMED",
-        "suspended": "SUSPENDED",
+        b"fresh": "FRESH",
+        b"resumed": "RESUMED",
+        b"reclaimed": "RECLAIMED",
+        b"suspended": "SUSPENDED",
     }
 
 
