@@ -12,6 +12,7 @@ from uuid import UUID
 
 import attrs
 
+from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import (
     MAX_CAPABILITIES,
@@ -71,8 +72,13 @@ class _Uuid7:
     """Mints UUIDv7 that grow strictly inside a process: 48 bits of ms, a counter of 12 + 14 bits, 48 random bits."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._last = 0
+        self.forget_parent()
+        forking.remember(self)
+
+    def forget_parent(self) -> None:
+        """Take a new lock in a forked process: a thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
 
     def __call__(self) -> UUID:
         random = int.from_bytes(os.urandom(8), "big")

@@ -44,6 +44,7 @@ ff.MAX_BYTES = 8 * 1024 * 1024
 ff.MAX_CLASSES_PER_LANE = 1024
 ff.DUE_PER_CLAIM = 32
 ff.FALLBACK = 10000
+ff.MOST_SET_BACK = 60000
 -- After how long what this release does not know is looked at again, in ms.
 ff.POSTPONED = 5000
 ff.HOUR = 3600000
@@ -134,18 +135,24 @@ function ff.begin(keys)
   call = redis.call
   local base = keys[1]
   local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher', 'feed_age')
-  local now = ff.number(meta[1])
+  local now, latest = ff.number(meta[1]), ff.number(meta[2]) or 0
   if not now then
     local time = call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
+    -- A clock that is set back by little stands still until it has caught up; by more, the old time was wrong.
+    if latest > now and latest - now <= ff.MOST_SET_BACK then
+      now = latest
+    end
+    meta.is_real = true
   end
   local prefix, partition = string.match(base, '^(.*):{fp:(%d+)}$')
   return {
     base = base,
     now = now,
     now_text = ff.text(now),
+    is_real_time = meta.is_real,
     -- Ids of the feed never go back, whatever the clock does.
-    feed_now = math.max(now, ff.number(meta[2]) or 0),
+    feed_now = math.max(now, latest),
     partition = partition,
     channel = prefix .. ':topic:',
     watcher = meta[3],

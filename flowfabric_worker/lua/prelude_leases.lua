@@ -138,8 +138,13 @@ function ff.backoff(policy, retry_count, draw)
   return math.floor(delay)
 end
 
-function ff.may_retry(policy, class, retry_count)
-  if class == 'permanent' or class == 'cancelled' or retry_count >= (tonumber(policy.max_retries) or 0) then
+-- How many retries a failure that asks for one gets where no policy says how many there are.
+local RETRIES_ASKED_FOR = 3
+
+-- Whether a failure is tried again; `asked` says that it asks for it.
+function ff.may_retry(policy, class, retry_count, asked)
+  local most = tonumber(policy.max_retries) or asked and RETRIES_ASKED_FOR or 0
+  if class == 'permanent' or class == 'cancelled' or retry_count >= most then
     return false
   end
   if not policy.categories then
@@ -160,7 +165,7 @@ function ff.fail_attempt(ctx, record, failed)
     attempt_ended = ctx.now,
   }
   local answer
-  if ff.may_retry(policy, failed.class, retries) then
+  if ff.may_retry(policy, failed.class, retries, failed.after) then
     local at = ctx.now + (failed.after or ff.backoff(policy, retries, failed.draw))
     answer = { 'retry', ff.text(at) }
     changes.retry_count = retries + 1

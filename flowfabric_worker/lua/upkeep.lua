@@ -219,6 +219,10 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   if handled > 0 then
     call('HSET', meta, 'upkeep', ff.remember(memory, args[2], { ff.text(handled) }))
   end
+  if ctx.is_real_time then
+    -- How far time has come, should the clock be set back.
+    call('HSET', meta, 'feed_last', ctx.feed_now)
+  end
   ff.flush(ctx)
   return { handled, ctx.now, ff.next_due_or_removal(ctx) or false }
 end)

@@ -194,16 +194,18 @@ class Partition:
 
     def fail_attempt(self, each: Execution, kind: FailureClass, after: int | None, now: int) -> FailOutcome:
         retry = each.policy.retry
+        # A failure that asks for a retry gets three where no policy says how many there are.
+        most = retry.max_retries if retry is not None else 0 if after is None else 3
         if (
-            retry is None
-            or kind in (FailureClass.PERMANENT, FailureClass.CANCELLED)
-            or each.retry_count >= retry.max_retries
-            or (retry.retryable_categories and kind not in retry.retryable_categories)
+            kind in (FailureClass.PERMANENT, FailureClass.CANCELLED)
+            or each.retry_count >= most
+            or (retry is not None and retry.retryable_categories and kind not in retry.retryable_categories)
         ):
             cancelled = kind is FailureClass.CANCELLED
             self.end(each, "cancelled" if cancelled else "failed", now)
             return TerminalCancelled() if cancelled else TerminalFailed()
         if after is None:
+            assert retry is not None, "only a policy gives retries that were not asked for"
             after = ms(retry.initial)
             if retry.backoff == "exponential":
                 after = min(int(after * retry.multiplier**each.retry_count), ms(retry.maximum))

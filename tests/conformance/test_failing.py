@@ -157,8 +157,18 @@ def test_a_retry_without_a_wait_is_ready_at_once(engine: Engine, clock: Clock, h
     assert claim_one(engine, claimed.handle.lane).attempt_type == "retry"
 
 
-def test_retry_after_does_not_make_a_retry_where_there_is_none(engine: Engine) -> None:
+def test_a_failure_that_asks_for_a_retry_gets_three_without_a_policy(engine: Engine, clock: Clock) -> None:
     claimed = running(engine)
+    for _ in range(3):
+        outcome = engine.fail(claimed.handle, BOOM, FailureClass.TRANSIENT, timedelta(seconds=1))
+        assert outcome == RetryScheduled(delay_until_ms=clock.ms + 1000)
+        clock.move(timedelta(seconds=1))
+        claimed = claim_one(engine, claimed.handle.lane)
+    assert engine.fail(claimed.handle, BOOM, FailureClass.TRANSIENT, timedelta(seconds=1)) == TerminalFailed()
+
+
+def test_retry_after_does_not_make_a_retry_where_a_policy_has_none(engine: Engine) -> None:
+    claimed = running(engine, policy=ExecutionPolicy(retry=RetryPolicy(max_retries=0)))
     assert engine.fail(claimed.handle, BOOM, FailureClass.TRANSIENT, timedelta(seconds=1)) == TerminalFailed()
     claimed = running(engine, policy=fixed())
     assert engine.fail(claimed.handle, BOOM, FailureClass.PERMANENT, timedelta(seconds=1)) == TerminalFailed()

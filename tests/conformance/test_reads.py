@@ -23,6 +23,8 @@ from tests.conformance.work import (
     claim_one,
     created,
     info_of,
+    raw_client,
+    raw_key,
     refused,
     running,
     upkeep_all,
@@ -307,3 +309,24 @@ def test_a_filter_of_a_wrong_kind_is_refused_when_it_is_made() -> None:
     for changes in wrong:
         with pytest.raises(ValidationError):
             ExecutionFilter(**changes)
+
+
+@pytest.mark.parametrize(("ahead_ms", "stands"), [(30_000, True), (3_600_000, False)], ids=["a little", "far"])
+def test_a_clock_that_is_set_back_a_little_stands_still(engine: Engine, ahead_ms: int, stands: bool) -> None:
+    # How far time has come is kept; a server whose clock is behind it was set back.
+    came_to = engine.server_time() + ahead_ms
+    raw_client(engine).hset(raw_key(engine, 0, "meta"), "feed_last", came_to)
+
+    now = engine.server_time()
+
+    assert (now == came_to) == stands
+    assert now <= came_to
+
+
+def test_upkeep_notes_how_far_time_has_come(engine: Engine) -> None:
+    before = engine.server_time()
+
+    engine.run_upkeep()
+
+    noted = raw_client(engine).hget(raw_key(engine, 0, "meta"), "feed_last")
+    assert before <= int(noted or 0) <= engine.server_time()

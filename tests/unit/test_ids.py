@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -231,3 +233,15 @@ def test_capabilities_have_a_most_of_bytes_with_the_commas_between_them(letter: 
 
     assert check_capabilities([*tokens, "x" * room])
     assert refusal(check_capabilities, [*tokens, "x" * (room + 1)]).code == "invalid_capabilities"
+
+
+def test_a_forked_process_mints_ids_though_its_parent_was_minting_one() -> None:
+    with uuid7._lock:
+        child = os.fork()
+        if not child:
+            # A child that waits for the parent's lock would wait for ever.
+            signal.alarm(5)
+            uuid7()
+            os._exit(0)
+
+    assert os.waitpid(child, 0)[1] == 0

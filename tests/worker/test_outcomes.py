@@ -160,8 +160,19 @@ def test_retry_waits_as_long_as_it_says_and_counts(worker: Worker, start: Start)
     assert (info.retry_count, info.error) == (1, "the bank is closed")
 
 
-def test_retry_without_retries_left_fails(worker: Worker, start: Start) -> None:
+def test_retry_without_a_policy_is_granted_three_times(worker: Worker, start: Start) -> None:
     @worker.task
+    def later() -> None:
+        raise Retry("the bank is closed", after=timedelta(milliseconds=1))
+
+    start(worker)
+    info = ended(worker, later.submit())
+
+    assert (info.public_state, info.retry_count, info.total_attempt_count) == (PublicState.FAILED, 3, 4)
+
+
+def test_retry_without_retries_left_fails(worker: Worker, start: Start) -> None:
+    @worker.task(retry=RetryPolicy(max_retries=0))
     def later() -> None:
         raise Retry("the bank is closed", after=HOUR)
 
