@@ -34,7 +34,11 @@ _MS = timedelta(milliseconds=1)
 
 
 class Claimer:
-    """One thread that claims."""
+    """One thread that claims.
+
+    Args:
+        on_reclaimed: called before work begins whose worker was lost before; it does not wait for anything.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Claimer:
         lanes: Mapping[str, int],
         offers: frozenset[str],
         hooks: Hooks,
+        on_reclaimed: Callable[[], None] | None = None,
     ) -> None:
         self._holdings = holdings
         self._engine = engine
@@ -56,6 +61,7 @@ class Claimer:
         self._lanes = tuple(lanes)
         self._offers = offers
         self._hooks = hooks
+        self._on_reclaimed = on_reclaimed
         self._tells = hooks.wants("on_claim")
         self._on_lost = hooks.lost if hooks.wants("on_lost") else None
         self._outage = Outage(log, "Claiming")
@@ -149,6 +155,8 @@ class Claimer:
             # Before any of them begins, so that no end is told before its claim.
             for held in taken:
                 self._hooks.tell("on_claim", held)
+        if self._on_reclaimed is not None and any(each.reclaim_count for each in claimed):
+            self._on_reclaimed()
         for held in taken:
             self._holdings.queue(held)
         if self._holdings.outstanding() <= self._holdings.threads:

@@ -223,6 +223,10 @@ class Holdings:
         """How many handlers have ended."""
         return sum(self.finished)
 
+    def holds_reclaimed(self) -> bool:
+        """Return True if an execution is held whose worker was lost before."""
+        return any(held.claimed.reclaim_count for held in list(self.executions.values()))
+
     def holds(self, held: Held) -> bool:
         """Return True if an execution is held, and was not claimed again since."""
         return self.executions.get(held.key) is held

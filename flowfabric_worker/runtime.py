@@ -94,15 +94,20 @@ class Runtime:
         self._handlers = self._make_handlers()
         limit = self.settings.memory_limit
         self._memory = None if limit is None else MemoryWatch(limit, self._on_worn)
-        self._line = None if line is None else Line(line, self._ask_once, self._hurry, self._on_death)
+        self._line = (
+            None
+            if line is None
+            else Line(line, self._ask_once, self._hurry, self._on_death, self._holdings.holds_reclaimed)
+        )
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._publications = [task.publication() for task in worker.tasks.values()]
         self._keeper = Keeper(
             self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()), self._publications
         )
         self._claimer = Claimer(
-            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks
-        )
+            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks,
+            None if self._line is None else self._line.beat_now,
+        )  # fmt: skip
         self._scheduler = Scheduler(self._engine, worker.tasks.values())
         # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
         # in is why the process itself wants to stop; empty where the request came from outside.

@@ -47,7 +47,10 @@ def awaited(numbers: Collection[int]) -> Iterator[Callable[[float], bool | None]
 
     def wait(timeout: float) -> bool | None:
         received = signal.sigtimedwait(numbers, timeout)
-        return None if received is None else received.si_pid == os.getpid()
+        # After a wait that ended late because the process was stopped, Python returns a signal of no meaning.
+        if received is None or received.si_signo not in numbers:
+            return None
+        return received.si_pid == os.getpid()
 
     former = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:

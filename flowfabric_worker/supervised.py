@@ -1,8 +1,8 @@
 """A worker process under a supervisor: its side of the line between the two.
 
 The line is a pair of sockets, one message a line. The process says `hello INSTANCE SILENCE` when it works, and `.` from
-time to time while it lives. The supervisor says `stop` and `hurry`, and `died INSTANCE HOW` of another process. The end
-of the line is the end of the other side, however it came about.
+time to time while it lives; `. suspect` while it holds an execution whose worker was lost before. The supervisor says
+`stop` and `hurry`, and `died INSTANCE HOW` of another process. The end of the line is the end of the other side.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Line:
         on_stop: called when this process is to stop, which is so too when the supervisor is gone.
         on_hurry: called when it is to stop without waiting for handlers.
         on_death: called with the instance id of another worker process, and how it died.
+        holds_suspect: whether this process holds an execution whose worker was lost before.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Line:
         on_stop: Callable[[], None],
         on_hurry: Callable[[], None],
         on_death: Callable[[str, str], None],
+        holds_suspect: Callable[[], bool] = lambda: False,
     ) -> None:
         self._end = end
         self._on_stop = on_stop
         self._on_hurry = on_hurry
         self._on_death = on_death
+        self._holds_suspect = holds_suspect
         self._next_beat = now()
         self._thread = threading.Thread(target=self._listen, name="flowfabric-supervised", daemon=True)
 
@@ -55,11 +58,14 @@ class Line:
 
     def beat(self) -> None:
         """Tell the supervisor, from time to time, that this process lives; never wait for it."""
-        if now() < self._next_beat:
-            return
+        if now() >= self._next_beat:
+            self.beat_now()
+
+    def beat_now(self) -> None:
+        """Tell the supervisor that this process lives, and whether it holds a suspect."""
         self._next_beat = now() + BEAT_EVERY
         try:
-            self._end.send(b".\n", socket.MSG_DONTWAIT)
+            self._end.send(b". suspect\n" if self._holds_suspect() else b".\n", socket.MSG_DONTWAIT)
         except OSError as error:
             # A supervisor that is stopped reads nothing, and leases have to be renewed all the same.
             log.debug("The supervisor does not hear this process: %s", error)

@@ -24,10 +24,13 @@ from flowfabric_worker.supervised import LINE_VARIABLE, WORN_OUT
 
 log = reporting.Log(__name__)
 
-# Seconds before a process that died is started again: the second figure is for one that dies again and again.
+# Seconds before the successor of a process that died starts: at first, and at most when they die again and again.
 _BACKOFF: Final = (0.1, 30.0)
-# One that worked for so long begins the back-off anew.
+# After a process that worked for so many seconds the first pause is enough.
 STEADY_AFTER: Final = 10.0
+# When the supervisor has not looked for longer than this, in seconds, it was stopped itself: by a debugger, or with the
+# machine that it runs on.
+ABSENT_AFTER: Final = 1.0
 # A process that has not said hello within this time is not going to.
 START_WITHIN: Final = 60.0
 # How much longer than the grace a process may take to stop; it is ready a little earlier by itself.
@@ -41,6 +44,7 @@ class Child:
 
     Attributes:
         instance_id: what it calls itself; empty before it has said hello.
+        holds_suspect: whether it holds an execution whose worker was lost before.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -60,6 +64,7 @@ class Child:
         self._killed = False
         self.started_at = self._heard_at
         self.instance_id = ""
+        self.holds_suspect = False
 
     @property
     def pid(self) -> int:
@@ -87,6 +92,8 @@ class Child:
             word, *rest = line.decode("utf-8", "replace").split(" ")
             if word == "hello":
                 self.instance_id, self._silence = rest[0], float(rest[1])
+            elif word == ".":
+                self.holds_suspect = rest == ["suspect"]
         return bool(data)
 
     def tell(self, message: str) -> bool:
@@ -106,6 +113,10 @@ class Child:
         """Whether nothing was heard for so long that it holds no lease any more, or never began."""
         return time.monotonic() - self._heard_at > self._silence
 
+    def excuse(self, seconds: float) -> None:
+        """Do not count a time in which the supervisor did not listen as silence."""
+        self._heard_at += seconds
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
@@ -120,6 +131,37 @@ class Child:
         self._end.close()
 
 
+class Slot:
+    """The place of one worker process, which others take after it.
+
+    Attributes:
+        child: the process that is there now.
+        start_at: when the next one starts.
+    """
+
+    def __init__(self) -> None:
+        self.child: Child | None = None
+        self.start_at = time.monotonic()
+        self._pause = _BACKOFF[0]
+
+    def plan(self, child: Child, *, in_order: bool) -> float:
+        """Plan the successor of a process that has ended; return how many seconds it waits.
+
+        Only deaths in one place that no execution explains make the pause longer: one bad application or host is
+        spared, and the other places, or good work beside tasks that kill their process, do not wait for it.
+        """
+        least, most = _BACKOFF
+        pause = 0.0
+        if not in_order:
+            pause = least if child.holds_suspect else self._pause
+            if time.monotonic() - child.started_at > STEADY_AFTER:
+                pause = self._pause = least
+            if not child.holds_suspect:
+                self._pause = min(most, 2 * self._pause)
+        self.child, self.start_at = None, time.monotonic() + pause
+        return pause
+
+
 class Supervisor:
     """Keeps a number of worker processes running until it is told to stop.
 
@@ -132,13 +174,10 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], count: int, grace: float, hopeless: Collection[int] = ()) -> None:
         self._command = command
-        self._count = count
         self._grace = grace
         self._hopeless = hopeless
-        self._children: list[Child] = []
-        # When the processes that are missing are to be started, and how long the last pause was.
-        self._starts: list[float] = [time.monotonic()] * count
-        self._pause = _BACKOFF[0]
+        self._slots = [Slot() for _ in range(count)]
+        self._looked_at = time.monotonic()
         self._stop_by: float | None = None
         # Whether any process has ever begun: what stands in the way of another one then may pass.
         self._began = False
@@ -172,16 +211,20 @@ class Supervisor:
                 self._look_after()
         return self._exit_code
 
+    @property
+    def _children(self) -> list[Child]:
+        """The processes that are there now."""
+        return [slot.child for slot in self._slots if slot.child is not None]
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         # A handler may interrupt anything, so it only leaves a note.
         self._signalled.send(bytes([number]))
 
     def _start_missing(self) -> None:
-        due = [moment for moment in self._starts if moment <= time.monotonic()]
-        for moment in due:
-            self._starts.remove(moment)
-            child = Child(self._command)
-            self._children.append(child)
+        for slot in self._slots:
+            if slot.child is not None or self._stop_by is not None or slot.start_at > time.monotonic():
+                continue
+            child = slot.child = Child(self._command)
             self._selector.register(child, selectors.EVENT_READ, child)
             log.info("Started the worker process %s.", child.pid)
 
@@ -204,16 +247,19 @@ class Supervisor:
                 child.signal(number)
             return
         hurry = self._stop_by is not None
-        self._starts.clear()
         self._stop_by = time.monotonic() + (0 if hurry else self._grace) + STOP_WITHIN
         for child in self._children:
             child.stop(hurry=hurry)
 
     def _look_after(self) -> None:
-        for child in list(self._children):
+        self._excuse_own_absence()
+        for slot in self._slots:
+            child = slot.child
+            if child is None:
+                continue
             code = child.exit_code
             if code is not None:
-                self._bury(child, code)
+                self._replace(slot, child, code)
             elif self._stop_by is None and child.silent():
                 child.kill("has fallen silent; it is killed and replaced")
             elif self._stop_by is not None and time.monotonic() > self._stop_by:
@@ -221,9 +267,19 @@ class Supervisor:
                 child.kill("does not stop; it is killed")
         self._pass_on_deaths()
 
-    def _bury(self, child: Child, code: int) -> None:
-        """Takes note of the end of a process, and plans its successor."""
-        self._children.remove(child)
+    def _excuse_own_absence(self) -> None:
+        """Give everything more time if this process was stopped: so were its children, and nothing was heard."""
+        moment = time.monotonic()
+        absence, self._looked_at = moment - self._looked_at, moment
+        if absence <= ABSENT_AFTER:
+            return
+        for child in self._children:
+            child.excuse(absence)
+        if self._stop_by is not None:
+            self._stop_by += absence
+
+    def _replace(self, slot: Slot, child: Child, code: int) -> None:
+        """Take note of the end of a process, and plan its successor."""
         if child in self._selector.get_map():
             self._selector.unregister(child)
         # It may have said hello in its last moments.
@@ -233,26 +289,20 @@ class Supervisor:
         self._began = self._began or began
         in_order = began and code in (0, WORN_OUT)
         if self._stop_by is not None:
+            slot.child = None
             # One that had not begun had nothing to put in order.
             self._exit_code = self._exit_code or int(began and not in_order)
             return
         if code in self._hopeless and not self._began:
             # The others would end in the same way, one after the other.
+            slot.child = None
             self._exit_code = code
             self._forward(signal.SIGTERM)
             return
         if began and not in_order:
             self._deaths.append(f"died {child.instance_id} {how}")
-        pause = 0.0 if in_order else self._next_pause(child)
+        pause = slot.plan(child, in_order=in_order)
         log.warning("The worker process %s ended (%s); another one starts in %.1f s.", child.pid, how, pause)
-        self._starts.append(time.monotonic() + pause)
-
-    def _next_pause(self, child: Child) -> float:
-        least, most = _BACKOFF
-        steady = time.monotonic() - child.started_at > STEADY_AFTER
-        pause = least if steady else self._pause
-        self._pause = min(most, 2 * pause)
-        return pause
 
     def _pass_on_deaths(self) -> None:
         """Has a living process tell the store how others died."""

@@ -112,7 +112,7 @@ _RUNNER = """
 import os, sys
 from flowfabric_worker.supervisor import Supervisor
 before = len(os.listdir("/dev/fd"))
-Supervisor([sys.executable, "-S", "-c", sys.argv[1]], 1, 1.0, hopeless=(5,)).run()
+Supervisor([sys.executable, "-S", "-c", sys.argv[1]], int(sys.argv[2]), 1.0, hopeless=(5,)).run()
 sys.exit(len(os.listdir("/dev/fd")) - before)
 """
 # A process that says when it begins, may say hello, and ends at once.
@@ -122,24 +122,33 @@ print(time.monotonic(), file=open(NOTE, "a"))
 number = len(open(NOTE).readlines()) - 1
 hello, code = ENDS[min(number, len(ENDS) - 1)]
 if hello:
-    socket.socket(fileno=int(os.environ["FLOWFABRIC_SUPERVISOR_LINE"])).sendall(b"hello an-instance 60.0\\n")
+    line = socket.socket(fileno=int(os.environ["FLOWFABRIC_SUPERVISOR_LINE"]))
+    line.sendall(b"hello an-instance 60.0\\n" + SAID)
+if code is None:
+    line.recv(100)
+    code = 0
 os._exit(code)
 """
 
 
-def starts_of(folder: Path, count: int, *ends: tuple[bool, int]) -> list[float]:
-    """When a supervisor started a process that ends at once, the first `count` times; it leaves no file open.
+def starts_of(
+    folder: Path, count: int, *ends: tuple[bool, int | None], slots: int = 1, said: bytes = b""
+) -> list[float]:
+    """When a supervisor started processes that end at once, the first `count` times; it leaves no file open.
 
     Args:
-        ends: whether each of them says hello, and its exit code; the last one stands for all that follow.
+        ends: whether each of them says hello, and its exit code; the last one stands for all that follow. One without
+            an exit code goes on.
+        slots: how many processes it keeps.
+        said: what each says after its hello.
     """
     note = folder / "starts"
-    program = _SHORT_LIVED.replace("NOTE", repr(str(note))).replace("ENDS", repr(ends))
+    program = _SHORT_LIVED.replace("NOTE", repr(str(note))).replace("ENDS", repr(ends)).replace("SAID", repr(said))
 
     def moments() -> list[float]:
         return [float(line) for line in note.read_text().split()] if note.exists() else []
 
-    process = subprocess.Popen([sys.executable, "-c", _RUNNER, program], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", _RUNNER, program, str(slots)], cwd=ROOT)
     try:
         wait_until(lambda: len(moments()) >= count, "it was started so often", WITHIN)
         process.terminate()
@@ -163,6 +172,39 @@ def test_a_process_that_dies_at_once_is_started_again_after_growing_pauses(
 def test_a_process_that_stops_in_order_is_started_again_at_once(tmp_path: Path) -> None:
     # With growing pauses this would take minutes.
     starts_of(tmp_path, 16, (True, 7))
+
+
+def test_processes_that_die_in_one_slot_delay_no_other_slot(tmp_path: Path) -> None:
+    # Eight deaths in four slots: two or three in each, and then all four live.
+    moments = starts_of(tmp_path, 12, *[(True, 1)] * 8, (True, None), slots=4)
+
+    assert moments[11] - moments[0] < 5
+
+
+def test_a_process_that_dies_with_a_suspect_is_started_again_without_a_growing_pause(tmp_path: Path) -> None:
+    moments = starts_of(tmp_path, 12, (True, 1), said=b". suspect\n")
+
+    assert moments[11] - moments[0] < 8
+
+
+def test_processes_that_were_stopped_together_with_their_supervisor_live_on(crew: Crew) -> None:
+    supervisor = crew.start(lease="1s")
+    children = supervisor.children()
+    everything = [supervisor.popen.pid, *children]
+    for pid in everything:
+        os.kill(pid, signal.SIGSTOP)
+    # More than the two leases after which silence means death.
+    time.sleep(3)
+    os.kill(supervisor.popen.pid, signal.SIGCONT)
+    time.sleep(0.5)
+    for pid in children:
+        os.kill(pid, signal.SIGCONT)
+    runs = crew.submit_counts(COUNT)
+    crew.assert_all_ended_well(runs, WITHIN)
+
+    assert "fallen silent" not in supervisor.log
+    assert not ends_of(supervisor), supervisor.log
+    assert supervisor.children() == children
 
 
 def test_once_a_process_has_worked_a_start_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
