@@ -134,7 +134,7 @@ class Committer:
     def drop(self, held: Held, what: str) -> None:
         """Sends nothing: the execution is not this worker's any more."""
         held.ended = True
-        log.warning("%s of %s %s: %s.", held.task.name, held.key, what, held.lost, extra=held.fields)
+        self._run_log.lost(held, what)
         self._holdings.drop(held)
 
     def _put(self, outcome: _Outcome) -> None:
