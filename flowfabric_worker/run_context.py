@@ -10,6 +10,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from flowfabric_worker.context import ClaimKind, TaskContext
 from flowfabric_worker.durable import RESERVED, DurableCalls, caller, check_step, check_step_result, inside_step
+from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.held import Held
@@ -75,7 +76,7 @@ class RunContext(TaskContext):
             self.check()
             try:
                 with inside_step(name):
-                    value = function(*args, **kwargs)
+                    value = forking.confined(function, *args, **kwargs)
                 check_step_result(name, value)
                 encoded = codec.encode_result(value)
             except Exception as error:
