@@ -353,7 +353,7 @@ def _key_of(data: bytes) -> str:
 
 
 def _worker_of(data: bytes) -> tuple[str, str]:
-    worker_id, instance, _ = unpack_text(data)
+    worker_id, instance, _ = unpack_text(data)[:3]
     return worker_id, instance
 
 
@@ -364,7 +364,7 @@ def _marked(data: bytes) -> bytes | None:
 
 
 def _past_attempt(entry: bytes) -> PastAttempt:
-    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)
+    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)[:8]
     return PastAttempt(
         attempt_index=int(index),
         attempt_type=kind.decode(),
