@@ -8,12 +8,37 @@ from pathlib import Path
 
 import click
 
-from benchmarks import commands, kills, leases, memory, peers, report, scale, schedules, server_time, steps, writes
+from benchmarks import (
+    commands,
+    kills,
+    leases,
+    memory,
+    peers,
+    report,
+    scale,
+    schedules,
+    server_time,
+    steps,
+    timing,
+    writes,
+)
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "scale", "schedules")
+SECTIONS = (
+    "peers",
+    "kills",
+    "memory",
+    "commands",
+    "server",
+    "writes",
+    "leases",
+    "steps",
+    "scale",
+    "schedules",
+    "timing",
+)
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -80,6 +105,8 @@ def main(
         tables += scale.tables(queued=queued, tell=_tell)
     if "schedules" in wanted:
         tables.append(schedules.table(_tell))
+    if "timing" in wanted:
+        tables.append(timing.table(_tell))
     for name, value in known.items():
         click.echo(f"{name}: {value}")
     for table in tables:
