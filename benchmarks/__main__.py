@@ -8,37 +8,12 @@ from pathlib import Path
 
 import click
 
-from benchmarks import (
-    commands,
-    kills,
-    leases,
-    memory,
-    peers,
-    report,
-    scale,
-    schedules,
-    server_time,
-    steps,
-    timing,
-    writes,
-)
+from benchmarks import commands, kills, leases, memory, peers, report, scale, schedules, server_time, steps, writes
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = (
-    "peers",
-    "kills",
-    "memory",
-    "commands",
-    "server",
-    "writes",
-    "leases",
-    "steps",
-    "scale",
-    "schedules",
-    "timing",
-)
+SECTIONS = ("peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "scale", "schedules")
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -105,8 +80,6 @@ def main(
         tables += scale.tables(queued=queued, tell=_tell)
     if "schedules" in wanted:
         tables.append(schedules.table(_tell))
-    if "timing" in wanted:
-        tables.append(timing.table(_tell))
     for name, value in known.items():
         click.echo(f"{name}: {value}")
     for table in tables:

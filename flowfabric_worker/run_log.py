@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import logging
 import statistics
 import threading
@@ -36,7 +35,7 @@ class Ended:
     """How a run of a handler ended, as the store acknowledged it. It keeps nothing of the payload.
 
     Attributes:
-        how: "completed", "cancelled", "retried", "failed" or "lost".
+        how: "completed", "cancelled", "retried" or "failed".
         seconds: how long the handler ran.
         reason: why it failed, and what comes then.
         detail: lines that tell more, such as a traceback.
@@ -53,8 +52,8 @@ class Ended:
 
     @property
     def is_failure(self) -> bool:
-        """Whether it went otherwise than its handler wanted."""
-        return self.how in ("retried", "failed", "lost")
+        """Whether the attempt failed."""
+        return self.how in ("retried", "failed")
 
 
 class RunLog:
@@ -72,7 +71,6 @@ class RunLog:
         self._stopping = threading.Event()
         # While it sums up, it looks once a second, and is not to be woken for each execution.
         self._summing = False
-        self._over = False
         self._thread = threading.Thread(target=self._work, name="flowfabric-run-log", daemon=True)
 
     @property
@@ -95,8 +93,8 @@ class RunLog:
 
     def flush(self) -> None:
         """Log everything that was told, in the caller's thread; for those who start none."""
-        for ended in _taken(self._ended):
-            _log_one(ended)
+        while self._ended:
+            _log_one(self._ended.popleft())
 
     # What is told, by the thread that hears it from the store
 
@@ -128,19 +126,12 @@ class RunLog:
         if log.wants(logging.ERROR):
             self._tell("failed", held, reason.message, reason.detail.decode("utf-8", "replace").rstrip("\n"))
 
-    def lost(self, held: Held, what: str) -> None:
-        """Tell that what became of a run does not count."""
-        if log.wants(logging.WARNING):
-            self._tell("lost", held, f"{what}: {held.lost}")
-
     def _tell(self, how: str, held: Held, reason: str = "", detail: str = "") -> None:
         handle = held.handle
         self._ended.append(
             Ended(how, held.task.name, handle.lane, handle.attempt_index, held.key, _seconds(held), reason, detail)
         )
-        if self._over:
-            self.flush()
-        elif not self._summing:
+        if not self._summing:
             self._wake.set()
 
     # The thread
@@ -152,10 +143,8 @@ class RunLog:
             self._wake.clear()
             if not self._log_each(window):
                 self._sum_up()
-        # What comes from here on is logged by the thread that tells it, such as that of a handler handed back.
-        self._over = True
+        # What came while the last summary was written.
         _log_summary([], _taken(self._times))
-        self.flush()
 
     def _log_each(self, window: _Window) -> bool:
         """Log each of what was told; False when it is too much for this second."""
@@ -180,11 +169,7 @@ class RunLog:
 
 def _taken(told: collections.deque[T]) -> list[T]:
     """Take everything out of a queue that other threads fill."""
-    taken: list[T] = []
-    with contextlib.suppress(IndexError):
-        # Another thread may take from it too; what was taken before that shows stays taken.
-        taken.extend(told.popleft() for _ in range(len(told)))
-    return taken
+    return [told.popleft() for _ in range(len(told))]
 
 
 def _seconds(held: Held) -> float:
@@ -223,8 +208,6 @@ def _log_one(ended: Ended) -> None:
             log.info("%s %s was cancelled by its handler after %s", task, brief, took, extra=fields)
         case "retried":
             log.warning("%s %s failed, %s", task, brief, ended.reason, extra=fields)
-        case "lost":
-            log.warning("%s %s %s.", task, brief, ended.reason, extra=fields)
         case _:
             detail = f"\n{ended.detail}" if ended.detail else ""
             log.error("%s %s failed for good: %s%s", task, ended.execution_id, ended.reason, detail, extra=fields)
@@ -254,7 +237,7 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
         log.info("completed in a second: %s", ", ".join(parts))
     for task, ended in failed.items():
         log.warning(
-            "%s: %s more attempts of a second failed or do not count; the last was %s: %s",
+            "%s failed %s more times in a second; the last was %s, %s",
             task, f"{len(ended):,}", ended[-1].execution_id, ended[-1].reason,
         )  # fmt: skip
 

@@ -14,14 +14,18 @@ from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.wire import (
     DAMAGE,
+    decode_attempt,
     decode_class,
+    decode_fence,
     decode_policy,
     read_optional,
+    unpack,
     unpack_pairs,
     unpack_texts,
 )
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NO_FURTHER = (b"",) * 6
 
 
 class Decoding(Damage):
@@ -39,20 +43,20 @@ class Decoding(Damage):
 
     def decode_claimed(self, partition: int, item: Reply, claim_id: str, instance: str, lease: int) -> Claimed:
         """Decode what a claim handed out under a lease of so many ms."""
-        (
-            uuid, kind, epoch, attempt_id, attempt, attempt_type, expires, class_data, priority, created, payload,
-            codec, policy, tags, deadline, timeout, retries, reclaims, journal, headers,
-        ) = item  # fmt: skip
+        uuid, fence, attempt, expires, class_data, priority, created, payload, codec, policy, further = item
         work_class = decode_class(class_data)
+        _, epoch, attempt_id = decode_fence(fence)
+        now = decode_attempt(attempt)
+        tags, deadline, timeout, retries, reclaims, headers = unpack(further[0]) if further else _NO_FURTHER
         return Claimed(
             handle=Handle(
                 backend=self.store.label,
-                kind=HANDLE_KINDS[kind],
+                kind=HANDLE_KINDS[now.came],
                 execution_id=ExecutionId(partition, uuid.decode()),
-                attempt_index=int(attempt),
-                attempt_id=attempt_id.decode(),
+                attempt_index=now.index,
+                attempt_id=attempt_id,
                 lease_id=claim_id,
-                lease_epoch=int(epoch),
+                lease_epoch=epoch,
                 lease_ttl_ms=lease,
                 lane=work_class.lane,
                 worker_instance_id=instance,
@@ -65,12 +69,12 @@ class Decoding(Damage):
             tags=unpack_texts(tags) if tags else _NOTHING,
             headers=unpack_texts(headers) if headers else _NOTHING,
             policy=decode_policy(policy, work_class),
-            attempt_type=attempt_type.decode(),
+            attempt_type=now.kind,
             created_at_ms=int(created),
             lease_expires_at_ms=int(expires),
             deadline_at_ms=int(deadline) if deadline else None,
             timeout_at_ms=int(timeout) if timeout else None,
-            retry_count=int(retries),
-            reclaim_count=int(reclaims),
-            journal=unpack_pairs(journal) if journal else _NOTHING,
+            retry_count=int(retries) if retries else 0,
+            reclaim_count=int(reclaims) if reclaims else 0,
+            journal=unpack_pairs(further[1]) if further and further[1] else _NOTHING,
         )

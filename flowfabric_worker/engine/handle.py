@@ -49,8 +49,12 @@ class Handle:
 
     @property
     def fence(self) -> str:
-        """Lease, epoch and attempt: what every call of the holder carries."""
-        return f"{self.lease_id}:{self.lease_epoch}:{self.attempt_id}"
+        """Return lease, epoch and attempt: what every call of the holder carries.
+
+        An attempt has the id of its first lease; under that lease it is left out.
+        """
+        attempt = "" if self.attempt_id == self.lease_id else self.attempt_id
+        return f"{self.lease_id}:{self.lease_epoch}:{attempt}"
 
     def to_bytes(self) -> bytes:
         """An opaque form that another process can read back."""

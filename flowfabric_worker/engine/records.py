@@ -9,8 +9,9 @@ from typing import ClassVar, TypeVar
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import DEFAULT_RETENTION_MS
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
 from flowfabric_worker.engine.types.reads import (
     AttemptSummary,
     ExecutionInfo,
@@ -28,8 +29,11 @@ from flowfabric_worker.engine.types.states import (
 )
 from flowfabric_worker.engine.wire import (
     DAMAGE,
+    Attempt,
     WorkClass,
+    decode_attempt,
     decode_class,
+    decode_fence,
     decode_policy,
     read_optional,
     unpack,
@@ -47,8 +51,8 @@ class Record:
     SUMMARY_FIELDS: ClassVar = ("state", "class", "priority", "created", "tags")
     FIELDS: ClassVar = (
         *SUMMARY_FIELDS, "mutated", "policy", "codec", "headers", "creator", "idempotency_key", "flow", "fence",
-        "holder", "expires", "timeout_at", "deadline", "delay_until", "remove_at", "reserved_for", "attempt",
-        "attempt_count", "attempts", "retry_count", "reclaim_count", "replay_count", "steps", "started", "ended",
+        "holder", "expires", "timeout_at", "deadline", "delay_until", "dedup_until", "reserved_for", "attempt",
+        "attempts", "retry_count", "reclaim_count", "replay_count", "steps", "started", "ended",
         "progress_percent", "progress_message", "error", "error_class", "error_detail", "cancel_reason", "cancelled_by",
     )  # fmt: skip
 
@@ -123,33 +127,52 @@ class Record:
 
     # Compound values
 
-    def _fence(self) -> tuple[str, int, str] | None:
-        def read(data: bytes) -> tuple[str, int, str]:
-            lease, epoch, attempt = data.decode().split(":")
-            return lease, int(epoch), attempt
+    def _fence(self) -> tuple[str, int, str]:
+        return self._needed("fence", decode_fence)
 
-        return self._read("fence", read)
+    def _attempt(self) -> Attempt | None:
+        return self._read("attempt", decode_attempt)
 
     def attempt(self) -> AttemptSummary | None:
-        """The present or last attempt."""
-        index = self.number("attempt")
-        if index is None:
+        """Return the present or last attempt."""
+        now = self._attempt()
+        return None if now is None else AttemptSummary(attempt_id=self._fence()[2], attempt_index=now.index)
+
+    def attempt_count(self) -> int:
+        """Return how many attempts began."""
+        now = self._attempt()
+        return 0 if now is None else now.index + 1
+
+    def started(self) -> int | None:
+        """Return when the first attempt began."""
+        now = self._attempt()
+        return self.number("started") or (now.started_at_ms if now else None)
+
+    def changed(self) -> int:
+        """Return when it last changed, as far as is noted."""
+        now = self._attempt()
+        moments = [self._needed("created", int), *(self.number(name) for name in ("mutated", "ended"))]
+        if now is not None:
+            moments += [now.started_at_ms, now.ended_at_ms]
+        return max(moment for moment in moments if moment is not None)
+
+    def kept_until(self) -> int | None:
+        """Return until when an ended execution is kept."""
+        ended = self.number("ended")
+        if ended is None:
             return None
-        fence = self._fence()
-        if fence is None:
-            raise self._corruption("fence", "is missing")
-        return AttemptSummary(attempt_id=fence[2], attempt_index=index)
+        retention = self._policy(self.work_class()).retention
+        kept = DEFAULT_RETENTION_MS if retention is None else milliseconds(retention, "retention")
+        return max(ended + kept, self.number("dedup_until") or 0)
 
     def lease(self) -> LeaseSummary | None:
         """The lease of an active execution."""
         if self.state().lifecycle_phase is not LifecyclePhase.ACTIVE:
             return None
-        fence = self._fence()
-        if fence is None:
-            raise self._corruption("fence", "is missing")
+        epoch = self._fence()[1]
         worker_id, instance = self._needed("holder", _worker_of)
         return LeaseSummary(
-            lease_epoch=fence[1],
+            lease_epoch=epoch,
             worker_id=worker_id,
             worker_instance_id=instance,
             expires_at_ms=self._needed("expires", int),
@@ -188,8 +211,8 @@ class Record:
             current_lease=self.lease(),
             current_waitpoint=None,
             created_at_ms=self._needed("created", int),
-            last_mutation_at_ms=self.number("mutated") or self._needed("created", int),
-            total_attempt_count=self.count("attempt_count"),
+            last_mutation_at_ms=self.changed(),
+            total_attempt_count=self.attempt_count(),
             tags=self.tags(),
             headers=self.headers(),
         )
@@ -215,17 +238,17 @@ class Record:
             tags=self.tags(),
             headers=self.headers(),
             created_at_ms=self._needed("created", int),
-            last_mutation_at_ms=self.number("mutated") or self._needed("created", int),
-            started_at_ms=self.number("started"),
+            last_mutation_at_ms=self.changed(),
+            started_at_ms=self.started(),
             ended_at_ms=self._when("ended", ended),
             delay_until_ms=self._when("delay_until", delayed),
             deadline_at_ms=self.number("deadline"),
             timeout_at_ms=self._when("timeout_at", leased),
-            remove_at_ms=self._when("remove_at", ended),
+            remove_at_ms=self.kept_until() if ended else None,
             current_attempt=self.attempt(),
             current_lease=self.lease(),
             past_attempts=self.past_attempts(),
-            total_attempt_count=self.count("attempt_count"),
+            total_attempt_count=self.attempt_count(),
             retry_count=self.count("retry_count"),
             reclaim_count=self.count("reclaim_count"),
             replay_count=self.count("replay_count"),
@@ -279,7 +302,7 @@ class Record:
         if state.public_state is PublicState.DELAYED:
             wait = _span((self.number("delay_until") or now) - now)
             why = {
-                BlockingReason.WAITING_FOR_RETRY_BACKOFF: f"Attempt {self.count('attempt_count')} failed "
+                BlockingReason.WAITING_FOR_RETRY_BACKOFF: f"Attempt {self.attempt_count()} failed "
                 f"({self.text('error')}); it is tried again in {wait}.",
             }
             return "delayed", why.get(state.blocking_reason, f"It is delayed; it may start in {wait}.")
@@ -353,7 +376,7 @@ def _key_of(data: bytes) -> str:
 
 
 def _worker_of(data: bytes) -> tuple[str, str]:
-    worker_id, instance, _ = unpack_text(data)[:3]
+    worker_id, instance, *_ = unpack_text(data)
     return worker_id, instance
 
 
@@ -364,7 +387,7 @@ def _marked(data: bytes) -> bytes | None:
 
 
 def _past_attempt(entry: bytes) -> PastAttempt:
-    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)[:8]
+    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)
     return PastAttempt(
         attempt_index=int(index),
         attempt_type=kind.decode(),

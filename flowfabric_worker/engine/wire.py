@@ -123,13 +123,7 @@ class WorkClass:
         )
 
     def fits(self, capabilities: frozenset[str], tasks: frozenset[str] | None) -> bool:
-        """Return whether a worker that offers these may claim work of this class.
-
-        What needs more than this release knows carries a reserved capability (`@...`), which no worker offers.
-        Budgets and quotas are gates that this release cannot open.
-        """
-        if self.budgets or self.quota:
-            return False
+        """Whether a worker that offers these may claim work of this class."""
         return (tasks is None or self.task in tasks) and capabilities.issuperset(self.capabilities)
 
 
@@ -140,7 +134,7 @@ def decode_class(data: bytes) -> WorkClass:
     Raises:
         ValueError: it is damaged.
     """
-    namespace, lane, task, capabilities, budgets, quota = unpack_text(data)[:6]
+    namespace, lane, task, capabilities, budgets, quota = unpack_text(data)
     return WorkClass(
         namespace=namespace,
         lane=lane,
@@ -148,6 +142,52 @@ def decode_class(data: bytes) -> WorkClass:
         capabilities=tuple(capabilities.split(",")) if capabilities else (),
         budgets=tuple(budgets.split(",")) if budgets else (),
         quota=quota,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_fence(data: bytes) -> tuple[str, int, str]:
+    """Return lease id, epoch and attempt id of a stored fence.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    lease, epoch, attempt = data.decode().split(":")
+    return lease, int(epoch), attempt or lease
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """The present or last attempt as a record has it.
+
+    Attributes:
+        kind: initial, retry, reclaim or replay.
+        came: how its holder came to it, as it is stored: fresh, resumed or reclaimed.
+        started_at_ms: None of an attempt that is over and archived.
+        ended_at_ms: None while it runs, and where its end is the execution's.
+    """
+
+    index: int
+    kind: str
+    came: bytes
+    started_at_ms: int | None
+    ended_at_ms: int | None
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_attempt(data: bytes) -> Attempt:
+    """Return what the field `attempt` says.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    index, kind, came, started, ended = data.split(b"|")
+    return Attempt(
+        index=int(index),
+        kind=kind.decode(),
+        came=came,
+        started_at_ms=int(started) if started else None,
+        ended_at_ms=int(ended) if ended else None,
     )
 
 
@@ -199,8 +239,7 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     if not data:
         return bare
     values = data.decode().split("|")
-    # What a newer release wrote behind is not known here.
-    if len(values) < 14 or values[-1]:
+    if len(values) != 14 or values[13]:
         raise ValueError("a policy has 13 values")
 
     def duration(index: int) -> timedelta | None:

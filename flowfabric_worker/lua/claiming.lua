@@ -2,7 +2,7 @@
 
 -- What a claim reads beyond the core; and, of work that had an attempt before, beyond that.
 local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created', 'headers' } })
-local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'kind', 'steps', 'journal_bytes' } })
+local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'steps', 'journal_bytes' } })
 
 -- The results of an execution's steps, as name, value, name, value; nil when one of them is missing.
 local function journal(record)
@@ -36,10 +36,11 @@ local function load_for_claim(ctx, uuid, _, class)
   if not record then
     return nil, failure
   end
-  local damaged = not record.created and 'created' or record.attempt and ff.read(record, CLAIM_AGAIN)
-  if not damaged then
-    record.journal = journal(record)
-    damaged = not record.journal and 'steps'
+  local damaged = not record.created and 'created'
+  if not damaged and record.attempt then
+    damaged = ff.read(record, CLAIM_AGAIN)
+    record.journal = not damaged and journal(record)
+    damaged = damaged or not record.journal and 'steps'
   end
   if damaged then
     return nil, ff.set_aside(ctx, uuid, damaged, record.class)
@@ -47,56 +48,91 @@ local function load_for_claim(ctx, uuid, _, class)
   return record
 end
 
+-- What plain work has none of: pack{tags, deadline, timeout, retries, reclaims, headers}, moments and numbers, '' for none;
+-- then the journal.
+local function further(record)
+  if not (record.more or record.headers or record.timeout_at or record.journal and #record.journal > 0) then
+    return false
+  end
+  local parts = {}
+  for i, name in ipairs({ 'tags', 'deadline', 'timeout_at', 'retry_count', 'reclaim_count', 'headers' }) do
+    local value = record[name] or ''
+    parts[i] = type(value) == 'number' and ff.text(value) or value
+  end
+  return { ff.pack(parts), record.journal or {} }
+end
+
 -- What the worker gets of one claimed execution.
 local function claimed(record)
-  local _, epoch, attempt_id = ff.fence_parts(record.fence)
   return {
-    record.uuid, record.kind, ff.text(epoch), attempt_id, tostring(record.attempt), record.attempt_type,
-    ff.text(tonumber(record.expires)), record.class, record.priority, record.created, record.payload or false,
-    record.codec or false, record.policy or false, record.tags or false, record.deadline or false,
-    record.timeout_at and record.timeout_at ~= '' and ff.text(tonumber(record.timeout_at)) or false,
-    record.retry_count or '0', record.reclaim_count and ff.text(tonumber(record.reclaim_count)) or '0', record.journal,
-    record.headers or false,
+    record.uuid, record.fence, record.attempt, record.expires, record.class, record.priority, record.created,
+    record.payload, record.codec, record.policy, further(record),
+  }
+end
+
+-- A lease as a claim hands it out: what is the same of everything that it takes is made here, once.
+-- `holder` is pack{worker id, instance, topic}.
+local function new_lease(ctx, id, holder, ttl)
+  local parts = ff.unpack(holder)
+  local topic = parts[3] or ''
+  holder = ff.pack({ parts[1] or '', parts[2] or '' })
+  local expires = ff.text(ctx.now + ttl)
+  local fence, attempt = id .. ':1:', ff.attempt_text('0', 'initial', 'fresh', ctx.now_text)
+  return {
+    id = id, holder = holder, topic = topic, expires = expires,
+    -- What is written of plain work that is claimed for the first time.
+    first = {
+      'state', ff.RUNNING, 'fence', fence, 'expires', expires, 'attempt', attempt, 'holder', holder, 'topic', topic,
+    },
   }
 end
 
 local ATTEMPT_TYPES = { pending_retry_attempt = 'retry', pending_replay_attempt = 'replay' }
 
--- Puts an execution under a lease. Work that was interrupted goes on in its attempt; work whose lease was lost begins
--- a new one. `lease` has id, holder and ttl.
-local function take(ctx, record, lease)
+-- Adds the beginning of an attempt to what a claim writes. The one before it, if any, is archived.
+local function begin_attempt(ctx, record, list)
   local words = record.words
-  local _, epoch, attempt_id = ff.fence_parts(record.fence)
-  local changes = {
-    holder = lease.holder,
-    expires = ctx.now + lease.ttl,
-    started = not record.started and ctx.now_text or nil,
-    reserved_for = record.reserved_for and '' or nil,
-    reserved_until = record.reserved_until and '' or nil,
-  }
-  if words.phase == 'runnable' and words.attempt == 'attempt_interrupted' then
-    changes.kind = 'resumed'
-  else
-    local count = tonumber(record.attempt_count or '0')
-    changes.attempts = ff.archive(ctx, record, words.phase == 'active' and 'interrupted_reclaimed' or 'ended_failure')
-    changes.attempt = count
-    changes.attempt_count = count + 1
-    changes.attempt_started = ctx.now_text
-    changes.attempt_ended = record.attempt_ended and '' or nil
-    attempt_id = lease.id
-    if words.phase == 'active' then
-      changes.kind = 'reclaimed'
-      changes.attempt_type = 'reclaim'
-      changes.reclaim_count = tonumber(record.reclaim_count or '0') + 1
-    else
-      changes.kind = 'fresh'
-      changes.attempt_type = ATTEMPT_TYPES[words.attempt] or 'initial'
+  local index, _, _, started = ff.attempt_parts(record.attempt or '')
+  local kind, came = ATTEMPT_TYPES[words.attempt] or 'initial', 'fresh'
+  if words.phase == 'active' then
+    kind, came = 'reclaim', 'reclaimed'
+    ff.append(list, { 'reclaim_count', tonumber(record.reclaim_count or '0') + 1 })
+  end
+  local past = ff.archive(ctx, record, words.phase == 'active' and 'interrupted_reclaimed' or 'ended_failure')
+  if past then
+    ff.append(list, { 'attempts', past })
+    if not record.started then
+      ff.append(list, { 'started', started })
     end
   end
-  changes.fence = lease.id .. ':' .. ff.text(epoch + 1) .. ':' .. attempt_id
-  local timeout = tonumber(ff.policy(record).timeout)
-  changes.timeout_at = timeout and ctx.now + timeout or record.timeout_at and '' or nil
-  ff.move(ctx, record, ff.RUNNING, changes)
+  local number = index and ff.text(tonumber(index) + 1) or '0'
+  ff.append(list, { 'attempt', ff.attempt_text(number, kind, came, ctx.now_text) })
+end
+
+-- Puts an execution under a lease. Work that was interrupted goes on in its attempt; work whose lease was lost begins
+-- a new one.
+local function take(ctx, record, lease)
+  local words, timeout = record.words, record.policy and ff.policy(record).timeout
+  if words.attempt == 'pending_first_attempt' and not (record.more or timeout) then
+    return ff.change(ctx, record, lease.first)
+  end
+  local _, epoch, attempt_id = ff.fence_parts(record.fence)
+  local list = { 'state', ff.RUNNING, 'expires', lease.expires, 'holder', lease.holder, 'topic', lease.topic }
+  if timeout then
+    ff.append(list, { 'timeout_at', ctx.now + tonumber(timeout) })
+  end
+  if record.reserved_for then
+    ff.append(list, { 'reserved_for', '', 'reserved_until', '' })
+  end
+  if words.phase == 'runnable' and words.attempt == 'attempt_interrupted' then
+    local index, kind, _, started = ff.attempt_parts(record.attempt)
+    ff.append(list, { 'attempt', ff.attempt_text(index, kind, 'resumed', started) })
+  else
+    attempt_id = ''
+    begin_attempt(ctx, record, list)
+  end
+  ff.append(list, { 'fence', lease.id .. ':' .. ff.text(epoch + 1) .. ':' .. attempt_id })
+  ff.change(ctx, record, list)
 end
 
 -- Ends work that was reclaimed too often and may not be handed out again; answers whether it did. `last` is what the
@@ -110,12 +146,11 @@ function ff.exhausted(ctx, record, last)
     return false
   end
   local why = ff.why_lost(ctx, record)
-  ff.finish(ctx, record, 'failed', {
-    error = 'reclaims_exhausted',
-    error_class = 'infra_crash',
-    error_detail = why,
-    last = last,
-  })
+  local list = { 'error', 'reclaims_exhausted', 'error_class', 'infra_crash', 'error_detail', why }
+  if last then
+    ff.append(list, { 'last', last })
+  end
+  ff.finish(ctx, record, 'failed', list)
   return true
 end
 
@@ -225,7 +260,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
     ff.run_due(ctx, math.min(math.max(ff.DUE_PER_CLAIM, 2 * limit), ff.MAX_ITEMS))
     ff.run_removals(ctx, ff.DUE_PER_CLAIM)
     stale = look_at(ctx, lanes)
-    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), { id = claim_id, holder = holder, ttl = ttl })
+    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), new_lease(ctx, claim_id, holder, ttl))
     if #items > 0 then
       ff.keep_claimed(ctx, claims, claim_id, items, ttl)
       ff.flush_ready(ctx)
@@ -340,6 +375,6 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   elseif ff.exhausted(ctx, record) then
     return ff.failure('execution_not_leaseable', uuid, 'failed')
   end
-  take(ctx, record, { id = claim_id, holder = holder, ttl = ttl })
+  take(ctx, record, new_lease(ctx, claim_id, holder, ttl))
   return { 'claimed', claimed(record) }
 end)

@@ -1,6 +1,6 @@
 -- operating: what an operator or a producer does to an execution, without a lease.
 
-local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'replay_count', 'answered' } })
+local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'started', 'replay_count', 'answered', 'last' } })
 
 -- The record that a call is about, whose first arguments are uuid, pack{namespace} and call; or nil and its answer, when
 -- it was given before or there is nothing to operate on.
@@ -30,9 +30,7 @@ ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   local leased = record.words.leased
   answer = { 'cancelled' }
   ff.finish(ctx, record, 'cancelled', {
-    cancel_reason = args[4],
-    cancelled_by = args[5],
-    answered = ff.remember(record.answered, args[3], answer),
+    'cancel_reason', args[4], 'cancelled_by', args[5], 'answered', ff.remember(record.answered, args[3], answer),
   })
   if leased then
     ff.tell_holder(ctx, record)
@@ -67,20 +65,26 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   if replays >= (tonumber(ff.policy(record).max_replays) or 10) then
     return ff.failure('max_replays_exhausted', args[1])
   end
+  local index, kind, came, started = ff.attempt_parts(record.attempt or '')
   local endings = { success = 'ended_success', cancelled = 'ended_cancelled' }
   local past = ff.archive(ctx, record, endings[record.words.outcome] or 'ended_failure')
   call(
     'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
-    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'retry_count', 'reclaim_count', 'revoke_reason',
-    'attempt_started', 'attempt_ended'
+    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'retry_count', 'reclaim_count', 'revoke_reason'
   )
+  local completed = record.words.outcome == 'success'
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
-  answer = { 'replayed', ff.READY .. 'pending_replay_attempt' }
+  answer = { 'replayed', ff.READY .. ff.REPLAY }
   ff.move(ctx, record, answer[2], {
     answered = ff.remember(record.answered, args[3], answer),
     replay_count = replays + 1,
     place = ctx.now,
     attempts = past,
+    -- What is archived has begun: the next attempt only follows its number.
+    attempt = past and ff.attempt_text(index, kind, came, ''),
+    started = past and not record.started and started or nil,
+    -- Only an execution that is completed says so itself.
+    last = completed and ff.remember_end(record, 'complete', record.fence, { 'completed' }) or nil,
     -- A deadline that is over belonged to the run that is over.
     deadline = overdue and '' or nil,
   })
@@ -109,7 +113,7 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
   answer = { 'revoked', lease, ff.text(epoch) }
   ff.move(ctx, record, ff.REVOKED, {
     revoke_reason = args[6],
-    attempt_ended = ctx.now,
+    attempt = ff.ended_attempt(ctx, record),
     answered = ff.remember(record.answered, args[3], answer),
   })
   ff.tell_holder(ctx, record)

@@ -116,6 +116,14 @@ function ff.joined(lists)
   return out
 end
 
+-- Adds the values of one list to another.
+function ff.append(list, values)
+  local size = #list
+  for i = 1, #values do
+    list[size + i] = values[i]
+  end
+end
+
 function ff.failure(code, ...)
   return { 'error', code, ... }
 end
@@ -159,6 +167,7 @@ function ff.begin(keys)
     feed_age = ff.number(meta[4]) or ff.DAY,
     ready = {},
     due = {},
+    records = {},
     ended = 0,
     counts = {},
     held = {},
@@ -169,236 +178,12 @@ function ff.begin(keys)
     lane_sets = {},
     left_sets = {},
     skipped = {},
-    removals = 0,
-    is_gone = {},
-    gone = {},
-    gone_ids = {},
     passed = 0,
     announced = false,
   }
 end
 
--- Records -----------------------------------------------------------------------------------------------------------
-
--- What every operation needs of a record. What plain work has no use for lies beyond: `more` says that something does.
-ff.CORE = {
-  'state', 'class', 'priority', 'place', 'fence', 'expires', 'policy', 'attempt', 'attempt_count', 'more',
-}
-ff.MORE = {
-  'timeout_at', 'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'remove_at', 'reserved_for',
-  'reserved_until', 'retry_count', 'reclaim_count', 'tags', 'watchers',
-}
--- The fields that make `more` true. Not the retention: only what has ended has one, and of that all is read.
-ff.NEEDS_MORE = {
-  timeout_at = true, deadline = true, delay_until = true, idempotency_key = true, dedup_until = true,
-  reserved_for = true, reserved_until = true, retry_count = true, reclaim_count = true, tags = true, watchers = true,
-}
-
--- Reads further fields into a record; an absent field is false. Answers the name of a field that is damaged, or nil.
-function ff.read(record, fields)
-  local values = call('HMGET', record.key, unpack(fields)) -- bounded: a fixed list of names
-  for i = 1, #fields do
-    record[fields[i]] = values[i]
-  end
-  return ff.damage_in(record, fields)
-end
-
--- The execution's id as callers know it.
-function ff.id(ctx, record)
-  return '{fp:' .. ctx.partition .. '}:' .. record.uuid
-end
-
-function ff.record_key(ctx, uuid)
-  return ctx.base .. ':x:' .. uuid
-end
-
--- The record of an execution, or nil and the failure to answer. An absent field is false. `fields`, if given, begins with
--- ff.CORE; `class`, if given, is the class under whose index the execution was found. What is read of every execution of
--- every call is kept short, and its table made whole at once. A record is checked here, so what uses it need not.
-function ff.load(ctx, uuid, fields, class)
-  fields = fields or ff.CORE
-  local key = ctx.base .. ':x:' .. uuid
-  local v = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
-  if not v[1] and call('EXISTS', key) == 0 then
-    return nil, ff.failure('execution_not_found', uuid)
-  end
-  local record = {
-    uuid = uuid, key = key, words = v[1] and ff.words(v[1]), state = v[1], class = v[2], priority = v[3], place = v[4],
-    fence = v[5], expires = v[6], policy = v[7], attempt = v[8], attempt_count = v[9], more = v[10],
-  }
-  local core = #ff.CORE
-  for i = core + 1, #fields do
-    record[fields[i]] = v[i]
-  end
-  local damaged = ff.damage_in_core(record, class) or #fields > core and ff.damage_in(record, fields, core + 1)
-  if not damaged and (record.more or record.words.phase == 'terminal') then
-    damaged = ff.read(record, ff.MORE)
-  end
-  if damaged then
-    return nil, ff.set_aside(ctx, uuid, damaged, class or record.class)
-  end
-  return record
-end
-
--- The earlier of a moment and a stored one, either of which may be missing.
-local function sooner(due, stored)
-  local moment = stored and tonumber(stored)
-  if moment and not (due and due <= moment) then
-    return moment
-  end
-  return due
-end
-
--- What the indexes must say of a record: its public state, its score among the ready ones, its next moment, and which of
--- the due indexes holds that moment: 'due' what keeps leases and deadlines right, the lane's what is delayed,
--- 'retention' what has ended. An execution stands in one of them, at the earliest of its times.
-function ff.derive(record)
-  local words = record.words
-  if words.phase == 'terminal' then
-    local remove_at = ff.number(record.remove_at)
-    return words.public, nil, remove_at, remove_at and 'retention'
-  end
-  local reserved = ff.number(record.reserved_until)
-  local ready
-  if words.claimable and not reserved then
-    ready = record.place - record.priority * 1e12
-  end
-  local due = sooner(reserved, record.deadline)
-  if words.leased then
-    due = sooner(sooner(due, record.expires), record.timeout_at)
-  end
-  local index = due and 'due'
-  if words.eligibility == 'not_eligible_until_time' then
-    local soonest = sooner(due, record.delay_until)
-    if soonest ~= due then
-      due, index = soonest, ff.class(record.class).delays
-    end
-  end
-  return words.public, ready, due, index
-end
-
--- Counts an execution of a class: its lane's depth in a state, and what of the class has not ended.
-function ff.count(ctx, class, state, change)
-  local lane = ff.class(class).lane
-  if not ff.ENDED[state] then
-    ctx.held[class] = (ctx.held[class] or 0) + change
-  end
-  local counts = ctx.counts[lane]
-  if not counts then
-    counts = {}
-    ctx.counts[lane] = counts
-  end
-  counts[state] = (counts[state] or 0) + change
-end
-
--- Notes what the indexes must follow: a record as it is now, and what they said of it before (nothing of a new one).
-function ff.follow(ctx, record, old_public, old_ready, old_due, old_index)
-  local public, ready, due, index
-  if record.words then
-    public, ready, due, index = ff.derive(record)
-  end
-  if old_public ~= public then
-    if old_public then
-      ff.count(ctx, record.class, old_public, -1)
-    end
-    if public then
-      ff.count(ctx, record.class, public, 1)
-    end
-  end
-  if old_ready ~= ready then
-    local class = ctx.ready[record.class]
-    if not class then
-      class = {}
-      ctx.ready[record.class] = class
-    end
-    class[record.uuid] = ready or false
-  end
-  if old_index and old_index ~= index then
-    ff.due_at(ctx, old_index, 'x' .. record.uuid, false)
-  end
-  if index and (old_due ~= due or old_index ~= index) then
-    ff.due_at(ctx, index, 'x' .. record.uuid, due)
-  end
-end
-
--- The one way to change a record: the fields are written, the indexes follow. `state` nil keeps the state.
-function ff.move(ctx, record, state, changes)
-  local public, ready, due, index = ff.derive(record)
-  changes.state = state
-  changes.mutated = ctx.now_text
-  local flat, size = {}, 0
-  local more = record.more
-  for field, value in pairs(changes) do
-    flat[size + 1], flat[size + 2] = field, value
-    size = size + 2
-    record[field] = value
-    more = more or ff.NEEDS_MORE[field]
-  end
-  if more and not record.more then
-    flat[size + 1], flat[size + 2] = 'more', 1
-    record.more = 1
-  end
-  if state then
-    record.words = ff.words(state)
-  end
-  call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
-  ff.follow(ctx, record, public, ready, due, index)
-end
-
--- Ends an execution: whatever ends it goes through here, is announced, and is kept for its retention.
-function ff.finish(ctx, record, outcome, changes)
-  local words = record.words
-  changes.ended = ctx.now_text
-  if record.reserved_for then
-    changes.reserved_for, changes.reserved_until = '', ''
-  end
-  local retention = tonumber(ff.policy(record).retention) or ff.DAY
-  changes.remove_at = math.max(ctx.now + retention, ff.number(record.dedup_until) or 0)
-  local watchers = record.watchers
-  if watchers then
-    changes.watchers = ''
-  end
-  local attempt = record.attempt and 'attempt_terminal' or words.attempt
-  ff.move(ctx, record, 'terminal unowned not_applicable none ' .. outcome .. ' ' .. attempt, changes)
-  ctx.ended = ctx.ended + 1
-  ff.announce(ctx, record, outcome, watchers)
-end
-
--- Writes the end of an execution into the feed and tells those who wait for it.
-function ff.announce(ctx, record, outcome, watchers)
-  if not ctx.announced then
-    ctx.announced = true
-    ctx.feed_id = ff.text(ctx.feed_now) .. '-*'
-    call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
-    call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + ff.feed_pause(ctx), 'f')
-    -- Earlier in this call the feed may have been found empty, and its entry given up.
-    if ctx.due.retention and not ctx.due.retention.f then
-      ctx.due.retention.f = nil
-    end
-  end
-  local entry = { 'execution', record.uuid, 'outcome', outcome, 'class', record.class }
-  if record.tags and record.tags ~= '' then
-    entry[7], entry[8] = 'tags', record.tags
-  end
-  if ctx.feed_now ~= ctx.now then
-    -- The id does not tell when it ended.
-    entry[#entry + 1], entry[#entry + 2] = 'ended', ctx.now_text
-  end
-  call('XADD', ctx.base .. ':feed', ctx.feed_id, unpack(entry)) -- bounded: five fields
-  if watchers and watchers ~= '' then
-    for _, topic in ipairs(ff.unpack(watchers)) do
-      call('PUBLISH', ctx.channel .. topic, 'done ' .. ff.id(ctx, record))
-    end
-  end
-end
-
--- Tells the process that held a lease that it lost it. The fence says which one: the process may hold the next one too.
-function ff.tell_holder(ctx, record)
-  local parts = ff.unpack(call('HGET', record.key, 'holder') or '')
-  if parts and parts[3] then
-    call('PUBLISH', ctx.channel .. parts[3], 'lost ' .. ff.id(ctx, record) .. ' ' .. record.fence)
-  end
-end
+-- Functions ---------------------------------------------------------------------------------------------------------
 
 -- Runs a function for each item of a call that carries many: `width` arguments an item, from `first` on, the first of
 -- them the execution's uuid. `run` gets the context, the arguments and where the item begins. An item that fails fails

@@ -25,6 +25,7 @@ function ff.parse_policy(text)
   if text ~= '' and (at < #POLICY or string.sub(text, -1) ~= '|' or not ff.is_policy(policy)) then
     return nil
   end
+  policy.retention = tonumber(policy.retention or '')
   if known_policy_count >= 4096 then
     known_policies, known_policy_count = {}, 0
   end

@@ -26,13 +26,17 @@ local function is_pairs(value)
 end
 
 local function is_fence(value)
-  return string.find(value, '^[^:]+:%d+:[^:]+$') ~= nil
+  return string.find(value, '^[^:]+:%d+:[^:]*$') ~= nil
 end
 
--- A holder is pack{worker id, instance, topic}.
+local function is_attempt(value)
+  return ff.attempt_parts(value) ~= nil
+end
+
+-- A holder is pack{worker id, instance}.
 local function is_holder(value)
   local parts = ff.unpack(value)
-  return parts ~= nil and (#parts == 0 or #parts >= 3)
+  return parts ~= nil and #parts >= 2
 end
 
 local function is_attempts(value)
@@ -52,11 +56,9 @@ end
 
 -- What a field must be where it is there.
 local CHECKS = {
-  priority = is_whole, place = is_whole, created = is_whole, fence = is_fence, expires = is_number, attempt = is_whole,
-  attempt_count = is_whole, timeout_at = is_number, deadline = is_number, delay_until = is_number,
-  dedup_until = is_number, remove_at = is_number, reserved_until = is_number, retry_count = is_number,
-  reclaim_count = is_number, replay_count = is_number, steps = is_number, journal_bytes = is_number,
-  attempt_started = is_number, attempt_ended = is_number, started = is_number, ended = is_number, tags = is_pairs,
+  created = is_whole, deadline = is_number, delay_until = is_number, dedup_until = is_number,
+  reserved_until = is_number, retry_count = is_number, reclaim_count = is_number, replay_count = is_number,
+  steps = is_number, journal_bytes = is_number, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
   payload = is_marked,
 }
@@ -73,25 +75,31 @@ function ff.damage_in(record, fields, first)
   return nil
 end
 
--- The first field of the core of a record that is damaged; nil when none is. `class`, if given, is what it must be of.
-function ff.damage_in_core(record, class)
-  local words = record.words
+-- The first field of the core of a record that is damaged; nil when none is.
+function ff.damage_in_core(record)
+  local words, fence, expires, attempt = record.words, record.fence, record.expires, record.attempt
   if not words then
     return 'state'
-  elseif not record.class or class and class ~= record.class or not ff.class(record.class) then
+  elseif not record.class or not ff.class(record.class) then
     return 'class'
-  elseif not record.priority or not record.place then
-    return record.priority and 'place' or 'priority'
+  elseif not record.priority or not is_whole(record.priority) then
+    return 'priority'
+  elseif not record.place or not is_whole(record.place) then
+    return 'place'
   elseif record.policy and not ff.parse_policy(record.policy) then
     return 'policy'
-  elseif words.phase == 'active' and not (record.fence and record.expires) then
-    return record.fence and 'expires' or 'fence'
-  elseif words.leased and record.expires == '' then
+  elseif not (fence or expires or attempt) and words.phase ~= 'active' then
+    return nil
+  elseif not fence or not is_fence(fence) then
+    return 'fence'
+  elseif not expires or not is_whole(expires) then
     return 'expires'
-  elseif record.attempt and not (record.fence and record.attempt_count) then
-    return record.fence and 'attempt_count' or 'fence'
+  elseif not attempt or not is_attempt(attempt) then
+    return 'attempt'
+  elseif record.timeout_at and not is_number(record.timeout_at) then
+    return 'timeout_at'
   end
-  return ff.damage_in(record, ff.CORE, 3)
+  return nil
 end
 
 -- Whether the values of a policy are such that can be counted with.
@@ -120,8 +128,7 @@ end
 function ff.set_aside(ctx, uuid, field, class)
   local known = class and ff.class(class)
   if known then
-    ctx.ready[class] = ctx.ready[class] or {}
-    ctx.ready[class][uuid] = false
+    ff.ready_at(ctx, class, uuid, false)
     ff.due_at(ctx, known.delays, 'x' .. uuid, false)
   end
   ff.due_at(ctx, 'due', 'x' .. uuid, false)

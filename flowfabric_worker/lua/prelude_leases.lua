@@ -76,18 +76,29 @@ end
 -- What a call of the holder needs of a record: the core, and the operations that ended the last leases.
 local FENCED = ff.joined({ ff.CORE, { 'last' } })
 
--- A fence is '<lease id>:<epoch>:<attempt id>'.
+-- A fence is '<lease id>:<epoch>:<attempt id>'; an attempt has the id of its first lease, and under that lease its own
+-- place is empty.
 function ff.fence_parts(fence)
   if not fence then
     return nil, 0, nil
   end
   local lease, epoch, attempt = string.match(fence, '^([^:]*):(%d+):(.*)$')
-  return lease, tonumber(epoch), attempt
+  return lease, tonumber(epoch), attempt ~= '' and attempt or lease
 end
 
 function ff.not_active(record)
   local _, epoch, attempt = ff.fence_parts(record.fence)
   return ff.failure('execution_not_active', record.uuid, record.words.outcome, ff.text(epoch), record.words.phase, attempt or '')
+end
+
+-- What the call of a holder was answered before; nil when it is new. A completed execution says so itself.
+local function answer_before(record, fence, ending, call_id)
+  if ending == 'complete' and record.words.outcome == 'success' and record.fence == fence then
+    return { 'completed' }
+  elseif ending then
+    return record.last and ff.recall_end(record.last, ending, fence)
+  end
+  return call_id and ff.recall(record.reported, call_id)
 end
 
 local function is_over(ctx, moment)
@@ -96,19 +107,19 @@ local function is_over(ctx, moment)
 end
 
 -- The checks of every call that a lease holder makes, in their order: exists, repeated, active, revoked, expired,
--- identity. What time has decided of the execution is carried out first, so the answer is the same before and after upkeep. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease; of another
+-- identity. What time has decided of the execution is carried out first, so the answer is the same before and after
+-- upkeep. Answers the record; or nil and the answer to give. `ending` names an operation that ends the lease; of another
 -- one that changes something `call_id` is the call's name, and `fields` hold `reported`.
 function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
   local record, failure = ff.load(ctx, uuid, fields or FENCED)
   if not record then
     return nil, failure
   end
-  local before = ending and record.last and ff.recall_end(record.last, ending, fence)
-    or call_id and ff.recall(record.reported, call_id)
+  local before = answer_before(record, fence, ending, call_id)
   if before then
     return nil, before
   end
-  if record.more and record.words.phase == 'active' and (is_over(ctx, record.timeout_at) or is_over(ctx, record.deadline)) then
+  if record.words.phase == 'active' and (is_over(ctx, record.timeout_at) or is_over(ctx, record.deadline)) then
     ff.catch_up(ctx, record)
   end
   if record.words.phase ~= 'active' then
@@ -158,39 +169,50 @@ end
 function ff.fail_attempt(ctx, record, failed)
   local policy = ff.policy(record)
   local retries = tonumber(record.retry_count or '0')
-  local changes = {
-    error = failed.message,
-    error_class = failed.class,
-    error_detail = failed.detail or '',
-    attempt_ended = ctx.now,
-  }
-  local answer
+  local list = { 'error', failed.message, 'error_class', failed.class, 'error_detail', failed.detail or '' }
+  local answer, state
   if ff.may_retry(policy, failed.class, retries, failed.after) then
     local at = ctx.now + (failed.after or ff.backoff(policy, retries, failed.draw))
     answer = { 'retry', ff.text(at) }
-    changes.retry_count = retries + 1
-    changes.last = failed.fence and ff.remember_end(record, 'fail', failed.fence, answer)
+    state = (at > ctx.now and ff.BACKOFF or ff.READY) .. ff.RETRY
+    ff.append(list, { 'state', state, 'attempt', ff.ended_attempt(ctx, record), 'retry_count', retries + 1 })
     if at > ctx.now then
-      changes.delay_until = at
-      ff.move(ctx, record, ff.BACKOFF .. 'pending_retry_attempt', changes)
-    else
-      ff.move(ctx, record, ff.READY .. 'pending_retry_attempt', changes)
+      ff.append(list, { 'delay_until', at })
     end
-    return answer
+  else
+    answer = { failed.class == 'cancelled' and 'cancelled' or 'failed' }
   end
-  local outcome = failed.class == 'cancelled' and 'cancelled' or 'failed'
-  answer = { outcome }
-  changes.last = failed.fence and ff.remember_end(record, 'fail', failed.fence, answer)
-  ff.finish(ctx, record, outcome, changes)
+  if failed.fence then
+    ff.append(list, { 'last', ff.remember_end(record, 'fail', failed.fence, answer) })
+  end
+  if state then
+    ff.change(ctx, record, list)
+  else
+    ff.finish(ctx, record, answer[1], list)
+  end
   return answer
 end
 
 -- Attempts ----------------------------------------------------------------------------------------------------------
 
--- The fields that a past attempt is made of.
-ff.ATTEMPT = {
-  'attempts', 'attempt_type', 'attempt_started', 'attempt_ended', 'ended', 'holder', 'error', 'error_class',
-}
+-- The fields that a past attempt is made of, beyond the core.
+ff.ATTEMPT = { 'attempts', 'ended', 'holder', 'error', 'error_class' }
+
+-- What the field `attempt` says: its number, its type, how its holder came to it, and when it began and ended; '' where
+-- that is not known.
+function ff.attempt_parts(text)
+  return string.match(text, '^(%d+)|(%l+)|(%l+)|(%d*)|(%d*)$')
+end
+
+function ff.attempt_text(index, kind, came, started, ended)
+  return index .. '|' .. kind .. '|' .. came .. '|' .. started .. '|' .. (ended or '')
+end
+
+-- The field `attempt` of an attempt that ends now while its execution goes on.
+function ff.ended_attempt(ctx, record)
+  local index, kind, came, started = ff.attempt_parts(record.attempt)
+  return ff.attempt_text(index, kind, came, started, ctx.now_text)
+end
 
 -- The beginning of a UTF-8 text, at most so many bytes and no half character.
 local function cut(text, limit)
@@ -204,21 +226,22 @@ end
 
 -- The field of past attempts with the present one added; nil when there is none to add. The oldest of many are dropped.
 function ff.archive(ctx, record, how)
-  if not record.attempt_started or record.attempt_started == '' then
+  local index, kind, _, started, ended = ff.attempt_parts(record.attempt or '')
+  if not started or started == '' then
     return nil
   end
   local past = record.attempts and ff.unpack(record.attempts) or {}
   if #past >= ff.PAST_ATTEMPTS then
     table.remove(past, 1)
   end
-  -- The end of an execution is the end of its attempt.
-  local ended = record.attempt_ended and record.attempt_ended ~= '' and record.attempt_ended or record.ended
+  if ended == '' then
+    -- The end of an execution is the end of its attempt.
+    ended = record.ended or ctx.now_text
+  end
   local failed = how == 'ended_failure'
   local why = failed and record.error or how == 'interrupted_reclaimed' and ff.why_lost(ctx, record) or ''
   past[#past + 1] = ff.pack({
-    record.attempt, record.attempt_type or '', how, record.attempt_started,
-    ended or ctx.now_text, record.holder or '',
-    failed and record.error_class or '', cut(why, 256),
+    index, kind, how, started, ended, record.holder or '', failed and record.error_class or '', cut(why, 256),
   })
   return ff.pack(past)
 end

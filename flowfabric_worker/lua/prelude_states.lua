@@ -1,13 +1,42 @@
 -- Fifth part of what every stored function shares: the state of an execution.
 
--- The six dimensions of a state are stored as one field, so that they change together:
--- phase, ownership, eligibility, blocking reason, outcome, attempt.
-ff.READY = 'runnable unowned eligible_now waiting_for_worker none '
-ff.DELAYED = 'runnable unowned not_eligible_until_time waiting_for_delay none '
-ff.BACKOFF = 'runnable unowned not_eligible_until_time waiting_for_retry_backoff none '
-ff.RUNNING = 'active leased not_applicable none none running_attempt'
-ff.LAPSED = 'active lease_expired_reclaimable not_applicable waiting_for_worker none attempt_interrupted'
-ff.REVOKED = 'active lease_revoked not_applicable waiting_for_worker none attempt_interrupted'
+-- The six dimensions of a state are stored as one field, so that they change together. Each is a letter; a letter that
+-- this release does not know stands for itself.
+local DIMENSIONS = {
+  { name = 'phase', r = 'runnable', a = 'active', s = 'suspended', t = 'terminal', b = 'submitted' },
+  { name = 'ownership', u = 'unowned', l = 'leased', x = 'lease_expired_reclaimable', v = 'lease_revoked' },
+  {
+    name = 'eligibility', e = 'eligible_now', t = 'not_eligible_until_time', d = 'blocked_by_dependencies',
+    b = 'blocked_by_budget', q = 'blocked_by_quota', r = 'blocked_by_route', l = 'blocked_by_lane_state',
+    o = 'blocked_by_operator', n = 'not_applicable',
+  },
+  -- What it is blocked by: only readers want the word.
+  { name = 'blocking' },
+  { name = 'outcome', n = 'none', s = 'success', f = 'failed', c = 'cancelled', e = 'expired', k = 'skipped' },
+  {
+    name = 'attempt', n = 'none', f = 'pending_first_attempt', r = 'running_attempt', i = 'attempt_interrupted',
+    t = 'pending_retry_attempt', p = 'pending_replay_attempt', z = 'attempt_terminal',
+  },
+}
+
+-- States that wait for an attempt: runnable, unowned; the last letter says what for.
+ff.READY = 'ruewn'
+ff.DELAYED = 'rutdn'
+ff.BACKOFF = 'rutbn'
+ff.FIRST = 'f'
+ff.RETRY = 't'
+ff.REPLAY = 'p'
+ff.INTERRUPTED = 'i'
+ff.RUNNING = 'alnnnr'
+ff.LAPSED = 'axnwni'
+ff.REVOKED = 'avnwni'
+
+local ENDINGS = { success = 'tunns', failed = 'tunnf', cancelled = 'tunnc', expired = 'tunne', skipped = 'tunnk' }
+
+-- The state of an execution that ended; without an attempt it keeps what it waited for.
+function ff.ended_state(outcome, record)
+  return ENDINGS[outcome] .. (record.attempt and 'z' or string.sub(record.words.state, 6))
+end
 
 ff.OUTCOMES = { success = 'completed', failed = 'failed', cancelled = 'cancelled', expired = 'expired', skipped = 'skipped' }
 ff.ELIGIBILITIES = {
@@ -39,27 +68,21 @@ function ff.words(state)
   local words = ff.known_states[state]
   if words then
     return words
-  end
-  local phase, ownership, eligibility, blocking, outcome, attempt =
-    string.match(state, '^(%l+) ([%l_]+) ([%l_]+) ([%l_]+) ([%l_]+) ([%l_]+)$')
-  if not phase then
+  elseif not string.find(state, '^%l%l%l%l%l%l$') then
     return nil
   end
-  words = {
-    phase = phase,
-    ownership = ownership,
-    eligibility = eligibility,
-    blocking = blocking,
-    outcome = outcome,
-    attempt = attempt,
-  }
+  words = { state = state }
+  for i, dimension in ipairs(DIMENSIONS) do
+    local letter = string.sub(state, i, i)
+    words[dimension.name] = dimension[letter] or letter
+  end
   words.public = ff.public_state(words)
   -- A newer release wrote it: this one leaves it alone.
-  words.foreign = not ff.PHASES[phase]
-  words.leased = ownership == 'leased'
-  words.claimable = (phase == 'runnable' and eligibility == 'eligible_now')
-    or ownership == 'lease_expired_reclaimable'
-    or ownership == 'lease_revoked'
+  words.foreign = not ff.PHASES[words.phase]
+  words.leased = words.ownership == 'leased'
+  words.claimable = (words.phase == 'runnable' and words.eligibility == 'eligible_now')
+    or words.ownership == 'lease_expired_reclaimable'
+    or words.ownership == 'lease_revoked'
   ff.known_states[state] = words
   return words
 end

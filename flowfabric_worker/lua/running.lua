@@ -46,7 +46,7 @@ ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
       return answer
     end
     answer = { 'completed' }
-    ff.finish(ctx, record, 'success', { result = result, last = ff.remember_end(record, 'complete', fence, answer) })
+    ff.finish(ctx, record, 'success', { 'result', result })
     return answer
   end)
 end)
@@ -78,9 +78,7 @@ ff.register_single('cancel', { 'allow-oom' }, function(ctx, args)
   end
   answer = { 'cancelled' }
   ff.finish(ctx, record, 'cancelled', {
-    cancel_reason = args[3],
-    cancelled_by = 'lease_holder',
-    last = ff.remember_end(record, 'cancel', args[2], answer),
+    'cancel_reason', args[3], 'cancelled_by', 'lease_holder', 'last', ff.remember_end(record, 'cancel', args[2], answer),
   })
   return answer
 end)
@@ -91,9 +89,9 @@ local function interrupt(ctx, record, ending, fence, until_ms)
   local changes = { last = ff.remember_end(record, ending, fence, answer) }
   if until_ms and until_ms > ctx.now then
     changes.delay_until = until_ms
-    ff.move(ctx, record, ff.DELAYED .. 'attempt_interrupted', changes)
+    ff.move(ctx, record, ff.DELAYED .. ff.INTERRUPTED, changes)
   else
-    ff.move(ctx, record, ff.READY .. 'attempt_interrupted', changes)
+    ff.move(ctx, record, ff.READY .. ff.INTERRUPTED, changes)
   end
   return answer
 end

@@ -42,48 +42,64 @@ end
 -- The fields that are kept as they are, in the order of the arguments.
 local KEPT = { 'payload', 'codec', 'policy', 'tags', 'headers', 'creator' }
 
--- Writes a new record. `args[at]` is its uuid.
-local function write(ctx, args, at, record, key)
-  local flat = {
-    'state', record.state, 'class', record.class, 'priority', record.priority, 'place', record.place,
-    'created', ctx.now,
-  }
-  local size = 10
-  local function add(name, value)
-    flat[size + 1], flat[size + 2] = name, value
-    size = size + 2
-  end
-  local more = false
+-- Adds those of an item's arguments that are kept as they are and say something.
+local function add_kept(list, args, at)
+  local size = #list
   for i = 1, #KEPT do
     local value = args[at + 6 + i]
     if value ~= '' then
-      add(KEPT[i], value)
-      more = more or ff.NEEDS_MORE[KEPT[i]]
+      list[size + 1], list[size + 2] = KEPT[i], value
+      size = size + 2
     end
   end
+end
+
+-- Adds what most executions have not, and that there is such.
+local function add_more(ctx, list, args, at, record)
+  local key = args[at + 5]
   if record.delay_until then
-    add('delay_until', record.delay_until)
+    ff.append(list, { 'delay_until', record.delay_until })
   end
   if record.deadline then
-    add('deadline', record.deadline)
+    ff.append(list, { 'deadline', record.deadline })
   end
   if key ~= '' then
     record.dedup_until = ctx.now + tonumber(args[at + 6])
-    add('idempotency_key', key)
-    add('dedup_until', record.dedup_until)
+    ff.append(list, { 'idempotency_key', key, 'dedup_until', record.dedup_until })
     call('SET', ctx.base .. ':key:' .. key, record.uuid)
   end
-  if more or record.delay_until or record.deadline or key ~= '' then
-    add('more', 1)
+  ff.append(list, { 'more', 1 })
+  record.more = 1
+end
+
+-- Writes a new record. `args[at]` is its uuid.
+local function write(ctx, args, at, address)
+  local now = ctx.now
+  local moment = args[at + 3] ~= '' and ff.moment(args[at + 3], now)
+  local delayed = moment and moment > now
+  local state = (delayed and ff.DELAYED or ff.READY) .. ff.FIRST
+  local record = {
+    uuid = args[at], key = address, words = ff.words(state), class = args[at + 1], priority = args[at + 2],
+    place = delayed and moment or now, delay_until = delayed and moment,
+    deadline = args[at + 4] ~= '' and ff.moment(args[at + 4], now),
+  }
+  local list = {
+    'state', state, 'class', record.class, 'priority', record.priority, 'place', record.place, 'created', ctx.now_text,
+  }
+  add_kept(list, args, at)
+  -- The key, and the tags.
+  if args[at + 5] ~= '' or args[at + 10] ~= '' or record.delay_until or record.deadline then
+    add_more(ctx, list, args, at, record)
   end
-  call('HSET', record.key, unpack(flat)) -- bounded: the fields of one record
-  ff.follow(ctx, record)
+  call('HSET', address, unpack(list)) -- bounded: the fields of one record
+  ff.follow(ctx, record, ff.derive(record))
+  return { 'created', record.uuid, state }
 end
 
 -- Creates one execution of the arguments from `at` on; its address joins ctx.created, for the listings.
 function ff.create(ctx, args, at)
   local uuid, class, key = args[at], args[at + 1], args[at + 5]
-  local address = ff.record_key(ctx, uuid)
+  local address = ctx.base .. ':x:' .. uuid
   local existing = key ~= '' and holder_of(ctx, key)
   if not existing and call('EXISTS', address) == 1 then
     existing = uuid
@@ -92,30 +108,14 @@ function ff.create(ctx, args, at)
     return duplicate(ctx, existing, class, args[at + 7], args[at + 8])
   end
   local known = ff.class(class)
-  if not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
+  if not ctx.registered[class] and not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
     return ff.failure('too_many_classes', known.lane_name, ff.MAX_CLASSES_PER_LANE)
   end
-
-  local now = ctx.now
-  local moment = ff.moment(args[at + 3], now)
-  local delayed = moment and moment > now
-  local state = (delayed and ff.DELAYED or ff.READY) .. 'pending_first_attempt'
-  write(ctx, args, at, {
-    uuid = uuid,
-    key = address,
-    class = class,
-    priority = args[at + 2],
-    place = delayed and moment or now,
-    state = state,
-    words = ff.words(state),
-    delay_until = delayed and moment or nil,
-    deadline = ff.moment(args[at + 4], now),
-  }, key)
-
+  local answer = write(ctx, args, at, address)
   local created = ctx.created
-  created[#created + 1] = 0
-  created[#created + 1] = known.namespace .. uuid
-  return { 'created', uuid, state }
+  local size = #created
+  created[size + 1], created[size + 2] = 0, known.namespace .. uuid
+  return answer
 end
 
 ff.register('create_executions', {}, function(ctx, args)

@@ -3,51 +3,24 @@
 -- Ends an execution whose deadline is over, whatever it was doing.
 function ff.expire(ctx, record)
   local leased = record.words.leased
-  ff.finish(ctx, record, 'expired', { error = 'execution_deadline', error_class = 'timeout', error_detail = '' })
+  ff.finish(ctx, record, 'expired', { 'error', 'execution_deadline', 'error_class', 'timeout', 'error_detail', '' })
   if leased then
     ff.tell_holder(ctx, record)
   end
 end
 
--- Removes what a partition holds of an ended execution. What many removals have in common is done at the end of the call.
-local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
-  ff.count(ctx, class, public, -1)
-  if idempotency_key and idempotency_key ~= '' then
-    local key = ctx.base .. ':key:' .. idempotency_key
-    if call('GET', key) == uuid then
-      call('DEL', key)
-    end
-  end
-  ff.remove_keys(ctx, keys)
-  ctx.is_gone[uuid] = true
-  ctx.gone[#ctx.gone + 1] = ff.record_key(ctx, uuid)
-  ctx.gone_ids[#ctx.gone_ids + 1] = ff.class(class).namespace .. uuid
-end
-
--- Removes an ended execution with every key it ever had.
+-- Removes an execution with every key it ever had.
 function ff.remove(ctx, record)
-  local public, _, _, index = ff.derive(record)
-  if index then
-    ff.due_at(ctx, index, 'x' .. record.uuid, false)
+  local public, ready, due, index = ff.derive(record)
+  if record.idempotency_key and record.idempotency_key ~= '' and call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
+    call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
   end
-  local keys = call('HGET', record.key, 'keys')
-  remove_all_of(ctx, record.uuid, record.class, public, record.idempotency_key, keys)
+  ff.remove_keys(ctx, call('HGET', record.key, 'keys'))
+  call('DEL', record.key)
+  call('ZREM', ctx.base .. ':ids', ff.class(record.class).namespace .. record.uuid)
+  -- What is gone leaves every index.
+  ff.follow(ctx, record, nil, nil, nil, nil, public, ready, due, index)
   record.words = nil
-end
-
--- The same for what is overdue, reading no more than that needs. Answers false, and does nothing, of anything else.
-local function remove_overdue(ctx, uuid)
-  if ctx.is_gone[uuid] then
-    return true
-  end
-  local key = ff.record_key(ctx, uuid)
-  local v = call('HMGET', key, 'state', 'class', 'remove_at', 'idempotency_key', 'keys')
-  local words, known, at = v[1] and ff.words(v[1]), v[2] and ff.class(v[2]), tonumber(v[3] or '')
-  if not words or words.phase ~= 'terminal' or not known or not at or at > ctx.now then
-    return false
-  end
-  remove_all_of(ctx, uuid, v[2], words.public, v[4], v[5])
-  return true
 end
 
 local function is_due(ctx, moment)
@@ -69,7 +42,7 @@ local function lapse(ctx, record)
     ff.fail_attempt(ctx, record, { class = 'timeout', message = 'attempt_timeout', draw = draw_of(record) })
     ff.tell_holder(ctx, record)
   else
-    ff.move(ctx, record, ff.LAPSED, { attempt_ended = ctx.now })
+    ff.move(ctx, record, ff.LAPSED, { attempt = ff.ended_attempt(ctx, record) })
   end
 end
 
@@ -79,7 +52,7 @@ local function handle_one(ctx, record)
   if words.foreign then
     return false
   elseif words.phase == 'terminal' then
-    if is_due(ctx, record.remove_at) then
+    if ff.kept_until(record) <= ctx.now then
       ff.remove(ctx, record)
     end
     return false
@@ -90,7 +63,7 @@ local function handle_one(ctx, record)
   elseif words.leased and (is_due(ctx, record.timeout_at) or is_due(ctx, record.expires)) then
     lapse(ctx, record)
   elseif words.eligibility == 'not_eligible_until_time' and is_due(ctx, record.delay_until) then
-    ff.move(ctx, record, ff.READY .. words.attempt, {})
+    ff.move(ctx, record, ff.READY .. string.sub(words.state, 6), {})
   else
     return false
   end
@@ -105,10 +78,7 @@ end
 
 -- Handles the entry of an execution in a due index. The entry may be older than the record, so it is set right
 -- in any case; what this release cannot handle, which a newer one may have written, is postponed.
-local function handle_execution(ctx, uuid, index)
-  if index == 'retention' and remove_overdue(ctx, uuid) then
-    return
-  end
+local function handle_execution(ctx, uuid)
   local member = 'x' .. uuid
   local record = ff.load(ctx, uuid)
   if not record then
@@ -167,7 +137,7 @@ local function handle_entry(ctx, index, member)
   local handler = HANDLERS[kind]
   -- What the handler does not note again is over.
   ff.due_at(ctx, index, member, false)
-  local failed = not handler or ff.isolated(ctx, what, handler, what, index) ~= nil
+  local failed = not handler or ff.isolated(ctx, what, handler, what) ~= nil
   if failed and kind ~= 'x' then
     ff.due_at(ctx, index, member, ctx.now + ff.POSTPONED)
   end
@@ -202,23 +172,16 @@ local function run_delays(ctx, limit)
   return limit - left, lanes
 end
 
--- Handles up to `limit` removals that are due by a moment, after those that this call handled; answers how many.
-local function run_removals(ctx, last, limit)
-  local count = run_index(ctx, 'retention', last, ctx.removals, limit)
-  ctx.removals = ctx.removals + count
-  return count
-end
-
 -- Handles up to `limit` removals that are due; answers how many.
 function ff.run_removals(ctx, limit)
-  return run_removals(ctx, ctx.now, limit)
+  return run_index(ctx, 'retention', ctx.now, 0, limit)
 end
 
 -- Handles removals at the pace of the ends: twice as many as this call ended. What ends now is left for a later call, so
 -- that this one may be repeated.
 function ff.keep_pace(ctx)
   if ctx.ended > 0 then
-    run_removals(ctx, '(' .. ctx.now_text, 2 * math.min(ctx.ended, ff.MAX_ITEMS))
+    run_index(ctx, 'retention', '(' .. ctx.now_text, 0, math.min(2 * ctx.ended, ff.MAX_ITEMS))
     ctx.ended = 0
   end
 end
@@ -228,8 +191,7 @@ local function rest_of(limit, used)
   return math.max(limit - used, math.floor(limit / 4))
 end
 
--- Handles up to `limit` things that are due: what keeps leases and deadlines right, then delays. Answers how many.
--- Their indexes are up to date when it returns.
+-- Handles up to `limit` things that are due: what keeps leases and deadlines right, then delays. Answers how many. Their indexes are up to date when it returns.
 function ff.run_due(ctx, limit)
   local handled = run_index(ctx, 'due', ctx.now, 0, limit)
   local delays, lanes = run_delays(ctx, rest_of(limit, handled))

@@ -252,7 +252,7 @@ def take(each: Execution, claim_id: str, worker: str, lease_ms: int, now: int) -
         each.attempt_count += 1
         each.attempt_id = claim_id
     each.epoch += 1
-    each.fence = f"{claim_id}:{each.epoch}:{each.attempt_id}"
+    each.fence = f"{claim_id}:{each.epoch}:{'' if each.attempt_id == claim_id else each.attempt_id}"
     each.holder = worker
     each.expires = now + lease_ms
     timeout = each.policy.attempt_timeout

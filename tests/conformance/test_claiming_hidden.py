@@ -61,7 +61,7 @@ def test_work_of_a_newer_release_stays_where_it_is_and_hides_nothing(engine: Eng
     client = raw_client(engine, 0)
     for each in newer:
         key = raw_key(engine, 0, f"x:{each.uuid}")
-        client.hset(key, "state", client.hget(key, "state").replace(b"runnable", b"dreaming"))
+        client.hset(key, "state", b"d" + client.hget(key, "state")[1:])
     created(engine, execution_id=ready)
 
     assert claimed_one(engine) == [ready]

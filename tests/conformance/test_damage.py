@@ -48,8 +48,7 @@ QUEUED: dict[str, tuple[bytes | None, ...]] = {
     "payload": (b"no mark",),
     "tags": (b"1:a", b"9:a", b"1:\xff1:b"),
     "fence": (b"a:b", b"garbage"),
-    "attempt": (b"x",),
-    "attempt_count": (b"x",),
+    "attempt": (b"x", b"0|initial|fresh|1|"),
 }
 RUNNING: dict[str, tuple[bytes | None, ...]] = {
     "state": (None, b"", b"ready?"),
@@ -59,7 +58,8 @@ RUNNING: dict[str, tuple[bytes | None, ...]] = {
     "fence": (None, b"garbage"),
     "expires": (None, b"", b"soon"),
     "policy": (b"|",),
-    "attempt_count": (None, b"x"),
+    "attempt": (None, b"", b"x", b"0|initial|fresh|soon|"),
+    "timeout_at": (b"soon",),
 }
 MORE: dict[str, bytes] = {
     "deadline": b"soon",
@@ -155,7 +155,13 @@ def test_a_damaged_item_is_answered_alone(
 
 
 # What a claim reads only of work that had an attempt before.
-AGAIN: dict[str, bytes] = {"steps": b"3", "attempts": b"3:abc", "attempt_started": b"x", "holder": b"1:a"}
+AGAIN: dict[str, bytes] = {
+    "steps": b"3",
+    "attempts": b"3:abc",
+    "attempt": b"0|initial",
+    "started": b"x",
+    "holder": b"1:a",
+}
 
 
 @pytest.mark.parametrize(("field", "value"), AGAIN.items())

@@ -121,7 +121,7 @@ def test_an_ending_is_answered_again_after_seven_more_leases_ended(
     assert operation(engine, handle) == answer
     assert dump() == before
 
-    engine.complete(claim_one(engine, handle.lane, worker="w2").handle)
+    engine.release(claim_one(engine, handle.lane, worker="w2").handle)
     with refused("execution_not_active"):
         operation(engine, handle)
 

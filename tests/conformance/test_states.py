@@ -350,7 +350,9 @@ def test_lua_and_python_derive_the_same_public_state_of_every_vector(engine: Eng
     with probe(engine) as lua:
         for first in range(0, len(every), 500):
             batch = every[first : first + 500]
-            derived = [word.decode() for word in lua("public_state", *batch)]
+            derived = [
+                word.decode() for word in lua("public_state", *(StateVector.parse(state).encode() for state in batch))
+            ]
             assert derived == [StateVector.parse(state).public_state for state in batch]
 
 

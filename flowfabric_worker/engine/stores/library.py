@@ -13,7 +13,7 @@ from importlib import resources
 
 import attrs
 
-CONTRACT_MAJOR = 1
+CONTRACT_MAJOR = 2
 _NAMES = "@NAMES@"
 _COMMAND = re.compile(r"\bcall(?:\(|, )'([A-Z]+)'|\bchunked\('([A-Z]+)'")
 _OURS = re.compile(r"ff[0-9]+_[0-9a-f]{12}")

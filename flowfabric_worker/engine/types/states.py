@@ -137,22 +137,29 @@ class StateVector:
     @classmethod
     @functools.lru_cache(maxsize=256)
     def parse(cls, text: str) -> StateVector:
-        """Reads the stored form: the six words with spaces between them.
+        """Read a state: six words with spaces between them, or as a record has it, six letters.
 
         Raises:
-            ValueError: not six words, or an unknown one; the message names the dimension.
+            ValueError: not six words or letters, or an unknown one; the message names the dimension.
         """
-        words = text.split(" ")
+        words = text.split(" ") if " " in text else list(text)
         dimensions = attrs.fields(cls)
         if len(words) != len(dimensions):
             raise ValueError(f"a state has {len(dimensions)} words, not {len(words)}")
         values = {}
-        for word, dimension, kind in zip(words, dimensions, _KINDS, strict=True):
-            try:
-                values[dimension.name] = kind(word)
-            except ValueError:
-                raise ValueError(f"{dimension.name} cannot be {word!r}") from None
+        for word, dimension, letters in zip(words, dimensions, _LETTERS, strict=True):
+            found = letters.get(word) or next((each for each in letters.values() if each == word), None)
+            if found is None:
+                raise ValueError(f"{dimension.name} cannot be {word!r}")
+            values[dimension.name] = found
         return cls(**values)  # type: ignore[arg-type]  # each value has its dimension's own kind
+
+    def encode(self) -> str:
+        """Return the stored form."""
+        return "".join(
+            next(letter for letter, each in letters.items() if each is word)
+            for word, letters in zip(attrs.astuple(self), _LETTERS, strict=True)
+        )
 
     @property
     def public_state(self) -> PublicState:
@@ -166,11 +173,17 @@ class StateVector:
         return _RUNNABLE.get(self.eligibility_state, PublicState.WAITING)
 
 
-_KINDS: tuple[type[StrEnum], ...] = (
-    LifecyclePhase,
-    OwnershipState,
-    EligibilityState,
-    BlockingReason,
-    TerminalOutcome,
-    AttemptState,
+def _letters(kind: type[StrEnum], letters: str) -> dict[str, StrEnum]:
+    """Return the words of one dimension by the letters that stand for them in a record, in their order."""
+    return dict(zip(letters, kind, strict=True))
+
+
+# lua/prelude_states.lua has the same letters.
+_LETTERS: tuple[dict[str, StrEnum], ...] = (
+    _letters(LifecyclePhase, "brast"),
+    _letters(OwnershipState, "ulxv"),
+    _letters(EligibilityState, "etdbqrlon"),
+    _letters(BlockingReason, "nwbrdsacthuqklopf"),
+    _letters(TerminalOutcome, "nsfcek"),
+    _letters(AttemptState, "nfritpz"),
 )

@@ -1,0 +1,249 @@
+-- The record of an execution: how it is loaded, what the indexes say of it, and the one way to change it.
+--
+-- A record is a hash. Its values are short, so that plain work stays in the compact encoding of hashes:
+--
+--   state            six letters, see prelude_states.lua
+--   class            its class, see prelude.lua
+--   priority, place  where it stands among the ready ones
+--   fence            <lease>:<epoch>:<attempt>, see prelude_leases.lua; expires: until when the lease holds
+--   attempt          <index>|<type>|<kind>|<started>|<ended>, of the present or last attempt
+--   holder, topic    pack{worker id, instance}, and where the process listens
+--   policy           the values of its policy, each followed by '|'; timeout_at: when the attempt has run too long
+--   more             '1' when a field of ff.MORE says something
+
+-- What every operation needs of a record. What plain work has no use for lies beyond.
+ff.CORE = { 'state', 'class', 'priority', 'place', 'fence', 'expires', 'attempt', 'policy', 'timeout_at', 'more' }
+ff.MORE = {
+  'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'ended', 'reserved_for', 'reserved_until', 'retry_count',
+  'reclaim_count', 'tags', 'watchers',
+}
+-- The fields that make `more` true. Not the end: of what has ended all is read.
+local NEEDS_MORE = {
+  deadline = true, delay_until = true, idempotency_key = true, dedup_until = true,
+  reserved_for = true, reserved_until = true, retry_count = true, reclaim_count = true, tags = true, watchers = true,
+}
+
+local CORE_COUNT = #ff.CORE
+
+-- Loading -----------------------------------------------------------------------------------------------------------
+
+-- Reads further fields into a record; an absent field is false. Answers the name of a field that is damaged, or nil.
+function ff.read(record, fields)
+  local values = call('HMGET', record.key, unpack(fields)) -- bounded: a fixed list of names
+  for i = 1, #fields do
+    record[fields[i]] = values[i]
+  end
+  return ff.damage_in(record, fields)
+end
+
+-- The execution's id as callers know it.
+function ff.id(ctx, record)
+  return '{fp:' .. ctx.partition .. '}:' .. record.uuid
+end
+
+function ff.record_key(ctx, uuid)
+  return ctx.base .. ':x:' .. uuid
+end
+
+-- Reads those of some fields, from number `first` on, that are yet unknown of a record; answers the name of a field that
+-- is damaged, or nil.
+local function read_missing(record, fields, first)
+  local missing = {}
+  for i = first, #fields do
+    if record[fields[i]] == nil then
+      missing[#missing + 1] = fields[i]
+    end
+  end
+  return #missing > 0 and ff.read(record, missing) or nil
+end
+
+-- A record as its values say; nil where there is none. `fields` begins with ff.CORE.
+local function read_new(ctx, uuid, fields)
+  local key = ctx.base .. ':x:' .. uuid
+  local v = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
+  local state = v[1]
+  if not state and call('EXISTS', key) == 0 then
+    return nil
+  end
+  local record = {
+    uuid = uuid, key = key, words = state and ff.words(state), class = v[2], priority = v[3], place = v[4], fence = v[5],
+    expires = v[6], attempt = v[7], policy = v[8], timeout_at = v[9],
+    more = v[10],
+  }
+  for i = CORE_COUNT + 1, #fields do
+    record[fields[i]] = v[i]
+  end
+  return record
+end
+
+-- What is damaged in a record that was just read; its further fields are read with it where there are any.
+local function damage_in_new(record, fields)
+  local damaged = ff.damage_in_core(record)
+  if not damaged and #fields > CORE_COUNT then
+    damaged = ff.damage_in(record, fields, CORE_COUNT + 1)
+  end
+  if not damaged and (record.more or record.words.phase == 'terminal') then
+    damaged = read_missing(record, ff.MORE, 1) or record.words.phase == 'terminal' and not record.ended and 'ended'
+  end
+  return damaged
+end
+
+-- The record of an execution, or nil and the failure to answer. An absent field is false. `fields`, if given, begins with
+-- ff.CORE; `class`, if given, is the class under whose index the execution was found. A record is loaded once in a call,
+-- and checked here, so what uses it need not.
+function ff.load(ctx, uuid, fields, class)
+  fields = fields or ff.CORE
+  local record, damaged = ctx.records[uuid], nil
+  if record then
+    damaged = read_missing(record, fields, CORE_COUNT + 1)
+  else
+    record = read_new(ctx, uuid, fields)
+    damaged = record and damage_in_new(record, fields)
+  end
+  if not record or not record.words and not damaged then
+    return nil, ff.failure('execution_not_found', uuid)
+  elseif not damaged and class and class ~= record.class then
+    damaged = 'class'
+  end
+  if damaged then
+    ctx.records[uuid] = nil
+    return nil, ff.set_aside(ctx, uuid, damaged, class or record.class)
+  end
+  ctx.records[uuid] = record
+  return record
+end
+
+-- Indexes -----------------------------------------------------------------------------------------------------------
+
+-- The earlier of a moment and a stored one, either of which may be missing.
+local function sooner(due, stored)
+  local moment = stored and tonumber(stored)
+  if moment and not (due and due <= moment) then
+    return moment
+  end
+  return due
+end
+
+-- Until when an ended execution is kept: for its retention, and until its key's window is over.
+function ff.kept_until(record)
+  local kept = record.ended + (ff.policy(record).retention or ff.DAY)
+  return math.max(kept, tonumber(record.dedup_until or '') or 0)
+end
+
+-- The next moment of work that has not ended, and the index that holds it, when fields of ff.MORE take part.
+local function next_moment(record)
+  local words = record.words
+  local due = sooner(sooner(nil, record.reserved_until), record.deadline)
+  if words.leased then
+    due = sooner(sooner(due, record.expires), record.timeout_at)
+  elseif words.eligibility == 'not_eligible_until_time' then
+    local soonest = sooner(due, record.delay_until)
+    if soonest ~= due then
+      return soonest, ff.class(record.class).delays
+    end
+  end
+  return due, due and 'due'
+end
+
+-- What the indexes must say of a record: its public state, its score among the ready ones, its next moment, and which of
+-- the due indexes holds that moment: 'due' what keeps leases and deadlines right, the lane's what is delayed,
+-- 'retention' what has ended. An execution stands in one of them, at the earliest of its times.
+function ff.derive(record)
+  local words = record.words
+  if words.phase == 'terminal' then
+    return words.public, nil, ff.kept_until(record), 'retention'
+  end
+  local ready, due, index
+  if words.claimable and not (record.more and tonumber(record.reserved_until or '')) then
+    ready = record.place - record.priority * 1e12
+  end
+  if record.more then
+    due, index = next_moment(record)
+  elseif words.leased then
+    due, index = sooner(tonumber(record.expires), record.timeout_at), 'due'
+  end
+  return words.public, ready, due, index
+end
+
+-- Counts an execution of a class: its lane's depth in a state, and what of the class has not ended.
+function ff.count(ctx, class, state, change)
+  local lane = ff.class(class).lane
+  if not ff.ENDED[state] then
+    ctx.held[class] = (ctx.held[class] or 0) + change
+  end
+  local counts = ctx.counts[lane]
+  if not counts then
+    counts = {}
+    ctx.counts[lane] = counts
+  end
+  counts[state] = (counts[state] or 0) + change
+end
+
+-- Notes that an execution is ready in a class with a score, or with false that it is not.
+function ff.ready_at(ctx, class, uuid, score)
+  local entries = ctx.ready[class]
+  if not entries then
+    entries = {}
+    ctx.ready[class] = entries
+  end
+  entries[uuid] = score
+end
+
+-- Notes what the indexes must follow: what they must say of a record, and what they said before. Both are as ff.derive
+-- answers them, and nothing of a record that is new or gone.
+function ff.follow(ctx, record, public, ready, due, index, old_public, old_ready, old_due, old_index)
+  if old_public ~= public then
+    if old_public then
+      ff.count(ctx, record.class, old_public, -1)
+    end
+    if public then
+      ff.count(ctx, record.class, public, 1)
+    end
+  end
+  if old_ready ~= ready then
+    ff.ready_at(ctx, record.class, record.uuid, ready or false)
+  end
+  if old_index and old_index ~= index then
+    ff.due_at(ctx, old_index, 'x' .. record.uuid, false)
+  end
+  if index and (old_due ~= due or old_index ~= index) then
+    ff.due_at(ctx, index, 'x' .. record.uuid, due)
+  end
+end
+
+-- Changing ----------------------------------------------------------------------------------------------------------
+
+-- The one way to change a record: `list` has name, value, name, value. The fields are written, the indexes follow. All is
+-- computed before anything is written.
+function ff.change(ctx, record, list)
+  local public, ready, due, index = ff.derive(record)
+  local more = record.more
+  for i = 1, #list, 2 do
+    local field = list[i]
+    if field == 'state' then
+      record.words = ff.words(list[i + 1])
+    else
+      record[field] = list[i + 1]
+      more = more or NEEDS_MORE[field]
+    end
+  end
+  if more and not record.more then
+    list[#list + 1], list[#list + 2] = 'more', 1
+    record.more = 1
+  end
+  local new_public, new_ready, new_due, new_index = ff.derive(record)
+  call('HSET', record.key, unpack(list)) -- bounded: the fields of one record
+  ff.follow(ctx, record, new_public, new_ready, new_due, new_index, public, ready, due, index)
+end
+
+-- The same with the changes by their names, for what is rarely done; `state` nil keeps the state. It is noted when it was.
+function ff.move(ctx, record, state, changes)
+  local list = { 'mutated', ctx.now_text }
+  for field, value in pairs(changes) do
+    list[#list + 1], list[#list + 2] = field, value
+  end
+  if state then
+    list[#list + 1], list[#list + 2] = 'state', state
+  end
+  ff.change(ctx, record, list)
+end
