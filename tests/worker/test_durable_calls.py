@@ -137,7 +137,11 @@ class Later:
         return 1
 
 
-@pytest.mark.parametrize("function", [later, later_each, each, Later(), functools.partial(later, 2)], ids=repr)
+@pytest.mark.parametrize(
+    "function",
+    [later, later_each, each, Later(), functools.partial(later, 2)],
+    ids=["coroutine", "async generator", "generator", "callable object", "partial"],
+)
 def test_a_function_that_a_call_does_not_run_is_refused(worker: Worker, start: Start, function: Any) -> None:
     refused(worker, start, lambda: current().step("charge", function), "async function or a generator")
 
