@@ -6,18 +6,16 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
 from redis.connection import UnixDomainSocketConnection
 
-from flowfabric_worker.engine.errors import TransportError
-from flowfabric_worker.engine.stores.base import Subscription
+from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.stores.pool import Pool
-from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
 # Process, user and group of the other side, as the kernel knows them.
 _CREDENTIALS = struct.Struct("3i")
@@ -61,22 +59,10 @@ class EmbeddedStore(ValkeyStore):
         )
         super().__init__(pool, label="embedded", prefix=prefix, address=f"embedded://{directory}")
 
-    def _exchange(
-        self, pool: Pool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
-    ) -> list[Any]:
-        try:
-            return super()._exchange(pool, commands, timeout, keep_errors)
-        except redis.ConnectionError:
+    def translate(self, error: Exception) -> EngineError:
+        if isinstance(error, redis.ConnectionError):
             self._rejoin()
-            raise
-
-    def subscribe(self, topic: str) -> Subscription:
-        try:
-            return super().subscribe(topic)
-        except TransportError as error:
-            if isinstance(error.__cause__, redis.ConnectionError):
-                self._rejoin()
-            raise
+        return super().translate(error)
 
     def _rejoin(self) -> None:
         """Sees to it that a server runs again: whoever guarded it may be gone with it."""

@@ -77,6 +77,11 @@ class Pool(ConnectionPool):
             raise
         return connection
 
+    def is_ready(self) -> bool:
+        """Return True if a connection is open that this thread may use at once."""
+        kept = kept_by_thread.get()
+        return bool(self._idle) if kept is None else self in kept.connections
+
     def release(self, connection: Any) -> None:
         """Take back a connection on which no reply is outstanding."""
         kept = kept_by_thread.get()

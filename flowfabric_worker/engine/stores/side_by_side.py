@@ -14,15 +14,17 @@ T = TypeVar("T")
 
 
 def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T | EngineError]:
-    """Run all tasks at the same time; return what each of them returned or raised, in their order."""
-    if len(tasks) == 1:
-        return [_outcome(tasks[0])]
-    outcomes = dict(as_they_end(tasks))
-    return [outcomes[place] for place in range(len(tasks))]
+    """Run all tasks at the same time, the first one in this thread; return what each returned or raised, in order."""
+    if not tasks:
+        return []
+    others = as_they_end(tasks[1:])
+    first = _outcome(tasks[0])
+    outcomes = dict(others)
+    return [first, *(outcomes[place] for place in range(len(tasks) - 1))]
 
 
 def as_they_end(tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T | EngineError]]:
-    """Run all tasks at the same time; yield the place and the outcome of each as soon as it ends.
+    """Start all tasks, each in a thread; return the places and outcomes of the tasks, each as soon as it ends.
 
     A caller that has heard enough may stop: what still runs then ends in the background.
     """
@@ -36,10 +38,15 @@ def as_they_end(tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T | Eng
 
     for place, task in enumerate(tasks):
         # The context says which connections the calling thread keeps for itself.
-        threading.Thread(
-            target=copy_context().run, args=(run, place, task), name="flowfabric-call", daemon=True
-        ).start()
-    for _ in tasks:
+        context = copy_context()
+        threading.Thread(target=context.run, args=(run, place, task), name="flowfabric-call", daemon=True).start()
+    return _outcomes(ended, len(tasks))
+
+
+def _outcomes(
+    ended: queue.SimpleQueue[tuple[int, T | EngineError | BaseException]], count: int
+) -> Iterator[tuple[int, T | EngineError]]:
+    for _ in range(count):
         place, outcome = ended.get()
         if isinstance(outcome, BaseException) and not isinstance(outcome, EngineError):
             raise outcome

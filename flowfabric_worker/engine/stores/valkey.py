@@ -6,7 +6,8 @@ is lost is for the engine to say, which may send any call again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
@@ -27,6 +28,7 @@ from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 
 T = TypeVar("T")
 Command: TypeAlias = tuple[Argument, ...]
+Steps: TypeAlias = Generator[None, None, T]
 
 # Calls that are sent before the first of their replies is read: enough to keep a server busy, and few enough for a
 # reply to come in time and for other clients to be served in between.
@@ -118,7 +120,7 @@ class ValkeyStore(Store):
     ) -> Reply:
         pool = self.pool_of(partition)
         if self._replicas:
-            (answer,) = self._call_group(pool, [Call(function, partition, arguments)], timeout)
+            ((answer,),) = _in_turns([self._call_group(pool, [Call(function, partition, arguments)], timeout)])
             if isinstance(answer, EngineError):
                 raise answer
             return answer
@@ -145,13 +147,27 @@ class ValkeyStore(Store):
                 groups.setdefault(self.pool_of(call.partition), []).append(index)
             except EngineError as error:
                 replies[index] = error
-        answers = side_by_side(
-            [partial(self._call_group, pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
-        )
-        for places, answer in zip(groups.values(), answers, strict=True):
-            for place, reply in enumerate(places):
-                replies[reply] = answer if isinstance(answer, EngineError) else answer[place]
+        for places, answers in zip(groups.values(), self._call_groups(groups, calls, timeout), strict=True):
+            for place, reply in zip(places, answers, strict=True):
+                replies[place] = reply
         return replies
+
+    def _call_groups(
+        self, groups: Mapping[Pool, Sequence[int]], calls: Sequence[Call], timeout: float
+    ) -> list[list[Reply | EngineError]]:
+        """Run the calls of each group on its server, all at the same time; return the answers of each group."""
+        steps = [self._call_group(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
+        # A server that has to be connected to first may be away, and would hold the others up.
+        away = [place for place, pool in enumerate(groups) if len(groups) > 1 and not pool.is_ready()]
+        ready = [place for place in range(len(steps)) if place not in away]
+        shares = [share for share in [ready, *([place] for place in away)] if share]
+        together = side_by_side([partial(_in_turns, [steps[place] for place in share]) for share in shares])
+        answers = {
+            place: answer
+            for share, told in zip(shares, all_of(together), strict=True)
+            for place, answer in zip(share, told, strict=True)
+        }
+        return [answers[place] for place in range(len(steps))]
 
     def subscribe(self, topic: str) -> Subscription:
         with self.translated():
@@ -194,12 +210,15 @@ class ValkeyStore(Store):
         """Asks every server at the same time; raises the first error if there is one."""
         return all_of(side_by_side([partial(ask, pool) for pool in self.primaries()]))
 
-    def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+    # What follows runs in steps: each generator yields while replies are outstanding, so that several servers work at
+    # the same time for one thread. One that is dropped there takes its connection with it.
+
+    def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Run calls on one server, window by window, and return their replies and errors."""
         answers: list[Reply | EngineError] = []
         for window in _windows(calls):
             try:
-                answers += self._call_window(pool, window, timeout)
+                answers += yield from self._call_window(pool, window, timeout)
             except TransportError as error:
                 # The server is away or disturbed: what was not sent yet would only wait for it again.
                 return [*answers, *[error] * (len(calls) - len(answers))]
@@ -207,58 +226,38 @@ class ValkeyStore(Store):
                 answers += [error] * len(window)
         return answers
 
-    def _call_window(self, pool: Pool, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+    def _call_window(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Run calls in one round trip; those that miss their function are sent once more after loading it."""
         with self.translated():
-            answers = self._send_calls(pool, calls, timeout)
+            answers = yield from self._send_calls(pool, calls, timeout)
             missing = [i for i, answer in enumerate(answers) if is_missing_function(answer)]
             if missing:
                 self._load_into(pool)
-                again = self._send_calls(pool, [calls[i] for i in missing], timeout)
+                again = yield from self._send_calls(pool, [calls[i] for i in missing], timeout)
                 for i, answer in zip(missing, again, strict=True):
                     answers[i] = answer
         return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
 
-    def _send_calls(self, pool: Pool, calls: Sequence[Call], timeout: float) -> list[Any]:
-        """Runs calls on one server, and waits for its replicas where that is wanted."""
+    def _send_calls(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Any]]:
+        """Run calls on one server, and wait for its replicas where that is wanted."""
         commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
-        if self._replicas is None or all(call.function in reading_functions() for call in calls):
-            return self._exchange(pool, commands, timeout, keep_errors=True)
-        behind = self._replicas.commands(self._key(calls[0].partition), timeout)
-        answers = self._exchange(pool, [*commands, *behind], timeout, keep_errors=True)
-        self._replicas.check(answers[len(commands) :])
+        replicas = self._replicas
+        if all(call.function in reading_functions() for call in calls):
+            replicas = None
+        behind = replicas.commands(self._key(calls[0].partition), timeout) if replicas else []
+        connection = _sent(pool, [*commands, *behind])
+        deadline = time.monotonic() + timeout
+        yield
+        answers = _received(pool, connection, len(commands) + len(behind), timeout, deadline)
+        if replicas:
+            replicas.check(answers[len(commands) :])
         return answers[: len(commands)]
 
     def _exchange(
         self, pool: Pool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
     ) -> list[Any]:
-        """Sends commands over one connection and reads their replies, each within `timeout` seconds."""
-        packed, is_replica = _packed(commands), False
-        connection = pool.get_connection()
-        replies: list[Any] = []
-        try:
-            connection.send_packed_command([packed], check_health=False)
-            for _ in commands:
-                # The connection itself waits for as long as its socket may take; looking first costs a few calls more.
-                if timeout != connection.socket_timeout and not connection.can_read(timeout):
-                    raise redis.TimeoutError(f"no answer within {timeout} s")
-                try:
-                    replies.append(connection.read_response())
-                except redis.ReadOnlyError as error:
-                    replies.append(error)
-                    is_replica = True
-                except redis.ResponseError as error:
-                    replies.append(error)
-        except BaseException:
-            # Replies may be outstanding; the next call would take them for its own.
-            pool.discard(connection)
-            raise
-        if is_replica:
-            # Its name may lead to another server by now, which only a new connection finds.
-            pool.discard(connection)
-            pool.disconnect(inuse_connections=False)
-        else:
-            pool.release(connection)
+        """Send commands over one connection and read their replies, each within `timeout` seconds."""
+        replies = _received(pool, _sent(pool, commands), len(commands), timeout)
         if not keep_errors:
             for reply in replies:
                 if isinstance(reply, redis.ResponseError):
@@ -302,6 +301,62 @@ class ValkeyStore(Store):
     def translate(self, error: Exception) -> EngineError:
         """Return the engine's error for one of the driver's."""
         return translate(error, self.address, self.label)
+
+
+def _sent(pool: Pool, commands: Sequence[Command]) -> Any:
+    """Send commands; return the connection on which their replies are outstanding."""
+    packed = _packed(commands)
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command([packed], check_health=False)
+    except BaseException:
+        pool.discard(connection)
+        raise
+    return connection
+
+
+def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline: float | None = None) -> list[Any]:
+    """Read replies, each within `timeout` seconds, the first one before `deadline`; then give the connection back."""
+    replies: list[Any] = []
+    is_replica = False
+    try:
+        for _ in range(count):
+            wait = timeout if deadline is None else max(0.0, deadline - time.monotonic())
+            # The connection itself waits for as long as its socket may take; looking first costs a few calls more.
+            if wait != connection.socket_timeout and not connection.can_read(wait):
+                raise redis.TimeoutError(f"no answer within {timeout} s")
+            deadline = None
+            try:
+                replies.append(connection.read_response())
+            except redis.ReadOnlyError as error:
+                replies.append(error)
+                is_replica = True
+            except redis.ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        # Replies may be outstanding; the next call would take them for its own.
+        pool.discard(connection)
+        raise
+    if is_replica:
+        # Its name may lead to another server by now, which only a new connection finds.
+        pool.discard(connection)
+        pool.disconnect(inuse_connections=False)
+    else:
+        pool.release(connection)
+    return replies
+
+
+def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
+    """Run generators to their ends, a step of each in turn; return what each returned."""
+    returned: dict[int, T] = {}
+    while len(returned) < len(steps):
+        for place, each in enumerate(steps):
+            if place not in returned:
+                try:
+                    next(each)
+                except StopIteration as end:
+                    returned[place] = end.value
+    return [returned[place] for place in range(len(steps))]
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
