@@ -36,7 +36,7 @@ class TaskContext(ABC):
     """The run that a handler is in.
 
     Attributes:
-        id: the execution's id, as text.
+        id: the execution's id, as text; in a plain call a text that no other call has.
         task: the task's name.
         lane: the lane that it came from.
         attempt: the number of this attempt, from 0.
@@ -70,10 +70,15 @@ class TaskContext(ABC):
 
     @abstractmethod
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs `function` once per execution: later runs get the result that was recorded under `name`.
+        """Run `function` once per execution: later runs get the result that was recorded under `name`.
 
         The result travels as `function`'s return annotation says. If the process dies between the step and its
-        recording, the step runs again.
+        recording, the step runs again. An exception of the function that the handler catches is recorded with the next
+        durable call, and raised again in later runs.
+
+        Raises:
+            DurableCallError: the name was used before in this run, or is reserved; the function is async or a
+                generator; or no durable call may be made here, such as inside another step.
         """
 
     @abstractmethod
@@ -92,6 +97,11 @@ class TaskContext(ABC):
         """Frees this thread; after `duration` the handler runs again from its start, and this call returns at once.
 
         Calls are told apart by their order, so a handler must make them in the same order each time. No retry is used.
+        What is raised to leave the run is no `Exception`.
+
+        Raises:
+            DurableCallError: no durable call may be made here, such as inside a step or in another thread.
+            RuntimeError: this is a plain call.
         """
 
     @property

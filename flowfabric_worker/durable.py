@@ -41,13 +41,19 @@ class DurableCalls:
         self._depth = forking.depth()
         self.leaving: HandlerExit | None = None
 
-    def begin(self, name: str, place: str) -> None:
+    def begin(self, name: str, place: str, *, leaves: bool = False) -> None:
         """Check that a durable call may be made here, and take its name.
+
+        Args:
+            leaves: whether the call may leave the run, which the thread of the handler alone can do.
 
         Raises:
             DurableCallError: it may not be made here, or the name was used before.
         """
-        self._check_place(f"The durable call {name.removeprefix(RESERVED)!r} at {place}")
+        call = f"The durable call {name.removeprefix(RESERVED)!r} at {place}"
+        self._check_place(call)
+        if leaves and threading.get_ident() != self._thread:
+            raise DurableCallError(f"{call} was made in another thread than the handler's: make it there.")
         mine = (place,)
         first = self._places.setdefault(name, mine)
         if first is not mine:
@@ -72,13 +78,7 @@ class DurableCalls:
             )
 
     def leave(self, exit_: HandlerExit) -> HandlerExit:
-        """Remember that the run is being left, for the case that the handler catches what is raised.
-
-        Raises:
-            DurableCallError: this thread is not the one that runs the handler, which could not be left.
-        """
-        if threading.get_ident() != self._thread:
-            raise DurableCallError("Only the thread of the handler can leave the run: call it there.")
+        """Remember that the run is being left, for the case that the handler catches what is raised."""
         self.leaving = exit_
         return exit_
 

@@ -91,9 +91,9 @@ class RunContext(TaskContext):
 
     def sleep(self, duration: timedelta) -> None:
         pause = Delay(duration)
+        name = f"{RESERVED}sleep {self._sleeps + 1}"
+        self._begin(name, caller(), leaves=True)
         self._sleeps += 1
-        name = f"{RESERVED}sleep {self._sleeps}"
-        self._begin(name, caller())
         if name not in self._journal:
             # Written before the delay: when the handler comes back, it knows that it has slept.
             with self.shield():
@@ -116,9 +116,9 @@ class RunContext(TaskContext):
             name, error = self._raised.popitem()
             self._record(name, error)
 
-    def _begin(self, name: str, place: str) -> None:
+    def _begin(self, name: str, place: str, *, leaves: bool = False) -> None:
         """Begin a durable call."""
-        self._calls.begin(name, place)
+        self._calls.begin(name, place, leaves=leaves)
         self._check_running()
         self.keep_raised()
 
