@@ -8,9 +8,9 @@ it again: what has been fetched is not fetched again.
     flowfabric-worker schedules
     flowfabric-worker list --tag schedule=daily_report
 
-A report can be asked for as well. Whoever asks without this code has to say the lane and the retries:
+A report can be asked for as well, also where this code is not installed:
 
-    flowfabric-worker submit report_of '["Bern", "Chur"]' --lane reports --retries 3 --wait
+    flowfabric-worker submit report_of '["Bern", "Chur"]' --wait
 """
 
 from __future__ import annotations

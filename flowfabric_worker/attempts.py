@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import Context
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,7 @@ from flowfabric_worker.engine import forking, reporting
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.describing import message_of, plain_text, traceback_of
 from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES
-from flowfabric_worker.engine.types.policies import FailureClass
+from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around
@@ -36,8 +38,11 @@ from flowfabric_worker.run_context import RunContext
 
 log = reporting.Log(__name__)
 
+# What the store grants to a failure that asks for a retry where the task has no policy.
+_GRANTED = RetryPolicy(max_retries=3)
 # An exception may stand in a chain with others, which may be a circle.
 _MOST_CHAINED = 100
+_MOST_IN_GROUPS = 1000
 
 
 class Attempts:
@@ -149,12 +154,7 @@ class Attempts:
         """
         match exit_:
             case Retry(reason=reason, after=after):
-                self._committer.fail(
-                    held,
-                    FailureReason(message=plain_text(reason)),
-                    FailureClass.TRANSIENT,
-                    None if after is None else plain_time(after),
-                )
+                self._retry(held, plain_text(reason), None if after is None else plain_time(after))
             case Fail(reason=reason, detail=detail):
                 self._committer.fail(
                     held,
@@ -177,6 +177,16 @@ class Attempts:
             case _:
                 self._fail(held, exit_)
 
+    def _retry(self, held: Held, reason: str, after: timedelta | None) -> None:
+        """Queue a failure that asks for another attempt; a task without a retry policy is granted some."""
+        if held.claimed.policy.retry is None:
+            retries = held.claimed.retry_count
+            if retries >= _GRANTED.max_retries:
+                reason = f"{reason} (raise Retry is granted {_GRANTED.max_retries} times to a task without retry=)"
+            if after is None:
+                after = timedelta(milliseconds=_GRANTED.delay_ms(retries, random.random()))
+        self._committer.fail(held, FailureReason(message=reason), FailureClass.TRANSIENT, after)
+
     def _fail(self, held: Held, error: BaseException) -> None:
         if issubclass(type(error), MemoryError):
             # What filled the memory goes first: there may be too little left to say what happened.
@@ -192,11 +202,24 @@ class Attempts:
 
 
 def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
-    """Return True if an exception is of one of the classes, by what it is and not by what it says that it is."""
+    """Return True if an exception, or one in its group, is of one of the classes.
+
+    It is judged by what it is and not by what it says that it is.
+    """
+    # A group may hold groups, and what a class of the user calls its exceptions may have no end.
+    looking = [error]
     try:
-        return issubclass(type(error), classes)
+        for _ in range(_MOST_IN_GROUPS):
+            if not looking:
+                return False
+            each = looking.pop()
+            if issubclass(type(each), classes):
+                return True
+            if issubclass(type(each), BaseExceptionGroup):
+                looking += list(each.exceptions)  # type: ignore[attr-defined]  # it is a group
     except BaseException:  # noqa: BLE001  a class of the user may answer such a question itself
         return False
+    return False
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -63,7 +63,7 @@ class Claimer:
         self._hooks = hooks
         self._on_reclaimed = on_reclaimed
         self._tells = hooks.wants("on_claim")
-        self._on_lost = hooks.lost if hooks.wants("on_lost") else None
+        self._on_lost = hooks.lost if hooks.wants_losses else None
         self._outage = Outage(log, "Claiming")
         self._stopping = threading.Event()
         self._pace = _Pace(holdings)

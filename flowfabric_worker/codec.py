@@ -8,14 +8,27 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from inspect import Parameter
 from itertools import chain, repeat
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 
-from flowfabric_worker.converting import FAULTS, UNRESOLVED, Conversion, Conversions, Mismatch, brief, unsupported
+from flowfabric_worker.converting import (
+    FAULTS,
+    PLAIN,
+    REGISTERED,
+    UNRESOLVED,
+    Conversion,
+    Conversions,
+    Mismatch,
+    Taught,
+    brief,
+    unsupported,
+)
 from flowfabric_worker.formats import Codec, find_codec
 
-__all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec"]
+__all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec", "register"]
+
+T = TypeVar("T")
 
 
 class EncodingError(ValueError):
@@ -24,6 +37,26 @@ class EncodingError(ValueError):
 
 class DecodingError(ValueError):
     """What is stored cannot be read as the task's annotations say; trying again cannot help."""
+
+
+def register(kind: type[T], to: Callable[[T], Any], from_: Callable[[Any], T]) -> None:
+    """Teach how the instances of a class travel; before a task that names the class is decorated, in every process.
+
+    Args:
+        kind: the class; instances of its subclasses stay refused.
+        to: makes an instance a plain value: None, bool, int, float, str, lists and dicts (with str keys) of these.
+        from_: makes such a plain value an instance again, equal to the first one.
+
+    Raises:
+        TypeError: it is no class, or one that travels as it is; or the others cannot be called.
+    """
+    if not isinstance(kind, type) or kind in PLAIN:
+        raise TypeError(f"codec.register() takes a class that is not plain itself, not {kind!r}.")
+    for what, function in (("to", to), ("from", from_)):
+        if not callable(function):
+            raise TypeError(f"codec.register() needs a function as {what!r}, not {function!r}.")
+    REGISTERED[kind] = Taught(to, from_)
+    _conversions.cache_clear()
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,8 @@ from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateErr
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.types.policies import FailureClass
-from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason, RetryScheduled
+from flowfabric_worker.engine.types.running import Completion, Failure, FailureReason, RetryScheduled, TerminalCancelled
+from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.run_log import RunLog
@@ -134,7 +135,7 @@ class Committer:
     def drop(self, held: Held, what: str) -> None:
         """Sends nothing: the execution is not this worker's any more."""
         held.ended = True
-        log.warning("%s of %s %s: %s.", held.task.name, held.key, what, held.lost, extra=held.fields)
+        self._run_log.lost(held, what)
         self._holdings.drop(held)
 
     def _put(self, outcome: _Outcome) -> None:
@@ -242,12 +243,16 @@ class Committer:
             else:
                 self._run_log.failed(held, reason)
                 self._hooks.tell("on_failure", held, reason.message)
+                cancelled = isinstance(answer, TerminalCancelled)
+                self._hooks.ended(held, PublicState.CANCELLED if cancelled else PublicState.FAILED, reason.message)
         elif outcome.call is None:
             self._run_log.completed(held)
             self._hooks.tell("on_success", held)
+            self._hooks.ended(held, PublicState.COMPLETED)
         elif outcome.what == "cancel":
             self._run_log.cancelled(held)
             self._hooks.tell("on_failure", held, "cancelled by its handler")
+            self._hooks.ended(held, PublicState.CANCELLED, "cancelled by its handler")
         else:
             self._hooks.tell("on_suspend", held)
 

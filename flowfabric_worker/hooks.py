@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from flowfabric_worker.engine import forking, reporting
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.held import Held, now
 from flowfabric_worker.middleware import Around, Middleware, RunEvent, hooks_of
 
@@ -17,7 +20,7 @@ log = reporting.Log(__name__)
 T = TypeVar("T")
 Hook: TypeAlias = Callable[[RunEvent], None]
 
-_NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost")
+_NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost", "on_ended")
 # With more events than this waiting the oldest are dropped.
 MAX_QUEUED: Final = 10_000
 # Seconds between two lines about hooks that do not keep up.
@@ -65,11 +68,16 @@ class Backlog(Generic[T]):
 
 
 class Hooks:
-    """One thread that calls the hooks; there is none where no middleware overrides one."""
+    """One thread that calls the hooks; there is none where no middleware overrides one.
 
-    def __init__(self, middleware: tuple[Middleware | Around, ...] = ()) -> None:
+    Args:
+        engine: tells how an execution ended that was lost.
+    """
+
+    def __init__(self, middleware: tuple[Middleware | Around, ...], engine: EngineBackend) -> None:
+        self._engine = engine
         self._hooks = {name: hooks for name in _NAMES if (hooks := hooks_of(middleware, name))}
-        self._told: Backlog[tuple[tuple[Hook, ...], RunEvent] | None] = Backlog(MAX_QUEUED)
+        self._told: Backlog[tuple[tuple[Hook, ...], RunEvent] | Held | None] = Backlog(MAX_QUEUED)
         self._ending = False
         # The hook that runs now, and since when.
         self._calling: tuple[str, float] | None = None
@@ -110,15 +118,26 @@ class Hooks:
         while len(self._told):
             self._call(self._told.get())
 
-    def tell(self, name: str, held: Held, error: str = "") -> None:
+    def tell(self, name: str, held: Held, error: str = "", outcome: str = "") -> None:
         """Queue an event for the hooks of this name; never wait."""
         hooks = self._hooks.get(name)
         if hooks is not None:
-            self._told.put((hooks, _event(held, error)))
+            self._told.put((hooks, _event(held, error, outcome)))
+
+    def ended(self, held: Held, outcome: PublicState, error: str = "") -> None:
+        """Tell how an execution ended, as the store acknowledged it."""
+        self.tell("on_ended", held, error, outcome.value)
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether a middleware has a hook that is told when a run will not count, or how it ended."""
+        return self.wants("on_lost") or self.wants("on_ended")
 
     def lost(self, held: Held) -> None:
-        """Tell of a run that will not count."""
+        """Tell of a run that will not count; and then how its execution ended, if the store has ended it."""
         self.tell("on_lost", held, held.lost or "")
+        if self.wants("on_ended") and held.lost != "stopping":
+            self._told.put(held)
 
     def watch(self) -> None:
         """Log, every few seconds, that the hooks do not keep up."""
@@ -144,8 +163,10 @@ class Hooks:
                 continue
             self._call(told)
 
-    def _call(self, told: tuple[tuple[Hook, ...], RunEvent] | None) -> None:
-        """Call the hooks for one event."""
+    def _call(self, told: tuple[tuple[Hook, ...], RunEvent] | Held | None) -> None:
+        """Call the hooks for one event; look up how an execution ended that was lost."""
+        if isinstance(told, Held):
+            told = self._end_of(told)
         if told is None:
             return
         hooks, event = told
@@ -159,8 +180,27 @@ class Hooks:
             finally:
                 self._calling = None
 
+    def _end_of(self, held: Held) -> tuple[tuple[Hook, ...], RunEvent] | None:
+        """Return what to tell of the end of an execution that was lost; None if it goes on."""
+        try:
+            info = self._engine.read_execution_info(held.handle.execution_id)
+            if info is not None and held.lost == "timeout" and info.public_state is PublicState.ACTIVE:
+                # Its time is over, and nothing has looked yet.
+                self._engine.run_upkeep()
+                info = self._engine.read_execution_info(held.handle.execution_id)
+        except EngineError as error:
+            log.warning("How %s of %s ended is not known: %s", held.task.name, held.key, error, extra=held.fields)
+            return None
+        if info is None or info.ended_at_ms is None or info.current_attempt is None:
+            return None
+        if info.current_attempt.attempt_index != held.handle.attempt_index:
+            # Another worker has it, and tells its end.
+            return None
+        why = info.error or info.cancel_reason or ""
+        return self._hooks["on_ended"], _event(held, why, info.public_state.value)
 
-def _event(held: Held, error: str) -> RunEvent:
+
+def _event(held: Held, error: str, outcome: str) -> RunEvent:
     handle = held.handle
     return RunEvent(
         execution_id=held.key,
@@ -171,4 +211,5 @@ def _event(held: Held, error: str) -> RunEvent:
         tags=held.claimed.tags,
         seconds=None if held.started_at is None else (held.ended_at or now()) - held.started_at,
         error=error,
+        outcome=outcome,
     )

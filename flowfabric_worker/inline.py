@@ -57,7 +57,7 @@ class Inline:
         self._given_offers = frozenset(offers)
         self._interrupt: KeyboardInterrupt | None = None
         self._scheduler = Scheduler(engine, tasks.values() if schedules else ())
-        self._hooks = Hooks(middleware)
+        self._hooks = Hooks(middleware, engine)
         self._run_log = RunLog()
         self._committer = Committer(Holdings(1), engine, self._hooks, self._run_log)
         arounds = (self._note_interrupt, *arounds_of(middleware))

@@ -13,8 +13,10 @@ from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateErr
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.types.running import TerminalFailed
+from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from flowfabric_worker.held import RENEWALS_PER_LEASE, Held, Holdings, now
+from flowfabric_worker.hooks import Hooks
 from flowfabric_worker.outages import Outage
 
 log = reporting.Log(__name__)
@@ -48,12 +50,14 @@ class Keeper:
         engine: EngineBackend,
         worker: RegisterWorkerArgs,
         lease: timedelta,
+        hooks: Hooks,
         watches: Sequence[Callable[[], None]] = (),
         publications: Sequence[TaskPublication] = (),
     ) -> None:
         self._holdings = holdings
         self._engine = engine
         self._worker = worker
+        self._hooks = hooks
         self._watches = watches
         self._publications = publications
         self._pause = min(RELEASE_UNSTARTED_AFTER, lease.total_seconds() / RENEWALS_PER_LEASE) / 2
@@ -112,6 +116,7 @@ class Keeper:
                     continue
                 acknowledged.append(held)
                 if isinstance(answer, TerminalFailed):
+                    self._hooks.ended(held, PublicState.FAILED, f"reclaims_exhausted: its worker {lost}")
                     log.error(
                         "%s of %s ended failed (reclaims_exhausted): its worker %s.",
                         held.task.name, held.key, lost, extra=held.fields,

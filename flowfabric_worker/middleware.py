@@ -24,6 +24,7 @@ class RunEvent:
         tags: its tags.
         seconds: how long its handler ran; None if it did not begin or has not ended.
         error: why it failed or was lost, in one line; empty where nothing went wrong.
+        outcome: of `on_ended`, how the execution ended: completed, failed, cancelled or expired; empty elsewhere.
     """
 
     execution_id: str
@@ -34,6 +35,7 @@ class RunEvent:
     tags: Mapping[str, str]
     seconds: float | None = None
     error: str = ""
+    outcome: str = ""
 
 
 class Middleware:
@@ -69,6 +71,13 @@ class Middleware:
 
     def on_lost(self, event: RunEvent) -> None:
         """What a run returns will not count: its lease was lost, its time is over, or somebody cancelled it."""
+
+    def on_ended(self, event: RunEvent) -> None:
+        """An execution that this worker had has ended, in whatever way; `event.outcome` says how.
+
+        Beside what its handler brought about, these are timeouts and deadlines, cancellations from outside, and
+        executions that are given up because their workers were lost too often.
+        """
 
 
 Around: TypeAlias = Callable[[TaskContext], AbstractContextManager[object]]

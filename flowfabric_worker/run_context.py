@@ -8,8 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Final, ParamSpec, TypeVar
 
+from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.context import ClaimKind, TaskContext
 from flowfabric_worker.durable import RESERVED, DurableCalls, caller, check_step, check_step_result, inside_step
+from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.held import Held
@@ -75,7 +77,7 @@ class RunContext(TaskContext):
             self.check()
             try:
                 with inside_step(name):
-                    value = function(*args, **kwargs)
+                    value = forking.confined(function, *args, **kwargs)
                 check_step_result(name, value)
                 encoded = codec.encode_result(value)
             except Exception as error:
@@ -100,7 +102,7 @@ class RunContext(TaskContext):
                 ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
             self._record(name, str(ends_at).encode())
             raise self._calls.leave(pause)
-        ends_at = int(self._journal[name])
+        ends_at = _read_moment(self._journal[name])
         if self._held.claimed_at_ms < ends_at:
             # The worker was lost before the delay was: the sleep goes on.
             raise self._calls.leave(Delay(_moment(ends_at)))
@@ -138,6 +140,13 @@ class RunContext(TaskContext):
             except StateError as error:
                 self._held.lose("lease lost")
                 raise Interrupted(str(error)) from error
+
+
+def _read_moment(data: bytes) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise DecodingError(f"What is kept of a sleep is damaged: {data!r:.50} is no moment.") from None
 
 
 def _moment(milliseconds: int) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import statistics
 import threading
@@ -35,7 +36,7 @@ class Ended:
     """How a run of a handler ended, as the store acknowledged it. It keeps nothing of the payload.
 
     Attributes:
-        how: "completed", "cancelled", "retried" or "failed".
+        how: "completed", "cancelled", "retried", "failed" or "lost".
         seconds: how long the handler ran.
         reason: why it failed, and what comes then.
         detail: lines that tell more, such as a traceback.
@@ -52,8 +53,8 @@ class Ended:
 
     @property
     def is_failure(self) -> bool:
-        """Whether the attempt failed."""
-        return self.how in ("retried", "failed")
+        """Whether it went otherwise than its handler wanted."""
+        return self.how in ("retried", "failed", "lost")
 
 
 class RunLog:
@@ -71,6 +72,7 @@ class RunLog:
         self._stopping = threading.Event()
         # While it sums up, it looks once a second, and is not to be woken for each execution.
         self._summing = False
+        self._over = False
         self._thread = threading.Thread(target=self._work, name="flowfabric-run-log", daemon=True)
 
     @property
@@ -93,8 +95,8 @@ class RunLog:
 
     def flush(self) -> None:
         """Log everything that was told, in the caller's thread; for those who start none."""
-        while self._ended:
-            _log_one(self._ended.popleft())
+        for ended in _taken(self._ended):
+            _log_one(ended)
 
     # What is told, by the thread that hears it from the store
 
@@ -126,12 +128,19 @@ class RunLog:
         if log.wants(logging.ERROR):
             self._tell("failed", held, reason.message, reason.detail.decode("utf-8", "replace").rstrip("\n"))
 
+    def lost(self, held: Held, what: str) -> None:
+        """Tell that what became of a run does not count."""
+        if log.wants(logging.WARNING):
+            self._tell("lost", held, f"{what}: {held.lost}")
+
     def _tell(self, how: str, held: Held, reason: str = "", detail: str = "") -> None:
         handle = held.handle
         self._ended.append(
             Ended(how, held.task.name, handle.lane, handle.attempt_index, held.key, _seconds(held), reason, detail)
         )
-        if not self._summing:
+        if self._over:
+            self.flush()
+        elif not self._summing:
             self._wake.set()
 
     # The thread
@@ -143,8 +152,10 @@ class RunLog:
             self._wake.clear()
             if not self._log_each(window):
                 self._sum_up()
-        # What came while the last summary was written.
+        # What comes from here on is logged by the thread that tells it, such as that of a handler handed back.
+        self._over = True
         _log_summary([], _taken(self._times))
+        self.flush()
 
     def _log_each(self, window: _Window) -> bool:
         """Log each of what was told; False when it is too much for this second."""
@@ -169,7 +180,11 @@ class RunLog:
 
 def _taken(told: collections.deque[T]) -> list[T]:
     """Take everything out of a queue that other threads fill."""
-    return [told.popleft() for _ in range(len(told))]
+    taken: list[T] = []
+    with contextlib.suppress(IndexError):
+        # Another thread may take from it too; what was taken before that shows stays taken.
+        taken.extend(told.popleft() for _ in range(len(told)))
+    return taken
 
 
 def _seconds(held: Held) -> float:
@@ -208,6 +223,8 @@ def _log_one(ended: Ended) -> None:
             log.info("%s %s was cancelled by its handler after %s", task, brief, took, extra=fields)
         case "retried":
             log.warning("%s %s failed, %s", task, brief, ended.reason, extra=fields)
+        case "lost":
+            log.warning("%s %s %s.", task, brief, ended.reason, extra=fields)
         case _:
             detail = f"\n{ended.detail}" if ended.detail else ""
             log.error("%s %s failed for good: %s%s", task, ended.execution_id, ended.reason, detail, extra=fields)
@@ -237,7 +254,7 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
         log.info("completed in a second: %s", ", ".join(parts))
     for task, ended in failed.items():
         log.warning(
-            "%s failed %s more times in a second; the last was %s, %s",
+            "%s: %s more attempts of a second failed or do not count; the last was %s: %s",
             task, f"{len(ended):,}", ended[-1].execution_id, ended[-1].reason,
         )  # fmt: skip
 

@@ -88,7 +88,7 @@ class Runtime:
                 "process with `--lanes`, and run others for the rest.",
             )
         self._holdings = Holdings(self.settings.threads)
-        self._hooks = Hooks(worker.middleware)
+        self._hooks = Hooks(worker.middleware, self._engine)
         self._run_log = RunLog()
         self._committer = Committer(self._holdings, self._engine, self._hooks, self._run_log)
         self._handlers = self._make_handlers()
@@ -102,8 +102,9 @@ class Runtime:
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._publications = [task.publication() for task in worker.tasks.values()]
         self._keeper = Keeper(
-            self._holdings, self._engine, self._registration(), policy.lease, tuple(self._watches()), self._publications
-        )
+            self._holdings, self._engine, self._registration(), policy.lease, self._hooks, tuple(self._watches()),
+            self._publications,
+        )  # fmt: skip
         self._claimer = Claimer(
             self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks,
             None if self._line is None else self._line.beat_now,

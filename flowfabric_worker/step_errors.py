@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any, Final
 
+from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.engine.describing import class_name, text_of
 from flowfabric_worker.outcomes import StepFailed
 
@@ -38,19 +39,28 @@ def encode_error(error: Exception) -> bytes:
 
 
 def decode_error(data: bytes, step: str) -> Exception:
-    """Return the exception that was kept of a step; a `StepFailed` where its class cannot be had."""
-    kept = json.loads(data)
-    name = f"{kept['module']}.{kept['class']}".lstrip(".")
-    kind = _find_class(kept["module"], kept["class"])
-    error: Exception = StepFailed(step, name, kept["text"])
+    """Return the exception that was kept of a step; a `StepFailed` where its class cannot be had.
+
+    Raises:
+        DecodingError: the bytes hold something else.
+    """
+    try:
+        kept = json.loads(data)
+        module, qualified_name, text = str(kept["module"]), str(kept["class"]), str(kept["text"])
+        arguments, attributes = list(kept["args"]), dict(kept["attributes"])
+    except (ValueError, TypeError, LookupError) as damage:
+        raise DecodingError(f"What is kept of the failed step {step!r} is damaged: {damage}.") from damage
+    name = f"{module}.{qualified_name}".lstrip(".")
+    kind = _find_class(module, qualified_name)
+    error: Exception = StepFailed(step, name, text)
     if kind is not None:
         try:
             # Not by its __init__, which may want other arguments than those that the exception shows.
-            error = kind.__new__(kind, *kept["args"])
-            vars(error).update(kept["attributes"])
+            error = kind.__new__(kind, *arguments)
+            vars(error).update(attributes)
         except Exception as failure:  # noqa: BLE001  a class of the user may refuse in any way
             error.add_note(f"The class {name} could not be made again: {text_of(failure)}")
-    error.add_note(f"The step {step!r} raised this in an earlier run of the execution: {name}: {kept['text']}")
+    error.add_note(f"The step {step!r} raised this in an earlier run of the execution: {name}: {text}")
     return error
 
 

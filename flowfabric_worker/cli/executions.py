@@ -24,7 +24,6 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.policies import RetryPolicy
 from flowfabric_worker.engine.types.reads import ExecutionInfo, ExecutionSummary, PastAttempt
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.options import DEFAULT_LANE
 from flowfabric_worker.outcomes import ResultError
 from flowfabric_worker.task import Run
 
@@ -37,12 +36,15 @@ _STATES = [state.value for state in PublicState]
 @click.argument("task")
 @click.argument("args", nargs=-1, type=json_value, metavar="[JSON]...")
 @click.option("--kwargs", type=json_object, default="{}", metavar="JSON", help="Arguments by name, as a JSON object.")
-@click.option("--lane", default=DEFAULT_LANE, show_default=True, help="The queue to wait in.")
-@click.option("--priority", type=int, default=0, metavar="N", help="0 to 9000, higher first.")
+@click.option("--lane", help="The queue to wait in; else the task's own.")
+@click.option("--priority", type=int, metavar="N", help="0 to 9000, higher first; else the task's own.")
 @click.option("--delay", type=duration, metavar="DURATION", help="Begin not before this, such as 30s or 2h.")
 @click.option("--key", help="Idempotency key: a second submission under it finds the first execution.")
-@click.option("--retries", type=click.IntRange(min=0), default=0, metavar="N", help="Tries after a failed one.")
+@click.option(
+    "--retries", type=click.IntRange(min=0), metavar="N", help="Tries after a failed one; else the task's own."
+)
 @tag_option("A name to find it by; may repeat.")
+@click.option("--force", is_flag=True, help="Submit also what no worker has published, with the default options.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @timeout_option
 @json_option()
@@ -54,7 +56,8 @@ def submit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     tags: tuple[tuple[str, str], ...],
-    retries: int,
+    retries: int | None,
+    force: bool,
     wait: bool,
     timeout: timedelta | None,
     as_json: bool,
@@ -62,10 +65,17 @@ def submit(
 ) -> None:
     """Submit an execution of TASK and print its id.
 
+    TASK is a name such as shop.send_receipt, or send_receipt where one task alone has it. Options that are not given
+    are as the task's worker has published them.
+
     Each further argument is a JSON value: submit send_receipt 7 '"a@b.c"'. Negative numbers stand behind "--".
     """
-    retry = RetryPolicy(max_retries=retries) if retries else None
-    run = client.submit(task, args, kwargs, tags=dict(tags), retry=retry, force=True, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    if tags:
+        given["tags"] = dict(tags)
+    if retries is not None:
+        given["retry"] = RetryPolicy(max_retries=retries) if retries else None
+    run = client.submit(task, args, kwargs, force=force, **given)
     if wait:
         _show_result(run, timeout, as_json)
     elif as_json:

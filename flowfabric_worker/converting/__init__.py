@@ -7,6 +7,19 @@ would not come back as it was sent is refused with a `Mismatch` that says where,
 
 from flowfabric_worker.converting.annotations import UNRESOLVED
 from flowfabric_worker.converting.conversions import Conversions
+from flowfabric_worker.converting.kinds import ANYTHING as PLAIN
 from flowfabric_worker.converting.kinds import FAULTS, Conversion, Mismatch, brief, unsupported
+from flowfabric_worker.converting.models import REGISTERED, Taught
 
-__all__ = ["FAULTS", "UNRESOLVED", "Conversion", "Conversions", "Mismatch", "brief", "unsupported"]
+__all__ = [
+    "FAULTS",
+    "PLAIN",
+    "REGISTERED",
+    "UNRESOLVED",
+    "Conversion",
+    "Conversions",
+    "Mismatch",
+    "Taught",
+    "brief",
+    "unsupported",
+]

@@ -45,19 +45,22 @@ def is_typed_dict(kind: type) -> bool:
     return issubclass(kind, dict) and hasattr(kind, "__required_keys__")
 
 
-def field_hints(annotation: Any, kind: Any) -> dict[str, Any]:
-    """The types of a class's fields, where `Box[int]` fills the type variables of `Box`.
+def field_hints(annotation: Any, kind: Any, *, init: bool = True) -> dict[str, Any]:
+    """Return the types of a class's fields, where `Box[int]` fills the type variables of `Box`.
 
     Forward references, also inside of lists, are resolved in the class itself too, because cattrs reads it there.
+
+    Args:
+        init: those that `__init__` takes, or those that it does not.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     if attrs.has(kind):
         attrs.resolve_types(kind)
-        hints = {field.name: field.type or Any for field in attrs.fields(kind) if field.init}
+        hints = {field.name: field.type or Any for field in attrs.fields(kind) if field.init is init}
     elif dataclasses.is_dataclass(kind):
         for field in dataclasses.fields(kind):
             field.type = hints[field.name]
-        hints = {field.name: field.type for field in dataclasses.fields(kind) if field.init}
+        hints = {field.name: field.type for field in dataclasses.fields(kind) if field.init is init}
     filled = dict(zip(getattr(kind, "__parameters__", ()), typing.get_args(annotation), strict=False))
     return {name: _fill(hint, filled) for name, hint in hints.items()}
 

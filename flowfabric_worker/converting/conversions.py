@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from enum import Enum
 from pathlib import PurePath
@@ -17,21 +18,22 @@ from flowfabric_worker.converting.annotations import UNRESOLVED, field_hints, is
 from flowfabric_worker.converting.classes import CattrsConverter, RecordClass, TypedDictClass
 from flowfabric_worker.converting.kinds import (
     COLLECTIONS,
-    MAPPINGS,
     SCALARS,
-    TEXTS,
     Conversion,
+    Mismatch,
     anything,
     collection,
     enumeration,
     fixed_tuple,
     literal,
-    mapping,
-    text,
     unchanged,
     unsupported,
     untouched,
+    variants,
 )
+from flowfabric_worker.converting.mappings import MAPPINGS, default_mapping, mapping
+from flowfabric_worker.converting.models import REGISTERED, is_pydantic_model, pydantic_model
+from flowfabric_worker.converting.texts import TEXTS, text
 from flowfabric_worker.converting.unions import UnionOfMembers
 
 _UNTYPED: Final = (Any, object, Never, NoReturn)
@@ -68,6 +70,8 @@ class Conversions:
     def _make(self, annotation: Any) -> Conversion:
         try:
             return self._of_form(annotation)
+        except Mismatch as mismatch:
+            return unsupported(label_of(annotation), str(mismatch))
         except UNRESOLVED as error:
             label = label_of(annotation)
             return unsupported(label, f"{label} does not resolve: {error}")
@@ -96,6 +100,8 @@ class Conversions:
 
     def _of_class(self, annotation: Any, kind: type[Any], arguments: tuple[Any, ...]) -> Conversion:
         label = label_of(annotation)
+        if kind in REGISTERED:
+            return REGISTERED[kind].conversion(label, kind, self._any)
         if kind in SCALARS or kind in self._native:
             return unchanged(label, kind)
         if kind in TEXTS:
@@ -107,15 +113,26 @@ class Conversions:
         if issubclass(kind, tuple):
             return self._tuple(annotation, kind, arguments)
         if kind in COLLECTIONS:
-            return collection(label, self.of(*arguments or (Any,)), *COLLECTIONS[kind])
+            item = self.of(*arguments or (Any,))
+            return variants(label, {each: collection(label, item, each) for each in COLLECTIONS[kind]})
         if kind in MAPPINGS:
-            key, value = arguments or (str, Any)
-            return mapping(label, self._of_keys.of(str if key is Any else key), self.of(value))
+            return self._mapping(label, MAPPINGS[kind], arguments)
         if is_typed_dict(kind):
             return TypedDictClass(annotation, kind, self.of).conversion()
+        if is_pydantic_model(kind):
+            return pydantic_model(label, kind)
         if attrs.has(kind) or dataclasses.is_dataclass(kind):
             return RecordClass(annotation, kind, self.of, self._cattrs).conversion()
         return unsupported(label)
+
+    def _mapping(self, label: str, kind: type[Any], arguments: tuple[Any, ...]) -> Conversion:
+        if kind is Counter:
+            arguments = *(arguments or (str,)), int
+        key, value = arguments or (str, Any)
+        keys, values = self._of_keys.of(str if key is Any else key), self.of(value)
+        if kind is defaultdict:
+            return default_mapping(label, mapping(label, dict, keys, values))
+        return mapping(label, kind, keys, values)
 
     def _tuple(self, annotation: Any, kind: Any, arguments: tuple[Any, ...]) -> Conversion:
         label = label_of(annotation)
@@ -125,7 +142,7 @@ class Conversions:
         if kind is not tuple:
             return unsupported(label)
         if annotation is tuple or arguments[1:] == (...,):
-            return collection(label, self.of(arguments[0] if arguments else Any), (tuple,), tuple)
+            return collection(label, self.of(arguments[0] if arguments else Any), tuple)
         return fixed_tuple(label, tuple, [self.of(argument) for argument in arguments], tuple)
 
     def _union(self, members: tuple[Any, ...]) -> Conversion:

@@ -1,27 +1,22 @@
-"""How values become plain and come back: scalars, texts, enums, literals, collections, mappings."""
+"""How values become plain and come back: scalars, enums, literals, collections."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from collections import abc
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, Flag
 from itertools import repeat
 from types import NoneType
 from typing import Any, Final
-from uuid import UUID
 
 import attrs
 
 Convert = Callable[[Any], Any]
 
 SCALARS: Final[frozenset[type]] = frozenset({NoneType, bool, int, float, str})
-_STR: Final[frozenset[type]] = frozenset({str})
+STR: Final[frozenset[type]] = frozenset({str})
 ANYTHING: Final[frozenset[type]] = SCALARS | {list, dict}
+_NUMBERS: Final[dict[type, frozenset[type]]] = {int: frozenset({int, bool}), float: frozenset({float, int, bool})}
 
 # What may go wrong in the code of users' classes (validators, __init__) and of codecs: the value is at fault.
 FAULTS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -38,6 +33,14 @@ class Mismatch(ValueError):  # noqa: N818 - its text becomes part of an error of
         """The same mismatch, seen from one level further out."""
         self.path = step + self.path
         return self
+
+
+def not_exact(label: str, value: object, kind: type) -> Mismatch:
+    """Return the mismatch of a value that is no `label`, perhaps because a subclass would come back as `kind`."""
+    mismatch = unexpected(label, value)
+    if isinstance(value, kind):
+        return Mismatch(f"{mismatch}, which would come back as {label_of_class(kind)}; annotate its own class")
+    return mismatch
 
 
 def unexpected(label: str, value: object) -> Mismatch:
@@ -62,6 +65,7 @@ class Conversion:
         plain: the classes whose instances may pass in both directions without a call.
         kind: the class of the typed values, where there is just one.
         unchanged: whether a value is encoded as itself.
+        knows: whether nothing in a plain object would be ignored; None where nothing ever is.
     """
 
     label: str
@@ -71,6 +75,7 @@ class Conversion:
     plain: frozenset[type] = frozenset()
     kind: type | None = None
     unchanged: bool = False
+    knows: Callable[[Any], bool] | None = None
 
 
 def untouched() -> Conversion:
@@ -88,45 +93,35 @@ def unsupported(label: str, reason: str = "") -> Conversion:
 
 
 def unchanged(label: str, kind: type) -> Conversion:
-    """For a class whose instances are plain; those of its subclasses come back as the class itself."""
+    """Return the conversion of a class whose instances are plain; those of its subclasses are refused."""
+    # What Python takes for a number of the annotation comes back as the number that it was.
+    wire = _NUMBERS.get(kind, frozenset({kind}))
 
     def check(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise unexpected(label, value)
+        if type(value) not in wire:
+            raise not_exact(label, value, kind)
         return value
 
-    convert = _to_float if kind is float else check
-    wire = frozenset({kind})
-    return Conversion(label=label, encode=convert, decode=convert, wire=wire, plain=wire, kind=kind, unchanged=True)
-
-
-def _to_float(value: Any) -> float:
-    if isinstance(value, float):
-        return value
-    if not isinstance(value, int):
-        raise unexpected("float", value)
-    if float(value) != value:
-        raise Mismatch("expected float, got an int that no float can hold exactly")
-    return float(value)
+    return Conversion(label=label, encode=check, decode=check, wire=wire, plain=wire, kind=kind, unchanged=True)
 
 
 def anything(leaves: frozenset[type]) -> Conversion:
-    """For values without an annotation: plain ones of these leaves pass, all others are refused."""
-    bases = tuple(leaves)
+    """Return the conversion of values without an annotation: plain ones of these leaves pass, others are refused."""
 
     def check_item(key: Any, item: Any) -> tuple[str, Any]:
-        if not isinstance(key, str):
+        if type(key) is not str:
             raise Mismatch(f"a dict without an annotation needs keys of type str, not {type(key).__name__}")
         return key, check(item)
 
     def check(value: Any) -> Any:
-        if isinstance(value, list):
+        kind = type(value)
+        if kind is list:
             if not leaves.issuperset(map(type, value)):
                 each(repeat(check), value)
-        elif isinstance(value, dict):
-            if not (_STR.issuperset(map(type, value)) and leaves.issuperset(map(type, value.values()))):
+        elif kind is dict:
+            if not (STR.issuperset(map(type, value)) and leaves.issuperset(map(type, value.values()))):
                 by_key(value, check_item)
-        elif not isinstance(value, bases):
+        elif kind not in leaves:
             raise Mismatch(f"a {type(value).__name__} travels only where an annotation says so")
         return value
 
@@ -162,73 +157,13 @@ def brief(error: BaseException) -> str:
     return words if len(words) <= 100 else words[:99] + "…"
 
 
-_SECONDS: Final = re.compile(r"(-?)([0-9]{1,15})(?:\.([0-9]{1,6}))?")
-
-
-def _seconds(value: timedelta) -> str:
-    microseconds = value // timedelta(microseconds=1)
-    whole, rest = divmod(abs(microseconds), 1_000_000)
-    return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06}".rstrip("0").rstrip(".")
-
-
-def _timedelta(text: str) -> timedelta:
-    match = _SECONDS.fullmatch(text)
-    if match is None:
-        raise ValueError("it must be seconds, such as 90 or 1.5")
-    sign, whole, rest = match.groups("")
-    value = timedelta(seconds=int(whole), microseconds=int(rest.ljust(6, "0")))
-    return -value if sign else value
-
-
-def _time(value: time) -> str:
-    if value.tzinfo is not None and value.utcoffset() is None:
-        raise Mismatch("a time of day in a zone whose offset depends on the date cannot travel; use a datetime")
-    return value.isoformat()
-
-
-# Classes that travel as text: how it is written, and how it is read.
-TEXTS: Final[dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]]] = {
-    datetime: (datetime.isoformat, datetime.fromisoformat),
-    date: (date.isoformat, date.fromisoformat),
-    time: (_time, time.fromisoformat),
-    timedelta: (_seconds, _timedelta),
-    UUID: (str, UUID),
-    Decimal: (str, Decimal),
-    bytes: (
-        lambda value: base64.b64encode(value).decode(),
-        lambda text: base64.b64decode(text, validate=True),
-    ),
-}
-
-
-def text(label: str, kind: type, write: Callable[[Any], str], read: Callable[[str], Any]) -> Conversion:
-    """For a class whose instances travel as text."""
-    # Every datetime is a date for Python, but its time of day would be lost.
-    excluded = datetime if kind is date else ()
-
-    def encode(value: Any) -> str:
-        if not isinstance(value, kind) or isinstance(value, excluded):
-            raise unexpected(label, value)
-        return write(value)
-
-    def decode(plain: Any) -> Any:
-        if not isinstance(plain, str):
-            raise unexpected(f"the text of a {label}", plain)
-        try:
-            return read(plain)
-        except (ValueError, ArithmeticError) as error:
-            raise Mismatch(f"not the text of a {label}: {brief(error)}") from None
-
-    return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({str}), kind=kind)
-
-
 def enumeration(label: str, kind: type[Enum]) -> Conversion:
-    """For an enum: by value where all values are scalars, otherwise by name."""
-    by_value = issubclass(kind, Flag) or SCALARS.issuperset(type(member.value) for member in kind)
+    """Return the conversion of an enum: by value where all values are scalars that find their members, else by name."""
+    by_value = issubclass(kind, Flag) or all(_is_found_by_value(kind, member) for member in kind)
     read: Convert = kind if by_value else kind.__getitem__
 
     def encode(value: Any) -> Any:
-        if not isinstance(value, kind):
+        if type(value) is not kind:
             raise unexpected(label, value)
         return value.value if by_value else value.name
 
@@ -240,6 +175,13 @@ def enumeration(label: str, kind: type[Enum]) -> Conversion:
 
     wire = frozenset(type(member.value) for member in kind) if by_value else frozenset({str})
     return Conversion(label=label, encode=encode, decode=decode, wire=wire, kind=kind)
+
+
+def _is_found_by_value(kind: type[Enum], member: Enum) -> bool:
+    try:
+        return type(member.value) in SCALARS and kind(member.value) is member
+    except (TypeError, ValueError):
+        return False
 
 
 def literal(label: str, encoded: Mapping[tuple[type, Any], Any]) -> Conversion:
@@ -264,42 +206,77 @@ def literal(label: str, encoded: Mapping[tuple[type, Any], Any]) -> Conversion:
     )
 
 
-# Annotations of collections: what is accepted, and what comes back.
-COLLECTIONS: Final[dict[type, tuple[tuple[type[Any], ...], Callable[[Iterable[Any]], Collection[Any]]]]] = {
-    list: ((list,), list),
-    set: ((set,), set),
-    frozenset: ((frozenset,), frozenset),
-    abc.MutableSequence: ((list,), list),
-    abc.Sequence: ((list, tuple), list),
-    abc.Collection: ((list, tuple), list),
-    abc.Iterable: ((list, tuple), list),
-    abc.MutableSet: ((set,), set),
-    abc.Set: ((set, frozenset), set),
+# Annotations of collections, and the classes that values of each may have; the first one travels bare.
+COLLECTIONS: Final[dict[type, tuple[type[Any], ...]]] = {
+    list: (list,),
+    set: (set,),
+    frozenset: (frozenset,),
+    abc.MutableSequence: (list,),
+    abc.Sequence: (list, tuple),
+    abc.Collection: (list, tuple, set, frozenset),
+    abc.Iterable: (list, tuple, set, frozenset),
+    abc.MutableSet: (set,),
+    abc.Set: (set, frozenset),
 }
 
 
-def collection(
-    label: str, item: Conversion, accepted: tuple[type[Any], ...], make: Callable[[Iterable[Any]], Collection[Any]]
-) -> Conversion:
-    """For items of one annotation in a list, set or tuple; all travel as lists."""
+def collection(label: str, item: Conversion, kind: type[Any]) -> Conversion:
+    """Return the conversion of a list, set or tuple whose items have one annotation; all travel as lists."""
     plain, passes = item.plain, item.plain.issuperset
-    # The same set must be the same bytes in every process: its own order hangs on the seed of the hashes.
-    ordered = set in accepted or frozenset in accepted
+    is_set = issubclass(kind, (set, frozenset))
 
     def encode(value: Any) -> list[Any]:
-        if not isinstance(value, accepted):
-            raise unexpected(label, value)
+        if type(value) is not kind:
+            raise not_exact(label, value, kind)
         items: list[Any] = list(value) if plain and passes(map(type, value)) else each(repeat(item.encode), value)
-        return sorted(items, key=repr) if ordered else items
+        if is_set:
+            check_findable(value, item, items)
+            # The same set must be the same bytes in every process: its own order hangs on the seed of the hashes.
+            items.sort(key=repr)
+        return items
 
     def decode(value: Any) -> Any:
-        if not isinstance(value, list):
+        if type(value) is not list:
             raise unexpected(f"a list for {label}", value)
         items = value if plain and passes(map(type, value)) else each(repeat(item.decode), value)
-        return items if make is list else make(items)
+        return items if kind is list else kind(items)
 
-    kind = accepted[0] if len(accepted) == 1 else None
     return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind)
+
+
+def check_findable(keys: Iterable[Any], conversion: Conversion, encoded: Iterable[Any]) -> None:
+    """Refuse keys that are not found any more under what they come back as, as NaN is not.
+
+    Raises:
+        Mismatch: there is one.
+    """
+    for key, plain in zip(keys, encoded, strict=True):
+        if type(key) is not str and conversion.decode(plain) != key:
+            raise Mismatch(f"a {type(key).__name__} that does not equal what comes back cannot be a key or be in a set")
+
+
+def variants(label: str, conversions: Mapping[type, Conversion]) -> Conversion:
+    """Return the conversion of an abstract collection: the first class travels bare, others under their names."""
+    first = next(iter(conversions.values()))
+    if len(conversions) == 1:
+        return first
+    by_tag = {kind.__name__: conversion for kind, conversion in conversions.items() if conversion is not first}
+
+    def encode(value: Any) -> Any:
+        conversion = conversions.get(type(value))
+        if conversion is None:
+            raise unexpected(label, value)
+        plain = conversion.encode(value)
+        return plain if conversion is first else {type(value).__name__: plain}
+
+    def decode(plain: Any) -> Any:
+        if type(plain) is dict and len(plain) == 1:
+            ((tag, inner),) = plain.items()
+            if tag in by_tag:
+                return by_tag[tag].decode(inner)
+        return first.decode(plain)
+
+    return Conversion(label=label, encode=encode, decode=decode, wire=first.wire | {dict})
 
 
 def fixed_tuple(
@@ -311,8 +288,8 @@ def fixed_tuple(
     decoders = [item.decode for item in items]
 
     def check(value: Any, accepted: type[Any]) -> None:
-        if not isinstance(value, accepted):
-            raise unexpected(label if accepted is kind else f"a list for {label}", value)
+        if type(value) is not accepted:
+            raise not_exact(label if accepted is kind else f"a list for {label}", value, accepted)
         if len(value) != len(items):
             raise Mismatch(f"expected {label} with {len(items)} items, got {len(value)}")
 
@@ -325,41 +302,3 @@ def fixed_tuple(
         return make(each(decoders, value))
 
     return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind)
-
-
-MAPPINGS: Final = frozenset({dict, abc.Mapping, abc.MutableMapping})
-
-
-def mapping(label: str, key: Conversion, value: Conversion) -> Conversion:
-    """For a dict; keys that are no text by nature (`5`) travel as the JSON of their plain form (`"5"`)."""
-    is_text = key.wire == _STR
-    plain_keys = key.plain if is_text else frozenset[type]()
-
-    def encode_item(name: Any, item: Any) -> tuple[str, Any]:
-        plain = key.encode(name)
-        return plain if is_text else json.dumps(plain), value.encode(item)
-
-    def decode_item(name: str, item: Any) -> tuple[Any, Any]:
-        return key.decode(name if is_text else _read_key(name)), value.decode(item)
-
-    def convert(items: Any, convert_item: Callable[[Any, Any], tuple[Any, Any]]) -> dict[Any, Any]:
-        if not isinstance(items, dict):
-            raise unexpected(label, items)
-        if plain_keys.issuperset(map(type, items)) and value.plain.issuperset(map(type, items.values())):
-            return items
-        return by_key(items, convert_item)
-
-    return Conversion(
-        label=label,
-        encode=lambda items: convert(items, encode_item),
-        decode=lambda items: convert(items, decode_item),
-        wire=frozenset({dict}),
-        kind=dict,
-    )
-
-
-def _read_key(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise Mismatch("this key is not JSON") from None

@@ -15,7 +15,7 @@ from flowfabric_worker.engine.claimed import Decoding
 from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
 from flowfabric_worker.engine.errors import TransportError, ValidationError
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.ids import check_lane, check_name
+from flowfabric_worker.engine.ids import check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALLS_REMEMBERED, MAX_LANES_PER_CLAIM, MAX_LEASE_MS
 from flowfabric_worker.engine.listening import FALLBACK
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
@@ -96,6 +96,7 @@ class Claiming(Decoding, Classes):
     def _terms(self, request: ClaimRequest) -> _Terms:
         policy = check_record(check_record(request, ClaimRequest).policy, ClaimPolicy)
         _check_count(request.limit, "A claim's limit", 1)
+        refuse_reserved(request.capabilities)
         if not 1 <= len(request.lanes) <= MAX_LANES_PER_CLAIM:
             raise ValidationError(
                 "invalid_input", f"A claim names 1 to {MAX_LANES_PER_CLAIM} lanes, not {len(request.lanes)}."

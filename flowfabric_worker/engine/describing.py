@@ -38,9 +38,9 @@ def message_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return an exception's traceback as text, with as much as the exception lets be read."""
+    """Return the end of an exception's traceback as text, with as much as the exception lets be read."""
     try:
-        return "".join(traceback.format_exception(error, limit=_TRACEBACK_FRAMES))
+        return "".join(traceback.format_exception(error, limit=_TRACEBACK_FRAMES))[-_MAX_CHARACTERS:]
     except BaseException:  # noqa: BLE001  its causes, notes and text are asked for, and may raise anything
         frames = traceback.format_tb(_traceback_of(error), limit=_TRACEBACK_FRAMES)
         return "".join(["Traceback (most recent call last):\n", *frames, message_of(error), "\n"])

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import unicodedata
+from collections.abc import Iterable
 from typing import NewType, Self
 from uuid import UUID
 
@@ -162,3 +163,17 @@ def check_capabilities(tokens: object) -> tuple[str, ...]:
             "invalid_capabilities", f"At most {MAX_CAPABILITIES} capabilities and {MAX_CAPABILITIES_BYTES} bytes."
         )
     return ordered
+
+
+def refuse_reserved(tokens: Iterable[str]) -> None:
+    """Refuse capabilities that begin with `@`: a newer release marks with them what needs more than this one knows.
+
+    Raises:
+        ValidationError: `invalid_capabilities`, with the token that is at fault.
+    """
+    for token in tokens:
+        if token.startswith("@"):
+            raise ValidationError(
+                "invalid_capabilities",
+                f"The capability {token!a} is reserved: choose one that does not begin with '@'.",
+            )

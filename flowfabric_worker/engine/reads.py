@@ -140,7 +140,7 @@ class Reads(Workers, EngineCore):
         now, paused, place, held = self.call(
             "explain_execution",
             execution_id.partition,
-            [execution_id.uuid, self.packed_lane(work_class.lane), work_class.encode()],
+            [execution_id.uuid, self.packed_lane(work_class.lane), record.raw("class") or b""],
         )
         workers = self._living_workers() if place is not None else []
         code, text = record.explain(now=now, paused=paused is not None, place=place, held=held, workers=workers)

@@ -387,7 +387,7 @@ def _marked(data: bytes) -> bytes | None:
 
 
 def _past_attempt(entry: bytes) -> PastAttempt:
-    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)
+    index, kind, ending, started, ended, holder, error_class, error = unpack(entry)[:8]
     return PastAttempt(
         attempt_index=int(index),
         attempt_type=kind.decode(),

@@ -57,8 +57,11 @@ class Log:
         self._write(logging.ERROR, message, values, extra, sys.exc_info())
 
     def wants(self, level: int) -> bool:
-        """Return True if lines of this level are logged."""
-        return self._logger.isEnabledFor(level)
+        """Return True if lines of this level are logged, or if the application's class of loggers cannot tell."""
+        try:
+            return self._logger.isEnabledFor(level)
+        except (Exception, SystemExit):  # noqa: BLE001  whatever the application's own code raises
+            return True
 
     def _write(
         self,

@@ -8,7 +8,7 @@ from flowfabric_worker.engine.claiming import MOST_LOOKS, Claiming, check_uuid, 
 from flowfabric_worker.engine.classes import Lane, lane_arguments
 from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.ids import ExecutionId, check_lane
+from flowfabric_worker.engine.ids import ExecutionId, check_lane, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_GRANT_MS
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.checks import check_record
@@ -30,7 +30,7 @@ class Reservations(Claiming):
     """The room `claiming` with its reservations."""
 
     def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
-        check_record(args, ClaimForWorkerArgs)
+        refuse_reserved(check_record(args, ClaimForWorkerArgs).capabilities)
         policy = ClaimPolicy(worker_id=args.worker_id, worker_instance_id=args.worker_instance_id)
         request = ClaimRequest(
             lanes=(LaneRequest(lane=check_lane(args.lane)),),

@@ -10,7 +10,7 @@ import attrs
 
 from flowfabric_worker.engine.core import EngineCore, Item, execution_id
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name
+from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import (
     DEFAULT_DEDUP_WINDOW_MS,
     MAX_HEADER_VALUE_BYTES,
@@ -147,6 +147,7 @@ def _shared(
     if policy.quota_policy_id:
         raise NotFoundError("quota_policy_not_found", quota_policy_id=policy.quota_policy_id)
     needs = policy.required_capabilities
+    refuse_reserved(needs)
     work_class = WorkClass(
         namespace=namespace,
         lane=check_lane(lane),

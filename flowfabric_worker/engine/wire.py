@@ -123,7 +123,13 @@ class WorkClass:
         )
 
     def fits(self, capabilities: frozenset[str], tasks: frozenset[str] | None) -> bool:
-        """Whether a worker that offers these may claim work of this class."""
+        """Return whether a worker that offers these may claim work of this class.
+
+        What needs more than this release knows carries a reserved capability (`@...`), which no worker offers.
+        Budgets and quotas are gates that this release cannot open.
+        """
+        if self.budgets or self.quota:
+            return False
         return (tasks is None or self.task in tasks) and capabilities.issuperset(self.capabilities)
 
 
@@ -134,7 +140,7 @@ def decode_class(data: bytes) -> WorkClass:
     Raises:
         ValueError: it is damaged.
     """
-    namespace, lane, task, capabilities, budgets, quota = unpack_text(data)
+    namespace, lane, task, capabilities, budgets, quota = unpack_text(data)[:6]
     return WorkClass(
         namespace=namespace,
         lane=lane,
@@ -239,7 +245,8 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     if not data:
         return bare
     values = data.decode().split("|")
-    if len(values) != 14 or values[13]:
+    # What a newer release wrote behind is not known here.
+    if len(values) < 14 or values[-1]:
         raise ValueError("a policy has 13 values")
 
     def duration(index: int) -> timedelta | None:

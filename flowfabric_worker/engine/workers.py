@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
-from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name
+from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.stores.base import Call, Reply
@@ -150,11 +150,13 @@ def page_size(limit: int) -> int:
 
 def _about(args: RegisterWorkerArgs) -> bytes:
     """What a worker says of itself, as it is stored."""
+    capabilities = check_capabilities(args.capabilities)
+    refuse_reserved(capabilities)
     about = pack(
         (
             check_name(args.worker_id, "worker_id"),
             pack(check_lane(lane) for lane in args.lanes),
-            pack(check_capabilities(args.capabilities)),
+            pack(capabilities),
             pack(check_name(task, "task") for task in args.tasks),
             str(args.threads),
             check_name(args.host, "host") if args.host != "" else "",
@@ -177,7 +179,7 @@ def _row(instance: str, row: Reply, now: int) -> WorkerInfo | DamagedRow:
 
 def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
     _, expires, died, since, about = row
-    worker_id, lanes, capabilities, tasks, threads, host, pid = unpack(about)
+    worker_id, lanes, capabilities, tasks, threads, host, pid = unpack(about)[:7]
     return WorkerInfo(
         worker_id=worker_id.decode(),
         worker_instance_id=instance,
@@ -197,6 +199,7 @@ def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
 def _published(task: TaskPublication) -> bytes:
     """What is said of a task, as it is stored."""
     check_record(task.policy, ExecutionPolicy)
+    refuse_reserved(task.policy.required_capabilities)
     published = pack(
         (
             check_lane(task.lane),

@@ -31,11 +31,14 @@ def test_submit_prints_the_id_of_an_execution_that_carries_its_options(client: C
 
 def test_a_second_submission_under_a_key_prints_the_first_id_and_says_so() -> None:
     first = submitted("add", 1, "--key", "k")
-    second = ok("submit", "add", 1, "--key", "k")
+    second = ok("submit", "--force", "add", 1, "--key", "k")
 
     assert second.out.strip() == first
     assert "already" in second.err
-    assert ok("submit", "add", 1, "--key", "k", "--json").document == {"execution_id": first, "created": False}
+    assert ok("submit", "--force", "add", 1, "--key", "k", "--json").document == {
+        "execution_id": first,
+        "created": False,
+    }
 
 
 def test_wait_prints_the_result_and_exits_by_it(url: str) -> None:
@@ -68,7 +71,7 @@ def test_result_prints_what_was_returned_or_why_nothing_was(url: str) -> None:
 
 @pytest.mark.parametrize("command", ["result", "submit"])
 def test_waiting_ends_with_its_own_exit_code_when_the_time_is_over(command: str) -> None:
-    arguments = ("result", submitted("add", 1)) if command == "result" else ("submit", "add", "1", "--wait")
+    arguments = ("result", submitted("add", 1)) if command == "result" else ("submit", "--force", "add", "1", "--wait")
 
     ran = cli(*arguments, "--timeout", "50ms")
 

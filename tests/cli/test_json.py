@@ -24,7 +24,7 @@ FAILING = {
     "an id that is none": (["status", "abc"], "invalid_execution_id", 2),
     "a URL of no store": (["list", "--url", "http://x"], "invalid_url", 2),
     "a store that is away": (["lanes", "--url", "valkey://127.0.0.1:1"], "transport", 3),
-    "a wait that ended": (["submit", "add", "--wait", "--timeout", "10ms"], "timeout", 6),
+    "a wait that ended": (["submit", "--force", "add", "--wait", "--timeout", "10ms"], "timeout", 6),
 }
 
 
@@ -79,7 +79,7 @@ def test_stdout_holds_json_alone() -> None:
     execution_id = submitted("add", "--lane", "sums")
 
     for arguments in (
-        ["submit", "add"],
+        ["submit", "--force", "add"],
         ["status", execution_id],
         ["list"],
         ["explain", execution_id],

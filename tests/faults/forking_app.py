@@ -49,6 +49,20 @@ def fork(how: str) -> int:
 
 
 @worker.task
+def fork_in_step() -> int:
+    """Lets a forked process leave a step, and returns its exit code."""
+
+    def charge() -> int:
+        note("charge")
+        pid = os.fork()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else 1000
+
+    code = current().step("charge", charge)
+    note("after")
+    return code
+
+
+@worker.task
 def pool() -> list[int]:
     """Uses a pool of processes, which ends them by SIGTERM."""
     with multiprocessing.get_context("fork").Pool(2) as processes:

@@ -62,6 +62,13 @@ def test_what_a_forked_process_does_with_the_handler_ends_that_process_alone(for
     assert "ValueError: in the child" in forked.process.log
 
 
+def test_a_process_forked_inside_a_step_ends_with_the_function_of_the_step(forked: Forked) -> None:
+    runs = forking_app.fork_in_step.submit_many([()] * 3)
+
+    assert [run.result(WITHIN) for run in runs] == [0] * 3
+    assert forked.begun() == Counter({"charge": 3, "after": 3})
+
+
 def test_processes_of_multiprocessing_end_when_they_are_terminated(forked: Forked) -> None:
     pools = forking_app.pool.submit_many([()] * 5)
     terminated = forking_app.terminate.submit_many([()] * 10)

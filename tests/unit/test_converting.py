@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import abc
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -38,7 +39,6 @@ from tests.unit.converted import (
     SpecialOrder,
     Tree,
     UserId,
-    Word,
     returning,
 )
 
@@ -163,21 +163,22 @@ def test_a_value_comes_back_equal_and_of_its_own_class(codec: str, annotation: A
 
 
 @pytest.mark.parametrize(
-    ("annotation", "value", "back"),
+    ("annotation", "value"),
     [
-        (float, 3, 3.0),
-        (str, Word.A, "a"),
-        (int, Level.HIGH, 2),
-        (Sequence[int], (1, 2), [1, 2]),
-        (float | datetime, 3, 3.0),
+        (float, 3),
+        (float, 10**400),
+        (float, True),
+        (int, True),
+        (Sequence[int], (1, 2)),
+        (Sequence[int], [1, 2]),
+        (abc.Set[int], frozenset({1, 2})),
+        (float | datetime, 3),
     ],
 )
-def test_a_value_that_only_resembles_its_annotation_comes_back_as_the_annotation_says(
-    annotation: Any, value: Any, back: Any
-) -> None:
+def test_a_value_that_python_takes_for_its_annotation_comes_back_of_its_own_class(annotation: Any, value: Any) -> None:
     task = returning(annotation)
     result = task.decode_result(task.encode_result(value))
-    assert (result, type(result)) == (back, type(back))
+    assert (result, type(result)) == (value, type(value))
 
 
 def test_msgpack_takes_bytes_without_an_annotation_and_json_refuses_them() -> None:

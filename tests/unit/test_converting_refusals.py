@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -37,8 +36,6 @@ from tests.unit.converted import (
         (int, "7", "expected int, got str"),
         (int, 7.0, "expected int, got float"),
         (float, "7", "expected float, got str"),
-        (float, 2**53 + 1, "no float can hold"),
-        (float, 10**400, "too large"),
         (str, 7, "expected str, got int"),
         (str, b"a", "expected str, got bytes"),
         (bool, 1, "expected bool, got int"),
@@ -47,7 +44,6 @@ from tests.unit.converted import (
         (date, MOMENT, "expected date, got datetime"),
         (datetime, date(2024, 1, 1), "expected datetime, got date"),
         (datetime, "2024-01-01", "expected datetime, got str"),
-        (time, time(1, tzinfo=ZoneInfo("Europe/Berlin")), "offset depends on the date"),
         (UUID, str(ID), "expected UUID, got str"),
         (bytes, bytearray(b"a"), "expected bytes, got bytearray"),
         (Color, "red", "expected Color, got str"),

@@ -186,7 +186,7 @@ def test_a_class_begins_with_its_lane() -> None:
     assert WorkClass(namespace="n", lane="mail", task="t").encode().startswith(pack(["n", "mail"]))
 
 
-@pytest.mark.parametrize("data", [b"", b"1:n", b"1:n1:l1:t0:0:0:0:", b"junk", pack([b"\xff"] * 6)])
+@pytest.mark.parametrize("data", [b"", b"1:n", b"1:n1:l1:t0:0:", b"junk", pack([b"\xff"] * 6)])
 def test_a_damaged_class_is_told(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode_class(data)
@@ -234,7 +234,15 @@ def test_a_count_of_nothing_is_not_the_default(zero: str) -> None:
     assert decode_policy(encode_policy(policy), class_of(policy)) == policy
 
 
-@pytest.mark.parametrize("data", [b"x", b"|" * 12, b"|" * 14, b"|" * 13 + b"x", b"x" + b"|" * 13, b"\xff|" * 13])
+def test_what_a_newer_release_wrote_behind_is_left_out() -> None:
+    policy = ExecutionPolicy(max_replay_count=3)
+    work_class = class_of(policy)
+
+    assert decode_policy(encode_policy(policy) + b"9|7|", work_class) == policy
+    assert decode_class(work_class.encode() + pack(["new"])) == work_class
+
+
+@pytest.mark.parametrize("data", [b"x", b"|" * 12, b"|" * 13 + b"x", b"|" * 14 + b"x", b"x" + b"|" * 13, b"\xff|" * 13])
 def test_a_damaged_policy_is_told(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode_policy(data, class_of(ExecutionPolicy()))

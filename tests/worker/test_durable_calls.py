@@ -24,6 +24,7 @@ from flowfabric_worker import (
     current,
 )
 from flowfabric_worker.engine.types.states import PublicState
+from tests.conformance.work import claim_one
 from tests.servers import wait_until
 from tests.worker.conftest import Start
 from tests.worker.looking import ended, info_of
@@ -447,3 +448,45 @@ def test_a_kept_exception_imports_no_module_and_makes_nothing_but_exceptions(wor
     assert [type(kept(*named)) for named in [("antigravity", "X"), ("os", "system"), ("builtins", "SystemExit")]] == [
         StepFailed
     ] * 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b"\xff",
+        b'{"module": "m"}',
+        b'{"module":"m","class":"C","text":"t","args":1,"attributes":{}}',
+    ],
+)
+def test_a_damaged_record_of_a_failed_step_fails_the_execution_for_good(
+    worker: Worker, start: Start, data: bytes
+) -> None:
+    @worker.task(retry=TWICE)
+    def pay() -> None:
+        current().step("charge", int, "1")
+
+    run = pay.submit()
+    lost = claim_one(worker.engine, "default").handle
+    worker.engine.record_step(lost, "ff:raised charge", data)
+    worker.engine.release(lost)
+    start(worker)
+    info = ended(worker, run)
+
+    assert (info.retry_count, info.error_class) == (0, FailureClass.PERMANENT)
+    assert info.error is not None
+    assert info.error.startswith("DecodingError: What is kept of the failed step 'charge' is damaged")
+
+
+def test_a_damaged_record_of_a_sleep_fails_the_execution_for_good(worker: Worker, start: Start) -> None:
+    task = worker.task(name="drowsy", retry=TWICE)(lambda: current().sleep(MOMENT))
+    run = task.submit()
+    lost = claim_one(worker.engine, "default").handle
+    worker.engine.record_step(lost, "ff:sleep 1", b"tomorrow")
+    worker.engine.release(lost)
+    start(worker)
+
+    assert ended(worker, run).error == "DecodingError: What is kept of a sleep is damaged: b'tomorrow' is no moment."

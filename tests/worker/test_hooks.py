@@ -269,6 +269,94 @@ def test_hooks_are_told_what_a_stop_did_not_wait_for(shop: Worker, start: Start,
     assert telling.only("lost")[0].error == "stopping"
 
 
+class Ending(Middleware):
+    """Keeps how executions ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[RunEvent] = []
+
+    def on_ended(self, event: RunEvent) -> None:
+        self.ends.append(event)
+
+
+@pytest.fixture
+def ending() -> Ending:
+    return Ending()
+
+
+def raise_nothing() -> None:
+    """Ends well."""
+
+
+def raise_error() -> None:
+    raise ValueError("boom")
+
+
+def raise_cancel() -> None:
+    raise Cancel("not wanted")
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("handler", "outcome", "error"),
+    [
+        (raise_nothing, "completed", ""),
+        (raise_error, "failed", "ValueError: boom"),
+        (raise_cancel, "cancelled", "cancelled by its handler"),
+    ],
+)
+def test_an_end_that_a_handler_brought_about_is_told_with_its_outcome(
+    another: Another, start: Start, run_all: RunAll, ending: Ending, handler: Any, outcome: str, error: str
+) -> None:
+    worker = another(ending)
+    run = worker.task(name="send")(handler).submit()
+    run_all(worker, start)
+    wait_until(lambda: ending.ends, "it is told")
+
+    assert [(each.execution_id, each.outcome, each.error) for each in ending.ends] == [(str(run.id), outcome, error)]
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "error"),
+    [
+        ({"timeout": timedelta(seconds=0.3)}, "failed", "attempt_timeout"),
+        ({"timeout": timedelta(seconds=0.3), "retry": ONCE_MORE}, "failed", "attempt_timeout"),
+        ({"deadline": timedelta(seconds=0.3)}, "expired", "execution_deadline"),
+        ({}, "cancelled", "not wanted"),
+    ],
+    ids=["timeout", "timeout of a retry", "deadline", "cancelled from outside"],
+)
+def test_an_end_that_time_or_an_operator_brought_about_is_told_once(
+    another: Another, start: Start, ending: Ending, options: dict[str, Any], outcome: str, error: str
+) -> None:
+    over = threading.Event()
+    worker = another(ending)
+    task = worker.task(name="wait", **options)(lambda: over.wait(10))
+    start(worker, threads=2)
+    run = task.submit()
+    if not options:
+        in_state(worker, run, PublicState.ACTIVE)
+        run.cancel("not wanted")
+    wait_until(lambda: ending.ends, "it is told")
+    over.set()
+
+    assert [(each.execution_id, each.outcome, each.error) for each in ending.ends] == [(str(run.id), outcome, error)]
+
+
+def test_an_end_by_a_stop_is_told_where_nothing_may_begin_twice(another: Another, start: Start, ending: Ending) -> None:
+    over = threading.Event()
+    worker = another(ending)
+    task = worker.task(name="wait", max_reclaims=0)(lambda: over.wait(10))
+    runtime = start(worker)
+    run = task.submit()
+    in_state(worker, run, PublicState.ACTIVE)
+    runtime.stop(timedelta())
+    over.set()
+
+    assert [(each.execution_id, each.outcome) for each in ending.ends] == [(str(run.id), "failed")]
+    assert ending.ends[0].error == "reclaims_exhausted: its worker was told to stop"
+
+
 @each_way
 @pytest.mark.parametrize("raised", [ValueError("a defect"), Fail("a defect"), SystemExit("a defect")])
 def test_a_failing_hook_is_logged_and_changes_nothing(

@@ -12,6 +12,7 @@ import pytest
 from flowfabric_worker import (
     Cancel,
     Delay,
+    ExecutionFailed,
     Fail,
     FailureClass,
     HandlerExit,
@@ -409,3 +410,58 @@ def test_work_for_a_task_that_nobody_here_knows_is_never_claimed(worker: Worker,
     assert explanation is not None
     assert explanation.code == "no_handler"
     other.close()
+
+
+class GroupOfOurs(ExceptionGroup[Exception]):
+    """A group whose class an application has made."""
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ExceptionGroup("several", [ValueError("boom"), DeclinedError("no money")]),
+        ExceptionGroup("outer", [ExceptionGroup("inner", [DeclinedError("no money")])]),
+        GroupOfOurs("several", [DeclinedError("no money")]),
+    ],
+    ids=["beside another", "nested", "of a class of the application"],
+)
+def test_a_permanent_exception_in_a_group_is_not_retried(worker: Worker, start: Start, raised: Exception) -> None:
+    @worker.task(retry=AT_ONCE, permanent=(DeclinedError,))
+    def pay() -> None:
+        raise raised
+
+    run = pay.submit()
+    start(worker)
+
+    assert ended(worker, run).retry_count == 0
+
+
+def test_a_group_without_a_permanent_exception_is_retried(worker: Worker, start: Start) -> None:
+    @worker.task(retry=AT_ONCE, permanent=(DeclinedError,))
+    def pay() -> None:
+        raise ExceptionGroup("several", [ValueError("boom")])
+
+    run = pay.submit()
+    start(worker)
+
+    assert ended(worker, run).retry_count == 2
+
+
+@pytest.mark.parametrize("after", [None, timedelta()])
+def test_a_retry_without_a_policy_is_granted_three_times_and_says_when_that_is_over(
+    worker: Worker, after: timedelta | None
+) -> None:
+    attempts: list[int] = []
+
+    @worker.task
+    def pay() -> None:
+        attempts.append(current().attempt)
+        raise Retry("the bank is closed", after=after)
+
+    with worker.eager():
+        run = pay.submit()
+        with pytest.raises(ExecutionFailed) as caught:
+            run.result(1)
+
+    assert attempts == [0, 1, 2, 3]
+    assert caught.value.reason == ("the bank is closed (raise Retry is granted 3 times to a task without retry=)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -135,10 +136,31 @@ def test_a_storm_of_failures_is_bounded_and_counted(
 
     def counted() -> int:
         text = "\n".join(of_runs(told))
-        more = re.findall(r"pay failed (\d+) more times in a second; the last was \S+, ValueError: boom", text)
+        more = re.findall(
+            r"pay: (\d+) more attempts of a second failed or do not count; the last was \S+: ValueError", text
+        )
         return sum(map(int, more)) + text.count("failed for good")
 
     wait_until(lambda: counted() == 5 * MOST_FAILURES, "each failure is told or counted", timeout=20)
+
+
+def test_what_a_stop_interrupts_is_told(served: Worker, start: Start, told: pytest.LogCaptureFixture) -> None:
+    begun = threading.Event()
+
+    @served.task(interrupt=True)
+    def endless() -> None:
+        while True:
+            begun.set()
+            time.sleep(0.01)
+
+    run = endless.submit()
+    runtime = start(served)
+    assert begun.wait(10)
+    runtime.stop(timedelta())
+
+    (line,) = wait_until(lambda: of_runs(told), "it is told")
+
+    assert line == f"endless {short(str(run.id))} was interrupted: stopping."
 
 
 def test_nothing_is_kept_for_lines_that_are_not_logged(

@@ -1,0 +1,193 @@
+"""Workers of this release and of a simulated next one work side by side on one store."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.operating import (
+    CancelExecutionArgs,
+    ChangePriorityArgs,
+    ReplayExecutionArgs,
+    Revoked,
+    RevokeLeaseArgs,
+)
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.schedules import ScheduleInfo
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, WorkerInfo
+from tests.conformance.next_release import NOVELTY, NextEngine, gated, next_engine
+from tests.conformance.operations import beat
+from tests.conformance.work import (
+    BOOM,
+    LANE,
+    TASK,
+    claim_one,
+    created,
+    info_of,
+    raw_client,
+    raw_key,
+    refused,
+    request,
+    upkeep_all,
+)
+from tests.conftest import Clock
+
+SECOND = timedelta(seconds=1)
+POLICY = ExecutionPolicy(retry=RetryPolicy(max_retries=2, jitter=False, initial=SECOND), retention=timedelta(hours=1))
+GPU = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
+
+
+@pytest.fixture
+def newer(engine: Engine) -> NextEngine:
+    return next_engine(engine)
+
+
+def stored(engine: Engine, execution: ExecutionId) -> dict[bytes, bytes]:
+    key = raw_key(engine, execution.partition, f"x:{execution.uuid}")
+    fields: dict[bytes, bytes] = raw_client(engine, execution.partition).hgetall(key)  # type: ignore[assignment]
+    return fields
+
+
+def assert_kept(engine: Engine, execution: ExecutionId) -> None:
+    """What the next release wrote is still there."""
+    fields = stored(engine, execution)
+    assert fields[b"novelty"] == b"kept"
+    assert fields[b"policy"].endswith(b"|9|")
+    assert fields[b"class"].endswith(NOVELTY)
+
+
+def test_work_of_the_next_release_is_done_by_this_one_and_keeps_what_it_has_more(
+    engine: Engine, newer: NextEngine, clock: Clock
+) -> None:
+    execution = created(newer, policy=POLICY, headers={"origin": "next"})
+    engine.change_priority(ChangePriorityArgs(execution_id=execution, priority=9))
+    claimed = claim_one(engine)
+    assert (claimed.execution_id, claimed.policy, claimed.headers) == (execution, POLICY, {"origin": "next"})
+
+    engine.renew(claimed.handle)
+    engine.record_step(claimed.handle, "step", b"1")
+    engine.fail(claimed.handle, BOOM, FailureClass.TRANSIENT)
+    clock.move(SECOND)
+    engine.complete(claim_one(engine).handle, b"5")
+    engine.replay_execution(ReplayExecutionArgs(execution_id=execution))
+
+    assert_kept(engine, execution)
+    assert info_of(engine, execution).policy == POLICY
+    assert [row.execution_id for row in engine.list_executions().executions] == [execution]
+
+
+def test_both_releases_take_and_end_each_others_work(engine: Engine, newer: NextEngine) -> None:
+    made = {created(each) for each in (engine, newer) for _ in range(10)}
+    done = set()
+    for _ in range(10):
+        for each, worker in ((engine, "old"), (newer, "new")):
+            claimed = claim_one(each, worker=worker)
+            each.complete(claimed.handle, b"5")
+            done.add(claimed.execution_id)
+
+    assert done == made
+    assert all(engine.get_execution_result(each) == b"5" for each in made)
+    ends = list(engine.subscribe_completions(timeout=timedelta()))
+    assert {end.execution_id for end in ends} == made
+
+
+def test_a_lease_of_the_next_release_is_shown_revoked_and_reclaimed(
+    engine: Engine, newer: NextEngine, clock: Clock
+) -> None:
+    execution = created(newer)
+    claim_one(newer, worker="new")
+    lease = info_of(engine, execution).current_lease
+    assert lease is not None
+    assert lease.worker_instance_id == "new"
+
+    revoked = engine.revoke_lease(RevokeLeaseArgs(execution_id=execution, worker_instance_id="new"))
+    assert isinstance(revoked, Revoked)
+    claim_one(newer, worker="new")
+    clock.move(timedelta(minutes=1))
+    again = claim_one(engine)
+
+    assert (again.execution_id, again.attempt_type) == (execution, "reclaim")
+    assert [past.worker_instance_id for past in info_of(engine, execution).past_attempts] == ["new", "new"]
+    assert_kept(engine, execution)
+
+
+def test_work_behind_a_gate_of_the_next_release_is_not_claimed_without_admission(
+    engine: Engine, newer: NextEngine
+) -> None:
+    newer.gates = ("b1",)
+    execution = created(newer)
+
+    assert engine.claim_many(request(limit=5)) == []
+    assert engine.explain_execution(execution) is not None
+    assert info_of(engine, execution).public_state is PublicState.WAITING
+    engine.cancel_execution(CancelExecutionArgs(execution_id=execution))
+    assert info_of(engine, execution).public_state is PublicState.CANCELLED
+
+
+def test_no_worker_of_this_release_fits_a_class_with_budgets() -> None:
+    assert not gated(LANE, TASK).fits(frozenset({"@gates"}), None)
+
+
+def test_no_worker_and_no_work_of_this_release_has_a_reserved_capability(engine: Engine) -> None:
+    with refused("invalid_capabilities"):
+        engine.claim_many(request(capabilities=frozenset({"@gates"})))
+    with refused("invalid_capabilities"):
+        engine.register_worker(
+            RegisterWorkerArgs(worker_id="w", worker_instance_id="w", lanes=(LANE,), capabilities=frozenset({"@gates"}))
+        )
+    with refused("invalid_capabilities"):
+        created(engine, policy=ExecutionPolicy(required_capabilities=frozenset({"@gates"})))
+
+
+def test_kinds_of_due_entries_of_the_next_release_are_put_off_not_lost(
+    engine: Engine, newer: NextEngine, clock: Clock
+) -> None:
+    execution = created(newer, delay=SECOND)
+    clock.move(SECOND)
+
+    upkeep_all(engine)
+    assert claim_one(engine).execution_id == execution
+
+    client = raw_client(engine, execution.partition)
+    for index in ("due", "retention"):
+        moment = client.zscore(raw_key(engine, execution.partition, index), "znew kind")
+        assert moment is not None
+        assert float(moment) > clock.ms  # type: ignore[arg-type]
+
+
+def test_entries_of_the_next_release_are_read_and_keep_what_they_have_more(
+    engine: Engine, newer: NextEngine, clock: Clock
+) -> None:
+    newer.tick_schedule(beat())
+    newer.register_worker(RegisterWorkerArgs(worker_id="w", worker_instance_id="new", lanes=(LANE,)))
+    assert engine.pause_schedule("beat")
+    engine.heartbeat_worker("new")
+    clock.move(SECOND)
+
+    (schedule,) = engine.list_schedules().schedules
+    (worker,) = engine.list_workers().workers
+    assert isinstance(schedule, ScheduleInfo)
+    assert schedule.paused_since_ms is not None
+    assert isinstance(worker, WorkerInfo)
+    kept = 0
+    for partition in range(engine.partitions):
+        for name in ("schedule", "worker"):
+            values = raw_client(engine, partition).hvals(raw_key(engine, partition, name))
+            kept += sum(value.endswith(NOVELTY) for value in values)  # type: ignore[union-attr]
+    assert kept == 2
+
+
+def test_what_this_release_removes_leaves_nothing_of_the_next_ones(
+    engine: Engine, newer: NextEngine, clock: Clock
+) -> None:
+    execution = created(newer, idempotency_key="k", policy=POLICY)
+    engine.complete(claim_one(engine).handle)
+    clock.move(timedelta(days=2))
+    upkeep_all(engine)
+
+    assert engine.read_execution_info(execution) is None
+    assert stored(engine, execution) == {}

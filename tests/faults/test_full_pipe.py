@@ -1,0 +1,39 @@
+"""A worker whose log nobody reads any more: it works on, and stops."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flowfabric_worker.client import Client
+from tests.faults.site import ROOT
+from tests.servers import ValkeyServer, wait_until
+
+GRACE = 2
+# A pipe holds 64 KiB; each failure takes a line with a traceback of more than 100 bytes.
+FAILURES = 1500
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=["one process", "two processes"])
+def test_a_worker_whose_stderr_is_a_full_pipe_works_on_and_stops(server: ValkeyServer, options: list[str]) -> None:
+    command = [sys.executable, "-m", "flowfabric_worker", "run", "tests.faults.forgetting:worker", *options]
+    with (
+        Client(server.url) as client,
+        subprocess.Popen(
+            [*command, "--url", server.url, "--grace", f"{GRACE}s", "--log-level", "debug"],
+            cwd=ROOT, stderr=subprocess.PIPE,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            wait_until(lambda: list(client.workers()), "it has started", 30)
+            failing = [client.submit("fail") for _ in range(FAILURES)]
+            for run in failing:
+                wait_until(lambda run=run: run.state().is_terminal, "it has failed", 30)  # type: ignore[misc]
+            assert client.submit("nothing").result(30) is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(GRACE + 5) == 0
+        finally:
+            process.kill()
