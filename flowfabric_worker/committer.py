@@ -203,11 +203,15 @@ class Committer:
         try:
             answers = send(mine)
         except EngineError as error:
-            if len(mine) > 1 and isinstance(error, _REFUSALS):
-                # One of them is at fault; the others shall not suffer for it.
-                return [again for outcome in mine for again in self._sent([outcome], send)]
             answers = [error] * len(mine)
-        return [outcome for outcome, answer in zip(mine, answers, strict=True) if self._is_open(outcome, answer)]
+        again: list[_Outcome] = []
+        for outcome, answer in zip(mine, answers, strict=True):
+            if len(mine) > 1 and isinstance(answer, EngineError) and not answer.retryable and answers.count(answer) > 1:
+                # The whole call failed, perhaps for one of them: each is sent by itself.
+                again += self._sent([outcome], send)
+            elif self._is_open(outcome, answer):
+                again.append(outcome)
+        return again
 
     def _complete(self, mine: Sequence[_Outcome]) -> Sequence[object]:
         return self._engine.complete_many(

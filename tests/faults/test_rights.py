@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.stores.library import library
+from flowfabric_worker.engine.stores.library import library, lua_files
 from tests.conformance.work import claim_one, created, refused
 from tests.faults.opening import opened
 from tests.servers import ValkeyServer
@@ -35,6 +35,13 @@ def test_the_rights_that_the_documentation_names_are_enough(server: ValkeyServer
         assert handle.execution_id == made
         engine.complete(handle, b"1")
         assert engine.wait_for_result(made) is not None
+
+
+def test_every_command_that_the_functions_name_is_checked(server: ValkeyServer) -> None:
+    known = {name.decode().upper() for name in server.client().command_list()}
+    named = {word for _, text in lua_files() for word in re.findall(r"'([A-Z]+)'", text)}
+
+    assert (named & known) - {"SUBSCRIBE"} == set(library().commands)
 
 
 @pytest.mark.parametrize("call", [PREPARE, created])

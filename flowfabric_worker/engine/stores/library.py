@@ -15,7 +15,7 @@ import attrs
 
 CONTRACT_MAJOR = 2
 _NAMES = "@NAMES@"
-_COMMAND = re.compile(r"\bcall(?:\(|, )'([A-Z]+)'|\bchunked\('([A-Z]+)'")
+_COMMAND = re.compile(r"\bcall(?:\(|,)\s*'([A-Z]+)'|\bchunked\(\s*'([A-Z]+)'")
 _OURS = re.compile(r"ff[0-9]+_[0-9a-f]{12}")
 
 
