@@ -214,7 +214,8 @@ class Claiming(Decoding, Classes):
             lost = lost[1:]
             got = self._decode(partition, items, before)
             wanted = [each for each in got if _asks_for(terms.request, each)][: room - len(kept)]
-            unwanted = [each.handle for each in got if each not in wanted]
+            taken = {each.execution_id for each in wanted}
+            unwanted = [each.handle for each in got if each.execution_id not in taken]
             kept += wanted
             # What cannot be handed back now is free when its lease is over.
             self.call_items("release_many", [(partition, (h.execution_id.uuid, h.fence, "")) for h in unwanted])

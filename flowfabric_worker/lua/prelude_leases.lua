@@ -18,9 +18,12 @@ function ff.recall(memory, call_id)
   return nil
 end
 
--- A memory with one more call; of more than the last ones the oldest is forgotten.
+-- A memory with one more call; of more than the last ones the oldest is forgotten. A damaged memory is begun again.
 function ff.remember(memory, call_id, answer)
   local parts = memory and ff.unpack(memory) or {}
+  if #parts % 2 == 1 then
+    parts = {}
+  end
   for _ = ff.CALLS_REMEMBERED, #parts / 2 do
     table.remove(parts, 1)
     table.remove(parts, 1)

@@ -18,7 +18,7 @@ from flowfabric_worker.engine.types.submission import Created, Duplicate
 from tests.conformance.losing import LosingStore, empty_store_beside
 from tests.conformance.meanwhile import MEANWHILE
 from tests.conformance.operations import OPERATIONS, START
-from tests.conformance.work import created, creation, info_of
+from tests.conformance.work import created, creation, info_of, raw_client, raw_key
 from tests.dumping import dump_of
 
 # What a store holds does not depend on their number, and each of them loses its replies too.
@@ -120,6 +120,21 @@ def test_the_last_eight_calls_of_an_execution_are_answered_again(engine: Engine)
     with store.losing(lambda: change(8)):
         tried.change_priority(ChangePriorityArgs(execution_id=execution, priority=99))
     assert info_of(engine, execution).priority == 99
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"", b"5:ab", b"1:a1:b1:c", b"1:a1:b"])
+def test_a_damaged_memory_of_calls_is_begun_again(engine: Engine, junk: bytes) -> None:
+    execution = created(engine)
+    client, key = raw_client(engine, execution.partition), raw_key(engine, execution.partition, f"x:{execution.uuid}")
+    client.hset(key, "answered", junk)  # type: ignore[arg-type]
+    store = LosingStore(engine.store)
+    tried = Engine(lambda: (store, None))
+    tried.prepare()
+
+    with store.losing(lambda: engine.change_priority(ChangePriorityArgs(execution_id=execution, priority=1))):
+        tried.change_priority(ChangePriorityArgs(execution_id=execution, priority=99))
+
+    assert info_of(engine, execution).priority == 1
 
 
 def test_a_creation_under_the_callers_own_id_is_repeated_by_that_id(engine: Engine) -> None:
