@@ -8,12 +8,26 @@ from pathlib import Path
 
 import click
 
-from benchmarks import commands, kills, leases, memory, peers, report, scale, schedules, server_time, steps, writes
+from benchmarks import (
+    commands,
+    kills,
+    leases,
+    logs,
+    memory,
+    peers,
+    report,
+    scale,
+    schedules,
+    server_time,
+    steps,
+    writes,
+)
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "scale", "schedules")
+SECTIONS = ("peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "logs", "scale", "schedules")
+_TABLES = {"writes": writes.table, "leases": leases.table, "steps": steps.table, "logs": logs.table}
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 
@@ -72,7 +86,7 @@ def main(
     if "server" in wanted:
         _tell("Measuring time in the server")
         tables += server_time.tables()
-    for section, measure in {"writes": writes.table, "leases": leases.table, "steps": steps.table}.items():
+    for section, measure in _TABLES.items():
         if section in wanted:
             _tell(f"Measuring {section}")
             tables.append(measure())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from benchmarks import leases, schedules, steps, writes
+from benchmarks import leases, logs, schedules, steps, writes
 from benchmarks.leases import Renewal
+from benchmarks.logs import Drain
 from benchmarks.rows import ROWS
 from benchmarks.schedules import Lateness
 from benchmarks.writes import Written
@@ -46,6 +47,15 @@ def test_renewals_are_judged_by_the_length_of_a_call(calls: int, reached: str) -
     (row,) = leases.table_of([Renewal(seconds=0.3, server_us=200_000, calls=calls)]).rows
     assert row[:4] == ["300", "200", "20", str(calls)]
     assert row[-1] == reached
+
+
+@pytest.mark.parametrize(("rate", "reached"), [(950.0, "yes"), (949.0, "no")])
+def test_lines_may_cost_a_twentieth_of_the_speed(rate: float, reached: str) -> None:
+    talking, silent = logs.table_of(
+        {"default": [Drain(rate=rate, processor=2.0)], "error": [Drain(rate=1000.0, processor=1.5)]}
+    ).rows
+    assert (talking[-1], talking[2]) == (reached, "2")
+    assert silent == ["error", "1,000", "1.5", "1", "-", "-"]
 
 
 def test_bytes_are_told_by_kind() -> None:

@@ -160,7 +160,7 @@ def test_what_a_stop_interrupts_is_told(served: Worker, start: Start, told: pyte
 
     (line,) = wait_until(lambda: of_runs(told), "it is told")
 
-    assert line == f"endless {short(str(run.id))} was interrupted: stopping."
+    assert line == f"shop.endless {short(str(run.id))} was interrupted: stopping."
 
 
 def test_nothing_is_kept_for_lines_that_are_not_logged(
