@@ -107,7 +107,7 @@ def test_the_namespace_of_the_command_is_the_workers(url: str, start_worker: Sta
 
 def test_records_of_a_handler_say_which_execution_they_are_of(client: Client, start_worker: StartWorker) -> None:
     worker = start_worker()
-    nap = client.submit("nap", (0,), lane="naps")
+    nap = client.submit("nap", (0.0,), lane="naps")
 
     worker.await_log("sleeping for 0.0 s")
 
