@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from inspect import Parameter
 from itertools import chain, repeat
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -22,6 +24,7 @@ from flowfabric_worker.converting import (
     Mismatch,
     Taught,
     brief,
+    refusal_in,
     unsupported,
 )
 from flowfabric_worker.formats import Codec, find_codec
@@ -79,6 +82,10 @@ class _Port:
         self.where = where
         self.plain = conversion.plain
         self._conversion = conversion
+
+    def refusal(self) -> tuple[str, bool]:
+        """Return why no value of this port can travel, or "", and whether that is a name which does not resolve."""
+        return refusal_in(self._conversion)
 
     def send(self, value: Any) -> Any:
         try:
@@ -142,6 +149,27 @@ class TaskCodec:
         self._places = [parameter.name for parameter in self._parameters if parameter.kind in _BY_PLACE]
         self._before_skipped = _count_before_skipped(parameters, skip, self._name)
         self._bind = _binder(function, self._parameters)
+
+    def check(self, *, final: bool) -> None:
+        """Refuse annotations that cannot travel, so that no work is done for a result that nothing can keep.
+
+        Args:
+            final: whether what an annotation names has to be there by now.
+
+        Raises:
+            TypeError: one cannot travel, or does not resolve; the message names it.
+        """
+        ports = self._ports
+        every = [*ports.names.values(), *ports.places, ports.rest, ports.more, ports.result]
+        for port in every:
+            refusal, unresolved = port.refusal()
+            if unresolved and not final:
+                # It may name what is defined further down: nothing of this is kept.
+                del self.__dict__["_ports"]
+                _conversions.cache_clear()
+                return
+            if refusal:
+                raise TypeError(f"{port.where} cannot travel: {refusal.rstrip('.')}.")
 
     def named(self, name: str) -> TaskCodec:
         """The same task's values in the codec of a stored execution; this one, unless it was written with another.
@@ -268,18 +296,30 @@ class TaskCodec:
                 return EncodingError(f"{port.where} cannot be encoded{_reason(refused)}")
         return EncodingError(f"The call of {self._name} cannot be encoded{_reason(error)}")
 
+    def _hints(self) -> dict[str, Any]:
+        """Return the annotations of what travels; what the runtime fills may be known to type checkers alone."""
+        function: Any = inspect.unwrap(self._function)
+        while isinstance(function, functools.partial):
+            function = inspect.unwrap(function.func)
+        if not inspect.isroutine(function) and not inspect.isclass(function):
+            function = type(function).__call__
+        annotations = getattr(function, "__annotations__", {})
+        kept = {name: hint for name, hint in annotations.items() if name not in self._skip}
+        names = getattr(function, "__globals__", {})
+        return typing.get_type_hints(SimpleNamespace(__annotations__=kept), names, include_extras=True)
+
     @cached_property
     def _ports(self) -> _Ports:
         conversions = _conversions(frozenset(getattr(self._codec, "native", ())))
         hints: Mapping[str, Any] = {}
         unresolved = ""
         try:
-            hints = typing.get_type_hints(self._function, include_extras=True)
+            hints = self._hints()
         except UNRESOLVED as error:
             unresolved = f"the annotations of {self._name} do not resolve: {error}"
 
         def port(where: str, annotation: Any) -> _Port:
-            conversion = unsupported("", unresolved) if unresolved else conversions.of(annotation)
+            conversion = unsupported("", unresolved, unresolved=True) if unresolved else conversions.of(annotation)
             return _Port(f"{where} of {self._name}", conversion)
 
         ports = {p.name: port(f"The argument {p.name!r}", hints.get(p.name, Any)) for p in self._parameters}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 import attrs
 
-from flowfabric_worker.engine.ids import check_lane
-from flowfabric_worker.engine.limits import MAX_LEASE_MS
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import check_lane, check_name
+from flowfabric_worker.engine.limits import MAX_LEASE_MS, MAX_PRIORITY
+from flowfabric_worker.engine.submission import check_headers, check_tags
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 from flowfabric_worker.engine.types.workers import TaskPublication
+from flowfabric_worker.engine.wire import epoch_ms
 from flowfabric_worker.formats import Codec
 from flowfabric_worker.schedule import Missed
 
@@ -41,6 +44,43 @@ def _exceptions(value: Iterable[type[Exception]]) -> tuple[type[Exception], ...]
 def _lease(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
     if value is not None and milliseconds(value, attribute.name, least=1) > MAX_LEASE_MS:
         raise ValueError(f"a lease holds at most {timedelta(milliseconds=MAX_LEASE_MS)}, not {value}")
+
+
+def _duration(least: int) -> Any:
+    """Return the validator of a duration of at least so many ms; the error has the name that the caller gave."""
+
+    def check(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
+        if value is not None:
+            milliseconds(value, attribute.name, least=least)
+
+    return check
+
+
+def _count(most: int) -> Any:
+    """Return the validator of a whole number from 0."""
+
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValidationError(
+                "invalid_input", f"{attribute.name} must be a whole number from 0 to {most}, not {value!r}."
+            )
+
+    return check
+
+
+def _moment(_: object, attribute: attrs.Attribute[Any], value: datetime | None) -> None:
+    if value is not None:
+        epoch_ms(value, attribute.name)
+
+
+def _optional_name(_: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        check_name(value, attribute.name)
+
+
+def _checked(check: Callable[[Any], object]) -> Any:
+    """Return the validator that is a check of the engine, whose errors name what is wrong."""
+    return lambda _, __, value: check(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -81,28 +121,32 @@ class TaskOptions:
     retry: RetryPolicy | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(RetryPolicy))
     )
-    timeout: timedelta | None = None
-    deadline: timedelta | None = None
-    priority: int = 0
-    delay: timedelta | None = None
-    at: datetime | None = None
-    key: str | None = None
+    timeout: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    deadline: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    priority: int = attrs.field(default=0, validator=_count(MAX_PRIORITY))
+    delay: timedelta | None = attrs.field(default=None, validator=_duration(0))
+    at: datetime | None = attrs.field(default=None, validator=_moment)
+    key: str | None = attrs.field(default=None, validator=_optional_name)
     on_conflict: OnConflict = attrs.field(default="raise", validator=attrs.validators.in_(("raise", "return")))
-    tags: Mapping[str, str] = attrs.field(factory=dict)
-    headers: Mapping[str, str] = attrs.field(factory=dict)
+    tags: Mapping[str, str] = attrs.field(factory=dict, validator=_checked(check_tags))
+    headers: Mapping[str, str] = attrs.field(factory=dict, validator=_checked(check_headers))
     needs: tuple[str, ...] = attrs.field(default=(), converter=_names)
     budgets: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    quota: str | None = None
+    quota: str | None = attrs.field(default=None, validator=_optional_name)
     lease: timedelta | None = attrs.field(default=None, validator=_lease)
     codec: str | Codec | None = None
-    retention: timedelta | None = None
-    max_reclaims: int = DEFAULT_MAX_RECLAIMS
+    retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
+    max_reclaims: int = attrs.field(default=DEFAULT_MAX_RECLAIMS, validator=_count(1_000_000))
     permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=_exceptions)
     interrupt: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     every: timedelta | None = None
     cron: str | None = None
     timezone: str = "UTC"
     missed: Missed = "latest"
+
+    def __attrs_post_init__(self) -> None:
+        if self.delay is not None and self.at is not None:
+            raise ValidationError("invalid_input", "delay and at both say when it begins: give one of them.")
 
     def policy(self) -> ExecutionPolicy:
         """What the engine is told of these options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import faulthandler
 import gc
 import os
@@ -9,7 +10,7 @@ import queue
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Protocol
@@ -148,6 +149,7 @@ class Runtime:
         Raises:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
+            TypeError: an annotation of one cannot travel, or does not resolve.
             WornOut: the process has lost too many threads, or comes too close to its memory limit; it stopped in
                 order, and is to be started anew.
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
@@ -254,6 +256,9 @@ class Runtime:
             raise ValueError(
                 f"The worker {self.worker.name!r} has no tasks: decorate functions with @worker.task first."
             )
+        self.worker.check()
+        for warning in unknown_lanes(self.worker, self.settings.lanes):
+            log.warning("%s", warning)
         prepared = self._engine.prepare()
         for warning in prepared.warnings:
             log.warning("%s", warning)
@@ -415,3 +420,16 @@ def _print_threads(_: int, __: FrameType | None) -> None:
     """
     if sys.__stderr__ is not None:
         faulthandler.dump_traceback(sys.__stderr__)
+
+
+def unknown_lanes(worker: Worker, lanes: Mapping[str, int]) -> list[str]:
+    """Return a warning for each lane that was asked for and that no task of the worker names."""
+    known = sorted({task.options_given.lane for task in worker.tasks.values()})
+    warnings = []
+    for lane in sorted(lanes.keys() - set(known)):
+        close = difflib.get_close_matches(lane, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        warnings.append(
+            f"--lanes names {lane!r}, which no task of {worker.name!r} has; they have {', '.join(known)}.{hint}"
+        )
+    return warnings

@@ -29,6 +29,7 @@ from flowfabric_worker.outcomes import (
     ResultError,
 )
 from flowfabric_worker.schedule import Schedule, check_needs_nothing, schedule_of
+from flowfabric_worker.signatures import find_context_parameter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,6 +136,7 @@ class Task(Generic[P, R]):
         schedule: when it runs by itself; None if it does not.
 
     Raises:
+        TypeError: the function is async, a generator or a method, or an annotation of it cannot travel.
         TypeError, ValueError: its schedule is not valid, or it needs arguments that a schedule does not have.
     """
 
@@ -146,12 +148,13 @@ class Task(Generic[P, R]):
         self.function = function
         self.name = check_name(name, "a task's name")
         self.options_given = options
-        self.context_parameter = _context_parameter(function)
+        self.context_parameter = find_context_parameter(function)
         self._owner = owner
         skip = {self.context_parameter} if self.context_parameter else set()
         self.schedule = _schedule(function, options, skip)
         self._port = find_codec(options.codec or codec)
         self.codec = TaskCodec(function, self._port, skip=skip)
+        self.codec.check(final=False)
         self._submission = Submission(self, options)
         self._step_codecs: dict[Callable[..., Any], TaskCodec] = {}
         functools.update_wrapper(self, function, updated=())
@@ -163,8 +166,7 @@ class Task(Generic[P, R]):
         """Run the function here and now, without a store; inside a run it is part of that run."""
         around = run_of_this_thread()
         context = around or LocalContext(self.name, self.step_codec)
-        if self.context_parameter and self.context_parameter not in kwargs:
-            kwargs[self.context_parameter] = context
+        args, kwargs = self._with_context(context, args, kwargs)  # type: ignore[assignment]  # the same, and the context
         if around is not None:
             return self.function(*args, **kwargs)
         token = enter(context)
@@ -172,6 +174,18 @@ class Task(Generic[P, R]):
             return self.function(*args, **kwargs)
         finally:
             leave(token)
+
+    def _with_context(
+        self, context: TaskContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments of a plain call and the context in its place, unless the caller gave one."""
+        name = self.context_parameter
+        if name is None or name in kwargs or any(isinstance(each, TaskContext) for each in args):
+            return args, kwargs
+        place = list(inspect.signature(self.function).parameters).index(name)
+        if place < len(args):
+            return (*args[:place], context, *args[place:]), kwargs
+        return args, {**kwargs, name: context}
 
     @property
     def codec_name(self) -> str:
@@ -326,20 +340,3 @@ def _result_codec(function: Callable[..., Any], port: Codec) -> TaskCodec:
 
 
 def _unannotated() -> Any: ...
-
-
-def _context_parameter(function: Callable[..., Any]) -> str | None:
-    """The parameter that wants the context: the one annotated `TaskContext`."""
-    for parameter in inspect.signature(function).parameters.values():
-        annotation = parameter.annotation
-        if annotation is TaskContext or (isinstance(annotation, str) and _names_context(function, annotation)):
-            return parameter.name
-    return None
-
-
-def _names_context(function: Callable[..., Any], annotation: str) -> bool:
-    """Whether an annotation written as text means `TaskContext`; others may not be resolvable yet."""
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
-    name, _, attribute = annotation.strip("'\"").partition(".")
-    found = scope.get(name)
-    return (getattr(found, attribute, None) if attribute else found) is TaskContext

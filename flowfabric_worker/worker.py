@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import uuid4
 
 from flowfabric_worker.codec import Codec, find_codec
 from flowfabric_worker.config import store_url
+from flowfabric_worker.context import TaskContext
 from flowfabric_worker.eager import EagerEngine
 from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.engine import Engine, forget_memory, open_engine
@@ -20,10 +22,21 @@ from flowfabric_worker.engine.types.checks import as_capabilities
 from flowfabric_worker.inline import Inline
 from flowfabric_worker.middleware import Around, Middleware, check_middleware
 from flowfabric_worker.options import TaskOptions, change_options
+from flowfabric_worker.signatures import check_function
 from flowfabric_worker.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Decorator(Protocol):
+    """What `worker.task(...)` returns: it keeps the types of the function, without a context in first place."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
 class Tasks(dict[str, Task[..., Any]]):
@@ -112,14 +125,15 @@ class Worker:
         return EagerEngine(engine, self.tasks, self.middleware, self._eager_offers)
 
     @overload
+    def task(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
+
+    @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
     @overload
-    def task(self, /, *, name: str | None = None, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, /, *, name: str | None = None, **options: Any) -> Decorator: ...
 
-    def task(
-        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
-    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+    def task(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Registers a function; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
 
         Args:
@@ -133,11 +147,23 @@ class Worker:
         """
         given = change_options(self._defaults, options)
 
-        def register(function: Callable[P, R]) -> Task[P, R]:
-            full_name = f"{self.name}.{function.__name__}" if name is None else name
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            check_function(function)
+            full_name = f"{self.name}.{_name_of(function)}" if name is None else name
             return self._register(Task(function, self, full_name, given, self._codec))
 
         return register if function is None else register(function)
+
+    def check(self) -> None:
+        """Refuse tasks whose annotations cannot travel or do not resolve, now that everything is imported.
+
+        A worker that starts does this by itself.
+
+        Raises:
+            TypeError: there is one; the message names it.
+        """
+        for task in self._tasks.values():
+            task.codec.check(final=True)
 
     def publish(self) -> None:
         """Writes into the store how the tasks are submitted, for clients that do not have their code.
@@ -145,8 +171,10 @@ class Worker:
         A worker that runs does this by itself; call it where producers come first. A publication is kept for a week.
 
         Raises:
+            TypeError: see `check`.
             EngineError: the store refused it, or cannot be reached.
         """
+        self.check()
         self.engine.publish_tasks([task.publication() for task in self._tasks.values()])
 
     def _register(self, task: Task[P, R]) -> Task[P, R]:
@@ -232,3 +260,18 @@ class Worker:
             self.close()
             forget_memory(name)
             self.url, self._engine, self._eager_offers, self._lends = own
+
+
+def _name_of(function: Any) -> str:
+    """Return the name of a function, or of what a partial calls.
+
+    Raises:
+        TypeError: an object without a name.
+    """
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError(f"{function!r:.100} has no name of its own: give the task a name=.")
+    return name

@@ -157,6 +157,10 @@ def _run_here(
     set_up_logging(log_level, with_pid=line is not None)
     if not worker.tasks:
         raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
+    try:
+        worker.check()
+    except TypeError as error:
+        raise CommandError(f"{app}: {error}", ExitCode.APP) from error
     worker.url = worker.url if url is None else url
     worker.namespace = namespace or worker.namespace
     run_settings = RunSettings(

@@ -8,7 +8,7 @@ would not come back as it was sent is refused with a `Mismatch` that says where,
 from flowfabric_worker.converting.annotations import UNRESOLVED
 from flowfabric_worker.converting.conversions import Conversions
 from flowfabric_worker.converting.kinds import ANYTHING as PLAIN
-from flowfabric_worker.converting.kinds import FAULTS, Conversion, Mismatch, brief, unsupported
+from flowfabric_worker.converting.kinds import FAULTS, Conversion, Mismatch, brief, refusal_in, unsupported
 from flowfabric_worker.converting.models import REGISTERED, Taught
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Mismatch",
     "Taught",
     "brief",
+    "refusal_in",
     "unsupported",
 ]

@@ -68,5 +68,8 @@ def field_hints(annotation: Any, kind: Any, *, init: bool = True) -> dict[str, A
 def _fill(hint: Any, filled: Mapping[Any, Any]) -> Any:
     if isinstance(hint, TypeVar):
         return filled.get(hint, hint)
+    if isinstance(hint, type):
+        # A generic class without arguments stays one.
+        return hint
     parameters = getattr(hint, "__parameters__", ())
     return hint[tuple(filled.get(parameter, parameter) for parameter in parameters)] if parameters else hint

@@ -85,6 +85,7 @@ class RecordClass:
             wire=frozenset({dict}),
             kind=self._kind,
             knows=self._knows,
+            parts=self._parts,
         )
 
     @cached_property
@@ -99,6 +100,11 @@ class RecordClass:
     def _late(self) -> dict[str, Conversion]:
         """The fields that `__init__` does not take."""
         return {name: self._find(hint) for name, hint in self._late_hints.items()}
+
+    def _parts(self) -> list[Conversion]:
+        hints = (*self._hints.values(), *self._late_hints.values())
+        # A type variable of a base class stands for a type that only cattrs finds.
+        return [self._find(hint) for hint in hints if isinstance(hint, type) or not getattr(hint, "__parameters__", ())]
 
     def _knows(self, plain: Any) -> bool:
         return isinstance(plain, dict) and plain.keys() <= {*self._hints, *self._late_hints}
@@ -185,6 +191,7 @@ class TypedDictClass:
             wire=frozenset({dict}),
             kind=dict,
             knows=lambda plain: isinstance(plain, dict) and plain.keys() <= self._fields.keys(),
+            parts=lambda: self._fields.values(),
         )
 
     @cached_property

@@ -62,9 +62,11 @@ class Conversions:
         annotation = strip(annotation)
         if not _is_hashable(annotation):
             return self._make(annotation)
-        conversion = self._known.get(annotation)
+        # The order of a union decides what reads bare values, and makes no difference to its equality.
+        key = annotation, repr(annotation)
+        conversion = self._known.get(key)
         if conversion is None:
-            conversion = self._known[annotation] = self._make(annotation)
+            conversion = self._known[key] = self._make(annotation)
         return conversion
 
     def _make(self, annotation: Any) -> Conversion:
@@ -74,7 +76,7 @@ class Conversions:
             return unsupported(label_of(annotation), str(mismatch))
         except UNRESOLVED as error:
             label = label_of(annotation)
-            return unsupported(label, f"{label} does not resolve: {error}")
+            return unsupported(label, f"{label} does not resolve: {error}", unresolved=isinstance(error, NameError))
 
     def _of_form(self, annotation: Any) -> Conversion:
         origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
@@ -117,6 +119,8 @@ class Conversions:
             return variants(label, {each: collection(label, item, each) for each in COLLECTIONS[kind]})
         if kind in MAPPINGS:
             return self._mapping(label, MAPPINGS[kind], arguments)
+        if getattr(kind, "__parameters__", ()) and not arguments and _has_fields(kind):
+            return unsupported(label, f"{label} is generic: say of what, such as {label}[int]")
         if is_typed_dict(kind):
             return TypedDictClass(annotation, kind, self.of).conversion()
         if is_pydantic_model(kind):
@@ -153,6 +157,10 @@ class Conversions:
         if len({*labels}) < len(labels):
             labels = [inspect.formatannotation(member) for member in members]
         return UnionOfMembers(dict(zip(labels, conversions, strict=True))).conversion()
+
+
+def _has_fields(kind: type[Any]) -> bool:
+    return is_typed_dict(kind) or attrs.has(kind) or dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
 
 
 def _is_hashable(annotation: Any) -> bool:

@@ -66,6 +66,9 @@ class Conversion:
         kind: the class of the typed values, where there is just one.
         unchanged: whether a value is encoded as itself.
         knows: whether nothing in a plain object would be ignored; None where nothing ever is.
+        parts: returns the conversions of what values hold; they may hold values of this one again.
+        refusal: why no value can travel; empty where some can.
+        unresolved: whether the reason is a name that is not defined, perhaps not yet.
     """
 
     label: str
@@ -76,6 +79,9 @@ class Conversion:
     kind: type | None = None
     unchanged: bool = False
     knows: Callable[[Any], bool] | None = None
+    parts: Callable[[], Iterable[Conversion]] = tuple
+    refusal: str = ""
+    unresolved: bool = False
 
 
 def untouched() -> Conversion:
@@ -83,13 +89,29 @@ def untouched() -> Conversion:
     return Conversion(label="object", encode=lambda value: value, decode=lambda value: value)
 
 
-def unsupported(label: str, reason: str = "") -> Conversion:
-    """For an annotation that has no way: using it says so."""
+def unsupported(label: str, reason: str = "", *, unresolved: bool = False) -> Conversion:
+    """Return the conversion of an annotation that has none: using it says so."""
+    why = reason or f"values annotated {label} cannot travel; use a type that can, or codec.register()"
 
     def refuse(_: Any) -> Any:
-        raise Mismatch(reason or f"values annotated {label} cannot travel; use a type that can, or a codec of your own")
+        raise Mismatch(why)
 
-    return Conversion(label=label, encode=refuse, decode=refuse)
+    return Conversion(label=label, encode=refuse, decode=refuse, refusal=why, unresolved=unresolved)
+
+
+def refusal_in(conversion: Conversion) -> tuple[str, bool]:
+    """Return why no value of a conversion can travel, or "", and whether that is a name which does not resolve."""
+    seen: set[int] = set()
+    waiting = [conversion]
+    while waiting:
+        each_one = waiting.pop()
+        if id(each_one) in seen:
+            continue
+        seen.add(id(each_one))
+        if each_one.refusal:
+            return each_one.refusal, each_one.unresolved
+        waiting += each_one.parts()
+    return "", False
 
 
 def unchanged(label: str, kind: type) -> Conversion:
@@ -241,7 +263,9 @@ def collection(label: str, item: Conversion, kind: type[Any]) -> Conversion:
         items = value if plain and passes(map(type, value)) else each(repeat(item.decode), value)
         return items if kind is list else kind(items)
 
-    return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind)
+    return Conversion(
+        label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind, parts=lambda: (item,)
+    )
 
 
 def check_findable(keys: Iterable[Any], conversion: Conversion, encoded: Iterable[Any]) -> None:
@@ -276,7 +300,7 @@ def variants(label: str, conversions: Mapping[type, Conversion]) -> Conversion:
                 return by_tag[tag].decode(inner)
         return first.decode(plain)
 
-    return Conversion(label=label, encode=encode, decode=decode, wire=first.wire | {dict})
+    return Conversion(label=label, encode=encode, decode=decode, wire=first.wire | {dict}, parts=conversions.values)
 
 
 def fixed_tuple(
@@ -301,4 +325,4 @@ def fixed_tuple(
         check(value, list)
         return make(each(decoders, value))
 
-    return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind)
+    return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({list}), kind=kind, parts=lambda: items)

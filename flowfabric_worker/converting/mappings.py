@@ -53,7 +53,9 @@ def mapping(label: str, kind: type[dict[Any, Any]], key: Conversion, value: Conv
         decoded = convert(items, decode_item)
         return decoded if kind is dict else kind(decoded)
 
-    return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=kind)
+    return Conversion(
+        label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=kind, parts=lambda: (key, value)
+    )
 
 
 _FACTORIES: Final = {kind.__name__: kind for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)}
@@ -83,7 +85,9 @@ def default_mapping(label: str, items: Conversion) -> Conversion:
             raise Mismatch(f"a defaultdict cannot have the factory {name!r:.40}")
         return defaultdict(None if name is None else _FACTORIES[name], items.decode(plain["items"]))
 
-    return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=defaultdict)
+    return Conversion(
+        label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=defaultdict, parts=lambda: (items,)
+    )
 
 
 def _read_key(text: str) -> Any:

@@ -48,6 +48,7 @@ class UnionOfMembers:
             decode=self._decode,
             wire=self._wire,
             plain=self._plain & self._plain_to_read,
+            parts=lambda: self._members,
         )
 
     def _encode(self, value: Any) -> Any:

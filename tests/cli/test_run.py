@@ -109,7 +109,7 @@ def test_records_of_a_handler_say_which_execution_they_are_of(client: Client, st
     worker = start_worker()
     nap = client.submit("nap", (0.0,), lane="naps")
 
-    worker.await_log("sleeping for 0.0 s")
+    worker.await_log("sleeping for 0 s")
 
     (line,) = (line for line in worker.log.splitlines() if "sleeping" in line)
     assert f"[task=nap lane=naps attempt=0 execution_id={nap.id}]" in line

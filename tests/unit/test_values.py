@@ -275,6 +275,11 @@ def test_a_widened_annotation_still_reads_what_is_queued(before: Any, after: Any
     assert same(value, returning(after).decode_result(returning(before).encode_result(value)))
 
 
+def test_the_first_member_that_fits_reads_what_is_queued_whatever_was_asked_before() -> None:
+    assert returning(str | datetime).decode_result(b'"2024-01-01T00:00:00"') == "2024-01-01T00:00:00"
+    assert returning(datetime | str).decode_result(b'"2024-01-01T00:00:00"') == datetime(2024, 1, 1)
+
+
 def test_a_class_renamed_inside_a_union_still_reads_what_is_queued() -> None:
     assert returning(Renamed | Q).decode_result(returning(P | Q).encode_result(P(1))) == Renamed(1)
     assert returning(Renamed | Q).decode_result(returning(P | Q).encode_result(Q("x"))) == Q("x")

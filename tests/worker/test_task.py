@@ -243,13 +243,6 @@ def test_options_add_up(worker: Worker) -> None:
     assert info_of(worker, task.submit(1)).priority == 1
 
 
-def test_a_delay_and_a_moment_together_are_refused(worker: Worker) -> None:
-    submission = worker.task(add).options(delay=timedelta(1), at=datetime(2031, 1, 1, tzinfo=UTC))
-
-    with pytest.raises(ValidationError):
-        submission.submit(1)
-
-
 def test_unknown_budgets_and_quotas_are_refused(worker: Worker) -> None:
     task = worker.task(add)
 
