@@ -15,7 +15,7 @@ import pytest
 from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
 from flowfabric_worker.claimer import hold
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.errors import UnavailableError, ValidationError
+from flowfabric_worker.engine.errors import TransportError, UnavailableError, ValidationError
 from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.held import Holdings, now
@@ -319,8 +319,9 @@ def test_an_error_of_the_store_does_not_end_the_claimer(
     assert task.submit(1).result(10) == 2
 
 
+@pytest.mark.parametrize("answered", [False, True])
 def test_outcomes_that_are_refused_together_are_sent_one_by_one(
-    worker: Worker, start: Start, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, start: Start, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     sizes: list[int] = []
     complete = worker.engine.complete_many
@@ -328,6 +329,8 @@ def test_outcomes_that_are_refused_together_are_sent_one_by_one(
     def refuse_many(completions: Any) -> Any:
         sizes.append(len(completions))
         if len(completions) > 1:
+            if answered:
+                return [TransportError("function_failed")] * len(completions)
             raise ValidationError("invalid_input", "too many at once")
         # So that others gather meanwhile.
         time.sleep(0.01)
