@@ -59,7 +59,7 @@ class Feed(EngineCore):
         return outcome
 
     def _await_end(self, execution_id: ExecutionId, deadline: float | None) -> None:
-        """Return when an execution may have ended, time is over, or nobody else has looked for a while."""
+        """Return when an execution may have ended, time is over, or the listener has not looked for a while."""
         listener = self.listener
         event = listener.watch(str(execution_id), self._ended_of)
         try:

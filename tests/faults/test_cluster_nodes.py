@@ -142,7 +142,7 @@ def test_preparing_installs_the_functions_on_every_primary_of_this_moment(
         assert not engine.prepare().loaded
 
 
-def test_nodes_that_do_not_answer_hold_nobody_up_while_another_one_answers(own_cluster: ValkeyCluster) -> None:
+def test_nodes_that_do_not_answer_hold_up_no_refresh(own_cluster: ValkeyCluster) -> None:
     with opened(f"{own_cluster.url}?timeout={TIMEOUT}", patience=0) as engine:
         engine.prepare()
         store = store_of(engine)

@@ -49,11 +49,11 @@ class StoreInfo:
 
 
 class Subscription(ABC):
-    """A connection that listens on one topic. Used by one thread at a time; `close` may come from another."""
+    """A connection that listens on one topic. One thread at a time uses it; another one may call `close`."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[bytes]:
-        """Blocks until messages come, at most `timeout` seconds; returns those that came, oldest first.
+        """Block until messages come, at most `timeout` seconds; return those that came, oldest first.
 
         Raises:
             TransportError: the connection is lost; what was sent meanwhile is lost too.
@@ -61,7 +61,7 @@ class Subscription(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the subscription and a `wait` that is under way. May be called again."""
+        """End the subscription and a `wait` that is under way. May be called again."""
 
 
 class Store(ABC):
@@ -108,7 +108,7 @@ class Store(ABC):
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        """Runs one function atomically in one partition, in one round trip, and returns its reply.
+        """Run one function atomically in one partition, in one round trip, and return its reply.
 
         Missing functions are installed and the call repeated once; nothing else is ever repeated here.
 
@@ -126,15 +126,15 @@ class Store(ABC):
 
     @abstractmethod
     def subscribe(self, topic: str) -> Subscription:
-        """Listens on a topic from now on: what is sent after this returns is seen."""
+        """Listen on a topic from now on: what is sent after this returns is seen."""
 
     @abstractmethod
     def wake(self, topic: str, message: bytes) -> None:
-        """Sends a message to whoever listens on the topic now."""
+        """Send a message to every subscription that listens on the topic now."""
 
     @abstractmethod
     def ping(self) -> None:
-        """Returns when the store answers.
+        """Return when the store answers.
 
         Raises:
             TransportError: it does not.
@@ -142,8 +142,8 @@ class Store(ABC):
 
     @abstractmethod
     def info(self) -> StoreInfo:
-        """What the store says of itself, read anew."""
+        """Return what the store says of itself at this moment."""
 
     @abstractmethod
     def close(self) -> None:
-        """Closes every connection. May be called again; a closed store is not used any more."""
+        """Close every connection. May be called again; a closed store is not used any more."""

@@ -65,9 +65,9 @@ class EmbeddedStore(ValkeyStore):
         return super().translate(error)
 
     def _rejoin(self) -> None:
-        """Sees to it that a server runs again: whoever guarded it may be gone with it."""
+        """Start the server again where it does not run: its guardian may be gone with it."""
         if self._is_closed or not self._joining.acquire(blocking=False):
-            return  # nobody needs it any more, or another thread is at it
+            return  # It is not needed any more, or another thread does it.
         try:
             old, self._server = self._server, EmbeddedServer.join(self._directory)
             old.leave()

@@ -41,7 +41,7 @@ class ValkeySubscription(Subscription):
                 return []
             answer = self._connection.read_response()
         self._unanswered_ping = False
-        # Somebody waits for this message: it is handed on before looking for the next one.
+        # A thread waits for this message, so it is passed on before the next one is looked for.
         return [answer[2]] if answer[0] == b"message" else []
 
     def _check_alive(self) -> None:

@@ -65,11 +65,11 @@ class ValkeyStore(Store):
     # Where things are: a cluster answers these differently.
 
     def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
-        """The connections to the server that holds a partition."""
+        """Return the connections to the server that holds a partition."""
         return self._pool
 
     def primaries(self) -> list[Pool]:
-        """The connections to every server that holds partitions."""
+        """Return the connections to every server that holds partitions."""
         return [self._pool]
 
     # What a store does.
@@ -89,7 +89,7 @@ class ValkeyStore(Store):
             )
 
     def _refused_by(self, pool: Pool) -> list[str]:
-        """The commands that a server does not allow to this user, or not on this store's keys and channels."""
+        """Return the commands that a server refuses this user, at least on this store's keys and channels."""
         own = [*_OWN_COMMANDS, *(REPLICA_COMMANDS if self._replicas else ())]
         name = library().function("check_rights")
         sample = (self._key(0), self.channel("any"))
@@ -202,12 +202,12 @@ class ValkeyStore(Store):
         return f"{self.prefix}:{partition_key(partition)}"
 
     def execute(self, pool: Pool, *command: Argument) -> Any:
-        """Runs one plain command on one server."""
+        """Run one plain command on one server."""
         with self.translated():
             return self._exchange(pool, [command], CALL_TIMEOUT)[0]
 
     def _everywhere(self, ask: Callable[[Pool], T]) -> list[T]:
-        """Asks every server at the same time; raises the first error if there is one."""
+        """Ask every server at the same time; raise the first error if there is one."""
         return all_of(side_by_side([partial(ask, pool) for pool in self.primaries()]))
 
     # What follows runs in steps: each generator yields while replies are outstanding, so that several servers work at
@@ -265,7 +265,7 @@ class ValkeyStore(Store):
         return replies
 
     def _load_into(self, pool: Pool) -> bool:
-        """Adds the library to one server; False if it was there. Libraries of other releases stay."""
+        """Add the library to one server; return False if it was there. Libraries of other releases stay."""
         with self.translated():
             try:
                 self._exchange(pool, [("FUNCTION", "LOAD", library().source)], CALL_TIMEOUT)
@@ -285,14 +285,14 @@ class ValkeyStore(Store):
             return True
 
     def _has_library(self, pool: Pool) -> bool:
-        """Whether a server has the library, found out by calling into it: a user may be allowed no more than that."""
+        """Return True if a server has the library; the user may call into it, and perhaps do no more than that."""
         command = ("FCALL_RO", library().function("server_time"), 0)
         (answer,) = self._exchange(pool, [command], CALL_TIMEOUT, keep_errors=True)
         return not is_missing_function(answer)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turns the driver's errors into the engine's."""
+        """Turn the driver's errors into the engine's."""
         try:
             yield
         except (redis.RedisError, OSError) as error:
@@ -360,7 +360,7 @@ def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
-    """Commands as they are sent, all in one piece."""
+    """Return commands as they are sent, all in one piece."""
     try:
         # Its stub knows commands of one part only.
         return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
