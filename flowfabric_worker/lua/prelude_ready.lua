@@ -3,7 +3,7 @@
 -- How many entries that could not be handed out one call passes over. What it leaves is looked at by the next call.
 local MOST_PASSED = 256
 
--- The least number of entries that a class gives at a time: what cannot be handed out hides nothing for long.
+-- The least number of entries that a class gives at a time once some could not be handed out.
 local LEAST_PAGE = 16
 
 -- Reads the lanes that a call asks for, from argument `at` on: lane, limit, revision of the classes that the caller knows
@@ -32,7 +32,7 @@ end
 -- The heads of several classes of a lane in their common order, { score, uuid, class } each, and whether there are more.
 -- Each class gives a page; behind the end of a full page the order is not known, so the list ends there.
 local function heads(ctx, classes, wanted)
-  local page = math.max(LEAST_PAGE, wanted)
+  local page = ctx.passed > 0 and math.max(LEAST_PAGE, wanted) or wanted
   page = math.min(page, math.max(2, math.floor(512 / math.max(1, #classes))))
   local found, more = {}, false
   for _, class in ipairs(classes) do
