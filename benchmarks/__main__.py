@@ -20,13 +20,17 @@ from benchmarks import (
     schedules,
     server_time,
     steps,
+    timing,
     writes,
 )
 from benchmarks.environments import ROOT, Script, scripts
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
-SECTIONS = ("peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "logs", "scale", "schedules")
+SECTIONS = (
+    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "logs", "scale", "schedules",
+    "timing",
+)  # fmt: skip
 _TABLES = {"writes": writes.table, "leases": leases.table, "steps": steps.table, "logs": logs.table}
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
@@ -94,6 +98,8 @@ def main(
         tables += scale.tables(queued=queued, tell=_tell)
     if "schedules" in wanted:
         tables.append(schedules.table(_tell))
+    if "timing" in wanted:
+        tables.append(timing.table(_tell))
     for name, value in known.items():
         click.echo(f"{name}: {value}")
     for table in tables:

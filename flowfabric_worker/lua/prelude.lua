@@ -178,6 +178,10 @@ function ff.begin(keys)
     lane_sets = {},
     left_sets = {},
     skipped = {},
+    removals = 0,
+    is_gone = {},
+    gone = {},
+    gone_ids = {},
     passed = 0,
     announced = false,
   }

@@ -69,7 +69,7 @@ function ff.flush_due(ctx)
   if not next(noted) then
     return false
   end
-  ctx.due = {}
+  ctx.due, ctx.removals = {}, 0
   local before = nil
   local sooner = false
   for index, entries in pairs(noted) do

@@ -109,8 +109,18 @@ local function flush_counts(ctx)
   ctx.held = {}
 end
 
+-- Removes the records that this call gave up.
+local function flush_gone(ctx)
+  for first = 1, #ctx.gone, 1000 do
+    call('DEL', unpack(ctx.gone, first, math.min(first + 999, #ctx.gone))) -- bounded: 1000 at a time
+  end
+  ff.chunked('ZREM', ctx.base .. ':ids', ctx.gone_ids)
+  ctx.gone, ctx.gone_ids = {}, {}
+end
+
 function ff.flush(ctx)
   ff.keep_pace(ctx)
+  flush_gone(ctx)
   ff.flush_ready(ctx)
   flush_counts(ctx)
   ff.flush_wakes(ctx, ff.flush_due(ctx))

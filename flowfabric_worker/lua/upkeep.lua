@@ -9,18 +9,49 @@ function ff.expire(ctx, record)
   end
 end
 
--- Removes an execution with every key it ever had.
-function ff.remove(ctx, record)
-  local public, ready, due, index = ff.derive(record)
-  if record.idempotency_key and record.idempotency_key ~= '' and call('GET', ctx.base .. ':key:' .. record.idempotency_key) == record.uuid then
-    call('DEL', ctx.base .. ':key:' .. record.idempotency_key)
+-- Removes what a partition holds of an ended execution. What many removals have in common is done at the end of the call.
+local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
+  ff.count(ctx, class, public, -1)
+  if idempotency_key and idempotency_key ~= '' then
+    local key = ctx.base .. ':key:' .. idempotency_key
+    if call('GET', key) == uuid then
+      call('DEL', key)
+    end
   end
-  ff.remove_keys(ctx, call('HGET', record.key, 'keys'))
-  call('DEL', record.key)
-  call('ZREM', ctx.base .. ':ids', ff.class(record.class).namespace .. record.uuid)
-  -- What is gone leaves every index.
-  ff.follow(ctx, record, nil, nil, nil, nil, public, ready, due, index)
+  ff.remove_keys(ctx, keys)
+  ctx.is_gone[uuid] = true
+  ctx.gone[#ctx.gone + 1] = ff.record_key(ctx, uuid)
+  ctx.gone_ids[#ctx.gone_ids + 1] = ff.class(class).namespace .. uuid
+end
+
+-- Removes an ended execution with every key it ever had.
+function ff.remove(ctx, record)
+  local public, _, _, index = ff.derive(record)
+  if index then
+    ff.due_at(ctx, index, 'x' .. record.uuid, false)
+  end
+  local keys = call('HGET', record.key, 'keys')
+  remove_all_of(ctx, record.uuid, record.class, public, record.idempotency_key, keys)
   record.words = nil
+end
+
+-- The same for what is overdue, reading no more than that needs. Answers false, and does nothing, of anything else.
+local function remove_overdue(ctx, uuid)
+  if ctx.is_gone[uuid] then
+    return true
+  elseif ctx.records[uuid] then
+    return false
+  end
+  local key = ff.record_key(ctx, uuid)
+  local v = call('HMGET', key, 'state', 'class', 'policy', 'ended', 'dedup_until', 'idempotency_key', 'keys')
+  local words, known, ended = v[1] and ff.words(v[1]), v[2] and ff.class(v[2]), tonumber(v[4] or '')
+  if not words or words.phase ~= 'terminal' or not known or not ended or not ff.parse_policy(v[3] or '') then
+    return false
+  elseif ff.kept_until({ policy = v[3], ended = ended, dedup_until = v[5] }) > ctx.now then
+    return false
+  end
+  remove_all_of(ctx, uuid, v[2], words.public, v[6], v[7])
+  return true
 end
 
 local function is_due(ctx, moment)
@@ -78,7 +109,10 @@ end
 
 -- Handles the entry of an execution in a due index. The entry may be older than the record, so it is set right
 -- in any case; what this release cannot handle, which a newer one may have written, is postponed.
-local function handle_execution(ctx, uuid)
+local function handle_execution(ctx, uuid, index)
+  if index == 'retention' and remove_overdue(ctx, uuid) then
+    return
+  end
   local member = 'x' .. uuid
   local record = ff.load(ctx, uuid)
   if not record then
@@ -137,7 +171,7 @@ local function handle_entry(ctx, index, member)
   local handler = HANDLERS[kind]
   -- What the handler does not note again is over.
   ff.due_at(ctx, index, member, false)
-  local failed = not handler or ff.isolated(ctx, what, handler, what) ~= nil
+  local failed = not handler or ff.isolated(ctx, what, handler, what, index) ~= nil
   if failed and kind ~= 'x' then
     ff.due_at(ctx, index, member, ctx.now + ff.POSTPONED)
   end
@@ -172,16 +206,23 @@ local function run_delays(ctx, limit)
   return limit - left, lanes
 end
 
+-- Handles up to `limit` removals that are due by a moment, after those that this call handled; answers how many.
+local function run_removals(ctx, last, limit)
+  local count = run_index(ctx, 'retention', last, ctx.removals, limit)
+  ctx.removals = ctx.removals + count
+  return count
+end
+
 -- Handles up to `limit` removals that are due; answers how many.
 function ff.run_removals(ctx, limit)
-  return run_index(ctx, 'retention', ctx.now, 0, limit)
+  return run_removals(ctx, ctx.now, limit)
 end
 
 -- Handles removals at the pace of the ends: twice as many as this call ended. What ends now is left for a later call, so
 -- that this one may be repeated.
 function ff.keep_pace(ctx)
   if ctx.ended > 0 then
-    run_index(ctx, 'retention', '(' .. ctx.now_text, 0, math.min(2 * ctx.ended, ff.MAX_ITEMS))
+    run_removals(ctx, '(' .. ctx.now_text, 2 * math.min(ctx.ended, ff.MAX_ITEMS))
     ctx.ended = 0
   end
 end
@@ -191,7 +232,8 @@ local function rest_of(limit, used)
   return math.max(limit - used, math.floor(limit / 4))
 end
 
--- Handles up to `limit` things that are due: what keeps leases and deadlines right, then delays. Answers how many. Their indexes are up to date when it returns.
+-- Handles up to `limit` things that are due: what keeps leases and deadlines right, then delays. Answers how many.
+-- Their indexes are up to date when it returns.
 function ff.run_due(ctx, limit)
   local handled = run_index(ctx, 'due', ctx.now, 0, limit)
   local delays, lanes = run_delays(ctx, rest_of(limit, handled))
