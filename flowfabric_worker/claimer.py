@@ -15,7 +15,7 @@ from flowfabric_worker.engine import reporting
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
-from flowfabric_worker.engine.patience import send_once
+from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.held import Held, Holdings, now
 from flowfabric_worker.hooks import Hooks
@@ -101,7 +101,7 @@ class Claimer:
             log.debug("The store was away when this worker stopped waiting: %s", error)
 
     def _work(self) -> None:
-        send_once()
+        dedicate_thread(self._engine)
         failures = 0
         while True:
             self._holdings.space.clear()
