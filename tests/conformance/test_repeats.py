@@ -64,11 +64,15 @@ def outcome_of(
 
 
 def held_by(store: LosingStore) -> dict[str, Any]:
-    """What a store holds, but for its name and the moment when it was set up, before its clock stood."""
+    """Return what a store holds, but for its name and when it was set up, before its clock stood.
+
+    Nor does it count which turn a waiting worker has: one that asks again stands behind those that came meanwhile.
+    """
     dump = dump_of(Engine(lambda: (store.behind, None)))
     for key, value in dump.items():
         if key.endswith(":meta"):
             del value[b"created"]
+            value.pop(b"turns", None)
     return {key.removeprefix(store.behind.prefix): value for key, value in dump.items()}
 
 
