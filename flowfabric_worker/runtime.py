@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 import socket
-import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType
@@ -413,13 +413,20 @@ class Runtime:
 
 
 def _print_threads(_: int, __: FrameType | None) -> None:
-    """Prints what every thread does.
+    """Print what every thread does.
 
     As an ordinary handler, which runs when the other threads stand still: read while they run, their frames may be
-    gone in the middle, and the process with them.
+    gone in the middle, and the process with them. They would all stand still for as long as a pipe is full, so another
+    thread does the printing.
     """
-    if sys.__stderr__ is not None:
-        faulthandler.dump_traceback(sys.__stderr__)
+    try:
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            text = file.read()
+    except OSError as error:
+        text = f"What the threads do cannot be told: {error}.\n"
+    reporting.print_text(text)
 
 
 def unknown_lanes(worker: Worker, lanes: Mapping[str, int]) -> list[str]:

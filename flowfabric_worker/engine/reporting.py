@@ -104,6 +104,16 @@ class _Line:
         self.logger.handle(record)
 
 
+@attrs.frozen
+class _Text:
+    """A text that is printed to stderr as it is."""
+
+    text: str
+
+    def log(self) -> None:
+        _print(self.text)
+
+
 def _line(
     logger: logging.Logger,
     level: int,
@@ -131,7 +141,7 @@ class _Reporter:
         self._wanted = 0
         self._dropped = 0
         self._told_at = -TELL_DROPPED_EVERY
-        self._queue: queue.SimpleQueue[_Line | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Line | _Text | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -170,10 +180,10 @@ class _Reporter:
         with contextlib.suppress(queue.Empty):
             while True:
                 line = self._queue.get_nowait()
-                if isinstance(line, _Line):
+                if isinstance(line, _Line | _Text):
                     _log(line)
 
-    def take(self, line: _Line) -> None:
+    def take(self, line: _Line | _Text) -> None:
         if self._thread is None:
             _log(line)
             return
@@ -184,7 +194,7 @@ class _Reporter:
                 self._dropped += 1
         lines.put(line)
 
-    def _work(self, lines: queue.SimpleQueue[_Line | threading.Event | None]) -> None:
+    def _work(self, lines: queue.SimpleQueue[_Line | _Text | threading.Event | None]) -> None:
         while (line := lines.get()) is not None:
             if isinstance(line, threading.Event):
                 line.set()
@@ -204,27 +214,30 @@ class _Reporter:
         _log(_line(_logger, logging.WARNING, message, (dropped,), {}, None, sys._getframe()))
 
 
-def _log(line: _Line) -> None:
+def _log(line: _Line | _Text) -> None:
     """Log a line; what the application's logging raises is printed."""
     try:
         line.log()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
-        _print(line, error)
+        if isinstance(line, _Line):
+            with contextlib.suppress(BaseException):
+                _print(
+                    f"{line.message % line.values}\n(This line could not be logged: a log handler, filter or record "
+                    f"factory of the application raised {class_name(error)}.)\n"
+                )
 
 
-def _print(line: _Line, error: BaseException) -> None:
-    """Print a line that could not be logged."""
-    if sys.__stderr__ is None:
-        return
-    with contextlib.suppress(BaseException):
-        message = line.message % line.values
-        sys.__stderr__.write(
-            f"{message}\n(This line could not be logged: a log handler, filter or record factory of the application "
-            f"raised {class_name(error)}.)\n"
-        )
+def _print(text: str) -> None:
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(text)
         sys.__stderr__.flush()
+
+
+def print_text(text: str) -> None:
+    """Print a text to stderr, in the order of the lines that are logged, and without waiting for a full pipe."""
+    _reporter.take(_Text(text))
 
 
 _reporter = _Reporter()
