@@ -92,18 +92,28 @@ function ff.flush_ready(ctx)
   ctx.ready = {}
 end
 
+-- Adds to a counter and answers its new value. A damaged counter begins again: it must stop nothing.
+function ff.add(key, field, change)
+  local good, value = pcall(call, 'HINCRBY', key, field, change)
+  if not good then
+    value = math.max(change, 0)
+    call('HSET', key, field, value)
+  end
+  return value
+end
+
 local function flush_counts(ctx)
   for lane, counts in pairs(ctx.counts) do
     for state, change in pairs(counts) do
       if change ~= 0 then
-        call('HINCRBY', ctx.base .. ':lane:' .. lane, state, change)
+        ff.add(ctx.base .. ':lane:' .. lane, state, change)
       end
     end
   end
   ctx.counts = {}
   for class, change in pairs(ctx.held) do
     if change ~= 0 then
-      call('HINCRBY', ctx.base .. ':held', class, change)
+      ff.add(ctx.base .. ':held', class, change)
     end
   end
   ctx.held = {}

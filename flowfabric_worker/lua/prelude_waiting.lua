@@ -35,7 +35,7 @@ end
 -- Registers a waiter of a set. `counted` is '1' if its server knows how many hear its topic.
 local function register(ctx, waiter, set, wait_ms, counted)
   local expiry = ctx.now + wait_ms + 1000
-  local turn = call('HINCRBY', ctx.base .. ':meta', 'turns', 1)
+  local turn = ff.add(ctx.base .. ':meta', 'turns', 1)
   call('HSET', ctx.base .. ':waiters', waiter, ff.pack({ ff.text(expiry), set, counted }))
   call('ZADD', ctx.base .. ':idle:' .. set, turn, waiter)
   call('ZADD', ctx.base .. ':retention', expiry, 'q' .. waiter)

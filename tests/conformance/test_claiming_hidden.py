@@ -103,6 +103,24 @@ def test_a_claim_names_at_most_sixty_four_lanes(engine: Engine) -> None:
         engine.claim_many(request(*lanes))
 
 
+@pytest.mark.parametrize("counter", ["lane", "held", "turns"])
+def test_a_damaged_counter_stops_nothing(engine: Engine, counter: str) -> None:
+    (execution_id,) = ids_in(engine, 0, 1)
+    created(engine, execution_id=execution_id)
+    client = raw_client(engine, 0)
+    lane = pack((engine.namespace, LANE)).decode()
+    fields = {"lane": (f"lane:{lane}", "waiting"), "held": ("held", None), "turns": ("meta", "turns")}
+    name, field = fields[counter]
+    key = raw_key(engine, 0, name)
+    client.hset(key, field or client.hkeys(key)[0], b"nonsense")
+
+    (claimed,) = engine.claim_many(request(max_wait=SECOND))
+    engine.complete(claimed.handle)
+
+    assert engine.claim_many(request(max_wait=SECOND / 100)) == []
+    assert engine.read_execution_state(execution_id) is PublicState.COMPLETED
+
+
 # The classes of a lane, under their revision.
 
 
