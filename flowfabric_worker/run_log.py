@@ -94,7 +94,7 @@ class RunLog:
         return not self._thread.is_alive()
 
     def flush(self) -> None:
-        """Log everything that was told, in the caller's thread; for those who start none."""
+        """Log everything that was told, in the caller's thread; for a runtime that starts no thread."""
         for ended in _taken(self._ended):
             _log_one(ended)
 

@@ -1,6 +1,6 @@
 """When a task runs by itself: arithmetic alone, without a clock and without a store.
 
-`croniter` reads cron expressions and finds the next time on a clock that nobody changes. What happens where people do
+`croniter` reads cron expressions and finds the next time on a clock that is never changed. What happens where people do
 change their clocks is decided here, because zones are more than it knows: it runs a time that comes twice two times.
 """
 
@@ -276,7 +276,7 @@ class _EveryHour(_Cron):
             changed = _first_change(self._zone, moment, wanted)
             if changed is None:
                 return wanted
-            # The clocks are changed before they show it: look anew from the change on, itself included.
+            # The clocks are changed before they show it: look again from the change on, itself included.
             moment, shown = changed, self._shown_at(changed)
             start = shown - _SECOND
 
@@ -307,7 +307,7 @@ def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | 
     first, last = int(start.timestamp()), int(end.timestamp())
     before = _offset(zone, first)
     while first < last:
-        # Nobody changes the clocks and back within a day.
+        # Clocks are not changed and changed back within a day.
         later = min(first + _DAY_SECONDS, last)
         if _offset(zone, later) != before:
             return _halve(zone, first, later)

@@ -33,7 +33,7 @@ _BACKOFF: Final = 0.2
 _LONGEST_BACKOFF: Final = 2.0
 # A schedule that the store refused is offered again after this.
 _RETRY_AFTER: Final = timedelta(seconds=1)
-# Those who stand by do not all ask at the same moment, seconds.
+# Followers spread their questions over so many seconds.
 _SPREAD: Final = 0.5
 # Schedules that are written down for the store before they are sent, so that the first ones start early.
 _PORTION: Final = 100
@@ -57,7 +57,7 @@ class _Scheduled:
     following: datetime = _EPOCH
 
     def due(self, moment: datetime) -> Due | None:
-        """What to submit; of a schedule that the store has to be asked about nothing. None to leave it alone."""
+        """Return what to submit: None if nothing is due; nothing where the store has to be asked first."""
         if self.following > moment:
             return None
         return Due() if self.last is None else self.schedule.due(self.last, moment, self.missed) or None
@@ -108,7 +108,7 @@ class Scheduler:
         return not self._thread.is_alive()
 
     def tick(self) -> float | None:
-        """Submit every tick that is due, in this thread, whoever leads.
+        """Submit every tick that is due, in this thread, whichever process leads.
 
         Returns:
             The seconds until the next one, by the store's clock; None when no task has a schedule.

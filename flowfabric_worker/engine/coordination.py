@@ -322,7 +322,7 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
         raise UnavailableError("tick_schedule")
 
     def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
-        """Does what `tick_schedule` does for many schedules, in bounded calls; each is answered by itself, in order.
+        """Do what `tick_schedule` does for many schedules, in bounded calls; each is answered by itself, in order.
 
         Args:
             args: the schedules, each once.
@@ -331,14 +331,14 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
             Of each what `tick_schedule` returns, or the error that it raises.
 
         Raises:
-            ValidationError: an argument is not valid; the message names it, and nothing was done.
+            ValidationError: `duplicate_in_call`; nothing was done.
         """
         raise UnavailableError("tick_schedules")
 
     def lead_schedules(self, group: str, process: str, duration: timedelta) -> Leadership:
-        """Makes a process the leader of a group of schedules, or renews its leadership; unless another one leads.
+        """Make a process the leader of a group of schedules, or renews its leadership; unless another one leads.
 
-        Only spares the store calls: each tick is submitted once, whoever submits.
+        Only spares the store calls: each tick is submitted once, whichever process submits it.
 
         Args:
             group: names the processes of which one leads.
@@ -346,7 +346,7 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
             duration: for how long, unless it is renewed.
 
         Returns:
-            Whether the caller leads, until when somebody does, and the store's clock.
+            Whether the caller leads, until when there is a leader, and the store's clock.
 
         Raises:
             ValidationError: an argument is not valid; the message names it.
@@ -354,7 +354,7 @@ class CoordinationBackend(FlowControlBackend, AccountingBackend):
         raise UnavailableError("lead_schedules")
 
     def resign_schedules(self, group: str, process: str) -> None:
-        """Ends the leadership of a process; changes nothing if another one leads.
+        """End the leadership of a process; change nothing if another one leads.
 
         Args:
             group: as in `lead_schedules`.

@@ -38,7 +38,7 @@ _SOME_TICK = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Schedules(Submission):
-    """The room `schedules`; what a tick makes is made as the room `submission` makes it."""
+    """The area `schedules`; what a tick makes is made as the area `submission` makes it."""
 
     def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
         (result,) = self.tick_schedules([args])
@@ -47,11 +47,18 @@ class Schedules(Submission):
         return result
 
     def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
-        items = [self._ticks(each) for each in args]
-        self.refuse_repeats((each.name for each in args), "The schedule")
-        results: list[TickScheduleResult | EngineError] = [TransportError()] * len(items)
+        self.refuse_repeats((each.name for each in args if isinstance(each, TickScheduleArgs)), "The schedule")
+        results: list[TickScheduleResult | EngineError] = [TransportError()] * len(args)
+        items: list[tuple[int, Item]] = []
+        for index, each in enumerate(args):
+            try:
+                items.append(self._ticks(each))
+            except EngineError as error:
+                # A schedule of work that cannot be submitted keeps no other from ticking.
+                items.append((0, ()))
+                results[index] = error
         away: dict[int, TransportError] = {}
-        waiting: Sequence[int] = range(len(items))
+        waiting: Sequence[int] = [index for index, (_, item) in enumerate(items) if item]
         while waiting:
             self._tick(items, args, waiting, results, away)
             # What a full call left over goes out again, as long as each round gets on.

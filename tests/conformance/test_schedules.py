@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.errors import ContentionError
+from flowfabric_worker.engine.errors import ContentionError, ValidationError
 from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
@@ -270,6 +270,18 @@ def test_a_damaged_schedule_keeps_no_other_of_its_call_from_ticking(engine: Engi
     answers = engine.tick_schedules([beat(1, name=name) for name in names])
 
     assert [type(answer).__name__ for answer in answers] == ["Ticked", "ValidationError", "Ticked"]
+
+
+def test_a_schedule_of_work_that_cannot_be_keeps_no_other_of_its_call_from_ticking(
+    engine: Engine, clock: Clock
+) -> None:
+    engine.tick_schedules([beat(name="alpha"), beat(name="beat")])
+    clock.move(SECOND)
+    wrong = creation(lane="")
+
+    answers = engine.tick_schedules([beat(1, name="alpha", creation=wrong), beat(1)])
+
+    assert [type(answer) for answer in answers] == [ValidationError, Ticked]
 
 
 def test_one_call_of_a_function_handles_a_bounded_number_of_ticks(engine: Engine, clock: Clock) -> None:

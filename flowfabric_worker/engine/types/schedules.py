@@ -112,7 +112,7 @@ class ScheduleInfo:
         last_tick_ms: up to where its ticks are done with: submitted, missed, or before it was known.
         missed_ticks: how many ticks did not run because they were missed.
         submitted_tick_ms: the last tick that was submitted; None if none was.
-        next_tick_ms: the next one, as told by whoever ticked last; None if nobody told.
+        next_tick_ms: the next one, as told by the process that ticked last; None if none told.
         paused_since_ms: None unless it is paused.
     """
 
