@@ -328,7 +328,7 @@ class Record:
         work_class = self.work_class()
         serving = [worker for worker in workers if work_class.lane in worker[0]]
         knowing = [worker for worker in serving if work_class.task in worker[1]]
-        able = [worker for worker in knowing if worker[2].issuperset(work_class.capabilities)]
+        able = [worker for worker in knowing if work_class.fits(worker[2], None)]
         if not workers:
             return "no_worker", "No worker is alive; start one."
         if not serving:
@@ -336,7 +336,7 @@ class Record:
         if not knowing:
             return "no_handler", f"No living worker of the lane {work_class.lane!r} knows the task {work_class.task!r}."
         if not able:
-            needs = ", ".join(work_class.capabilities)
+            needs = ", ".join(filter(None, (*work_class.capabilities, *work_class.budgets, work_class.quota)))
             return "no_capable_worker", f"No living worker of the lane offers everything that it needs ({needs})."
         return "queued", f"It waits for a free worker; {place} of {held} of its kind go before it."
 

@@ -1,4 +1,4 @@
-"""claiming, second part: work is set aside for a named worker, and redeemed."""
+"""Reserve work for a named worker, and redeem what was reserved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flowfabric_worker.engine.wire import DAMAGE
 
 
 class Reservations(Claiming):
-    """The room `claiming` with its reservations."""
+    """The room `claiming`, with reservations."""
 
     def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
         refuse_reserved(check_record(args, ClaimForWorkerArgs).capabilities)

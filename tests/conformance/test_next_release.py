@@ -121,8 +121,15 @@ def test_work_behind_a_gate_of_the_next_release_is_not_claimed_without_admission
     newer.gates = ("b1",)
     execution = created(newer)
 
+    engine.register_worker(
+        RegisterWorkerArgs(worker_id="w", worker_instance_id="w", lanes=(LANE,), tasks=frozenset({TASK}))
+    )
+
     assert engine.claim_many(request(limit=5)) == []
-    assert engine.explain_execution(execution) is not None
+    explanation = engine.explain_execution(execution)
+    assert explanation is not None
+    assert explanation.code == "no_capable_worker"
+    assert "@gates, b1" in explanation.text
     assert info_of(engine, execution).public_state is PublicState.WAITING
     engine.cancel_execution(CancelExecutionArgs(execution_id=execution))
     assert info_of(engine, execution).public_state is PublicState.CANCELLED
