@@ -177,6 +177,7 @@ class Holdings:
         executions: what is held, by execution id; a dict's single operations need no lock.
         waiting: what waits for a free handler thread; None tells a thread to end.
         suspects: what waits to run apart from other work.
+        suspects_apart: whether they run in another process, not in turns in this one.
         low_water: with how few waiting the claimer wants to be told that there is space.
         space: set when there is room for more.
     """
@@ -186,6 +187,7 @@ class Holdings:
         self.executions: dict[str, Held] = {}
         self.waiting: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
         self.suspects: collections.deque[Held] = collections.deque()
+        self.suspects_apart = False
         self.low_water = 0
         self.space = threading.Event()
         self.claimed = 0

@@ -35,6 +35,8 @@ _STARTERS: Final = (
 _STATM: Final = Path("/proc/self/statm")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MIB: Final = 1 << 20
+# What a process may allocate beyond its limit while it stops.
+TO_STOP: Final = 128 * _MIB
 
 
 class MemoryLimit:
@@ -66,6 +68,15 @@ class MemoryLimit:
         self._lock = threading.Lock()
         self._limit = self._former
         _set_limit(self._limit)
+
+    def make_room(self, more: int = TO_STOP) -> None:
+        """Allow so many bytes more: a stop needs threads, and each reserves its stack."""
+        with self._lock:
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            self._limit += more
+            if hard != resource.RLIM_INFINITY:
+                self._limit = min(self._limit, hard)
+            _set_limit(self._former if self._starting else self._limit)
 
     def _lifting(self, start: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that starts a process while the limit is lifted."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import faulthandler
 import gc
 import os
 import queue
 import signal
 import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Protocol
 from uuid import uuid4
 
-from flowfabric_worker import signals
+import attrs
+
+from flowfabric_worker import signals, supervised
+from flowfabric_worker.apart import Apart, Given
 from flowfabric_worker.attempts import Attempts
 from flowfabric_worker.claimer import Claimer
 from flowfabric_worker.committer import Committer
@@ -34,7 +34,7 @@ from flowfabric_worker.memory import MemoryLimit, MemoryWatch
 from flowfabric_worker.middleware import arounds_of
 from flowfabric_worker.run_log import RunLog
 from flowfabric_worker.scheduler import Scheduler
-from flowfabric_worker.start_and_stop import start_line, waiting_line
+from flowfabric_worker.start_and_stop import start_line, unknown_lanes, waiting_line
 from flowfabric_worker.stopping import Aside, Deadline
 from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
@@ -79,6 +79,9 @@ class Runtime:
     ) -> None:
         self.worker = worker
         self.settings = settings or RunSettings()
+        runs_apart = line is not None and supervised.runs_apart()
+        if runs_apart:
+            self.settings = attrs.evolve(self.settings, threads=1)
         self.instance_id = f"{worker.name[:64]}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid4().hex[:8]}"
         self._engine = worker.engine
         self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
@@ -94,23 +97,22 @@ class Runtime:
         self._committer = Committer(self._holdings, self._engine, self._hooks, self._run_log)
         self._handlers = self._make_handlers()
         limit = self.settings.memory_limit
+        self._memory_limit: MemoryLimit | None = None
         self._memory = None if limit is None else MemoryWatch(limit, self._on_worn)
-        self._line = (
-            None
-            if line is None
-            else Line(line, self._ask_once, self._hurry, self._on_death, self._holdings.holds_reclaimed)
-        )
+        self._given = Given(self._holdings, worker.tasks, self._hooks.lost) if runs_apart else None
+        self._line = None if line is None else self._make_line(line)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._publications = [task.publication() for task in worker.tasks.values()]
         self._keeper = Keeper(
             self._holdings, self._engine, self._registration(), policy.lease, self._hooks, tuple(self._watches()),
             self._publications,
         )  # fmt: skip
-        self._claimer = Claimer(
+        self._claimer = self._given or Claimer(
             self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks,
             None if self._line is None else self._line.beat_now,
         )  # fmt: skip
-        self._scheduler = Scheduler(self._engine, worker.tasks.values())
+        self._apart = None if line is None or runs_apart else Apart(self._holdings, self._keeper)
+        self._scheduler = Scheduler(self._engine, () if runs_apart else worker.tasks.values())
         # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
         # in is why the process itself wants to stop; empty where the request came from outside.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -130,6 +132,11 @@ class Runtime:
             self._holdings, attempts, settings.yield_within.total_seconds(), settings.most_lost, self._on_worn
         )
 
+    def _make_line(self, end: socket.socket) -> Line:
+        run = None if self._given is None else self._given.run
+        reclaimed = self._holdings.holds_reclaimed
+        return Line(end, self._ask_once, self._hurry, self._on_death, reclaimed, run, self._on_lost)
+
     def _watches(self) -> Iterator[Callable[[], None]]:
         """What the keeper calls each time that it looks around."""
         yield self._handlers.replace_lost
@@ -138,6 +145,15 @@ class Runtime:
             yield self._memory
         if self._line is not None:
             yield self._line.beat
+        if self._given is not None:
+            yield self._tell_done
+
+    def _tell_done(self) -> None:
+        """Tell the process that gave an execution to this one that it is done with."""
+        assert self._given is not None
+        assert self._line is not None
+        if self._given.is_done():
+            self._line.done()
 
     # For the main thread
 
@@ -155,7 +171,7 @@ class Runtime:
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
         previous = {number: signals.handle(number, self._on_signal) for number in _STOP_SIGNALS}
-        previous[signal.SIGUSR1] = signals.handle(signal.SIGUSR1, _print_threads)
+        previous[signal.SIGUSR1] = signals.handle(signal.SIGUSR1, signals.print_threads)
         try:
             if not self._prepare_unless_stopped():
                 return
@@ -205,7 +221,10 @@ class Runtime:
     @property
     def _parts(self) -> tuple[Part, ...]:
         """Everything that has threads."""
-        return self._claimer, self._keeper, self._committer, self._handlers, self._hooks, self._scheduler, self._run_log
+        parts = (
+            self._claimer, self._keeper, self._committer, self._handlers, self._hooks, self._scheduler, self._run_log,
+        )  # fmt: skip
+        return parts if self._apart is None else (*parts, self._apart)
 
     def request_stop(self) -> None:
         """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
@@ -225,6 +244,8 @@ class Runtime:
             self.request_stop()
 
     def _hurry(self) -> None:
+        if self._apart is not None:
+            self._apart.hurry()
         self.request_stop()
         self.request_stop()
 
@@ -275,11 +296,16 @@ class Runtime:
         self._handlers.start()
         self._keeper.start()
         if self.settings.memory_limit is not None:
-            MemoryLimit(self.settings.memory_limit)
+            self._memory_limit = MemoryLimit(self.settings.memory_limit)
         if self._line is not None:
             self._line.start(self.instance_id, _SILENT_LEASES * self._claim_lease().total_seconds())
         self._claimer.start()
         self._scheduler.start()
+        if self._given is not None:
+            log.info("%s runs suspects, one at a time.", self.instance_id)
+            return
+        if self._apart is not None:
+            self._apart.start()
         log.info("%s", start_line(self.worker, self.settings, self._lanes, self.instance_id))
 
     def stop(self, grace: timedelta | None = None) -> None:
@@ -294,10 +320,14 @@ class Runtime:
         if not self._running:
             return
         self._running = False
+        if self._memory_limit is not None:
+            self._memory_limit.make_room()
         given = self.settings.grace if grace is None else grace
         deadline = Deadline(given.total_seconds(), self._stop_requests.qsize)
         self._scheduler.stop()
         self._claimer.stop()
+        if self._apart is not None:
+            self._apart.stop()
         unstarted = Aside(lambda: self._return_unstarted(deadline))
         deadline.await_within_grace(unstarted.join, _CLAIMER_WITHIN)
         self._handlers.stop()
@@ -308,7 +338,8 @@ class Runtime:
         left = self._withhold_unfinished()
         unfinished = Aside(lambda: self._hand_back(left))
         self._committer.stop()
-        for join in (self._committer.join, unfinished.join, unstarted.join):
+        apart = () if self._apart is None else (self._apart.join,)
+        for join in (self._committer.join, unfinished.join, unstarted.join, *apart):
             deadline.await_at_all(join)
         self._run_log.stop()
         self._keeper.stop()
@@ -388,8 +419,12 @@ class Runtime:
 
     def _on_lost(self, execution_id: str, fence: str) -> None:
         held = self._holdings.executions.get(execution_id)
-        if held is not None and not held.ended and held.handle.fence == fence:
+        if held is None or held.handle.fence != fence:
+            return
+        if not held.ended:
             held.lose("cancelled or revoked")
+        elif self._apart is not None:
+            self._apart.lost(execution_id, fence)
 
     # What others are told
 
@@ -410,33 +445,3 @@ class Runtime:
             pid=os.getpid(),
             alive_for=ALIVE_FOR,
         )
-
-
-def _print_threads(_: int, __: FrameType | None) -> None:
-    """Print what every thread does.
-
-    As an ordinary handler, which runs when the other threads stand still: read while they run, their frames may be
-    gone in the middle, and the process with them. They would all stand still for as long as a pipe is full, so another
-    thread does the printing.
-    """
-    try:
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file)
-            file.seek(0)
-            text = file.read()
-    except OSError as error:
-        text = f"What the threads do cannot be told: {error}.\n"
-    reporting.print_text(text)
-
-
-def unknown_lanes(worker: Worker, lanes: Mapping[str, int]) -> list[str]:
-    """Return a warning for each lane that was asked for and that no task of the worker names."""
-    known = sorted({task.options_given.lane for task in worker.tasks.values()})
-    warnings = []
-    for lane in sorted(lanes.keys() - set(known)):
-        close = difflib.get_close_matches(lane, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        warnings.append(
-            f"--lanes names {lane!r}, which no task of {worker.name!r} has; they have {', '.join(known)}.{hint}"
-        )
-    return warnings

@@ -6,14 +6,18 @@ by SIGTERM, as `Process.terminate` expects.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, TypeAlias
+
+from flowfabric_worker.engine import reporting
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
@@ -57,6 +61,23 @@ def awaited(numbers: Collection[int]) -> Iterator[Callable[[float], bool | None]
         yield wait
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def print_threads(_: int, __: FrameType | None) -> None:
+    """Print what every thread does.
+
+    As an ordinary handler, which runs when the other threads stand still: read while they run, their frames may be
+    gone in the middle, and the process with them. They would all stand still for as long as a pipe is full, so another
+    thread does the printing.
+    """
+    try:
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            text = file.read()
+    except OSError as error:
+        text = f"What the threads do cannot be told: {error}.\n"
+    reporting.print_text(text)
 
 
 def _hold() -> None:

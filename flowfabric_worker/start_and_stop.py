@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -26,6 +27,19 @@ def start_line(worker: Worker, settings: RunSettings, lanes: Mapping[str, int], 
         f"{_named('task', [task.name for task in tasks])}, {_named('schedule', scheduled)}. "
         f"Ctrl-C or SIGTERM stops it; what runs may go on for {spoken(settings.grace.total_seconds())}."
     )
+
+
+def unknown_lanes(worker: Worker, lanes: Mapping[str, int]) -> list[str]:
+    """Return a warning for each lane that was asked for and that no task of the worker names."""
+    known = sorted({task.options_given.lane for task in worker.tasks.values()})
+    warnings = []
+    for lane in sorted(lanes.keys() - set(known)):
+        close = difflib.get_close_matches(lane, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        warnings.append(
+            f"--lanes names {lane!r}, which no task of {worker.name!r} has; they have {', '.join(known)}.{hint}"
+        )
+    return warnings
 
 
 def waiting_line(running: Sequence[Held], grace: float) -> str:

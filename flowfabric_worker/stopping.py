@@ -74,13 +74,16 @@ class Aside(Generic[T]):
         self._call = call
         self._answer: T | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="flowfabric-aside", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        try:
+            threading.Thread(target=self._work, name="flowfabric-aside", daemon=True).start()
+        except RuntimeError:
+            # There is no memory left for another thread.
+            self._work()
 
     def join(self, timeout: float) -> bool:
         """Wait for its end, at most `timeout` seconds; return True if it has ended."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._ended.wait(timeout)
 
     def answer(self, otherwise: T) -> T:
         """Return what the call returned; `otherwise` if it has not ended.
@@ -90,10 +93,12 @@ class Aside(Generic[T]):
         """
         if self._error is not None:
             raise self._error
-        return otherwise if self._thread.is_alive() or self._answer is None else self._answer
+        return otherwise if self._answer is None else self._answer
 
     def _work(self) -> None:
         try:
             self._answer = self._call()
         except BaseException as error:  # noqa: BLE001  it is raised where the answer is asked for
             self._error = error
+        finally:
+            self._ended.set()

@@ -3,6 +3,9 @@
 The line is a pair of sockets, one message a line. The process says `hello INSTANCE SILENCE` when it works, and `.` from
 time to time while it lives; `. suspect` while it holds an execution whose worker was lost before. The supervisor says
 `stop` and `hurry`, and `died INSTANCE HOW` of another process. The end of the line is the end of the other side.
+
+A worker process has such a line to the process that runs its suspects (`apart`): it says `run EXECUTION` and `lost ID
+FENCE`, and hears `done`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from flowfabric_worker.held import now
 log = reporting.Log(__name__)
 
 LINE_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_LINE"
+# Set for a process that claims nothing, and runs what it is given.
+APART_VARIABLE: Final = "FLOWFABRIC_RUN_APART"
 BEAT_EVERY: Final = 1.0
 # The exit code of a process that stopped in order because it wants to be started anew.
 WORN_OUT: Final = 7
@@ -33,6 +38,8 @@ class Line:
         on_hurry: called when it is to stop without waiting for handlers.
         on_death: called with the instance id of another worker process, and how it died.
         holds_suspect: whether this process holds an execution whose worker was lost before.
+        on_run: called with an execution that this process is to run.
+        on_lost: called with the id of an execution whose lease is over, and that lease's fence.
     """
 
     def __init__(
@@ -42,12 +49,16 @@ class Line:
         on_hurry: Callable[[], None],
         on_death: Callable[[str, str], None],
         holds_suspect: Callable[[], bool] = lambda: False,
+        on_run: Callable[[str], None] | None = None,
+        on_lost: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._end = end
         self._on_stop = on_stop
         self._on_hurry = on_hurry
         self._on_death = on_death
         self._holds_suspect = holds_suspect
+        self._on_run = on_run
+        self._on_lost = on_lost
         self._next_beat = now()
         self._thread = threading.Thread(target=self._listen, name="flowfabric-supervised", daemon=True)
 
@@ -55,6 +66,10 @@ class Line:
         """Says that this process works; after so many seconds without a beat it is of no use any more."""
         self._say(f"hello {instance_id} {silence:.1f}")
         self._thread.start()
+
+    def done(self) -> None:
+        """Say that an execution which this process was given is done with."""
+        self._say("done")
 
     def beat(self) -> None:
         """Tell the supervisor, from time to time, that this process lives; never wait for it."""
@@ -86,13 +101,17 @@ class Line:
                 log.debug("The line to the supervisor broke: %s", error)
         self._on_stop()
 
-    def _obey(self, word: str, instance_id: str = "", how: str = "") -> None:
+    def _obey(self, word: str, what: str = "", how: str = "") -> None:
         if word == "stop":
             self._on_stop()
         elif word == "hurry":
             self._on_hurry()
         elif word == "died":
-            self._on_death(instance_id, how)
+            self._on_death(what, how)
+        elif word == "run" and self._on_run is not None:
+            self._on_run(what)
+        elif word == "lost":
+            self._on_lost(what, how)
 
 
 def line_from_environment() -> socket.socket | None:
@@ -103,3 +122,8 @@ def line_from_environment() -> socket.socket | None:
     end = socket.socket(fileno=int(number))
     end.set_inheritable(False)
     return end
+
+
+def runs_apart() -> bool:
+    """Return True if this process was started to run what it is given. That is not handed on to further processes."""
+    return os.environ.pop(APART_VARIABLE, None) is not None

@@ -7,11 +7,9 @@ died goes unnoticed.
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -19,8 +17,9 @@ from types import FrameType
 from typing import Final
 
 from flowfabric_worker import signals
+from flowfabric_worker.children import Absence, Child, ending_of
 from flowfabric_worker.engine import reporting
-from flowfabric_worker.supervised import LINE_VARIABLE, WORN_OUT
+from flowfabric_worker.supervised import WORN_OUT
 
 log = reporting.Log(__name__)
 
@@ -28,107 +27,10 @@ log = reporting.Log(__name__)
 _BACKOFF: Final = (0.1, 30.0)
 # After a process that worked for so many seconds the first pause is enough.
 STEADY_AFTER: Final = 10.0
-# When the supervisor has not looked for longer than this, in seconds, it was stopped itself: by a debugger, or with the
-# machine that it runs on.
-ABSENT_AFTER: Final = 1.0
-# A process that has not said hello within this time is not going to.
-START_WITHIN: Final = 60.0
 # How much longer than the grace a process may take to stop; it is ready a little earlier by itself.
 STOP_WITHIN: Final = 4.6
 _LOOK_EVERY: Final = 0.2
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-class Child:
-    """One worker process, and the supervisor's end of the line to it.
-
-    Attributes:
-        instance_id: what it calls itself; empty before it has said hello.
-        holds_suspect: whether it holds an execution whose worker was lost before.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._end, theirs = socket.socketpair()
-        with theirs:
-            # Apart from the terminal: Ctrl-C is for the supervisor, which passes it on.
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, LINE_VARIABLE: str(theirs.fileno())},
-                start_new_session=True,
-            )
-        self._end.setblocking(False)
-        self._received = b""
-        self._silence = START_WITHIN
-        self._heard_at = time.monotonic()
-        self._killed = False
-        self.started_at = self._heard_at
-        self.instance_id = ""
-        self.holds_suspect = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def fileno(self) -> int:
-        return self._end.fileno()
-
-    @property
-    def exit_code(self) -> int | None:
-        """How it ended: an exit code, or a signal's number below zero; None while it runs."""
-        return self._process.poll()
-
-    def hear(self) -> bool:
-        """Reads what it says; False at the end of the line."""
-        try:
-            data = self._end.recv(65536)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        self._heard_at = time.monotonic()
-        *lines, self._received = (self._received + data).split(b"\n")
-        for line in lines:
-            word, *rest = line.decode("utf-8", "replace").split(" ")
-            if word == "hello":
-                self.instance_id, self._silence = rest[0], float(rest[1])
-            elif word == ".":
-                self.holds_suspect = rest == ["suspect"]
-        return bool(data)
-
-    def tell(self, message: str) -> bool:
-        """Says something to it; whether that could be sent."""
-        try:
-            self._end.sendall(message.encode() + b"\n")
-        except OSError:
-            return False
-        return True
-
-    def stop(self, *, hurry: bool) -> None:
-        """Tells it to stop; by the line, since the system may signal all processes of a service by itself."""
-        if not (self.instance_id and self.tell("hurry" if hurry else "stop")):
-            self.signal(signal.SIGTERM)
-
-    def silent(self) -> bool:
-        """Whether nothing was heard for so long that it holds no lease any more, or never began."""
-        return time.monotonic() - self._heard_at > self._silence
-
-    def excuse(self, seconds: float) -> None:
-        """Do not count a time in which the supervisor did not listen as silence."""
-        self._heard_at += seconds
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    def kill(self, reason: str) -> None:
-        """Ends it at once; it is gone a moment later."""
-        if not self._killed:
-            self._killed = True
-            log.error("The worker process %s %s.", self.pid, reason)
-            self.signal(signal.SIGKILL)
-
-    def close(self) -> None:
-        self._end.close()
 
 
 class Slot:
@@ -177,7 +79,7 @@ class Supervisor:
         self._grace = grace
         self._hopeless = hopeless
         self._slots = [Slot() for _ in range(count)]
-        self._looked_at = time.monotonic()
+        self._absence = Absence()
         self._stop_by: float | None = None
         # Whether any process has ever begun: what stands in the way of another one then may pass.
         self._began = False
@@ -269,9 +171,8 @@ class Supervisor:
 
     def _excuse_own_absence(self) -> None:
         """Give everything more time if this process was stopped: so were its children, and nothing was heard."""
-        moment = time.monotonic()
-        absence, self._looked_at = moment - self._looked_at, moment
-        if absence <= ABSENT_AFTER:
+        absence = self._absence.look()
+        if not absence:
             return
         for child in self._children:
             child.excuse(absence)
@@ -285,7 +186,7 @@ class Supervisor:
         # It may have said hello in its last moments.
         child.hear()
         child.close()
-        began, how = bool(child.instance_id), _ending(code)
+        began, how = bool(child.instance_id), ending_of(code)
         self._began = self._began or began
         in_order = began and code in (0, WORN_OUT)
         if self._stop_by is not None:
@@ -321,13 +222,3 @@ class Supervisor:
         self._selector.close()
         self._signals.close()
         self._signalled.close()
-
-
-def _ending(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"

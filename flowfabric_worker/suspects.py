@@ -33,13 +33,17 @@ class Suspects:
 
     def due_in(self) -> float | None:
         """Return the seconds until the next turn; None if no suspect waits for one."""
-        return max(0.0, self._next_turn - now()) if self._holdings.suspects else None
+        return max(0.0, self._next_turn - now()) if self._waits() else None
+
+    def _waits(self) -> bool:
+        """Return True if a suspect waits for a turn in this process."""
+        return bool(self._holdings.suspects) and not self._holdings.suspects_apart
 
     def take_turn(self) -> float:
         """Go on with a turn, or begin one that is due; return for how many seconds nothing else is to begin."""
         moment = now()
         if self._until is None:
-            if not self._holdings.suspects or moment < self._next_turn:
+            if not self._waits() or moment < self._next_turn:
                 return 0.0
             self._turn_began, self._until = moment, moment + ALONE_WITHIN
         if self._running is None and not self._begin(moment):

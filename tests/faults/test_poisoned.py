@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_a_handler_that_holds_the_interpreter_for_ever_costs_its_process_each_ti
     assert len(began) == len(set(began)) == 1 + poisoned_app.MAX_RECLAIMS
     for pid in began:
         supervisor.await_log(f"The worker process {pid} has fallen silent")
-    wait_until(lambda: len(ends_of(supervisor)) == len(began), "they have ended")
+    wait_until(lambda: len(ends_of(supervisor)) == poisoned_app.MAX_RECLAIMS, "they have ended")
     assert set(ends_of(supervisor)) == {"killed by SIGKILL"}
     assert "runs alone" in supervisor.log
 
@@ -87,10 +88,10 @@ def test_a_handler_that_kills_its_process_runs_alone_then_and_fails_with_the_way
 
     guilty = failed_among_others(crew, task)
 
-    assert_exhausted(crew, guilty, task.name, how)
+    assert_exhausted(crew, guilty, task.name.rpartition(".")[2], how)
     assert supervisor.log.count(f"{task.name} of {guilty.id} runs alone") == poisoned_app.MAX_RECLAIMS - 1
-    # The count is kept.
-    await_workers(supervisor, 2 + 1 + poisoned_app.MAX_RECLAIMS)
+    # It costs its worker twice, and then a process that does nothing else; the count is kept.
+    await_workers(supervisor, 2 + poisoned_app.MAX_RECLAIMS)
     assert len(supervisor.children()) == 2
 
 
@@ -206,3 +207,36 @@ def test_what_a_handler_leaves_behind_does_not_keep_its_worker_from_stopping(cre
         assert supervisor.wait(timeout=10) == 0
     finally:
         os.kill(left, signal.SIGKILL)
+
+
+def test_ten_tasks_that_kill_their_process_hold_good_work_up_for_seconds_only(crew: Crew) -> None:
+    supervisor = crew.start(lease="1s", processes=4)
+    guilty = poisoned_app.kill_itself.submit_many([()] * 10)
+    runs = crew.submit_counts(2 * COUNT)
+    began = time.monotonic()
+    crew.assert_all_ended_well(runs, WITHIN)
+    took = time.monotonic() - began
+    for run in guilty:
+        await_failure(crew, run)
+
+    assert took < 25
+    # Each costs a worker at most twice, and then a process that does nothing else.
+    assert len(ends_of(supervisor)) <= 2 * len(guilty)
+    assert len(supervisor.children()) == 4
+
+
+def test_a_suspect_that_goes_on_and_on_stops_no_other_work_of_its_process(crew: Crew) -> None:
+    crew.start(processes=1, lease="1s")
+    suspect = poisoned_app.last.submit(1_000_000, 6.0)
+    for times in (1, 2):
+        (pid, *_) = wait_until(
+            lambda times=times: (begun := crew.pids("begin", 1_000_000)) and len(begun) == times and begun[::-1],
+            "it has begun", WITHIN,
+        )  # fmt: skip
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(crew.pids("begin", 1_000_000)) == 3, "it has begun as a suspect", WITHIN)
+    crew.assert_all_ended_well(crew.submit_counts(COUNT), WITHIN)
+
+    assert suspect.state() is PublicState.ACTIVE
+    assert suspect.result(WITHIN) == 1_000_000
+    assert crew.info_of(suspect).reclaim_count == 2

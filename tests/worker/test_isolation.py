@@ -135,11 +135,12 @@ def waiting_alone(worker: Worker, start: Start, over: threading.Event, **setting
     long = worker.task(name="long")(lambda: over.wait(30))
     run = worker.tasks["suspect"].submit()
     lose_workers(worker, [run])
-    runtime = start(worker, threads=2, lanes={"default": 1}, **settings)
-    runtime.stop()
+    # The other one begins first.
+    worker.engine.pause_lane(SUSPECTS)
     other = long.submit()
     runtime = start(worker, threads=2, **settings)
     in_state(worker, other, PublicState.ACTIVE)
+    worker.engine.resume_lane(SUSPECTS)
     wait_until(lambda: runtime._holdings.suspects, "the suspect is held back")
     return runtime, run
 
