@@ -26,6 +26,10 @@ MOST_FAILURES: Final = 100
 _SECOND: Final = 1.0
 # Tasks that one summary names, those with the most executions first.
 _MOST_NAMED: Final = 5
+# Characters of a reason that a line shows; the store keeps more.
+_LONGEST_REASON: Final = 500
+
+_LINES: Final = "\n\t"
 
 T = TypeVar("T")
 
@@ -126,7 +130,10 @@ class RunLog:
     def failed(self, held: Held, reason: FailureReason) -> None:
         """Tell that an execution failed for good."""
         if log.wants(logging.ERROR):
-            self._tell("failed", held, reason.message, reason.detail.decode("utf-8", "replace").rstrip("\n"))
+            # In a storm most failures are only counted: their tracebacks would fill the memory meanwhile.
+            counted = len(self._ended) >= MOST_FAILURES
+            detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
+            self._tell("failed", held, reason.message, detail)
 
     def lost(self, held: Held, what: str) -> None:
         """Tell that what became of a run does not count."""
@@ -135,8 +142,9 @@ class RunLog:
 
     def _tell(self, how: str, held: Held, reason: str = "", detail: str = "") -> None:
         handle = held.handle
+        seconds, reason = _seconds(held), reason[:_LONGEST_REASON]
         self._ended.append(
-            Ended(how, held.task.name, handle.lane, handle.attempt_index, held.key, _seconds(held), reason, detail)
+            Ended(how, held.task.name, handle.lane, handle.attempt_index, held.key, seconds, reason, detail)
         )
         if self._over:
             self.flush()
@@ -216,18 +224,19 @@ class _Window:
 def _log_one(ended: Ended) -> None:
     fields = log_fields(ended.task, ended.lane, ended.attempt, ended.execution_id)
     task, brief, took = ended.task, short(ended.execution_id), spoken(ended.seconds)
+    reason = shown(ended.reason)
     match ended.how:
         case "completed":
             log.info("%s %s completed in %s", task, brief, took, extra=fields)
         case "cancelled":
             log.info("%s %s was cancelled by its handler after %s", task, brief, took, extra=fields)
         case "retried":
-            log.warning("%s %s failed, %s", task, brief, ended.reason, extra=fields)
+            log.warning("%s %s failed, %s", task, brief, reason, extra=fields)
         case "lost":
-            log.warning("%s %s %s.", task, brief, ended.reason, extra=fields)
+            log.warning("%s %s %s.", task, brief, reason, extra=fields)
         case _:
-            detail = f"\n{ended.detail}" if ended.detail else ""
-            log.error("%s %s failed for good: %s%s", task, ended.execution_id, ended.reason, detail, extra=fields)
+            detail = f"\n{shown(ended.detail, keep=_LINES)}" if ended.detail else ""
+            log.error("%s %s failed for good: %s%s", task, ended.execution_id, reason, detail, extra=fields)
 
 
 def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) -> None:
@@ -255,8 +264,17 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
     for task, ended in failed.items():
         log.warning(
             "%s: %s more attempts of a second failed or do not count; the last was %s: %s",
-            task, f"{len(ended):,}", ended[-1].execution_id, ended[-1].reason,
+            task, f"{len(ended):,}", ended[-1].execution_id, shown(ended[-1].reason),
         )  # fmt: skip
+
+
+def shown(text: str, keep: str = "") -> str:
+    """A text of the application without what would steer a terminal or begin another line, but for `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def short(execution_id: str) -> str:

@@ -81,6 +81,25 @@ def test_what_failed_for_good_is_told_once_with_its_id_and_traceback(
     assert traceback[-1] == "ValueError: boom"
 
 
+def test_what_an_exception_says_neither_steers_a_terminal_nor_forges_a_line(
+    served: Worker, start: Start, told: pytest.LogCaptureFixture
+) -> None:
+    @served.task(name="pay")
+    def pay() -> None:
+        raise ValueError("\x1b[2J boom\npay 01a2…ffff completed in 1 ms \ud800")
+
+    pay.submit()
+    start(served)
+
+    (line,) = wait_until(lambda: of_runs(told), "it is told")
+
+    first, *traceback = line.split("\n")
+    assert first.endswith(r"failed for good: ValueError: \x1b[2J boom\npay 01a2…ffff completed in 1 ms \ud800")
+    assert traceback[0].startswith("Traceback")
+    assert "\x1b" not in line
+    line.encode()
+
+
 def test_what_a_handler_cancelled_is_told(served: Worker, start: Start, told: pytest.LogCaptureFixture) -> None:
     @served.task
     def give_up() -> None:
