@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
@@ -90,6 +90,16 @@ class Client:
         self.engine = open_engine(self.url, namespace=namespace, limits=limits, patience=patience)
         self._codec = codec
         self._tasks: dict[str, tuple[Task[..., Any], float]] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., Client], tuple[str]]:
+        again = partial(
+            Client,
+            namespace=self.namespace,
+            codec=self._codec,
+            limits=self.engine.limits,
+            patience=self.engine.patience,
+        )
+        return again, (self.url,)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,8 @@ from flowfabric_worker.task import Task
 
 # So often one submission may move the clock; more means that its work makes new work for ever.
 MOST_MOVES: Final = 1000
+# So often handlers may run without a move of the clock; more means the same.
+MOST_RUNS: Final = 10_000
 # Tests look at results long after the clock has gone over their default retention.
 _RETENTION: Final = timedelta(milliseconds=MAX_DURATION_MS)
 _MS: Final = timedelta(milliseconds=1)
@@ -120,13 +122,19 @@ class EagerEngine(Engine):
         while True:
             with self._taking:
                 tried = frozenset(self._pending)
-            self._inline.run_until_idle()
+            count = self._inline.run_until_idle(MOST_RUNS)
             with self._taking:
                 left = self._left()
                 self._pending = {info.execution_id for info in left}
                 if not left:
                     self._running = False
                     return
+            if count >= MOST_RUNS:
+                raise self._given_up(
+                    left,
+                    f"{left[0].execution_id} of {left[0].task!r} has not ended after {count} runs of handlers at one "
+                    "moment: a task that submits itself again and again, or fails for ever, cannot run in eager().",
+                )
             if not tried.issuperset(self._pending):
                 # Another thread has brought new work, perhaps after the last look for some.
                 continue

@@ -68,10 +68,14 @@ class Inline:
         """The capabilities that work is claimed with."""
         return self._given_offers.union(*(task.options_given.needs for task in self._tasks.values()))
 
-    def run_until_idle(self) -> int:
-        """Runs everything that is due, also what that brings about; returns how many times a handler ran."""
+    def run_until_idle(self, most: float = math.inf) -> int:
+        """Run everything that is due, also what that brings about; return how many times a handler ran.
+
+        Args:
+            most: stop when handlers have run so often.
+        """
         count = 0
-        while claimed := self._next():
+        while count < most and (claimed := self._next()):
             for each in claimed:
                 self._run(each)
                 count += 1

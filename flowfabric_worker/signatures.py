@@ -36,8 +36,6 @@ def check_function(function: Callable[..., Any]) -> None:
             )
         if inspect.isgeneratorfunction(called):
             raise TypeError(f"{name}() is a generator, and a task cannot yield yet: return a list.")
-    if inspect.ismethod(inner) and not inspect.isclass(inner.__self__):
-        raise TypeError(f"{name}() is a method of an object, which no worker has: decorate a function.")
     if _takes_an_instance(inner, name):
         raise TypeError(
             f"{name}() is a method, and no worker has its object: decorate a function, or put @staticmethod above "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
@@ -14,7 +13,7 @@ from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_r
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.operating import CancelExecutionArgs
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
@@ -63,15 +62,19 @@ class Run(Generic[R]):
         created: False when the submission found an execution under its key.
     """
 
-    __slots__ = ("_codec", "_engine", "created", "id")
+    __slots__ = ("_codec", "_engine", "_source", "created", "id")
 
-    def __init__(
-        self, execution_id: ExecutionId, engine: EngineBackend, codec: TaskCodec | None, created: bool
-    ) -> None:
+    def __init__(self, execution_id: ExecutionId, source: Task[..., R], created: bool) -> None:
         self.id = execution_id
         self.created = created
-        self._engine = engine
-        self._codec = codec
+        self._source = source
+        self._engine = source.engine
+        self._codec = source.codec
+
+    def __reduce__(self) -> tuple[Callable[..., Run[Any]], tuple[object, ExecutionId, bool]]:
+        # A client's task has no code to be found by: its client makes it again.
+        owner = self._source.owner
+        return _run_again, (owner if hasattr(owner, "submit") else self._source, self.id, self.created)
 
     def __repr__(self) -> str:
         return f"Run({str(self.id)!r})"
@@ -141,6 +144,7 @@ class Task(Generic[P, R]):
     """
 
     __name__: str
+    __qualname__: str
 
     def __init__(
         self, function: Callable[P, R], owner: Owner, name: str, options: TaskOptions, codec: str | Codec
@@ -158,6 +162,15 @@ class Task(Generic[P, R]):
         self._submission = Submission(self, options)
         self._step_codecs: dict[Callable[..., Any], TaskCodec] = {}
         functools.update_wrapper(self, function, updated=())
+
+    def __reduce__(self) -> str:
+        # By reference: it is what its module has under the name of the function.
+        return self.__qualname__
+
+    @property
+    def owner(self) -> Owner:
+        """The worker, or the client, that the task belongs to."""
+        return self._owner
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} of {self._owner.name!r}>"
@@ -227,7 +240,10 @@ class Task(Generic[P, R]):
         return self._submission.submit(*args, **kwargs)
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
-        """Makes a durable execution of each call, in bounded batches; returns the runs in order."""
+        """Submit a durable execution of each call, in bounded batches; return the runs in order.
+
+        A call that is wrong leaves its whole batch out; the error's attribute `runs` has what was submitted before it.
+        """
         return self._submission.submit_many(calls)
 
     def publication(self) -> TaskPublication:
@@ -251,7 +267,7 @@ class Task(Generic[P, R]):
     def run(self, execution_id: ExecutionId | str) -> Run[R]:
         """The run of an execution of this task that was submitted before."""
         identity = ExecutionId.parse(execution_id) if isinstance(execution_id, str) else execution_id
-        return Run(identity, self.engine, self.codec, created=False)
+        return Run(identity, self, created=False)
 
 
 class Submission(Generic[P, R]):
@@ -275,20 +291,35 @@ class Submission(Generic[P, R]):
         result = engine.create_execution(self._creation(args, kwargs))
         if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
             raise error_from_code("key_conflict", (str(result.execution_id), self._options.key))
-        return Run(result.execution_id, engine, self._task.codec, created=isinstance(result, Created))
+        return Run(result.execution_id, self._task, created=isinstance(result, Created))
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
         """Makes a durable execution of each call; see `Task.submit_many`."""
         if self._options.key is not None:
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
-        engine = self._task.engine
         runs: list[Run[R]] = []
-        for batch in _batched((self._creation(*_arguments(call)) for call in calls), MAX_BATCH_ITEMS):
-            for result in engine.create_executions(batch):
-                if isinstance(result, EngineError):
-                    raise result
-                runs.append(Run(result.execution_id, engine, self._task.codec, created=True))
+        try:
+            for batch in _batched(self._creation(*_arguments(call)) for call in calls):
+                runs += self._submit_batch(batch, runs)
+        except Exception as error:
+            error.runs = runs  # type: ignore[attr-defined]  # whatever it is, also Python's own TypeError
+            error.add_note(f"{len(runs)} runs were submitted before; they are the attribute `runs` of this error.")
+            raise
         return runs
+
+    def _submit_batch(self, batch: Sequence[CreateExecutionArgs], runs: list[Run[R]]) -> list[Run[R]]:
+        """Return the runs of a batch; those that were made beside a refused one are added to `runs`."""
+        results = self._task.engine.create_executions(batch)
+        made = [
+            Run(result.execution_id, self._task, created=True)
+            for result in results
+            if not isinstance(result, EngineError)
+        ]
+        for result in results:
+            if isinstance(result, EngineError):
+                runs += made
+                raise result
+        return made
 
     def _creation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CreateExecutionArgs:
         options = self._options
@@ -325,10 +356,26 @@ def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapp
     raise TypeError(f"submit_many() takes Call(...) objects or tuples of arguments, not {type(call).__name__}")
 
 
-def _batched(items: Iterable[CreateExecutionArgs], size: int) -> Iterator[list[CreateExecutionArgs]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
+def _batched(items: Iterable[CreateExecutionArgs]) -> Iterator[list[CreateExecutionArgs]]:
+    """Cut items into batches of a bounded number of items and bytes."""
+    batch: list[CreateExecutionArgs] = []
+    size = 0
+    for item in items:
+        grown = size + len(item.payload or b"")
+        if batch and (len(batch) == MAX_BATCH_ITEMS or grown > MAX_BATCH_BYTES):
+            yield batch
+            batch, grown = [], len(item.payload or b"")
+        batch.append(item)
+        size = grown
+    if batch:
         yield batch
+
+
+def _run_again(source: Any, execution_id: ExecutionId, created: bool) -> Run[Any]:
+    """Return a run that was pickled, from its task or its client."""
+    run: Run[Any] = source.run(execution_id)
+    run.created = created
+    return run
 
 
 def _result_codec(function: Callable[..., Any], port: Codec) -> TaskCodec:

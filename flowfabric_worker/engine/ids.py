@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from typing import NewType, Self
 from uuid import UUID
 
-import attrs
-
 from flowfabric_worker.engine import forking
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import (
@@ -31,39 +29,76 @@ QuotaPolicyId = NewType("QuotaPolicyId", str)
 WaitpointId = NewType("WaitpointId", str)
 SignalId = NewType("SignalId", str)
 
-_EXECUTION_ID = re.compile(r"\{fp:(0|[1-9][0-9]{0,4})\}:([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
+_EXECUTION_ID = re.compile(
+    r"(?:\{fp:(0|[1-9][0-9]{0,4})\}:|(0|[1-9][0-9]{0,4})-)"
+    r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
+)
 _LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
 
 
-@attrs.frozen(order=True, repr=False)
-class ExecutionId:
-    """The id of an execution, `{fp:N}:<uuid>`: its partition and a UUID, in the one canonical spelling."""
+class ExecutionId(str):
+    """The id of an execution, `{fp:N}:<uuid>`: its partition and a UUID, in the one canonical spelling.
 
-    partition: int
+    It is that text, and sorts by partition and UUID.
+
+    Attributes:
+        partition: where the execution lies.
+        uuid: its UUID, in lower case.
+    """
+
+    __slots__ = ("partition", "uuid")
+
+    partition: int  # type: ignore[assignment]  # the engine's word goes before the method of str
     uuid: str
+
+    def __new__(cls, partition: int, uuid: str) -> Self:
+        self = super().__new__(cls, f"{{fp:{partition}}}:{uuid}")
+        self.partition = partition
+        self.uuid = uuid
+        return self
+
+    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]  # what __new__ takes
+        return self.partition, self.uuid
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads an id back from its text form.
+        """Read an id back from its text, or from the form that `plain` has.
 
         Raises:
             ValidationError: another spelling, a partition over 65535, or not an id at all.
         """
         match = _EXECUTION_ID.fullmatch(text) if isinstance(text, str) else None
-        if match is None or int(match[1]) > 0xFFFF:
+        if match is None or int(match[1] or match[2]) > 0xFFFF:
             raise ValidationError(
-                "invalid_execution_id", f"{text!a:.200} is not an execution id of the form {{fp:N}}:<lower-case uuid>."
+                "invalid_execution_id",
+                f"{text!a:.200} is not an execution id of the form {{fp:N}}:<lower-case uuid> or N-<lower-case uuid>.",
             )
-        return cls(int(match[1]), match[2])
+        return cls(int(match[1] or match[2]), match[3])
 
     @classmethod
     def mint(cls, partitions: int = 1) -> Self:
-        """A new id in the partition that its UUID falls into; ids sort by the time they were made."""
+        """Make a new id in the partition that its UUID falls into; ids sort by the time they were made."""
         uuid = uuid7()
         return cls(0 if partitions == 1 else partition_of_uuid(uuid, partitions), str(uuid))
 
-    def __str__(self) -> str:
-        return f"{{fp:{self.partition}}}:{self.uuid}"
+    @property
+    def plain(self) -> str:
+        """The id without braces, colons and blanks, as shells, curl and URLs take it: `N-<uuid>`."""
+        return f"{self.partition}-{self.uuid}"
+
+    def __lt__(self, other: str) -> bool:
+        if isinstance(other, ExecutionId):
+            return (self.partition, self.uuid) < (other.partition, other.uuid)
+        return super().__lt__(other)
+
+    def __le__(self, other: str) -> bool:
+        return self == other or self < other
+
+    def __gt__(self, other: str) -> bool:
+        return not self <= other
+
+    def __ge__(self, other: str) -> bool:
+        return not self < other
 
     def __repr__(self) -> str:
         return f"ExecutionId({str(self)!r})"

@@ -340,8 +340,8 @@ def test_work_that_comes_after_the_last_look_for_some_is_run_too(
     late: list[Run[int]] = []
     run_until_idle = Inline.run_until_idle
 
-    def and_then_comes_another(inline: Inline) -> int:
-        count = run_until_idle(inline)
+    def and_then_comes_another(inline: Inline, most: float) -> int:
+        count = run_until_idle(inline, most)
         if not late:
             other = threading.Thread(target=lambda: late.append(task.submit("abc")))
             other.start()
@@ -396,3 +396,27 @@ def test_log_records_of_handlers_are_those_of_a_worker(worker: Worker, caplog: p
     assert [(record.message, record.__dict__["ff_execution_id"]) for record in caplog.records] == [
         ("hello", str(run.id))
     ]
+
+
+def test_a_task_that_submits_itself_without_end_is_told_though_no_time_passes(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.eager.MOST_RUNS", 50)
+
+    @worker.task
+    def again() -> None:
+        again.submit()
+
+    with worker.eager(), pytest.raises(RuntimeError, match="after 50 runs of handlers at one moment"):
+        again.submit()
+
+
+def test_a_task_that_fails_for_ever_without_a_pause_is_told(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowfabric_worker.eager.MOST_RUNS", 50)
+
+    @worker.task(retry=RetryPolicy(max_retries=1_000_000, initial=timedelta(), jitter=False))
+    def broken() -> None:
+        raise ValueError
+
+    with worker.eager(), pytest.raises(RuntimeError, match="after 50 runs of handlers at one moment"):
+        broken.submit()

@@ -63,7 +63,6 @@ class Shop:
         (Shop(), "is async"),
         (numbers, "is a generator"),
         (Shop.send, "is a method"),
-        (Shop().send, "is a method"),
         (Shop.__dict__["open"], "method|function"),
         (5, "decorates a function"),
     ],

@@ -1,0 +1,160 @@
+"""submit_many in bounded batches, and what it tells of a call that is wrong; tasks, runs and ids that are pickled."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from flowfabric_worker import Call, Client, EncodingError, Worker
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.task import Run
+
+MIB = 1024 * 1024
+worker = Worker("pickled", f"memory://{uuid4().hex}")
+
+
+@worker.task
+def measure(text: str, more: int = 0) -> int:
+    return len(text) + more
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    worker.close()
+
+
+def test_submitting_many_large_calls_holds_about_one_batch() -> None:
+    sizes: list[int] = []
+    engine = worker.engine
+    create = engine.create_executions
+
+    def created(batch: Any) -> Any:
+        sizes.append(sum(len(each.payload) for each in batch))
+        return [create([each])[0] for each in batch[:1]] * len(batch)
+
+    engine.create_executions = created  # type: ignore[method-assign]  # how much comes together is looked at here
+    try:
+        measure.submit("warm")
+        tracemalloc.start()
+        runs = measure.submit_many((str(number) * (MIB // 2),) for number in [7] * 200)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        del engine.create_executions  # type: ignore[method-assign]  # as above
+
+    assert len(runs) == 200
+    assert max(sizes) <= 8 * MIB
+    assert most < 40 * MIB
+
+
+def waiting() -> int:
+    """How many executions wait in all lanes."""
+    return sum(lane.depths.get(PublicState.WAITING, 0) for lane in worker.engine.list_lanes().lanes)
+
+
+def test_a_wrong_call_submits_nothing_of_its_batch_and_tells_what_was_submitted() -> None:
+    def calls() -> Iterator[Any]:
+        yield from ((str(number),) for number in range(700))
+        yield Call("a", unknown=1)
+
+    before = waiting()
+    with pytest.raises(TypeError, match="unknown") as wrong:
+        measure.submit_many(calls())
+
+    runs: list[Run[int]] = wrong.value.runs  # type: ignore[attr-defined]  # submit_many puts it there
+    assert len(runs) == 500
+    assert all(run.state() == "waiting" for run in runs)
+    assert waiting() - before == 500
+    assert "500 runs were submitted before" in wrong.value.__notes__[0]
+
+
+def test_an_argument_that_cannot_travel_in_a_later_call_tells_the_runs_before_it() -> None:
+    with Client(worker.url) as client, pytest.raises(EncodingError) as wrong:
+        client.submit_many("any", [[1], [object()]], force=True)
+
+    assert wrong.value.runs == []  # type: ignore[attr-defined]  # as above
+
+
+def test_calls_with_places_and_names_are_submitted_in_order() -> None:
+    runs = measure.submit_many([Call("a"), Call("bb", more=1), ("ccc", 2), Call(text="dddd")])
+    worker.run_until_idle()
+
+    assert [run.result(0) for run in runs] == [1, 3, 5, 4]
+
+
+def test_a_task_is_pickled_by_reference() -> None:
+    assert pickle.loads(pickle.dumps(measure)) is measure
+    assert copy.deepcopy(measure) is measure
+
+    @worker.task(name=uuid4().hex)
+    def inside() -> None: ...
+
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(inside)
+
+
+def test_a_run_is_pickled_with_its_task_and_its_id() -> None:
+    run = measure.submit("abc")
+    again = pickle.loads(pickle.dumps(run))
+    worker.run_until_idle()
+
+    assert (again.id, again.created) == (run.id, True)
+    assert again.result(0) == 3
+
+
+def test_a_run_of_a_client_is_pickled_with_its_client() -> None:
+    with Client(worker.url) as client:
+        run = client.submit("pickled.measure", ["abc"], force=True)
+        again = pickle.loads(pickle.dumps(run))
+        worker.run_until_idle()
+
+        assert again.id == run.id
+        assert again.result(0) == 3
+
+
+def test_an_id_is_a_text_that_is_pickled_and_written_as_json() -> None:
+    identity = ExecutionId.mint()
+
+    assert identity == str(identity) == f"{{fp:0}}:{identity.uuid}"
+    assert json.loads(json.dumps({"id": identity})) == {"id": str(identity)}
+    for again in (pickle.loads(pickle.dumps(identity)), copy.deepcopy(identity)):
+        assert (type(again), again, again.partition, again.uuid) == (ExecutionId, identity, 0, identity.uuid)
+    assert {identity: 1}[str(identity)] == 1  # type: ignore[index]  # one hash for both
+
+
+def test_an_id_has_a_form_that_shells_and_urls_take_and_every_reader_of_ids() -> None:
+    run = measure.submit("abc")
+    plain = run.id.plain
+
+    assert not set(plain) & set("{}: ")
+    assert ExecutionId.parse(plain) == run.id
+    assert measure.run(plain).id == run.id
+    with Client(worker.url) as client:
+        info = client.get(plain)
+        client.cancel(plain)
+    assert info is not None
+    assert info.execution_id == run.id
+    assert run.state() == "cancelled"
+
+
+@pytest.mark.parametrize("wrong", ["0-", "-0-" + "0" * 36, "00-01890000-0000-7000-8000-000000000000", "0:01890000"])
+def test_another_plain_form_is_no_id(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        ExecutionId.parse(wrong)
+
+
+def test_ids_sort_by_partition_and_uuid() -> None:
+    low, high = ExecutionId(2, "b" * 36), ExecutionId(10, "a" * 36)
+
+    assert sorted([high, low]) == [low, high]
+    assert (low < high, low <= high, high > low, high >= low, low > high) == (True, True, True, True, False)
