@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -93,15 +95,17 @@ class NextEngine(Engine):
         return partition, values
 
 
-def next_engine(engine: Engine) -> NextEngine:
-    """Return an engine of the next release on the same store."""
+@contextmanager
+def next_engine(engine: Engine) -> Iterator[NextEngine]:
+    """Give an engine of the next release on the same store; its functions leave the servers at the end."""
     assert isinstance(engine.store, ValkeyStore)
     store = copy.copy(engine.store)
     functions = next_library()
     for pool in store.primaries():
         store.execute(pool, "FUNCTION", "LOAD", "REPLACE", functions.source)
     store._functions = _Names(functions)
-    return NextEngine(lambda: (store, None))
+    yield NextEngine(lambda: (store, None))
+    engine.store.remove_library(functions.name)
 
 
 def gated(lane: str, task: str) -> WorkClass:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -42,8 +43,9 @@ GPU = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
 
 
 @pytest.fixture
-def newer(engine: Engine) -> NextEngine:
-    return next_engine(engine)
+def newer(engine: Engine) -> Iterator[NextEngine]:
+    with next_engine(engine) as tried:
+        yield tried
 
 
 def stored(engine: Engine, execution: ExecutionId) -> dict[bytes, bytes]:
