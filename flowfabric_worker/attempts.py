@@ -138,7 +138,7 @@ class Attempts:
         raised: BaseException | None = None
         with ExitStack() as stack:
             for around in self._arounds:
-                stack.enter_context(around(context))
+                forking.confined(_enter, stack, around, context)
             try:
                 return function(*args, **kwargs)
             except BaseException as error:
@@ -199,6 +199,10 @@ class Attempts:
         self._committer.fail(held, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
         # The frames hold the handler's locals; what is kept is text.
         _clear_frames(error)
+
+
+def _enter(stack: ExitStack, around: Around, context: RunContext) -> None:
+    stack.enter_context(around(context))
 
 
 def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from flowfabric_worker import Client, Worker
+from flowfabric_worker import Client, TaskContext, Worker
 from tests.worker.conftest import Another, Start
 
 
@@ -85,3 +87,30 @@ def test_what_a_forked_process_closes_stays_open_in_its_parent(producer: Worker)
 
     assert in_child(producer.close) == 0
     assert run.result(10) == 2
+
+
+def test_a_process_forked_in_a_middleware_ends_there_and_runs_no_handler(
+    another: Another, start: Start, tmp_path: Path
+) -> None:
+    journal, codes = tmp_path / "journal", list[int]()
+
+    @contextmanager
+    def forking(_: TaskContext) -> Iterator[None]:
+        pid = os.fork()
+        if pid:
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        yield
+
+    worker = another(forking)
+
+    @worker.task
+    def note() -> None:
+        with journal.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    run = note.submit()
+    start(worker, threads=1)
+    run.result(10)
+
+    assert codes == [0]
+    assert journal.read_text() == f"{os.getpid()}\n"
