@@ -105,7 +105,7 @@ def next_engine(engine: Engine) -> Iterator[NextEngine]:
         store.execute(pool, "FUNCTION", "LOAD", "REPLACE", functions.source)
     store._functions = _Names(functions)
     yield NextEngine(lambda: (store, None))
-    engine.store.remove_library(functions.name)
+    engine.store.remove_release(functions.name)
 
 
 def gated(lane: str, task: str) -> WorkClass:
