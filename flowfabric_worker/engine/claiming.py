@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -13,10 +14,16 @@ import attrs
 
 from flowfabric_worker.engine.claimed import Decoding
 from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
-from flowfabric_worker.engine.errors import TransportError, ValidationError
+from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_lane, check_name, refuse_reserved
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALLS_REMEMBERED, MAX_LANES_PER_CLAIM, MAX_LEASE_MS
+from flowfabric_worker.engine.limits import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ITEMS,
+    MAX_CALLS_REMEMBERED,
+    MAX_LANES_PER_CLAIM,
+    MAX_LEASE_MS,
+)
 from flowfabric_worker.engine.listening import FALLBACK
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
@@ -24,6 +31,8 @@ from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimR
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.waiting import WaitingWorker, WaitingWorkers
 from flowfabric_worker.engine.wire import pack
+
+log = logging.getLogger(__name__)
 
 # In how many seconds a partition that is away is looked at again.
 _LOOK_AGAIN = 0.5
@@ -275,8 +284,11 @@ class Claiming(Decoding, Classes):
                     terms, again = attrs.evolve(terms, claim_id=str(uuid4())), True
                     break
                 if items:
+                    got = self._decode(partition, items, terms)
+                    if more == b"1":
+                        got += self._claim_more(terms, partition, [*claimed, *got])
                     # All of them may be damaged: look again at once.
-                    return self._decode(partition, items, terms), 0.0
+                    return got, 0.0
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
                 stale.update(behind)
@@ -285,6 +297,18 @@ class Claiming(Decoding, Classes):
                 break
             self.forget_lanes(partition, stale)
         return [], 0.0 if look >= MOST_LOOKS else next_due
+
+    def _claim_more(self, terms: _Terms, partition: int, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """Claim on where a call had done its share of work, as another claim; nothing if it fails."""
+        size = sum(len(each.payload or b"") + sum(map(len, each.journal.values())) for each in claimed)
+        if terms.request.claim_id is not None or len(claimed) >= terms.request.limit or size > MAX_BATCH_BYTES // 2:
+            return []
+        try:
+            return self._claim_from(attrs.evolve(terms, claim_id=str(uuid4())), partition, claimed, 0.0)[0]
+        except EngineError as error:
+            # What was claimed before counts more than an error, which comes again.
+            log.debug("A claim ended early: %s", error)
+            return []
 
     def _calls_for(self, lanes: Sequence[Lane], wait: float, limit: int) -> Iterator[tuple[list[Lane], int, int]]:
         """Yield the calls of a claim in one partition: the lanes, how long to wait in ms, and the limit of each."""

@@ -20,7 +20,7 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Limits
+from flowfabric_worker.engine.limits import MAX_CALL_BYTES, MAX_CALL_ITEMS, Limits
 from flowfabric_worker.engine.listening import Listener
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.patience import CallsUnderWay, with_patience
@@ -174,15 +174,15 @@ class EngineCore:
     ) -> list[Reply | EngineError]:
         """Run a function that takes many items, each `(partition, arguments)`, and answers each by itself.
 
-        The items go out in bounded batches per partition, all of them in one round trip. What a partition answers
-        `again`, because the call had its share of the server's time, goes out in another round, as long as each round
-        gets on.
+        The items go out in bounded batches per partition, one batch after the other, so that others get their turn at
+        the server. What a partition answers `again`, because the call had its share of the server's time, goes out in
+        another round, as long as each round gets on.
         """
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
         answers: list[Reply | EngineError] = [TransportError()] * len(items)
         waiting: Sequence[int] = range(len(items))
-        most = MAX_BATCH_ITEMS
+        most = MAX_CALL_ITEMS
         with self.under_way:
             while waiting:
                 batches = list(self._batches(items, waiting, most))
@@ -202,16 +202,17 @@ class EngineCore:
         self, function: str, items: Sequence[tuple[int, Item]], batches: Sequence[Sequence[int]], timeout: float
     ) -> Iterator[Sequence[Reply | EngineError]]:
         """Send each batch of items as one call; yield the answers of each, in the order of its items."""
-        calls = [
-            Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
-            for batch in batches
-        ]
-        replies = [self._send(calls[0], timeout)] if len(calls) == 1 else self._send_many(calls, timeout)
-        for call, batch, reply in zip(calls, batches, replies, strict=True):
-            if isinstance(reply, EngineError):
-                yield [reply] * len(batch)
-            else:
-                yield [as_error(answer, call.partition) for answer in reply]
+        for together in _windows(batches):
+            calls = [
+                Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
+                for batch in together
+            ]
+            replies = [self._send(calls[0], timeout)] if len(calls) == 1 else self._send_many(calls, timeout)
+            for call, batch, reply in zip(calls, together, replies, strict=True):
+                if isinstance(reply, EngineError):
+                    yield [reply] * len(batch)
+                else:
+                    yield [as_error(answer, call.partition) for answer in reply]
 
     def call_item(
         self, function: str, partition: int, item: Item, timeout: float = CALL_TIMEOUT
@@ -258,7 +259,7 @@ class EngineCore:
             self.check_partition(partition)
             size = size_of(arguments)
             indices, total = open_batches.get(partition, ([], 0))
-            if indices and (len(indices) >= most or total + size > MAX_BATCH_BYTES):
+            if indices and (len(indices) >= most or total + size > MAX_CALL_BYTES):
                 yield indices
                 indices, total = [], 0
             indices.append(index)
@@ -359,6 +360,20 @@ class EngineCore:
     def packed_lane(self, lane: str) -> bytes:
         """The address of a lane of this engine's namespace."""
         return pack((self.namespace, lane))
+
+
+def _windows(batches: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Yield the batches that go out together: small ones, of several partitions, that are no more than one full one."""
+    together: list[Sequence[int]] = []
+    count = 0
+    for batch in batches:
+        if together and count + len(batch) > MAX_CALL_ITEMS:
+            yield together
+            together, count = [], 0
+        together.append(batch)
+        count += len(batch)
+    if together:
+        yield together
 
 
 def as_error(reply: Reply, partition: int) -> Reply | EngineError:

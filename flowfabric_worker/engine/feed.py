@@ -16,7 +16,7 @@ from flowfabric_worker.engine.errors import (
     ValidationError,
 )
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS
 from flowfabric_worker.engine.listening import FALLBACK
 from flowfabric_worker.engine.records import Record
 from flowfabric_worker.engine.stores.base import Call, Reply
@@ -98,9 +98,9 @@ class Feed(EngineCore):
         for each in map(ExecutionId.parse, ids):
             by_partition.setdefault(each.partition, []).append(each)
         groups = [
-            group[first : first + MAX_BATCH_ITEMS]
+            group[first : first + MAX_CALL_ITEMS]
             for group in by_partition.values()
-            for first in range(0, len(group), MAX_BATCH_ITEMS)
+            for first in range(0, len(group), MAX_CALL_ITEMS)
         ]
         head: Item = [self.listener.topic, self._packed_namespace]
         replies = self.store.call_many(

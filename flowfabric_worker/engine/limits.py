@@ -15,6 +15,10 @@ MAX_PRIORITY: Final = 9000
 
 MAX_BATCH_ITEMS: Final = 500
 MAX_BATCH_BYTES: Final = 8 * MIB
+# What one call of a stored function carries, so that it holds the server for no more than about 3 ms.
+MAX_CALL_ITEMS: Final = 100
+MAX_CALL_BYTES: Final = 2 * MIB
+MAX_CALL_ROWS: Final = 200
 MAX_PAGE_SIZE: Final = 1000
 MAX_CALLS_REMEMBERED: Final = 8
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, Item
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
-from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
+from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record
@@ -76,7 +76,7 @@ class Reads(Workers, EngineCore):
         last = cursor
         if count:
             # Without a filter every record that is read is shown: one more tells whether there is a next page.
-            chunk = MAX_PAGE_SIZE if filter else min(count + 1, MAX_PAGE_SIZE)
+            chunk = MAX_CALL_ROWS if filter else min(count + 1, MAX_CALL_ROWS)
             for summary in self._walk(partitions, cursor, chunk):
                 if summary is None:
                     return ListExecutionsPage(executions=tuple(found), next_cursor=last)
@@ -175,17 +175,14 @@ class Reads(Workers, EngineCore):
         return next(self._records([execution_id], fields), None)
 
     def _records(self, execution_ids: Sequence[ExecutionId], fields: tuple[str, ...]) -> Iterator[Record]:
-        """Those of some executions that exist, read in one call per partition; the ids come in partition order."""
+        """Yield those of some executions that exist, read in bounded calls; the ids come in partition order."""
+        head: Item = [self._packed_namespace, len(fields), *fields]
         for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition):
-            ids = list(group)
-            rows = self.call(
-                "read_executions",
-                partition,
-                [self._packed_namespace, len(fields), *fields, *(each.uuid for each in ids)],
-            )
-            for each, values in zip(ids, rows, strict=True):
-                if values != []:
-                    yield Record(each, fields, values)
+            while ids := list(itertools.islice(group, MAX_CALL_ROWS)):
+                rows = self.call("read_executions", partition, [*head, *(each.uuid for each in ids)])
+                for each, values in zip(ids, rows, strict=True):
+                    if values != []:
+                        yield Record(each, fields, values)
 
 
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import ConflictError, EngineTimeoutError, ValidationError
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS
 from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.upkeep import PrepareResult, UpkeepResult
 from flowfabric_worker.engine.wire import epoch_ms
@@ -50,7 +50,7 @@ class Upkeep(EngineCore):
             )
         # The first one last: it alone says how many there are.
         for partition in reversed(range(self.partitions)):
-            while self.call("erase", partition, [MAX_BATCH_ITEMS])[0] == b"more":
+            while self.call("erase", partition, [MAX_CALL_ITEMS])[0] == b"more":
                 pass
 
     def run_upkeep(self, limit: int = 200) -> UpkeepResult:

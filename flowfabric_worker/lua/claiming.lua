@@ -190,7 +190,7 @@ end
 -- Claims from some lanes in their order. It ends before a lane of which the caller does not know all classes: the first
 -- in order may be missing.
 local function claim_lanes(ctx, lanes, limit, lease)
-  local items, bytes = {}, 0
+  local items = {}
   for _, lane in ipairs(lanes) do
     if lane.stale then
       break
@@ -198,10 +198,11 @@ local function claim_lanes(ctx, lanes, limit, lease)
     local wanted = math.min(lane.limit, limit - #items)
     if wanted > 0 and #lane.classes > 0 and not lane.paused then
       ff.each_ready(ctx, lane.classes, wanted, claimable, function(record)
-        bytes = bytes + #(record.payload or '') + tonumber(record.journal_bytes or '0')
-        if bytes > ff.MAX_BYTES and #items > 0 then
+        if ctx.work <= 0 and #items > 0 then
+          ctx.is_cut_short = true
           return false
         end
+        ff.spend(ctx, 2, #(record.payload or '') + tonumber(record.journal_bytes or '0'))
         if not ff.isolated(ctx, record.uuid, take, record, lease) then
           items[#items + 1] = claimed(record)
         end
@@ -241,7 +242,8 @@ end
 -- in ms, how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts who hears a
 -- topic, then the lanes.
 -- Answers: now, next due moment (of no use with items, and false), the lanes whose classes have to be read again, the
--- items, '1' to look again at once, and 1 of a claim that was answered before, else 0. Nothing is claimed from such a lane or those behind it, and nobody waits for them.
+-- items, '1' to look again at once because this call had done its share, and 1 of a claim that was answered before, else
+-- 0. Nothing is claimed from such a lane or those behind it, and no worker waits for them.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
   local ttl, wait_ms, limit = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
@@ -257,8 +259,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local items, stale, due = claimed_before(ctx, claims, claim_id), {}, nil
   local repeated = items and 1 or 0
   if not items then
-    ff.run_due(ctx, math.min(math.max(ff.DUE_PER_CLAIM, 2 * limit), ff.MAX_ITEMS))
-    ff.run_removals(ctx, ff.DUE_PER_CLAIM)
+    ff.run_due(ctx, math.max(ff.DUE_PER_CLAIM, 2 * limit), 0.5)
+    ff.run_removals(ctx, ff.DUE_PER_CLAIM, 0.25)
     stale = look_at(ctx, lanes)
     items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), new_lease(ctx, claim_id, holder, ttl))
     if #items > 0 then
@@ -276,7 +278,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   end
   -- A worker that got something does not wait, and need not know for how long it could.
   due = due or #items == 0 and ff.next_due(ctx) or false
-  return { ctx.now, due, stale, items, ff.has_passed_enough(ctx) and '1' or '', repeated }
+  local is_cut_short = ctx.is_cut_short or #items == ff.MAX_ITEMS and limit > ff.MAX_ITEMS
+  return { ctx.now, due, stale, items, (is_cut_short or ff.has_passed_enough(ctx)) and '1' or '', repeated }
 end)
 
 -- pass_wake: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
@@ -324,7 +327,7 @@ ff.register('reserve', {}, function(ctx, args)
   if failure or before then
     return failure or before
   end
-  ff.run_due(ctx, ff.DUE_PER_CLAIM)
+  ff.run_due(ctx, ff.DUE_PER_CLAIM, 0.5)
   local granted
   ff.look_at_lane(ctx, lane)
   if not lane.stale and not lane.paused then

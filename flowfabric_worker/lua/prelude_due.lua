@@ -21,19 +21,20 @@ function ff.lane_of_delays(index)
   return string.match(index, '^delays:(.*)$')
 end
 
-local function first_moment(ctx, index)
+-- The first moment that an index holds, or nil.
+function ff.first_moment(ctx, index)
   return ff.number(call('ZRANGE', ctx.base .. index, 0, 0, 'WITHSCORES')[2])
 end
 
 -- The next moment at which somebody has to come, or nil. What is kept for a time is removed in passing.
 function ff.next_due(ctx)
-  local due, delayed = first_moment(ctx, ':due'), first_moment(ctx, ':delayed')
+  local due, delayed = ff.first_moment(ctx, ':due'), ff.first_moment(ctx, ':delayed')
   return due and delayed and math.min(due, delayed) or due or delayed
 end
 
 -- The same, with removals.
 function ff.next_due_or_removal(ctx)
-  local due, removal = ff.next_due(ctx), first_moment(ctx, ':retention')
+  local due, removal = ff.next_due(ctx), ff.first_moment(ctx, ':retention')
   return due and removal and math.min(due, removal) or due or removal
 end
 
@@ -55,7 +56,7 @@ end
 -- Sets the moment at which a lane's delays are due: that of its first, or now if some were just handled and some are
 -- left, so that the lanes take turns. A lane without delays leaves the index.
 function ff.settle_lane(ctx, lane)
-  local head = first_moment(ctx, ':delays:' .. lane)
+  local head = ff.first_moment(ctx, ':delays:' .. lane)
   if head then
     call('ZADD', ctx.base .. ':delayed', math.max(head, ctx.now), lane)
   else

@@ -2,7 +2,7 @@
 
 -- renew_many: leases go on. Items: uuid, fence, lease in ms. Answers per item: 'renewed' expires-at.
 ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
-  return ff.each(ctx, args, 1, 3, function(_, _, at)
+  return ff.each(ctx, args, 1, 3, 2, function(_, _, at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1])
     if not record then
       return answer
@@ -39,7 +39,7 @@ end)
 
 -- complete_many: executions end with success. Items: uuid, fence, '=' + result or ''. Answers per item: 'completed'.
 ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
-  return ff.each(ctx, args, 1, 3, function(_, _, at)
+  return ff.each(ctx, args, 1, 3, ff.cost_of_end(ctx), function(_, _, at)
     local uuid, fence, result = args[at], args[at + 1], args[at + 2]
     local record, answer = ff.fenced(ctx, uuid, fence, 'complete')
     if not record then
@@ -54,7 +54,7 @@ end)
 -- fail_many: attempts end as failed. Items: uuid, fence, class, message, detail, retry after in ms or '', draw.
 -- Answers per item: 'retry' at, 'failed', or 'cancelled'.
 ff.register('fail_many', { 'allow-oom' }, function(ctx, args)
-  return ff.each(ctx, args, 1, 7, function(_, _, at)
+  return ff.each(ctx, args, 1, 7, ff.cost_of_end(ctx), function(_, _, at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'fail')
     if not record then
       return answer
@@ -124,7 +124,7 @@ end
 -- Answers per item: 'ok', 'kept' of what no worker waits for, 'lost' of what counts, 'failed' of what was the last time.
 ff.register('release_many', { 'allow-oom' }, function(ctx, args)
   ctx.wanted = {}
-  return ff.each(ctx, args, 1, 3, function(_, _, at)
+  return ff.each(ctx, args, 1, 3, 2, function(_, _, at)
     local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'release')
     if not record then
       return answer

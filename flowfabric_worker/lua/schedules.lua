@@ -113,7 +113,7 @@ local function bounded(args)
       bytes = bytes + #args[i]
     end
     work = work + 1 + it.count
-    if #items > 0 and (#over > 0 or work > MOST_TICKED or bytes > ff.MAX_BYTES) then
+    if #items > 0 and (#over > 0 or work > MOST_TICKED or bytes > ff.MAX_WORK * ff.BYTES_PER_WORK) then
       over[#over + 1] = ff.failure('again')
     else
       items[#items + 1] = it

@@ -120,7 +120,7 @@ end
 
 ff.register('create_executions', {}, function(ctx, args)
   ctx.created = {}
-  local answers = ff.each(ctx, args, 1, ff.CREATION_WIDTH, ff.create)
+  local answers = ff.each(ctx, args, 1, ff.CREATION_WIDTH, 2, ff.create)
   ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
   return answers
 end)

@@ -183,6 +183,7 @@ local function run_index(ctx, index, last, offset, limit)
   for _, member in ipairs(members) do
     handle_entry(ctx, index, member)
   end
+  ff.spend(ctx, 4 * #members, 0)
   return #members
 end
 
@@ -213,18 +214,27 @@ local function run_removals(ctx, last, limit)
   return count
 end
 
--- Handles up to `limit` removals that are due; answers how many.
-function ff.run_removals(ctx, limit)
-  return run_removals(ctx, ctx.now, limit)
+-- The commands of one removal.
+local REMOVAL = 3
+
+-- Handles up to `limit` removals that are due, within a share of the call's budget; answers how many.
+function ff.run_removals(ctx, limit, share)
+  return run_removals(ctx, ctx.now, ff.allowed(ctx, limit, REMOVAL, share))
 end
 
 -- Handles removals at the pace of the ends: twice as many as this call ended. What ends now is left for a later call, so
 -- that this one may be repeated.
 function ff.keep_pace(ctx)
   if ctx.ended > 0 then
-    run_removals(ctx, '(' .. ctx.now_text, 2 * math.min(ctx.ended, ff.MAX_ITEMS))
+    run_removals(ctx, '(' .. ctx.now_text, 2 * ctx.ended)
     ctx.ended = 0
   end
+end
+
+-- The commands of one end, with the removals that keep pace with it if there are some.
+function ff.cost_of_end(ctx)
+  local removal = ff.first_moment(ctx, ':retention')
+  return removal and removal < ctx.now and 3 + 2 * REMOVAL or 3
 end
 
 -- What is left of a budget for what comes second, and never less than a quarter, so that nothing waits for ever.
@@ -232,9 +242,10 @@ local function rest_of(limit, used)
   return math.max(limit - used, math.floor(limit / 4))
 end
 
--- Handles up to `limit` things that are due: what keeps leases and deadlines right, then delays. Answers how many.
--- Their indexes are up to date when it returns.
-function ff.run_due(ctx, limit)
+-- Handles up to `limit` things that are due, within a share of the call's budget: what keeps leases and deadlines right,
+-- then delays. Answers how many. Their indexes are up to date when it returns.
+function ff.run_due(ctx, limit, share)
+  limit = ff.allowed(ctx, limit, 4, share)
   local handled = run_index(ctx, 'due', ctx.now, 0, limit)
   local delays, lanes = run_delays(ctx, rest_of(limit, handled))
   if handled + delays > 0 then
@@ -244,6 +255,7 @@ function ff.run_due(ctx, limit)
   for _, lane in ipairs(lanes) do
     ff.settle_lane(ctx, lane)
   end
+  ctx.is_cut_short = handled + delays >= limit
   return handled + delays
 end
 
@@ -256,8 +268,8 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
     return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false }
   end
   local limit = tonumber(args[1])
-  local handled = ff.run_due(ctx, limit)
-  handled = handled + ff.run_removals(ctx, rest_of(limit, handled))
+  local handled = ff.run_due(ctx, limit, 0.75)
+  handled = handled + ff.run_removals(ctx, rest_of(limit, handled), 1)
   if handled > 0 then
     call('HSET', meta, 'upkeep', ff.remember(memory, args[2], { ff.text(handled) }))
   end

@@ -110,6 +110,14 @@ def test_a_shutdown_waits_for_a_batch_that_is_under_way(engine: Engine) -> None:
     entered, may_go_on = threading.Event(), threading.Event()
 
     class Slow(LosingStore):
+        def call(
+            self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+        ) -> Reply:
+            if function == "create_executions":
+                entered.set()
+                assert may_go_on.wait(30)
+            return super().call(function, partition, arguments, timeout)
+
         def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
             entered.set()
             assert may_go_on.wait(30)

@@ -252,7 +252,9 @@ def test_the_journal_counts_in_the_size_of_a_reply(engine: Engine) -> None:
         engine.record_step(claimed.handle, "s", bytes(MIB - 100))
         engine.release(claimed.handle)
 
-    assert [len(engine.claim_many(request(limit=20))) for _ in range(3)] == [8, 8, 4]
+    counts = [len(engine.claim_many(request(limit=20))) for _ in range(7)]
+    assert sum(counts) == 20
+    assert max(counts) <= 8
     assert {info_of(engine, each).public_state for each in ids} == {PublicState.ACTIVE}
 
 

