@@ -27,14 +27,10 @@ ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   elseif record.words.phase == 'terminal' then
     return ff.not_active(record)
   end
-  local leased = record.words.leased
   answer = { 'cancelled' }
   ff.finish(ctx, record, 'cancelled', {
     'cancel_reason', args[4], 'cancelled_by', args[5], 'answered', ff.remember(record.answered, args[3], answer),
-  })
-  if leased then
-    ff.tell_holder(ctx, record)
-  end
+  }, true)
   return answer
 end)
 
@@ -111,12 +107,10 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
     return { 'already', 'different_worker_instance_id' }
   end
   answer = { 'revoked', lease, ff.text(epoch) }
-  ff.move(ctx, record, ff.REVOKED, {
-    revoke_reason = args[6],
-    attempt = ff.ended_attempt(ctx, record),
-    answered = ff.remember(record.answered, args[3], answer),
-  })
-  ff.tell_holder(ctx, record)
+  ff.end_lease(ctx, record, {
+    'state', ff.REVOKED, 'revoke_reason', args[6], 'attempt', ff.ended_attempt(ctx, record), 'answered',
+    ff.remember(record.answered, args[3], answer),
+  }, true)
   return answer
 end)
 

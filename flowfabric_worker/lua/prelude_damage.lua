@@ -30,7 +30,7 @@ local function is_fence(value)
 end
 
 local function is_attempt(value)
-  return ff.attempt_parts(value) ~= nil
+  return string.find(value, '^%d+|%l+|%l+|%d*|%d*$') ~= nil
 end
 
 -- A holder is pack{worker id, instance}.
@@ -191,7 +191,7 @@ function ff.remove_damaged(ctx, uuid, namespace)
   if readable then
     local words, known = values[1] and ff.words(values[1]), values[2] and ff.class(values[2])
     if words and known then
-      ff.count(ctx, values[2], words.public, -1)
+      ff.count(ctx, values[2], words.public, nil)
     end
     local key_of = ctx.base .. ':key:' .. (values[3] or '')
     if call('GET', key_of) == uuid then

@@ -1,18 +1,28 @@
--- The end of an execution: what is written, who is told.
+-- The end of a lease and the end of an execution: what is written, who is told. Whatever ends one goes through here, so what
+-- every end has to do is done here and nowhere else.
 
--- Ends an execution: whatever ends it goes through here, is announced, and is kept for its retention. `list` has the
--- further fields to write: name, value, name, value.
-function ff.finish(ctx, record, outcome, list)
+-- Ends a lease: `list` has the fields to write, with the new state. `told` says that the holder did not ask for it.
+function ff.end_lease(ctx, record, list, told)
+  ff.change(ctx, record, list)
+  if told then
+    ff.tell_holder(ctx, record)
+  end
+end
+
+-- Ends an execution, and its lease if it has one; it is announced, and kept for its retention. `list` has the further
+-- fields to write: name, value, name, value. `told` is as above.
+function ff.finish(ctx, record, outcome, list, told)
   local size, watchers = #list, record.watchers
   list[size + 1], list[size + 2] = 'state', ff.ended_state(outcome, record)
   list[size + 3], list[size + 4] = 'ended', ctx.now_text
   if record.more then
-    size = #list
-    list[size + 1], list[size + 2] = 'watchers', ''
-    list[size + 3], list[size + 4] = 'reserved_for', ''
-    list[size + 5], list[size + 6] = 'reserved_until', ''
+    ff.append(list, { 'watchers', '', 'reserved_for', '', 'reserved_until', '' })
   end
-  ff.change(ctx, record, list)
+  if record.words.leased then
+    ff.end_lease(ctx, record, list, told)
+  else
+    ff.change(ctx, record, list)
+  end
   ctx.ended = ctx.ended + 1
   ff.announce(ctx, record, outcome, watchers)
 end
@@ -22,15 +32,20 @@ function ff.announce(ctx, record, outcome, watchers)
   if not ctx.announced then
     ff.open_feed(ctx)
   end
-  local entry = { 'execution', record.uuid, 'outcome', outcome, 'class', record.class }
-  if record.tags and record.tags ~= '' then
-    entry[7], entry[8] = 'tags', record.tags
+  local tagged = record.tags and record.tags ~= ''
+  if not tagged and ctx.feed_now == ctx.now then
+    call('XADD', ctx.feed, ctx.feed_id, 'execution', record.uuid, 'outcome', outcome, 'class', record.class)
+  else
+    local entry = { 'execution', record.uuid, 'outcome', outcome, 'class', record.class }
+    if tagged then
+      ff.append(entry, { 'tags', record.tags })
+    end
+    if ctx.feed_now ~= ctx.now then
+      -- The id does not tell when it ended.
+      ff.append(entry, { 'ended', ctx.now_text })
+    end
+    call('XADD', ctx.feed, ctx.feed_id, unpack(entry)) -- bounded: five fields
   end
-  if ctx.feed_now ~= ctx.now then
-    -- The id does not tell when it ended.
-    ff.append(entry, { 'ended', ctx.now_text })
-  end
-  call('XADD', ctx.feed, ctx.feed_id, unpack(entry)) -- bounded: five fields
   if watchers and watchers ~= '' then
     for _, topic in ipairs(ff.unpack(watchers)) do
       call('PUBLISH', ctx.channel .. topic, 'done ' .. ff.id(ctx, record))

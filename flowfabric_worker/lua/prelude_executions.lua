@@ -165,18 +165,27 @@ function ff.derive(record)
   return words.public, ready, due, index
 end
 
--- Counts an execution of a class: its lane's depth in a state, and what of the class has not ended.
-function ff.count(ctx, class, state, change)
+-- Counts that an execution of a class went from one public state to another; nil of one that is new or gone. Counted are
+-- the depths of its lane, and what of the class has not ended.
+function ff.count(ctx, class, old, new)
   local lane = ff.class(class).lane
-  if not ff.ENDED[state] then
-    ctx.held[class] = (ctx.held[class] or 0) + change
-  end
   local counts = ctx.counts[lane]
   if not counts then
     counts = {}
     ctx.counts[lane] = counts
   end
-  counts[state] = (counts[state] or 0) + change
+  local held = 0
+  if old then
+    counts[old] = (counts[old] or 0) - 1
+    held = ff.ENDED[old] and 0 or -1
+  end
+  if new then
+    counts[new] = (counts[new] or 0) + 1
+    held = ff.ENDED[new] and held or held + 1
+  end
+  if held ~= 0 then
+    ctx.held[class] = (ctx.held[class] or 0) + held
+  end
 end
 
 -- Notes that an execution is ready in a class with a score, or with false that it is not.
@@ -193,21 +202,19 @@ end
 -- answers them, and nothing of a record that is new or gone.
 function ff.follow(ctx, record, public, ready, due, index, old_public, old_ready, old_due, old_index)
   if old_public ~= public then
-    if old_public then
-      ff.count(ctx, record.class, old_public, -1)
-    end
-    if public then
-      ff.count(ctx, record.class, public, 1)
-    end
+    ff.count(ctx, record.class, old_public, public)
   end
   if old_ready ~= ready then
     ff.ready_at(ctx, record.class, record.uuid, ready or false)
   end
-  if old_index and old_index ~= index then
-    ff.due_at(ctx, old_index, 'x' .. record.uuid, false)
-  end
-  if index and (old_due ~= due or old_index ~= index) then
-    ff.due_at(ctx, index, 'x' .. record.uuid, due)
+  if old_due ~= due or old_index ~= index then
+    local member = 'x' .. record.uuid
+    if old_index and old_index ~= index then
+      ff.due_at(ctx, old_index, member, false)
+    end
+    if index then
+      ff.due_at(ctx, index, member, due)
+    end
   end
 end
 
@@ -234,6 +241,18 @@ function ff.change(ctx, record, list)
   local new_public, new_ready, new_due, new_index = ff.derive(record)
   call('HSET', record.key, unpack(list)) -- bounded: the fields of one record
   ff.follow(ctx, record, new_public, new_ready, new_due, new_index, public, ready, due, index)
+end
+
+-- The same for plain records that were ready and are all leased alike: what `list` writes and the words of the new state
+-- are made once for all of them, and so is the moment at which their leases are due.
+function ff.lease_alike(ctx, record, list, words, due)
+  local public = record.words.public
+  for i = 1, #list, 2 do
+    record[list[i]] = list[i + 1]
+  end
+  record.words = words
+  call('HSET', record.key, unpack(list)) -- bounded: the fields of one record
+  ff.follow(ctx, record, words.public, nil, due, 'due', public, true, nil, nil)
 end
 
 -- The same with the changes by their names, for what is rarely done; `state` nil keeps the state. It is noted when it was.

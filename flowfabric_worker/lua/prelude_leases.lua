@@ -168,7 +168,8 @@ function ff.may_retry(policy, class, retry_count, asked)
 end
 
 -- Ends the running attempt as failed: the execution is tried again by its policy, or ends. Answers what became of it.
--- `failed` has class, message, detail, draw, and optionally after (ms) and a reason to end with.
+-- `failed` has class, message, detail, draw, and optionally after (ms), the fence of the holder that reports it, and told,
+-- as ff.end_lease has it.
 function ff.fail_attempt(ctx, record, failed)
   local policy = ff.policy(record)
   local retries = tonumber(record.retry_count or '0')
@@ -189,9 +190,9 @@ function ff.fail_attempt(ctx, record, failed)
     ff.append(list, { 'last', ff.remember_end(record, 'fail', failed.fence, answer) })
   end
   if state then
-    ff.change(ctx, record, list)
+    ff.end_lease(ctx, record, list, failed.told)
   else
-    ff.finish(ctx, record, answer[1], list)
+    ff.finish(ctx, record, answer[1], list, failed.told)
   end
   return answer
 end

@@ -86,13 +86,15 @@ end)
 -- The attempt stops here and goes on later: at a moment, or at once when that moment is past.
 local function interrupt(ctx, record, ending, fence, until_ms)
   local answer = { 'ok' }
-  local changes = { last = ff.remember_end(record, ending, fence, answer) }
-  if until_ms and until_ms > ctx.now then
-    changes.delay_until = until_ms
-    ff.move(ctx, record, ff.DELAYED .. ff.INTERRUPTED, changes)
-  else
-    ff.move(ctx, record, ff.READY .. ff.INTERRUPTED, changes)
+  local delayed = until_ms and until_ms > ctx.now
+  local list = {
+    'state', (delayed and ff.DELAYED or ff.READY) .. ff.INTERRUPTED, 'mutated', ctx.now_text, 'last',
+    ff.remember_end(record, ending, fence, answer),
+  }
+  if delayed then
+    ff.append(list, { 'delay_until', until_ms })
   end
+  ff.end_lease(ctx, record, list)
   return answer
 end
 

@@ -2,16 +2,12 @@
 
 -- Ends an execution whose deadline is over, whatever it was doing.
 function ff.expire(ctx, record)
-  local leased = record.words.leased
-  ff.finish(ctx, record, 'expired', { 'error', 'execution_deadline', 'error_class', 'timeout', 'error_detail', '' })
-  if leased then
-    ff.tell_holder(ctx, record)
-  end
+  ff.finish(ctx, record, 'expired', { 'error', 'execution_deadline', 'error_class', 'timeout', 'error_detail', '' }, true)
 end
 
 -- Removes what a partition holds of an ended execution. What many removals have in common is done at the end of the call.
 local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
-  ff.count(ctx, class, public, -1)
+  ff.count(ctx, class, public, nil)
   if idempotency_key and idempotency_key ~= '' then
     local key = ctx.base .. ':key:' .. idempotency_key
     if call('GET', key) == uuid then
@@ -70,10 +66,12 @@ end
 -- Handles one moment of a leased execution: of a timeout and a lapse, the one that came first.
 local function lapse(ctx, record)
   if is_due(ctx, record.timeout_at) and tonumber(record.timeout_at) <= tonumber(record.expires) then
-    ff.fail_attempt(ctx, record, { class = 'timeout', message = 'attempt_timeout', draw = draw_of(record) })
-    ff.tell_holder(ctx, record)
+    ff.fail_attempt(ctx, record, {
+      class = 'timeout', message = 'attempt_timeout', draw = draw_of(record), told = true,
+    })
   else
-    ff.move(ctx, record, ff.LAPSED, { attempt = ff.ended_attempt(ctx, record) })
+    -- The holder's clock told it.
+    ff.end_lease(ctx, record, { 'state', ff.LAPSED, 'attempt', ff.ended_attempt(ctx, record) })
   end
 end
 
