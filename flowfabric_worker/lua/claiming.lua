@@ -154,6 +154,16 @@ function ff.exhausted(ctx, record, last)
   return true
 end
 
+-- Ends work whose time is over or that was reclaimed too often; answers whether it did.
+local function ends_here(ctx, record)
+  local deadline = ff.number(record.deadline)
+  if deadline and deadline <= ctx.now then
+    ff.expire(ctx, record)
+    return true
+  end
+  return ff.exhausted(ctx, record)
+end
+
 -- The record of a ready entry if it may be handed out. An entry whose record is gone or moved on is removed, work
 -- whose time is over or that was reclaimed too often ends here.
 local function claimable(ctx, head)
@@ -162,9 +172,7 @@ local function claimable(ctx, head)
     ff.skip(ctx, head[3])
   elseif not record or not record.words.claimable then
     call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
-  elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
-    ff.expire(ctx, record)
-  elseif not ff.exhausted(ctx, record) then
+  elseif not (record.more or record.words.phase == 'active') or not ff.isolated(ctx, head[2], ends_here, record) then
     return record
   end
   return nil

@@ -57,8 +57,8 @@ end
 -- What a field must be where it is there.
 local CHECKS = {
   created = is_whole, deadline = is_number, delay_until = is_number, dedup_until = is_number,
-  reserved_until = is_number, retry_count = is_number, reclaim_count = is_number, replay_count = is_number,
-  steps = is_number, journal_bytes = is_number, started = is_whole, ended = is_whole, tags = is_pairs,
+  reserved_until = is_number, retry_count = is_whole, reclaim_count = is_whole, replay_count = is_whole,
+  steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
   payload = is_marked,
 }

@@ -61,16 +61,16 @@ RUNNING: dict[str, tuple[bytes | None, ...]] = {
     "attempt": (None, b"", b"x", b"0|initial|fresh|soon|"),
     "timeout_at": (b"soon",),
 }
-MORE: dict[str, bytes] = {
-    "deadline": b"soon",
-    "delay_until": b"soon",
-    "dedup_until": b"soon",
-    "timeout_at": b"soon",
-    "reserved_until": b"soon",
-    "retry_count": b"many",
-    "reclaim_count": b"many",
-    "watchers": b"9:x",
-    "tags": b"9:a",
+MORE: dict[str, tuple[bytes | None, ...]] = {
+    "deadline": (b"soon",),
+    "delay_until": (b"soon",),
+    "dedup_until": (b"soon",),
+    "timeout_at": (b"soon",),
+    "reserved_until": (b"soon",),
+    "retry_count": (b"many", b""),
+    "reclaim_count": (b"many", b"", b"-1"),
+    "watchers": (b"9:x",),
+    "tags": (b"9:a",),
 }
 
 
@@ -175,8 +175,10 @@ def test_damaged_work_of_a_second_attempt_is_set_aside(engine: Engine, field: st
     assert indexed(engine, ids[1]) == []
 
 
-@pytest.mark.parametrize(("field", "value"), MORE.items())
-def test_a_damaged_record_that_is_due_stops_no_upkeep(engine: Engine, clock: Clock, field: str, value: bytes) -> None:
+@pytest.mark.parametrize(("field", "value"), cases(MORE))
+def test_a_damaged_record_that_is_due_stops_no_upkeep(
+    engine: Engine, clock: Clock, field: str, value: bytes | None
+) -> None:
     ids = queue(engine, 5, delay=timedelta(seconds=1))
     damage(engine, ids[2], field, value)
     damage(engine, ids[2], "more", b"1")
