@@ -1,0 +1,126 @@
+"""Waitpoint tokens: how they are signed, checked, and handed out as one opaque text.
+
+A token is `kid:hex`: the id of the secret that signed it, and the HMAC-SHA256 of the waitpoint under that secret. These
+texts are signed, each behind its length in bytes and a colon (`pack` in `engine/wire.py`):
+
+    version ("1"), kid, execution id, waitpoint id, creation time of the waitpoint in ms since 1970
+
+The creation time is read from the waitpoint id, which is a UUIDv7, so a token is checked without reading the waitpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
+from flowfabric_worker.engine.wire import pack, unpack_text
+
+_VERSION: Final = "1"
+_BEARER_PREFIX: Final = "ffw1_"
+_TOKEN = re.compile(r"([^:]+):([0-9a-f]{64})")
+# Digits of a digest that may be shown, to tell tokens apart.
+FINGERPRINT_DIGITS: Final = 16
+
+
+class BearerToken(NamedTuple):
+    """What the text that a run hands out holds: all that a delivery needs."""
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId
+    token: str
+
+
+def sign(secret: bytes, kid: str, execution_id: ExecutionId, waitpoint_id: WaitpointId) -> str:
+    """Return the token `kid:hex` of a waitpoint.
+
+    Args:
+        secret: the bytes behind `kid`.
+        kid: the id of the secret, without a colon.
+        execution_id: the execution that the waitpoint belongs to.
+        waitpoint_id: a UUIDv7.
+    """
+    signed = pack((_VERSION, kid, str(execution_id), waitpoint_id, str(created_at_ms(waitpoint_id))))
+    return f"{kid}:{hmac.new(secret, signed, hashlib.sha256).hexdigest()}"
+
+
+def kid_of(token: object) -> str:
+    """Return the id of the secret that signed a token.
+
+    Raises:
+        ValidationError: `invalid_token`, it is not spelled as a token is.
+    """
+    match = _TOKEN.fullmatch(token) if isinstance(token, str) and token.isascii() else None
+    if match is None:
+        raise invalid_token()
+    return match[1]
+
+
+def check(token: str, secret: bytes, execution_id: ExecutionId, waitpoint_id: WaitpointId) -> None:
+    """Check a token against the secret of its kid, in constant time.
+
+    Raises:
+        ValidationError: `invalid_token`, it was not signed for this waitpoint with this secret.
+    """
+    kid = kid_of(token)
+    try:
+        expected = sign(secret, kid, execution_id, waitpoint_id)
+    except ValueError:
+        # A waitpoint id that is no UUIDv7 answers like any other unknown one.
+        expected = ""
+    if not hmac.compare_digest(token.encode(), expected.encode()):
+        raise invalid_token()
+
+
+def invalid_token() -> ValidationError:
+    """Return the one error for every token that opens nothing: it tells nothing of the waitpoint."""
+    return ValidationError("invalid_token", "The token does not open that waitpoint.")
+
+
+def fingerprint(token: str) -> str:
+    """Return the first hexadecimal digits of a token's digest, by which an operator tells tokens apart."""
+    return token.rpartition(":")[2][:FINGERPRINT_DIGITS]
+
+
+def created_at_ms(waitpoint_id: str) -> int:
+    """Return the creation time that a waitpoint id carries, in ms since 1970.
+
+    Raises:
+        ValueError: it is not the canonical text of a UUIDv7.
+    """
+    value = UUID(waitpoint_id)
+    if value.version != 7 or str(value) != waitpoint_id:
+        raise ValueError("a waitpoint id is a UUIDv7")
+    return value.int >> 80
+
+
+def to_bearer(execution_id: ExecutionId, waitpoint_id: WaitpointId, token: str) -> str:
+    """Return the opaque text by which its bearer can signal a waitpoint; it can stand in a URL."""
+    packed = pack((str(execution_id), waitpoint_id, token))
+    return _BEARER_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def from_bearer(text: object) -> BearerToken:
+    """Read the text that `to_bearer` made.
+
+    Raises:
+        ValidationError: `invalid_token`, the text is cut short or was never one.
+    """
+    if not isinstance(text, str) or not text.startswith(_BEARER_PREFIX):
+        raise invalid_token()
+    encoded = text.removeprefix(_BEARER_PREFIX)
+    try:
+        data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        execution_id, waitpoint_id, token = unpack_text(data)
+        created_at_ms(waitpoint_id)
+        parts = BearerToken(ExecutionId.parse(execution_id), WaitpointId(waitpoint_id), token)
+    except (binascii.Error, ValueError, ValidationError):
+        raise invalid_token() from None
+    kid_of(token)
+    return parts
