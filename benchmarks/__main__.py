@@ -62,7 +62,7 @@ def main(
     rounds: int,
     only: tuple[str, ...],
     queued: int,
-    patience: float,
+    retry_for: float,
     cache: Path,
     markdown: bool,
 ) -> None:
@@ -81,7 +81,7 @@ def main(
             figures = peers.compare(server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache, tell=_tell)
             tables.append(peers.table(figures, chosen, rows, tasks=tasks, rounds=rounds))
     if "kills" in wanted:
-        tables.append(kills.table(chosen, rounds=rounds, patience=patience, cache=cache, tell=_tell))
+        tables.append(kills.table(chosen, rounds=rounds, retry_for=retry_for, cache=cache, tell=_tell))
     if "memory" in wanted:
         tables.append(memory.table(chosen, tasks=tasks, cache=cache, tell=_tell))
     if "commands" in wanted:
@@ -109,7 +109,7 @@ def main(
 
 
 def _chosen(only: tuple[str, ...]) -> tuple[list[Script], list[Row]]:
-    """The contestants and the rows that are asked for; all of them where none is named."""
+    """Return the contestants and the rows that are asked for; all of them where none is named."""
     everyone = scripts()
     return (
         [script for script in everyone if script.name in only] or everyone,

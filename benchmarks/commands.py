@@ -11,7 +11,7 @@ from benchmarks import work
 from benchmarks.figures import per_item
 from benchmarks.report import Table, number, verdict
 from benchmarks.server import Server
-from flowfabric_worker import RunSettings, Runtime, Worker
+from flowfabric_worker import Runtime, Worker, WorkerSettings
 from flowfabric_worker.engine.engine import Engine, open_engine
 
 BATCH: Final = 500
@@ -30,7 +30,7 @@ class Cost:
 
 
 def tables() -> list[Table]:
-    """Counts on a server of its own."""
+    """Count on a server of its own."""
     with Server() as server:
         engine = open_engine(server.url)
         engine.prepare()
@@ -48,7 +48,7 @@ def _costs(engine: Engine, server: Server) -> dict[str, Cost]:
 
 
 def _count(engine: Engine, server: Server, size: int) -> dict[str, dict[str, int]]:
-    """The commands of creating, claiming and completing one batch."""
+    """Return the commands of creating, claiming and completing one batch."""
 
     def counted(operation: Callable[[], object]) -> dict[str, int]:
         server.reset()
@@ -62,7 +62,7 @@ def _count(engine: Engine, server: Server, size: int) -> dict[str, dict[str, int
 
 
 def cost_of(small: Mapping[str, int], large: Mapping[str, int], size: int) -> Cost:
-    """The cost of an operation, from the commands of a batch of one and of a batch of `size`."""
+    """Return the cost of an operation, from the commands of a batch of one and of a batch of `size`."""
     each, batch = per_item((1, sum(small.values())), (size, sum(large.values())))
     by_name = {name: per_item((1, small.get(name, 0)), (size, calls))[0] for name, calls in large.items()}
     return Cost(each=each, batch=batch, by_name=by_name)
@@ -77,7 +77,7 @@ def _calls_per_task(server: Server) -> float:
         return number
 
     runs = noop.submit_many((number,) for number in range(_TASKS))
-    runtime = Runtime(worker, RunSettings(threads=8))
+    runtime = Runtime(worker, WorkerSettings(threads=8))
     server.reset()
     runtime.start()
     runs[-1].result(timeout=60)

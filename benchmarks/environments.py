@@ -33,12 +33,12 @@ class Script:
     share: float
 
     def tasks(self, count: int) -> int:
-        """How many of `count` tasks it gets."""
+        """Return how many of `count` tasks it gets."""
         return max(1, round(count * self.share))
 
 
 def scripts() -> list[Script]:
-    """All contestants, by name."""
+    """Return all contestants, by name."""
     found = []
     for path in sorted(_SCRIPTS.glob("*.py")):
         metadata = inline_metadata(path.read_text("utf-8"))
@@ -50,7 +50,7 @@ def scripts() -> list[Script]:
 
 
 def inline_metadata(source: str) -> dict[str, Any] | None:
-    """What a script says of itself in its `# /// script` block; None if it has none."""
+    """Return what a script says of itself in its `# /// script` block; None if it has none."""
     _, begin, behind = source.partition("# /// script\n")
     block, end, _ = behind.partition("# ///\n")
     if not (begin and end):
@@ -59,7 +59,9 @@ def inline_metadata(source: str) -> dict[str, Any] | None:
 
 
 def python_for(script: Script, cache: Path) -> Path:
-    """The Python that runs a script; its environment is made if it is not there, or was made for other dependencies."""
+    """Return the Python that runs a script; its environment is made if it is not there, or was made for other
+    dependencies.
+    """
     if not script.dependencies:
         return Path(sys.executable)
     home = cache / script.name
@@ -76,12 +78,12 @@ def python_for(script: Script, cache: Path) -> Path:
 
 
 def surroundings(url: str, variant: str = "") -> dict[str, str]:
-    """The environment variables of a contestant: its server, and which of its settings it uses."""
+    """Return the environment variables of a contestant: its server, and which of its settings it uses."""
     return {**os.environ, "BENCHMARK_URL": url, "BENCHMARK_VARIANT": variant}
 
 
 def ask(script: Script, python: Path, step: str, tasks: int, url: str, *, variant: str = "") -> dict[str, Any]:
-    """Has a contestant take one step, and returns its answer.
+    """Have a contestant take one step, and return its answer.
 
     Raises:
         ClickException: it failed; why stands on stderr.

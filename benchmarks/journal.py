@@ -48,7 +48,7 @@ class Killed:
     whole_after: float | None
 
     def reaches(self, within: float) -> bool:
-        """Whether nothing is missing within so many seconds, and nothing ran again but what was in flight."""
+        """Return whether nothing is missing within so many seconds, and nothing ran again but what was in flight."""
         return (
             self.whole_after is not None
             and self.whole_after <= within
@@ -72,12 +72,12 @@ class Stopped:
     seconds: float
 
     def reaches(self) -> bool:
-        """Whether nothing was lost and nothing ran twice."""
+        """Return whether nothing was lost and nothing ran twice."""
         return not self.lost and not self.twice
 
 
 def read(text: str) -> list[Line]:
-    """The lines of a journal, without one that a kill cut off."""
+    """Return the lines of a journal, without one that a kill cut off."""
     return [_line(*line.split()) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -86,12 +86,12 @@ def _line(word: str, number: str, pid: str, nanoseconds: str) -> Line:
 
 
 def ended(lines: Iterable[Line]) -> frozenset[int]:
-    """The tasks that ran to their end."""
+    """Return the tasks that ran to their end."""
     return frozenset(line.number for line in lines if line.word == "end")
 
 
 def killed(lines: Sequence[Line], count: int, *, at: float, survivors: Collection[int] = ()) -> Killed:
-    """What a kill did.
+    """Return what a kill did.
 
     Args:
         lines: everything that was written down.
@@ -112,7 +112,7 @@ def killed(lines: Sequence[Line], count: int, *, at: float, survivors: Collectio
 
 
 def stopped(lines: Sequence[Line], count: int, seconds: float) -> Stopped:
-    """What a stop did that took so many seconds."""
+    """Return what a stop did that took so many seconds."""
     lost = frozenset(range(count)) - ended(lines)
     return Stopped(lost=lost, twice=_repeated(lines, "end"), seconds=seconds)
 
@@ -127,7 +127,7 @@ def _repeated(lines: Iterable[Line], word: str) -> frozenset[int]:
 
 
 def _last_first_end(lines: Sequence[Line]) -> float:
-    """When the last of the tasks had ended for the first time."""
+    """Return when the last of the tasks had ended for the first time."""
     first: dict[int, float] = {}
     for line in lines:
         if line.word == "end":

@@ -97,7 +97,7 @@ class Site:
         return journal.read(self._journal.read_text("utf-8")) if self._journal.exists() else []
 
     def await_quarter(self) -> None:
-        """Returns at a random moment after a quarter of the tasks has ended."""
+        """Return at a random moment after a quarter of the tasks has ended."""
         deadline = time.monotonic() + _QUARTER_WITHIN
         while len(journal.ended(self.lines())) < _QUARTER:
             if time.monotonic() > deadline:
@@ -106,9 +106,9 @@ class Site:
             time.sleep(_POLL)
         time.sleep(random.uniform(0, SLOW_SECONDS))
 
-    def await_all(self, patience: float, silence: float | None = None) -> None:
-        """Returns when every task has ended, after so many seconds, or when nothing was written for `silence` s."""
-        deadline = time.monotonic() + patience
+    def await_all(self, retry_for: float, silence: float | None = None) -> None:
+        """Return when every task has ended, after so many seconds, or when nothing was written for `silence` s."""
+        deadline = time.monotonic() + retry_for
         known, spoken = 0, time.monotonic()
         while len(journal.ended(lines := self.lines())) < TASKS and time.monotonic() < deadline:
             if len(lines) != known:
@@ -118,8 +118,8 @@ class Site:
             time.sleep(_POLL)
 
 
-def table(chosen: Collection[Script], *, rounds: int, patience: float, cache: Path, tell: Tell) -> Table:
-    """Tries every case of the contestants, several at the same time, each on a server of its own.
+def table(chosen: Collection[Script], *, rounds: int, retry_for: float, cache: Path, tell: Tell) -> Table:
+    """Try every case of the contestants, several at the same time, each on a server of its own.
 
     Args:
         rounds: how many trials of each case.
@@ -133,7 +133,7 @@ def table(chosen: Collection[Script], *, rounds: int, patience: float, cache: Pa
     plan = [case for _ in range(rounds) for case in cases]
 
     def trial(case: Case) -> Trial:
-        result = _trial(case, scripts[case.script], pythons[case.script], patience)
+        result = _trial(case, scripts[case.script], pythons[case.script], retry_for)
         tell(f"Killed and stopped: {case.title}")
         return result
 
@@ -141,20 +141,20 @@ def table(chosen: Collection[Script], *, rounds: int, patience: float, cache: Pa
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         trials = list(pool.map(trial, plan))
     return table_of(
-        {case: [each for tried, each in zip(plan, trials, strict=True) if tried == case] for case in cases}, patience
+        {case: [each for tried, each in zip(plan, trials, strict=True) if tried == case] for case in cases}, retry_for
     )
 
 
-def _trial(case: Case, script: Script, python: Path, patience: float) -> Trial:
+def _trial(case: Case, script: Script, python: Path, retry_for: float) -> Trial:
     with _site(case, script, python) as site:
-        killed = _kill(site, patience)
+        killed = _kill(site, retry_for)
     with _site(case, script, python) as site:
-        return Trial(killed=killed, stopped=_stop(site, patience))
+        return Trial(killed=killed, stopped=_stop(site, retry_for))
 
 
 @contextmanager
 def _site(case: Case, script: Script, python: Path) -> Iterator[Site]:
-    """A site whose tasks are submitted."""
+    """Provide a site whose tasks are submitted."""
     with Server() as server, tempfile.TemporaryDirectory() as folder:
         ask(script, python, "slow", TASKS, server.url, variant=case.variant)
         (command,) = ask(script, python, "commands", 0, server.url, variant=case.variant)["commands"]
@@ -162,8 +162,8 @@ def _site(case: Case, script: Script, python: Path) -> Iterator[Site]:
         yield Site(case=case, command=command, environment=environment, folder=Path(folder))
 
 
-def _kill(site: Site, patience: float) -> Killed:
-    """Kills a worker when it is busy."""
+def _kill(site: Site, retry_for: float) -> Killed:
+    """Kill a worker when it is busy."""
     with ExitStack() as stack:
         survivors = {stack.enter_context(site.worker()).pid} if site.case.another else set()
         doomed = stack.enter_context(site.worker())
@@ -172,12 +172,12 @@ def _kill(site: Site, patience: float) -> Killed:
         at = time.time()
         if not site.case.another:
             stack.enter_context(site.worker())
-        site.await_all(patience)
+        site.await_all(retry_for)
     return journal.killed(site.lines(), TASKS, at=at, survivors=survivors)
 
 
-def _stop(site: Site, patience: float) -> Stopped:
-    """Tells a worker to stop when it is busy."""
+def _stop(site: Site, retry_for: float) -> Stopped:
+    """Tell a worker to stop when it is busy."""
     with ExitStack() as stack:
         if site.case.another:
             stack.enter_context(site.worker())
@@ -186,19 +186,19 @@ def _stop(site: Site, patience: float) -> Stopped:
         seconds = told.terminate()
         if not site.case.another:
             stack.enter_context(site.worker())
-        site.await_all(patience, _SILENCE)
+        site.await_all(retry_for, _SILENCE)
     return journal.stopped(site.lines(), TASKS, seconds)
 
 
-def table_of(trials: Mapping[Case, Sequence[Trial]], patience: float) -> Table:
-    """What the trials gave, and whether ours did what it must."""
+def table_of(trials: Mapping[Case, Sequence[Trial]], retry_for: float) -> Table:
+    """Return what the trials gave, and whether ours did what it must."""
     return Table(
         title="Workers killed and stopped",
         headings=[
             "worker",
             "trials",
             "in flight at the kill",
-            f"missing after {patience:g} s",
+            f"missing after {retry_for:g} s",
             "nothing missing after, s",
             "begun again",
             "ended twice",
@@ -245,6 +245,6 @@ def _row(case: Case, trials: Sequence[Trial]) -> list[str]:
 
 
 def _span(values: Iterable[float]) -> str:
-    """The smallest and the largest of some values; one of them if they are printed alike."""
+    """Return the smallest and the largest of some values; one of them if they are printed alike."""
     ordered = sorted(values)
     return " to ".join(dict.fromkeys(number(value) for value in (ordered[0], ordered[-1])))

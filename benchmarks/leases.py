@@ -63,7 +63,7 @@ def table() -> Table:
 
 
 def table_of(renewals: Sequence[Renewal]) -> Table:
-    """The medians, and whether a call is short enough."""
+    """Return the medians, and whether a call is short enough."""
 
     def median(values: Sequence[float]) -> float:
         return statistics.median(values)

@@ -94,7 +94,7 @@ def _unfinished(client: Client) -> int:
 
 
 def table_of(drains: dict[str, Sequence[Drain]]) -> Table:
-    """The medians, and whether the lines are paid with little speed."""
+    """Return the medians, and whether the lines are paid with little speed."""
     rates = {level: statistics.median(each.rate for each in rounds) for level, rounds in drains.items()}
 
     def line(level: str) -> list[str]:

@@ -45,11 +45,11 @@ class Usage:
     after_failures: int | None = None
 
     def is_small(self) -> bool:
-        """Whether it was always under 60 MB."""
+        """Return whether it was always under 60 MB."""
         return max(self._measured()) < _MOST
 
     def is_flat(self) -> bool:
-        """Whether nothing that came after the first tenth made it a tenth larger."""
+        """Return whether nothing that came after the first tenth made it a tenth larger."""
         return max(self._measured()) <= _MOST_GROWTH * self.at_tenth
 
     def _measured(self) -> list[int]:
@@ -99,7 +99,7 @@ def _worker(script: Script, python: Path, url: str) -> Iterator[WorkerProcess]:
 
 
 def table_of(usages: dict[str, Usage]) -> Table:
-    """What was measured, and whether ours is small and flat."""
+    """Return what was measured, and whether ours is small and flat."""
     return Table(
         title="Memory of a worker",
         headings=[

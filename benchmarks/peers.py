@@ -26,7 +26,7 @@ Tell: TypeAlias = Callable[[str], None]
 
 
 def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) -> dict[str, str]:
-    """What is measured in which versions, by contestant; makes the environments that are not there."""
+    """Return what is measured in which versions, by contestant; makes the environments that are not there."""
     tell("Preparing the environments")
     answers = {script.name: ask(script, python_for(script, cache), "versions", 0, server.url) for script in chosen}
     return {
@@ -38,7 +38,7 @@ def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) 
 def compare(
     server: Server, chosen: Sequence[Script], rows: Collection[Row], *, tasks: int, rounds: int, cache: Path, tell: Tell
 ) -> Figures:
-    """Measures everyone.
+    """Measure everyone.
 
     Args:
         tasks: how many each gets, or its share of them.
@@ -61,7 +61,7 @@ def compare(
 
 
 def table(figures: Figures, chosen: Sequence[Script], rows: Collection[Row], *, tasks: int, rounds: int) -> Table:
-    """The medians, how many times as good ours is, and whether that is enough."""
+    """Return the medians, how many times as good ours is, and whether that is enough."""
     names = sorted((script.name for script in chosen), key=lambda name: (name != OURS, name))
     peers = [name for name in names if name != OURS]
     counts = ", ".join(f"{script.tasks(tasks):,} for {script.name}" for script in chosen)
@@ -95,7 +95,7 @@ def _line(row: Row, medians: Mapping[str, float], names: Sequence[str], peers: S
 
 
 def _judged(row: Row, targets: Sequence[Target], medians: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    """What is asked for, and whether it is reached; what is asked against somebody who is absent says nothing."""
+    """Return what a row must reach, and whether it does; a peer that was not measured asks for nothing."""
     asked = [target for target in targets if target.against is None or target.against in names]
     return [
         ", ".join(row.describe(target) for target in asked) or NOTHING,

@@ -24,7 +24,7 @@ class Table:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with so many digits that count."""
+    """Return a figure with so many digits that count."""
     if value is None:
         return NOTHING
     if abs(value) >= 10 ** (digits - 1):
@@ -33,7 +33,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def verdict(reached: Sequence[bool | None]) -> str:
-    """Whether every target was reached that could be checked."""
+    """Return whether every target was reached that could be checked."""
     checked = [each for each in reached if each is not None]
     if not checked:
         return NOTHING
@@ -41,7 +41,7 @@ def verdict(reached: Sequence[bool | None]) -> str:
 
 
 def as_text(table: Table) -> str:
-    """A table for a terminal."""
+    """Return a table for a terminal."""
     lines = [table.headings, *table.rows]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     ruler = ["-" * width for width in widths]
@@ -55,14 +55,14 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table for a page."""
+    """Return a table for a page."""
     alignment = ["---", *["---:"] * (len(table.headings) - 1)]
     body = [f"| {' | '.join(line)} |" for line in (table.headings, alignment, *table.rows)]
     return "\n".join([f"## {table.title}", "", *body, *(f"\n{note}" for note in table.notes)])
 
 
 def facts(command: str, versions: Mapping[str, str]) -> dict[str, str]:
-    """Where and how it was measured."""
+    """Return where and how it was measured."""
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
@@ -74,7 +74,7 @@ def facts(command: str, versions: Mapping[str, str]) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """What the processor calls itself."""
+    """Return what the processor calls itself."""
     described = Path("/proc/cpuinfo")
     if described.exists():
         for line in described.read_text("utf-8").splitlines():
@@ -85,6 +85,6 @@ def _processor() -> str:
 
 
 def page(known: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """Everything as a page of Markdown."""
+    """Return everything as a page of Markdown."""
     head = [f"- {name}: {value}" for name, value in known.items()]
     return "\n\n".join(["# Benchmarks", "\n".join(head), *map(as_markdown, tables)]) + "\n"

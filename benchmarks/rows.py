@@ -46,13 +46,13 @@ class Row:
         return self.unit == "per s"
 
     def advantage(self, figures: Mapping[str, float], peer: str) -> float | None:
-        """How many times as good ours is; None if one of them was not measured."""
+        """Return how many times as good ours is; None if one of them was not measured."""
         if OURS not in figures or peer not in figures:
             return None
         return advantage(figures[OURS], figures[peer], more_is_better=self.more_is_better)
 
     def reaches(self, figures: Mapping[str, float], target: Target) -> bool | None:
-        """Whether ours is good enough; None if that cannot be told."""
+        """Return whether ours is good enough; None if that cannot be told."""
         if target.against is not None:
             times = self.advantage(figures, target.against)
             return None if times is None else times >= target.factor
@@ -61,7 +61,7 @@ class Row:
         return figures[OURS] >= target.factor if self.more_is_better else figures[OURS] <= target.factor
 
     def describe(self, target: Target) -> str:
-        """A target in a few words: what a rate must be at least, and a time at most."""
+        """Return a target in a few words: what a rate must be at least, and a time at most."""
         if target.against is None:
             return f"{target.factor:g} {self.unit}"
         # Twice as good means half of the time.

@@ -62,7 +62,7 @@ class State:
 
 
 def tables(*, queued: int, tell: Tell) -> list[Table]:
-    """Measures both, on servers of their own.
+    """Measure both, on servers of their own.
 
     Args:
         queued: how many executions a full store holds.
@@ -72,7 +72,7 @@ def tables(*, queued: int, tell: Tell) -> list[Table]:
 
 
 def _full_store(queued: int, tell: Tell) -> Table:
-    """The same operations on three stores, in turns, so that what else the machine does falls on all of them."""
+    """Return the same operations on three stores, in turns, so that what else the machine does falls on all of them."""
     with contextlib.ExitStack() as stack:
         few = stack.enter_context(_state(f"{FEW:,} queued"))
         many = stack.enter_context(_state(f"{queued:,} queued"))
@@ -92,7 +92,7 @@ def _full_store(queued: int, tell: Tell) -> Table:
 
 
 def _fill(wanted: Sequence[tuple[State, int, timedelta | None]]) -> None:
-    """Makes executions in several stores at the same time: while one server works, the process of another one does."""
+    """Make executions in several stores at the same time: while one server works, the process of another one does."""
     with ProcessPoolExecutor(len(wanted), get_context("spawn")) as pool:
         filling = [pool.submit(work.fill, state.server.url, count, delay) for state, count, delay in wanted]
         for each in filling:
@@ -109,7 +109,7 @@ def _state(name: str) -> Iterator[State]:
 
 
 def _measure(state: State, size: int) -> None:
-    """Claims and completes one batch, and makes another in its place, so that as many stay queued."""
+    """Claim and complete one batch, and make another in its place, so that as many stay queued."""
     claimed = _timed(state, f"claim {size}", lambda: work.claim(state.engine, size))
     _timed(state, f"complete {size}", lambda: work.complete(state.engine, claimed))
     work.create(state.engine, size)
@@ -150,7 +150,7 @@ def _full_table(few: State, full: Sequence[State], bytes_each: float) -> Table:
 
 
 def _idle_workers(tell: Tell) -> Table:
-    """What workers cost that have nothing to do."""
+    """Return what workers cost that have nothing to do."""
     with Server() as server, Client(server.url) as client:
         client.engine.prepare()
         tell(f"Starting {_IDLE_WORKERS} idle workers")
@@ -181,7 +181,7 @@ def _wait_until_ready(client: Client) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """How long a process has used a processor; from /proc, where fields 14 and 15 count ticks."""
+    """Return how long a process has used a processor; from /proc, where fields 14 and 15 count ticks."""
     behind_name = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(behind_name[11]) + int(behind_name[12])) / os.sysconf("SC_CLK_TCK")
 

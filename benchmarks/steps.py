@@ -9,7 +9,7 @@ from typing import Final
 
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.server import Server
-from flowfabric_worker import RunSettings, Runtime, Worker, current
+from flowfabric_worker import Runtime, Worker, WorkerSettings, current
 
 STEPS: Final = 1000
 _HANDLERS = (1, 8)
@@ -36,7 +36,7 @@ def _rates(handlers: int) -> list[float]:
                 context.step(f"step {number_}", int)
             return [began, time.time()]
 
-        runtime = Runtime(worker, RunSettings(threads=handlers))
+        runtime = Runtime(worker, WorkerSettings(threads=handlers))
         runtime.start()
         rates = []
         for _ in range(_ROUNDS):
@@ -49,7 +49,7 @@ def _rates(handlers: int) -> list[float]:
 
 
 def table_of(rates: dict[int, Sequence[float]]) -> Table:
-    """The medians, and whether one handler is fast enough."""
+    """Return the medians, and whether one handler is fast enough."""
 
     def line(handlers: int, rounds: Sequence[float]) -> list[str]:
         rate = statistics.median(rounds)

@@ -17,16 +17,16 @@ import redis
 from benchmarks.peers import Tell
 from benchmarks.report import Table, number, verdict
 from benchmarks.server import Server
-from flowfabric_worker.engine.classes import lane_arguments
+from flowfabric_worker.engine.class_cache import lane_arguments
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
-from flowfabric_worker.engine.types.running import Completion
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
-from tests.servers import ValkeyCluster
+from tests.support.servers import ValkeyCluster
 
 LOAD_SECONDS: Final = 15.0
 HERD: Final = 100_000
@@ -87,7 +87,7 @@ def _complete(engine: Engine, claimed: list[Claimed]) -> None:
 
 
 def _lateness_ms(engine: Engine, execution_id: ExecutionId) -> float:
-    """How long after its moment a delayed execution was handed out, by the store's clock."""
+    """Return how long after its moment a delayed execution was handed out, by the store's clock."""
     info = engine.read_execution_info(execution_id)
     assert info is not None
     assert info.started_at_ms is not None
@@ -96,7 +96,7 @@ def _lateness_ms(engine: Engine, execution_id: ExecutionId) -> float:
 
 @contextlib.contextmanager
 def _serving(engine: Engine, lane: str, worker: str) -> Iterator[list[ExecutionId]]:
-    """A thread that claims what comes in a lane and completes it; what it got."""
+    """Provide a thread that claims what comes in a lane and completes it; what it got."""
     got: list[ExecutionId] = []
     stopping = threading.Event()
 
@@ -128,7 +128,7 @@ def _wait_for(condition: Callable[[], bool], within: float) -> None:
 
 
 def _load(url: str, seconds: float) -> int:
-    """Creates, claims and completes at full speed in a process of its own; how much."""
+    """Create, claims and complete at full speed in a process of its own; how much."""
     engine = open_engine(url)
     ended = 0
     until = time.monotonic() + seconds
@@ -142,7 +142,7 @@ def _load(url: str, seconds: float) -> int:
 
 
 def _drain(url: str, count: int) -> float:
-    """Drains the herd in a process of its own; how many seconds that took since its first execution."""
+    """Drain the herd in a process of its own; how many seconds that took since its first execution."""
     engine = open_engine(url)
     done, began = 0, 0.0
     while done < count:
@@ -223,7 +223,7 @@ def _watch() -> list[list[str]]:
 
 
 def _serve(url: str, seconds: float) -> int:
-    """An idle process with eight free threads; how much it got."""
+    """Return an idle process with eight free threads; how much it got."""
     engine = open_engine(url)
     worker = uuid4().hex
     got = 0
@@ -259,11 +259,11 @@ def _waiters() -> list[list[str]]:
         _create_tasks(engine, tasks)
         while claimed := engine.claim_many(_request("work", limit=MAX_BATCH_ITEMS)):
             _complete(engine, claimed)
-        fitting = engine.fitting(0, _request("work"))
+        matching_lanes = engine.matching_lanes(0, _request("work"))
         for _ in range(100):
             name = f"{engine.listener.topic}/{uuid4().hex}"
-            head = [str(uuid4()), b"", b"", name, 1000, 60_000, 0, fitting.set_name, "1"]
-            engine.store.call("claim_many", 0, [*head, *lane_arguments(fitting.lanes)])
+            head = [str(uuid4()), b"", b"", name, 1000, 60_000, 0, matching_lanes.set_name, "1"]
+            engine.store.call("claim_many", 0, [*head, *lane_arguments(matching_lanes.lanes)])
         server.reset()
         _create_tasks(engine, tasks[::10])
         spent = server.function_microseconds() / 1000
@@ -304,7 +304,7 @@ def _cluster() -> list[list[str]]:
 
 @contextlib.contextmanager
 def _serving_many(engine: Engine, worker: str) -> Iterator[None]:
-    """A thread with eight free places that claims what comes, and completes it."""
+    """Provide a thread with eight free places that claims what comes, and completes it."""
     stopping = threading.Event()
 
     def serve() -> None:

@@ -32,7 +32,7 @@ class WorkerProcess:
         return self.process.pid
 
     def kill(self) -> None:
-        """Ends all of it with SIGKILL, as when a container dies; returns when nothing of it is left."""
+        """End all of it with SIGKILL, as when a container dies; return when nothing of it is left."""
         # What was started while the others died is found when looking again.
         while members := self._members():
             for pid in members:
@@ -43,7 +43,7 @@ class WorkerProcess:
         self.process.wait()
 
     def terminate(self) -> float:
-        """Sends SIGTERM to the process that was started; returns how many seconds it took to end, 30 at most."""
+        """Send SIGTERM to the process that was started; return how many seconds it took to end, 30 at most."""
         told = time.monotonic()
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -57,13 +57,13 @@ class WorkerProcess:
         return sum(resident_in(status) for status in map(_status, self._members()))
 
     def _members(self) -> list[int]:
-        """Its living processes."""
+        """Return its living processes."""
         return [pid for pid in _all_pids() if _session(pid) == self.pid and not is_zombie(_status(pid))]
 
 
 @contextlib.contextmanager
 def started(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[WorkerProcess]:
-    """Runs a worker, which is killed at the end of the block at the latest; what it prints is added to `log`."""
+    """Run a worker, which is killed at the end of the block at the latest; what it prints is added to `log`."""
     with log.open("ab") as output:
         worker = WorkerProcess(
             process=subprocess.Popen(
@@ -77,7 +77,7 @@ def started(command: list[str], environment: Mapping[str, str], log: Path) -> It
 
 
 def resident_in(status: str) -> int:
-    """The resident bytes that a /proc/PID/status tells; 0 for a process that is gone."""
+    """Return the resident bytes that a /proc/PID/status tells; 0 for a process that is gone."""
     for line in status.splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * _KIBIBYTE
@@ -85,7 +85,7 @@ def resident_in(status: str) -> int:
 
 
 def is_zombie(status: str) -> bool:
-    """Whether a /proc/PID/status tells of a process that has ended, or of none."""
+    """Return whether a /proc/PID/status tells of a process that has ended, or of none."""
     return not status or "\nState:\tZ" in status
 
 

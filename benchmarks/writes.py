@@ -13,9 +13,9 @@ from benchmarks.report import Table, number
 from benchmarks.server import Server
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.attempts import Failure, FailureReason
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.running import Failure, FailureReason
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
 COUNT: Final = 2000
@@ -103,7 +103,7 @@ def _mixed(engine: Engine, count: int) -> None:
 
 
 def _claimed(engine: Engine, count: int) -> list[Claimed]:
-    """As many as that, in as many calls as the store wants; a retry may need a moment to become ready."""
+    """Return as many as that, in as many calls as the store wants; a retry may need a moment to become ready."""
     claimed: list[Claimed] = []
     while len(claimed) < count:
         claimed += work.claim_some(engine, count - len(claimed))
@@ -117,7 +117,7 @@ def _check(results: Sequence[object]) -> None:
 
 
 def table_of(written: Sequence[Written]) -> Table:
-    """What was measured; nothing is asked of it."""
+    """Return what was measured; nothing is asked of it."""
     return Table(
         title="Bytes written by an execution",
         headings=["execution", "to the append-only file", "to each replica"],

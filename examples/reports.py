@@ -23,7 +23,7 @@ from datetime import timedelta
 
 import attrs
 
-from flowfabric_worker import Middleware, RetryPolicy, RunEvent, TaskContext, Worker, current
+from flowfabric_worker import AttemptEvent, Middleware, RetryPolicy, TaskContext, Worker, current
 
 log = logging.getLogger("reports")
 
@@ -37,14 +37,14 @@ class Duty(Middleware):
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def on_failure(self, event: RunEvent) -> None:
+    def on_failure(self, event: AttemptEvent) -> None:
         self.told.append(f"{event.task}: {event.error}")
         log.error("%s failed for good: %s", event.task, event.error)
 
 
 @contextmanager
 def timed(context: TaskContext) -> Iterator[None]:
-    """Logs how long each handler took; the records carry the ids of the run."""
+    """Log how long each handler took; the records carry the ids of the run."""
     began = time.monotonic()
     try:
         yield
@@ -78,18 +78,18 @@ class Report:
 
 @worker.task(every=timedelta(minutes=1), missed="latest")
 def daily_report() -> Report:
-    """Runs by itself, without arguments, on one of the workers that have it."""
+    """Run by itself, without arguments, on one of the workers that have it."""
     return collect(BRANCHES)
 
 
 @worker.task(interrupt=True)
 def report_of(branches: list[str]) -> Report:
-    """Runs when somebody asks for it."""
+    """Run when somebody asks for it."""
     return collect(branches)
 
 
 def collect(branches: list[str]) -> Report:
-    """Asks branch after branch; each answer is kept, so that a retry goes on where the last attempt failed."""
+    """Ask branch after branch; each answer is kept, so that a retry goes on where the last attempt failed."""
     total = 0
     for number, branch in enumerate(branches):
         current().progress(100 * number // len(branches), f"asking {branch}")
@@ -98,7 +98,7 @@ def collect(branches: list[str]) -> Report:
 
 
 def ask(branch: str, tries: int) -> int:
-    """A step. The line to Chur is bad: it takes a second try."""
+    """Return a step. The line to Chur is bad: it takes a second try."""
     turnover = TURNOVER[branch]
     if branch == "Chur" and tries == 0:
         raise ConnectionError(f"{branch} does not answer")

@@ -44,7 +44,7 @@ class Receipt:
 
 @worker.task(retry=RetryPolicy(max_retries=5, initial=timedelta(milliseconds=200)), timeout=timedelta(seconds=30))
 def charge(order: Order) -> Receipt:
-    """Takes the money. The bank is busy at first; each failure is tried again, a little later every time."""
+    """Take the money. The bank is busy at first; each failure is tried again, a little later every time."""
     if current().retry_count < 2:
         raise ConnectionError("the bank is busy")
     amount = sum(PRICES[item] * count for item, count in order.items.items())
@@ -53,7 +53,7 @@ def charge(order: Order) -> Receipt:
 
 @worker.task(lane="warehouse", timeout=timedelta(minutes=5))
 def pack(order: Order) -> list[str]:
-    """Packs item after item. What a step has returned is remembered, so a crash does not pack it twice."""
+    """Pack item after item. What a step has returned is remembered, so a crash does not pack it twice."""
     packed = []
     for number, item in enumerate(order.items):
         current().progress(100 * number // len(order.items), f"packing {item}")
@@ -62,7 +62,7 @@ def pack(order: Order) -> list[str]:
 
 
 def take_from_shelf(item: str, count: int) -> str:
-    """A step of `pack`."""
+    """Return a step of `pack`."""
     if count > STOCK[item]:
         # No retry helps against this one.
         raise Fail(f"there are only {STOCK[item]} {item} left")
@@ -71,12 +71,12 @@ def take_from_shelf(item: str, count: int) -> str:
 
 @worker.task(lane="mail", retry=RetryPolicy(max_retries=5))
 def send_reminder(order: Order) -> None:
-    """Asks for a review. It is submitted with a delay, and no process has to live until then."""
+    """Ask for a review. It is submitted with a delay, and no process has to live until then."""
     current().log.info("asked %s for a review of order %s", order.mail, order.number)
 
 
 def main() -> None:
-    """Orders something and waits for what comes of it."""
+    """Order something and wait for what comes of it."""
     order = Order(number=7, mail="a@b.c", items={"tea": 2, "cups": 1})
     # Submitted twice by mistake, charged once: the key makes the second one find the first one.
     payment = charge.options(key=f"charge-{order.number}").submit(order)

@@ -1,9 +1,11 @@
 """Durable executions for Python: decorated functions that survive their workers."""
 
+from flowfabric_worker._runtime.log_filter import ExecutionLogFilter
+from flowfabric_worker._tasks.options import TaskOptions
 from flowfabric_worker._version import __version__
 from flowfabric_worker.client import Client
 from flowfabric_worker.codec import Codec, DecodingError, EncodingError
-from flowfabric_worker.config import RunSettings
+from flowfabric_worker.config import WorkerSettings
 from flowfabric_worker.context import TaskContext, current
 from flowfabric_worker.engine.errors import (
     ConflictError,
@@ -19,9 +21,7 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
-from flowfabric_worker.logs import RunFilter
-from flowfabric_worker.middleware import Middleware, RunEvent
-from flowfabric_worker.options import TaskOptions
+from flowfabric_worker.middleware import AttemptEvent, Middleware
 from flowfabric_worker.outcomes import (
     Cancel,
     Delay,
@@ -38,11 +38,12 @@ from flowfabric_worker.outcomes import (
     StepFailed,
     WaitChildren,
 )
-from flowfabric_worker.runtime import Runtime, WornOut
+from flowfabric_worker.runtime import RestartRequired, Runtime
 from flowfabric_worker.task import Call, Run, Submission, Task
 from flowfabric_worker.worker import Worker
 
 __all__ = [
+    "AttemptEvent",
     "Call",
     "Cancel",
     "Client",
@@ -58,6 +59,7 @@ __all__ = [
     "ExecutionCancelled",
     "ExecutionExpired",
     "ExecutionFailed",
+    "ExecutionLogFilter",
     "ExecutionSkipped",
     "Fail",
     "FailureClass",
@@ -67,13 +69,11 @@ __all__ = [
     "Middleware",
     "NotFoundError",
     "ResourceExhaustedError",
+    "RestartRequired",
     "ResultError",
     "Retry",
     "RetryPolicy",
     "Run",
-    "RunEvent",
-    "RunFilter",
-    "RunSettings",
     "Runtime",
     "StateError",
     "StepFailed",
@@ -86,7 +86,7 @@ __all__ = [
     "ValidationError",
     "WaitChildren",
     "Worker",
-    "WornOut",
+    "WorkerSettings",
     "__version__",
     "current",
 ]

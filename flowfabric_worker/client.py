@@ -11,16 +11,17 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import attrs
 
+from flowfabric_worker._tasks.options import TaskOptions, published_options
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
-from flowfabric_worker.engine.core import DEFAULT_PATIENCE
+from flowfabric_worker.engine.core import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.reads import (
     ExecutionFilter,
     ExecutionInfo,
@@ -30,7 +31,6 @@ from flowfabric_worker.engine.types.reads import (
 )
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
-from flowfabric_worker.options import TaskOptions, published_options
 from flowfabric_worker.task import Call, Run, Task
 
 # Seconds for which the options of a task are taken as they were read.
@@ -64,7 +64,7 @@ class Client:
         codec: how arguments travel: "json", "msgpack", or an object with the members of `Codec`; None for msgpack
             where the task has it, else JSON, which every worker reads.
         limits: sizes that an operator allows.
-        patience: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
+        retry_for: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
 
     Attributes:
         name: what the client calls itself in messages.
@@ -83,11 +83,11 @@ class Client:
         namespace: str = "default",
         codec: str | Codec | None = None,
         limits: Limits | None = None,
-        patience: float = DEFAULT_PATIENCE,
+        retry_for: float = DEFAULT_RETRY_FOR,
     ) -> None:
         self.url = store_url(url)
         self.namespace = namespace
-        self.engine = open_engine(self.url, namespace=namespace, limits=limits, patience=patience)
+        self.engine = open_engine(self.url, namespace=namespace, limits=limits, retry_for=retry_for)
         self._codec = codec
         self._tasks: dict[str, tuple[Task[..., Any], float]] = {}
 
@@ -97,7 +97,7 @@ class Client:
             namespace=self.namespace,
             codec=self._codec,
             limits=self.engine.limits,
-            patience=self.engine.patience,
+            retry_for=self.engine.retry_for,
         )
         return again, (self.url,)
 
@@ -108,7 +108,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections to the store."""
+        """Close the connections to the store."""
         self.engine.close()
 
     # Producing
@@ -147,7 +147,7 @@ class Client:
         return self._published(task, force).options(**options).submit_many(_call(each) for each in calls)
 
     def run(self, execution_id: Id) -> Run[Any]:
-        """The run of an execution that was submitted before.
+        """Return the run of an execution that was submitted before.
 
         Raises:
             ValidationError: `invalid_execution_id`.
@@ -155,7 +155,7 @@ class Client:
         return self._any_task.run(execution_id)
 
     def result(self, execution_id: Id, timeout: float | timedelta | None = None) -> Any:
-        """What an execution returned, as a plain value; blocks until it ends. See `Run.result`.
+        """Return what an execution returned, as a plain value; blocks until it ends. See `Run.result`.
 
         Raises:
             ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: it ended otherwise.
@@ -167,7 +167,7 @@ class Client:
     # Watching
 
     def get(self, execution_id: Id) -> ExecutionInfo | None:
-        """Everything about an execution but its arguments and result; None if there is none."""
+        """Return everything about an execution but its arguments and result; None if there is none."""
         return self.engine.read_execution_info(_identity(execution_id))
 
     def explain(self, execution_id: Id) -> Explanation | None:
@@ -182,7 +182,7 @@ class Client:
         task: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Iterator[ExecutionSummary]:
-        """The executions that fit every filter, oldest first; reads page after page while it is iterated.
+        """Yield the executions that fit every filter, oldest first; reads page after page while it is iterated.
 
         Raises:
             ValidationError: no public state has that name; `ambiguous_task`, several tasks end in that name.
@@ -197,7 +197,7 @@ class Client:
         return _rows(read)
 
     def tasks(self) -> Iterator[TaskInfo | DamagedRow]:
-        """The tasks that workers have published in the last week, with their options."""
+        """Yield the tasks that workers have published in the last week, with their options."""
 
         def read(cursor: str | None) -> tuple[Sequence[TaskInfo | DamagedRow], str | None]:
             page = self.engine.list_tasks(cursor, MAX_PAGE_SIZE)
@@ -206,7 +206,7 @@ class Client:
         return _rows(read)
 
     def lanes(self) -> Iterator[LaneInfo]:
-        """The lanes by name, with what each holds per state."""
+        """Yield the lanes by name, with what each holds per state."""
 
         def read(cursor: str | None) -> tuple[Sequence[LaneInfo], str | None]:
             page = self.engine.list_lanes(cursor, MAX_PAGE_SIZE)
@@ -215,7 +215,7 @@ class Client:
         return _rows(read)
 
     def workers(self) -> Iterator[WorkerInfo | DamagedRow]:
-        """The workers by instance id; dead ones are listed for a day."""
+        """Yield the workers by instance id; dead ones are listed for a day."""
 
         def read(cursor: str | None) -> tuple[Sequence[WorkerInfo | DamagedRow], str | None]:
             page = self.engine.list_workers(cursor, MAX_PAGE_SIZE)
@@ -224,7 +224,7 @@ class Client:
         return _rows(read)
 
     def schedules(self) -> Iterator[ScheduleInfo | DamagedRow]:
-        """The schedules by name: when each ticks, and how far it is."""
+        """Yield the schedules by name: when each ticks, and how far it is."""
 
         def read(cursor: str | None) -> tuple[Sequence[ScheduleInfo | DamagedRow], str | None]:
             page = self.engine.list_schedules(cursor, MAX_PAGE_SIZE)
@@ -238,7 +238,9 @@ class Client:
         filter: CompletionFilter | None = None,  # noqa: A002  the name that the engine's operation has
         timeout: timedelta | None = None,
     ) -> Iterator[CompletionEvent]:
-        """Every end of an execution behind a cursor, and those to come; see `EngineBackend.subscribe_completions`."""
+        """Yield every end of an execution behind a cursor, and those to come; see
+        `EngineBackend.subscribe_completions`.
+        """
         if filter is not None and filter.tasks:
             filter = attrs.evolve(filter, tasks={self._full_name(task) for task in filter.tasks})  # noqa: A001  as above
         return self.engine.subscribe_completions(cursor, filter, timeout)
@@ -246,7 +248,7 @@ class Client:
     # Operating
 
     def cancel(self, execution_id: Id, reason: str = "") -> None:
-        """Ends an execution as cancelled, whatever it is doing.
+        """End an execution as cancelled, whatever it is doing.
 
         Raises:
             NotFoundError: `execution_not_found`.
@@ -255,7 +257,7 @@ class Client:
         self.engine.cancel_execution(CancelExecutionArgs(execution_id=_identity(execution_id), reason=reason))
 
     def replay(self, execution_id: Id) -> None:
-        """Runs an ended execution again.
+        """Run an ended execution again.
 
         Raises:
             NotFoundError: `execution_not_found`.
@@ -264,15 +266,15 @@ class Client:
         self.engine.replay_execution(ReplayExecutionArgs(execution_id=_identity(execution_id)))
 
     def pause_lane(self, lane: str) -> bool:
-        """Makes a lane hand nothing out; it loses nothing. False if it was paused."""
+        """Make a lane hand nothing out; it loses nothing. False if it was paused."""
         return self.engine.pause_lane(lane)
 
     def resume_lane(self, lane: str) -> bool:
-        """Makes a paused lane hand work out again. False if it was not paused."""
+        """Make a paused lane hand work out again. False if it was not paused."""
         return self.engine.resume_lane(lane)
 
     def pause_schedule(self, name: str) -> bool:
-        """Makes a schedule submit nothing; what it leaves out is not made up for. False if it was paused.
+        """Make a schedule submit nothing; what it leaves out is not made up for. False if it was paused.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -280,7 +282,7 @@ class Client:
         return self.engine.pause_schedule(name)
 
     def resume_schedule(self, name: str) -> bool:
-        """Lets a paused schedule go on from now. False if it was not paused.
+        """Let a paused schedule go on from now. False if it was not paused.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -288,7 +290,7 @@ class Client:
         return self.engine.resume_schedule(name)
 
     def remove_schedule(self, name: str) -> None:
-        """Forgets a schedule whose code is gone. A worker that still has it registers it anew.
+        """Forget a schedule whose code is gone. A worker that still has it registers it anew.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -296,7 +298,7 @@ class Client:
         self.engine.remove_schedule(name)
 
     def _published(self, name: str, force: bool) -> Task[..., Any]:
-        """The task of that name, with the options that its worker has published."""
+        """Return the task of that name, with the options that its worker has published."""
         task, fresh_until = self._tasks.get(name, (None, 0.0))
         if task is not None and monotonic() < fresh_until:
             return task
@@ -312,7 +314,7 @@ class Client:
         return task
 
     def _find(self, name: str) -> TaskInfo | None:
-        """The published task that a name means; None if there is none.
+        """Return the published task that a name means; None if there is none.
 
         Raises:
             ValidationError: `ambiguous_task`.
@@ -325,7 +327,7 @@ class Client:
         return found[0] if found else None
 
     def _full_name(self, name: str) -> str:
-        """The name of a task in the store; the given one where none is published that it means."""
+        """Return the name of a task in the store; the given one where none is published that it means."""
         found = self._find(name)
         return name if found is None else found.name
 
@@ -347,7 +349,7 @@ class Client:
         return self._task("execution", TaskOptions(), "json")
 
     def _task(self, name: str, options: TaskOptions, codec: str) -> Task[..., Any]:
-        """A task of that name which takes any plain arguments; its code is elsewhere."""
+        """Return a task of that name which takes any plain arguments; its code is elsewhere."""
         return Task(_taking_anything(name), self, name, options, self._codec or codec)
 
 
@@ -374,7 +376,7 @@ def _identity(execution_id: Id) -> ExecutionId:
 
 
 def _rows(read: Callable[[C | None], tuple[Sequence[T], C | None]]) -> Iterator[T]:
-    """The rows of every page, from the first one on."""
+    """Yield the rows of every page, from the first one on."""
     cursor: C | None = None
     while True:
         rows, cursor = read(cursor)

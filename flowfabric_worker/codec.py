@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from flowfabric_worker.converting import (
+from flowfabric_worker._codecs import (
     FAULTS,
     PLAIN,
     REGISTERED,
@@ -27,7 +27,7 @@ from flowfabric_worker.converting import (
     refusal_in,
     unsupported,
 )
-from flowfabric_worker.formats import Codec, find_codec
+from flowfabric_worker._codecs.formats import Codec, find_codec
 
 __all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec", "register"]
 
@@ -172,7 +172,8 @@ class TaskCodec:
                 raise TypeError(f"{port.where} cannot travel: {refusal.rstrip('.')}.")
 
     def named(self, name: str) -> TaskCodec:
-        """The same task's values in the codec of a stored execution; this one, unless it was written with another.
+        """Return the same task's values in the codec of a stored execution; this one, unless it was written with
+        another.
 
         Args:
             name: of the codec, as it is stored; empty where none is.
@@ -187,7 +188,7 @@ class TaskCodec:
         return TaskCodec(self._function, find_codec(name), skip=self._skip)
 
     def encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """The payload of a call.
+        """Return the payload of a call.
 
         Raises:
             TypeError: the call does not fit the signature; it is Python's own error.
@@ -209,7 +210,7 @@ class TaskCodec:
             raise self._refused_call(call, error) from error
 
     def decode_call(self, payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call: what the function takes, beside the skipped parameters.
+        """Return the arguments of a call: what the function takes, beside the skipped parameters.
 
         Raises:
             DecodingError: the payload is no call, or not one of this function.
@@ -232,7 +233,7 @@ class TaskCodec:
         return tuple(received), kwargs
 
     def encode_result(self, value: Any) -> bytes:
-        """What the task returned, as bytes.
+        """Return what the task returned, as bytes.
 
         Raises:
             EncodingError: it would not come back as it is.
@@ -240,7 +241,7 @@ class TaskCodec:
         return self._encode(self._ports.result, value)
 
     def decode_result(self, data: bytes | None) -> Any:
-        """What the task returned, as its return annotation says; None where nothing is stored.
+        """Return what the task returned, as its return annotation says; None where nothing is stored.
 
         Raises:
             DecodingError: the bytes hold something else.
@@ -248,11 +249,11 @@ class TaskCodec:
         return self._decode(self._ports.result, data)
 
     def encode_frame(self, value: Any) -> bytes:
-        """One value that the task yielded, as bytes; raises as `encode_result` does."""
+        """Return one value that the task yielded, as bytes; raises as `encode_result` does."""
         return self._encode(self._ports.frame, value)
 
     def decode_frame(self, data: bytes) -> Any:
-        """One value that the task yielded; raises as `decode_result` does."""
+        """Return one value that the task yielded; raises as `decode_result` does."""
         return self._decode(self._ports.frame, data)
 
     def _encode(self, port: _Port, value: Any) -> bytes:
@@ -285,7 +286,7 @@ class TaskCodec:
         raise DecodingError(f"The payload of {self._name} is not a call: it must be [args] or [args, kwargs].")
 
     def _refused_call(self, call: list[Any], error: Exception) -> EncodingError:
-        """The error for a call that the codec refused; it names the first argument that is at fault."""
+        """Return the error for a call that the codec refused; it names the first argument that is at fault."""
         args, kwargs = call if len(call) == 2 else (call[0], {})
         ports = self._ports
         named = ((ports.named(name), value) for name, value in kwargs.items())
@@ -344,7 +345,7 @@ _BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Callable[..., None]:
-    """A function of the same name and parameters that does nothing: calling it is the check of a call."""
+    """Return a function of the same name and parameters that does nothing: calling it is the check of a call."""
     bare = [
         parameter.replace(
             annotation=Parameter.empty,
@@ -359,7 +360,7 @@ def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Ca
 
 
 def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str], name: str) -> int | None:
-    """How many arguments can stay positional when skipped parameters are filled by keyword; None if all."""
+    """Return how many arguments can stay positional when skipped parameters are filled by keyword; None if all."""
     for count, parameter in enumerate(parameters):
         if parameter.name in skip and parameter.kind is not Parameter.KEYWORD_ONLY:
             followers = {follower.kind for follower in parameters[count:]}
@@ -370,7 +371,7 @@ def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str]
 
 
 def _outputs(function: Callable[..., Any], annotation: Any) -> tuple[Any, Any]:
-    """What a function returns and what it yields, from its return annotation."""
+    """Return what a function returns and what it yields, from its return annotation."""
     if not inspect.isgeneratorfunction(inspect.unwrap(function)):
         return annotation, Any
     match typing.get_args(annotation):

@@ -15,7 +15,7 @@ from flowfabric_worker.engine.types.checks import as_capabilities
 URL_VARIABLE: Final = "FLOWFABRIC_URL"
 DEFAULT_URL: Final = "embedded://.flowfabric"
 DEFAULT_THREADS: Final = 8
-DEFAULT_MOST_LOST: Final = 4
+DEFAULT_MAX_STUCK_THREADS: Final = 4
 
 
 def store_url(url: str | None = None) -> str:
@@ -27,7 +27,7 @@ def store_url(url: str | None = None) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A store's URL without user, password and options, as logs may show it."""
+    """Return a store's URL without user, password and options, as logs may show it."""
     scheme, mark, rest = url.partition("://")
     return f"{scheme}{mark}{rest.partition('?')[0].rpartition('@')[2]}"
 
@@ -43,18 +43,18 @@ def _at_least_one(_: object, attribute: attrs.Attribute[int], value: int) -> Non
 
 
 @attrs.frozen(kw_only=True)
-class RunSettings:
+class WorkerSettings:
     """How a worker process runs.
 
     Attributes:
         threads: handlers that run at the same time.
         lanes: where to take work from, and how often each lane goes first; empty for the lanes of the worker's tasks.
-        offers: capabilities of this process.
+        capabilities: words of this process.
         lease: how long a claim holds without renewal; it is renewed three times as often.
         grace: how long a stop waits for handlers that run.
-        yield_within: how long a handler may go on after it was told that its result will not count; then its thread
+        interrupt_grace: how long a handler may go on after it was told that its result will not count; then its thread
             is counted as lost, and replaced.
-        most_lost: with so many lost threads the process ends, to be started anew.
+        max_stuck_threads: with so many lost threads the process ends, to be started anew.
         memory_limit: bytes that the process may use. An allocation beyond them raises MemoryError, and a process that
             stays close to them ends, to be started anew. None for no limit.
     """
@@ -63,11 +63,11 @@ class RunSettings:
         attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1000)
     ))  # fmt: skip
     lanes: Mapping[str, int] = attrs.field(factory=dict)
-    offers: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
+    capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     lease: timedelta = attrs.field(default=timedelta(seconds=30), validator=_positive)
     grace: timedelta = timedelta(seconds=30)
-    yield_within: timedelta = attrs.field(default=timedelta(seconds=5), validator=_positive)
-    most_lost: int = attrs.field(default=DEFAULT_MOST_LOST, validator=_at_least_one)
+    interrupt_grace: timedelta = attrs.field(default=timedelta(seconds=5), validator=_positive)
+    max_stuck_threads: int = attrs.field(default=DEFAULT_MAX_STUCK_THREADS, validator=_at_least_one)
     memory_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least_one))
 
     def __attrs_post_init__(self) -> None:

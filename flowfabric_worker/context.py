@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 from uuid import uuid4
 
+from flowfabric_worker._steps.durable_calls import DurableCalls, caller, check_step, check_step_result, inside_step
 from flowfabric_worker.codec import TaskCodec
-from flowfabric_worker.durable import DurableCalls, caller, check_step, check_step_result, inside_step
 from flowfabric_worker.outcomes import Interrupted
 
 P = ParamSpec("P")
@@ -66,7 +66,7 @@ class TaskContext(ABC):
 
     @abstractmethod
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
-        """Says how far the work is, 0 to 100; None keeps what was said before."""
+        """Say how far the work is, 0 to 100; None keeps what was said before."""
 
     @abstractmethod
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -83,18 +83,18 @@ class TaskContext(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raises `Interrupted` when the result of this run will not count any more."""
+        """Raise `Interrupted` when the result of this run will not count any more."""
 
     @abstractmethod
     def shield(self) -> AbstractContextManager[None]:
-        """Holds the interruption of a task with `interrupt=True` back while a block runs; it comes at the block's end.
+        """Hold the interruption of a task with `interrupt=True` back while a block runs; it comes at the block's end.
 
         For what must not stop half-way, such as writing a file and renaming it.
         """
 
     @abstractmethod
     def sleep(self, duration: timedelta) -> None:
-        """Frees this thread; after `duration` the handler runs again from its start, and this call returns at once.
+        """Free this thread; after `duration` the handler runs again from its start, and this call returns at once.
 
         Calls are told apart by their order, so a handler must make them in the same order each time. No retry is used.
         What is raised to leave the run is no `Exception`.

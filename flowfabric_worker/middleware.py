@@ -12,7 +12,7 @@ from flowfabric_worker.context import TaskContext
 
 
 @attrs.frozen(kw_only=True)
-class RunEvent:
+class AttemptEvent:
     """Something that happened to one run of an execution.
 
     Attributes:
@@ -47,32 +47,32 @@ class Middleware:
     """
 
     def around(self, context: TaskContext) -> AbstractContextManager[object]:  # noqa: ARG002  for who overrides it
-        """A context manager that the handler runs in.
+        """Return a context manager that the handler runs in.
 
         What it raises counts as raised by the handler. It cannot swallow what the handler raised: that counts too. The
         interruption of a task with `interrupt=True` reaches the handler alone.
         """
         return nullcontext()
 
-    def on_claim(self, event: RunEvent) -> None:
+    def on_claim(self, event: AttemptEvent) -> None:
         """The worker has claimed an execution."""
 
-    def on_success(self, event: RunEvent) -> None:
+    def on_success(self, event: AttemptEvent) -> None:
         """An execution has completed."""
 
-    def on_failure(self, event: RunEvent) -> None:
+    def on_failure(self, event: AttemptEvent) -> None:
         """An execution has ended failed, or its handler has cancelled it; it is not tried again."""
 
-    def on_retry(self, event: RunEvent) -> None:
+    def on_retry(self, event: AttemptEvent) -> None:
         """An attempt has failed and is tried again."""
 
-    def on_suspend(self, event: RunEvent) -> None:
+    def on_suspend(self, event: AttemptEvent) -> None:
         """A handler has left its execution to go on later: it sleeps or waits."""
 
-    def on_lost(self, event: RunEvent) -> None:
+    def on_lost(self, event: AttemptEvent) -> None:
         """What a run returns will not count: its lease was lost, its time is over, or somebody cancelled it."""
 
-    def on_ended(self, event: RunEvent) -> None:
+    def on_ended(self, event: AttemptEvent) -> None:
         """An execution that this worker had has ended, in whatever way; `event.outcome` says how.
 
         Beside what its handler brought about, these are timeouts and deadlines, cancellations from outside, and
@@ -85,7 +85,7 @@ Around: TypeAlias = Callable[[TaskContext], AbstractContextManager[object]]
 
 
 def arounds_of(middleware: tuple[Middleware | Around, ...]) -> tuple[Around, ...]:
-    """What goes around a handler, the outermost first."""
+    """Return what goes around a handler, the outermost first."""
     return tuple(
         each.around if isinstance(each, Middleware) else each
         for each in middleware
@@ -93,8 +93,8 @@ def arounds_of(middleware: tuple[Middleware | Around, ...]) -> tuple[Around, ...
     )
 
 
-def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Callable[[RunEvent], None], ...]:
-    """The hooks of a name that somebody overrides."""
+def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Callable[[AttemptEvent], None], ...]:
+    """Return the hooks of a name that somebody overrides."""
     return tuple(
         getattr(each, name)
         for each in middleware
@@ -103,7 +103,7 @@ def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Ca
 
 
 def check_middleware(middleware: object) -> tuple[Middleware | Around, ...]:
-    """A collection of middleware.
+    """Return a collection of middleware.
 
     Raises:
         TypeError: one of them is a class, or cannot be called.

@@ -15,28 +15,29 @@ from uuid import uuid4
 
 import attrs
 
-from flowfabric_worker import signals, supervised
-from flowfabric_worker.apart import Apart, Given
-from flowfabric_worker.attempts import Attempts
-from flowfabric_worker.claimer import Claimer
-from flowfabric_worker.committer import Committer
-from flowfabric_worker.config import RunSettings
-from flowfabric_worker.engine import reporting
+from flowfabric_worker._runtime import signal_handlers as signals
+from flowfabric_worker._runtime import supervisor_channel as supervised
+from flowfabric_worker._runtime.announcements import start_line, unknown_lanes, waiting_line
+from flowfabric_worker._runtime.attempt_runner import AttemptRunner
+from flowfabric_worker._runtime.claimer import Claimer
+from flowfabric_worker._runtime.completer import Completer
+from flowfabric_worker._runtime.execution_log import ExecutionLog
+from flowfabric_worker._runtime.handler_pool import HandlerPool
+from flowfabric_worker._runtime.hooks import Hooks
+from flowfabric_worker._runtime.isolation import Apart, Given
+from flowfabric_worker._runtime.lease_keeper import ALIVE_FOR, LeaseKeeper
+from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable
+from flowfabric_worker._runtime.memory_limit import MemoryLimit, MemoryWatch
+from flowfabric_worker._runtime.shutdown import Aside, Deadline
+from flowfabric_worker._runtime.supervisor_channel import SupervisorChannel
+from flowfabric_worker._runtime.ticker import Ticker
+from flowfabric_worker.config import WorkerSettings
+from flowfabric_worker.engine import log_queue as reporting
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from flowfabric_worker.handlers import Handlers
-from flowfabric_worker.held import Held, Holdings
-from flowfabric_worker.hooks import Hooks
-from flowfabric_worker.keeper import ALIVE_FOR, Keeper
-from flowfabric_worker.memory import MemoryLimit, MemoryWatch
 from flowfabric_worker.middleware import arounds_of
-from flowfabric_worker.run_log import RunLog
-from flowfabric_worker.scheduler import Scheduler
-from flowfabric_worker.start_and_stop import start_line, unknown_lanes, waiting_line
-from flowfabric_worker.stopping import Aside, Deadline
-from flowfabric_worker.supervised import Line
 from flowfabric_worker.worker import Worker
 
 log = reporting.Log(__name__)
@@ -58,7 +59,7 @@ class Part(Protocol):
     def alive(self) -> bool: ...
 
 
-class WornOut(Exception):  # noqa: N818  it says what happened
+class RestartRequired(Exception):  # noqa: N818  it says what happened
     """A worker process stopped in order, so that a fresh one takes its place."""
 
 
@@ -75,10 +76,10 @@ class Runtime:
     """
 
     def __init__(
-        self, worker: Worker, settings: RunSettings | None = None, *, line: socket.socket | None = None
+        self, worker: Worker, settings: WorkerSettings | None = None, *, line: socket.socket | None = None
     ) -> None:
         self.worker = worker
-        self.settings = settings or RunSettings()
+        self.settings = settings or WorkerSettings()
         runs_apart = line is not None and supervised.runs_apart()
         if runs_apart:
             self.settings = attrs.evolve(self.settings, threads=1)
@@ -91,10 +92,10 @@ class Runtime:
                 f"A worker serves at most {MAX_LANES_PER_CLAIM} lanes, not {len(self._lanes)}: name those of this "
                 "process with `--lanes`, and run others for the rest.",
             )
-        self._holdings = Holdings(self.settings.threads)
+        self._holdings = LeaseTable(self.settings.threads)
         self._hooks = Hooks(worker.middleware, self._engine)
-        self._run_log = RunLog()
-        self._committer = Committer(self._holdings, self._engine, self._hooks, self._run_log)
+        self._run_log = ExecutionLog()
+        self._committer = Completer(self._holdings, self._engine, self._hooks, self._run_log)
         self._handlers = self._make_handlers()
         limit = self.settings.memory_limit
         self._memory_limit: MemoryLimit | None = None
@@ -103,16 +104,16 @@ class Runtime:
         self._line = None if line is None else self._make_line(line)
         policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._publications = [task.publication() for task in worker.tasks.values()]
-        self._keeper = Keeper(
+        self._keeper = LeaseKeeper(
             self._holdings, self._engine, self._registration(), policy.lease, self._hooks, tuple(self._watches()),
             self._publications,
         )  # fmt: skip
         self._claimer = self._given or Claimer(
-            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.offers, self._hooks,
+            self._holdings, self._engine, policy, worker.tasks, self._lanes, self.settings.capabilities, self._hooks,
             None if self._line is None else self._line.beat_now,
         )  # fmt: skip
         self._apart = None if line is None or runs_apart else Apart(self._holdings, self._keeper)
-        self._scheduler = Scheduler(self._engine, () if runs_apart else worker.tasks.values())
+        self._scheduler = Ticker(self._engine, () if runs_apart else worker.tasks.values())
         # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
         # in is why the process itself wants to stop; empty where the request came from outside.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -123,22 +124,20 @@ class Runtime:
         # Why the process stops, if a handler may be the reason.
         self._own_reason = ""
 
-    def _make_handlers(self) -> Handlers:
-        attempts = Attempts(
+    def _make_handlers(self) -> HandlerPool:
+        attempts = AttemptRunner(
             self._committer, self._engine, self._engine.limits.payload_bytes, arounds_of(self.worker.middleware)
         )
-        settings = self.settings
-        return Handlers(
-            self._holdings, attempts, settings.yield_within.total_seconds(), settings.most_lost, self._on_worn
-        )
+        grace = self.settings.interrupt_grace.total_seconds()
+        return HandlerPool(self._holdings, attempts, grace, self.settings.max_stuck_threads, self._on_worn)
 
-    def _make_line(self, end: socket.socket) -> Line:
+    def _make_line(self, end: socket.socket) -> SupervisorChannel:
         run = None if self._given is None else self._given.run
         reclaimed = self._holdings.holds_reclaimed
-        return Line(end, self._ask_once, self._hurry, self._on_death, reclaimed, run, self._on_lost)
+        return SupervisorChannel(end, self._ask_once, self._hurry, self._on_death, reclaimed, run, self._on_lost)
 
     def _watches(self) -> Iterator[Callable[[], None]]:
-        """What the keeper calls each time that it looks around."""
+        """Yield what the keeper calls each time that it looks around."""
         yield self._handlers.replace_lost
         yield self._hooks.watch
         if self._memory is not None:
@@ -158,7 +157,7 @@ class Runtime:
     # For the main thread
 
     def run(self) -> None:
-        """Runs until SIGTERM or SIGINT: then what runs may finish within the grace, and the rest is handed back.
+        """Run until SIGTERM or SIGINT: then what runs may finish within the grace, and the rest is handed back.
 
         A second signal hands everything back at once. SIGUSR1 prints what every thread does.
 
@@ -166,8 +165,8 @@ class Runtime:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
             TypeError: an annotation of one cannot travel, or does not resolve.
-            WornOut: the process has lost too many threads, or comes too close to its memory limit; it stopped in
-                order, and is to be started anew.
+            RestartRequired: too many threads of the process are stuck, or it comes too close to its memory limit. It
+                stopped in order; start another one.
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
         """
         previous = {number: signals.handle(number, self._on_signal) for number in _STOP_SIGNALS}
@@ -184,7 +183,7 @@ class Runtime:
             if fallen:
                 raise RuntimeError(f"The {fallen} of {self.instance_id} ended by itself; its traceback says why.")
             if self._worn:
-                raise WornOut(f"The process is to be started anew: {self._worn}.")
+                raise RestartRequired(f"The process is to be started anew: {self._worn}.")
         finally:
             for number, handler in previous.items():
                 signals.handle(number, handler)
@@ -227,18 +226,18 @@ class Runtime:
         return parts if self._apart is None else (*parts, self._apart)
 
     def request_stop(self) -> None:
-        """Makes `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
+        """Make `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
         self._stop_requests.put("")
 
     def _on_worn(self, reason: str) -> None:
-        """Stops once, in order, because the process had better be replaced."""
+        """Stop once, in order, because the process had better be replaced."""
         if self._running and not self._worn:
             self._worn, self._asked = reason, True
             log.error("%s stops to be started anew: %s.", self.instance_id, reason)
             self._stop_requests.put(reason)
 
     def _ask_once(self) -> None:
-        """Makes it stop, if nobody did."""
+        """Make it stop, if nobody did."""
         if not self._asked:
             self._asked = True
             self.request_stop()
@@ -278,7 +277,7 @@ class Runtime:
                 f"The worker {self.worker.name!r} has no tasks: decorate functions with @worker.task first."
             )
         self.worker.check()
-        for warning in unknown_lanes(self.worker, self.settings.lanes):
+        for warning in unknown_lanes(self.worker.name, self.worker.tasks.values(), self.settings.lanes):
             log.warning("%s", warning)
         prepared = self._engine.prepare()
         for warning in prepared.warnings:
@@ -306,7 +305,8 @@ class Runtime:
             return
         if self._apart is not None:
             self._apart.start()
-        log.info("%s", start_line(self.worker, self.settings, self._lanes, self.instance_id))
+        tasks = self.worker.tasks.values()
+        log.info("%s", start_line(self.worker.url, tasks, self.settings, self._lanes, self.instance_id))
 
     def stop(self, grace: timedelta | None = None) -> None:
         """Claim nothing more, let what runs finish within the grace, and hand the rest back, ready at once.
@@ -351,12 +351,12 @@ class Runtime:
         self._tell_end(unstarted.answer([]) + unfinished.answer([]))
         reporting.stop(_LAST_WORDS)
 
-    def _return_unstarted(self, deadline: Deadline) -> list[Held]:
+    def _return_unstarted(self, deadline: Deadline) -> list[LeasedExecution]:
         """Hand back what no handler has begun, once the claimer brings no more; return what the store acknowledged."""
         deadline.await_at_all(self._claimer.join)
         return self._keeper.release_waiting()
 
-    def _withhold_unfinished(self) -> list[Held]:
+    def _withhold_unfinished(self) -> list[LeasedExecution]:
         """Take everything that has no outcome: nothing that its handlers may still return is sent from here on."""
         left = self._holdings.unfinished()
         for held in left:
@@ -364,14 +364,14 @@ class Runtime:
             held.lose("stopping")
         return left
 
-    def _hand_back(self, left: Sequence[Held]) -> list[Held]:
+    def _hand_back(self, left: Sequence[LeasedExecution]) -> list[LeasedExecution]:
         """Hand back what handlers have not ended; return what the store acknowledged."""
-        by_reason: dict[str | None, list[Held]] = {}
+        by_reason: dict[str | None, list[LeasedExecution]] = {}
         for held in left:
             by_reason.setdefault(self._why_it_counts(held), []).append(held)
         return [each for why, some in by_reason.items() for each in self._keeper.release(some, why)]
 
-    def _why_it_counts(self, held: Held) -> str | None:
+    def _why_it_counts(self, held: LeasedExecution) -> str | None:
         """Return why the stop counts as a loss of the worker; None if the execution may simply go on elsewhere."""
         if held.started_at is None:
             return None
@@ -382,7 +382,7 @@ class Runtime:
             return None
         return "was told to stop"
 
-    def _tell_end(self, handed_back: Sequence[Held]) -> None:
+    def _tell_end(self, handed_back: Sequence[LeasedExecution]) -> None:
         """Log what became of everything that was held, as far as the store has acknowledged it."""
         begun = sum(held.started_at is not None for held in handed_back)
         log.info("%s stopped; it handed back %s, of which %s had begun.", self.instance_id, len(handed_back), begun)
@@ -429,7 +429,7 @@ class Runtime:
     # What others are told
 
     def _claim_lease(self) -> timedelta:
-        """The shortest lease among the tasks: a claim does not know yet what it will get."""
+        """Return the shortest lease among the tasks: a claim does not know yet what it will get."""
         own = [task.options_given.lease for task in self.worker.tasks.values() if task.options_given.lease is not None]
         return min([self.settings.lease, *own])
 
@@ -438,7 +438,7 @@ class Runtime:
             worker_id=self.worker.name,
             worker_instance_id=self.instance_id,
             lanes=tuple(sorted(self._lanes)),
-            capabilities=tuple(sorted(self.settings.offers)),
+            capabilities=tuple(sorted(self.settings.capabilities)),
             tasks=tuple(sorted(self.worker.tasks)),
             threads=self.settings.threads,
             host=socket.gethostname(),

@@ -112,7 +112,7 @@ class Schedule:
         return f"cron {self.cron} {self.timezone}"
 
     def next_after(self, moment: datetime) -> datetime:
-        """The first tick after a moment with a time zone; in UTC."""
+        """Return the first tick after a moment with a time zone; in UTC."""
         return self._rule.next_after(moment.astimezone(UTC))
 
     def due(self, last: datetime, now: datetime, missed: Missed = "latest") -> Due:
@@ -169,7 +169,7 @@ class Schedule:
 
 
 def schedule_of(every: timedelta | None, cron: str | None, timezone: str, missed: str) -> Schedule | None:
-    """The schedule that the options of a task tell of; None when they tell of none.
+    """Return the schedule that the options of a task tell of; None when they tell of none.
 
     Raises:
         TypeError, ValueError: see `Schedule`; or options of a schedule where there is none.
@@ -184,7 +184,7 @@ def schedule_of(every: timedelta | None, cron: str | None, timezone: str, missed
 
 
 def check_needs_nothing(function: Callable[..., Any], given: Collection[str]) -> None:
-    """Checks that a function can be called without arguments, beside the parameters that are `given`.
+    """Check that a function can be called without arguments, beside the parameters that are `given`.
 
     Raises:
         TypeError: it cannot; the message names what is missing.
@@ -213,7 +213,7 @@ class _Interval:
 
 
 def _spoken(duration: timedelta) -> str:
-    """A duration in short, such as `1h30m`."""
+    """Return a duration in short, such as `1h30m`."""
     rest = duration / timedelta(milliseconds=1)
     words = []
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
@@ -257,7 +257,7 @@ class _Cron:
         self._zone = zone
 
     def _shown_at(self, moment: datetime) -> datetime:
-        """What the clocks of the zone show."""
+        """Return what the clocks of the zone show."""
         return moment.astimezone(self._zone).replace(tzinfo=None)
 
     def _next_time(self, time: datetime) -> datetime:
@@ -294,7 +294,7 @@ class _NamedHours(_Cron):
                 return tick
 
     def _moment_of(self, time: datetime) -> datetime:
-        """When the clocks show a time first; of one that they jump over, when they have jumped."""
+        """Return when the clocks show a time first; of one that they jump over, when they have jumped."""
         moment = time.replace(tzinfo=self._zone, fold=0).astimezone(UTC)
         if self._shown_at(moment) == time:
             return moment
@@ -303,7 +303,7 @@ class _NamedHours(_Cron):
 
 
 def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
-    """When the clocks of a zone are changed first, behind `start` and until `end`; None if they are not."""
+    """Return when the clocks of a zone are changed first, behind `start` and until `end`; None if they are not."""
     first, last = int(start.timestamp()), int(end.timestamp())
     before = _offset(zone, first)
     while first < last:
@@ -316,7 +316,7 @@ def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | 
 
 
 def _halve(zone: ZoneInfo, before: int, after: int) -> datetime:
-    """The second at which the clocks are changed: after `before`, and not after `after`."""
+    """Return the second at which the clocks are changed: after `before`, and not after `after`."""
     offset = _offset(zone, before)
     while after - before > 1:
         middle = (before + after) // 2

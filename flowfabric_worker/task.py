@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
+from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
+from flowfabric_worker._tasks.signatures import find_context_parameter
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
 from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave, run_of_this_thread
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, Duplicate
 from flowfabric_worker.engine.types.workers import TaskPublication
-from flowfabric_worker.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker.outcomes import (
     ExecutionCancelled,
     ExecutionExpired,
@@ -28,7 +29,6 @@ from flowfabric_worker.outcomes import (
     ResultError,
 )
 from flowfabric_worker.schedule import Schedule, check_needs_nothing, schedule_of
-from flowfabric_worker.signatures import find_context_parameter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,7 +80,7 @@ class Run(Generic[R]):
         return f"Run({str(self.id)!r})"
 
     def result(self, timeout: float | timedelta | None = None) -> R:
-        """What the task returned; blocks until the execution ends.
+        """Return what the task returned; blocks until the execution ends.
 
         Args:
             timeout: seconds, or a timedelta; None waits as long as it takes.
@@ -103,11 +103,11 @@ class Run(Generic[R]):
         return cast(R, codec.decode_result(outcome.result) if codec else outcome.result)
 
     def state(self) -> PublicState | None:
-        """The execution's state at this moment; None when its retention is over."""
+        """Return the execution's state at this moment; None when its retention is over."""
         return self._engine.read_execution_state(self.id)
 
     def cancel(self, reason: str = "") -> None:
-        """Ends the execution as cancelled, whatever it is doing."""
+        """End the execution as cancelled, whatever it is doing."""
         self._engine.cancel_execution(CancelExecutionArgs(execution_id=self.id, reason=reason))
 
 
@@ -120,7 +120,7 @@ _ERRORS: dict[TerminalOutcome, type[ResultError]] = {
 
 
 def result_error(outcome: ExecutionOutcome) -> ResultError:
-    """The error that stands for an end that is no success."""
+    """Return the error that stands for an end that is no success."""
     reason = outcome.error or outcome.outcome.value
     return _ERRORS[outcome.outcome](outcome.execution_id, reason, outcome.detail.decode("utf-8", "replace"))
 
@@ -211,7 +211,7 @@ class Task(Generic[P, R]):
         return self._owner.engine
 
     def step_codec(self, function: Callable[..., Any]) -> TaskCodec:
-        """How the result of a step of this task travels: as the return annotation of `function` says."""
+        """Return how the result of a step of this task travels: as the return annotation of `function` says."""
         codec = self._step_codecs.get(function) if inspect.isfunction(function) else None
         if codec is None:
             codec = _result_codec(function, self._port)
@@ -221,7 +221,7 @@ class Task(Generic[P, R]):
         return codec
 
     def options(self, **changes: Any) -> Submission[P, R]:
-        """The same task with other options for what is submitted through the result.
+        """Return the same task with other options for what is submitted through the result.
 
         Raises:
             TypeError: an unknown option, or one that belongs to the task itself.
@@ -247,7 +247,7 @@ class Task(Generic[P, R]):
         return self._submission.submit_many(calls)
 
     def publication(self) -> TaskPublication:
-        """How the task is submitted, for clients that do not have its code."""
+        """Return how the task is submitted, for clients that do not have its code."""
         options = self.options_given
         return TaskPublication(
             name=self.name,
@@ -261,11 +261,11 @@ class Task(Generic[P, R]):
         )
 
     def creation(self, *args: P.args, **kwargs: P.kwargs) -> CreateExecutionArgs:
-        """What `submit` would ask the engine for; raises as it does."""
+        """Return what `submit` would ask the engine for; raises as it does."""
         return self._submission._creation(args, kwargs)
 
     def run(self, execution_id: ExecutionId | str) -> Run[R]:
-        """The run of an execution of this task that was submitted before."""
+        """Return the run of an execution of this task that was submitted before."""
         identity = ExecutionId.parse(execution_id) if isinstance(execution_id, str) else execution_id
         return Run(identity, self, created=False)
 
@@ -279,14 +279,14 @@ class Submission(Generic[P, R]):
         self._policy = options.policy()
 
     def options(self, **changes: Any) -> Submission[P, R]:
-        """The same with further changes; see `Task.options`."""
+        """Return the same with further changes; see `Task.options`."""
         fixed = TASK_ONLY & changes.keys()
         if fixed:
             raise TypeError(f"{', '.join(sorted(fixed))} belongs to the task: give it to @worker.task().")
         return Submission(self._task, change_options(self._options, changes))
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Makes a durable execution of this call; see `Task.submit`."""
+        """Make a durable execution of this call; see `Task.submit`."""
         engine = self._task.engine
         result = engine.create_execution(self._creation(args, kwargs))
         if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
@@ -294,7 +294,7 @@ class Submission(Generic[P, R]):
         return Run(result.execution_id, self._task, created=isinstance(result, Created))
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
-        """Makes a durable execution of each call; see `Task.submit_many`."""
+        """Make a durable execution of each call; see `Task.submit_many`."""
         if self._options.key is not None:
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
         runs: list[Run[R]] = []
@@ -339,7 +339,7 @@ class Submission(Generic[P, R]):
 
 
 def _schedule(function: Callable[..., Any], options: TaskOptions, skip: set[str]) -> Schedule | None:
-    """When a task runs by itself; None if it does not."""
+    """Return when a task runs by itself; None if it does not."""
     schedule = schedule_of(options.every, options.cron, options.timezone, options.missed)
     if schedule is not None:
         check_needs_nothing(function, given=skip)

@@ -46,25 +46,25 @@ class Clock:
         return _EPOCH + timedelta(milliseconds=self._worker.engine.server_time())
 
     def move(self, duration: timedelta) -> None:
-        """Sets the clock forward; what has become due by then runs with the next `worker.run_until_idle()`."""
+        """Set the clock forward; what has become due by then runs with the next `worker.run_until_idle()`."""
         self._worker.engine.set_clock(self.now + duration)
 
 
 @pytest.fixture
 def flowfabric() -> Iterator[Worker]:
-    """A worker on a fresh store in memory; `flowfabric.run_until_idle()` runs what is due."""
+    """Provide a worker on a fresh store in memory; `flowfabric.run_until_idle()` runs what is due."""
     with Worker("test").in_memory() as worker:
         yield worker
 
 
 @pytest.fixture
 def flowfabric_eager(flowfabric: Worker) -> Iterator[Worker]:
-    """The worker of the fixture `flowfabric`, whose submissions run in place."""
+    """Provide the worker of the fixture `flowfabric`, whose submissions run in place."""
     with flowfabric.eager():
         yield flowfabric
 
 
 @pytest.fixture
 def flowfabric_clock(flowfabric: Worker) -> Clock:
-    """The clock of the fixture `flowfabric`; `flowfabric_clock.move(timedelta(hours=1))` sets it forward."""
+    """Provide the clock of the fixture `flowfabric`; `flowfabric_clock.move(timedelta(hours=1))` sets it forward."""
     return Clock(flowfabric)

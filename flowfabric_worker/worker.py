@@ -10,19 +10,19 @@ from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import uuid4
 
+from flowfabric_worker._runtime.eager import EagerEngine
+from flowfabric_worker._runtime.inline import InlineRuntime
+from flowfabric_worker._tasks.options import TaskOptions, change_options
+from flowfabric_worker._tasks.signatures import check_function
 from flowfabric_worker.codec import Codec, find_codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.context import TaskContext
-from flowfabric_worker.eager import EagerEngine
-from flowfabric_worker.engine import forking
+from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.engine import Engine, forget_memory, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.checks import as_capabilities
-from flowfabric_worker.inline import Inline
 from flowfabric_worker.middleware import Around, Middleware, check_middleware
-from flowfabric_worker.options import TaskOptions, change_options
-from flowfabric_worker.signatures import check_function
 from flowfabric_worker.task import Task
 
 P = ParamSpec("P")
@@ -94,10 +94,10 @@ class Worker:
         self._lends = False
         # What `eager` offers while it lasts.
         self._eager_offers: frozenset[str] | None = None
-        self.forget_parent()
+        self.reset_after_fork()
         forking.remember(self)
 
-    def forget_parent(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked process: a lock may have been held by a thread that is not there. The engine sees to itself."""
         self._lock = threading.Lock()
 
@@ -134,7 +134,7 @@ class Worker:
     def task(self, /, *, name: str | None = None, **options: Any) -> Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
-        """Registers a function; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
+        """Register a function; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
 
         Args:
             name: the whole of what executions call it; None for the worker's name and the function's, such as
@@ -166,7 +166,7 @@ class Worker:
             task.codec.check(final=True)
 
     def publish(self) -> None:
-        """Writes into the store how the tasks are submitted, for clients that do not have their code.
+        """Write into the store how the tasks are submitted, for clients that do not have their code.
 
         A worker that runs does this by itself; call it where producers come first. A publication is kept for a week.
 
@@ -188,7 +188,7 @@ class Worker:
         return task
 
     def close(self) -> None:
-        """Closes the connections to the store; the next use opens them again."""
+        """Close the connections to the store; the next use opens them again."""
         with self._lock:
             engine, self._engine = self._engine, None
         if engine is not None:
@@ -196,15 +196,15 @@ class Worker:
 
     # For tests
 
-    def run_until_idle(self, *, offers: Iterable[str] = ()) -> int:
-        """Runs everything that is due, in this thread and without sleeping, also what that brings about.
+    def run_until_idle(self, *, capabilities: Iterable[str] = ()) -> int:
+        """Run everything that is due, in this thread and without sleeping, also what that brings about.
 
         All lanes are served. What a handler raises becomes the outcome of its execution, as it does in a worker; only
         KeyboardInterrupt comes out as well. A schedule begins with the first call: ticks after it run when the clock
         has come to them.
 
         Args:
-            offers: capabilities, beside those that the tasks need.
+            capabilities: words, beside those that the tasks need.
 
         Returns:
             How many times a handler ran.
@@ -212,14 +212,14 @@ class Worker:
         Raises:
             EngineError: the store cannot be used.
         """
-        engine, chosen = self.engine, as_capabilities(offers)
+        engine, chosen = self.engine, as_capabilities(capabilities)
         self.publish()
-        inline = Inline(engine, engine.limits, self.tasks, self.middleware, chosen, schedules=True)
+        inline = InlineRuntime(engine, engine.limits, self.tasks, self.middleware, chosen, schedules=True)
         return inline.run_until_idle()
 
     @contextmanager
     def in_memory(self) -> Iterator[Self]:
-        """Lends the worker a fresh store in this process, whose clock can be set; then it has its own store again.
+        """Lend the worker a fresh store in this process, whose clock can be set; then it has its own store again.
 
         Used as `with worker.in_memory():`.
         """
@@ -229,8 +229,8 @@ class Worker:
             yield self
 
     @contextmanager
-    def eager(self, *, offers: Iterable[str] = ()) -> Iterator[Self]:
-        """Runs every submission in place, on a fresh store in this process; used as `with worker.eager():`.
+    def eager(self, *, capabilities: Iterable[str] = ()) -> Iterator[Self]:
+        """Run every submission in place, on a fresh store in this process; used as `with worker.eager():`.
 
         `submit` and `submit_many` come back when what they submitted has ended, and what its handlers submitted too.
         Everything else is as in a worker: encoding, retries, timeouts, steps. A failure comes out of `result()`.
@@ -239,18 +239,18 @@ class Worker:
         at the same time, one runs the work of all.
 
         Args:
-            offers: capabilities, beside those that the tasks need.
+            capabilities: words, beside those that the tasks need.
 
         Raises:
             RuntimeError: from `submit`: an execution cannot end, and why; or one makes new work for ever.
         """
-        with self._lent(as_capabilities(offers)):
+        with self._lent(as_capabilities(capabilities)):
             self.publish()
             yield self
 
     @contextmanager
     def _lent(self, eager_offers: frozenset[str] | None) -> Iterator[None]:
-        """Puts the worker on a fresh store in this process; its own connections stay open meanwhile."""
+        """Put the worker on a fresh store in this process; its own connections stay open meanwhile."""
         own = self.url, self._engine, self._eager_offers, self._lends
         name = uuid4().hex
         self.url, self._engine, self._eager_offers, self._lends = f"memory://{name}", None, eager_offers, True

@@ -20,20 +20,20 @@ SHIPPED = frozenset({".py", ".lua", ".sql", ".typed"})
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Runs a command and returns what it printed; its failure ends this script."""
+    """Run a command and return what it printed; its failure ends this script."""
     print("$", *command, flush=True)
     return subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def build(into: Path) -> Path:
-    """Builds both distributions and returns the wheel, which is made from the source distribution."""
+    """Build both distributions and return the wheel, which is made from the source distribution."""
     run(sys.executable, "-m", "build", "--outdir", into, ROOT, cwd=into)
     (wheel,) = into.glob("*.whl")
     return wheel
 
 
 def check_contents(wheel: Path) -> None:
-    """Ends the script unless the wheel holds what the package needs at run time, and nothing else."""
+    """End the script unless the wheel holds what the package needs at run time, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         licensed = any(name.endswith("/LICENSE") for name in archive.namelist())
@@ -45,7 +45,7 @@ def check_contents(wheel: Path) -> None:
 
 
 def check_use(wheel: Path, home: Path) -> None:
-    """Ends the script unless the installed wheel can be imported and asked for help."""
+    """End the script unless the installed wheel can be imported and asked for help."""
     environment = home / "environment"
     venv.create(environment)
     python = environment / "bin" / "python"
@@ -60,7 +60,7 @@ def check_use(wheel: Path, home: Path) -> None:
 
 
 def main() -> None:
-    """Builds, looks inside, installs, runs."""
+    """Build, looks inside, installs, runs."""
     with tempfile.TemporaryDirectory() as directory:
         wheel = build(Path(directory))
         check_contents(wheel)

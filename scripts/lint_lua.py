@@ -90,23 +90,23 @@ class CommandCall(NamedTuple):
     last_line: int
 
     def literal(self, index: int) -> str:
-        """The argument in capitals if it is written out as a string, else nothing."""
+        """Return the argument in capitals if it is written out as a string, else nothing."""
         if index < len(self.arguments) and [token.kind for token in self.arguments[index]] == ["string"]:
             return self.arguments[index][0].text.upper()
         return ""
 
     def find(self, *options: str, behind: int) -> int | None:
-        """Where one of these words is written out behind the first `behind` arguments."""
+        """Return where one of these words is written out behind the first `behind` arguments."""
         places = (index for index in range(behind, len(self.arguments)) if self.literal(index) in options)
         return next(places, None)
 
     def bounds(self, index: int) -> bool:
-        """Whether the argument is there and not negative: a negative rank or count stands for all."""
+        """Return whether the argument is there and not negative: a negative rank or count stands for all."""
         return index < len(self.arguments) and not self.arguments[index][0].text.startswith("-")
 
 
 def tokens_of(source: str) -> tuple[list[Token], frozenset[int]]:
-    """The words of a Lua source without its comments, and the lines that carry a `bounded:` comment."""
+    """Return the words of a Lua source without its comments, and the lines that carry a `bounded:` comment."""
     tokens: list[Token] = []
     bounded: set[int] = set()
     line = 1
@@ -123,7 +123,7 @@ def tokens_of(source: str) -> tuple[list[Token], frozenset[int]]:
 
 
 def lint(source: str) -> list[Breach]:
-    """Every rule that a Lua source breaks, in the order of its lines."""
+    """Return every rule that a Lua source breaks, in the order of its lines."""
     tokens, bounded = tokens_of(source)
     breaches = {
         *_libraries(tokens),
@@ -153,7 +153,7 @@ def _libraries(tokens: Sequence[Token]) -> Iterator[Breach]:
 
 
 def _uses_of_redis(tokens: Sequence[Token]) -> Iterator[Breach]:
-    """Only what all servers share, each under its own name: under another one its calls would be missed."""
+    """Yield only what all servers share, each under its own name: under another one its calls would be missed."""
     for index, token in enumerate(tokens):
         if token.is_name("server") and _at(tokens, index + 1).is_symbol("."):
             yield Breach(token.line, "only Valkey knows `server`, write `redis`")
@@ -183,7 +183,7 @@ def _unpacks(tokens: Sequence[Token], bounded: frozenset[int]) -> Iterator[Breac
 
 
 def _calls(tokens: Sequence[Token]) -> Iterator[CommandCall]:
-    """The calls of commands. Lua's own `pcall(function)` looks like one, but begins with no string."""
+    """Yield the calls of commands. Lua's own `pcall(function)` looks like one, but begins with no string."""
     for index, token in enumerate(tokens):
         behind = _at(tokens, index + 1)
         if not token.is_name("call", "pcall"):
@@ -198,7 +198,7 @@ def _calls(tokens: Sequence[Token]) -> Iterator[CommandCall]:
 
 
 def _arguments(tokens: Sequence[Token], start: int) -> tuple[list[list[Token]], int]:
-    """The arguments from behind an opening bracket, and where its closing bracket stands."""
+    """Return the arguments from behind an opening bracket, and where its closing bracket stands."""
     arguments: list[list[Token]] = [[]]
     depth, index = 1, start
     while index < len(tokens):
@@ -227,7 +227,7 @@ def _breaches_of(call: CommandCall, bounded: frozenset[int]) -> Iterator[Breach]
 
 
 def _missing_bound(name: str, call: CommandCall) -> str:
-    """What is missing for the call to have a bound that can be seen; empty if nothing is."""
+    """Return what is missing for the call to have a bound that can be seen; empty if nothing is."""
     by_value = name in LIMITED or (name == "ZRANGE" and call.find("BYSCORE", "BYLEX", behind=4))
     if not name:
         return "the command's name is not written out, write it or add `-- bounded: <reason>`"

@@ -44,7 +44,7 @@ class _Bytecode:
         self._rest = memoryview(dumped)[_HEADER_BYTES:]
 
     def global_uses(self) -> Iterator[Use]:
-        """The globals that the next function and those inside of it read or write."""
+        """Yield the globals that the next function and those inside of it read or write."""
         self._string()
         self._take(4 + 4 + 4)
         code = self._integers()
@@ -84,7 +84,7 @@ class _Bytecode:
 
 
 def unknown_globals(prelude: str, room: str) -> list[Use]:
-    """The globals of a room that no server has, by their lines in the room.
+    """Return the globals of a room that no server has, by their lines in the room.
 
     Raises:
         lua51.LuaError: it is no Lua; the message gives the line behind the prelude's.
@@ -104,7 +104,7 @@ def unknown_fields(sources: Sequence[str]) -> list[list[Use]]:
 
 
 def _fields(tokens: Sequence[Token]) -> Iterator[tuple[Use, bool]]:
-    """Every `ff.name`, and whether it is defined there."""
+    """Yield every `ff.name`, and whether it is defined there."""
     # The first token has nothing before it; anything that is not the word `function` will do.
     padded = [*tokens[:1], *tokens]
     windows = zip(*(padded[shift:] for shift in range(6)), strict=False)
@@ -115,7 +115,7 @@ def _fields(tokens: Sequence[Token]) -> Iterator[tuple[Use, bool]]:
 
 
 def problems(directory: Path) -> Iterator[str]:
-    """What is wrong with the names of the rooms in a directory, as `file:line: what, what to do`."""
+    """Yield what is wrong with the names of the rooms in a directory, as `file:line: what, what to do`."""
     paths = sorted(directory.glob("*.lua"))
     sources = [path.read_text(encoding="utf-8") for path in paths]
     prelude = (directory / "prelude.lua").read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def problems(directory: Path) -> Iterator[str]:
 
 
 def main(directory: str) -> int:
-    """Checks a directory, prints what is wrong, and returns the exit code."""
+    """Check a directory, prints what is wrong, and return the exit code."""
     found = list(problems(Path(directory)))
     print(*found, sep="\n", end="\n" if found else "")
     return 1 if found else 0

@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from tests.dumping import Dump, dump_of
-from tests.servers import ValkeyCluster, ValkeyServer, running
+from tests.support.dumps import Dump, dump_of
+from tests.support.servers import ValkeyCluster, ValkeyServer, running
 
 # Whoever runs the tests in the background may ignore this one; every process of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,21 +36,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
-    """A Valkey server for the whole run."""
+    """Provide a Valkey server for the whole run."""
     with running(ValkeyServer("--appendfsync", "no")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[ValkeyCluster]:
-    """A Valkey cluster of three nodes for the whole run."""
+    """Provide a Valkey cluster of three nodes for the whole run."""
     with running(ValkeyCluster()) as servers:
         yield servers
 
 
 @pytest.fixture
 def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
-    """The URL of a store that nobody else uses: a prefix of its own keeps tests apart on one server."""
+    """Provide the URL of a store that nobody else uses: a prefix of its own keeps tests apart on one server."""
     mark = uuid4().hex[:12]
     if store_name in ("memory", "memory5"):
         return f"memory://{mark}?partitions={5 if store_name == 'memory5' else 1}"
@@ -63,7 +63,7 @@ def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def embedded_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory of an embedded store whose server lives for the whole run."""
+    """Provide the directory of an embedded store whose server lives for the whole run."""
     from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 
     directory = tmp_path_factory.mktemp("embedded")
@@ -74,7 +74,7 @@ def embedded_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 @pytest.fixture
 def engine(store_url: str) -> Iterator[Engine]:
-    """An engine on an empty store that was prepared for tests: its clock can be set."""
+    """Provide an engine on an empty store that was prepared for tests: its clock can be set."""
     engine = open_engine(store_url)
     engine.prepare(testing=True)
     yield engine
@@ -94,24 +94,24 @@ class Clock:
         return int(self.now.timestamp() * 1000)
 
     def move(self, duration: timedelta) -> None:
-        """Sets the clock forward (or back)."""
+        """Set the clock forward (or back)."""
         self.now += duration
         self._engine.set_clock(self.now)
 
 
 @pytest.fixture
 def clock(engine: Engine) -> Clock:
-    """The engine's clock, stopped."""
+    """Provide the engine's clock, stopped."""
     return Clock(engine)
 
 
 @pytest.fixture
 def dump(engine: Engine) -> Dump:
-    """Everything that the engine's store holds, at each call."""
+    """Provide everything that the engine's store holds, at each call."""
     return lambda: dump_of(engine)
 
 
 @pytest.fixture
 def names() -> Iterator[str]:
-    """Names that no other test uses."""
+    """Name that no other test uses."""
     return (f"n{number}" for number in itertools.count())

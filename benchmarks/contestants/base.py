@@ -45,15 +45,15 @@ class Crew:
         self._stamps = stamps
 
     def began(self) -> float:
-        """When the first task of any of them began."""
+        """Return when the first task of any of them began."""
         return min(int(stamp.name.partition(".")[0]) for stamp in self._stamps.iterdir()) / 1e9
 
     def has_begun(self) -> bool:
-        """Whether a no-op task of any of them has begun."""
+        """Return whether a no-op task of any of them has begun."""
         return any(self._stamps.iterdir())
 
     def check(self) -> None:
-        """Raises RuntimeError if one of them has ended by itself."""
+        """Raise RuntimeError if one of them has ended by itself."""
         for process in self._processes:
             if process.poll() is not None:
                 raise RuntimeError(f"a worker ended by itself with the code {process.returncode}")
@@ -76,34 +76,34 @@ class Contestant(ABC):
 
     @abstractmethod
     def submit(self, task: str, number: int) -> Any:
-        """Submits a task by its name; returns what its result is asked for with."""
+        """Submit a task by its name; return what its result is asked for with."""
 
     def submit_many(self, count: int) -> Any:
-        """Submits the no-op task with 0 to `count - 1` in the fastest way it has; returns what `submit` would last."""
+        """Submit the no-op task with 0 to `count - 1` in the fastest way it has; return what `submit` would last."""
         for number in range(count - 1):
             self.submit("noop", number)
         return self.submit("noop", count - 1)
 
     @abstractmethod
     def result(self, receipt: Any) -> Any:
-        """Waits for the result of a task, in the way that its manual shows; for 10 seconds at most."""
+        """Wait for the result of a task, in the way that its manual shows; for 10 seconds at most."""
 
     @abstractmethod
     def unfinished(self) -> int:
-        """How many tasks are not yet done with, their results stored and their messages acknowledged."""
+        """Return how many tasks are not yet done with, their results stored and their messages acknowledged."""
 
     @abstractmethod
     def worker_commands(self, processes: int) -> list[list[str]]:
-        """The commands that together run this many worker processes of eight threads."""
+        """Return the commands that together run this many worker processes of eight threads."""
 
     def versions(self) -> dict[str, str]:
-        """What is measured."""
+        """Return what is measured."""
         return {name: importlib.metadata.version(name) for name in self.packages}
 
     # Steps
 
     def one_by_one(self, tasks: int) -> dict[str, float]:
-        """Submits tasks one by one while no worker runs; then one process drains them."""
+        """Submit tasks one by one while no worker runs; then one process drains them."""
         began = time.perf_counter()
         for number in range(tasks):
             receipt = self.submit("noop", number)
@@ -111,7 +111,7 @@ class Contestant(ABC):
         return {"submit": rate, "drain": self._drain(tasks, 1, receipt)}
 
     def in_bulk(self, tasks: int) -> dict[str, float]:
-        """Submits tasks in bulk while no worker runs; then two processes drain them."""
+        """Submit tasks in bulk while no worker runs; then two processes drain them."""
         began = time.perf_counter()
         receipt = self.submit_many(tasks)
         figures = {"bulk": tasks / (time.perf_counter() - began)}
@@ -120,7 +120,7 @@ class Contestant(ABC):
         return figures
 
     def at_rest(self, _tasks: int) -> dict[str, float]:
-        """Submits a task now and then to an idle worker; in ms."""
+        """Submit a task now and then to an idle worker; in ms."""
         with self._workers(1):
             for _ in range(_WARM_UP):
                 self.result(self.submit("stamp", 0))
@@ -133,20 +133,20 @@ class Contestant(ABC):
         }
 
     def at_once(self, tasks: int) -> dict[str, float]:
-        """Submits no-op tasks to a worker that runs elsewhere, and waits until they are done with."""
+        """Submit no-op tasks to a worker that runs elsewhere, and wait until they are done with."""
         self.submit_many(tasks)
         self._wait_until_finished()
         return {}
 
     def failures(self, tasks: int) -> dict[str, float]:
-        """The same with tasks that fail."""
+        """Return the same with tasks that fail."""
         for number in range(tasks):
             self.submit("failing", number)
         self._wait_until_finished()
         return {}
 
     def slow(self, tasks: int) -> dict[str, float]:
-        """Submits tasks that take their time, and does not wait for them."""
+        """Submit tasks that take their time, and do not wait for them."""
         for number in range(tasks):
             self.submit("slow", number)
         return {}
@@ -181,7 +181,7 @@ class Contestant(ABC):
                 raise RuntimeError(f"{left} tasks are left, and nothing has moved for {_STANDSTILL} s")
 
     def _until_started(self) -> list[float]:
-        """Times from submission to the first line of the task, in ms. Results are read later: that would be load."""
+        """Time from submission to the first line of the task, in ms. Results are read later: that would be load."""
         sent = []
         for _ in range(_LATENCIES):
             began = time.time()
@@ -190,7 +190,7 @@ class Contestant(ABC):
         return [(self.result(receipt) - began) * 1000 for began, receipt in sent]
 
     def _until_result(self) -> list[float]:
-        """Times from submission until its result is in hand, in ms."""
+        """Time from submission until its result is in hand, in ms."""
         waits = []
         for _ in range(_LATENCIES // 2):
             began = time.perf_counter()
@@ -200,12 +200,12 @@ class Contestant(ABC):
         return waits
 
     def _workers(self, processes: int) -> contextlib.AbstractContextManager[Crew]:
-        """Runs workers for the length of a block."""
+        """Run workers for the length of a block."""
         return self._running(self.worker_commands(processes))
 
     @contextlib.contextmanager
     def _running(self, commands: Sequence[Sequence[str]]) -> Iterator[Crew]:
-        """Runs workers for the length of a block; shows what they printed if the block fails."""
+        """Run workers for the length of a block; show what they printed if the block fails."""
         with tempfile.TemporaryDirectory() as stamps, tempfile.TemporaryFile() as log:
             environment = {**os.environ, STAMPS: stamps}
             running = [
@@ -227,14 +227,14 @@ class TwoLanes(Contestant):
 
     @abstractmethod
     def submit_elsewhere(self, number: int) -> Any:
-        """Submits the task `stamp` to the other queue."""
+        """Submit the task `stamp` to the other queue."""
 
     @abstractmethod
     def elsewhere_commands(self) -> list[list[str]]:
-        """The commands that together run one worker process of eight threads for the other queue."""
+        """Return the commands that together run one worker process of eight threads for the other queue."""
 
     def beside(self, tasks: int) -> dict[str, float]:
-        """Submits a task now and then to an idle queue: first on a quiet server, then while another one is drained.
+        """Submit a task now and then to an idle queue: first on a quiet server, then while another one is drained.
 
         In ms; and how many times as long it takes beside the drain.
         """
@@ -258,7 +258,7 @@ class TwoLanes(Contestant):
         return figures
 
     def _submitted(self, more: Callable[[Sequence[Any]], bool]) -> list[tuple[float, float]]:
-        """Submits for as long as it is to; of each how long the submission took, and its start, in ms."""
+        """Submit for as long as it is to; of each how long the submission took, and its start, in ms."""
         sent: list[tuple[float, float, Any]] = []
         while more(sent):
             began = time.time()
@@ -271,7 +271,7 @@ class TwoLanes(Contestant):
 
 
 def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends processes that lead groups of their own; in order, or with all their children if they do not go."""
+    """End processes that lead groups of their own; in order, or with all their children if they do not go."""
     for process in running:
         process.terminate()
     for process in running:
@@ -283,12 +283,12 @@ def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def median_ms(seconds: Sequence[float]) -> float:
-    """The median of times, in ms."""
+    """Return the median of times, in ms."""
     return statistics.median(seconds) * 1000
 
 
 def serve(contestant: Contestant) -> None:
-    """Does what the command line asks for and answers on stdout: the contestant's side of the protocol."""
+    """Do what the command line asks for and return on stdout: the contestant's side of the protocol."""
     name, tasks = sys.argv[1], int(sys.argv[2])
     if name == "versions":
         answer: dict[str, Any] = {"versions": contestant.versions()}

@@ -25,7 +25,7 @@ TASKS = {task.__name__: worker.task(task) for task in tasks.ALL}
 
 
 def run_command(url: str) -> list[str]:
-    """The command that runs one worker process."""
+    """Return the command that runs one worker process."""
     app = "benchmarks.contestants.flowfabric:worker"
     options = ["--url", url, "--threads", str(THREADS), "--log-level", "warning"]
     return [sys.executable, "-m", "flowfabric_worker", "run", app, *options]
@@ -64,7 +64,7 @@ class FlowFabric(TwoLanes):
         return {"flowfabric_worker": __version__, **drivers}
 
     def empty_claim(self, _tasks: int) -> dict[str, float]:
-        """A claim that finds nothing and does not wait: what the way to the server and back costs; in ms."""
+        """Return a claim that finds nothing and does not wait: what the way to the server and back costs; in ms."""
         policy = ClaimPolicy(worker_id="benchmark", worker_instance_id="benchmark")
         request = ClaimRequest(lanes=(LaneRequest(lane="empty"),), policy=policy)
         times = []

@@ -19,7 +19,7 @@ _begun = False
 
 
 def noop(number: int) -> int:
-    """Returns its argument, and says when the first task of this process began."""
+    """Return its argument, and say when the first task of this process began."""
     global _begun
     if not _begun:
         _begun = True
@@ -29,12 +29,12 @@ def noop(number: int) -> int:
 
 
 def stamp(_number: int) -> float:
-    """Returns the time at its first line."""
+    """Return the time at its first line."""
     return time.time()
 
 
 def slow(number: int) -> int:
-    """Takes 100 ms, and writes down that it began and that it ended."""
+    """Take 100 ms, and write down that it began and that it ended."""
     _note("begin", number)
     time.sleep(SLOW_SECONDS)
     _note("end", number)

@@ -6,14 +6,14 @@ import click
 
 from flowfabric_worker._version import __version__
 from flowfabric_worker.cli.bench import bench
-from flowfabric_worker.cli.checking import check
-from flowfabric_worker.cli.completing import completion
+from flowfabric_worker.cli.check import check
+from flowfabric_worker.cli.completion import completion
 from flowfabric_worker.cli.demo import demo
 from flowfabric_worker.cli.executions import explain, list_, result, status, submit
 from flowfabric_worker.cli.exits import Commands, exit_codes_help
-from flowfabric_worker.cli.migrating import migrate
+from flowfabric_worker.cli.migrate import migrate
 from flowfabric_worker.cli.operating import lanes, workers
-from flowfabric_worker.cli.running import run
+from flowfabric_worker.cli.run import run
 from flowfabric_worker.cli.schedules import schedules
 from flowfabric_worker.cli.steering import cancel, replay
 

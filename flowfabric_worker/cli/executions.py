@@ -166,7 +166,7 @@ def _missing(execution_id: str) -> CommandError:
 
 
 def _show_result(run: Run[Any], timeout: timedelta | None, as_json: bool) -> None:
-    """Waits for a run and prints its result; a failure goes on to the caller."""
+    """Wait for a run and print its result; a failure goes on to the caller."""
     try:
         value = run.result(timeout)
     except ResultError as error:
@@ -195,7 +195,7 @@ def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:
 
 
 def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
-    """What there is to say of an execution, a line each."""
+    """Yield what there is to say of an execution, a line each."""
     said = {
         "id": info.execution_id,
         "task": info.task,

@@ -60,7 +60,7 @@ many things. The error that ends a command is then one document on stderr, with 
 
 
 def exit_codes_help() -> str:
-    """What a help text says of exit codes and errors; the mark keeps the lines of the table apart."""
+    """Return what a help text says of exit codes and errors; the mark keeps the lines of the table apart."""
     table = "\n".join(["\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in _MEANINGS.items())])
     return f"{table}\n\n{_JSON_HELP}"
 
@@ -74,7 +74,7 @@ class CommandError(Exception):
 
 
 def exit_code_of(error: Exception) -> ExitCode:
-    """The exit code that an error of the library stands for."""
+    """Return the exit code that an error of the library stands for."""
     match error:
         case CommandError():
             return error.code
@@ -92,12 +92,12 @@ def exit_code_of(error: Exception) -> ExitCode:
 
 
 def code_of(error: Exception) -> str:
-    """One word that tells programs which error it is."""
+    """Return one word that tells programs which error it is."""
     return error.code if isinstance(error, EngineError) else exit_code_of(error).name.lower()
 
 
 def debug_option(function: F) -> F:
-    """Adds --debug, which shows where an error came from."""
+    """Add --debug, which shows where an error came from."""
 
     def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[_DEBUG] = value
@@ -141,7 +141,7 @@ def _asks_for_json(args: Iterable[str]) -> bool:
 
 
 def _tell(error: Exception, message: str, as_json: bool) -> None:
-    """Says on stderr what ended the command."""
+    """Say on stderr what ended the command."""
     if as_json:
         print_json({"error": message, "code": code_of(error), "exit_code": exit_code_of(error)}, err=True)
     else:

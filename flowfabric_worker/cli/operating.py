@@ -70,7 +70,7 @@ def workers(client: Client, *, as_json: bool) -> None:
         now = client.engine.server_time()
         rows = [_worker(each, now) for each in found]
         headers: Sequence[str] = _WORKER_HEADERS
-        if not any(offers for *_, offers in rows):
+        if not any(capabilities for *_, capabilities in rows):
             headers, rows = headers[:-1], [row[:-1] for row in rows]
         print_table(headers, rows, folded={"STATE", "LANES", "OFFERS"}, counts={"THREADS"})
     else:
@@ -101,7 +101,7 @@ def _is(lane: LaneInfo, now: int) -> str:
 
 
 def _holds(lane: LaneInfo) -> str:
-    """What a lane holds, in words."""
+    """Return what a lane holds, in words."""
     return ", ".join(f"{depth} {state}" for state, depth in lane.depths.items() if depth) or "nothing"
 
 
@@ -120,7 +120,7 @@ def _worker(row: WorkerInfo | DamagedRow, now: int) -> tuple[object, ...]:
 
 
 def _life(row: WorkerInfo, now: int) -> str:
-    """Whether a worker lives; of one that does not, why and for how long."""
+    """Return whether a worker lives; of one that does not, why and for how long."""
     if row.alive:
         return "alive"
     over = span(now - row.expires_at_ms)

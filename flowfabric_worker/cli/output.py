@@ -24,12 +24,12 @@ _LEAST_WIDTH: Final = 8
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes texts as they are; it is plain where nobody looks, and where NO_COLOR is set."""
+    """Return a console that takes texts as they are; it is plain where nobody looks, and where NO_COLOR is set."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def shown(text: str) -> str:
-    """A text without anything that would steer a terminal; what is escaped stays valid inside JSON."""
+    """Return a text without anything that would steer a terminal; what is escaped stays valid inside JSON."""
     if text.isprintable():
         return text
     return "".join(
@@ -39,7 +39,7 @@ def shown(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Records, ids, durations and bytes as what JSON has; durations in seconds."""
+    """Record, ids, durations and bytes as what JSON has; durations in seconds."""
     if isinstance(value, ExecutionId):
         return str(value)
     if isinstance(value, Enum):
@@ -105,12 +105,12 @@ def print_table(
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Names and what there is to say of each, a line each, folded into the width of a terminal."""
+    """Name and what there is to say of each, a line each, folded into the width of a terminal."""
     print_table(("", " "), facts, folded={"", " "})
 
 
 def fits(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
-    """Whether a table can be shown whole: always where there is no terminal."""
+    """Return whether a table can be shown whole: always where there is no terminal."""
     out = console()
     widths = _widths([headers, *([shown(str(cell)) for cell in row] for row in rows)])
     return not out.is_terminal or sum(widths) + _GAP * (len(widths) - 1) <= out.width
@@ -122,7 +122,7 @@ def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
 
 
 def _fitted(rows: Iterable[Sequence[str]], flexible: Sequence[bool], total: int) -> list[int]:
-    """The widths of columns within a line: what the others leave is for the flexible ones, in equal parts."""
+    """Return the widths of columns within a line: what the others leave is for the flexible ones, in equal parts."""
     widths = _widths(rows)
     places = [place for place, is_flexible in enumerate(flexible) if is_flexible]
     left = total - _GAP * (len(widths) - 1) - sum(widths) + sum(widths[place] for place in places)
@@ -145,14 +145,14 @@ def _print_plain(rows: Sequence[Sequence[str]], counts: Sequence[bool]) -> None:
 
 
 def moment(milliseconds: int | None) -> str:
-    """A moment of the store's clock in this machine's time zone; nothing for None."""
+    """Return a moment of the store's clock in this machine's time zone; nothing for None."""
     if milliseconds is None:
         return ""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone().isoformat(" ", "milliseconds")
 
 
 def span(milliseconds: float) -> str:
-    """A duration in its largest sensible unit, as in 12s, 3m, 5h, 2d."""
+    """Return a duration in its largest sensible unit, as in 12s, 3m, 5h, 2d."""
     seconds = max(0, int(milliseconds / 1000))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:

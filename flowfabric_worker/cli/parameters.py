@@ -37,7 +37,7 @@ _UNITS: Final = {
 
 
 def duration(text: str) -> timedelta:
-    """Reads seconds, or a number with a unit: 500ms, 30s, 5m, 2h, 1d."""
+    """Read seconds, or a number with a unit: 500ms, 30s, 5m, 2h, 1d."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise click.BadParameter(f"{text!r} is no duration; give seconds, or a number with ms, s, m, h or d.")
@@ -48,7 +48,7 @@ def duration(text: str) -> timedelta:
 
 
 def size(text: str) -> int:
-    """Reads bytes, or a number with a unit: 512MB, 2GB; a unit is 1024 times the one before it."""
+    """Read bytes, or a number with a unit: 512MB, 2GB; a unit is 1024 times the one before it."""
     match = _SIZE.fullmatch(text.upper())
     if match is None or not int(match[1]):
         raise click.BadParameter(f"{text!r} is no size; give bytes, or a number with KB, MB or GB.")
@@ -56,7 +56,7 @@ def size(text: str) -> int:
 
 
 def json_value(text: str) -> Any:
-    """Reads a JSON value."""
+    """Read a JSON value."""
     try:
         return _JSON.decode(text.encode())
     except ValueError:
@@ -65,7 +65,7 @@ def json_value(text: str) -> Any:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Reads a JSON object."""
+    """Read a JSON object."""
     value = json_value(text)
     if not isinstance(value, dict):
         raise click.BadParameter(f"""{text!r} is no JSON object, such as '{{"to": "a@b.c"}}'.""")
@@ -73,7 +73,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def tag(text: str) -> tuple[str, str]:
-    """Reads a tag, as in color=red."""
+    """Read a tag, as in color=red."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.BadParameter(f"{text!r} is no tag; write NAME=VALUE.")
@@ -81,18 +81,18 @@ def tag(text: str) -> tuple[str, str]:
 
 
 def url_option(function: F) -> F:
-    """Adds --url."""
+    """Add --url."""
     text = f"The store; else ${URL_VARIABLE}, else {DEFAULT_URL}."
     return click.option("--url", metavar="URL", help=text)(function)
 
 
 def tag_option(text: str) -> Callable[[F], F]:
-    """Adds --tag, which may stand more than once; the command gets `tags`, pairs."""
+    """Add --tag, which may stand more than once; the command gets `tags`, pairs."""
     return click.option("--tag", "tags", type=tag, multiple=True, metavar="NAME=VALUE", help=text)
 
 
 def json_option(text: str = "Print one JSON document.") -> Callable[[F], F]:
-    """Adds --json; the command gets `as_json`."""
+    """Add --json; the command gets `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
@@ -102,14 +102,14 @@ timeout_option = click.option(
 
 
 def with_client(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds --url, --namespace and --debug; the command gets a `Client`, which is closed when it ends."""
+    """Add --url, --namespace and --debug; the command gets a `Client`, which is closed when it ends."""
 
     @url_option
     @click.option("--namespace", default="default", show_default=True, help="The tenant in the store.")
     @debug_option
     @functools.wraps(function)
     def command(url: str | None, namespace: str, **parameters: Any) -> None:
-        with Client(url, namespace=namespace, patience=_PATIENCE) as client:
+        with Client(url, namespace=namespace, retry_for=_PATIENCE) as client:
             function(client, **parameters)
 
     return command

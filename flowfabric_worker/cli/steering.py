@@ -57,7 +57,7 @@ def replay(client: Client, *, execution_ids: tuple[str, ...], as_json: bool) -> 
 
 
 def _each(texts: Sequence[str], act: Callable[[ExecutionId], None], done: str, as_json: bool) -> None:
-    """Does something to each execution and says of each what became of it; one that fails keeps none from its turn."""
+    """Do something to each execution and says of each what became of it; one that fails keeps none from its turn."""
     # All are read before the first is touched: a wrong id should change nothing.
     identities = dict.fromkeys(map(_parsed, _with_stdin(texts)))
     failures: list[Exception] = []
@@ -90,7 +90,7 @@ def _say_failure(identity: ExecutionId, error: Exception, as_json: bool) -> None
 
 
 def _with_stdin(texts: Iterable[str]) -> Iterator[str]:
-    """The ids, with those of stdin in the place of "-"."""
+    """Yield the ids, with those of stdin in the place of "-"."""
     for text in texts:
         if text == _STDIN:
             lines = (line.decode("utf-8", "replace").strip() for line in sys.stdin.buffer)
@@ -100,7 +100,7 @@ def _with_stdin(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _id_in(line: str) -> str:
-    """The id that a line holds: the line itself, or the field of a JSON document."""
+    """Return the id that a line holds: the line itself, or the field of a JSON document."""
     if not line.startswith("{") or line.startswith("{fp:"):
         return line
     try:

@@ -17,7 +17,7 @@ _MOST_LETTERS: Final = 64
 
 @contextlib.contextmanager
 def trial_store(url: str, name: str) -> Iterator[str]:
-    """The URL of an empty store beside the user's own, for the length of a block; then it is erased.
+    """Provide the URL of an empty store beside the user's own, for the length of a block; then it is erased.
 
     Args:
         url: the user's store.
@@ -28,7 +28,7 @@ def trial_store(url: str, name: str) -> Iterator[str]:
         EngineError: the store cannot be used.
     """
     beside = _beside(url, name)
-    engine = open_engine(beside, patience=0)
+    engine = open_engine(beside, retry_for=0)
     try:
         try:
             engine.prepare(testing=True)

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 
 import attrs
 
-from flowfabric_worker.engine.claimed import Decoding
-from flowfabric_worker.engine.classes import Classes, Lane, lane_arguments
+from flowfabric_worker.engine.claim_replies import Decoding
+from flowfabric_worker.engine.class_cache import ClassCache, Lane, lane_arguments
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_lane, check_name, refuse_reserved
@@ -24,13 +24,13 @@ from flowfabric_worker.engine.limits import (
     MAX_LANES_PER_CLAIM,
     MAX_LEASE_MS,
 )
-from flowfabric_worker.engine.listening import FALLBACK
+from flowfabric_worker.engine.listener import FALLBACK
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.policies import milliseconds
-from flowfabric_worker.engine.waiting import WaitingWorker, WaitingWorkers
 from flowfabric_worker.engine.wire import pack
+from flowfabric_worker.engine.work_waiters import WaitingWorker, WaitingWorkers
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class _Terms:
     lease_ms: int
 
 
-class Claiming(Decoding, Classes):
+class Claiming(Decoding, ClassCache):
     """The room `claiming`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,15 +87,15 @@ class Claiming(Decoding, Classes):
         finally:
             self._waiting.leave(terms.worker)
 
-    def pass_wake(self, request: ClaimRequest) -> None:
-        """Hands a wake-up on: this worker has no room for what it was woken for."""
+    def forward_wakeup(self, request: ClaimRequest) -> None:
+        """Hand a wake-up on: this worker has no room for what it was woken for."""
         check_record(request, ClaimRequest)
         for partition in range(self.partitions):
-            for portion in self.portions(self.fitting(partition, request).lanes):
-                self.call("pass_wake", partition, lane_arguments(portion))
+            for portion in self.lane_batches(self.matching_lanes(partition, request).lanes):
+                self.call("forward_wakeup", partition, lane_arguments(portion))
 
     def stop_waiting(self, worker_instance_id: str) -> None:
-        """Ends the waiting of a worker that goes, also a claim that is under way; nobody wakes it any more."""
+        """End the waiting of a worker that goes, also a claim that is under way; nobody wakes it any more."""
         worker = self._waiting.pop(check_name(worker_instance_id, "worker_instance_id"))
         if worker is not None:
             worker.waiter.stop()
@@ -130,7 +130,7 @@ class Claiming(Decoding, Classes):
         )
 
     def _holder(self, worker_id: str, instance: str, *, waits: bool) -> tuple[bytes, bytes]:
-        """How a worker stands in a record, and how its claims are remembered."""
+        """Return how a worker stands in a record, and how its claims are remembered."""
         check_name(worker_id, "worker_id")
         check_name(instance, "worker_instance_id")
         if waits:
@@ -140,7 +140,7 @@ class Claiming(Decoding, Classes):
         return pack((worker_id, instance, topic)), pack((self.namespace, instance))
 
     def _partitions_in_turn(self) -> list[int]:
-        """All partitions, each claim beginning with the next one."""
+        """Return all partitions, each claim beginning with the next one."""
         count = self.partitions
         first = next(self._claims) % count
         return [*range(first, count), *range(first)]
@@ -250,7 +250,7 @@ class Claiming(Decoding, Classes):
             return
         calls = []
         for partition in worker.looks:
-            lanes = lane_arguments(self.fitting(partition, worker.request).lanes)
+            lanes = lane_arguments(self.matching_lanes(partition, worker.request).lanes)
             calls.append(Call("stop_waiting", partition, [worker.waiter.name, *lanes]))
         worker.looks.clear()
         # What was claimed counts more than a call that fails here: what stays registered is forgotten in time.
@@ -264,15 +264,15 @@ class Claiming(Decoding, Classes):
         Returns what it got, and in how many seconds something is due there; 0 if the worker is not registered.
         """
         for look in itertools.count(1):
-            fitting = self.fitting(partition, terms.request, claimed)
-            lanes = fitting.lanes
+            matching_lanes = self.matching_lanes(partition, terms.request, claimed)
+            lanes = matching_lanes.lanes
             if look == MOST_LOOKS:
                 # New kinds of work came faster than they were read: what is known is better than nothing.
                 lanes, wait = [attrs.evolve(lane, revision=b"") for lane in lanes], 0.0
             stale: set[bytes] = set()
             next_due, again = FALLBACK, False
             for portion, wait_ms, limit in self._calls_for(lanes, wait, terms.request.limit - len(claimed)):
-                numbers: list[Argument] = [terms.lease_ms, wait_ms, limit, fitting.set_name]
+                numbers: list[Argument] = [terms.lease_ms, wait_ms, limit, matching_lanes.set_name]
                 try:
                     reply = self._call_claim(terms, partition, numbers, portion)
                 except TransportError:
@@ -312,11 +312,11 @@ class Claiming(Decoding, Classes):
 
     def _calls_for(self, lanes: Sequence[Lane], wait: float, limit: int) -> Iterator[tuple[list[Lane], int, int]]:
         """Yield the calls of a claim in one partition: the lanes, how long to wait in ms, and the limit of each."""
-        portions = list(self.portions(lanes))
+        lane_batches = list(self.lane_batches(lanes))
         wait_ms = int(wait * 1000)
-        for portion in portions:
-            yield portion, wait_ms if len(portions) == 1 else 0, limit
-        if wait_ms and len(portions) > 1:
+        for portion in lane_batches:
+            yield portion, wait_ms if len(lane_batches) == 1 else 0, limit
+        if wait_ms and len(lane_batches) > 1:
             # A worker waits for everything: one more call names all classes, and takes nothing.
             yield list(lanes), wait_ms, 0
 
@@ -346,7 +346,7 @@ def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:
     return (
         any(lane.lane == claimed.handle.lane and lane.limit != 0 for lane in request.lanes)
         and (request.tasks is None or claimed.task in request.tasks)
-        and request.capabilities.issuperset(claimed.policy.required_capabilities)
+        and request.capabilities.issuperset(claimed.policy.requires)
     )
 
 
@@ -357,7 +357,7 @@ def _check_count(value: object, what: str, least: int) -> None:
 
 
 def check_uuid(value: str | None, what: str) -> str:
-    """The caller's UUID in its canonical spelling, or a new one.
+    """Return the caller's UUID in its canonical spelling, or a new one.
 
     Raises:
         ValidationError: not a UUID; the message names `what`.
@@ -371,7 +371,7 @@ def check_uuid(value: str | None, what: str) -> str:
 
 
 def lease_ms(lease: timedelta) -> int:
-    """A lease in ms, 1 ms to 24 h.
+    """Return a lease in ms, 1 ms to 24 h.
 
     Raises:
         ValidationError: it is not.

@@ -56,7 +56,7 @@ _Signal = TypeVar("_Signal", bound=SignalLike)
 
 
 def evaluate(condition: ResumeCondition, signals: Sequence[SignalLike]) -> bool:
-    """Whether these signals meet the condition.
+    """Return whether these signals meet the condition.
 
     Neither their order nor a repetition matters, and further signals never turn a yes into a no.
     """
@@ -73,13 +73,13 @@ def evaluate(condition: ResumeCondition, signals: Sequence[SignalLike]) -> bool:
 
 
 def matching_signals(condition: ResumeCondition, signals: Sequence[_Signal]) -> list[_Signal]:
-    """The signals that count somewhere in the condition, in the order given."""
+    """Return the signals that count somewhere in the condition, in the order given."""
     leaves = list(_leaves(condition))
     return [signal for signal in signals if any(_accepts(leaf, signal) for leaf in leaves)]
 
 
 def referenced_waitpoint_keys(condition: ResumeCondition) -> tuple[str, ...]:
-    """The keys of the waitpoints that the condition speaks of, each once, in the order of first mention."""
+    """Return the keys of the waitpoints that the condition speaks of, each once, in the order of first mention."""
     return tuple(dict.fromkeys(key for leaf in _leaves(condition) for key in _keys(leaf)))
 
 
@@ -116,7 +116,7 @@ def validate(
     has_timeout: bool = True,
     limits: Limits = _DEFAULT_LIMITS,
 ) -> None:
-    """Refuses a condition that could never be met, or that does not fit the waitpoints it is suspended with.
+    """Refuse a condition that could never be met, or that does not fit the waitpoints it is suspended with.
 
     Args:
         condition: the condition.
@@ -139,7 +139,7 @@ def validate(
 
 
 def _nodes(condition: object, path: str = _ROOT, depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Every node with its path, members after their AllOf; stops before it goes too deep."""
+    """Yield every node with its path, members after their AllOf; stops before it goes too deep."""
     depth += isinstance(condition, AllOf | Count)
     if depth > MAX_CONDITION_DEPTH:
         raise _unfit(path, f"conditions are nested {MAX_CONDITION_DEPTH} deep at most")
@@ -199,7 +199,7 @@ def _unfit(path: str, why: str) -> ValidationError:
 
 
 def to_postfix(condition: ResumeCondition) -> list[str]:
-    """The condition as words, in the one spelling that there is for it."""
+    """Return the condition as words, in the one spelling that there is for it."""
     match condition:
         case Single():
             return ["single", condition.waitpoint_key, condition.matcher.name or ""]
@@ -223,7 +223,7 @@ def to_postfix(condition: ResumeCondition) -> list[str]:
 
 
 def from_postfix(words: Sequence[str]) -> ResumeCondition:
-    """The condition that `to_postfix` made these words of.
+    """Return the condition that `to_postfix` made these words of.
 
     Raises:
         ValidationError: `corruption`, the words are not those of a condition.
@@ -240,7 +240,7 @@ def from_postfix(words: Sequence[str]) -> ResumeCondition:
 
 
 def _read_node(operator: str, reader: Iterator[str], done: list[ResumeCondition]) -> ResumeCondition:
-    """Reads the operands of one node; an `all_of` takes its members from the end of `done`."""
+    """Read the operands of one node; an `all_of` takes its members from the end of `done`."""
     match operator:
         case "single":
             return Single(next(reader), SignalMatcher(next(reader) or None))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from uuid import uuid4
 
-from flowfabric_worker.engine import forking
+from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.call_retries import InFlightCalls, with_patience
 from flowfabric_worker.engine.errors import (
     CODES,
     ConflictError,
@@ -21,9 +22,8 @@ from flowfabric_worker.engine.errors import (
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
 from flowfabric_worker.engine.limits import MAX_CALL_BYTES, MAX_CALL_ITEMS, Limits
-from flowfabric_worker.engine.listening import Listener
+from flowfabric_worker.engine.listener import Listener
 from flowfabric_worker.engine.partitions import parse_partition_key
-from flowfabric_worker.engine.patience import CallsUnderWay, with_patience
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
 from flowfabric_worker.engine.wire import pack
@@ -31,7 +31,7 @@ from flowfabric_worker.engine.wire import pack
 T = TypeVar("T")
 Item = Sequence[Argument]
 
-DEFAULT_PATIENCE = 5.0
+DEFAULT_RETRY_FOR = 5.0
 
 
 class EngineCore:
@@ -41,7 +41,7 @@ class EngineCore:
         open_store: opens the store and says how many partitions its URL asks for; called once, at the first call.
         namespace: whose lanes, keys and listings this engine works with.
         limits: what an operator set.
-        patience: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
+        retry_for: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class EngineCore:
         *,
         namespace: str = "default",
         limits: Limits | None = None,
-        patience: float = DEFAULT_PATIENCE,
+        retry_for: float = DEFAULT_RETRY_FOR,
     ) -> None:
         self.namespace = check_name(namespace, "namespace")
         self.limits = limits or Limits()
-        self.patience = patience
+        self.retry_for = retry_for
         self._open_store = open_store
         self._wanted_partitions: int | None = None
         self._partitions = 0
@@ -66,9 +66,9 @@ class EngineCore:
         self._starting = threading.Lock()
         self._opened: Store | None = None
         self._listener: Listener | None = None
-        self.under_way = CallsUnderWay()
+        self.under_way = InFlightCalls()
 
-    def forget_parent(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked process: the connections are the parent's, so this one opens its own."""
         self._begin()
 
@@ -91,7 +91,7 @@ class EngineCore:
         return self._partitions
 
     def set_up(self, *, testing: bool) -> tuple[bool, bool]:
-        """Sets the store up, or checks that it was set up as it is wanted.
+        """Set the store up, or check that it was set up as it is wanted.
 
         Returns whether this call set it up, and whether its clock can be set.
 
@@ -102,7 +102,7 @@ class EngineCore:
         """
         store = self.store
         # Before anything is written: what is refused in the middle of a function leaves half of its work behind.
-        self.persist(store.check_rights)
+        self.call_with_retries(store.check_rights)
         wanted = self._wanted_partitions or store.default_partitions
         status, major, count, stored_testing = self._prepare_partition(0, wanted, testing)
         if int(major) > CONTRACT_MAJOR:
@@ -129,7 +129,7 @@ class EngineCore:
     def _prepare_partition(self, partition: int, partitions: int, testing: bool) -> Reply:
         age = self.limits.feed_age_ms
         arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id(), "" if age is None else age)
-        return self.persist(lambda: self.store.call("prepare", partition, arguments))
+        return self.call_with_retries(lambda: self.store.call("prepare", partition, arguments))
 
     @property
     def listener(self) -> Listener:
@@ -139,11 +139,11 @@ class EngineCore:
                 if self._listener is None:
                     store = self._opened
                     assert store is not None, "the listener is wanted only after a call"
-                    self._listener = self.persist(lambda: Listener(store, self.partitions))
+                    self._listener = self.call_with_retries(lambda: Listener(store, self.partitions))
         return self._listener
 
     def close(self) -> None:
-        """Ends listening and closes every connection. May be called again."""
+        """End listening and close every connection. May be called again."""
         if self._listener is not None:
             self._listener.close()
         if self._opened is not None:
@@ -151,20 +151,22 @@ class EngineCore:
 
     # Calls
 
-    def persist(self, attempt: Callable[[], T]) -> T:
-        """Runs `attempt`; again for a while if the connection fails, since every call of the engine may be repeated."""
+    def call_with_retries(self, attempt: Callable[[], T]) -> T:
+        """Run `attempt`; again for a while if the connection fails, since every call of the engine may be repeated."""
         with self.under_way:
-            return self._persist(attempt)
+            return self._call_with_retries(attempt)
 
-    def _persist(self, attempt: Callable[[], T]) -> T:
-        return with_patience(attempt, self.patience)
+    def _call_with_retries(self, attempt: Callable[[], T]) -> T:
+        return with_patience(attempt, self.retry_for)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        """Runs a stored function and returns its reply, or raises the error that it answers."""
+        """Run a stored function and return its reply, or raise the error that it answers."""
         self.check_partition(partition)
-        answer = as_error(self.persist(lambda: self.store.call(function, partition, arguments, timeout)), partition)
+        answer = as_error(
+            self.call_with_retries(lambda: self.store.call(function, partition, arguments, timeout)), partition
+        )
         if isinstance(answer, EngineError):
             raise answer
         return answer
@@ -219,7 +221,7 @@ class EngineCore:
     ) -> Reply | EngineError:
         """Run such a function for one item, as many calls do: it needs no sorting into batches."""
         self.check_partition(partition)
-        reply = self.persist(lambda: self.store.call(function, partition, item, timeout))
+        reply = self.call_with_retries(lambda: self.store.call(function, partition, item, timeout))
         return as_error(reply[0], partition)
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
@@ -228,7 +230,7 @@ class EngineCore:
             return list(self.store.call_many(calls, timeout))
 
     def _send(self, call: Call, timeout: float) -> Reply | EngineError:
-        return self._persist(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
+        return self._call_with_retries(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
 
     def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
         """Send many calls at once, and those that got lost again together for a while."""
@@ -248,7 +250,7 @@ class EngineCore:
                 raise problem
 
         with contextlib.suppress(TransportError):
-            self._persist(attempt)
+            self._call_with_retries(attempt)
         return replies
 
     def _batches(self, items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: int) -> Iterator[list[int]]:
@@ -267,7 +269,7 @@ class EngineCore:
         yield from (indices for indices, _ in open_batches.values())
 
     def check_partition(self, partition: int) -> int:
-        """A partition that the store has.
+        """Return a partition that the store has.
 
         Raises:
             ValidationError: `partition_mismatch`.
@@ -322,7 +324,7 @@ class EngineCore:
     # Handles
 
     def check_handle(self, handle: Handle) -> Handle:
-        """Returns a handle of this kind of store.
+        """Return a handle of this kind of store.
 
         Raises:
             ValidationError: `handle_from_other_backend`.
@@ -358,7 +360,7 @@ class EngineCore:
             seen.add(key)
 
     def packed_lane(self, lane: str) -> bytes:
-        """The address of a lane of this engine's namespace."""
+        """Return the address of a lane of this engine's namespace."""
         return pack((self.namespace, lane))
 
 
@@ -377,7 +379,7 @@ def _windows(batches: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
 
 
 def as_error(reply: Reply, partition: int) -> Reply | EngineError:
-    """The error that a partition's reply stands for, or the reply."""
+    """Return the error that a partition's reply stands for, or the reply."""
     if not reply or reply[0] != b"error":
         return reply
     code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
@@ -405,10 +407,12 @@ def size_of(arguments: Item) -> int:
 
 
 def new_call_id() -> str:
-    """A name for one call: sent again after a lost reply, it is known by it and gets the answer of its first time."""
+    """Return a name for one call: sent again after a lost reply, it is known by it and gets the answer of its first
+    time.
+    """
     return uuid4().hex
 
 
 def execution_id(partition: int, uuid: bytes) -> ExecutionId:
-    """The id of a stored execution."""
+    """Return the id of a stored execution."""
     return ExecutionId(partition, uuid.decode())

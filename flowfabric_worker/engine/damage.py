@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.core import EngineCore, execution_id
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
-from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.types.damage import DamagedRow, ListDamagedPage
 from flowfabric_worker.engine.wire import unpack
 from flowfabric_worker.engine.workers import page_size

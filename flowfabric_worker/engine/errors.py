@@ -302,7 +302,7 @@ CODES: dict[str, Row] = {
 
 
 def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", **context: Any) -> EngineError:
-    """The exception for a code of the table; `details` fill the names that the row gives them.
+    """Return the exception for a code of the table; `details` fill the names that the row gives them.
 
     A code without a row is a defect of this package: it becomes a `TransportError` that says so.
     """
@@ -324,7 +324,7 @@ def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", *
 def _restore(
     kind: type[EngineError], code: str, message: str, details: dict[str, Any], state: dict[str, Any]
 ) -> EngineError:
-    """Rebuilds a pickled error; what crosses a process keeps its code and its sentence."""
+    """Rebuild a pickled error; what crosses a process keeps its code and its sentence."""
     error = kind.__new__(kind)
     Exception.__init__(error, message)
     error.__dict__.update(state)

@@ -17,7 +17,7 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS
-from flowfabric_worker.engine.listening import FALLBACK
+from flowfabric_worker.engine.listener import FALLBACK
 from flowfabric_worker.engine.records import Record
 from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
@@ -76,7 +76,7 @@ class Feed(EngineCore):
             listener.unwatch(str(execution_id), event)
 
     def read_outcome(self, execution_id: ExecutionId) -> ExecutionOutcome | None:
-        """How an execution ended; None while it has not.
+        """Return how an execution ended; None while it has not.
 
         Raises:
             NotFoundError: there is no such execution.
@@ -126,7 +126,7 @@ class Feed(EngineCore):
         return self._follow(positions, wanted, _seconds(timeout))
 
     def feed_cursor(self) -> str:
-        """A cursor behind the newest end: a subscription from it sees only what is still to come."""
+        """Return a cursor behind the newest end: a subscription from it sees only what is still to come."""
         return _encode_cursor(self._places({}, 0))
 
     def _follow(
@@ -205,7 +205,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 
 
 def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEvent]:
-    """An entry of the feed, and whose it is."""
+    """Return an entry of the feed, and whose it is."""
     try:
         fields = unpack_pairs(entry[1:])
         work_class = decode_class(fields["class"])

@@ -57,7 +57,7 @@ class Handle:
         return f"{self.lease_id}:{self.lease_epoch}:{attempt}"
 
     def to_bytes(self) -> bytes:
-        """An opaque form that another process can read back."""
+        """Return an opaque form that another process can read back."""
         head = _FIXED.pack(
             _VERSION, self.kind, self.execution_id.partition, self.attempt_index, self.lease_epoch, self.lease_ttl_ms
         )
@@ -68,7 +68,7 @@ class Handle:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Handle:
-        """Reads a handle back.
+        """Read a handle back.
 
         Raises:
             ValidationError: `corruption`, the bytes are no handle: cut short, too long, or damaged.

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NewType, Self
 from uuid import UUID
 
-from flowfabric_worker.engine import forking
+from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import (
     MAX_CAPABILITIES,
@@ -109,10 +109,10 @@ class _Uuid7:
 
     def __init__(self) -> None:
         self._last = 0
-        self.forget_parent()
+        self.reset_after_fork()
         forking.remember(self)
 
-    def forget_parent(self) -> None:
+    def reset_after_fork(self) -> None:
         """Take a new lock in a forked process: a thread of the parent may have held the old one."""
         self._lock = threading.Lock()
 
@@ -132,7 +132,7 @@ uuid7 = _Uuid7()
 
 
 def check_name(value: object, what: str) -> str:
-    """Returns `value` when it is a valid name: UTF-8 of 1 to 256 bytes, no control character, no surrogate.
+    """Return `value` when it is a valid name: UTF-8 of 1 to 256 bytes, no control character, no surrogate.
 
     Raises:
         ValidationError: it is not; the message names `what`.
@@ -149,7 +149,7 @@ def check_name(value: object, what: str) -> str:
 
 
 def check_lane(value: object) -> LaneId:
-    """Returns `value` when it is a lane id: 1 to 64 printable ASCII characters.
+    """Return `value` when it is a lane id: 1 to 64 printable ASCII characters.
 
     Raises:
         ValidationError: it is not.
@@ -162,7 +162,7 @@ def check_lane(value: object) -> LaneId:
 
 
 def check_execution_id(value: object) -> ExecutionId:
-    """Returns `value` when it is an execution id in its canonical form.
+    """Return `value` when it is an execution id in its canonical form.
 
     Raises:
         ValidationError: `invalid_execution_id`.
@@ -173,7 +173,7 @@ def check_execution_id(value: object) -> ExecutionId:
 
 
 def check_capabilities(tokens: object) -> tuple[str, ...]:
-    """Returns the capability tokens sorted and without repetition.
+    """Return the capability tokens sorted and without repetition.
 
     A token holds no comma, no white space and no control character; at most 256 tokens and 4096 bytes, commas
     between them included.

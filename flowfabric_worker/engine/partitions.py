@@ -24,7 +24,7 @@ def crc16(data: bytes) -> int:
 
 
 def partition_of_uuid(uuid: UUID, partitions: int) -> int:
-    """The partition of an execution that has neither an idempotency key nor a flow."""
+    """Return the partition of an execution that has neither an idempotency key nor a flow."""
     return crc16(uuid.bytes) % partitions
 
 
@@ -38,12 +38,12 @@ def partition_of_names(names: Iterable[str], partitions: int) -> int:
 
 
 def partition_key(partition: int) -> str:
-    """The text form of a partition, `{fp:N}`: the hash tag of all its keys on a cluster."""
+    """Return the text form of a partition, `{fp:N}`: the hash tag of all its keys on a cluster."""
     return f"{{fp:{partition}}}"
 
 
 def parse_partition_key(text: str) -> int:
-    """The number in a partition's text form.
+    """Return the number in a partition's text form.
 
     Raises:
         ValidationError: `text` is not of the form `{fp:N}` with a canonical number.

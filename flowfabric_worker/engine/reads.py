@@ -88,7 +88,9 @@ class Reads(Workers, EngineCore):
         return ListExecutionsPage(executions=tuple(found), next_cursor=None)
 
     def _walk(self, partitions: range, cursor: ExecutionId | None, chunk: int) -> Iterator[ExecutionSummary | None]:
-        """The executions behind a cursor, partition after partition; None where the bound of one call is reached."""
+        """Yield the executions behind a cursor, partition after partition; None where the bound of one call is
+        reached.
+        """
         walked = 0
         for number in partitions:
             after = cursor.uuid if cursor and cursor.partition == number else ""
@@ -165,7 +167,7 @@ class Reads(Workers, EngineCore):
         return int(self.call("server_time", 0, [])[0])
 
     def ping(self) -> None:
-        self.persist(self.store.ping)
+        self.call_with_retries(self.store.ping)
 
     def backend_label(self) -> str:
         return self.store.label
@@ -186,7 +188,7 @@ class Reads(Workers, EngineCore):
 
 
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
-    """The lease of an execution that nobody holds any more; None if it is held.
+    """Return the lease of an execution that nobody holds any more; None if it is held.
 
     Of a damaged record it is not known, so that one is left to list_executions, which shows it.
     """

@@ -90,23 +90,23 @@ class Record:
         )
 
     def text(self, field: str) -> str | None:
-        """A text."""
+        """Return a text."""
         return self._read(field, bytes.decode)
 
     def number(self, field: str) -> int | None:
-        """A whole number."""
+        """Return a whole number."""
         return self._read(field, int)
 
     def needed_number(self, field: str) -> int:
-        """A whole number that every record has."""
+        """Return a whole number that every record has."""
         return self._needed(field, int)
 
     def count(self, field: str) -> int:
-        """A whole number that is 0 where it is absent."""
+        """Return a whole number that is 0 where it is absent."""
         return self.number(field) or 0
 
     def state(self) -> StateVector:
-        """The six dimensions."""
+        """Return the six dimensions."""
         return self._needed("state", lambda data: StateVector.parse(data.decode()))
 
     def work_class(self) -> WorkClass:
@@ -114,7 +114,7 @@ class Record:
         return self._needed("class", decode_class)
 
     def tags(self) -> dict[str, str]:
-        """The tags."""
+        """Return the tags."""
         return self._read("tags", unpack_texts) or {}
 
     def headers(self) -> dict[str, str]:
@@ -122,7 +122,7 @@ class Record:
         return self._read("headers", unpack_texts) or {}
 
     def result(self) -> bytes | None:
-        """The result; None and `b""` differ."""
+        """Return the result; None and `b""` differ."""
         return self._read("result", _marked)
 
     # Compound values
@@ -166,7 +166,7 @@ class Record:
         return max(ended + kept, self.number("dedup_until") or 0)
 
     def lease(self) -> LeaseSummary | None:
-        """The lease of an active execution."""
+        """Return the lease of an active execution."""
         if self.state().lifecycle_phase is not LifecyclePhase.ACTIVE:
             return None
         epoch = self._fence()[1]
@@ -179,15 +179,15 @@ class Record:
         )
 
     def past_attempts(self) -> tuple[PastAttempt, ...]:
-        """The attempts before the present one, oldest first."""
+        """Return the attempts before the present one, oldest first."""
         return self._read("attempts", lambda data: tuple(_past_attempt(entry) for entry in unpack(data))) or ()
 
     def _when(self, field: str, applies: bool) -> int | None:
-        """A moment that means something only in some states."""
+        """Return a moment that means something only in some states."""
         return self.number(field) if applies else None
 
     def blocking_detail(self) -> str | None:
-        """What the blocking reason refers to, in words."""
+        """Return what the blocking reason refers to, in words."""
         state = self.state()
         if state.public_state is PublicState.DELAYED:
             return f"delayed until {self.number('delay_until')}"
@@ -196,7 +196,7 @@ class Record:
     # Views
 
     def snapshot(self) -> ExecutionSnapshot:
-        """What describe_execution shows."""
+        """Return what describe_execution shows."""
         state, work_class = self.state(), self.work_class()
         return ExecutionSnapshot(
             execution_id=self.execution_id,
@@ -218,7 +218,7 @@ class Record:
         )
 
     def info(self) -> ExecutionInfo:
-        """What read_execution_info shows."""
+        """Return what read_execution_info shows."""
         state, work_class = self.state(), self.work_class()
         leased = state.lifecycle_phase is LifecyclePhase.ACTIVE
         ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
@@ -265,7 +265,7 @@ class Record:
         )
 
     def outcome(self) -> ExecutionOutcome | None:
-        """How it ended; None while it has not."""
+        """Return how it ended; None while it has not."""
         ending = self.state().terminal_outcome
         if ending is TerminalOutcome.NONE:
             return None
@@ -336,18 +336,18 @@ class Record:
         if not knowing:
             return "no_handler", f"No living worker of the lane {work_class.lane!r} knows the task {work_class.task!r}."
         if not able:
-            needs = ", ".join(filter(None, (*work_class.capabilities, *work_class.budgets, work_class.quota)))
-            return "no_capable_worker", f"No living worker of the lane offers everything that it needs ({needs})."
+            requires = ", ".join(filter(None, (*work_class.capabilities, *work_class.budgets, work_class.quota)))
+            return "no_capable_worker", f"No living worker of the lane offers everything that it needs ({requires})."
         return "queued", f"It waits for a free worker; {place} of {held} of its kind go before it."
 
 
 def _moment(milliseconds: int) -> str:
-    """A moment of the store's clock for people."""
+    """Return a moment of the store's clock for people."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(" ", "seconds")
 
 
 def _span(milliseconds: int) -> str:
-    """A duration for people, such as 0.5 s or 1:30:00."""
+    """Return a duration for people, such as 0.5 s or 1:30:00."""
     seconds = max(0, milliseconds) / 1000
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 

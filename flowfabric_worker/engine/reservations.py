@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from flowfabric_worker.engine.claiming import MOST_LOOKS, Claiming, check_uuid, lease_ms
-from flowfabric_worker.engine.classes import Lane, lane_arguments
+from flowfabric_worker.engine.class_cache import Lane, lane_arguments
 from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, refuse_reserved
@@ -55,7 +55,7 @@ class Reservations(Claiming):
         return None
 
     def _reserved_before(self, args: ClaimForWorkerArgs, head: list[Argument]) -> ClaimGrant | None:
-        """What an earlier call set aside under the caller's grant id, in whichever partition it found it."""
+        """Return what an earlier call set aside under the caller's grant id, in whichever partition it found it."""
         # A lane without classes gives nothing new.
         lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
         for partition in range(self.partitions):
@@ -67,7 +67,7 @@ class Reservations(Claiming):
     def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
         for _ in range(MOST_LOOKS):
             repeat = False
-            for portion in self.portions(self.fitting(partition, request).lanes):
+            for portion in self.lane_batches(self.matching_lanes(partition, request).lanes):
                 reply = self.call("reserve", partition, [*head, *lane_arguments(portion)])
                 if reply[0] == b"granted":
                     return reply

@@ -140,7 +140,7 @@ class Schedules(Submission):
         return ListSchedulesPage(schedules=page, next_cursor=names[count - 1] if len(names) > count else None)
 
     def _place(self, name: str) -> tuple[int, bytes]:
-        """The partition of a schedule, and its address there."""
+        """Return the partition of a schedule, and its address there."""
         partition = partition_of_names((self.namespace, check_name(name, "a schedule's name")), self.partitions)
         return partition, self._packed_namespace + name.encode()
 
@@ -156,7 +156,7 @@ class Schedules(Submission):
         return partition, [*head, *creations]
 
     def _creations(self, args: TickScheduleArgs) -> Item:
-        """What the ticks make, written down for the stored function. They lie where the schedule lies."""
+        """Return what the ticks make, written down for the stored function. They lie where the schedule lies."""
         # A call that only asks is checked as if it had a tick: what can never be submitted is refused at once.
         made = [self._item(_creation(args, tick))[1] for tick in args.ticks or (_SOME_TICK,)]
         creations = [argument for item in made for argument in item] if args.ticks else []
@@ -171,7 +171,9 @@ class Schedules(Submission):
 
 
 def _checked_ticks(args: TickScheduleArgs) -> tuple[str, str]:
-    """The expected last tick and the new one as the stored function takes them; both empty of a call that only asks."""
+    """Return the expected last tick and the new one as the stored function takes them; both empty of a call that only
+    asks.
+    """
     new = args.ticks or (() if args.missed_until is None else (args.missed_until,))
     if args.expected is None or not new:
         if args.expected is not None or new or args.missed:

@@ -50,7 +50,7 @@ class Submission(EngineCore):
         ]
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
-        """Checks one creation and writes it down for the stored function."""
+        """Check one creation and write it down for the stored function."""
         check_record(args, CreateExecutionArgs)
         kind = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
         try:
@@ -134,7 +134,7 @@ class _Shared:
 def _shared(
     namespace: str, lane: str, task: str, codec: str, priority: int, policy: ExecutionPolicy, creator: str
 ) -> _Shared:
-    """Checks and writes down what many creations have in common: there are few kinds, and many of each.
+    """Check and write down what many creations have in common: there are few kinds, and many of each.
 
     Raises:
         ValidationError: one of them is not valid.
@@ -146,13 +146,13 @@ def _shared(
         raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
     if policy.quota_policy_id:
         raise NotFoundError("quota_policy_not_found", quota_policy_id=policy.quota_policy_id)
-    needs = policy.required_capabilities
-    refuse_reserved(needs)
+    requires = policy.requires
+    refuse_reserved(requires)
     work_class = WorkClass(
         namespace=namespace,
         lane=check_lane(lane),
         task=check_name(task, "task"),
-        capabilities=check_capabilities(needs) if needs else (),
+        capabilities=check_capabilities(requires) if requires else (),
     )
     window = policy.dedup_window
     return _Shared(
@@ -167,7 +167,7 @@ def _shared(
 
 
 def clamp_priority(priority: int) -> int:
-    """A priority within 0 to 9000.
+    """Return a priority within 0 to 9000.
 
     Raises:
         ValidationError: not a whole number.

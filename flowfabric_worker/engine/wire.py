@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:
-    """Joins texts so that none can pass for two: each stands behind its length."""
+    """Join texts so that none can pass for two: each stands behind its length."""
     out = bytearray()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -28,7 +28,7 @@ def pack(parts: Iterable[str | bytes]) -> bytes:
 
 
 def unpack(data: bytes) -> list[bytes]:
-    """The texts that `pack` joined.
+    """Return the texts that `pack` joined.
 
     Raises:
         ValueError: it is no such text.
@@ -46,7 +46,7 @@ def unpack(data: bytes) -> list[bytes]:
 
 
 def unpack_text(data: bytes) -> list[str]:
-    """The texts that `pack` joined, as str."""
+    """Return the texts that `pack` joined, as str."""
     return [part.decode() for part in unpack(data)]
 
 
@@ -56,7 +56,7 @@ def optional(data: bytes | None) -> bytes:
 
 
 def read_optional(data: bytes | None) -> bytes | None:
-    """The bytes or None that `optional` wrote; an absent field is None."""
+    """Return the bytes or None that `optional` wrote; an absent field is None."""
     return data[1:] if data else None
 
 
@@ -79,7 +79,7 @@ def unpack_pairs(entries: Sequence[bytes]) -> dict[str, bytes]:
 
 
 def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
-    """A moment for a stored function: `+ms` from the store's now, `@ms` absolute, or nothing.
+    """Return a moment for a stored function: `+ms` from the store's now, `@ms` absolute, or nothing.
 
     Raises:
         ValidationError: both are given, `at` has no time zone, or one is out of range; the message names `what`.
@@ -92,7 +92,7 @@ def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
 
 
 def epoch_ms(moment: datetime, what: str) -> int:
-    """A moment in ms since 1970.
+    """Return a moment in ms since 1970.
 
     Raises:
         ValidationError: not a datetime, or one without a time zone, or before 1970; the message names `what`.
@@ -117,7 +117,7 @@ class WorkClass:
     quota: str = ""
 
     def encode(self) -> bytes:
-        """The packed form, which begins with the packed lane."""
+        """Return the packed form, which begins with the packed lane."""
         return pack(
             (self.namespace, self.lane, self.task, ",".join(self.capabilities), ",".join(self.budgets), self.quota)
         )
@@ -135,7 +135,7 @@ class WorkClass:
 
 @functools.lru_cache(maxsize=4096)
 def decode_class(data: bytes) -> WorkClass:
-    """Reads a class back.
+    """Read a class back.
 
     Raises:
         ValueError: it is damaged.
@@ -203,7 +203,9 @@ def _ms(duration: timedelta | None, what: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def encode_policy(policy: ExecutionPolicy) -> bytes:
-    """The stored form of a policy: its values in a fixed order, each followed by `|`; empty for the default policy."""
+    """Return the stored form of a policy: its values in a fixed order, each followed by `|`; empty for the default
+    policy.
+    """
     retry = policy.retry
     values = (
         [""] * 7
@@ -232,13 +234,13 @@ def encode_policy(policy: ExecutionPolicy) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
-    """Reads a policy back; what a worker must offer and spends from stands in the class.
+    """Read a policy back; what a worker must offer and spends from stands in the class.
 
     Raises:
         ValueError, ArithmeticError, ValidationError: it is damaged.
     """
     bare = ExecutionPolicy(
-        required_capabilities=frozenset(work_class.capabilities),
+        requires=frozenset(work_class.capabilities),
         budget_ids=work_class.budgets,
         quota_policy_id=work_class.quota or None,
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
+from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
-from flowfabric_worker.engine.running import cut
 from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.submission import check_headers, check_tags, clamp_priority
 from flowfabric_worker.engine.types.checks import check_record
@@ -99,7 +99,7 @@ class Workers(EngineCore):
         return self._tasks_page(task.partition(b"\n")[0] + b"\n", cursor, count)
 
     def _tasks_page(self, prefix: bytes, cursor: str | None, count: int) -> ListTasksPage:
-        """The tasks whose addresses begin so."""
+        """Return the tasks whose addresses begin so."""
         start = b"[" + prefix if cursor is None else b"(" + self._behind_task(cursor)
         return self._tasks_between(start, b"(" + prefix + b"\xff", count)
 
@@ -113,7 +113,7 @@ class Workers(EngineCore):
         )
 
     def _task(self, name: str) -> bytes:
-        """The address of a task: those of one last part stand together."""
+        """Return the address of a task: those of one last part stand together."""
         checked = check_name(name, "task")
         return self._packed_namespace + f"{checked.rpartition('.')[2]}\n{checked}".encode()
 
@@ -138,7 +138,7 @@ class Workers(EngineCore):
 
 
 def page_size(limit: int) -> int:
-    """A page's size within 0 to 1000.
+    """Return a page's size within 0 to 1000.
 
     Raises:
         ValidationError: it is not.
@@ -149,7 +149,7 @@ def page_size(limit: int) -> int:
 
 
 def _about(args: RegisterWorkerArgs) -> bytes:
-    """What a worker says of itself, as it is stored."""
+    """Return what a worker says of itself, as it is stored."""
     capabilities = check_capabilities(args.capabilities)
     refuse_reserved(capabilities)
     about = pack(
@@ -197,9 +197,9 @@ def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
 
 
 def _published(task: TaskPublication) -> bytes:
-    """What is said of a task, as it is stored."""
+    """Return what is said of a task, as it is stored."""
     check_record(task.policy, ExecutionPolicy)
-    refuse_reserved(task.policy.required_capabilities)
+    refuse_reserved(task.policy.requires)
     published = pack(
         (
             check_lane(task.lane),
@@ -209,7 +209,7 @@ def _published(task: TaskPublication) -> bytes:
             pack_texts(check_tags(task.tags)),
             pack_texts(check_headers(task.headers)),
             encode_policy(task.policy),
-            pack(check_capabilities(task.policy.required_capabilities)),
+            pack(check_capabilities(task.policy.requires)),
             pack(check_name(budget, "budget") for budget in task.policy.budget_ids),
             check_name(task.policy.quota_policy_id, "quota") if task.policy.quota_policy_id is not None else "",
         )
@@ -224,7 +224,7 @@ def _published(task: TaskPublication) -> bytes:
 
 
 def _task_row(name: str, row: Reply) -> TaskInfo | DamagedRow | None:
-    """A published task; None for one that is over."""
+    """Return a published task; None for one that is over."""
     try:
         _, expires, published, about, current = row
         return _task_info(name, int(expires), int(published), about) if current else None

@@ -290,8 +290,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   return { ctx.now, due, stale, items, (is_cut_short or ff.has_passed_enough(ctx)) and '1' or '', repeated }
 end)
 
--- pass_wake: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
-ff.register('pass_wake', { 'allow-oom' }, function(ctx, args)
+-- forward_wakeup: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
+ff.register('forward_wakeup', { 'allow-oom' }, function(ctx, args)
   local lanes = ff.lanes_of(args, 1)
   look_at(ctx, lanes)
   ff.wake_next(ctx, lanes)

@@ -9,13 +9,13 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker.client import Client
-from tests.cli.application import worker
-from tests.cli.driving import APP, Process
+from tests.support.cli import APP, Process
+from tests.support.cli_app import worker
 
 
 @pytest.fixture
 def url(embedded_directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty store, which is also $FLOWFABRIC_URL."""
+    """Provide the URL of an empty store, which is also $FLOWFABRIC_URL."""
     url = f"embedded://{embedded_directory}?prefix=t{uuid4().hex[:12]}"
     monkeypatch.setenv("FLOWFABRIC_URL", url)
     return url
@@ -30,7 +30,7 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def start(url: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts commands as processes; they are killed when the test ends."""
+    """Start commands as processes; they are killed when the test ends."""
     started: list[Process] = []
 
     def start(*arguments: object) -> Process:
@@ -46,7 +46,7 @@ def start(url: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def start_worker(start: Callable[..., Process]) -> Callable[..., Process]:
-    """Starts `run` with the application, and returns when it takes work."""
+    """Start `run` with the application, and return when it takes work."""
 
     def start_worker(*options: object) -> Process:
         process = start("run", APP, *options)

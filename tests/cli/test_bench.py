@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flowfabric_worker.cli.bench_verdict import (
+from flowfabric_worker.cli.bench.verdict import (
     Bound,
     Figures,
     Pace,
@@ -18,9 +18,9 @@ from flowfabric_worker.cli.bench_verdict import (
     verdict,
 )
 from flowfabric_worker.engine.engine import Engine, open_engine
-from tests.cli.driving import Process, cli, everything, ok, on_terminal, without_escapes
-from tests.conformance.work import created
-from tests.servers import ValkeyServer, wait_until
+from tests.support.cli import Process, cli, everything, ok, on_terminal, without_escapes
+from tests.support.executions import created
+from tests.support.servers import ValkeyServer, wait_until
 
 SHORT = ("--tasks", 200, "--seconds", 0.5)
 SPREADS = ("ping", "call", "start", "result")

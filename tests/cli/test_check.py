@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from tests.cli.driving import Ran, cli, everything, ok, serving, submitted
-from tests.conformance.work import created
-from tests.servers import ValkeyServer
+from tests.support.cli import Ran, cli, everything, ok, serving, submitted
+from tests.support.executions import created
+from tests.support.servers import ValkeyServer
 
 
 def findings(ran: Ran) -> dict[str, str]:
-    """What `check --json` found, as text and advice."""
+    """Return what `check --json` found, as text and advice."""
     return {each["what"]: f"{each['text']} {each['advice']}" for each in ran.document["findings"]}
 
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from flowfabric_worker.cli import main
-from flowfabric_worker.cli.completing import VARIABLE
-from tests.cli.driving import ROOT, cli, ok
+from flowfabric_worker.cli.completion import VARIABLE
+from tests.support.cli import ROOT, cli, ok
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -32,7 +32,7 @@ def test_an_unknown_shell_is_a_mistake() -> None:
 
 
 def completed(*words: str) -> list[str]:
-    """What bash gets for the last of some words."""
+    """Return what bash gets for the last of some words."""
     ran = subprocess.run(
         [sys.executable, "-c", "from flowfabric_worker.cli import main; main(prog_name='flowfabric-worker')"],
         cwd=ROOT,

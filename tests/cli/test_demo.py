@@ -10,14 +10,14 @@ from pathlib import Path
 import attrs
 import pytest
 
-from flowfabric_worker.cli import demo_shop
-from flowfabric_worker.cli.demo_proof import Ended, Proof, Submitted, prove
+from flowfabric_worker.cli.demo import shop as demo_shop
+from flowfabric_worker.cli.demo.proof import Ended, Proof, Submitted, prove
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import TerminalOutcome
-from tests.cli.driving import Process, lives, ok
-from tests.servers import wait_until
+from tests.support.cli import Process, lives, ok
+from tests.support.servers import wait_until
 
 KINDS = {f"demo.{name}" for name in ("greet", "pack_parcel", "charge_card", "send_reminder", "ship_to_atlantis")}
 
@@ -78,7 +78,7 @@ ENDS = [
 
 @pytest.fixture
 def infos(url: str) -> dict[ExecutionId, ExecutionInfo]:
-    """What the store says of each: the first one ran again, the second one was retried twice."""
+    """Provide what the store says of each: the first one ran again, the second one was retried twice."""
     with Client(url) as client:
         info = client.get(client.submit("any", force=True).id)
     assert info is not None

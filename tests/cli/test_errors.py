@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.driving import NOBODY, cli
-from tests.servers import ValkeyServer
+from tests.support.cli import NOBODY, cli
+from tests.support.servers import ValkeyServer
 
 WRONG_USE = {
     "an unknown command": (["sbumit"], "sbumit"),
@@ -28,17 +28,17 @@ WRONG_USE = {
     "a namespace that cannot be one": (["list", "--namespace", ""], "namespace"),
     "a URL of no store": (["list", "--url", "http://x"], "must begin with"),
     "a weight of no sense": (["run", "x:y", "--lanes", "a=0"], "weight"),
-    "an offer that is none": (["run", "x:y", "--offers", "a b"], "capability"),
-    "no time for a lease": (["run", "tests.cli.application:worker", "--lease", "0"], "--lease"),
+    "an offer that is none": (["run", "x:y", "--capabilities", "a b"], "capability"),
+    "no time for a lease": (["run", "tests.support.cli_app:worker", "--lease", "0"], "--lease"),
     "no thread": (["run", "x:y", "--threads", "0"], "--threads"),
     "an application that is not named": (["run", "application"], "MODULE:NAME"),
 }
 BAD_APPS = {
     "no such module": ("nowhere_at_all:worker", "no module 'nowhere_at_all'"),
     "no such module in a package": ("tests.cli.nowhere:worker", "no module 'tests.cli.nowhere'"),
-    "no such name": ("tests.cli.application:wroker", "its workers are worker, without_tasks"),
-    "not a worker": ("tests.cli.application:number", "no Worker; it is of type int"),
-    "no tasks": ("tests.cli.application:without_tasks", "has no tasks"),
+    "no such name": ("tests.support.cli_app:wroker", "its workers are worker, without_tasks"),
+    "not a worker": ("tests.support.cli_app:number", "no Worker; it is of type int"),
+    "no tasks": ("tests.support.cli_app:without_tasks", "has no tasks"),
 }
 
 
@@ -63,7 +63,7 @@ def test_an_execution_that_does_not_exist_exits_1(command: str) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [["list"], ["submit", "add"], ["check"], ["run", "tests.cli.application:worker"]])
+@pytest.mark.parametrize("command", [["list"], ["submit", "add"], ["check"], ["run", "tests.support.cli_app:worker"]])
 def test_a_store_that_cannot_be_reached_exits_3(command: list[str]) -> None:
     ran = cli(*command, "--url", "valkey://127.0.0.1:1")
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.cli.driving import ROOT, Process
+from tests.support.cli import ROOT, Process
 
 
 def test_the_shop_serves_an_order(start: Callable[..., Process], url: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.reads import PastAttempt
-from tests.cli.driving import cli, ok, serving, submitted
+from tests.support.cli import cli, ok, serving, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 

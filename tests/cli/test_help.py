@@ -9,7 +9,7 @@ import pytest
 from flowfabric_worker import __version__
 from flowfabric_worker.cli import main
 from flowfabric_worker.cli.exits import ExitCode
-from tests.cli.driving import cli, ok
+from tests.support.cli import cli, ok
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in main.commands)], ids=lambda command: " ".join(command))

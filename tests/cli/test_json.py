@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.cli import main
-from tests.cli.driving import NOBODY, Ran, cli, ok, serving, submitted
+from tests.support.cli import NOBODY, Ran, cli, ok, serving, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -29,7 +29,7 @@ FAILING = {
 
 
 def error_of(ran: Ran) -> dict[str, Any]:
-    """The one document on stderr."""
+    """Return the one document on stderr."""
     (line,) = ran.err.splitlines()
     document: dict[str, Any] = json.loads(line)
     return document

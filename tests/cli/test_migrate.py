@@ -10,8 +10,8 @@ from redis import Redis
 from flowfabric_worker import __version__
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.stores.library import library
-from tests.cli.driving import cli, ok, submitted
-from tests.servers import ValkeyCluster, ValkeyServer
+from tests.support.cli import cli, ok, submitted
+from tests.support.servers import ValkeyCluster, ValkeyServer
 
 OLD = ("ff0_000000000000", "ff1_0123456789ab")
 OTHERS = ("ff_of_somebody", "ff1_0123456789abcdef", "another")
@@ -29,7 +29,7 @@ def libraries(client: Redis) -> set[str]:
 
 @pytest.fixture
 def server(valkey: ValkeyServer) -> ValkeyServer:
-    """A server with functions of this release, of older ones, and of others."""
+    """Provide a server with functions of this release, of older ones, and of others."""
     valkey.client().function_flush()
     for name in (*OLD, *OTHERS):
         load(valkey.client(), name)

@@ -8,7 +8,7 @@ import pytest
 
 from flowfabric_worker.cli.output import plain, shown, span
 from flowfabric_worker.cli.parameters import duration
-from flowfabric_worker.cli.running import lane_weights
+from flowfabric_worker.cli.run import lane_weights
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 
@@ -39,14 +39,14 @@ def test_what_is_shown_keeps_letters_and_lines_and_escapes_the_rest() -> None:
 def test_records_become_what_json_has() -> None:
     policy = ExecutionPolicy(
         retry=RetryPolicy(initial=timedelta(seconds=1.5), retryable_categories={FailureClass.TIMEOUT}),
-        required_capabilities={"b", "a"},
+        requires={"b", "a"},
     )
     identity = ExecutionId.parse("{fp:0}:01890000-0000-7000-8000-000000000000")
 
     document = plain({"id": identity, "policy": policy, "data": b"x\xff", "pair": (1, None)})
 
     assert document["id"] == str(identity)
-    assert document["policy"]["required_capabilities"] == ["a", "b"]
+    assert document["policy"]["requires"] == ["a", "b"]
     assert document["policy"]["retry"]["initial"] == 1.5
     assert document["policy"]["retry"]["retryable_categories"] == ["timeout"]
     assert (document["data"], document["pair"]) == ("x�", [1, None])

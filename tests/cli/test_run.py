@@ -11,8 +11,8 @@ import pytest
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
-from tests.cli.driving import APP, Process, await_state
-from tests.servers import wait_until
+from tests.support.cli import APP, Process, await_state
+from tests.support.servers import wait_until
 
 StartWorker = Callable[..., Process]
 
@@ -88,7 +88,7 @@ def test_the_work_of_a_killed_worker_is_finished_by_another_one(client: Client, 
 
 
 def test_the_options_are_what_the_worker_does(client: Client, start_worker: StartWorker) -> None:
-    start_worker("--threads", 3, "--lanes", "naps=2,extra", "--offers", "gpu,eu")
+    start_worker("--threads", 3, "--lanes", "naps=2,extra", "--capabilities", "gpu,eu")
 
     (row,) = client.workers()
 

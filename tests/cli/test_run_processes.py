@@ -12,14 +12,14 @@ from flowfabric_worker.cli.exits import ExitCode
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
-from tests.cli.driving import APP, Process, await_state, cli, ok
-from tests.servers import wait_until
+from tests.support.cli import APP, Process, await_state, cli, ok
+from tests.support.servers import wait_until
 
 Start = Callable[..., Process]
 
 
 def await_workers(client: Client, count: int) -> list[WorkerInfo]:
-    """The rows of so many workers that take work."""
+    """Return the rows of so many workers that take work."""
 
     def living() -> list[WorkerInfo]:
         rows = [row for row in client.workers() if isinstance(row, WorkerInfo) and row.alive]
@@ -31,7 +31,7 @@ def await_workers(client: Client, count: int) -> list[WorkerInfo]:
 
 @pytest.mark.parametrize("spelled", [("--processes", "3"), ("--processes=3",)])
 def test_so_many_processes_run_each_with_the_same_options(client: Client, start: Start, spelled: tuple[str]) -> None:
-    supervisor = start("run", APP, *spelled, "--threads", 2, "--lanes", "naps=2,extra", "--offers", "gpu,eu")
+    supervisor = start("run", APP, *spelled, "--threads", 2, "--lanes", "naps=2,extra", "--capabilities", "gpu,eu")
 
     rows = await_workers(client, 3)
 
@@ -88,8 +88,8 @@ def test_its_processes_log_at_the_level_of_the_command(client: Client, start: St
     ("app", "sentence"),
     [
         ("tests.cli.nowhere:worker", "There is no module 'tests.cli.nowhere'"),
-        ("tests.cli.application:nobody", "The module 'tests.cli.application' has no 'nobody'"),
-        ("tests.cli.application:without_tasks", "has no tasks"),
+        ("tests.support.cli_app:nobody", "The module 'tests.support.cli_app' has no 'nobody'"),
+        ("tests.support.cli_app:without_tasks", "has no tasks"),
     ],
 )
 def test_an_application_that_cannot_run_is_said_once_for_all(start: Start, app: str, sentence: str) -> None:
@@ -107,7 +107,7 @@ def test_an_application_that_cannot_run_is_said_once_for_all(start: Start, app: 
         ("--processes", "many"),
         ("--memory-limit", "lots", "--processes", "2"),
         ("--memory-limit", "0MB", "--processes", "2"),
-        ("--most-lost", "0", "--processes", "2"),
+        ("--max-stuck-threads", "0", "--processes", "2"),
         ("--lease", "0s", "--processes", "2"),
         ("--lanes", "mail=none", "--processes", "2"),
     ],
@@ -123,7 +123,7 @@ def test_a_wrong_option_is_refused_before_any_process_starts(url: str, wrong: tu
 def test_its_help_tells_of_processes_and_their_ends() -> None:
     said = " ".join(ok("run", "--help").out.split())
 
-    for words in ("--processes N", "--memory-limit SIZE", "--most-lost N", "exit code 7", "SIGTERM", "SIGUSR1"):
+    for words in ("--processes N", "--memory-limit SIZE", "--max-stuck-threads N", "exit code 7", "SIGTERM", "SIGUSR1"):
         assert words in said
     assert "7 the worker process stopped to be started anew" in " ".join(ok("--help").out.split())
 

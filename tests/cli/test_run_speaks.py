@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
+from flowfabric_worker._runtime.execution_log import short
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.run_log import short
-from tests.cli.driving import APP, Process, await_state, on_terminal_until
+from tests.support.cli import APP, Process, await_state, on_terminal_until
 
 Start = Callable[..., Process]
-OWN = "tests.cli.logging_application:worker"
+OWN = "tests.support.logging_app:worker"
 
 
 def test_run_tells_its_start_and_each_end_once(client: Client, start_worker: Start) -> None:

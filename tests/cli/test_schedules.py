@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flowfabric_worker import Worker
-from flowfabric_worker.scheduler import Scheduler
-from tests.cli.driving import cli, ok, on_terminal, without_escapes
+from flowfabric_worker._runtime.ticker import Ticker
+from tests.support.cli import cli, ok, on_terminal, without_escapes
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -25,13 +25,13 @@ def worker(url: str) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def beat(worker: Worker) -> Scheduler:
-    """A scheduler of the task `beat`, which runs every five minutes; the store knows it."""
+def beat(worker: Worker) -> Ticker:
+    """Provide a scheduler of the task `beat`, which runs every five minutes; the store knows it."""
 
     @worker.task(name="beat", cron="*/5 * * * *", timezone="Europe/Berlin")
     def beat() -> None: ...
 
-    scheduler = Scheduler(worker.engine, worker.tasks.values())
+    scheduler = Ticker(worker.engine, worker.tasks.values())
     scheduler.tick()
     return scheduler
 
@@ -55,7 +55,7 @@ def test_schedules_shows_the_last_tick_and_what_no_worker_has_any_more(worker: W
     @worker.task(name="beat", every=SECOND)
     def beat() -> None: ...
 
-    scheduler = Scheduler(engine, worker.tasks.values())
+    scheduler = Ticker(engine, worker.tasks.values())
     for moment in (START, START + SECOND):
         engine.set_clock(moment)
         scheduler.tick()
@@ -95,7 +95,7 @@ def test_a_schedule_is_removed_and_comes_back_with_its_worker(worker: Worker) ->
     assert ok("schedules", "remove", "beat").out.startswith("beat: removed")
     assert ok("schedules").out == ""
 
-    Scheduler(worker.engine, worker.tasks.values()).tick()
+    Ticker(worker.engine, worker.tasks.values()).tick()
 
     assert len(ok("schedules").out.splitlines()) == 2
 
@@ -124,6 +124,6 @@ def test_a_name_is_whole_on_a_terminal(worker: Worker, url: str) -> None:
     @worker.task(name=name, every=SECOND)
     def beat() -> None: ...
 
-    Scheduler(worker.engine, worker.tasks.values()).tick()
+    Ticker(worker.engine, worker.tasks.values()).tick()
 
     assert name in without_escapes(on_terminal("schedules", url=url))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flowfabric_worker.client import Client
-from tests.cli.driving import NOBODY, Ran, cli, ok, submitted
+from tests.support.cli import NOBODY, Ran, cli, ok, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 

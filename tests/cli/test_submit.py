@@ -11,7 +11,7 @@ from flowfabric_worker import RetryPolicy, Worker
 from flowfabric_worker.cli.exits import ExitCode
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.reads import ExecutionInfo
-from tests.cli.driving import cli, ok
+from tests.support.cli import cli, ok
 
 OPTIONS: dict[str, Any] = {
     "lane": "mail",
@@ -43,7 +43,7 @@ def clean() -> None: ...
 
 
 def info_of(client: Client, *arguments: object) -> ExecutionInfo:
-    """Everything about an execution that is submitted with these arguments."""
+    """Return everything about an execution that is submitted with these arguments."""
     info = client.get(ok("submit", *arguments).out.strip())
     assert info is not None
     return info

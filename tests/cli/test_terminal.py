@@ -9,7 +9,7 @@ import pytest
 
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.cli.driving import ok, on_terminal, submitted, without_escapes
+from tests.support.cli import ok, on_terminal, submitted, without_escapes
 
 pytestmark = pytest.mark.usefixtures("url")
 

@@ -12,14 +12,14 @@ from flowfabric_worker.engine.core import size_of
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError, EngineTimeoutError
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
+from flowfabric_worker.engine.types.attempts import Completion, Failure
 from flowfabric_worker.engine.types.policies import FailureClass
-from flowfabric_worker.engine.types.running import Completion, Failure
 from flowfabric_worker.engine.types.schedules import Ticked
 from flowfabric_worker.engine.types.submission import Created
-from tests.conformance.losing import LosingStore
-from tests.conformance.operations import SECOND, beat
-from tests.conformance.work import BOOM, creation, request
 from tests.conftest import Clock
+from tests.support.executions import BOOM, creation, request
+from tests.support.lossy_store import LosingStore
+from tests.support.operations import SECOND, beat
 
 AGAIN = [b"error", b"again"]
 WIDTHS = {"create_executions": 13, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}

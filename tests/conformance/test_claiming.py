@@ -15,7 +15,9 @@ from flowfabric_worker.engine.types.claiming import ClaimPolicy, LaneRequest
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.wire import WorkClass
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     BOOM,
     LANE,
     LEASE,
@@ -36,8 +38,6 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -106,7 +106,7 @@ def test_two_claims_give_two_executions(engine: Engine) -> None:
 def test_work_goes_only_to_a_worker_that_offers_what_it_needs(
     engine: Engine, dump: Dump, required: tuple[str, ...], offered: tuple[str, ...], fits: bool
 ) -> None:
-    execution_id = created(engine, policy=ExecutionPolicy(required_capabilities=required))
+    execution_id = created(engine, policy=ExecutionPolicy(requires=required))
     before = dump()
 
     assert claimed_ids(engine, capabilities=offered) == ([execution_id] if fits else [])
@@ -134,8 +134,8 @@ def test_a_single_word_is_no_set_of_tasks() -> None:
 
 def test_what_a_worker_may_not_take_hides_nothing_and_is_not_touched(engine: Engine, dump: Dump) -> None:
     all_created(engine, [creation(task="unknown", priority=9000) for _ in range(1000)])
-    needs = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
-    all_created(engine, [creation(priority=9000, policy=needs) for _ in range(100)])
+    requires = ExecutionPolicy(requires=frozenset({"gpu"}))
+    all_created(engine, [creation(priority=9000, policy=requires) for _ in range(100)])
     wanted = created(engine, task="known")
     claim = {"tasks": {"known", "send"}, "capabilities": {"cpu"}}
 

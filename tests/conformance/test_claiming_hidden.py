@@ -10,8 +10,8 @@ from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.wire import decode_class, pack
-from tests.conformance.upkeeping import SECOND
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     LANE,
     all_created,
     claimed_ids,
@@ -23,11 +23,11 @@ from tests.conformance.work import (
     refused,
     request,
 )
-from tests.conftest import Clock
+from tests.support.maintenance import SECOND
 
 
 def claimed_one(engine: Engine) -> list[ExecutionId]:
-    """What a claim of one execution gets."""
+    """Return what a claim of one execution gets."""
     return [each.execution_id for each in engine.claim_many(request(worker="w2"))]
 
 
@@ -85,7 +85,7 @@ def test_a_claim_over_many_kinds_of_work_takes_few_calls(engine: Engine, monkeyp
     ids = iter(ids_in(engine, 0, 2 * len(lanes)))
     for task in ("a", "b"):
         all_created(engine, [creation(lane=lane, task=task, execution_id=next(ids)) for lane in lanes])
-    engine.fitting(0, request(*lanes))
+    engine.matching_lanes(0, request(*lanes))
     called = []
     call = engine.call
     monkeypatch.setattr(engine, "call", lambda *args: called.append(args[:2]) or call(*args))
@@ -146,7 +146,7 @@ def test_a_class_is_seen_although_a_restored_snapshot_took_another_away(engine: 
 def test_new_classes_of_one_lane_leave_the_others_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     known, *new = ids_in(engine, 0, 6)
     created(engine, execution_id=known)
-    engine.fitting(0, request())
+    engine.matching_lanes(0, request())
     read = []
     call = engine.call
     monkeypatch.setattr(engine, "call", lambda *args: read.append(args) or call(*args))

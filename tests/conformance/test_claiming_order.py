@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.types.admin import ChangePriorityArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.claiming import LaneRequest
-from flowfabric_worker.engine.types.operating import ChangePriorityArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     BOOM,
     LANE,
     LEASE,
@@ -26,7 +27,6 @@ from tests.conformance.work import (
     running,
     same_partition_ids,
 )
-from tests.conftest import Clock
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)

@@ -9,8 +9,8 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs
-from tests.conformance.work import damage, raw_client, raw_key, refused, running
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
+from tests.support.executions import damage, raw_client, raw_key, refused, running
 
 DAMAGES: dict[str, tuple[bytes | None, ...]] = {
     "state": (b"runnable", b"", b"runnable unowned eligible_now waiting_for_worker none nonsense", b"\xff"),

@@ -11,12 +11,14 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.attempts import Completion, Failure
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import FailureClass
-from flowfabric_worker.engine.types.running import Completion, Failure
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.wire import pack
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     BOOM,
     LANE,
     all_created,
@@ -33,8 +35,6 @@ from tests.conformance.work import (
     tenant,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
 
 # Of work that waits to run, and of work that runs.
 QUEUED: dict[str, tuple[bytes | None, ...]] = {
@@ -83,7 +83,9 @@ def listed(engine: Engine) -> list[str]:
 
 
 def indexed(engine: Engine, execution_id: ExecutionId) -> list[bytes]:
-    """The keys of sorted sets, other than the lists of everything and of what is damaged, that name an execution."""
+    """Return the keys of sorted sets, other than the lists of everything and of what is damaged, that name an
+    execution.
+    """
     client: Any = raw_client(engine, execution_id.partition)
     base = raw_key(engine, execution_id.partition, "")
     aside = {raw_key(engine, execution_id.partition, name).encode() for name in ("ids", "damaged")}

@@ -11,12 +11,12 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
+from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
-from tests.conformance.phases import ACTIVE, HOUR, PHASES_LANE, RUNNABLE, Phase, Phases
-from tests.conformance.upkeeping import MILLISECOND, SECOND, HandleDue, by_claim, by_keeper, handled
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     BOOM,
     LANE,
     claim_one,
@@ -29,8 +29,8 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.maintenance import MILLISECOND, SECOND, HandleDue, by_claim, by_keeper, handled
+from tests.support.phases import ACTIVE, HOUR, PHASES_LANE, RUNNABLE, Phase, Phases
 
 TIMEOUT = 5 * SECOND
 RETRY = RetryPolicy(initial=10 * SECOND, maximum=10 * SECOND, jitter=False)

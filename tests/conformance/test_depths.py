@@ -9,11 +9,12 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     BOOM,
     LANE,
     claim_one,
@@ -22,7 +23,6 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
 
 SECOND = timedelta(seconds=1)
 RETRY = ExecutionPolicy(retry=RetryPolicy(max_retries=1, backoff="fixed", initial=SECOND, jitter=False))
@@ -32,12 +32,12 @@ Step = Callable[[Engine, Clock], object]
 
 
 def recounted(engine: Engine) -> dict[tuple[str | None, PublicState | None], int]:
-    """What each lane holds per state, counted execution by execution."""
+    """Return what each lane holds per state, counted execution by execution."""
     return dict(Counter((row.lane, row.public_state) for row in engine.list_executions(limit=1000).executions))
 
 
 def counted(engine: Engine) -> dict[tuple[str | None, PublicState | None], int]:
-    """What the counters of the lanes say."""
+    """Return what the counters of the lanes say."""
     return {
         (lane.lane, state): count
         for lane in engine.list_lanes().lanes

@@ -8,13 +8,12 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
+from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
-from flowfabric_worker.engine.types.running import Completion
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.phases import HOUR
-from tests.conformance.upkeeping import MILLISECOND, SECOND
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     all_created,
     claim_one,
     claimed_ids,
@@ -27,13 +26,14 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
+from tests.support.maintenance import MILLISECOND, SECOND
+from tests.support.phases import HOUR
 
 HERD = 1500
 
 
 def herd(engine: Engine, **changes: Any) -> list[ExecutionId]:
-    """Many executions of one lane and one partition."""
+    """Return many executions of one lane and one partition."""
     ids = ids_in(engine, 0, HERD)
     for first in range(0, HERD, 500):
         all_created(engine, [creation(lane="herd", execution_id=each, **changes) for each in ids[first : first + 500]])
@@ -41,7 +41,7 @@ def herd(engine: Engine, **changes: Any) -> list[ExecutionId]:
 
 
 def entries(engine: Engine, index: str) -> list[bytes]:
-    """What a due index of the first partition holds."""
+    """Return what a due index of the first partition holds."""
     return raw_client(engine, 0).zrange(raw_key(engine, 0, index), 0, -1)  # type: ignore[no-any-return]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
-from flowfabric_worker.engine.types.running import Completion
-from tests.conformance.upkeeping import MILLISECOND, SECOND
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     LANE,
     all_created,
     claimed_ids,
@@ -21,13 +21,13 @@ from tests.conformance.work import (
     request,
     upkeep_all,
 )
-from tests.conftest import Clock
+from tests.support.maintenance import MILLISECOND, SECOND
 
 SHORT = ExecutionPolicy(retention=SECOND)
 
 
 def completed(engine: Engine, count: int) -> None:
-    """Creates, claims and completes executions that are kept for a second."""
+    """Create, claims and complete executions that are kept for a second."""
     all_created(engine, [creation(execution_id=each, policy=SHORT) for each in ids_in(engine, 0, count)])
     claimed = engine.claim_many(request(limit=count))
     assert len(claimed) == count

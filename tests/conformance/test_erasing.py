@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
-from tests.conformance.losing import empty_store_beside
-from tests.conformance.operations import OPERATIONS, START
-from tests.conformance.work import created, creation, refused
 from tests.conftest import Clock
-from tests.dumping import Dump, dump_of
+from tests.support.dumps import Dump, dump_of
+from tests.support.executions import created, creation, refused
+from tests.support.lossy_store import empty_store_beside
+from tests.support.operations import OPERATIONS, START
 
 CLOSING = ("shutdown_prepare",)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
-from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.work import BOOM, LANE, TASK, created, running, tenant
 from tests.conftest import Clock
+from tests.support.executions import BOOM, LANE, TASK, created, running, tenant
 
 SECOND = timedelta(seconds=1)
 RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
@@ -101,7 +101,7 @@ def test_nobody_alive_explains_waiting_work(engine: Engine, clock: Clock) -> Non
 
 
 def test_the_first_thing_that_living_workers_lack_explains_waiting_work(engine: Engine) -> None:
-    execution = created(engine, policy=ExecutionPolicy(required_capabilities=frozenset({"eu", "gpu"})))
+    execution = created(engine, policy=ExecutionPolicy(requires=frozenset({"eu", "gpu"})))
     lacks: list[tuple[dict[str, Any], str, str]] = [
         ({"lanes": ("other",)}, "no_worker", "None of the 1 living workers serves the lane 'mail'."),
         ({"tasks": ("other",)}, "no_handler", "knows the task 'send'"),

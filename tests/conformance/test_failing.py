@@ -11,21 +11,21 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES, MAX_MESSAGE_BYTES
-from flowfabric_worker.engine.types.claiming import Claimed
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.reads import AttemptSummary, PastAttempt
-from flowfabric_worker.engine.types.running import (
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.attempts import (
     Failure,
     FailureReason,
     RetryScheduled,
     TerminalCancelled,
     TerminalFailed,
 )
+from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.reads import AttemptSummary, PastAttempt
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import BOOM, LEASE, claim_one, info_of, refused, request, running
 from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import BOOM, LEASE, claim_one, info_of, refused, request, running
 
 MILLISECOND = timedelta(milliseconds=1)
 AT_ONCE = timedelta()
@@ -33,7 +33,7 @@ RETRYABLE = (FailureClass.TRANSIENT, FailureClass.TIMEOUT, FailureClass.INFRA_CR
 
 
 def fixed(ms: int = 10, **changes: Any) -> ExecutionPolicy:
-    """Retries that wait as long each time."""
+    """Retry that wait as long each time."""
     return ExecutionPolicy(
         retry=RetryPolicy(**{"backoff": "fixed", "initial": timedelta(milliseconds=ms), "jitter": False, **changes})
     )

@@ -14,12 +14,13 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.states import TerminalOutcome
-from tests.conformance.feeding import ended, told
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     BOOM,
     created,
     damage,
@@ -32,16 +33,15 @@ from tests.conformance.work import (
     same_partition_ids,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
-from tests.servers import wait_until
+from tests.support.feed_reads import ended, told
+from tests.support.servers import wait_until
 
 SECOND = timedelta(seconds=1)
 
 
 @contextmanager
 def following(engine: Engine, **arguments: Any) -> Iterator[queue.Queue[CompletionEvent]]:
-    """What a thread hears that follows the feed; it must have begun to wait before the block begins."""
+    """Provide what a thread hears that follows the feed; it must have begun to wait before the block begins."""
     heard: queue.Queue[CompletionEvent] = queue.Queue()
     stopped = threading.Event()
 

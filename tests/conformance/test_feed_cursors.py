@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from tests.conformance.feeding import ended, told
-from tests.conformance.work import raw_client, raw_key, refused, running, same_partition_ids, upkeep_all
 from tests.conftest import Clock
+from tests.support.executions import raw_client, raw_key, refused, running, same_partition_ids, upkeep_all
+from tests.support.feed_reads import ended, told
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)

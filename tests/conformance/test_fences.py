@@ -13,13 +13,13 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import Handle, HandleKind
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.attempts import LeaseRenewal
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.running import LeaseRenewal
 from flowfabric_worker.engine.types.states import OwnershipState
-from tests.conformance.work import BOOM, LEASE, claim_one, info_of, refused, running, upkeep_all
 from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import BOOM, LEASE, claim_one, info_of, refused, running, upkeep_all
 
 MILLISECOND = timedelta(milliseconds=1)
 Operation = Callable[[Engine, Handle], Any]
@@ -55,7 +55,7 @@ handing_back = pytest.mark.parametrize("operation", HANDING_BACK.values(), ids=H
 
 
 def stale_versions(handle: Handle) -> list[Handle]:
-    """The handle with each part of its fence replaced in turn."""
+    """Return the handle with each part of its fence replaced in turn."""
     return [
         attrs.evolve(handle, lease_id=str(uuid4())),
         attrs.evolve(handle, lease_epoch=handle.lease_epoch + 1),

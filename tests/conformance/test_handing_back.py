@@ -12,12 +12,12 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.handle import HandleKind
+from flowfabric_worker.engine.types.attempts import TerminalFailed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
-from flowfabric_worker.engine.types.running import TerminalFailed
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.losing import LosingStore, empty_store_beside
-from tests.conformance.waiting import waiting
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     LANE,
     LEASE,
     all_created,
@@ -30,10 +30,10 @@ from tests.conformance.work import (
     request,
     running,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.lossy_store import LosingStore, empty_store_beside
+from tests.support.waiters import waiting
 
-GPU = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
+GPU = ExecutionPolicy(requires=frozenset({"gpu"}))
 
 
 def test_what_nobody_waits_for_is_kept(engine: Engine, dump: Dump) -> None:
@@ -158,7 +158,7 @@ def losing(engine: Engine) -> LosingStore:
 def test_a_claim_whose_answer_was_lost_is_answered_to_the_next_claim_of_the_worker(
     engine: Engine, losing: LosingStore
 ) -> None:
-    impatient = Engine(lambda: (losing, engine.partitions), patience=0)
+    impatient = Engine(lambda: (losing, engine.partitions), retry_for=0)
     impatient.prepare(testing=True)
     ids = all_created(impatient, [creation() for _ in range(6)])
     worker = f"w{uuid4().hex}"

@@ -8,10 +8,11 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.limits import MAX_TAG_VALUE_BYTES, MAX_TAGS
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs
-from tests.conformance.phases import ACTIVE, ENDED, HOUR, PHASES_LANE, RUNNABLE, Phase, Phases
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     LANE,
     LEASE,
     claim_one,
@@ -23,8 +24,7 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.phases import ACTIVE, ENDED, HOUR, PHASES_LANE, RUNNABLE, Phase, Phases
 
 # Lanes.
 

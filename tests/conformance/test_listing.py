@@ -11,11 +11,12 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.partitions import partition_key
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.reads import ExecutionFilter, ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     LANE,
     TASK,
     claim_one,
@@ -27,13 +28,12 @@ from tests.conformance.work import (
     tenant,
     upkeep_all,
 )
-from tests.conftest import Clock
 
 SECOND = timedelta(seconds=1)
 
 
 def created_many(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
-    """Many new executions, sorted by id."""
+    """Return many new executions, sorted by id."""
     ids: list[ExecutionId] = []
     for first in range(0, count, 500):
         results = engine.create_executions([creation(**changes) for _ in range(min(500, count - first))])
@@ -43,7 +43,7 @@ def created_many(engine: Engine, count: int, **changes: Any) -> list[ExecutionId
 
 
 def paged(engine: Engine, limit: int, **arguments: Any) -> list[list[ExecutionSummary]]:
-    """Every page of a listing, until there is no next one."""
+    """Return every page of a listing, until there is no next one."""
     pages = []
     cursor = None
     while True:
@@ -143,7 +143,10 @@ def test_a_partition_that_the_store_lacks_is_refused(engine: Engine) -> None:
         engine.list_executions(partition=partition_key(engine.partitions))
 
 
-@pytest.mark.parametrize("cursor", ["{fp:0}:x", 5, ExecutionId(0, "x"), ExecutionId(1023, ExecutionId.mint().uuid)])
+FOREIGN = ExecutionId(1023, "0192f3a4-0000-7000-8000-000000000001")
+
+
+@pytest.mark.parametrize("cursor", ["{fp:0}:x", 5, ExecutionId(0, "x"), FOREIGN])
 def test_what_is_no_cursor_of_a_listing_is_refused(engine: Engine, cursor: Any) -> None:
     with refused("invalid_cursor"):
         engine.list_executions(cursor=cursor)

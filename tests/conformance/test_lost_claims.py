@@ -15,9 +15,9 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimForWorkerArgs, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.losing import LosingStore
-from tests.conformance.work import LANE, claim_one, created, refused, request, same_partition_ids
 from tests.conftest import Clock
+from tests.support.executions import LANE, claim_one, created, refused, request, same_partition_ids
+from tests.support.lossy_store import LosingStore
 
 SECOND = timedelta(seconds=1)
 
@@ -27,7 +27,7 @@ class Impatient:
 
     def __init__(self, engine: Engine) -> None:
         self.store = LosingStore(engine.store)
-        self.engine = Engine(lambda: (self.store, None), patience=0)
+        self.engine = Engine(lambda: (self.store, None), retry_for=0)
         self.engine.prepare()
         # It knows the classes from now on, so the next call that it makes is the claim.
         nothing = request(LANE, "other", "gpu", tasks=frozenset({"nothing"}))
@@ -94,7 +94,7 @@ def test_a_claim_for_something_else_gets_nothing_of_a_lost_one(
 
 
 def test_a_claim_without_a_capability_gets_nothing_that_needs_it(engine: Engine, impatient: Impatient) -> None:
-    needing = created(engine, lane="gpu", policy=ExecutionPolicy(required_capabilities=frozenset({"gpu"})))
+    needing = created(engine, lane="gpu", policy=ExecutionPolicy(requires=frozenset({"gpu"})))
     impatient.engine.claim_many(request("gpu"))
     able = request("gpu", capabilities=frozenset({"gpu"}))
     impatient.lose(able)

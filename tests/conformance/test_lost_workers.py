@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import Claimed
-from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.work import LANE, LEASE, claim_one, claimed_ids, ids_in, info_of, running
 from tests.conftest import Clock
+from tests.support.executions import LANE, LEASE, claim_one, claimed_ids, ids_in, info_of, running
 
 KILLED = "killed by SIGKILL"
 

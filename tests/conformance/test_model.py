@@ -24,21 +24,21 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.partitions import partition_of_names, partition_of_uuid
-from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
-from flowfabric_worker.engine.types.operating import (
+from flowfabric_worker.engine.types.admin import (
     CancelExecutionArgs,
     ChangePriorityArgs,
     ReplayExecutionArgs,
     RevokeLeaseArgs,
 )
+from flowfabric_worker.engine.types.attempts import FailureReason
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from tests.conformance.auditing import audit, audit_lanes
-from tests.conformance.losing import empty_store_beside
-from tests.conformance.model import Model, answer_of
-from tests.conformance.model_partition import Partition, ms, take, told
-from tests.conformance.work import upkeep_all
+from tests.support.executions import upkeep_all
+from tests.support.index_audit import audit, audit_lanes
+from tests.support.lossy_store import empty_store_beside
+from tests.support.model import Model, answer_of
+from tests.support.model_partition import Partition, ms, take, told
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -57,7 +57,7 @@ POLICIES = {
     "retried ever later": ExecutionPolicy(retry=GROWING, max_reclaim_count=1),
     "timed": ExecutionPolicy(retry=TIMEOUTS_ONLY, attempt_timeout=10 * SECOND),
     "short-lived": ExecutionPolicy(execution_deadline=60 * SECOND, retention=20 * SECOND, dedup_window=10 * SECOND),
-    "demanding": ExecutionPolicy(required_capabilities=frozenset({"gpu"}), max_replay_count=1, retry=FIXED),
+    "demanding": ExecutionPolicy(requires=frozenset({"gpu"}), max_replay_count=1, retry=FIXED),
     "never reclaimed": ExecutionPolicy(max_reclaim_count=0, retention=timedelta()),
 }
 
@@ -89,7 +89,7 @@ class Owners(RuleBasedStateMachine):
     # What everybody does
 
     def both(self, ask: Callable[[], Any], expect: Callable[[], Any]) -> None:
-        """Asks the engine and the model; they must agree. The next repeat asks both again."""
+        """Ask the engine and the model; they must agree. The next repeat asks both again."""
 
         def run() -> None:
             expected = answer_of(expect)
@@ -112,7 +112,7 @@ class Owners(RuleBasedStateMachine):
             self.both(lambda: ask(target), lambda: expect(target))
 
     def new_id(self, task: str, key: str | None) -> ExecutionId:
-        """The next id of a fixed row: chance stays out of it, so that what fails can be made small."""
+        """Return the next id of a fixed row: chance stays out of it, so that what fails can be made small."""
         self.made += 1
         uuid = UUID(int=self.made)
         count = self.engine.partitions
@@ -206,7 +206,7 @@ class Owners(RuleBasedStateMachine):
                     self.maybe[number] = after
 
     def due_to(self, claim_id: str, request: ClaimRequest, limit: int, partition: Partition) -> list[dict[str, Any]]:
-        """What a claim must get from a partition."""
+        """Return what a claim must get from a partition."""
         partition.visit(self.model.now)
         wanted = [lane.lane for lane in request.lanes if lane.lane not in self.model.paused]
         got = []

@@ -11,21 +11,21 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import NotFoundError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import (
+    CancelExecutionArgs,
+    ChangePriorityArgs,
+    ReplayExecutionArgs,
+    RevokeLeaseArgs,
+)
 from flowfabric_worker.engine.types.claiming import (
     ClaimForWorkerArgs,
     ClaimGrant,
     ClaimResumedExecutionArgs,
     ReclaimToken,
 )
-from flowfabric_worker.engine.types.operating import (
-    CancelExecutionArgs,
-    ChangePriorityArgs,
-    ReplayExecutionArgs,
-    RevokeLeaseArgs,
-)
 from flowfabric_worker.engine.types.submission import Duplicate
-from tests.conformance.work import LANE, created, creation, refused, running, tenant
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import LANE, created, creation, refused, running, tenant
 
 SECOND = timedelta(seconds=1)
 Call = Callable[[Engine, ExecutionId], Any]

@@ -9,7 +9,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import (
+from flowfabric_worker.engine.types.admin import (
     CancelExecutionArgs,
     ChangePriorityArgs,
     ReplayExecutionArgs,
@@ -20,9 +20,8 @@ from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClas
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, WorkerInfo
-from tests.conformance.next_release import NOVELTY, NextEngine, gated, next_engine
-from tests.conformance.operations import beat
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     BOOM,
     LANE,
     TASK,
@@ -35,11 +34,12 @@ from tests.conformance.work import (
     request,
     upkeep_all,
 )
-from tests.conftest import Clock
+from tests.support.next_release import NOVELTY, NextEngine, gated, next_engine
+from tests.support.operations import beat
 
 SECOND = timedelta(seconds=1)
 POLICY = ExecutionPolicy(retry=RetryPolicy(max_retries=2, jitter=False, initial=SECOND), retention=timedelta(hours=1))
-GPU = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
+GPU = ExecutionPolicy(requires=frozenset({"gpu"}))
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_no_worker_and_no_work_of_this_release_has_a_reserved_capability(engine:
             RegisterWorkerArgs(worker_id="w", worker_instance_id="w", lanes=(LANE,), capabilities=frozenset({"@gates"}))
         )
     with refused("invalid_capabilities"):
-        created(engine, policy=ExecutionPolicy(required_capabilities=frozenset({"@gates"})))
+        created(engine, policy=ExecutionPolicy(requires=frozenset({"@gates"})))
 
 
 def test_kinds_of_due_entries_of_the_next_release_are_put_off_not_lost(

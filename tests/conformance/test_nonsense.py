@@ -20,15 +20,17 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import CODES, EngineError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.attempts import Completion, FailureReason
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.feed import CompletionFilter
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
-from flowfabric_worker.engine.types.running import Completion, FailureReason
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
-from tests.conformance.refusing import (
+from tests.support.dumps import Dump
+from tests.support.executions import BOOM, LANE, creation, running
+from tests.support.refusals import (
     BY_ID,
     HOLDING,
     LONG,
@@ -40,8 +42,6 @@ from tests.conformance.refusing import (
     reserving,
     subscribing,
 )
-from tests.conformance.work import BOOM, LANE, creation, running
-from tests.dumping import Dump
 
 SECRET = "swordfish"
 
@@ -72,7 +72,7 @@ JUNK = st.one_of(
 
 
 def claim_by(changes: dict[str, Any]) -> Callable[[Engine], Any]:
-    """A claim with a policy that is made of this."""
+    """Return a claim with a policy that is made of this."""
     who = {"worker_id": "w", "worker_instance_id": "w", **changes}
     return lambda engine: engine.claim(LANE, frozenset(), ClaimPolicy(**who))
 
@@ -220,7 +220,7 @@ RECORDS = OUTER / "types"
 
 
 def beyond_the_records(trace: TracebackType | None) -> list[str]:
-    """The files of the engine through which an error came, without those that check what records are made of."""
+    """Return the files of the engine through which an error came, without those that check what records are made of."""
     files = []
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)

@@ -12,9 +12,9 @@ from flowfabric_worker.engine.errors import ResourceExhaustedError, ValidationEr
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.workers import TaskInfo, TaskPublication
-from tests.conformance.work import raw_client, raw_key, tenant, upkeep_all
 from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import raw_client, raw_key, tenant, upkeep_all
 
 DAY = timedelta(days=1)
 MOST_TASKS = 10_000
@@ -36,7 +36,7 @@ def test_a_published_task_is_listed_with_everything_that_was_said(engine: Engine
         max_reclaim_count=5,
         retention=timedelta(hours=2),
         dedup_window=timedelta(minutes=3),
-        required_capabilities=frozenset({"gpu", "eu"}),
+        requires=frozenset({"gpu", "eu"}),
         budget_ids=("b", "a"),
         quota_policy_id="q",
     )

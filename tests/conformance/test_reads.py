@@ -11,12 +11,13 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, CancelSource, ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, CancelSource, ReplayExecutionArgs
+from flowfabric_worker.engine.types.attempts import FailureReason
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.reads import AttemptSummary, ExecutionSnapshot, LeaseSummary, PastAttempt
-from flowfabric_worker.engine.types.running import FailureReason
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     BOOM,
     LANE,
     TASK,
@@ -29,7 +30,6 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
 
 SECOND = timedelta(seconds=1)
 RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
@@ -53,7 +53,7 @@ def test_a_new_execution_reads_as_it_was_made(engine: Engine, clock: Clock) -> N
         max_replay_count=2,
         retention=5 * SECOND,
         dedup_window=6 * SECOND,
-        required_capabilities=frozenset({"gpu", "eu"}),
+        requires=frozenset({"gpu", "eu"}),
     )
 
     execution = created(
@@ -291,12 +291,12 @@ def test_capabilities_are_exactly_the_operations_with_a_body(engine: Engine) -> 
 
 
 def operations() -> set[str]:
-    """Every operation of the abstract engine."""
+    """Return every operation of the abstract engine."""
     return {name for name in dir(EngineBackend) if not name.startswith("_")}
 
 
 def positional(name: str) -> int:
-    """How many arguments an operation must be given."""
+    """Return how many arguments an operation must be given."""
     code = getattr(EngineBackend, name).__code__
     defaults = getattr(EngineBackend, name).__defaults__ or ()
     return int(code.co_argcount) - 1 - len(defaults)

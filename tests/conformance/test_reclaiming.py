@@ -10,10 +10,12 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import Claimed
-from flowfabric_worker.engine.types.operating import ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     BOOM,
     LANE,
     LEASE,
@@ -29,8 +31,6 @@ from tests.conformance.work import (
     request,
     running,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)

@@ -10,13 +10,15 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ChangePriorityArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.attempts import FailureReason
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ChangePriorityArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
-from flowfabric_worker.engine.types.running import FailureReason
-from tests.conformance.operations import OPERATIONS, PUBLISHED, SECOND, START, beat
-from tests.conformance.refusing import (
+from tests.support.dumps import Dump
+from tests.support.executions import BOOM, LANE, creation, refused, request
+from tests.support.operations import OPERATIONS, PUBLISHED, SECOND, START, beat
+from tests.support.refusals import (
     BY_ID,
     CHANGING,
     HOLDING,
@@ -47,8 +49,6 @@ from tests.conformance.refusing import (
     while_waiting,
     with_handle,
 )
-from tests.conformance.work import BOOM, LANE, creation, refused, request
-from tests.dumping import Dump
 
 # They take nothing that could be wrong; who ends a waiting that never began has what he wants.
 NEVER_REFUSED = {
@@ -162,7 +162,7 @@ REFUSALS: dict[str, Case] = {
     "claim_many: for longer than a lease may be": plain("invalid_input", claiming(lease=timedelta(days=2))),
     "claim_many: waiting for a negative time": plain("invalid_input", claiming(max_wait=-SECOND)),
     "claim_many: under an id that is none": plain("invalid_input", claiming(claim_id="x")),
-    "pass_wake: without a lane's name": plain("invalid_input", lambda engine: engine.pass_wake(request(""))),
+    "forward_wakeup: without a lane's name": plain("invalid_input", lambda engine: engine.forward_wakeup(request(""))),
     "claim_for_worker: without a lane's name": plain("invalid_input", reserving(lane="")),
     "claim_for_worker: without a worker's name": plain("invalid_input", reserving(worker_id="")),
     "claim_for_worker: for too long": plain("invalid_input", reserving(grant=timedelta(minutes=2))),

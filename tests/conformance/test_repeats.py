@@ -9,17 +9,18 @@ from uuid import UUID
 
 import pytest
 
-from flowfabric_worker.engine import claiming, core, ids, listening
+from flowfabric_worker.engine import claiming, core, ids
+from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.operating import ChangePriorityArgs
+from flowfabric_worker.engine.types.admin import ChangePriorityArgs
 from flowfabric_worker.engine.types.submission import Created, Duplicate
-from tests.conformance.losing import LosingStore, empty_store_beside
-from tests.conformance.meanwhile import MEANWHILE
-from tests.conformance.operations import OPERATIONS, START
-from tests.conformance.work import created, creation, info_of, raw_client, raw_key
-from tests.dumping import dump_of
+from tests.support.dumps import dump_of
+from tests.support.executions import created, creation, info_of, raw_client, raw_key
+from tests.support.interference import MEANWHILE
+from tests.support.lossy_store import LosingStore, empty_store_beside
+from tests.support.operations import OPERATIONS, START
 
 # What a store holds does not depend on their number, and each of them loses its replies too.
 MOST_PARTITIONS = 5
@@ -155,7 +156,7 @@ def test_a_creation_under_the_callers_own_id_is_repeated_by_that_id(engine: Engi
 
 def test_an_engine_without_patience_says_that_a_reply_was_lost_and_the_caller_may_repeat(engine: Engine) -> None:
     store = LosingStore(empty_store_beside(engine))
-    tried = Engine(lambda: (store, engine.partitions), patience=0)
+    tried = Engine(lambda: (store, engine.partitions), retry_for=0)
     tried.prepare()
     args = creation(idempotency_key="order-7")
 

@@ -11,6 +11,7 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.claiming import (
     Claimed,
     ClaimForWorkerArgs,
@@ -18,10 +19,11 @@ from flowfabric_worker.engine.types.claiming import (
     ClaimResumedExecutionArgs,
     ReclaimToken,
 )
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     LANE,
     LEASE,
     all_created,
@@ -37,8 +39,6 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -46,14 +46,14 @@ GRANT = 5 * SECOND
 
 
 def asking(worker: str = "w1", **changes: Any) -> ClaimForWorkerArgs:
-    """A wish for a reservation by a worker whose id and instance id are the same."""
+    """Return a wish for a reservation by a worker whose id and instance id are the same."""
     return ClaimForWorkerArgs(
         **{"lane": LANE, "worker_id": worker, "worker_instance_id": worker, "grant": GRANT, **changes}
     )
 
 
 def reserved(engine: Engine, worker: str = "w1", **changes: Any) -> ClaimGrant:
-    """A reservation that must be had."""
+    """Return a reservation that must be had."""
     grant = engine.claim_for_worker(asking(worker, **changes))
     assert grant is not None
     return grant
@@ -112,8 +112,8 @@ def test_a_reservation_takes_the_highest_priority(engine: Engine) -> None:
 
 
 def test_a_reservation_is_made_only_of_what_the_worker_may_take(engine: Engine) -> None:
-    needs = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
-    all_created(engine, [creation(priority=9000, policy=needs), creation(priority=9000, task="unknown")])
+    requires = ExecutionPolicy(requires=frozenset({"gpu"}))
+    all_created(engine, [creation(priority=9000, policy=requires), creation(priority=9000, task="unknown")])
     wanted = created(engine)
 
     assert reserved(engine, tasks={"send"}, capabilities={"cpu"}).execution_id == wanted

@@ -15,13 +15,14 @@ from redis import Redis
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import NotFoundError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.attempts import Completion, FailureReason
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.running import Completion, FailureReason
 from flowfabric_worker.engine.types.states import TerminalOutcome
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     BOOM,
     claim_one,
     created,
@@ -33,8 +34,7 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.servers import ValkeyServer, wait_until
+from tests.support.servers import ValkeyServer, wait_until
 
 SECOND = timedelta(seconds=1)
 LONG = 20 * SECOND
@@ -42,7 +42,7 @@ LONG = 20 * SECOND
 
 @contextmanager
 def waiting(engine: Engine, *ids: ExecutionId) -> Iterator[list[Future[ExecutionOutcome]]]:
-    """The outcomes of executions that one thread each waits for; all of them wait when the block begins."""
+    """Provide the outcomes of executions that one thread each waits for; all of them wait when the block begins."""
     with ThreadPoolExecutor(len(ids)) as pool:
         futures = [pool.submit(engine.wait_for_result, each, LONG) for each in ids]
         wait_until(lambda: all(watched(engine, each) for each in ids), "everybody waits")
@@ -50,7 +50,7 @@ def waiting(engine: Engine, *ids: ExecutionId) -> Iterator[list[Future[Execution
 
 
 def watched(engine: Engine, execution_id: ExecutionId) -> bool:
-    """Whether somebody waits for an execution."""
+    """Return whether somebody waits for an execution."""
     key = raw_key(engine, execution_id.partition, f"x:{execution_id.uuid}")
     return bool(raw_client(engine, execution_id.partition).hget(key, "watchers"))
 
@@ -250,7 +250,7 @@ def test_nobody_who_waits_is_written_down_any_more_when_it_has_ended(engine: Eng
 
 
 def calls_of(client: Redis) -> int:
-    """How many functions a server ran so far."""
+    """Return how many functions a server ran so far."""
     stats = client.info("commandstats")
     return int(stats.get("cmdstat_fcall", {"calls": 0})["calls"])
 
@@ -305,7 +305,7 @@ def test_a_wait_survives_the_loss_of_the_connection_that_listens(own_engine: Eng
 
 
 def subscribers(server: ValkeyServer) -> set[str]:
-    """The connections that listen."""
+    """Return the connections that listen."""
     return {client["id"] for client in server.client().client_list(_type="pubsub")}
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.limits import Limits
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, Duplicate
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from tests.conformance.phases import ENDED, HOUR, PHASES_LANE, Phase, Phases
-from tests.conformance.upkeeping import DAY, MILLISECOND, SECOND, HandleDue, by_keeper, handled
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     LANE,
     claim_one,
     created,
@@ -25,8 +25,8 @@ from tests.conformance.work import (
     running,
     same_partition_ids,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.maintenance import DAY, MILLISECOND, SECOND, HandleDue, by_keeper, handled
+from tests.support.phases import ENDED, HOUR, PHASES_LANE, Phase, Phases
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ from flowfabric_worker.engine.types.schedules import (
 )
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 from flowfabric_worker.schedule import Missed, Schedule
-from tests.conformance.losing import LosingStore, empty_store_beside
-from tests.conformance.operations import SECOND, START, beat
-from tests.conformance.work import LANE, TASK, created, creation, raw_client, raw_key, refused, request
 from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import LANE, TASK, created, creation, raw_client, raw_key, refused, request
+from tests.support.lossy_store import LosingStore, empty_store_beside
+from tests.support.operations import SECOND, START, beat
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -44,7 +44,7 @@ def rows(engine: Engine) -> list[ScheduleInfo | DamagedRow]:
 
 
 def row(engine: Engine) -> ScheduleInfo:
-    """The one schedule there is."""
+    """Return the one schedule there is."""
     (only,) = rows(engine)
     assert isinstance(only, ScheduleInfo)
     return only
@@ -65,7 +65,7 @@ def known(engine: Engine, clock: Clock, passed: timedelta = 3 * SECOND) -> None:
 
 
 def catch_up(engine: Engine, clock: Clock, schedule: Schedule, missed: Missed) -> list[TickScheduleResult]:
-    """What a scheduler does that comes back: it submits what is due until nothing is; the answers."""
+    """Return what a scheduler does that comes back: it submits what is due until nothing is; the answers."""
     answers: list[TickScheduleResult] = []
     last = START + timedelta(milliseconds=row(engine).last_tick_ms - START_MS)
     while due := schedule.due(last, clock.now, missed):
@@ -361,7 +361,7 @@ def test_groups_whose_leaders_are_gone_are_forgotten(engine: Engine, clock: Cloc
 
 
 def three_seconds_behind(store: LosingStore, partitions: int) -> Engine:
-    """An engine on an empty store in which the schedule `beat` has ticked once, three seconds ago."""
+    """Return an engine on an empty store in which the schedule `beat` has ticked once, three seconds ago."""
     engine = Engine(lambda: (store, partitions))
     engine.prepare(testing=True)
     engine.set_clock(START)
@@ -565,5 +565,5 @@ def settle(engine: Engine, clock: Clock, count: int) -> None:
 
 
 def without_counts(dump: dict[str, Any]) -> dict[str, Any]:
-    """What a store holds, but for its clock, counters and revisions, which go on."""
+    """Return what a store holds, but for its clock, counters and revisions, which go on."""
     return {key: value for key, value in dump.items() if not key.endswith(":meta")}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import Claimed
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.states import (
     AttemptState,
@@ -27,9 +27,8 @@ from flowfabric_worker.engine.types.states import (
     TerminalOutcome,
 )
 from flowfabric_worker.engine.wire import encode_policy
-from tests.conformance.phases import HOUR, PHASES_LANE, Phase, Phases
-from tests.conformance.probing import probe
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.executions import (
     BOOM,
     LEASE,
     claim_one,
@@ -39,7 +38,8 @@ from tests.conformance.work import (
     running,
     upkeep_all,
 )
-from tests.conftest import Clock
+from tests.support.lua_probe import probe
+from tests.support.phases import HOUR, PHASES_LANE, Phase, Phases
 
 # What each operation writes --------------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def ended(outcome: str, attempt: str = "attempt_terminal") -> str:
 
 
 def due(phase: Phase) -> Phase:
-    """The phase, and an hour later."""
+    """Return the phase, and an hour later."""
 
     def later(phases: Phases) -> ExecutionId:
         execution_id = phase(phases)
@@ -68,7 +68,7 @@ def due(phase: Phase) -> Phase:
 
 
 def claimed(phase: Phase, wait: timedelta = timedelta()) -> Phase:
-    """The phase, and then claimed."""
+    """Return the phase, and then claimed."""
 
     def then(phases: Phases) -> ExecutionId:
         execution_id = phase(phases)
@@ -80,7 +80,7 @@ def claimed(phase: Phase, wait: timedelta = timedelta()) -> Phase:
 
 
 def held(act: Callable[[Engine, Claimed], object], policy: ExecutionPolicy | None = None) -> Phase:
-    """What its holder does."""
+    """Return what its holder does."""
 
     def then(phases: Phases) -> ExecutionId:
         work = running(phases.engine, lane=PHASES_LANE, policy=policy or ExecutionPolicy())
@@ -116,7 +116,7 @@ def exhausted(phases: Phases) -> ExecutionId:
 
 
 def overdue(phase: Phase) -> Phase:
-    """The phase under a deadline that comes while it lasts."""
+    """Return the phase under a deadline that comes while it lasts."""
 
     def then(phases: Phases) -> ExecutionId:
         policy = ExecutionPolicy(execution_deadline=timedelta(minutes=30))
@@ -220,7 +220,7 @@ def test_each_operation_writes_all_six_dimensions(engine: Engine, clock: Clock, 
 
 
 def broken_rules(state: StateVector) -> list[str]:
-    """The rules of legal combinations that a state breaks."""
+    """Return the rules of legal combinations that a state breaks."""
     terminal = state.lifecycle_phase is LifecyclePhase.TERMINAL
     active = state.lifecycle_phase is LifecyclePhase.ACTIVE
     runnable = state.lifecycle_phase is LifecyclePhase.RUNNABLE

@@ -13,12 +13,14 @@ from flowfabric_worker.engine.errors import ResourceExhaustedError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_CLASSES_PER_LANE, MIB
 from flowfabric_worker.engine.partitions import partition_of_uuid
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, Duplicate
-from tests.conformance.work import (
+from tests.conftest import Clock
+from tests.support.dumps import Dump
+from tests.support.executions import (
     BOOM,
     LANE,
     RETRYING,
@@ -36,8 +38,6 @@ from tests.conformance.work import (
     tenant,
     upkeep_all,
 )
-from tests.conftest import Clock
-from tests.dumping import Dump
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -79,7 +79,7 @@ def test_a_new_execution_has_the_six_dimensions_of_waiting_work(engine: Engine) 
 
 def test_everything_that_a_creation_says_comes_with_the_claim(engine: Engine, clock: Clock) -> None:
     policy = ExecutionPolicy(
-        attempt_timeout=timedelta(minutes=2), max_reclaim_count=3, required_capabilities=frozenset({"gpu", "cuda"})
+        attempt_timeout=timedelta(minutes=2), max_reclaim_count=3, requires=frozenset({"gpu", "cuda"})
     )
     execution_id = created(
         engine, payload=b"\x00payload", codec="json", priority=7, policy=policy, tags={"order": "7", "who": "Ö"}

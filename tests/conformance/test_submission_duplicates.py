@@ -10,13 +10,13 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS
-from flowfabric_worker.engine.types.operating import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, Duplicate
-from tests.conformance.work import BOOM, claim_one, created, creation, info_of, refused, upkeep_all
 from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import BOOM, claim_one, created, creation, info_of, refused, upkeep_all
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -24,7 +24,7 @@ DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
 
 
 def end(engine: Engine, execution_id: ExecutionId, how: str) -> None:
-    """Ends a waiting execution."""
+    """End a waiting execution."""
     if how == "cancelled":
         engine.cancel_execution(CancelExecutionArgs(execution_id=execution_id))
     elif how == "failed":

@@ -21,12 +21,12 @@ from flowfabric_worker.engine.limits import (
     Limits,
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
-from tests.conformance.work import claim_one, claimed_ids, created, creation, info_of, refused
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import claim_one, claimed_ids, created, creation, info_of, refused
 
 
 def requiring(*capabilities: Any) -> ExecutionPolicy:
-    return ExecutionPolicy(required_capabilities=frozenset(capabilities))
+    return ExecutionPolicy(requires=frozenset(capabilities))
 
 
 # Payloads
@@ -193,7 +193,7 @@ def test_a_wrong_capability_is_refused(engine: Engine, dump: Dump, token: Any) -
     before = dump()
 
     with refused("invalid_capabilities"):
-        engine.create_execution(creation(policy=ExecutionPolicy(required_capabilities=["gpu", token])))
+        engine.create_execution(creation(policy=ExecutionPolicy(requires=["gpu", token])))
 
     assert dump() == before
 
@@ -201,7 +201,7 @@ def test_a_wrong_capability_is_refused(engine: Engine, dump: Dump, token: Any) -
 @pytest.mark.parametrize("tokens", ["gpu", b"gpu", 5, None], ids=repr)
 def test_capabilities_that_are_no_collection_are_refused(tokens: Any) -> None:
     with refused("invalid_capabilities"):
-        ExecutionPolicy(required_capabilities=tokens)
+        ExecutionPolicy(requires=tokens)
 
 
 def test_capabilities_may_have_the_size_of_their_limit(engine: Engine) -> None:

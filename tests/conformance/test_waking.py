@@ -9,14 +9,13 @@ from uuid import uuid4
 
 import pytest
 
-from flowfabric_worker.engine.classes import lane_arguments
+from flowfabric_worker.engine.class_cache import lane_arguments
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.limits import MAX_CLASSES_PER_CLAIM
+from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs, ReclaimToken
-from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
-from tests.conformance.waiting import AT_ONCE, LONG, Opener, Waiting, known_class, registered, waiting
-from tests.conformance.work import (
+from tests.support.executions import (
     LANE,
     TASK,
     all_created,
@@ -30,23 +29,24 @@ from tests.conformance.work import (
     request,
     running,
 )
-from tests.servers import wait_until
+from tests.support.servers import wait_until
+from tests.support.waiters import AT_ONCE, LONG, Opener, Waiting, known_class, registered, waiting
 
 MILLISECOND = timedelta(milliseconds=1)
 
 
 def unheard(engine: Engine) -> None:
-    """Registers a waiter of an engine that nobody in its process answers for."""
+    """Register a waiter of an engine that nobody in its process answers for."""
     for partition in range(engine.partitions):
-        fitting = engine.fitting(partition, request())
+        matching_lanes = engine.matching_lanes(partition, request())
         name = f"{engine.listener.topic}/{uuid4().hex}"
-        head = [str(uuid4()), b"", b"", name, 1000, 9000, 1, fitting.set_name, "1"]
-        engine.store.call("claim_many", partition, [*head, *lane_arguments(fitting.lanes)])
+        head = [str(uuid4()), b"", b"", name, 1000, 9000, 1, matching_lanes.set_name, "1"]
+        engine.store.call("claim_many", partition, [*head, *lane_arguments(matching_lanes.lanes)])
 
 
 @pytest.fixture
 def another(store_url: str) -> Iterator[Opener]:
-    """Opens one more engine on the store of the test, as another process has it."""
+    """Open one more engine on the store of the test, as another process has it."""
     with ExitStack() as opened:
 
         def open_one() -> Engine:
@@ -212,12 +212,12 @@ def test_as_many_are_woken_as_there_is_work(engine: Engine, another: Opener, at_
 def test_a_worker_that_cannot_take_the_work_is_not_woken_in_place_of_one_that_can(
     engine: Engine, another: Opener
 ) -> None:
-    needs = ExecutionPolicy(required_capabilities=frozenset({"gpu"}))
+    requires = ExecutionPolicy(requires=frozenset({"gpu"}))
     known_class(engine)
-    known_class(engine, policy=needs)
+    known_class(engine, policy=requires)
     unable = [waiting(each) for each in by_topic(another, 6)]
     able = waiting(another(), capabilities={"gpu"})
-    execution_id = created(engine, policy=needs)
+    execution_id = created(engine, policy=requires)
 
     assert [each.execution_id for each in able.result()] == [execution_id]
     assert not any(waiter.is_over for waiter in unable)
@@ -257,7 +257,7 @@ def test_a_worker_without_room_passes_its_wake_up_on(engine: Engine, another: Op
     waiter = waiting(living)
     execution_id = created(engine)
 
-    busy.pass_wake(request())
+    busy.forward_wakeup(request())
 
     assert [each.execution_id for each in waiter.result()] == [execution_id]
 
@@ -270,7 +270,7 @@ def test_a_worker_that_leaves_passes_the_wake_up_on_that_it_got(engine: Engine, 
     execution_id = created(engine)
 
     for partition in range(busy.partitions):
-        lanes = busy.fitting(partition, request()).lanes
+        lanes = busy.matching_lanes(partition, request()).lanes
         busy.store.call("stop_waiting", partition, ["nobody/0", *lane_arguments(lanes)])
 
     assert [each.execution_id for each in waiter.result()] == [execution_id]

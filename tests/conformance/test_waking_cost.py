@@ -10,20 +10,20 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from tests.conformance.waiting import AT_ONCE, Opener, known_class, registered, waiting
-from tests.conformance.work import created
-from tests.servers import ValkeyServer, wait_until
+from tests.support.executions import created
+from tests.support.servers import ValkeyServer, wait_until
+from tests.support.waiters import AT_ONCE, Opener, known_class, registered, waiting
 
 
 @pytest.fixture
 def server_url(valkey: ValkeyServer) -> str:
-    """A store on the server whose commands are counted."""
+    """Provide a store on the server whose commands are counted."""
     return f"{valkey.url}?prefix=w{uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def opened(server_url: str) -> Iterator[Opener]:
-    """Opens engines on that server."""
+    """Open engines on that server."""
     with ExitStack() as stack:
 
         def open_one() -> Engine:
@@ -36,7 +36,7 @@ def opened(server_url: str) -> Iterator[Opener]:
 
 
 def function_calls(valkey: ValkeyServer) -> int:
-    """How many functions the server ran since its counters were reset."""
+    """Return how many functions the server ran since its counters were reset."""
     return int(valkey.client().info("commandstats").get("cmdstat_fcall", {}).get("calls", 0))
 
 

@@ -10,20 +10,20 @@ from uuid import uuid4
 
 import pytest
 
-from flowfabric_worker.engine.classes import lane_arguments
+from flowfabric_worker.engine.class_cache import lane_arguments
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.conformance.waiting import AT_ONCE, Opener, Waiting, known_class, registered, waiting
-from tests.conformance.work import LANE, all_created, created, creation, ids_in, raw_client, raw_key, request
-from tests.servers import ValkeyServer, wait_until
+from tests.support.executions import LANE, all_created, created, creation, ids_in, raw_client, raw_key, request
+from tests.support.servers import ValkeyServer, wait_until
+from tests.support.waiters import AT_ONCE, Opener, Waiting, known_class, registered, waiting
 
 LONG = timedelta(seconds=30)
 
 
 @pytest.fixture
 def another(store_url: str) -> Iterator[Opener]:
-    """Opens one more engine on the store of the test, as another process has it."""
+    """Open one more engine on the store of the test, as another process has it."""
     with ExitStack() as opened:
 
         def open_one() -> Engine:
@@ -36,12 +36,12 @@ def another(store_url: str) -> Iterator[Opener]:
 
 
 def register(engine: Engine, partition: int, count: int) -> None:
-    """Registers waiters that no thread answers for, though their process listens."""
-    fitting = engine.fitting(partition, request())
-    lanes = lane_arguments(fitting.lanes)
+    """Register waiters that no thread answers for, though their process listens."""
+    matching_lanes = engine.matching_lanes(partition, request())
+    lanes = lane_arguments(matching_lanes.lanes)
     for _ in range(count):
         name = f"{engine.listener.topic}/{uuid4().hex}"
-        head = [str(uuid4()), b"", b"", name, 1000, 9000, 0, fitting.set_name, "1"]
+        head = [str(uuid4()), b"", b"", name, 1000, 9000, 0, matching_lanes.set_name, "1"]
         engine.store.call("claim_many", partition, [*head, *lanes])
 
 

@@ -12,9 +12,9 @@ from flowfabric_worker.engine.errors import NotFoundError, StateError, Validatio
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_REGISTRATION_BYTES
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.workers import ListWorkersPage, RegisterWorkerArgs, WorkerInfo
-from tests.conformance.work import claim_one, created, raw_client, raw_key, refused, running, tenant, upkeep_all
 from tests.conftest import Clock
-from tests.dumping import Dump
+from tests.support.dumps import Dump
+from tests.support.executions import claim_one, created, raw_client, raw_key, refused, running, tenant, upkeep_all
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
@@ -25,7 +25,7 @@ def registration(instance: str = "pool-1", **changes: Any) -> RegisterWorkerArgs
 
 
 def whole(page: ListWorkersPage) -> dict[str, WorkerInfo]:
-    """The workers of a page whose entries can be read."""
+    """Return the workers of a page whose entries can be read."""
     return {row.worker_instance_id: row for row in page.workers if isinstance(row, WorkerInfo)}
 
 

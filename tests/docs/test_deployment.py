@@ -10,12 +10,12 @@ from datetime import timedelta
 
 import pytest
 
+from flowfabric_worker._runtime.supervisor import STOP_WITHIN
 from flowfabric_worker.cli import main
 from flowfabric_worker.cli.parameters import duration
-from flowfabric_worker.supervisor import STOP_WITHIN
-from tests.cli.driving import cli, ok
-from tests.docs.pages import code, section, snippet
-from tests.servers import ValkeyServer
+from tests.support.cli import cli, ok
+from tests.support.pages import code, section, snippet
+from tests.support.servers import ValkeyServer
 
 PAGE = "production.md"
 DIRECTIVES: Mapping[str, set[str]] = {
@@ -28,13 +28,13 @@ DIRECTIVES: Mapping[str, set[str]] = {
 
 
 def grace_of(command: str) -> timedelta:
-    """The grace that a command line names."""
+    """Return the grace that a command line names."""
     (text,) = re.findall(r"--grace\"?,? \"?(\w+)", command)
     return duration(text)
 
 
 def needed(grace: timedelta) -> float:
-    """The seconds after which even a supervisor that had to kill a process has ended."""
+    """Return the seconds after which even a supervisor that had to kill a process has ended."""
     return grace.total_seconds() + STOP_WITHIN
 
 
@@ -76,7 +76,7 @@ def test_options_that_the_page_speaks_of_exist() -> None:
 
 @pytest.fixture
 def rights(valkey: ValkeyServer) -> dict[str, str]:
-    """The users that the page makes, on a server; the URL of each, under the page's prefix."""
+    """Provide the users that the page makes, on a server; the URL of each, under the page's prefix."""
     urls = {}
     for line in snippet(PAGE, "text", "ACL SETUSER").splitlines():
         command = line.split()

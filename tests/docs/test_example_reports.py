@@ -10,7 +10,7 @@ import pytest
 
 from examples.reports import Report, daily_report, duty, report_of, worker
 from flowfabric_worker import Client, ExecutionFailed, Worker
-from flowfabric_worker.scheduler import Scheduler
+from flowfabric_worker._runtime.ticker import Ticker
 from flowfabric_worker.testing import Clock
 
 
@@ -63,7 +63,7 @@ def test_each_handler_is_timed(flowfabric: Worker, caplog: pytest.LogCaptureFixt
 
 
 def test_the_report_runs_by_itself_once_a_minute(flowfabric: Worker, clock: Clock) -> None:
-    scheduler = Scheduler(flowfabric.engine, flowfabric.tasks.values())
+    scheduler = Ticker(flowfabric.engine, flowfabric.tasks.values())
     scheduler.tick()
     clock.move(timedelta(minutes=1))
     scheduler.tick()

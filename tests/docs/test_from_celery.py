@@ -11,7 +11,7 @@ import pytest
 import flowfabric_worker
 from flowfabric_worker import Middleware, RetryPolicy, TaskOptions, Worker
 from flowfabric_worker.cli import main
-from tests.docs.pages import code, rows, section
+from tests.support.pages import code, rows, section
 
 PAGE = "from-celery.md"
 TABLES = ("What becomes of what", "From Dramatiq", "From RQ", "From Huey")
@@ -21,7 +21,7 @@ _HOOK = re.compile(r"\bon_\w+|\baround\b")
 
 
 def ours(heading: str) -> str:
-    """Everything that the right side of a table sets as code."""
+    """Return everything that the right side of a table sets as code."""
     return "\n".join(word for row in rows(section(PAGE, heading)) for word in code(row[1]))
 
 

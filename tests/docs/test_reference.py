@@ -11,13 +11,13 @@ import click
 import pytest
 
 import flowfabric_worker
-from flowfabric_worker import RunSettings, TaskOptions
+from flowfabric_worker import TaskOptions, WorkerSettings
 from flowfabric_worker.cli import main
 from flowfabric_worker.cli.exits import ExitCode
 from flowfabric_worker.engine.errors import CODES, ValidationError
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.task import Submission
-from tests.docs.pages import ROOT, code, first_codes, rows, section
+from tests.support.pages import ROOT, code, first_codes, rows, section
 
 PAGE = "reference.md"
 PACKAGE = ROOT / "flowfabric_worker"
@@ -25,12 +25,12 @@ _VARIABLE = re.compile(r"_?FLOWFABRIC_[A-Z_]+")
 
 
 def options_in(text: str) -> set[str]:
-    """The options that a text sets as code, without what stands behind them."""
+    """Return the options that a text sets as code, without what stands behind them."""
     return {word.split()[0] for word in code(text) if word.startswith("--")}
 
 
 def first_cells(heading: str) -> set[str]:
-    """What the first cells below a heading set as code."""
+    """Return what the first cells below a heading set as code."""
     return set(first_codes(section(PAGE, heading)))
 
 
@@ -41,7 +41,7 @@ def test_every_public_name_stands_in_the_reference() -> None:
 @pytest.mark.parametrize(("name", "words"), [(code(row[0])[0], code(row[1])) for row in rows(section(PAGE, "Members"))])
 def test_every_member_stands_in_the_reference(name: str, words: list[str]) -> None:
     kind = getattr(flowfabric_worker, name)
-    members = {each for each in vars(kind) if not each.startswith("_") and each != "forget_parent"}
+    members = {each for each in vars(kind) if not each.startswith("_") and each != "reset_after_fork"}
     annotated = {each for each in inspect.get_annotations(kind) if not each.startswith("_")}
     slots = set() if attrs.has(kind) else {each for each in vars(kind).get("__slots__", ()) if each[0] != "_"}
     own_attributes = assigned_in_constructor(kind)
@@ -52,7 +52,7 @@ def test_every_member_stands_in_the_reference(name: str, words: list[str]) -> No
 
 
 def assigned_in_constructor(kind: type) -> set[str]:
-    """The public attributes that the code of a class assigns to its instances."""
+    """Return the public attributes that the code of a class assigns to its instances."""
     (tree,) = ast.parse(inspect.getsource(kind)).body
     return {
         node.attr
@@ -90,7 +90,7 @@ def test_every_setting_stands_in_the_reference_beside_its_option() -> None:
     table = {code(row[0])[0]: code(row[1]) for row in rows(section(PAGE, "Settings of a worker process"))}
     of_run = {parameter.name: parameter.opts[0] for parameter in main.commands["run"].params}
 
-    assert table.keys() == attrs.fields_dict(RunSettings).keys()
+    assert table.keys() == attrs.fields_dict(WorkerSettings).keys()
     assert table == {name: [of_run[name]] if name in of_run else [] for name in table}
 
 
@@ -144,7 +144,7 @@ def test_every_error_code_stands_in_the_reference_with_its_class() -> None:
 
 
 def schemes() -> list[str]:
-    """The kinds of URL, as the code says them to somebody who gives another one."""
+    """Return the kinds of URL, as the code says them to somebody who gives another one."""
     with pytest.raises(ValidationError) as refused:
         open_store("nonsense://")
     return re.findall(r"([\w+]+)://", str(refused.value))

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from flowfabric_worker.cli import main
-from tests.docs.pages import PAGES, snippets
+from tests.support.pages import PAGES, snippets
 
 _PROGRAM = re.compile(r"(?:^|[\s(\"'/])(?:flowfabric-worker|python -m flowfabric_worker)\s")
 _ENDS = re.compile(r"\s(?:\||&&|;)\s|\s#\s.*")
@@ -20,7 +20,7 @@ _INLINE = re.compile(r"`((?:flowfabric-worker|python -m flowfabric_worker) [^`]+
 
 
 def command_lines() -> Iterator[str]:
-    """What stands behind the name of the program, wherever a page runs it in a shell or a service."""
+    """Yield what stands behind the name of the program, wherever a page runs it in a shell or a service."""
     for snippet in [*snippets("sh"), *snippets("ini")]:
         for line in snippet.text.replace("\\\n", " ").splitlines():
             yield from commands_of(line)
@@ -35,7 +35,7 @@ def command_lines() -> Iterator[str]:
 
 
 def commands_of(line: str) -> Iterator[str]:
-    """The commands of ours in a line of a shell, without the program's name."""
+    """Yield the commands of ours in a line of a shell, without the program's name."""
     for part in _ENDS.split(line):
         match = _PROGRAM.search(part)
         if match:
@@ -43,7 +43,7 @@ def commands_of(line: str) -> Iterator[str]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Has the real command read its arguments, and does nothing more."""
+    """Have the real command read its arguments, and do nothing more."""
     name, *rest = arguments
     with main.make_context("flowfabric-worker", [name, *rest]) as context:
         command = main.get_command(context, name)

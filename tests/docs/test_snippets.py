@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, PAGES, ROOT, Snippet, snippets
+from tests.support.pages import DOCS, PAGES, ROOT, Snippet, snippets
 
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^):]+)\)")
@@ -59,6 +59,6 @@ def _exists(page: Path, target: str) -> bool:
 
 
 def _anchors(page: Path) -> set[str]:
-    """What the headings of a page are called in links to them."""
+    """Return what the headings of a page are called in links to them."""
     headings = _HEADING.findall(page.read_text("utf-8"))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

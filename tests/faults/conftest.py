@@ -9,35 +9,37 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.embedded_helpers import eventually, nothing_runs
-from tests.faults.site import Site, opened_site
-from tests.servers import ValkeyServer, running
+from tests.support.embedded import eventually, nothing_runs
+from tests.support.servers import ValkeyServer, running
+from tests.support.site import Site, opened_site
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A site on an embedded store."""
+    """Provide a site on an embedded store."""
     with opened_site(f"embedded://{tmp_path}/store", tmp_path) as site:
         yield site
 
 
 @pytest.fixture
 def served_site(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Site]:
-    """A site on a server that lives on."""
+    """Provide a site on a server that lives on."""
     with opened_site(f"{valkey.url}?prefix=t{uuid4().hex[:12]}", tmp_path) as site:
         yield site
 
 
 @pytest.fixture
 def server() -> Iterator[ValkeyServer]:
-    """A server of this test's own, which keeps what it acknowledged."""
+    """Provide a server of this test's own, which keeps what it acknowledged."""
     with running(ValkeyServer("--appendfsync", "always")) as server:
         yield server
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory for an embedded store, with a short path, that does not exist yet; nothing may be left running."""
+    """Provide a directory for an embedded store, with a short path, that does not exist yet; nothing may be left
+    running.
+    """
     with tempfile.TemporaryDirectory(prefix="ff") as parent:
         directory = Path(parent).resolve() / "store"
         yield directory

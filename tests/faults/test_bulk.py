@@ -14,10 +14,10 @@ from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores import valkey
 from flowfabric_worker.engine.stores.base import Call
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.conformance.work import creation
-from tests.faults.opening import opened
-from tests.faults.proxy import Proxy
-from tests.servers import ValkeyServer
+from tests.support.engines import opened
+from tests.support.executions import creation
+from tests.support.proxy import Proxy
+from tests.support.servers import ValkeyServer
 
 COUNT = 8_000
 MEGABYTE = b"x" * 1_000_000
@@ -30,7 +30,7 @@ SLOW = 0.003
 def test_many_calls_at_once_may_take_longer_than_one_call(server: ValkeyServer) -> None:
     with (
         contextlib.closing(Proxy(server.socket)) as proxy,
-        opened(f"valkey://127.0.0.1:{proxy.port}?timeout={SHORT}", patience=0) as engine,
+        opened(f"valkey://127.0.0.1:{proxy.port}?timeout={SHORT}", retry_for=0) as engine,
     ):
         engine.prepare()
         proxy.delay = SLOW
@@ -42,7 +42,7 @@ def test_many_calls_at_once_may_take_longer_than_one_call(server: ValkeyServer) 
 
 
 def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server: ValkeyServer) -> None:
-    with opened(server.url, patience=SHORT) as engine:
+    with opened(server.url, retry_for=SHORT) as engine:
         engine.prepare()
         server.kill()
         began = time.monotonic()
@@ -53,7 +53,7 @@ def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server:
 
 
 def test_calls_that_wait_behind_a_silent_server_are_given_up_with_the_first(server: ValkeyServer) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         engine.prepare()
         calls = [Call("server_time", 0, [])] * 200
         pid = int(server.client().info("server")["process_id"])
@@ -81,7 +81,7 @@ def test_a_bounded_part_of_many_calls_is_under_way(sizes: Sequence[int]) -> None
 
 
 def test_one_call_that_cannot_be_sent_harms_no_other_window(server: ValkeyServer) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         engine.prepare()
         assert isinstance(engine.store, ValkeyStore)
         calls = [Call("server_time", 0, [])] * 40

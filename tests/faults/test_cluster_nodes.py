@@ -18,9 +18,9 @@ from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import Call
 from flowfabric_worker.engine.stores.cluster import ClusterStore
 from flowfabric_worker.engine.stores.library import library
-from tests.conformance.work import created
-from tests.faults.opening import opened
-from tests.servers import ValkeyCluster, ValkeyServer, free_ports, running, wait_until
+from tests.support.engines import opened
+from tests.support.executions import created
+from tests.support.servers import ValkeyCluster, ValkeyServer, free_ports, running, wait_until
 
 TIMEOUT = 1.0
 CALLERS = 16
@@ -28,7 +28,7 @@ CALLERS = 16
 
 @pytest.fixture
 def own_cluster() -> Iterator[ValkeyCluster]:
-    """A cluster to do harm to."""
+    """Provide a cluster to do harm to."""
     with running(ValkeyCluster()) as cluster:
         yield cluster
 
@@ -52,7 +52,7 @@ def store_of(engine: Engine) -> ClusterStore:
 
 
 def served_by(engine: Engine, node: ValkeyServer) -> list[int]:
-    """The partitions whose primary a node is."""
+    """Return the partitions whose primary a node is."""
     store = store_of(engine)
     ports = {partition: store.pool_of(partition).connection_kwargs["port"] for partition in range(engine.partitions)}
     return [partition for partition, port in ports.items() if port == node.port]
@@ -63,7 +63,7 @@ def has_functions(node: ValkeyServer) -> bool:
 
 
 def joined(cluster: ValkeyCluster, node: ValkeyServer) -> None:
-    """Makes a new node a member of a cluster, without slots."""
+    """Make a new node a member of a cluster, without slots."""
     for other in cluster.nodes:
         node.client().execute_command("CLUSTER", "MEET", "127.0.0.1", other.port)
     # A node has a passing name until it has answered once.
@@ -76,7 +76,7 @@ def joined(cluster: ValkeyCluster, node: ValkeyServer) -> None:
 
 
 def take_over(node: ValkeyServer, owner: ValkeyServer, partition: int) -> None:
-    """Moves the slot of a partition to another node, with what is in it."""
+    """Move the slot of a partition to another node, with what is in it."""
     slot = key_slot(partition_key(partition).encode())
     heir = node.client().execute_command("CLUSTER", "MYID")
     owner.client().execute_command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", heir)
@@ -93,7 +93,7 @@ def take_over(node: ValkeyServer, owner: ValkeyServer, partition: int) -> None:
 
 @pytest.fixture
 def newcomer(own_cluster: ValkeyCluster) -> Iterator[ValkeyServer]:
-    """A node that has joined and serves nothing yet."""
+    """Provide a node that has joined and serves nothing yet."""
     (port,) = free_ports(1)
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
     with running(ValkeyServer(*options, port=port)) as node:
@@ -104,7 +104,7 @@ def newcomer(own_cluster: ValkeyCluster) -> Iterator[ValkeyServer]:
 def test_a_primary_that_took_over_a_slot_gets_the_functions_at_the_first_call(
     own_cluster: ValkeyCluster, newcomer: ValkeyServer
 ) -> None:
-    with opened(own_cluster.url, patience=0) as engine:
+    with opened(own_cluster.url, retry_for=0) as engine:
         kept = created(engine)
         owner = next(node for node in own_cluster.nodes if kept.partition in served_by(engine, node))
         take_over(newcomer, owner, kept.partition)
@@ -117,7 +117,7 @@ def test_a_primary_that_took_over_a_slot_gets_the_functions_at_the_first_call(
 def test_calls_in_bulk_find_a_slot_that_moved_and_install_the_functions(
     own_cluster: ValkeyCluster, newcomer: ValkeyServer
 ) -> None:
-    with opened(own_cluster.url, patience=0) as engine:
+    with opened(own_cluster.url, retry_for=0) as engine:
         engine.prepare()
         (partition, *_) = served_by(engine, own_cluster.nodes[0])
         take_over(newcomer, own_cluster.nodes[0], partition)
@@ -130,7 +130,7 @@ def test_calls_in_bulk_find_a_slot_that_moved_and_install_the_functions(
 def test_preparing_installs_the_functions_on_every_primary_of_this_moment(
     own_cluster: ValkeyCluster, newcomer: ValkeyServer
 ) -> None:
-    with opened(own_cluster.url, patience=0) as engine:
+    with opened(own_cluster.url, retry_for=0) as engine:
         engine.prepare()
         (partition, *_) = served_by(engine, own_cluster.nodes[0])
         take_over(newcomer, own_cluster.nodes[0], partition)
@@ -143,7 +143,7 @@ def test_preparing_installs_the_functions_on_every_primary_of_this_moment(
 
 
 def test_nodes_that_do_not_answer_hold_up_no_refresh(own_cluster: ValkeyCluster) -> None:
-    with opened(f"{own_cluster.url}?timeout={TIMEOUT}", patience=0) as engine:
+    with opened(f"{own_cluster.url}?timeout={TIMEOUT}", retry_for=0) as engine:
         engine.prepare()
         store = store_of(engine)
         for away in (own_cluster.nodes[:2], own_cluster.nodes[1:]):
@@ -156,7 +156,7 @@ def test_nodes_that_do_not_answer_hold_up_no_refresh(own_cluster: ValkeyCluster)
 
 
 def test_calls_to_several_dead_primaries_wait_side_by_side(own_cluster: ValkeyCluster) -> None:
-    with opened(f"{own_cluster.url}?timeout={TIMEOUT}", patience=0) as engine:
+    with opened(f"{own_cluster.url}?timeout={TIMEOUT}", retry_for=0) as engine:
         engine.prepare()
         living = set(served_by(engine, own_cluster.nodes[2]))
         calls = [Call("server_time", partition, []) for partition in range(engine.partitions)]
@@ -170,7 +170,7 @@ def test_calls_to_several_dead_primaries_wait_side_by_side(own_cluster: ValkeyCl
 
 
 def test_listening_moves_from_a_dead_node_to_another_one(own_cluster: ValkeyCluster) -> None:
-    with opened(f"{own_cluster.url}?timeout={TIMEOUT}", patience=0) as engine:
+    with opened(f"{own_cluster.url}?timeout={TIMEOUT}", retry_for=0) as engine:
         engine.prepare()
         store = store_of(engine)
         topic = engine.listener.topic
@@ -183,7 +183,7 @@ def test_listening_moves_from_a_dead_node_to_another_one(own_cluster: ValkeyClus
 
 
 def hears(store: ClusterStore, node: ValkeyServer, topic: str) -> bool:
-    """Whether a topic is listened to at a node."""
+    """Return whether a topic is listened to at a node."""
     ((_, listeners),) = node.client().pubsub_numsub(store.channel(topic))
     return bool(listeners)
 

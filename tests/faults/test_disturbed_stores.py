@@ -10,15 +10,15 @@ from datetime import timedelta
 import pytest
 import redis
 
-from flowfabric_worker import RunSettings, Runtime, Worker
+from flowfabric_worker import Runtime, Worker, WorkerSettings
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores.base import Call
 from flowfabric_worker.engine.stores.driver_errors import translate
-from tests.conformance.work import created
-from tests.faults import disturbing
-from tests.faults.disturbing import Disturbance
-from tests.faults.opening import opened
-from tests.servers import ValkeyServer, wait_until
+from tests.support import disturbances as disturbing
+from tests.support.disturbances import Disturbance
+from tests.support.engines import opened
+from tests.support.executions import created
+from tests.support.servers import ValkeyServer, wait_until
 
 AT_ONCE = 8
 
@@ -39,7 +39,7 @@ FULL_DISK = "MISCONF Errors writing to the AOF file: No space left on device"
 
 
 def understood(answer: str) -> EngineError:
-    """What the engine makes of an error with which a server answers."""
+    """Return what the engine makes of an error with which a server answers."""
     error = redis.connection.DefaultParser.parse_error(answer)
     return translate(error, "here", "valkey")
 
@@ -93,7 +93,7 @@ def test_an_answer_is_retryable_only_if_the_store_may_recover(answer: str, code:
     ],
 )
 def test_a_call_to_a_disturbed_store_may_be_repeated(server: ValkeyServer, disturb: Disturbance, code: str) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         kept = created(engine)
         writing = [Call("create", 0, [])] * 2
         with disturb(server):
@@ -110,7 +110,7 @@ def test_a_call_to_a_disturbed_store_may_be_repeated(server: ValkeyServer, distu
 
 
 def test_a_server_that_became_a_replica_loses_its_connections(server: ValkeyServer) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         created(engine)
         clients = {each["id"] for each in server.client().client_list(_type="normal")}
         with disturbing.demoted(server), pytest.raises(EngineError):
@@ -146,7 +146,7 @@ def test_work_that_ends_while_its_store_is_disturbed_runs_once(
         return int(server.client().info("errorstats").get(f"errorstat_{word}", {}).get("count", 0))
 
     with closing(worker):
-        runtime = Runtime(worker, RunSettings(threads=AT_ONCE, lease=timedelta(seconds=30)))
+        runtime = Runtime(worker, WorkerSettings(threads=AT_ONCE, lease=timedelta(seconds=30)))
         runtime.start()
         try:
             runs = work.submit_many((number,) for number in range(AT_ONCE))

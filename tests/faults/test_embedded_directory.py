@@ -10,9 +10,9 @@ import pytest
 from flowfabric_worker import Client
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores import embedded_guard
-from tests.conformance.work import created, refused
-from tests.faults.embedded_helpers import refusal
-from tests.faults.opening import opened
+from tests.support.embedded import refusal
+from tests.support.engines import opened
+from tests.support.executions import created, refused
 
 OTHER_USER = 65534
 
@@ -73,7 +73,7 @@ def test_the_files_of_a_directory_are_not_opened_through_links(home: Path) -> No
 
 
 def test_nothing_is_sent_to_a_server_of_another_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(f"embedded://{home}", patience=0) as engine:
+    with opened(f"embedded://{home}", retry_for=0) as engine:
         created(engine)
         engine.listener.close()
         with monkeypatch.context() as other:

@@ -20,7 +20,7 @@ from flowfabric_worker.engine.stores.embedded_guard import open_private, take
 from flowfabric_worker.engine.stores.embedded_server import MAX_SOCKET_PATH_BYTES, EmbeddedServer
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
-from tests.faults.embedded_helpers import (
+from tests.support.embedded import (
     ROOT,
     client,
     eventually,
@@ -39,7 +39,7 @@ Member = Callable[[], subprocess.Popen[str]]
 
 @pytest.fixture
 def join(home: Path) -> Iterator[Join]:
-    """Joins the server from this process."""
+    """Join the server from this process."""
     joined: list[EmbeddedServer] = []
 
     def join_once() -> EmbeddedServer:
@@ -53,7 +53,7 @@ def join(home: Path) -> Iterator[Join]:
 
 @pytest.fixture
 def member(home: Path) -> Iterator[Member]:
-    """Starts a process that joins the server and stays."""
+    """Start a process that joins the server and stays."""
     processes: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
@@ -289,7 +289,7 @@ except UnavailableError as error:
 
 
 def _refusal_elsewhere(directory: Path, *options: str, before: str = "", path: str = str(ROOT)) -> str:
-    """The code and message with which a new Python process is refused, after it ran `before`."""
+    """Return the code and message with which a new Python process is refused, after it ran `before`."""
     done = subprocess.run(
         [sys.executable, *options, "-c", before + JOIN_ELSEWHERE, str(directory)],
         cwd=ROOT,

@@ -11,9 +11,9 @@ from redis.crc import key_slot
 
 from flowfabric_worker.engine.partitions import DEFAULT_CLUSTER_PARTITIONS, partition_key
 from flowfabric_worker.engine.types.states import PublicState
-from tests.faults.counting import THREADS
-from tests.faults.site import Site, opened_site
-from tests.servers import ValkeyCluster, ValkeyServer, running, wait_until
+from tests.support.counting_worker import THREADS
+from tests.support.servers import ValkeyCluster, ValkeyServer, running, wait_until
+from tests.support.site import Site, opened_site
 
 COUNT = 1000
 LEASE = 10.0
@@ -22,7 +22,7 @@ WORKERS = 2
 
 @pytest.fixture
 def replicated() -> Iterator[ValkeyCluster]:
-    """A cluster that survives the loss of a primary."""
+    """Provide a cluster that survives the loss of a primary."""
     with running(ValkeyCluster(replicas_each=1)) as cluster:
         yield cluster
 
@@ -34,7 +34,7 @@ def site(replicated: ValkeyCluster, tmp_path: Path) -> Iterator[Site]:
 
 
 def partitions_on(node: ValkeyServer) -> set[int]:
-    """The partitions whose slots a primary serves."""
+    """Return the partitions whose slots a primary serves."""
     client = node.client()
     mine = client.execute_command("CLUSTER", "MYID")
     ranges = [
@@ -47,7 +47,7 @@ def partitions_on(node: ValkeyServer) -> set[int]:
 
 
 def await_replicated(node: ValkeyServer, partition: int) -> None:
-    """Returns when a replica has everything that the node acknowledged before."""
+    """Return when a replica has everything that the node acknowledged before."""
     client = node.client()
     # WAIT looks at what its own connection wrote, and at everything before that.
     client.delete(f"{partition_key(partition)}:nothing")

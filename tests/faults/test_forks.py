@@ -9,10 +9,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.cli.driving import Process
-from tests.faults import forking_app
+from tests.support import forking_app
+from tests.support.cli import Process
 
-APP = "tests.faults.forking_app:worker"
+APP = "tests.support.forking_app:worker"
 WITHIN = 60.0
 
 
@@ -24,7 +24,7 @@ class Forked:
     journal: Path
 
     def begun(self) -> Counter[str]:
-        """How often each thing began; only in the worker itself."""
+        """Return how often each thing began; only in the worker itself."""
         lines = [line.split(" ") for line in self.journal.read_text().splitlines()]
         assert {int(pid) for _, pid in lines} == {self.process.popen.pid}
         return Counter(what for what, _ in lines)

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from flowfabric_worker.client import Client
-from tests.faults.site import ROOT
-from tests.servers import ValkeyServer, wait_until
+from tests.support.servers import ValkeyServer, wait_until
+from tests.support.site import ROOT
 
 GRACE = 2
 # A pipe holds 64 KiB; each failure takes a line with a traceback of more than 100 bytes.
@@ -19,7 +19,7 @@ FAILURES = 1500
 
 @pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=["one process", "two processes"])
 def test_a_worker_whose_stderr_is_a_full_pipe_works_on_and_stops(server: ValkeyServer, options: list[str]) -> None:
-    command = [sys.executable, "-m", "flowfabric_worker", "run", "tests.faults.forgetting:worker", *options]
+    command = [sys.executable, "-m", "flowfabric_worker", "run", "tests.support.forgetful_app:worker", *options]
     with (
         Client(server.url) as client,
         subprocess.Popen(

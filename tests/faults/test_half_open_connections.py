@@ -18,8 +18,8 @@ import redis
 from flowfabric_worker.engine import stores
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.faults.proxy import Proxy
-from tests.servers import ValkeyServer, wait_until
+from tests.support.proxy import Proxy
+from tests.support.servers import ValkeyServer, wait_until
 
 DATABASE = 3
 DELAY = 0.005
@@ -32,7 +32,7 @@ class InterruptedBySignalError(BaseException):
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
-    """Raises in the main thread after so many seconds, unless the block has ended by then."""
+    """Raise in the main thread after so many seconds, unless the block has ended by then."""
 
     def interrupt(*_: object) -> None:
         raise InterruptedBySignalError
@@ -48,7 +48,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def slow_store(server: ValkeyServer, options: str = "") -> Iterator[tuple[ValkeyStore, Proxy]]:
-    """A store behind a network on which every answer takes a while, in a database of its own."""
+    """Provide a store behind a network on which every answer takes a while, in a database of its own."""
     proxy = Proxy(server.socket)
     proxy.delay = DELAY
     store, _ = open_store(f"valkey://127.0.0.1:{proxy.port}/{DATABASE}{options}")
@@ -65,7 +65,7 @@ def said(store: ValkeyStore, *command: str) -> Any:
 
 
 def is_finalizing(frame: FrameType | None) -> bool:
-    """Whether a frame runs for the garbage collector, where an exception would reach no caller."""
+    """Return whether a frame runs for the garbage collector, where an exception would reach no caller."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None
@@ -73,7 +73,7 @@ def is_finalizing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
-    """Raises before the line of that number that this thread runs in the driver or in a store, if it gets so far."""
+    """Raise before the line of that number that this thread runs in the driver or in a store, if it gets so far."""
     steps = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -97,7 +97,7 @@ def interrupted_at(step: int) -> Iterator[None]:
 
 
 def is_interrupted(store: ValkeyStore, step: int) -> bool:
-    """Makes a call that is interrupted at a step; False if it has fewer steps."""
+    """Make a call that is interrupted at a step; False if it has fewer steps."""
     try:
         with interrupted_at(step):
             said(store, "ECHO", "lost")

@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 
 from flowfabric_worker.engine.types.states import PublicState
-from tests.faults.site import Site, seeds
-from tests.servers import wait_until
+from tests.support.servers import wait_until
+from tests.support.site import Site, seeds
 
 SEEDS = seeds(20)
 COUNT = 200
@@ -21,7 +21,7 @@ LONG_LEASE = 60.0
 
 
 def lease_of(seed: int) -> float:
-    """One test waits for a lease as long as they are in earnest; the others need not."""
+    """Return one test waits for a lease as long as they are in earnest; the others need not."""
     return 10.0 if seed == 0 else LEASE
 
 
@@ -99,5 +99,5 @@ def test_a_worker_prints_what_its_threads_do_when_it_is_asked(site: Site) -> Non
 
     assert process.returncode == 0
     assert printed.count(b"Thread 0x") >= 8 + 3
-    assert b"handlers.py" in printed
-    assert b"claimer.py" in printed
+    assert b"_runtime/handler_pool.py" in printed
+    assert b"_runtime/claimer.py" in printed

@@ -17,28 +17,29 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker.engine import feed, listening
+from flowfabric_worker.engine import feed
+from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from tests.conformance.work import claim_one, created, refused
-from tests.faults.embedded_helpers import guardian_pids, server_pids
-from tests.faults.opening import opened
-from tests.servers import ValkeyServer, wait_until
+from tests.support.embedded import guardian_pids, server_pids
+from tests.support.engines import opened
+from tests.support.executions import claim_one, created, refused
+from tests.support.servers import ValkeyServer, wait_until
 
 SOON = 10.0
 
 
 def publish(server: ValkeyServer, engine: Engine, message: bytes) -> int:
-    """Sends a message to what an engine listens to; to how many connections it went."""
+    """Send a message to what an engine listens to; to how many connections it went."""
     assert isinstance(engine.store, ValkeyStore)
     return int(server.client().publish(engine.store.channel(engine.listener.topic), message))
 
 
 def has_ended(engine: Engine, execution: ExecutionId) -> None:
-    """Runs an execution to its end."""
+    """Run an execution to its end."""
     handle = claim_one(engine).handle
     assert handle.execution_id == execution
     engine.complete(handle, b"1")
@@ -48,7 +49,7 @@ def has_ended(engine: Engine, execution: ExecutionId) -> None:
 def waiting_for_result(
     engine: Engine, execution: ExecutionId, timeout: timedelta | None = None
 ) -> Iterator[Future[ExecutionOutcome]]:
-    """A thread that waits for the result of an execution."""
+    """Provide a thread that waits for the result of an execution."""
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(engine.wait_for_result, execution, timeout)
         wait_until(lambda: engine.listener._results.get(str(execution)), "it waits")
@@ -56,7 +57,7 @@ def waiting_for_result(
 
 
 def watched(engine: Engine) -> Any:
-    """Waits for an end that will be told by a message alone; what it is known by, and its event."""
+    """Wait for an end that will be told by a message alone; what it is known by, and its event."""
     name = str(ExecutionId.mint(engine.partitions))
     return name, engine.listener.watch(name, lambda _: ())
 
@@ -221,7 +222,7 @@ def test_each_looks_by_itself_at_its_fallback_when_the_listener_does_not(
 
 @contextmanager
 def stuck_listener(server: ValkeyServer, engine: Engine) -> Iterator[None]:
-    """The thread of an engine's listener does not come back from a callback while the block runs."""
+    """Provide the thread of an engine's listener does not come back from a callback while the block runs."""
     stuck, free = threading.Event(), threading.Event()
 
     def hang(*_: str) -> None:

@@ -14,11 +14,11 @@ from uuid import uuid4
 import attrs
 import pytest
 
-from flowfabric_worker import RunSettings, Runtime, Worker
+from flowfabric_worker import Runtime, Worker, WorkerSettings
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.states import PublicState
-from tests.faults.site import ROOT, Process
-from tests.servers import ValkeyServer, running, wait_until
+from tests.support.servers import ValkeyServer, running, wait_until
+from tests.support.site import ROOT, Process
 
 KIB = 1024
 # An allocator never gives everything back at once. A hundred bytes for each task would be more than this.
@@ -34,14 +34,14 @@ class Measured:
     client: Client
 
     def memory(self) -> int:
-        """The memory that the process occupies, in KiB."""
+        """Return the memory that the process occupies, in KiB."""
         status = Path(f"/proc/{self.process.pid}/status")
         if status.exists():
             return int(status.read_text().split("VmRSS:")[1].split()[0])
         return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(self.process.pid)]))
 
     def memory_after(self, task: str, count: int) -> int:
-        """Has a task run so often; the memory that the process occupies then, in KiB."""
+        """Have a task run so often; the memory that the process occupies then, in KiB."""
         self.client.submit_many(task, (() for _ in range(count)), force=True)
         wait_until(self.is_idle, "everything has ended", 100)
         return self.memory()
@@ -53,9 +53,9 @@ class Measured:
 
 @pytest.fixture
 def measured(tmp_path: Path) -> Iterator[Measured]:
-    """A worker that has run everything once, so that it holds what it holds for good."""
+    """Provide a worker that has run everything once, so that it holds what it holds for good."""
     with running(ValkeyServer("--appendonly", "no")) as server, Client(server.url) as client:
-        command = [sys.executable, "-m", "flowfabric_worker", "run", "tests.faults.forgetting:worker"]
+        command = [sys.executable, "-m", "flowfabric_worker", "run", "tests.support.forgetful_app:worker"]
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen([*command, "--url", server.url, "--log-level", "error"], cwd=ROOT, stderr=log)
         measured = Measured(process, client)
@@ -116,7 +116,7 @@ def test_an_argument_dies_when_its_run_has_ended(fails: bool) -> None:
             raise ValueError(argument.name)
         return argument.name
 
-    runtime = Runtime(worker, RunSettings(threads=1))
+    runtime = Runtime(worker, WorkerSettings(threads=1))
     runtime.start()
     try:
         # No cycle may keep it either: nobody knows when those are collected.

@@ -14,10 +14,10 @@ import pytest
 from flowfabric_worker import Run
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import TransportError
-from tests.faults.counting import THREADS
-from tests.faults.proxy import Proxy
-from tests.faults.site import Process, Site
-from tests.servers import ValkeyServer, wait_until
+from tests.support.counting_worker import THREADS
+from tests.support.proxy import Proxy
+from tests.support.servers import ValkeyServer, wait_until
+from tests.support.site import Process, Site
 
 COUNT = 200
 SLOW_COUNT = 50
@@ -35,7 +35,7 @@ def proxy(valkey: ValkeyServer) -> Iterator[Proxy]:
 
 
 def behind(proxy: Proxy, site: Site) -> str:
-    """The URL by which a worker reaches the store of a site through the proxy."""
+    """Return the URL by which a worker reaches the store of a site through the proxy."""
     return f"valkey://127.0.0.1:{proxy.port}?{site.url.partition('?')[2]}"
 
 
@@ -55,7 +55,7 @@ class CutOff:
 
 
 def cut_off(site: Site, proxy: Proxy) -> CutOff:
-    """Starts a worker behind the proxy, gives it work, and lets the proxy swallow everything."""
+    """Start a worker behind the proxy, gives it work, and let the proxy swallow everything."""
     process = site.start(LEASE, behind(proxy, site))
     runs = site.tasks.last.submit_many((number, 2 * SILENCE) for number in range(LASTING))
     runs += site.tasks.count.submit_many((number,) for number in range(LASTING, COUNT))
@@ -74,7 +74,7 @@ def await_busy(site: Site, process: Process) -> None:
 
 
 def await_told(site: Site) -> None:
-    """Returns when the lasting handlers were told that their leases are over."""
+    """Return when the lasting handlers were told that their leases are over."""
     wait_until(lambda: site.counted("told") == Counter(range(LASTING)), "they are told", LEASE + 5)
 
 
@@ -124,7 +124,7 @@ def test_a_new_connection_into_the_silence_is_given_up_in_time(served_site: Site
     proxy.swallow()
     began = time.monotonic()
     with (
-        closing(open_engine(behind(proxy, served_site), patience=0)) as engine,
+        closing(open_engine(behind(proxy, served_site), retry_for=0)) as engine,
         pytest.raises(TransportError) as caught,
     ):
         engine.prepare()

@@ -12,9 +12,9 @@ import pytest
 
 from flowfabric_worker import Run, Task
 from flowfabric_worker.engine.types.states import PublicState
-from tests.faults import poisoned_app
-from tests.faults.crew import Crew, await_workers, ends_of, opened_crew
-from tests.servers import wait_until
+from tests.support import poisoned_app
+from tests.support.crew import Crew, await_workers, ends_of, opened_crew
+from tests.support.servers import wait_until
 
 COUNT = 120
 WITHIN = 30.0
@@ -31,7 +31,7 @@ def await_failure(crew: Crew, run: Run[object] | Run[str] | Run[None]) -> None:
 
 
 def failed_among_others(crew: Crew, task: Task[[], None]) -> Run[None]:
-    """A run that failed, while ordinary work beside it ended well."""
+    """Return a run that failed, while ordinary work beside it ended well."""
     runs = crew.submit_counts(COUNT)
     guilty = task.submit()
 

@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
+from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
-from flowfabric_worker.engine.patience import dedicate_thread
 from flowfabric_worker.engine.stores import pool
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.conformance.work import created
-from tests.faults.opening import connections_to, opened
-from tests.servers import ValkeyServer, free_ports, wait_until
+from tests.support.engines import connections_to, opened
+from tests.support.executions import created
+from tests.support.servers import ValkeyServer, free_ports, wait_until
 
 LIVE = 6
 
@@ -34,7 +34,7 @@ def pool_of_store(engine: Engine) -> Pool:
 
 
 def no_more_clients(server: ValkeyServer) -> redis.Redis:
-    """Lets a server take no further connection, and returns a client that has one."""
+    """Let a server take no further connection, and return a client that has one."""
     admin = server.client()
     admin.config_set("maxclients", len(admin.client_list()))
     return admin
@@ -77,7 +77,7 @@ def test_who_waits_for_a_connection_gets_the_one_that_is_given_back(server: Valk
 
 
 def test_many_threads_share_few_connections(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=2", patience=0) as engine, ThreadPoolExecutor(8) as threads:
+    with opened(f"{server.url}?pool_size=2", retry_for=0) as engine, ThreadPoolExecutor(8) as threads:
         engine.prepare()
         made = list(threads.map(lambda _: created(engine), range(200)))
 
@@ -89,7 +89,7 @@ def test_a_restarted_server_is_noticed_before_a_call_is_sent_over_a_connection_t
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "LOOK_AFTER", 0.0)
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         created(engine)
         server.kill()
         server.start()
@@ -98,7 +98,7 @@ def test_a_restarted_server_is_noticed_before_a_call_is_sent_over_a_connection_t
 
 
 def test_a_server_that_was_away_leaves_every_connection_free_again(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=1&timeout=0.2", patience=0) as engine:
+    with opened(f"{server.url}?pool_size=1&timeout=0.2", retry_for=0) as engine:
         created(engine)
         server.kill()
         for _ in range(3):
@@ -111,7 +111,7 @@ def test_a_server_that_was_away_leaves_every_connection_free_again(server: Valke
 
 
 def test_closing_closes_the_connections_and_a_pool_that_is_used_again_opens_new_ones(server: ValkeyServer) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         created(engine)
         engine.store.close()
         wait_until(lambda: not connections_to(server), "the connection is closed")
@@ -124,7 +124,7 @@ def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: Valkey
     old = pool.get_connection()
     pool.release(old)
     taken = pool.get_connection()
-    pool.forget_parent()
+    pool.reset_after_fork()
     pool.release(taken)
 
     assert pool.get_connection() not in (old, taken)
@@ -132,7 +132,7 @@ def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: Valkey
 
 
 def test_a_burst_at_the_limit_of_clients_does_not_hide_the_connections_that_live(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=32", patience=0) as engine, ThreadPoolExecutor(32) as threads:
+    with opened(f"{server.url}?pool_size=32", retry_for=0) as engine, ThreadPoolExecutor(32) as threads:
         created(engine)
         pool = pool_of_store(engine)
         for connection in [pool.get_connection() for _ in range(LIVE)]:
@@ -151,7 +151,7 @@ def test_a_burst_at_the_limit_of_clients_does_not_hide_the_connections_that_live
 
 
 def test_what_died_while_it_was_idle_does_not_fail_a_call_while_others_live(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=32", patience=0) as engine:
+    with opened(f"{server.url}?pool_size=32", retry_for=0) as engine:
         created(engine)
         pool = pool_of_store(engine)
         taken = [pool.get_connection() for _ in range(LIVE)]
@@ -169,7 +169,7 @@ def test_what_died_while_it_was_idle_does_not_fail_a_call_while_others_live(serv
 
 
 def test_a_thread_that_keeps_connections_calls_while_all_others_are_in_use(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=1&timeout=0.2", patience=0) as engine, ThreadPoolExecutor(1) as threads:
+    with opened(f"{server.url}?pool_size=1&timeout=0.2", retry_for=0) as engine, ThreadPoolExecutor(1) as threads:
         created(engine)
         threads.submit(dedicate_thread, engine).result(5)
         pool = pool_of_store(engine)
@@ -184,7 +184,7 @@ def test_a_thread_that_keeps_connections_calls_while_all_others_are_in_use(serve
 
 
 def test_a_connection_that_a_thread_keeps_is_closed_when_the_thread_ends(server: ValkeyServer) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         with ThreadPoolExecutor(1) as threads:
             threads.submit(dedicate_thread, engine).result(5)
             before = connections_to(server)

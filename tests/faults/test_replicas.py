@@ -11,9 +11,9 @@ import pytest
 
 from flowfabric_worker.engine.stores.replicas import reading_functions
 from flowfabric_worker.engine.types.submission import Created, Duplicate
-from tests.conformance.work import created, creation, ids_in, refused
-from tests.faults.opening import opened
-from tests.servers import ValkeyCluster, ValkeyServer, WatchedValkey, running
+from tests.support.engines import opened
+from tests.support.executions import created, creation, ids_in, refused
+from tests.support.servers import ValkeyCluster, ValkeyServer, WatchedValkey, running
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def standing_still(*servers: ValkeyServer) -> Iterator[None]:
 
 def assert_waits_for_replicas(url: str, replicas: list[ValkeyServer]) -> None:
     """Writing waits for replicas, reading does not, and what was not replicated in time may be sent again."""
-    with opened(url, patience=0) as engine, opened(url, patience=0) as again:
+    with opened(url, retry_for=0) as engine, opened(url, retry_for=0) as again:
         engine.prepare()
         there = created(engine)
         wanted = creation(execution_id=ids_in(engine, 0, 1)[0])
@@ -69,7 +69,7 @@ def test_each_primary_of_a_cluster_is_asked_for_its_replicas() -> None:
 
 def test_more_replicas_than_there_are_is_told(watched: WatchedValkey) -> None:
     url = f"{watched.primary.url}?replicas=2&prefix=third"
-    with opened(url, patience=0) as engine, refused("store_busy") as caught:
+    with opened(url, retry_for=0) as engine, refused("store_busy") as caught:
         engine.prepare()
 
     assert "1 of 2 replicas" in str(caught.value)

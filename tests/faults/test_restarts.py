@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from flowfabric_worker import Run
-from tests.faults.site import Site, opened_site, seeds
-from tests.servers import ValkeyServer, running, wait_until
+from tests.support.servers import ValkeyServer, running, wait_until
+from tests.support.site import Site, opened_site, seeds
 
 SEEDS = seeds(5)
 COUNT = 100
@@ -25,7 +25,7 @@ LASTING = 12.0
 
 @pytest.fixture
 def site(server: ValkeyServer, tmp_path: Path) -> Iterator[Site]:
-    """A site on a server of its own, to do harm to."""
+    """Provide a site on a server of its own, to do harm to."""
     with opened_site(server.url, tmp_path) as site:
         yield site
 

@@ -10,9 +10,9 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.stores.library import library, lua_files
-from tests.conformance.work import claim_one, created, refused
-from tests.faults.opening import opened
-from tests.servers import ValkeyServer
+from tests.support.engines import opened
+from tests.support.executions import claim_one, created, refused
+from tests.support.servers import ValkeyServer
 
 PASSWORD = "hunter2"
 RIGHTS = "+fcall +fcall_ro +function|load +function|list +publish +subscribe +info +ping +@hash +@sortedset +@stream"
@@ -21,7 +21,7 @@ PREPARE: Callable[[Engine], Any] = Engine.prepare
 
 
 def url_of_user(server: ValkeyServer, rules: str) -> str:
-    """The URL of a user with the rights that the documentation names, and these changes."""
+    """Return the URL of a user with the rights that the documentation names, and these changes."""
     words = f"reset on >{PASSWORD} ~ff:* &ff:* -@all {RIGHTS} {RIGHTS_TO_KEYS} {rules}"
     server.client().execute_command("ACL", "SETUSER", "shop", *words.split())
     return f"unix://shop:{PASSWORD}@{server.socket}"

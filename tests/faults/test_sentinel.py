@@ -13,10 +13,10 @@ import pytest
 from flowfabric_worker import Run
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import claim_one, created, refused
-from tests.faults.opening import opened
-from tests.faults.site import Site, opened_site
-from tests.servers import ValkeyServer, WatchedValkey, running, wait_until
+from tests.support.engines import opened
+from tests.support.executions import claim_one, created, refused
+from tests.support.servers import ValkeyServer, WatchedValkey, running, wait_until
+from tests.support.site import Site, opened_site
 
 COUNT = 300
 LEASE = 10.0
@@ -25,16 +25,16 @@ PASSWORD = "hunter2"
 
 @pytest.fixture
 def watched() -> Iterator[WatchedValkey]:
-    """A primary, a replica, and three sentinels."""
+    """Provide a primary, a replica, and three sentinels."""
     with running(WatchedValkey()) as watched:
         yield watched
 
 
 @contextmanager
 def patient_site(url: str, folder: Path) -> Iterator[Site]:
-    """A site whose producer is patient enough for a failover, with two workers that wait for work."""
+    """Provide a site whose producer is patient enough for a failover, with two workers that wait for work."""
     with opened_site(url, folder) as site:
-        site.worker.engine.patience = 30.0
+        site.worker.engine.retry_for = 30.0
         site.start_two(LEASE)
         yield site
 
@@ -63,7 +63,7 @@ class Producer:
             raise
 
     def stop(self) -> list[Run[int]]:
-        """Ends it; returns what was acknowledged, or raises what reached it."""
+        """End it; return what was acknowledged, or raise what reached it."""
         self._enough.set()
         self._thread.join(30)
         if self._problem is not None:
@@ -72,14 +72,14 @@ class Producer:
 
 
 def await_replicated(server: ValkeyServer) -> None:
-    """Returns when a replica has everything that was acknowledged before."""
+    """Return when a replica has everything that was acknowledged before."""
     client = server.client()
     client.set("marker", "1")
     assert client.execute_command("WAIT", 1, 5000) == 1
 
 
 def fail_over(watched: WatchedValkey) -> None:
-    """Lets the sentinels give the primary's place to a replica; returns when all of them say so."""
+    """Let the sentinels give the primary's place to a replica; return when all of them say so."""
     watched.sentinels[0].execute("SENTINEL", "FAILOVER", watched.service)
     await_failover(watched)
 
@@ -89,7 +89,7 @@ def await_failover(watched: WatchedValkey) -> None:
 
 
 def port_of(engine: Engine) -> int:
-    """The primary that an engine works with."""
+    """Return the primary that an engine works with."""
     return int(engine.store.pool_of(0).connection_kwargs["port"])  # type: ignore[attr-defined]  # a store with pools
 
 
@@ -150,7 +150,7 @@ def test_a_primary_that_was_cut_off_and_still_answers_is_left(watched: WatchedVa
     for server in (watched.primary, *watched.replicas):
         server.client().execute_command("ACL", "SETUSER", "app", "on", f">{PASSWORD}", "~*", "&*", "+@all")
     url = watched.url.replace("://", f"://app:{PASSWORD}@")
-    with opened(url, patience=0) as engine:
+    with opened(url, retry_for=0) as engine:
         engine.prepare()
         assert port_of(engine) == watched.primary.port
         subscription = engine.store.subscribe("news")
@@ -173,14 +173,14 @@ def test_a_primary_that_was_cut_off_and_still_answers_is_left(watched: WatchedVa
 def test_threads_that_call_at_once_at_first_all_find_the_primary(watched: WatchedValkey) -> None:
     threads = 8
     begin = threading.Barrier(threads)
-    with opened(watched.url, patience=0) as engine, ThreadPoolExecutor(threads) as pool:
+    with opened(watched.url, retry_for=0) as engine, ThreadPoolExecutor(threads) as pool:
         calls = [pool.submit(lambda: (begin.wait(10), engine.store.ping())) for _ in range(threads)]
 
         assert not [call.exception(10) for call in calls if call.exception(10)]
 
 
 def test_functions_that_the_new_primary_lacks_are_loaded(watched: WatchedValkey) -> None:
-    with opened(watched.url, patience=30) as engine:
+    with opened(watched.url, retry_for=30) as engine:
         engine.prepare()
         made = created(engine)
         await_replicated(watched.primary)
@@ -194,14 +194,14 @@ def test_functions_that_the_new_primary_lacks_are_loaded(watched: WatchedValkey)
 
 
 def test_work_goes_on_without_sentinels_once_the_primary_is_known(watched: WatchedValkey) -> None:
-    with opened(watched.url, patience=5) as engine:
+    with opened(watched.url, retry_for=5) as engine:
         engine.prepare()
         for sentinel in watched.sentinels:
             sentinel.remove()
         watched.primary.client().client_kill_filter(_type="normal")
         wait_until(lambda: created(engine), "it works")
 
-        with opened(watched.url, patience=0) as late, refused("transport") as caught:
+        with opened(watched.url, retry_for=0) as late, refused("transport") as caught:
             late.prepare()
         assert f"127.0.0.1:{watched.sentinel_ports[-1]}" in str(caught.value)
 
@@ -211,16 +211,16 @@ def test_work_goes_on_without_sentinels_once_the_primary_is_known(watched: Watch
 
 def test_sentinels_get_the_user_and_the_password_that_they_want() -> None:
     with running(WatchedValkey(sentinel_password=PASSWORD)) as watched:
-        with opened(f"{watched.url}?sentinel_password={PASSWORD}", patience=30) as engine:
+        with opened(f"{watched.url}?sentinel_password={PASSWORD}", retry_for=30) as engine:
             engine.prepare()
             assert created(engine)
         for sentinel in watched.sentinels:
             # A user of the sentinels needs no more than this.
             sentinel.execute("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "+sentinel|master")
-        with opened(f"{watched.url}?sentinel_user=ann&sentinel_password={PASSWORD}", patience=0) as engine:
+        with opened(f"{watched.url}?sentinel_user=ann&sentinel_password={PASSWORD}", retry_for=0) as engine:
             assert created(engine)
         for option, says in (("?sentinel_password=hunter3", "invalid"), ("", "uthentication")):
-            with opened(watched.url + option, patience=5) as engine, refused("authentication_failed") as caught:
+            with opened(watched.url + option, retry_for=5) as engine, refused("authentication_failed") as caught:
                 engine.prepare()
             assert says in str(caught.value)
             for text in (str(caught.value), repr(caught.value), repr(caught.value.details)):
@@ -228,7 +228,7 @@ def test_sentinels_get_the_user_and_the_password_that_they_want() -> None:
 
 
 def test_a_service_that_no_sentinel_knows_is_named(watched: WatchedValkey) -> None:
-    with opened(watched.url.replace("/shop", "/shoe"), patience=0) as engine, refused("transport") as caught:
+    with opened(watched.url.replace("/shop", "/shoe"), retry_for=0) as engine, refused("transport") as caught:
         engine.prepare()
 
     assert "watches no service 'shoe'" in str(caught.value)

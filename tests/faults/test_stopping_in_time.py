@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from flowfabric_worker.engine.types.states import PublicState
-from tests.cli.driving import Process
-from tests.faults import poisoned_app
-from tests.faults.crew import Crew, opened_crew
-from tests.faults.proxy import Proxy
-from tests.servers import ValkeyServer, wait_until
+from tests.support import poisoned_app
+from tests.support.cli import Process
+from tests.support.crew import Crew, opened_crew
+from tests.support.proxy import Proxy
+from tests.support.servers import ValkeyServer, wait_until
 
 GRACE = 2.0
 # What a stop may take beyond the grace.
@@ -35,12 +35,12 @@ def crew(server: ValkeyServer, tmp_path: Path) -> Iterator[Crew]:
 
 
 def launched(crew: Crew, proxy: Proxy, processes: int, grace: str = f"{GRACE:.0f}s") -> Process:
-    """A worker behind the proxy, in one process or under a supervisor."""
+    """Return a worker behind the proxy, in one process or under a supervisor."""
     options = ("--url", f"valkey://127.0.0.1:{proxy.port}", "--grace", grace)
     if processes:
         return crew.launch(*options, processes=processes, lease="60s")
     process = Process(
-        "run", "tests.faults.poisoned_app:worker", "--lease", "60s", *options,
+        "run", "tests.support.poisoned_app:worker", "--lease", "60s", *options,
         log=crew.folder / "single.log",
         environment={poisoned_app.JOURNAL_VARIABLE: str(crew.journal)},
     )  # fmt: skip

@@ -18,13 +18,13 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.policies import FailureClass
-from flowfabric_worker.engine.types.running import Completion
 from flowfabric_worker.engine.types.states import TerminalOutcome
-from tests.conformance.work import BOOM, LANE, claim_one, created, refused, request
-from tests.faults.opening import opened
-from tests.servers import ValkeyServer, free_ports, wait_until
-from tests.servers import running as running_server
+from tests.support.engines import opened
+from tests.support.executions import BOOM, LANE, claim_one, created, refused, request
+from tests.support.servers import ValkeyServer, free_ports, wait_until
+from tests.support.servers import running as running_server
 
 COUNT = 300
 WORKERS = 2
@@ -61,11 +61,11 @@ class Load:
             self.ended.extend(each.execution_id for each in claimed)
 
     def has_ended(self, count: int) -> bool:
-        """Whether at least so many have ended."""
+        """Return whether at least so many have ended."""
         return len(self.ended) >= count
 
     def run(self, disturb: Callable[[list[Future[None]]], None]) -> None:
-        """Runs the load while `disturb` does its worst; raises what reached any of the callers."""
+        """Run the load while `disturb` does its worst; raise what reached any of the callers."""
         with ThreadPoolExecutor(1 + WORKERS) as threads:
             futures = [threads.submit(self.create)]
             futures += [threads.submit(self.work, f"w{number}") for number in range(WORKERS)]
@@ -121,7 +121,7 @@ def test_what_a_killed_store_acknowledged_ends_exactly_once_when_it_is_back(serv
             server.start()
         assert not all(future.done() for future in futures)
 
-    with opened(server.url, patience=30) as engine:
+    with opened(server.url, retry_for=30) as engine:
         load = Load(engine)
         load.run(disturb)
 
@@ -134,7 +134,7 @@ def test_what_a_killed_store_acknowledged_ends_exactly_once_when_it_is_back(serv
 @pytest.mark.parametrize("url", ["unix:///nowhere/v.sock", "valkey://127.0.0.1:{port}"])
 def test_a_store_that_is_not_there_is_named(url: str) -> None:
     url = url.format(port=free_ports(1)[0])
-    with opened(url, patience=0) as engine, refused("transport") as caught:
+    with opened(url, retry_for=0) as engine, refused("transport") as caught:
         engine.prepare()
 
     assert url.partition("://")[2] in str(caught.value)
@@ -154,7 +154,7 @@ def test_a_password_that_is_missing_or_wrong_is_refused_and_never_told(server: V
 
 
 def caller_url(server: ValkeyServer) -> str:
-    """The URL of a user that may call functions and not load them."""
+    """Return the URL of a user that may call functions and not load them."""
     server.client().execute_command("ACL", "SETUSER", "caller", "on", f">{PASSWORD}", "~*", "&*", "+@all", "-function")
     return f"unix://caller:{PASSWORD}@{server.socket}"
 
@@ -218,7 +218,7 @@ class _OldServer(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def old_server_url() -> Iterator[str]:
-    """A server that is too old."""
+    """Provide a server that is too old."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _OldServer) as old:
         old.daemon_threads = True
         threading.Thread(target=old.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -263,7 +263,7 @@ def test_a_full_store_takes_no_new_work_and_lets_what_runs_go_on(server: ValkeyS
 
 @contextmanager
 def takes(least: float, most: float) -> Iterator[None]:
-    """What happens inside takes this many seconds."""
+    """Provide what happens inside takes this many seconds."""
     began = time.monotonic()
     yield
     assert least <= time.monotonic() - began < most
@@ -273,7 +273,7 @@ def test_a_store_that_accepts_connections_and_never_answers_is_given_up_in_time(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with (
-            opened(f"valkey://127.0.0.1:{port}", patience=0) as engine,
+            opened(f"valkey://127.0.0.1:{port}", retry_for=0) as engine,
             takes(4.5, 7.0),
             refused("store_timeout") as caught,
         ):
@@ -284,7 +284,7 @@ def test_a_store_that_accepts_connections_and_never_answers_is_given_up_in_time(
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_renewal_is_given_up_after_a_sixth_of_the_lease(server: ValkeyServer, connected: bool) -> None:
-    with opened(server.url, patience=0) as engine:
+    with opened(server.url, retry_for=0) as engine:
         created(engine)
         handle = claim_one(engine, lease=timedelta(seconds=3)).handle
         if not connected:
@@ -310,7 +310,7 @@ def test_a_shutdown_lets_a_call_under_way_finish_within_its_grace(server: Valkey
 
 
 def test_a_shutdown_that_cannot_wait_says_that_a_call_was_still_under_way(server: ValkeyServer) -> None:
-    with opened(server.url, patience=0) as engine, ThreadPoolExecutor() as pool:
+    with opened(server.url, retry_for=0) as engine, ThreadPoolExecutor() as pool:
         engine.prepare()
         server.client().client_pause(1000)
         call = pool.submit(created, engine)

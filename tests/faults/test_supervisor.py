@@ -19,10 +19,10 @@ import pytest
 
 from flowfabric_worker.cli.exits import ExitCode
 from flowfabric_worker.engine.types.states import PublicState
-from tests.faults import poisoned_app
-from tests.faults.crew import APP, Crew, await_workers, ends_of, opened_crew, processes_of, runs_now
-from tests.faults.site import ROOT, seeds
-from tests.servers import ValkeyServer, wait_until
+from tests.support import poisoned_app
+from tests.support.crew import APP, Crew, await_workers, ends_of, opened_crew, processes_of, runs_now
+from tests.support.servers import ValkeyServer, wait_until
+from tests.support.site import ROOT, seeds
 
 COUNT = 200
 WITHIN = 20.0
@@ -110,7 +110,7 @@ def test_each_start_of_a_process_has_an_identity_of_its_own(crew: Crew) -> None:
 
 _RUNNER = """
 import os, sys
-from flowfabric_worker.supervisor import Supervisor
+from flowfabric_worker._runtime.supervisor import Supervisor
 before = len(os.listdir("/dev/fd"))
 Supervisor([sys.executable, "-S", "-c", sys.argv[1]], int(sys.argv[2]), 1.0, hopeless=(5,)).run()
 sys.exit(len(os.listdir("/dev/fd")) - before)
@@ -134,7 +134,7 @@ os._exit(code)
 def starts_of(
     folder: Path, count: int, *ends: tuple[bool, int | None], slots: int = 1, said: bytes = b""
 ) -> list[float]:
-    """When a supervisor started processes that end at once, the first `count` times; it leaves no file open.
+    """Return when a supervisor started processes that end at once, the first `count` times; it leaves no file open.
 
     Args:
         ends: whether each of them says hello, and its exit code; the last one stands for all that follow. One without
@@ -211,7 +211,7 @@ def test_once_a_process_has_worked_a_start_that_fails_does_not_end_the_others(tm
     assert len(starts_of(tmp_path, 4, (True, 1), (False, 5))) == 4
 
 
-@pytest.mark.parametrize("app", ["tests.faults.nowhere:worker", "tests.faults.poisoned_app:without_tasks"])
+@pytest.mark.parametrize("app", ["tests.faults.nowhere:worker", "tests.support.poisoned_app:without_tasks"])
 def test_an_application_that_cannot_run_ends_the_supervisor_at_once(crew: Crew, app: str) -> None:
     supervisor = crew.launch(app=app)
 
@@ -244,7 +244,7 @@ def test_a_store_that_is_away_is_waited_for(crew: Crew, server: ValkeyServer) ->
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    """A crew with one process that lives on, whatever becomes of others."""
+    """Provide a crew with one process that lives on, whatever becomes of others."""
     folder = tmp_path_factory.mktemp("busy")
     with opened_crew(f"embedded://{folder}/store", folder) as crew:
         crew.start(processes=1, lease=LONG_LEASE)
@@ -322,8 +322,8 @@ def test_it_prints_what_the_threads_of_every_process_do(crew: Crew) -> None:
     supervisor = crew.start("--threads", 5)
     supervisor.signal(signal.SIGUSR1)
 
-    wait_until(lambda: supervisor.log.count("handlers.py") >= 10, "the handlers of both are shown")
-    assert supervisor.log.count("claimer.py") >= 2
+    wait_until(lambda: supervisor.log.count("_runtime/handler_pool.py") >= 10, "the handlers of both are shown")
+    assert supervisor.log.count("_runtime/claimer.py") >= 2
     assert len(supervisor.children()) == 2
     assert not ends_of(supervisor)
 

@@ -19,12 +19,12 @@ from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores.tls import failed_handshake
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.conformance.waiting import waiting
-from tests.conformance.work import LANE, claim_one, created, refused, request
-from tests.faults.opening import opened
-from tests.faults.site import Site, opened_site
-from tests.faults.tls_proxy import Certificates, TlsProxy
-from tests.servers import ValkeyCluster, ValkeyServer, free_ports, running, wait_until
+from tests.support.engines import opened
+from tests.support.executions import LANE, claim_one, created, refused, request
+from tests.support.servers import ValkeyCluster, ValkeyServer, free_ports, running, wait_until
+from tests.support.site import Site, opened_site
+from tests.support.tls_proxy import Certificates, TlsProxy
+from tests.support.waiters import waiting
 
 PASSWORD = "hunter2"
 # What a user needs: its keys and channels, the function library, and the commands that the functions run.
@@ -44,14 +44,14 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def proxy(valkey: ValkeyServer, certificates: Certificates) -> Iterator[TlsProxy]:
-    """A server over TLS."""
+    """Provide a server over TLS."""
     with closing(TlsProxy(valkey.socket, certificates.server_context())) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def strict_proxy(valkey: ValkeyServer, certificates: Certificates) -> Iterator[TlsProxy]:
-    """A server over TLS that demands a certificate of its clients."""
+    """Provide a server over TLS that demands a certificate of its clients."""
     with closing(TlsProxy(valkey.socket, certificates.server_context(wants_client=True))) as proxy:
         yield proxy
 
@@ -62,7 +62,7 @@ def url_of(proxy: TlsProxy, *options: str, scheme: str = "valkeys", user: str = 
 
 
 def assert_works(engine: Engine) -> None:
-    """Prepares, makes work and does it."""
+    """Prepare, makes work and do it."""
     engine.prepare()
     made = created(engine)
     claimed = claim_one(engine)
@@ -138,7 +138,7 @@ def test_a_server_that_demands_a_certificate_gets_it(strict_proxy: TlsProxy, cer
 
 
 def names_ports(node: ValkeyServer, ports: set[int]) -> bool:
-    """Whether a node of a cluster sends clients to these ports."""
+    """Return whether a node of a cluster sends clients to these ports."""
     return {place[1] for _, _, place in node.client().execute_command("CLUSTER", "SLOTS")} == ports
 
 
@@ -224,7 +224,7 @@ def test_a_server_that_speaks_no_tls_is_named_as_such(certificates: Certificates
     url = f"rediss://:{PASSWORD}@127.0.0.1:{port}?ca={certificates.ca}&timeout=1"
     with (
         running(ValkeyServer(port=port)),
-        opened(url, patience=0) as engine,
+        opened(url, retry_for=0) as engine,
         # Servers wait for the rest of what they take for a command, or answer in plain text.
         pytest.raises(TransportError, match="speak TLS there") as caught,
     ):

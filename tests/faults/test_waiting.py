@@ -10,11 +10,11 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from flowfabric_worker import RunSettings, Runtime, Worker
-from tests.faults.counting import THREADS
-from tests.faults.opening import connections_to
-from tests.faults.site import Site
-from tests.servers import ValkeyServer, wait_until
+from flowfabric_worker import Runtime, Worker, WorkerSettings
+from tests.support.counting_worker import THREADS
+from tests.support.engines import connections_to
+from tests.support.servers import ValkeyServer, wait_until
+from tests.support.site import Site
 
 WAITING = 2000
 GETTERS = 64
@@ -26,7 +26,7 @@ SILENT_SECONDS = 5
 
 @pytest.fixture
 def doer(server: ValkeyServer) -> Iterator[Worker]:
-    """A worker that does what others wait for, once it is started."""
+    """Provide a worker that does what others wait for, once it is started."""
     worker = Worker("doer", server.url)
     worker.task(name="echo")(echo)
     yield worker
@@ -38,7 +38,7 @@ def echo(number: int) -> int:
 
 
 def waiter_on(server: ValkeyServer, pool_size: int) -> Worker:
-    """A worker that does nothing but wait, with so many connections for its calls."""
+    """Return a worker that does nothing but wait, with so many connections for its calls."""
     worker = Worker("waiter", f"{server.url}?pool_size={pool_size}")
     worker.task(name="echo")(echo)
     worker.engine.prepare()
@@ -46,15 +46,15 @@ def waiter_on(server: ValkeyServer, pool_size: int) -> Worker:
 
 
 def calls(server: ValkeyServer) -> int:
-    """How many stored functions a server was asked to run, and how often whether it lives."""
+    """Return how many stored functions a server was asked to run, and how often whether it lives."""
     statistics = server.client().info("commandstats")
     return sum(statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("fcall", "ping"))
 
 
 @contextmanager
 def doing(doer: Worker) -> Iterator[None]:
-    """The worker runs for the length of a block."""
-    runtime = Runtime(doer, RunSettings(threads=THREADS))
+    """Provide the worker runs for the length of a block."""
+    runtime = Runtime(doer, WorkerSettings(threads=THREADS))
     runtime.start()
     try:
         yield

@@ -14,13 +14,13 @@ worker = Worker("shop")
 
 @worker.task
 def price(order: int, country: str = "de") -> float:
-    """A task without options."""
+    """Return a task without options."""
     return 0.25 * order * len(country)
 
 
 @worker.task(lane="mail", priority=3)
 def receipt(order: int, *, to: str) -> list[str]:
-    """A task with options."""
+    """Return a task with options."""
     return [f"{order}: {to}"]
 
 

@@ -28,7 +28,7 @@ class Card:
 
 
 def returning(annotation: Any, codec: Any = "json") -> TaskCodec:
-    """The codec of a task with this annotation for its one parameter and for its result."""
+    """Return the codec of a task with this annotation for its one parameter and for its result."""
 
     def task(value):  # type: ignore[no-untyped-def]  # annotated below, with any object
         return value

@@ -349,7 +349,7 @@ signals_of = st.lists(
 
 
 def naive(condition: ResumeCondition, signals: Sequence[ResumeSignal]) -> bool:
-    """The meaning said another way: a count is met when some `n` of its signals differ pairwise."""
+    """Return the meaning said another way: a count is met when some `n` of its signals differ pairwise."""
     if isinstance(condition, AllOf):
         return not any(not naive(member, signals) for member in condition.members)
     if isinstance(condition, Single):

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowfabric_worker._codecs import Conversions
 from flowfabric_worker.codec import DecodingError, EncodingError
-from flowfabric_worker.converting import Conversions
-from tests.unit.converted import (
+from tests.support.converted import (
     ID,
     MOMENT,
     Box,
@@ -145,7 +145,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
 
 
 def _id(part: object) -> str:
-    """A name that is the same in every process: the order of a set is not."""
+    """Return a name that is the same in every process: the order of a set is not."""
     return repr(sorted(map(repr, part)) if isinstance(part, set | frozenset) else part)[:60]
 
 

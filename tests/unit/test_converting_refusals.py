@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from flowfabric_worker.codec import DecodingError, EncodingError
-from tests.unit.converted import (
+from tests.support.converted import (
     ID,
     MOMENT,
     Card,

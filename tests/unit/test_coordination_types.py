@@ -11,7 +11,13 @@ from typing import Any
 import attrs
 import pytest
 
-from flowfabric_worker.engine.coordination import CoordinationBackend
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.backend.budgets import BudgetsBackend
+from flowfabric_worker.engine.backend.flows import FlowsBackend
+from flowfabric_worker.engine.backend.quotas import QuotasBackend
+from flowfabric_worker.engine.backend.schedules import SchedulesBackend
+from flowfabric_worker.engine.backend.streams import StreamsBackend
+from flowfabric_worker.engine.backend.suspension import SuspensionBackend
 from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
 from flowfabric_worker.engine.limits import (
@@ -98,6 +104,7 @@ OPERATIONS = {
         "remove_schedule",
     },
 }
+AREAS = (SuspensionBackend, StreamsBackend, FlowsBackend, BudgetsBackend, QuotasBackend, SchedulesBackend)
 ALL_OPERATIONS = sorted(set().union(*OPERATIONS.values()))
 
 
@@ -374,15 +381,15 @@ def test_a_usage_does_not_follow_the_mapping_it_was_made_of() -> None:
 # ── operations ──
 
 
-def test_every_operation_has_a_room_and_every_room_its_operations() -> None:
-    offered = {name for name, _ in inspect.getmembers(CoordinationBackend, inspect.isfunction)}
+def test_every_operation_has_an_area_and_every_area_its_operations() -> None:
+    offered = {name for area in AREAS for name, _ in inspect.getmembers(area, inspect.isfunction)}
 
     assert {name for name in offered if not name.startswith("_")} == set(ALL_OPERATIONS)
 
 
 @pytest.mark.parametrize("operation", ALL_OPERATIONS)
 def test_an_operation_that_no_engine_overrides_says_so_by_its_name(operation: str) -> None:
-    method = getattr(CoordinationBackend(), operation)
+    method = getattr(EngineBackend(), operation)
     arguments = [None] * len(inspect.signature(method).parameters)
 
     with pytest.raises(UnavailableError) as refusal:
@@ -394,7 +401,7 @@ def test_an_operation_that_no_engine_overrides_says_so_by_its_name(operation: st
 
 @pytest.mark.parametrize("operation", ALL_OPERATIONS)
 def test_an_operation_documents_its_arguments(operation: str) -> None:
-    method = getattr(CoordinationBackend, operation)
+    method = getattr(EngineBackend, operation)
     text = inspect.getdoc(method) or ""
     names = [name for name in inspect.signature(method).parameters if name != "self"]
 

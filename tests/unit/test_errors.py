@@ -67,7 +67,7 @@ TRANSPORT = {
 
 
 def codes_of_lua() -> Iterator[tuple[str, str, int]]:
-    """Each failure that a stored function can answer: where, its code, and how many details come with it."""
+    """Yield each failure that a stored function can answer: where, its code, and how many details come with it."""
     for path in sorted((PACKAGE / "lua").glob("*.lua")):
         for match in re.finditer(r"ff\.failure\(", path.read_text()):
             code, *details = _lua_arguments(path.read_text()[match.end() :])
@@ -77,7 +77,7 @@ def codes_of_lua() -> Iterator[tuple[str, str, int]]:
 
 
 def _lua_arguments(text: str) -> list[str]:
-    """The arguments of a call, from behind its bracket to the one that closes it."""
+    """Return the arguments of a call, from behind its bracket to the one that closes it."""
     arguments, depth, start = [], 0, 0
     for at, character in enumerate(text):
         if character in "([{":
@@ -93,7 +93,7 @@ def _lua_arguments(text: str) -> list[str]:
 
 
 def codes_of_python() -> Iterator[tuple[str, str, type[EngineError]]]:
-    """Each code that Python sources give to an error of the engine: where, the code, and the class."""
+    """Yield each code that Python sources give to an error of the engine: where, the code, and the class."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         makers = dict(CLASSES)
@@ -107,7 +107,7 @@ def codes_of_python() -> Iterator[tuple[str, str, type[EngineError]]]:
 
 
 def _bound_class(value: ast.expr) -> type[EngineError] | None:
-    """The class in `partial(SomeError, ...)`."""
+    """Return the class in `partial(SomeError, ...)`."""
     if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("partial") and value.args:
         return CLASSES.get(ast.unparse(value.args[0]))
     return None

@@ -28,7 +28,7 @@ UUID_TEXT = "550e8400-e29b-41d4-a716-446655440000"
 
 
 def refusal(call: Any, *args: Any) -> EngineError:
-    """The error with which a call is refused."""
+    """Return the error with which a call is refused."""
     with pytest.raises(ValidationError) as caught:
         call(*args)
     return caught.value

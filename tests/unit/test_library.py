@@ -11,24 +11,24 @@ import flowfabric_worker.engine.stores.library as module
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR, Library, library, lua_files
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.servers import ValkeyServer
+from tests.support.servers import ValkeyServer
 
 ENGINE = Path(module.__file__).parents[1]
 
 
 def registered() -> list[str]:
-    """The functions that the Lua files offer."""
+    """Return the functions that the Lua files offer."""
     return [name for _, text in lua_files() for name in re.findall(r"ff\.register(?:_single)?\('(\w+)'", text)]
 
 
 def called() -> set[str]:
-    """The functions that the engine calls."""
+    """Return the functions that the engine calls."""
     pattern = r"""(?:\.(?:call|call_items|_on_every_partition|remove)|\bCall)\(\s*"(\w+)\""""
     return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
 
 
 def with_files(monkeypatch: pytest.MonkeyPatch, files: list[tuple[str, str]]) -> Library:
-    """The library that these files would make."""
+    """Return the library that these files would make."""
     monkeypatch.setattr(module, "lua_files", lambda: files)
     return library.__wrapped__()
 

@@ -18,7 +18,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def ticks(schedule: Schedule, after: str, count: int) -> list[str]:
-    """The next ticks after a moment, in UTC."""
+    """Return the next ticks after a moment, in UTC."""
     moment = datetime.fromisoformat(after).replace(tzinfo=UTC)
     found = []
     for _ in range(count):
@@ -363,10 +363,10 @@ def test_options_of_a_schedule_need_one() -> None:
 
 
 def test_a_function_that_needs_arguments_is_refused() -> None:
-    def needs(first: int, second: int = 2, *, third: int) -> None: ...
+    def requires(first: int, second: int = 2, *, third: int) -> None: ...
     def needs_nothing(first: int = 1, *rest: int, **named: int) -> None: ...
 
     with pytest.raises(TypeError, match="give first, third a default"):
-        check_needs_nothing(needs, given=())
-    check_needs_nothing(needs, given=("first", "third"))
+        check_needs_nothing(requires, given=())
+    check_needs_nothing(requires, given=("first", "third"))
     check_needs_nothing(needs_nothing, given=())

@@ -23,13 +23,13 @@ from flowfabric_worker.engine.stores.sentinel import SentinelStore
 from flowfabric_worker.engine.stores.tls import TlsConnection
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-from tests.faults.tls_proxy import Certificates
+from tests.support.tls_proxy import Certificates
 
 SECRETS = ("hunter2", "hun", "ter2")
 
 
 def opened(url: str) -> ValkeyStore:
-    """The store of a URL; nothing is connected."""
+    """Return the store of a URL; nothing is connected."""
     store, _ = open_store(url)
     assert isinstance(store, ValkeyStore)
     return store
@@ -40,12 +40,12 @@ def settings(pool: ConnectionPool) -> dict[str, Any]:
 
 
 def server_settings(url: str) -> dict[str, Any]:
-    """What the connections of a server's store are made with."""
+    """Return what the connections of a server's store are made with."""
     return settings(opened(url).pool_of(0))
 
 
 def data_pools(store: ValkeyStore) -> list[Pool]:
-    """The connections to the servers that hold the data, as far as the URL names them."""
+    """Return the connections to the servers that hold the data, as far as the URL names them."""
     if isinstance(store, ClusterStore):
         return store._seeds
     pool = store._pool_to("h", 1) if isinstance(store, SentinelStore) else store.pool_of(0)
@@ -54,14 +54,14 @@ def data_pools(store: ValkeyStore) -> list[Pool]:
 
 
 def sentinel_pools(url: str) -> list[Pool]:
-    """The connections to the sentinels of a URL."""
+    """Return the connections to the sentinels of a URL."""
     store = opened(url)
     assert isinstance(store, SentinelStore)
     return [sentinel.pool for sentinel in store._sentinels]
 
 
 def refusal(url: Any) -> str:
-    """The message with which a URL is refused."""
+    """Return the message with which a URL is refused."""
     with pytest.raises(ValidationError) as caught:
         open_store(url)
     assert caught.value.code == "invalid_url"

@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfabric_worker import codec
+from flowfabric_worker._codecs import REGISTERED
+from flowfabric_worker._codecs.equality import same
 from flowfabric_worker.codec import DecodingError, EncodingError
-from flowfabric_worker.converting import REGISTERED
-from flowfabric_worker.converting.comparing import same
-from tests.unit.converted import returning
+from tests.support.converted import returning
 
 BERLIN = ZoneInfo("Europe/Berlin")
 AMBIGUOUS = datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN)

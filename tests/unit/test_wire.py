@@ -56,13 +56,13 @@ policies = st.builds(
     max_replay_count=counts,
     retention=st.none() | durations,
     dedup_window=st.none() | durations,
-    required_capabilities=st.frozensets(words, max_size=5),
+    requires=st.frozensets(words, max_size=5),
 )
 
 
 def class_of(policy: ExecutionPolicy) -> WorkClass:
-    """The class that an execution with this policy lies in."""
-    capabilities = tuple(sorted(policy.required_capabilities))
+    """Return the class that an execution with this policy lies in."""
+    capabilities = tuple(sorted(policy.requires))
     return WorkClass(namespace="n", lane="l", task="t", capabilities=capabilities)
 
 

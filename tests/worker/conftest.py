@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from flowfabric_worker import RunSettings, Runtime, Worker
-from tests.servers import ValkeyServer
-from tests.worker.places import Place
+from flowfabric_worker import Runtime, Worker, WorkerSettings
+from tests.support.places import Place
+from tests.support.servers import ValkeyServer
 
 Start: TypeAlias = Callable[..., Runtime]
 Another: TypeAlias = Callable[..., Worker]
@@ -21,7 +21,7 @@ RunAll: TypeAlias = Callable[[Worker, Start], None]
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    """A worker on a fresh store in this process, prepared for tests."""
+    """Provide a worker on a fresh store in this process, prepared for tests."""
     worker = Worker("shop", f"memory://{uuid4().hex}")
     worker.engine.prepare(testing=True)
     yield worker
@@ -30,13 +30,13 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture
 def served_url(valkey: ValkeyServer) -> str:
-    """The URL of a store of this test's own on a real server."""
+    """Provide the URL of a store of this test's own on a real server."""
     return f"{valkey.url}?prefix=t{uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def another(served_url: str) -> Iterator[Another]:
-    """Makes workers on one store on a real server, each with connections of its own, as processes have them.
+    """Make workers on one store on a real server, each with connections of its own, as processes have them.
 
     Each has the middleware that it is given.
     """
@@ -53,13 +53,13 @@ def another(served_url: str) -> Iterator[Another]:
 
 @pytest.fixture
 def served(another: Another) -> Worker:
-    """A worker on a store on a real server."""
+    """Provide a worker on a store on a real server."""
     return another()
 
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Starts runtimes, two threads each unless the test says otherwise; they are stopped when it ends."""
+    """Start runtimes, two threads each unless the test says otherwise; they are stopped when it ends."""
     for name in ("worker", "another"):
         if name in request.fixturenames:
             # Set up before, so that it is torn down after: workers are closed when their runtimes have stopped.
@@ -67,7 +67,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     started: list[Runtime] = []
 
     def start(worker: Worker, **settings: Any) -> Runtime:
-        runtime = Runtime(worker, RunSettings(**{"threads": 2, **settings}))
+        runtime = Runtime(worker, WorkerSettings(**{"threads": 2, **settings}))
         started.append(runtime)
         runtime.start()
         return runtime
@@ -79,7 +79,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 
 @pytest.fixture(params=["eager", "memory", "server"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """Each of the places where tasks run: in the call, in a runtime on memory, in a runtime on a server."""
+    """Provide each of the places where tasks run: in the call, in a runtime on memory, in a runtime on a server."""
     worker: Worker = request.getfixturevalue("served" if request.param == "server" else "worker")
     with ExitStack() as stack:
         if request.param == "eager":
@@ -88,7 +88,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         def start() -> None:
             """One thread, so that the order of runs can be told; to be called when the tasks are there."""
             if request.param != "eager":
-                runtime = Runtime(worker, RunSettings(threads=1))
+                runtime = Runtime(worker, WorkerSettings(threads=1))
                 stack.callback(runtime.stop, timedelta())
                 runtime.start()
 
@@ -97,17 +97,17 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 @pytest.fixture
 def times() -> Iterator[int]:
-    """Counts the runs of a handler that asks for the next number."""
+    """Count the runs of a handler that asks for the next number."""
     return iter(range(1, 1000))
 
 
 def run_here(worker: Worker, start: Start) -> None:
-    """Runs everything in this thread."""
+    """Run everything in this thread."""
     worker.run_until_idle()
 
 
 def run_in_threads(worker: Worker, start: Start) -> None:
-    """Runs everything as production does."""
+    """Run everything as production does."""
     start(worker)
 
 

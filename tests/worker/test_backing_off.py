@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import TransportError, Worker
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
 PAUSES = (0.05, 0.1, 0.2, 0.5)

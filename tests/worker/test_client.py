@@ -19,11 +19,11 @@ from flowfabric_worker import (
     Fail,
     NotFoundError,
     RetryPolicy,
-    RunSettings,
     Runtime,
     StateError,
     ValidationError,
     Worker,
+    WorkerSettings,
 )
 from flowfabric_worker.engine.types.feed import CompletionFilter
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
@@ -34,7 +34,7 @@ NOBODY = "{fp:0}:01890000-0000-7000-8000-000000000000"
 
 @pytest.fixture
 def url() -> str:
-    """A store in this process that nobody else uses."""
+    """Provide a store in this process that nobody else uses."""
     return f"memory://{uuid4().hex}"
 
 
@@ -46,7 +46,7 @@ def client(url: str) -> Iterator[Client]:
 
 
 def shop(url: str, *, codec: str = "json", namespace: str = "default") -> Worker:
-    """A worker with two tasks."""
+    """Return a worker with two tasks."""
     worker = Worker("shop", url, codec=codec, namespace=namespace)
 
     @worker.task
@@ -62,9 +62,9 @@ def shop(url: str, *, codec: str = "json", namespace: str = "default") -> Worker
 
 @contextmanager
 def serving(url: str, *, codec: str = "json", namespace: str = "default") -> Iterator[None]:
-    """The worker `shop`, for the length of a block."""
+    """Provide the worker `shop`, for the length of a block."""
     worker = shop(url, codec=codec, namespace=namespace)
-    runtime = Runtime(worker, RunSettings(threads=1))
+    runtime = Runtime(worker, WorkerSettings(threads=1))
     runtime.start()
     try:
         yield
@@ -97,14 +97,21 @@ def test_a_text_is_not_taken_for_a_sequence_of_arguments(client: Client) -> None
 def test_the_options_of_a_submission_reach_the_execution(client: Client) -> None:
     retry = RetryPolicy(max_retries=7)
     run = client.submit(
-        "add", lane="sums", priority=5, delay=timedelta(hours=1), key="k", tags={"a": "b"}, retry=retry, needs=["gpu"]
+        "add",
+        lane="sums",
+        priority=5,
+        delay=timedelta(hours=1),
+        key="k",
+        tags={"a": "b"},
+        retry=retry,
+        requires=["gpu"],
     )
 
     info = client.get(run.id)
     assert info is not None
     assert (info.task, info.lane, info.priority, info.public_state) == ("shop.add", "sums", 5, PublicState.DELAYED)
     assert (info.idempotency_key, dict(info.tags), info.policy.retry) == ("k", {"a": "b"}, retry)
-    assert info.policy.required_capabilities == {"gpu"}
+    assert info.policy.requires == {"gpu"}
 
 
 def test_a_second_submission_under_a_key_finds_the_first(client: Client) -> None:
@@ -279,7 +286,7 @@ def test_a_client_submits_with_the_options_that_the_worker_has_published(url: st
         priority=5,
         tags={"team": "a"},
         headers={"trace": "1"},
-        needs=["gpu"],
+        requires=["gpu"],
         delay=timedelta(hours=1),
         max_reclaims=3,
         retention=timedelta(hours=5),

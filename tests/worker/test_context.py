@@ -20,12 +20,12 @@ from flowfabric_worker import (
     Worker,
     current,
 )
-from flowfabric_worker.engine.types.operating import ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import ReplayExecutionArgs
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import claim_one
-from tests.servers import wait_until
+from tests.support.executions import claim_one
+from tests.support.observation import ended, in_state, info_of
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
-from tests.worker.looking import ended, in_state, info_of
 
 AT_ONCE = RetryPolicy(max_retries=2, backoff="fixed", initial=timedelta(), jitter=False)
 HOUR = timedelta(hours=1)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import Middleware, TaskContext, Worker, current
+from tests.support.observation import info_of
+from tests.support.places import Place
 from tests.worker.conftest import RunAll, Start, each_way
-from tests.worker.looking import info_of
-from tests.worker.places import Place
 
 of_the_application: contextvars.ContextVar[str] = contextvars.ContextVar("of_the_application", default="unset")
 

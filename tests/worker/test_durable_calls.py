@@ -24,10 +24,10 @@ from flowfabric_worker import (
     current,
 )
 from flowfabric_worker.engine.types.states import PublicState
-from tests.conformance.work import claim_one
-from tests.servers import wait_until
+from tests.support.executions import claim_one
+from tests.support.observation import ended, info_of
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
-from tests.worker.looking import ended, info_of
 
 TWICE = RetryPolicy(max_retries=2, backoff="fixed", initial=timedelta(milliseconds=1))
 MOMENT = timedelta(milliseconds=20)
@@ -46,7 +46,7 @@ class Receipt:
 
 
 def refused(worker: Worker, start: Start, body: Callable[[], Any], match: str) -> None:
-    """Asserts that a handler fails for good by a durable call, in a worker and as a plain call."""
+    """Assert that a handler fails for good by a durable call, in a worker and as a plain call."""
     task = worker.task(name="refused", retry=TWICE)(body)
     with pytest.raises(DurableCallError, match=match):
         task()
@@ -438,7 +438,7 @@ def test_an_exception_whose_class_cannot_be_had_comes_back_as_step_failed(worker
 
 
 def test_a_kept_exception_imports_no_module_and_makes_nothing_but_exceptions(worker: Worker) -> None:
-    from flowfabric_worker.step_errors import decode_error
+    from flowfabric_worker._steps.step_errors import decode_error
 
     def kept(module: str, name: str) -> Exception:
         return decode_error(

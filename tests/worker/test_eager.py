@@ -10,20 +10,20 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flowfabric_worker import (
+    AttemptEvent,
     Delay,
     EngineError,
     ExecutionFailed,
     Middleware,
     RetryPolicy,
     Run,
-    RunEvent,
     Worker,
     current,
     eager,
 )
-from flowfabric_worker.engine.types.operating import ReplayExecutionArgs
+from flowfabric_worker._runtime.inline import InlineRuntime
+from flowfabric_worker.engine.types.admin import ReplayExecutionArgs
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.inline import Inline
 from flowfabric_worker.testing import Clock
 
 DAY = timedelta(days=1)
@@ -31,7 +31,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    """A worker whose submissions run in place."""
+    """Provide a worker whose submissions run in place."""
     with Worker("shop").eager() as worker:
         yield worker
 
@@ -86,7 +86,7 @@ def test_what_a_hook_submits_runs_too() -> None:
     ended: list[str] = []
 
     class Alarm(Middleware):
-        def on_failure(self, event: RunEvent) -> None:
+        def on_failure(self, event: AttemptEvent) -> None:
             alarm.submit(event.task)
 
     worker = Worker("shop", middleware=[Alarm()])
@@ -211,13 +211,13 @@ def test_a_handler_that_wants_it_is_interrupted_at_its_timeout(worker: Worker) -
 
 
 def test_what_a_task_needs_is_offered_and_the_rest_has_to_be(worker: Worker) -> None:
-    task = worker.task(needs=("gpu",))(len)
+    task = worker.task(requires=("gpu",))(len)
 
     assert task.submit("abc").result(0) == 3
     with pytest.raises(RuntimeError, match=r"len.* cannot end in eager\(\): .*needs \(tape\)"):
-        task.options(needs=("tape",)).submit("abc")
-    with worker.eager(offers=["tape"]):
-        assert task.options(needs=("tape",)).submit("abc").result(0) == 3
+        task.options(requires=("tape",)).submit("abc")
+    with worker.eager(capabilities=["tape"]):
+        assert task.options(requires=("tape",)).submit("abc").result(0) == 3
 
 
 def test_a_paused_lane_is_named(worker: Worker) -> None:
@@ -234,7 +234,7 @@ def test_what_could_not_end_is_cancelled_and_troubles_nobody_afterwards(worker: 
 
     @worker.task
     def parent() -> None:
-        stuck.append(task.options(needs=("gpu",)).submit("abc").id)
+        stuck.append(task.options(requires=("gpu",)).submit("abc").id)
 
     stuck: list[object] = []
     with pytest.raises(RuntimeError, match="gpu"):
@@ -338,9 +338,9 @@ def test_work_that_comes_after_the_last_look_for_some_is_run_too(
 ) -> None:
     task = worker.task(len)
     late: list[Run[int]] = []
-    run_until_idle = Inline.run_until_idle
+    run_until_idle = InlineRuntime.run_until_idle
 
-    def and_then_comes_another(inline: Inline, most: float) -> int:
+    def and_then_comes_another(inline: InlineRuntime, most: float) -> int:
         count = run_until_idle(inline, most)
         if not late:
             other = threading.Thread(target=lambda: late.append(task.submit("abc")))
@@ -348,7 +348,7 @@ def test_work_that_comes_after_the_last_look_for_some_is_run_too(
             other.join(20)
         return count
 
-    monkeypatch.setattr(Inline, "run_until_idle", and_then_comes_another)
+    monkeypatch.setattr(InlineRuntime, "run_until_idle", and_then_comes_another)
     task.submit("a")
 
     assert late[0].state() is PublicState.COMPLETED
@@ -401,7 +401,7 @@ def test_log_records_of_handlers_are_those_of_a_worker(worker: Worker, caplog: p
 def test_a_task_that_submits_itself_without_end_is_told_though_no_time_passes(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker.eager.MOST_RUNS", 50)
+    monkeypatch.setattr("flowfabric_worker._runtime.eager.MOST_RUNS", 50)
 
     @worker.task
     def again() -> None:
@@ -412,7 +412,7 @@ def test_a_task_that_submits_itself_without_end_is_told_though_no_time_passes(
 
 
 def test_a_task_that_fails_for_ever_without_a_pause_is_told(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowfabric_worker.eager.MOST_RUNS", 50)
+    monkeypatch.setattr("flowfabric_worker._runtime.eager.MOST_RUNS", 50)
 
     @worker.task(retry=RetryPolicy(max_retries=1_000_000, initial=timedelta(), jitter=False))
     def broken() -> None:

@@ -15,7 +15,7 @@ from tests.worker.conftest import Another, Start
 
 
 def in_child(act: Callable[[], object]) -> int:
-    """Does something in a forked process; returns its exit code: 0 if it went well."""
+    """Do something in a forked process; return its exit code: 0 if it went well."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -30,7 +30,7 @@ def in_child(act: Callable[[], object]) -> int:
 
 @pytest.fixture
 def producer(another: Another, start: Start) -> Worker:
-    """A worker that has submitted, waited and claimed before the fork; another one does the work."""
+    """Provide a worker that has submitted, waited and claimed before the fork; another one does the work."""
     other = another()
     other.task(name="add")(lambda a, b: a + b)
     start(other)

@@ -13,14 +13,14 @@ import pytest
 from flowfabric_worker import Run, Runtime, Worker, current
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
-from tests.servers import wait_until
+from tests.support.observation import info_of
+from tests.support.servers import wait_until
 from tests.worker.conftest import Another, Start
-from tests.worker.looking import info_of
 
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Ends every handler that still waits when the test ends."""
+    """End every handler that still waits when the test ends."""
     over = threading.Event()
     yield over
     over.set()
@@ -36,14 +36,14 @@ class Pace:
 @pytest.fixture
 def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
     pace = Pace()
-    monkeypatch.setattr("flowfabric_worker.claimer._Pace.per_second", lambda _: pace.per_second)
+    monkeypatch.setattr("flowfabric_worker._runtime.claimer._Pace.per_second", lambda _: pace.per_second)
     return pace
 
 
 def holding_ahead(
     worker: Worker, start: Start, over: threading.Event, pace: Pace, where: list[str]
 ) -> tuple[Runtime, Run[Any], list[Run[Any]]]:
-    """A runtime of one thread: one execution keeps it, and others wait behind that one."""
+    """Return a runtime of one thread: one execution keeps it, and others wait behind that one."""
     worker.task(name="slow")(lambda: over.wait(30))
     worker.task(name="quick")(lambda: where.append(f"here {current().attempt}"))
     slow = worker.tasks["slow"].submit()
@@ -56,7 +56,7 @@ def holding_ahead(
 
 
 def steady(info: ExecutionInfo) -> tuple[Any, ...]:
-    """What must not change when work only waits."""
+    """Return what must not change when work only waits."""
     assert info.current_attempt is not None
     assert info.current_lease is not None
     return (
@@ -90,31 +90,31 @@ def test_what_waits_behind_a_slow_task_goes_to_a_worker_that_is_free(
 
 
 def offers_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When the keeper of a worker offers what waits; filled as it does so."""
-    offers: list[float] = []
+    """Return when the keeper of a worker offers what waits; filled as it does so."""
+    capabilities: list[float] = []
     release = worker.engine.release_many
 
     def noted(handles: Any, **options: Any) -> Any:
         if options.get("if_wanted"):
-            offers.append(time.monotonic())
+            capabilities.append(time.monotonic())
         return release(handles, **options)
 
     monkeypatch.setattr(worker.engine, "release_many", noted)
-    return offers
+    return capabilities
 
 
 def test_what_waits_stays_where_it_is_while_no_other_worker_is_free(
     served: Worker, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offers = offers_of(served, monkeypatch)
+    capabilities = offers_of(served, monkeypatch)
     where: list[str] = []
     runtime, slow, quick = holding_ahead(served, start, over, pace, where)
     # Its own claimer may have been waiting for more when it slowed down; that one gets them back, and waits no more.
-    wait_until(lambda: len(offers) >= 2, "it has been offered")
+    wait_until(lambda: len(capabilities) >= 2, "it has been offered")
     before = [steady(info_of(served, run)) for run in quick]
-    wait_until(lambda: len(offers) >= 5, "it was offered some times")
+    wait_until(lambda: len(capabilities) >= 5, "it was offered some times")
 
-    assert offers[4] - offers[1] > 0.7, "it is offered now and then, not in a loop"
+    assert capabilities[4] - capabilities[1] > 0.7, "it is offered now and then, not in a loop"
     assert [steady(info_of(served, run)) for run in quick] == before
     over.set()
     assert slow.result(10) is True
@@ -128,15 +128,15 @@ def test_a_worker_that_waits_for_other_work_gets_none_of_it(
     another: Another, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy, other = another(), another()
-    offers = offers_of(busy, monkeypatch)
+    capabilities = offers_of(busy, monkeypatch)
     _, _, quick = holding_ahead(busy, start, over, pace, [])
     other.task(name="else")(lambda: "else")
     start(other, threads=1)
     assert other.tasks["else"].submit().result(10) == "else"
-    wait_until(lambda: len(offers) >= 2, "it has been offered")
+    wait_until(lambda: len(capabilities) >= 2, "it has been offered")
     before = [steady(info_of(other, run)) for run in quick]
-    offered = len(offers)
-    wait_until(lambda: len(offers) >= offered + 2, "it is offered while the other one waits")
+    offered = len(capabilities)
+    wait_until(lambda: len(capabilities) >= offered + 2, "it is offered while the other one waits")
 
     assert [steady(info_of(other, run)) for run in quick] == before
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import (
+    AttemptEvent,
     Cancel,
     Delay,
     Fail,
@@ -19,7 +20,6 @@ from flowfabric_worker import (
     Retry,
     RetryPolicy,
     Run,
-    RunEvent,
     TaskContext,
     UnavailableError,
     Worker,
@@ -27,9 +27,9 @@ from flowfabric_worker import (
 )
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.states import PublicState
-from tests.servers import wait_until
+from tests.support.observation import ended, in_state
+from tests.support.servers import wait_until
 from tests.worker.conftest import Another, RunAll, Start, each_way, run_here
-from tests.worker.looking import ended, in_state
 
 SOON = timedelta(milliseconds=1)
 ONCE_MORE = RetryPolicy(max_retries=1, backoff="fixed", initial=SOON)
@@ -39,38 +39,38 @@ class Telling(Middleware):
     """Keeps what it is told, with the state that the store holds at that moment."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, RunEvent, PublicState | None]] = []
+        self.told: list[tuple[str, AttemptEvent, PublicState | None]] = []
         self.worker: Worker | None = None
 
-    def _keep(self, name: str, event: RunEvent) -> None:
+    def _keep(self, name: str, event: AttemptEvent) -> None:
         assert self.worker is not None
         state = self.worker.engine.read_execution_state(ExecutionId.parse(event.execution_id))
         self.told.append((name, event, state))
 
-    def on_claim(self, event: RunEvent) -> None:
+    def on_claim(self, event: AttemptEvent) -> None:
         self._keep("claim", event)
 
-    def on_success(self, event: RunEvent) -> None:
+    def on_success(self, event: AttemptEvent) -> None:
         self._keep("success", event)
 
-    def on_failure(self, event: RunEvent) -> None:
+    def on_failure(self, event: AttemptEvent) -> None:
         self._keep("failure", event)
 
-    def on_retry(self, event: RunEvent) -> None:
+    def on_retry(self, event: AttemptEvent) -> None:
         self._keep("retry", event)
 
-    def on_suspend(self, event: RunEvent) -> None:
+    def on_suspend(self, event: AttemptEvent) -> None:
         self._keep("suspend", event)
 
-    def on_lost(self, event: RunEvent) -> None:
+    def on_lost(self, event: AttemptEvent) -> None:
         self._keep("lost", event)
 
     @property
     def names(self) -> list[str]:
         return [name for name, _, _ in self.told]
 
-    def only(self, name: str) -> tuple[RunEvent, PublicState | None]:
-        """The one event of a name."""
+    def only(self, name: str) -> tuple[AttemptEvent, PublicState | None]:
+        """Return the one event of a name."""
         (found,) = [(event, state) for told, event, state in self.told if told == name]
         return found
 
@@ -82,7 +82,7 @@ def telling() -> Telling:
 
 @pytest.fixture
 def shop(another: Another, telling: Telling) -> Worker:
-    """A worker whose hooks are told everything."""
+    """Provide a worker whose hooks are told everything."""
     telling.worker = another(telling)
     return telling.worker
 
@@ -273,9 +273,9 @@ class Ending(Middleware):
     """Keeps how executions ended."""
 
     def __init__(self) -> None:
-        self.ends: list[RunEvent] = []
+        self.ends: list[AttemptEvent] = []
 
-    def on_ended(self, event: RunEvent) -> None:
+    def on_ended(self, event: AttemptEvent) -> None:
         self.ends.append(event)
 
 
@@ -285,7 +285,7 @@ def ending() -> Ending:
 
 
 def raise_nothing() -> None:
-    """Ends well."""
+    """End well."""
 
 
 def raise_error() -> None:
@@ -365,14 +365,14 @@ def test_a_failing_hook_is_logged_and_changes_nothing(
     told: list[str] = []
 
     class Broken(Middleware):
-        def on_claim(self, _: RunEvent) -> None:
+        def on_claim(self, _: AttemptEvent) -> None:
             raise raised
 
-        def on_success(self, _: RunEvent) -> None:
+        def on_success(self, _: AttemptEvent) -> None:
             raise raised
 
     class Whole(Middleware):
-        def on_success(self, event: RunEvent) -> None:
+        def on_success(self, event: AttemptEvent) -> None:
             told.append(event.execution_id)
 
     worker = another(Broken(), Whole())
@@ -391,7 +391,7 @@ def test_a_slow_hook_delays_neither_outcomes_nor_renewals(another: Another, star
     starts: list[int] = []
 
     class Slow(Middleware):
-        def on_claim(self, event: RunEvent) -> None:  # noqa: ARG002  the name that all hooks have
+        def on_claim(self, event: AttemptEvent) -> None:  # noqa: ARG002  the name that all hooks have
             over.wait(30)
 
         on_success = on_lost = on_claim
@@ -420,12 +420,12 @@ def test_a_slow_hook_delays_neither_outcomes_nor_renewals(another: Another, star
 def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
     another: Another, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker.hooks.MAX_QUEUED", 1)
-    monkeypatch.setattr("flowfabric_worker.stopping.FINISH_WITHIN", 0.5)
+    monkeypatch.setattr("flowfabric_worker._runtime.hooks.MAX_QUEUED", 1)
+    monkeypatch.setattr("flowfabric_worker._runtime.shutdown.FINISH_WITHIN", 0.5)
     over = threading.Event()
 
     class Stuck(Middleware):
-        def on_claim(self, _: RunEvent) -> None:
+        def on_claim(self, _: AttemptEvent) -> None:
             over.wait(60)
 
     worker = another(Stuck())
@@ -443,12 +443,12 @@ def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
 def test_a_hook_that_never_returns_stops_neither_claims_nor_outcomes_nor_renewals(
     another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker.hooks.MAX_QUEUED", 5)
+    monkeypatch.setattr("flowfabric_worker._runtime.hooks.MAX_QUEUED", 5)
     over = threading.Event()
     starts: list[int] = []
 
     class Stuck(Middleware):
-        def on_claim(self, event: RunEvent) -> None:  # noqa: ARG002  the name that all hooks have
+        def on_claim(self, event: AttemptEvent) -> None:  # noqa: ARG002  the name that all hooks have
             over.wait(60)
 
         on_success = on_failure = on_lost = on_claim

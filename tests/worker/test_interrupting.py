@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import Interrupted, Run, Runtime, UnavailableError, ValidationError, Worker, current
+from flowfabric_worker._runtime.interruption import Interruption
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.interrupting import Interruption
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
 SECOND = timedelta(seconds=1)
@@ -29,7 +29,7 @@ def begun() -> threading.Event:
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Ends every handler that still runs when the test ends."""
+    """End every handler that still runs when the test ends."""
     over = threading.Event()
     yield over
     over.set()
@@ -234,7 +234,7 @@ def test_a_shield_holds_the_interruption_back_until_its_block_ends(
 
 
 def served_runs(worker: Worker, run: Run[Any]) -> bool:
-    """Whether a handler thread still runs the code of a test."""
+    """Return whether a handler thread still runs the code of a test."""
     frames = sys._current_frames().values()
     return any(frame.f_code.co_filename == __file__ and frame.f_code.co_name == "write" for frame in frames)
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flowfabric_worker import Interrupted, Run, Worker, current
+from flowfabric_worker._runtime.interruption import Interruption
 from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
+from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.interrupting import Interruption
-from tests.servers import wait_until
+from tests.support.races import hurried
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
-from tests.worker.racing import hurried
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ class Target:
         self.struck = False
 
     def run(self, function: Callable[[], object]) -> None:
-        """Runs a function, the beginning of which waits for the interruption to be near."""
+        """Run a function, the beginning of which waits for the interruption to be near."""
 
         def near() -> None:
             while not self.near:
@@ -48,7 +48,7 @@ class Target:
 
 
 def struck_at_random(rounds: int, steps: Callable[[Target, random.Random], object]) -> Counter[str]:
-    """Runs something again and again in one thread while another interrupts each run about when it ends.
+    """Run something again and again in one thread while another interrupts each run about when it ends.
 
     Returns:
         How many runs ended whole, how many interrupted, and what came where nothing may come.
@@ -179,7 +179,7 @@ def test_executions_that_are_interrupted_at_random_harm_no_others(
 
 
 def handler_threads() -> set[int | None]:
-    """The handler threads that live."""
+    """Return the handler threads that live."""
     return {thread.ident for thread in threading.enumerate() if "flowfabric-handler" in thread.name}
 
 

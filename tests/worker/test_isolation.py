@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import ExecutionFailed, Run, Worker, current
-from flowfabric_worker.claimer import hold
+from flowfabric_worker._runtime.claimer import hold
+from flowfabric_worker._runtime.lease_table import LeaseTable, now
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
-from flowfabric_worker.held import Holdings, now
-from tests.conformance.work import request
-from tests.servers import wait_until
+from tests.support.executions import request
+from tests.support.observation import in_state, info_of
+from tests.support.servers import wait_until
 from tests.worker.conftest import Another, Start
-from tests.worker.looking import in_state, info_of
 
 SUSPECTS = "suspects"
 BLINK = timedelta(milliseconds=1)
@@ -29,14 +29,14 @@ OPTIONS: dict[str, Any] = {"lane": SUSPECTS, "max_reclaims": 1000}
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Ends every handler that still waits when the test ends."""
+    """End every handler that still waits when the test ends."""
     over = threading.Event()
     yield over
     over.set()
 
 
 def lose_workers(worker: Worker, runs: list[Run[Any]], times: int = 2) -> None:
-    """Lets executions lose the workers that hold them, each at least so often."""
+    """Let executions lose the workers that hold them, each at least so often."""
     losses: Counter[str] = Counter()
     while any(losses[str(run.id)] < times for run in runs):
         claims = worker.engine.claim_many(request(SUSPECTS, worker="ghost", lease=BLINK, limit=100))
@@ -125,12 +125,12 @@ def test_another_worker_takes_the_other_work_meanwhile(another: Another, start: 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets suspects wait for other handlers for as long as a test takes."""
-    monkeypatch.setattr("flowfabric_worker.suspects.ALONE_WITHIN", 60.0)
+    """Let suspects wait for other handlers for as long as a test takes."""
+    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ALONE_WITHIN", 60.0)
 
 
 def waiting_alone(worker: Worker, start: Start, over: threading.Event, **settings: Any) -> tuple[Any, Run[Any]]:
-    """A runtime that holds a suspect back, because a handler of another execution runs on."""
+    """Return a runtime that holds a suspect back, because a handler of another execution runs on."""
     worker.task(name="suspect", **OPTIONS)(lambda: f"here {current().attempt}")
     long = worker.task(name="long")(lambda: over.wait(30))
     run = worker.tasks["suspect"].submit()
@@ -207,7 +207,7 @@ def test_claiming_goes_on_after_something_ran_alone(served: Worker, start: Start
 def test_a_suspect_that_does_not_end_lets_other_work_go_on(
     served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker.suspects.ALONE_FOR", 0.2)
+    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ALONE_FOR", 0.2)
     suspect = served.task(name="suspect", **OPTIONS)(lambda: over.wait(30))
     add = served.task(name="add")(lambda a: a + 1)
     suspects = suspect.submit_many([(), ()])
@@ -222,7 +222,7 @@ def test_a_suspect_that_does_not_end_lets_other_work_go_on(
 def test_a_suspect_runs_although_another_handler_does_not_end(
     served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker.suspects.ALONE_WITHIN", 0.2)
+    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ALONE_WITHIN", 0.2)
     _, run = waiting_alone(served, start, over)
 
     assert run.result(10).startswith("here")
@@ -235,7 +235,7 @@ def test_a_suspect_that_is_taken_back_before_it_begins_is_not_thought_to_run(wor
     lose_workers(worker, [run])
     (claimed,) = wait_until(lambda: worker.engine.claim_many(request(SUSPECTS)), "its last lease is over")
     held = hold(claimed, suspect, now())
-    holdings = Holdings(threads=1)
+    holdings = LeaseTable(threads=1)
     holdings.hold(held)
     holdings.queue(held)
     assert holdings.suspects.popleft() is held

@@ -13,9 +13,9 @@ import pytest
 
 from flowfabric_worker import Worker, current
 from flowfabric_worker.engine.types.states import PublicState
-from tests.servers import wait_until
+from tests.support.observation import info_of
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
-from tests.worker.looking import info_of
 
 # So slow that nothing is claimed ahead: each claim takes one.
 SLOW = 0.08
@@ -23,14 +23,14 @@ SLOW = 0.08
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Ends every handler that still waits when the test ends."""
+    """End every handler that still waits when the test ends."""
     over = threading.Event()
     yield over
     over.set()
 
 
 def fill(worker: Worker, order: list[str], seconds: float, **counts: int) -> None:
-    """Puts work into lanes; each piece notes its lane when it begins."""
+    """Put work into lanes; each piece notes its lane when it begins."""
 
     def note() -> None:
         order.append(current().lane)

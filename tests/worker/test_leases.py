@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
-from flowfabric_worker.claimer import hold
+from flowfabric_worker import Interrupted, Runtime, Worker, WorkerSettings, current
+from flowfabric_worker._runtime.claimer import hold
+from flowfabric_worker._runtime.lease_table import LeaseTable, now
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError, UnavailableError, ValidationError
-from flowfabric_worker.engine.types.operating import RevokeLeaseArgs
+from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.held import Holdings, now
-from tests.conformance.work import claim_one
-from tests.servers import ValkeyServer, running, wait_until
+from tests.support.executions import claim_one
+from tests.support.servers import ValkeyServer, running, wait_until
 from tests.worker.conftest import Another, Start
 
 SECOND = timedelta(seconds=1)
@@ -144,7 +144,7 @@ def test_a_task_that_holds_the_interpreter_delays_renewals_and_is_named(
 
 
 def is_told(begun: threading.Event, told: list[str]) -> Callable[[], str]:
-    """A handler that waits until it is told that its result will not count, and then returns one all the same."""
+    """Return a handler that waits until its result will not count, and then returns one all the same."""
 
     def handler() -> str:
         if begun.is_set():
@@ -260,7 +260,7 @@ def test_news_of_an_earlier_lease_do_not_touch_the_present_one(
 def test_work_that_comes_back_is_lost_to_its_former_holder(worker: Worker) -> None:
     task = worker.task(name="wait")(lambda: None)
     run = task.submit()
-    holdings = Holdings(threads=1)
+    holdings = LeaseTable(threads=1)
     former = hold(claim_one(worker.engine, "default"), task, now())
     holdings.hold(former)
     assert not former.cancelled.is_set()
@@ -281,8 +281,8 @@ def test_work_that_comes_back_is_lost_to_its_former_holder(worker: Worker) -> No
 def test_an_error_of_the_store_does_not_end_the_keeper(
     worker: Worker, start: Start, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker.keeper.UPKEEP_EVERY", 0.1)
-    monkeypatch.setattr("flowfabric_worker.keeper.HEARTBEAT_EVERY", 0.1)
+    monkeypatch.setattr("flowfabric_worker._runtime.lease_keeper.UPKEEP_EVERY", 0.1)
+    monkeypatch.setattr("flowfabric_worker._runtime.lease_keeper.HEARTBEAT_EVERY", 0.1)
     task = worker.task(name="nap")(lambda: time.sleep(1.5))
     start(worker, lease=SECOND)
     called: list[int] = []
@@ -358,5 +358,5 @@ def test_a_worker_of_which_a_thread_has_fallen_stops(
     previous = signal.getsignal(signal.SIGTERM)
 
     with pytest.raises(RuntimeError, match=f"The {part} of shop-.* ended by itself"):
-        Runtime(worker, RunSettings(lease=SECOND, grace=timedelta())).run()
+        Runtime(worker, WorkerSettings(lease=SECOND, grace=timedelta())).run()
     assert signal.getsignal(signal.SIGTERM) is previous

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import RetryPolicy, RunFilter, Worker, current
-from flowfabric_worker.logs import RunFormatter
-from tests.servers import ValkeyServer, free_ports, running, wait_until
+from flowfabric_worker import ExecutionLogFilter, RetryPolicy, Worker, current
+from flowfabric_worker._runtime.log_filter import RunFormatter
+from tests.support.observation import ended
+from tests.support.servers import ValkeyServer, free_ports, running, wait_until
 from tests.worker.conftest import Start
-from tests.worker.looking import ended
 
 FIELDS = ("ff_execution_id", "ff_task", "ff_lane", "ff_attempt")
 
@@ -30,7 +30,7 @@ class Kept(logging.Handler):
         self.records.append(record)
 
     def fields_of(self, message: str) -> list[tuple[Any, ...]]:
-        """The ids of the records whose message has this part; None where a record has none."""
+        """Return the ids of the records whose message has this part; None where a record has none."""
         return [
             tuple(getattr(record, field, None) for field in FIELDS)
             for record in self.records
@@ -40,9 +40,9 @@ class Kept(logging.Handler):
 
 @pytest.fixture
 def kept() -> Iterator[Kept]:
-    """Everything that any logger logs, through the filter that an application puts on its handlers."""
+    """Provide everything that any logger logs, through the filter that an application puts on its handlers."""
     kept = Kept()
-    kept.addFilter(RunFilter())
+    kept.addFilter(ExecutionLogFilter())
     root = logging.getLogger()
     level = root.level
     root.addHandler(kept)
@@ -157,7 +157,7 @@ def test_the_formatter_puts_the_ids_behind_messages_that_have_them() -> None:
 
 
 def test_no_record_tells_the_password_of_the_store(start: Start, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowfabric_worker.outages.SAY_AGAIN", 0.0)
+    monkeypatch.setattr("flowfabric_worker._runtime.outage_log.SAY_AGAIN", 0.0)
     secret = "hunter2-hunter2"
     (port,) = free_ports(1)
     with running(ValkeyServer(port=port)) as server:

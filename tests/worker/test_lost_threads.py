@@ -12,15 +12,15 @@ from typing import cast
 
 import pytest
 
-from flowfabric_worker import ExecutionFailed, RunSettings, Runtime, Worker, WornOut, current
-from flowfabric_worker.attempts import Attempts
+from flowfabric_worker import ExecutionFailed, RestartRequired, Runtime, Worker, WorkerSettings, current
+from flowfabric_worker._runtime.attempt_runner import AttemptRunner
+from flowfabric_worker._runtime.handler_pool import HandlerPool
+from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.handlers import Handlers
-from flowfabric_worker.held import Held, Holdings, now
-from tests.conformance.work import claim_one
-from tests.servers import wait_until
+from tests.support.executions import claim_one
+from tests.support.races import hurried
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
-from tests.worker.racing import hurried
 
 TIMEOUT = timedelta(seconds=0.3)
 PATIENCE = timedelta(seconds=0.2)
@@ -28,7 +28,7 @@ PATIENCE = timedelta(seconds=0.2)
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Ends every handler that still waits when the test ends."""
+    """End every handler that still waits when the test ends."""
     over = threading.Event()
     yield over
     over.set()
@@ -39,7 +39,7 @@ def lost_threads(runtime: Runtime) -> int:
 
 
 def handler_threads() -> int:
-    """How many handler threads live."""
+    """Return how many handler threads live."""
     return len([thread for thread in threading.enumerate() if "flowfabric-handler" in thread.name])
 
 
@@ -48,7 +48,7 @@ def test_a_pool_of_one_thread_works_on_when_its_thread_is_lost(
 ) -> None:
     deaf = served.task(name="deaf", timeout=TIMEOUT)(lambda: over.wait(30))
     add = served.task(name="add")(lambda a: a + 1)
-    runtime = start(served, threads=1, yield_within=PATIENCE)
+    runtime = start(served, threads=1, interrupt_grace=PATIENCE)
     run = deaf.submit()
     with pytest.raises(ExecutionFailed, match="timeout"):
         run.result(10)
@@ -67,7 +67,7 @@ def test_a_lost_thread_ends_with_its_handler_and_its_result_is_dropped(
 ) -> None:
     deaf = served.task(name="deaf", timeout=TIMEOUT)(lambda: over.wait(30))
     add = served.task(name="add")(lambda a: a + 1)
-    runtime = start(served, threads=1, yield_within=PATIENCE)
+    runtime = start(served, threads=1, interrupt_grace=PATIENCE)
     run = deaf.submit()
     wait_until(lambda: lost_threads(runtime), "its thread is lost")
     over.set()
@@ -84,7 +84,7 @@ def test_room_is_counted_right_when_threads_were_lost_and_came_back(
 ) -> None:
     deaf = served.task(name="deaf", timeout=TIMEOUT)(lambda: over.wait(30))
     add = served.task(name="add")(lambda a: a + 1)
-    runtime = start(served, threads=2, yield_within=PATIENCE, most_lost=9)
+    runtime = start(served, threads=2, interrupt_grace=PATIENCE, max_stuck_threads=9)
     deaf.submit_many([()] * 3)
     wait_until(lambda: lost_threads(runtime) == 3, "three are lost", 20)
     over.set()
@@ -105,7 +105,7 @@ def test_a_handler_that_leaves_in_time_keeps_its_thread(served: Worker, start: S
         assert current().cancelled.wait(10)
 
     add = served.task(name="add")(lambda: threading.get_ident())
-    runtime = start(served, threads=1, yield_within=timedelta(seconds=5))
+    runtime = start(served, threads=1, interrupt_grace=timedelta(seconds=5))
     run = polite.submit()
     wait_until(lambda: idents, "it runs")
     run.cancel()
@@ -143,9 +143,9 @@ def test_a_process_that_has_lost_too_many_threads_stops_in_order(
     deaf.submit_many([(), ()])
     slow_runs = slow.submit_many([(0,), (1,)])
     quick_runs = quick.submit_many((number,) for number in range(100))
-    settings = RunSettings(threads=4, yield_within=PATIENCE, most_lost=2, grace=timedelta(seconds=20))
+    settings = WorkerSettings(threads=4, interrupt_grace=PATIENCE, max_stuck_threads=2, grace=timedelta(seconds=20))
     worn.append(Runtime(served, settings))
-    with pytest.raises(WornOut, match="2 threads are lost"):
+    with pytest.raises(RestartRequired, match="2 threads are lost"):
         worn[0].run()
 
     assert [run.state() for run in slow_runs] == [PublicState.COMPLETED] * 2
@@ -164,7 +164,7 @@ class Brief:
         self.runs = threading.Event()
         self.near = threading.Event()
 
-    def run(self, _: Held) -> None:
+    def run(self, _: LeasedExecution) -> None:
         self.runs.set()
         self.near.wait(10)
         for _ in range(self._chance.randrange(300)):
@@ -176,13 +176,13 @@ def test_a_thread_that_ends_while_it_is_given_up_is_counted_once(worker: Worker)
     task = worker.task(name="wait")(lambda: None)
     task.submit()
     claimed = claim_one(worker.engine, "default")
-    holdings, brief, fallen = Holdings(threads=1), Brief(), Counter[bool]()
-    handlers = Handlers(holdings, cast(Attempts, brief), -1.0, rounds, lambda _: None)
+    holdings, brief, fallen = LeaseTable(threads=1), Brief(), Counter[bool]()
+    handlers = HandlerPool(holdings, cast(AttemptRunner, brief), -1.0, rounds, lambda _: None)
     handlers.start()
     first = handlers._threads[0]
     with hurried():
         for number in range(1, rounds + 1):
-            held = Held(claimed, task, claimed.handle, now())
+            held = LeasedExecution(claimed, task, claimed.handle, now())
             held.lose("timeout")
             brief.runs.clear()
             brief.near.clear()
@@ -208,14 +208,16 @@ def test_a_loss_that_several_threads_learn_of_is_told_once(worker: Worker, monke
     claimed = claim_one(worker.engine, "default")
     told: list[str | None] = []
     together = threading.Barrier(3)
-    losses = [Held(claimed, task, claimed.handle, now(), lambda held: told.append(held.lost)) for _ in range(50)]
+    losses = [
+        LeasedExecution(claimed, task, claimed.handle, now(), lambda held: told.append(held.lost)) for _ in range(50)
+    ]
 
     def slow_clock() -> float:
         # Others get their turn between the look at a loss and its note.
         time.sleep(0.001)
         return time.monotonic()
 
-    monkeypatch.setattr("flowfabric_worker.held.now", slow_clock)
+    monkeypatch.setattr("flowfabric_worker._runtime.lease_table.now", slow_clock)
 
     def lose_all(reason: str) -> None:
         for held in losses:
@@ -235,11 +237,11 @@ def test_a_thread_that_ends_before_it_is_replaced_is_not_taken_for_fallen(worker
     task = worker.task(name="wait")(lambda: None)
     task.submit()
     claimed = claim_one(worker.engine, "default")
-    holdings, brief = Holdings(threads=1), Brief()
-    handlers = Handlers(holdings, cast(Attempts, brief), -1.0, 1, lambda _: None)
+    holdings, brief = LeaseTable(threads=1), Brief()
+    handlers = HandlerPool(holdings, cast(AttemptRunner, brief), -1.0, 1, lambda _: None)
     handlers.start()
     (thread,) = handlers._threads
-    held = Held(claimed, task, claimed.handle, now())
+    held = LeasedExecution(claimed, task, claimed.handle, now())
     holdings.begin(held)
     assert brief.runs.wait(10)
     assert thread.give_up(held)

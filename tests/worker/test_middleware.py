@@ -12,28 +12,28 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import (
+    AttemptEvent,
     Cancel,
     Delay,
     ExecutionFailed,
     Fail,
     Middleware,
     RetryPolicy,
-    RunEvent,
     TaskContext,
     Worker,
     current,
 )
 from flowfabric_worker.engine.types.states import PublicState
-from tests.servers import wait_until
+from tests.support.observation import in_state
+from tests.support.servers import wait_until
 from tests.worker.conftest import Another, RunAll, Start, each_way
-from tests.worker.looking import in_state
 
 SOON = timedelta(milliseconds=1)
 ONCE_MORE = RetryPolicy(max_retries=1, backoff="fixed", initial=SOON)
 
 
 def noting(notes: list[str], name: str) -> Callable[[TaskContext], Any]:
-    """A plain function that notes when a handler begins and ends."""
+    """Return a plain function that notes when a handler begins and ends."""
 
     @contextmanager
     def around(context: TaskContext) -> Iterator[None]:
@@ -211,7 +211,7 @@ def test_what_is_no_middleware_is_refused_where_it_is_given(middleware: Any, mes
 
 
 def busy(moment: float) -> None:
-    """Runs Python steps, at each of which an interruption could come."""
+    """Run Python steps, at each of which an interruption could come."""
     until = time.monotonic() + moment
     while time.monotonic() < until:
         pass
@@ -260,7 +260,7 @@ def test_a_loss_that_the_handlers_own_thread_learns_of_is_told(
     told: list[str] = []
 
     class Telling(Middleware):
-        def on_lost(self, event: RunEvent) -> None:
+        def on_lost(self, event: AttemptEvent) -> None:
             told.append(event.error)
 
     worker = another(Telling())

@@ -11,13 +11,13 @@ import pytest
 from redis import Redis
 
 from flowfabric_worker import Worker
-from tests.servers import ValkeyServer, running, wait_until
+from tests.support.servers import ValkeyServer, running, wait_until
 from tests.worker.conftest import Start
 
 
 @pytest.fixture
 def server() -> Iterator[ValkeyServer]:
-    """A server of this test's own, which keeps what it acknowledged."""
+    """Provide a server of this test's own, which keeps what it acknowledged."""
     with running(ValkeyServer("--appendfsync", "always")) as server:
         yield server
 

@@ -27,8 +27,8 @@ from flowfabric_worker import (
 )
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
+from tests.support.observation import ended, in_state, info_of
 from tests.worker.conftest import Start
-from tests.worker.looking import ended, in_state, info_of
 
 AT_ONCE = RetryPolicy(max_retries=2, backoff="fixed", initial=timedelta(), jitter=False)
 HOUR = timedelta(hours=1)

@@ -41,7 +41,7 @@ def flowfabric():
 
 @pytest.fixture
 def application(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A directory with an application, in an environment where the package is installed."""
+    """Provide a directory with an application, in an environment where the package is installed."""
     metadata = configparser.ConfigParser()
     metadata.read(ROOT / "setup.cfg")
     installed = pytester.mkdir("site") / "flowfabric_worker-0.dist-info"

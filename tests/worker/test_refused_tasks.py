@@ -16,8 +16,8 @@ import attrs
 import pytest
 
 import flowfabric_worker as ff
-from flowfabric_worker import RunSettings, Runtime, TaskContext, ValidationError, Worker
-from tests.cli.driving import cli
+from flowfabric_worker import Runtime, TaskContext, ValidationError, Worker, WorkerSettings
+from tests.support.cli import cli
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # type: ignore[import-not-found]  # it is not there
@@ -182,7 +182,7 @@ def unresolved(value: int) -> Unknown:
     return value
 
 
-@pytest.mark.parametrize("start", [lambda worker: Runtime(worker, RunSettings()).start(), Worker.run_until_idle])
+@pytest.mark.parametrize("start", [lambda worker: Runtime(worker, WorkerSettings()).start(), Worker.run_until_idle])
 def test_a_name_for_type_checkers_alone_is_told_before_the_worker_starts(worker: Worker, start: Any) -> None:
     worker.task(unresolved)
 
@@ -355,7 +355,7 @@ def later_plain() -> None: ...
 
 def test_a_lane_that_no_task_has_is_told_with_a_likely_one(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     worker.task(lane="mail")(later_plain)
-    runtime = Runtime(worker, RunSettings(threads=1, lanes={"mial": 1, "mail": 1}))
+    runtime = Runtime(worker, WorkerSettings(threads=1, lanes={"mial": 1, "mail": 1}))
     runtime.start()
     runtime.stop()
 

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import Cancel, Delay, ExecutionFailed, RetryPolicy, Runtime, Worker, current
-from flowfabric_worker.engine import reporting
-from tests.servers import wait_until
+from flowfabric_worker.engine import log_queue as reporting
+from tests.support.observation import ended
+from tests.support.servers import wait_until
 from tests.worker.conftest import RunAll, Start, each_way
-from tests.worker.looking import ended
 
 ONCE_MORE = RetryPolicy(max_retries=1, backoff="fixed", initial=timedelta(milliseconds=1))
 
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Ends what hangs when the test ends."""
+    """End what hangs when the test ends."""
     over = threading.Event()
     yield over
     over.set()
@@ -29,7 +29,7 @@ def over() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def filtered() -> Iterator[Callable[[Callable[[logging.LogRecord], bool]], None]]:
-    """Puts a filter on every line that the package logs."""
+    """Put a filter on every line that the package logs."""
     handler = logging.NullHandler()
     handler.handle = handler.filter  # type: ignore[method-assign, assignment]  # a NullHandler asks no filter
     logger = logging.getLogger("flowfabric_worker")
@@ -39,7 +39,7 @@ def filtered() -> Iterator[Callable[[Callable[[logging.LogRecord], bool]], None]
 
 
 def good_work_goes_on(worker: Worker, start: Start, **settings: Any) -> Runtime:
-    """Runs tasks that fail, which the worker logs, and then one that does not, on the same thread."""
+    """Run tasks that fail, which the worker logs, and then one that does not, on the same thread."""
 
     @worker.task(retry=ONCE_MORE)
     def broken() -> None:

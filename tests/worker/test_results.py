@@ -21,8 +21,8 @@ from flowfabric_worker import (
     current,
 )
 from flowfabric_worker.engine.types.states import PublicState
+from tests.support.observation import info_of
 from tests.worker.conftest import Start
-from tests.worker.looking import info_of
 
 
 class Size(Enum):

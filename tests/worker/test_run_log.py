@@ -11,9 +11,9 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker import Cancel, RetryPolicy, Worker
-from flowfabric_worker.logs import RUN_LOG, RunFormatter
-from flowfabric_worker.run_log import MOST_COMPLETIONS, MOST_FAILURES, short, spoken
-from tests.servers import wait_until
+from flowfabric_worker._runtime.execution_log import MOST_COMPLETIONS, MOST_FAILURES, short, spoken
+from flowfabric_worker._runtime.log_filter import RUN_LOG, RunFormatter
+from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
 SOON = RetryPolicy(max_retries=3, initial=timedelta(milliseconds=300))
@@ -21,7 +21,7 @@ SOON = RetryPolicy(max_retries=3, initial=timedelta(milliseconds=300))
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What this package logs from INFO on."""
+    """Provide what this package logs from INFO on."""
     caplog.set_level(logging.INFO, "flowfabric_worker")
     return caplog
 

@@ -16,29 +16,29 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import RunSettings, Runtime, ValidationError, Worker, current
+from flowfabric_worker import Runtime, ValidationError, Worker, WorkerSettings, current
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
-from tests.servers import ValkeyServer, wait_until
+from tests.support.observation import info_of
+from tests.support.servers import ValkeyServer, wait_until
 from tests.worker.conftest import Another, Start
-from tests.worker.looking import info_of
 
 ROOT = Path(__file__).parents[2]
 
 
 def threads_named(part: str) -> list[str]:
-    """The living threads with this part in their names."""
+    """Return the living threads with this part in their names."""
     return sorted(thread.name for thread in threading.enumerate() if part in thread.name)
 
 
 def calls_of(server: ValkeyServer) -> int:
-    """How many functions the server has run."""
+    """Return how many functions the server has run."""
     stats = server.client().info("commandstats")
     return sum(stats[name]["calls"] for name in ("cmdstat_fcall",) if name in stats)
 
 
 def known_workers(worker: Worker) -> dict[str, WorkerInfo]:
-    """The workers that the store knows, by their instance ids."""
+    """Return the workers that the store knows, by their instance ids."""
     page = worker.engine.list_workers().workers
     return {each.worker_instance_id: each for each in page if isinstance(each, WorkerInfo)}
 
@@ -109,13 +109,13 @@ def test_a_worker_without_tasks_does_not_start(worker: Worker) -> None:
         {"lanes": {"mail": 1.5}},
         {"lanes": {"": 1}},
         {"lease": timedelta()},
-        {"offers": "gpu"},
-        {"offers": ["g p u"]},
+        {"capabilities": "gpu"},
+        {"capabilities": ["g p u"]},
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises((ValueError, ValidationError)):
-        RunSettings(**settings)
+        WorkerSettings(**settings)
 
 
 def test_importing_creating_and_decorating_connect_to_nothing(tmp_path: Path) -> None:
@@ -251,17 +251,17 @@ def test_lanes_take_turns_by_weight_and_none_starves(served: Worker, start: Star
 def test_a_worker_takes_only_what_it_offers_the_capabilities_for(another: Another, start: Start) -> None:
     plain, able = another(), another()
     for worker in (plain, able):
-        worker.task(name="render", needs=("gpu", "eu"))(lambda: current().id)
+        worker.task(name="render", requires=("gpu", "eu"))(lambda: current().id)
         worker.task(name="send")(lambda: current().id)
     run = plain.tasks["render"].submit()
-    start(plain, offers={"gpu"})
+    start(plain, capabilities={"gpu"})
     plain.tasks["send"].submit().result(10)
     explanation = plain.engine.explain_execution(run.id)
 
     assert run.state() is PublicState.WAITING
     assert explanation is not None
     assert explanation.code == "no_capable_worker"
-    start(able, offers={"gpu", "eu", "big"})
+    start(able, capabilities={"gpu", "eu", "big"})
     assert run.result(10) == str(run.id)
 
 
@@ -315,7 +315,7 @@ def test_nothing_is_kept_of_failed_tasks(served: Worker, start: Start) -> None:
             raise LookupError("not found") from kept
 
     def fail_many(count: int) -> int:
-        """Runs failing tasks; returns how much memory is in use when they are over."""
+        """Run failing tasks; return how much memory is in use when they are over."""
         locals_.clear()
         failing.submit_many([()] * count)
         wait_until(lambda: len(locals_) == count and not any(ref() for ref in locals_), "their locals are gone", 60)

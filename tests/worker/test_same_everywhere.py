@@ -12,8 +12,8 @@ import attrs
 import pytest
 
 from flowfabric_worker import Call, EncodingError, ExecutionFailed, TaskContext, current
-from tests.worker.looking import ended, info_of
-from tests.worker.places import SLOWLY, SOON, Place
+from tests.support.observation import ended, info_of
+from tests.support.places import SLOWLY, SOON, Place
 
 # Results
 

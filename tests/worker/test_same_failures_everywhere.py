@@ -21,8 +21,8 @@ from flowfabric_worker import (
     current,
 )
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from tests.worker.looking import info_of
-from tests.worker.places import AT_ONCE, SLOWLY, SOON, Place
+from tests.support.observation import info_of
+from tests.support.places import AT_ONCE, SLOWLY, SOON, Place
 
 # Failures
 

@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import Interrupted, RunSettings, Runtime, Worker, current
+from flowfabric_worker import Interrupted, Runtime, Worker, WorkerSettings, current
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.types.states import PublicState
-from tests.servers import wait_until
+from tests.support.observation import info_of
+from tests.support.servers import wait_until
 from tests.worker.conftest import Another, Start
-from tests.worker.looking import info_of
 
 MINUTE = timedelta(minutes=1)
 BLINK = timedelta(milliseconds=50)
 
 
 def signal_from_outside(number: int) -> None:
-    """Has another process send this one a signal, as an operator does, a moment later."""
+    """Have another process send this one a signal, as an operator does, a moment later."""
     subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -{int(number)} {os.getpid()}"])
 
 
@@ -148,7 +148,7 @@ def test_run_hands_everything_back_at_a_second_signal(served: Worker) -> None:
 
     run = stop_me.submit()
     began = time.monotonic()
-    Runtime(served, RunSettings(grace=MINUTE)).run()
+    Runtime(served, WorkerSettings(grace=MINUTE)).run()
 
     assert time.monotonic() - began < 10
     assert run.state() is PublicState.WAITING
@@ -204,7 +204,7 @@ def test_a_handler_that_signals_its_own_process_is_given_up_at_last(served: Work
 
     run = stop_me.submit()
     while run.state() is not PublicState.FAILED:
-        Runtime(served, RunSettings(grace=BLINK)).run()
+        Runtime(served, WorkerSettings(grace=BLINK)).run()
     info = info_of(served, run)
     over.set()
 
@@ -223,7 +223,7 @@ def test_a_stop_from_outside_counts_as_no_loss(served: Worker) -> None:
 
     run = deployed.submit()
     for _ in range(4):
-        Runtime(served, RunSettings(grace=BLINK)).run()
+        Runtime(served, WorkerSettings(grace=BLINK)).run()
     info = info_of(served, run)
     over.set()
 

@@ -58,7 +58,7 @@ def test_submitting_many_large_calls_holds_about_one_batch() -> None:
 
 
 def waiting() -> int:
-    """How many executions wait in all lanes."""
+    """Return how many executions wait in all lanes."""
     return sum(lane.depths.get(PublicState.WAITING, 0) for lane in worker.engine.list_lanes().lanes)
 
 

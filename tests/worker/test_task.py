@@ -21,8 +21,8 @@ from flowfabric_worker import (
 )
 from flowfabric_worker.engine.types.policies import RetryPolicy
 from flowfabric_worker.engine.types.states import PublicState
+from tests.support.observation import info_of
 from tests.worker.conftest import Start
-from tests.worker.looking import info_of
 
 
 def add(a: int, b: int = 1) -> int:
@@ -44,7 +44,7 @@ def test_a_function_is_decorated_with_and_without_options(worker: Worker) -> Non
 def test_a_decorated_function_keeps_its_name_and_documentation(worker: Worker) -> None:
     @worker.task(name="other")
     def send(order: int) -> None:
-        """Sends an order."""
+        """Send an order."""
 
     assert (send.__name__, send.__doc__) == ("send", "Sends an order.")
     assert repr(send) == "<Task 'other' of 'shop'>"
@@ -75,7 +75,7 @@ def test_an_unknown_option_is_a_type_error_that_names_the_known_ones(worker: Wor
         ({"lease": 5}, ValidationError),
         ({"lease": timedelta()}, ValidationError),
         ({"lease": timedelta(days=2)}, ValueError),
-        ({"needs": "gpu"}, TypeError),
+        ({"requires": "gpu"}, TypeError),
         ({"budgets": "b"}, TypeError),
         ({"permanent": ("ValueError",)}, TypeError),
         ({"codec": "yaml"}, ValueError),
@@ -191,7 +191,7 @@ def test_options_of_a_submission_reach_the_store(worker: Worker) -> None:
         key="order-7",
         tags={"team": "b"},
         headers={"origin": "web"},
-        needs=("gpu",),
+        requires=("gpu",),
         deadline=timedelta(days=3650),
         timeout=timedelta(minutes=2),
         retry=RetryPolicy(max_retries=5),
@@ -205,7 +205,7 @@ def test_options_of_a_submission_reach_the_store(worker: Worker) -> None:
     assert info.public_state is PublicState.DELAYED
     assert info.tags == {"team": "b"}
     assert info.headers == {"origin": "web"}
-    assert info.policy.required_capabilities == {"gpu"}
+    assert info.policy.requires == {"gpu"}
     assert info.policy.attempt_timeout == timedelta(minutes=2)
     assert info.policy.retry == RetryPolicy(max_retries=5)
     assert info.policy.retention == timedelta(days=2)

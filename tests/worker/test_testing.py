@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from flowfabric_worker import (
+    AttemptEvent,
     Client,
     Delay,
     ExecutionFailed,
     Middleware,
     RetryPolicy,
-    RunEvent,
     TaskContext,
     Worker,
     current,
@@ -58,11 +58,11 @@ def test_run_until_idle_also_runs_what_that_work_brings_about(worker: Worker) ->
 
 
 def test_run_until_idle_takes_work_of_every_lane_and_need(worker: Worker) -> None:
-    task = worker.task(needs=("gpu",))(len)
-    runs = [task.options(lane="far").submit("abc"), task.options(needs=("eu",)).submit("abc")]
+    task = worker.task(requires=("gpu",))(len)
+    runs = [task.options(lane="far").submit("abc"), task.options(requires=("eu",)).submit("abc")]
 
     assert worker.run_until_idle() == 1
-    assert worker.run_until_idle(offers=["eu"]) == 1
+    assert worker.run_until_idle(capabilities=["eu"]) == 1
     assert [run.result(1) for run in runs] == [3, 3]
 
 
@@ -229,10 +229,10 @@ def test_middleware_goes_around_handlers_and_is_told_of_them() -> None:
             yield
             told.append("after")
 
-        def on_claim(self, event: RunEvent) -> None:
+        def on_claim(self, event: AttemptEvent) -> None:
             told.append(f"claimed {event.task}")
 
-        def on_success(self, event: RunEvent) -> None:
+        def on_success(self, event: AttemptEvent) -> None:
             told.append(f"completed {event.task}")
 
     worker = Worker("shop", middleware=[Telling()])

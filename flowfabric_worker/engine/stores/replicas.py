@@ -30,7 +30,7 @@ class TooFewReplicasError(redis.RedisError):
 
 @functools.cache
 def reading_functions() -> frozenset[str]:
-    """The stored functions that never write."""
+    """Return the stored functions that never write."""
     return frozenset(name for _, source in lua_files() for name in _READS.findall(source))
 
 
@@ -41,7 +41,7 @@ class Replicas:
     count: int
 
     def commands(self, key: str, timeout: float) -> list[tuple[Argument, ...]]:
-        """What is sent behind a call: half of its `timeout` seconds is for the replicas.
+        """Return what is sent behind a call: half of its `timeout` seconds is for the replicas.
 
         Args:
             key: the key of the call; the marker lies beside it, on the same server.
@@ -53,7 +53,7 @@ class Replicas:
         ]
 
     def check(self, answers: Sequence[Any]) -> None:
-        """Refuses when the answers to `commands` say that too few have it.
+        """Refuse when the answers to `commands` say that too few have it.
 
         Raises:
             TooFewReplicasError: with the numbers.

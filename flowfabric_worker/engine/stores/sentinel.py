@@ -17,8 +17,8 @@ import redis
 
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores.base import Subscription
+from flowfabric_worker.engine.stores.parallel_calls import side_by_side
 from flowfabric_worker.engine.stores.pool import Pool
-from flowfabric_worker.engine.stores.side_by_side import side_by_side
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
@@ -178,7 +178,7 @@ class SentinelStore(ValkeyStore):
         )
 
     def _consider(self, said: _Primary, *, doubted: bool) -> None:
-        """Goes to another primary; while the known one works only to a younger one."""
+        """Go to another primary; while the known one works only to a younger one."""
         known = self._primary
         if known is not None and (said.is_at(known) or (not doubted and said.epoch <= known.epoch)):
             return

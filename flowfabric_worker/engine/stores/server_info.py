@@ -13,7 +13,7 @@ _FUNCTION_USE = re.compile(r"calls=([0-9]+),usec=([0-9]+)")
 
 
 def versions_wanted() -> str:
-    """The oldest servers that can be used, in words."""
+    """Return the oldest servers that can be used, in words."""
     return " or ".join(f"{name.capitalize()} {major}.{minor}" for name, (major, minor) in OLDEST.items())
 
 
@@ -71,7 +71,7 @@ def _check_eviction(address: str, fields: dict[str, str]) -> None:
 
 
 def _function_use(fields: dict[str, str]) -> tuple[int, int]:
-    """How many functions a server has run since it started, and the microseconds that they took."""
+    """Return how many functions a server has run since it started, and the microseconds that they took."""
     numbers = _FUNCTION_USE.match(fields.get("cmdstat_fcall", ""))
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 

@@ -84,7 +84,7 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContex
 
 
 def failed_handshake(error: BaseException) -> ssl.SSLError | None:
-    """The refusal of one side to talk to the other one that lies behind one of the driver's errors, if one does.
+    """Return the refusal of one side to talk to the other one that lies behind one of the driver's errors, if one does.
 
     A client learns only at its first answer that the server wants another certificate of it.
     """
@@ -97,7 +97,7 @@ def failed_handshake(error: BaseException) -> ssl.SSLError | None:
 
 
 def advice(refusal: ssl.SSLError) -> str:
-    """What went wrong in a handshake, and what to do, as the rest of a sentence."""
+    """Return what went wrong in a handshake, and what to do, as the rest of a sentence."""
     reason = refusal.reason or "no reason given"
     if isinstance(refusal, ssl.SSLCertVerificationError):
         said = refusal.verify_message.rstrip(".")

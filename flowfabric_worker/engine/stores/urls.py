@@ -107,7 +107,7 @@ def anchored_url(url: str) -> str:
 
 
 def open_store(url: str) -> tuple[Store, int | None]:
-    """The store that a URL names, and the number of partitions that the URL asks for, if it does.
+    """Return the store that a URL names, and the number of partitions that the URL asks for, if it does.
 
     Nothing is connected yet, but an embedded server is started or joined.
 
@@ -188,7 +188,7 @@ def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
 
 
 def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Pool]:
-    """Makes the connections to a server at a host and port, over TLS if that is wanted."""
+    """Make the connections to a server at a host and port, over TLS if that is wanted."""
     connection_class: type[Connection] = Connection
     if options.tls:
         try:
@@ -201,7 +201,7 @@ def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Po
 
     def pool_to(host: str, port: int) -> Pool:
         place = {**settings, "host": host, "port": port}
-        return Pool(connection_class, place, size=options.pool_size, patience=options.timeout)
+        return Pool(connection_class, place, size=options.pool_size, retry_for=options.timeout)
 
     return pool_to
 
@@ -232,7 +232,7 @@ def _database(text: str) -> int:
 
 
 def _hosts(parts: SplitResult) -> str:
-    """What stands behind user and password."""
+    """Return what stands behind user and password."""
     return parts.netloc.rpartition("@")[2]
 
 
@@ -258,7 +258,7 @@ def _open_unix(parts: SplitResult, options: _Options) -> Store:
         raise _wrong("the path of the socket is missing")
     settings = {**_common(parts, options), "path": unquote(parts.path), "db": options.db}
     del settings["socket_keepalive"]
-    pool = Pool(UnixDomainSocketConnection, settings, size=options.pool_size, patience=options.timeout)
+    pool = Pool(UnixDomainSocketConnection, settings, size=options.pool_size, retry_for=options.timeout)
     return ValkeyStore(pool, prefix=options.prefix, address=parts.path, replicas=options.replicas)
 
 

@@ -20,10 +20,10 @@ from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
 from flowfabric_worker.engine.stores.driver_errors import is_missing_function, translate
 from flowfabric_worker.engine.stores.library import is_ours, library
+from flowfabric_worker.engine.stores.parallel_calls import all_of, side_by_side
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.replicas import REPLICA_COMMANDS, Replicas, reading_functions
 from flowfabric_worker.engine.stores.server_info import read_info
-from flowfabric_worker.engine.stores.side_by_side import all_of, side_by_side
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 
 T = TypeVar("T")

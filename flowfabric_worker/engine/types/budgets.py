@@ -123,7 +123,7 @@ class UsageDimensions:
             raise ValidationError("invalid_input", f"A report has at most {MAX_BUDGET_DIMENSIONS} dimensions.")
 
     def amounts(self) -> dict[str, int]:
-        """Every dimension that was given, by name, in the order of names."""
+        """Return every dimension that was given, by name, in the order of names."""
         return dict(sorted({**self._typed(), **self.custom}.items()))
 
     def _typed(self) -> dict[str, int]:

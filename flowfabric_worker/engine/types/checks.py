@@ -42,7 +42,7 @@ def duration(record: Any, field: attrs.Attribute[Any], value: object) -> None:
 
 
 def payload(limit: int) -> Validator:
-    """The field is `bytes` of at most `limit` bytes."""
+    """Return the field is `bytes` of at most `limit` bytes."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, bytes):
@@ -59,7 +59,7 @@ def payload(limit: int) -> Validator:
 
 
 def integer(least: int) -> Validator:
-    """The field is an `int`, at least `least`; a bool is none."""
+    """Return the field is an `int`, at least `least`; a bool is none."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -69,7 +69,7 @@ def integer(least: int) -> Validator:
 
 
 def at_most(limit: int) -> Validator:
-    """The field has at most `limit` elements."""
+    """Return the field has at most `limit` elements."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: Any) -> None:
         if len(value) > limit:
@@ -82,31 +82,31 @@ def at_most(limit: int) -> Validator:
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Converts a field to a tuple; a lone str or bytes is refused, for its letters are never meant."""
+    """Convert a field to a tuple; a lone str or bytes is refused, for its letters are never meant."""
     if isinstance(values, str | bytes):
         raise ValidationError("invalid_input", f"A collection is needed, not a single {type(values).__name__}.")
     return tuple(values)
 
 
 def as_frozenset(values: Iterable[Any]) -> frozenset[Any]:
-    """Converts a field to a frozenset; a lone str or bytes is refused, for its letters are never meant."""
+    """Convert a field to a frozenset; a lone str or bytes is refused, for its letters are never meant."""
     return frozenset(as_tuple(values))
 
 
 def as_capabilities(values: Iterable[Any]) -> frozenset[str]:
-    """Converts a field to a set of capabilities, each of which is valid."""
+    """Convert a field to a set of capabilities, each of which is valid."""
     return frozenset(check_capabilities(values))
 
 
 def as_dict(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies a mapping, so that the record does not follow its changes; anything else is refused."""
+    """Copy a mapping, so that the record does not follow its changes; anything else is refused."""
     if not isinstance(values, Mapping):
         raise ValidationError("invalid_input", f"A mapping is needed, not {type(values).__name__}.")
     return dict(values)
 
 
 def as_words(values: Iterable[str]) -> frozenset[str]:
-    """Converts a field to a set of words; a lone str or bytes is refused, for its letters are never meant."""
+    """Convert a field to a set of words; a lone str or bytes is refused, for its letters are never meant."""
     words = frozenset(as_tuple(values))
     if not all(isinstance(word, str) for word in words):
         raise ValidationError("invalid_input", "A collection of words is needed.")
@@ -114,7 +114,7 @@ def as_words(values: Iterable[str]) -> frozenset[str]:
 
 
 def check_record(value: T, kind: type[T]) -> T:
-    """Returns `value` when it is a record of this kind.
+    """Return `value` when it is a record of this kind.
 
     Raises:
         ValidationError: it is something else; the message does not show it.

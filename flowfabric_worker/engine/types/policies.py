@@ -30,7 +30,7 @@ class FailureClass(StrEnum):
 
 
 def milliseconds(duration: timedelta, what: str, *, least: int = 0) -> int:
-    """A duration in whole milliseconds.
+    """Return a duration in whole milliseconds.
 
     Raises:
         ValidationError: not a timedelta, below `least` ms, or longer than 100 years; the message names `what`.
@@ -101,7 +101,7 @@ class RetryPolicy:
             )
 
     def delay_ms(self, retry_count: int, draw: float) -> int:
-        """The wait before the next attempt, in ms.
+        """Return the wait before the next attempt, in ms.
 
         Args:
             retry_count: retries made before, from 0.
@@ -131,7 +131,7 @@ class ExecutionPolicy:
         max_replay_count: how often an operator may replay it.
         retention: how long the ended execution is kept; None for 24 h.
         dedup_window: how long its idempotency key stands for it, at least until it has ended; None for 24 h.
-        required_capabilities: what a worker must offer to claim it.
+        requires: what a worker must offer to claim it.
         budget_ids: budgets that it spends from.
         quota_policy_id: the quota that it is admitted under.
     """
@@ -143,6 +143,6 @@ class ExecutionPolicy:
     max_replay_count: int = attrs.field(default=DEFAULT_MAX_REPLAYS, validator=_count)
     retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
     dedup_window: timedelta | None = attrs.field(default=None, validator=_duration(1))
-    required_capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
+    requires: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     budget_ids: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     quota_policy_id: str | None = None

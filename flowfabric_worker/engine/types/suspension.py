@@ -31,7 +31,7 @@ class SignalMatcher:
     name: str | None = attrs.field(default=None, validator=optional(checks.name))
 
     def accepts(self, name: str) -> bool:
-        """Whether a signal of that name counts."""
+        """Return whether a signal of that name counts."""
         return self.name is None or self.name == name
 
 

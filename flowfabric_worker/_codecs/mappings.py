@@ -1,0 +1,97 @@
+"""Dicts and their kin: what keys that are no text travel as, and what makes the class come back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, OrderedDict, abc, defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+from flowfabric_worker._codecs.kinds import STR, Conversion, Mismatch, by_key, check_findable, not_exact, unexpected
+
+MAPPINGS: Final[dict[type, type[dict[Any, Any]]]] = {
+    dict: dict,
+    abc.Mapping: dict,
+    abc.MutableMapping: dict,
+    OrderedDict: OrderedDict,
+    Counter: Counter,
+    defaultdict: defaultdict,
+}
+
+
+def mapping(label: str, kind: type[dict[Any, Any]], key: Conversion, value: Conversion) -> Conversion:
+    """Return the conversion of a dict, an OrderedDict or a Counter.
+
+    Keys that are no text by nature (`5`) travel as the JSON of their plain form (`"5"`).
+    """
+    is_text = key.wire == STR
+    plain_keys = key.plain if is_text else frozenset[type]()
+
+    def encode_item(name: Any, item: Any) -> tuple[str, Any]:
+        plain = key.encode(name)
+        return plain if is_text else json.dumps(plain), value.encode(item)
+
+    def decode_item(name: str, item: Any) -> tuple[Any, Any]:
+        return key.decode(name if is_text else _read_key(name)), value.decode(item)
+
+    def convert(items: Any, convert_item: Callable[[Any, Any], tuple[Any, Any]]) -> dict[Any, Any]:
+        if plain_keys.issuperset(map(type, items)) and value.plain.issuperset(map(type, items.values())):
+            return items if type(items) is dict else dict(items)
+        return by_key(items, convert_item)
+
+    def encode(items: Any) -> dict[Any, Any]:
+        if type(items) is not kind:
+            raise not_exact(label, items, kind)
+        encoded = convert(items, encode_item)
+        if not is_text:
+            check_findable(items, key, map(_read_key, encoded))
+        return encoded
+
+    def decode(items: Any) -> Any:
+        if type(items) is not dict:
+            raise unexpected(f"an object for {label}", items)
+        decoded = convert(items, decode_item)
+        return decoded if kind is dict else kind(decoded)
+
+    return Conversion(
+        label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=kind, parts=lambda: (key, value)
+    )
+
+
+_FACTORIES: Final = {kind.__name__: kind for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)}
+
+
+def default_mapping(label: str, items: Conversion) -> Conversion:
+    """Return the conversion of a defaultdict, whose factory travels by its name: only a class of Python's own can.
+
+    Args:
+        items: of the same items in a dict.
+    """
+
+    def encode(value: Any) -> dict[str, Any]:
+        if type(value) is not defaultdict:
+            raise not_exact(label, value, defaultdict)
+        factory = value.default_factory
+        name = None if factory is None else getattr(factory, "__name__", "")
+        if name is not None and _FACTORIES.get(name) is not factory:
+            raise Mismatch(f"the factory of a defaultdict cannot travel unless it is one of {', '.join(_FACTORIES)}")
+        return {"default_factory": name, "items": items.encode(dict(value))}
+
+    def decode(plain: Any) -> Any:
+        if type(plain) is not dict or not {"default_factory", "items"} <= plain.keys():
+            raise unexpected(f"an object for {label}", plain)
+        name = plain["default_factory"]
+        if name is not None and name not in _FACTORIES:
+            raise Mismatch(f"a defaultdict cannot have the factory {name!r:.40}")
+        return defaultdict(None if name is None else _FACTORIES[name], items.decode(plain["items"]))
+
+    return Conversion(
+        label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=defaultdict, parts=lambda: (items,)
+    )
+
+
+def _read_key(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Mismatch("this key is not JSON") from None

@@ -1,0 +1,99 @@
+"""Classes that know themselves how they become plain: pydantic models, and those that `codec.register` was taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+
+from flowfabric_worker._codecs.equality import same
+from flowfabric_worker._codecs.kinds import (
+    ANYTHING,
+    FAULTS,
+    Conversion,
+    Mismatch,
+    brief,
+    not_exact,
+)
+
+
+@attrs.frozen
+class Taught:
+    """How the instances of a class travel, as its author says.
+
+    Attributes:
+        to: makes an instance a plain value.
+        back: makes the plain value an instance again.
+    """
+
+    to: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+    def conversion(self, label: str, kind: type[Any], plain_values: Conversion) -> Conversion:
+        """Return this as a conversion; `plain_values` checks what `to` returns."""
+
+        def encode(value: Any) -> Any:
+            if type(value) is not kind:
+                raise not_exact(label, value, kind)
+            plain = plain_values.encode(self.to(value))
+            back = self.back(plain)
+            if type(back) is not kind or (_can_be_equal(kind) and back != value):
+                raise Mismatch(f"a {label} that was registered would not come back equal from what it is made")
+            return plain
+
+        def decode(plain: Any) -> Any:
+            value = self.back(plain)
+            if type(value) is not kind:
+                raise Mismatch(f"what reads a {label} returned a {type(value).__name__}")
+            return value
+
+        return Conversion(label=label, encode=encode, decode=decode, wire=ANYTHING, kind=kind)
+
+
+def _can_be_equal(kind: Any) -> bool:
+    return kind.__eq__ is not object.__eq__
+
+
+REGISTERED: Final[dict[type, Taught]] = {}
+
+
+def is_pydantic_model(kind: type) -> bool:
+    """Return whether a class is a model of pydantic 2, which is not imported for that."""
+    return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate")
+
+
+def pydantic_model(label: str, kind: Any) -> Conversion:
+    """Return the conversion of a pydantic model, by its own JSON form; what that does not bring back is refused."""
+    is_root = bool(getattr(kind, "__pydantic_root_model__", False))
+
+    def encode(value: Any) -> Any:
+        if type(value) is not kind:
+            raise not_exact(label, value, kind)
+        try:
+            plain = value.model_dump(mode="json", by_alias=True, round_trip=True, warnings=False)
+        except ValueError as error:
+            raise Mismatch(f"{label} cannot be written: {brief(error)}") from None
+        if not _comes_back(value, plain):
+            raise Mismatch(f"this {label} would not come back equal from its own JSON form")
+        return plain
+
+    def _comes_back(value: Any, plain: Any) -> bool:
+        try:
+            back = kind.model_validate(plain)
+            return bool(back == value) and same(value.__dict__, back.__dict__)
+        except FAULTS:
+            return False
+
+    def decode(plain: Any) -> Any:
+        try:
+            return kind.model_validate(plain)
+        except ValueError as error:
+            raise Mismatch(f"{label} refuses its fields: {brief(error)}") from None
+
+    def knows(plain: Any) -> bool:
+        aliases = {field.validation_alias or field.alias for field in kind.model_fields.values()}
+        return not isinstance(plain, dict) or plain.keys() <= {*kind.model_fields, *map(str, aliases)}
+
+    wire = ANYTHING if is_root else frozenset({dict})
+    return Conversion(label=label, encode=encode, decode=decode, wire=wire, kind=kind, knows=knows)

@@ -1,0 +1,75 @@
+"""What a worker process says of itself when it starts, and when a stop waits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from flowfabric_worker._runtime.execution_log import short, spoken
+from flowfabric_worker._runtime.lease_table import LeasedExecution, now
+from flowfabric_worker._version import __version__
+from flowfabric_worker.config import WorkerSettings, shown_url, store_url
+from flowfabric_worker.task import Task
+
+# Names of one kind that a line holds; how many more there are is said.
+_MOST_NAMES: Final = 8
+
+
+def start_line(
+    url: str | None,
+    tasks: Iterable[Task[..., Any]],
+    settings: WorkerSettings,
+    lanes: Mapping[str, int],
+    instance_id: str,
+) -> str:
+    """Say what a worker process runs, where, and how it is stopped."""
+    ordered = sorted(tasks, key=lambda task: task.name)
+    scheduled = [f"{task.name} ({task.schedule.spec})" for task in ordered if task.schedule is not None]
+    weighed = [lane if weight == 1 else f"{lane}={weight}" for lane, weight in lanes.items()]
+    return (
+        f"{instance_id} takes work from {shown_url(store_url(url))}: flowfabric_worker {__version__}, "
+        f"{_counted(settings.threads, 'thread')}, {_named('lane', weighed)}, "
+        f"{_named('task', [task.name for task in ordered])}, {_named('schedule', scheduled)}. "
+        f"Ctrl-C or SIGTERM stops it; what runs may go on for {spoken(settings.grace.total_seconds())}."
+    )
+
+
+def unknown_lanes(worker_name: str, tasks: Iterable[Task[..., Any]], lanes: Mapping[str, int]) -> list[str]:
+    """Return a warning for each lane that was asked for and that no task of the worker names."""
+    known = sorted({task.options_given.lane for task in tasks})
+    warnings = []
+    for lane in sorted(lanes.keys() - set(known)):
+        close = difflib.get_close_matches(lane, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        warnings.append(
+            f"--lanes names {lane!r}, which no task of {worker_name!r} has; they have {', '.join(known)}.{hint}"
+        )
+    return warnings
+
+
+def waiting_line(running: Sequence[LeasedExecution], grace: float) -> str:
+    """Say what a stop waits for, and how to stop at once."""
+    held = [
+        f"{each.task.name} {short(each.key)} ({spoken(now() - (each.started_at or now()))})"
+        for each in sorted(running, key=lambda each: each.started_at or 0.0)
+    ]
+    return (
+        f"Stopping: waiting up to {spoken(grace)} for {_counted(len(running), 'handler')}: {_listed(held)}. "
+        "A second Ctrl-C or SIGTERM hands them back at once."
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _named(noun: str, names: Sequence[str]) -> str:
+    return f"{_counted(len(names), noun)} {_listed(names)}" if names else f"no {noun}s"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return some names, as many as a line holds."""
+    listed = list(names)
+    more = [f"{len(listed) - _MOST_NAMES:,} more"] if len(listed) > _MOST_NAMES else []
+    return ", ".join([*listed[:_MOST_NAMES], *more])

@@ -1,0 +1,284 @@
+"""The committer: sends outcomes to the store, all that have gathered since its last answer in one call."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import attrs
+
+from flowfabric_worker._runtime.execution_log import ExecutionLog
+from flowfabric_worker._runtime.hooks import Hooks
+from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
+from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.call_retries import dedicate_thread
+from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, ValidationError
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.types.attempts import (
+    Completion,
+    Failure,
+    FailureReason,
+    RetryScheduled,
+    TerminalCancelled,
+)
+from flowfabric_worker.engine.types.policies import FailureClass
+from flowfabric_worker.engine.types.states import PublicState
+
+log = reporting.Log(__name__)
+
+# What the store says of an outcome itself; every other error is about the store, which may be well again in time.
+_REFUSALS = (StateError, NotFoundError, ValidationError)
+# Handler threads wait when the store is so far behind.
+MAX_QUEUED = 1000
+# How long it waits before it sends again what got no answer; twice as long each time.
+_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+
+
+@attrs.frozen
+class _Outcome:
+    """What became of one run: a result, a failure, or another call to make."""
+
+    held: LeasedExecution
+    what: str
+    result: bytes | None = None
+    failure: Failure | None = None
+    call: Callable[[], None] | None = None
+
+
+class _Unanswered:
+    """What a part of the store that is away has not acknowledged. What is for other parts does not wait for it."""
+
+    def __init__(self) -> None:
+        self._outcomes: list[_Outcome] = []
+        self._due_at = 0.0
+        self._pause = _PAUSE
+
+    def __bool__(self) -> bool:
+        return bool(self._outcomes)
+
+    def due_in(self) -> float | None:
+        """Return in how many seconds it is to be sent again; None when there is nothing."""
+        return max(0.0, self._due_at - now()) if self._outcomes else None
+
+    def take_due(self) -> list[_Outcome]:
+        """Return everything, if it is to be sent again by now."""
+        if not self._outcomes or now() < self._due_at:
+            return []
+        taken, self._outcomes = self._outcomes, []
+        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        return taken
+
+    def add(self, outcomes: Sequence[_Outcome]) -> None:
+        """Keep what got no answer; the pause begins anew when everything was answered."""
+        if outcomes and not self._outcomes:
+            self._due_at = now() + self._pause
+        self._outcomes += outcomes
+        if not self._outcomes:
+            self._pause = _PAUSE
+
+
+class Completer:
+    """One thread that owns the way of outcomes to the store.
+
+    An outcome counts when the store acknowledged it; until then its lease is renewed. It is sent again after a failure
+    of the connection for as long as its lease may live.
+    """
+
+    def __init__(self, holdings: LeaseTable, engine: EngineBackend, hooks: Hooks, run_log: ExecutionLog) -> None:
+        self._holdings = holdings
+        self._engine = engine
+        self._hooks = hooks
+        self._run_log = run_log
+        self._queue: queue.SimpleQueue[_Outcome | None] = queue.SimpleQueue()
+        self._moved = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="flowfabric-committer", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread when everything that is queued was sent."""
+        self._queue.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread; whether it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def flush(self) -> None:
+        """Send everything that is queued, in the caller's thread; for those who start none."""
+        while not self._queue.empty():
+            self._send_until_answered(self._gather(0)[0])
+
+    def _send_until_answered(self, batch: Sequence[_Outcome]) -> None:
+        while batch := self._send(batch):
+            time.sleep(_PAUSE)
+
+    # Called by handler threads
+
+    def complete(self, held: LeasedExecution, result: bytes) -> None:
+        self._put(_Outcome(held, "complete", result=result))
+
+    def fail(
+        self,
+        held: LeasedExecution,
+        reason: FailureReason,
+        classification: FailureClass,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        failure = Failure(handle=held.handle, reason=reason, classification=classification, retry_after=retry_after)
+        self._put(_Outcome(held, "fail", failure=failure))
+
+    def run(self, held: LeasedExecution, what: str, call: Callable[[], None]) -> None:
+        self._put(_Outcome(held, what, call=call))
+
+    def drop(self, held: LeasedExecution, what: str) -> None:
+        """Send nothing: the execution is not this worker's any more."""
+        held.ended = True
+        self._run_log.lost(held, what)
+        self._holdings.drop(held)
+
+    def _put(self, outcome: _Outcome) -> None:
+        outcome.held.ended = True
+        while self._queue.qsize() >= MAX_QUEUED:
+            self._moved.clear()
+            self._moved.wait(0.1)
+        self._queue.put(outcome)
+
+    # The thread
+
+    def _work(self) -> None:
+        dedicate_thread(self._engine)
+        unanswered = _Unanswered()
+        ending = False
+        while unanswered or not ending:
+            batch, last = self._gather(unanswered.due_in())
+            ending = ending or last
+            unanswered.add(self._send([*unanswered.take_due(), *batch]))
+            self._moved.set()
+
+    def _gather(self, timeout: float | None) -> tuple[list[_Outcome], bool]:
+        """Wait for an outcome; return all that are queued, up to one call's limit, and whether these are the last."""
+        try:
+            first = self._queue.get(timeout=timeout)
+        except queue.Empty:
+            return [], False
+        if first is None:
+            return [], True
+        batch = [first]
+        while len(batch) < MAX_BATCH_ITEMS:
+            try:
+                outcome = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if outcome is None:
+                return batch, True
+            batch.append(outcome)
+        return batch, False
+
+    def _send(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
+        """Send what still counts; return what got no answer, and have to be sent again."""
+        batch = [outcome for outcome in batch if self._counts(outcome)]
+        completions = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
+        failures = [outcome for outcome in batch if outcome.failure is not None]
+        calls = [outcome for outcome in batch if outcome.call is not None]
+        again = [*self._sent(completions, self._complete), *self._sent(failures, self._fail)]
+        for outcome in calls:
+            again += self._sent([outcome], _call)
+        return again
+
+    def _counts(self, outcome: _Outcome) -> bool:
+        """Return whether an outcome may be sent. If its lease is lost another worker goes on with the execution."""
+        held = outcome.held
+        if held.lost is None and now() < held.lease_until:
+            return True
+        held.lose("lease lost")
+        self.drop(held, _uncounted(outcome))
+        return False
+
+    def _sent(self, mine: Sequence[_Outcome], send: Callable[[Sequence[_Outcome]], Sequence[object]]) -> list[_Outcome]:
+        """Send some outcomes; return those that are worth sending again."""
+        if not mine:
+            return []
+        try:
+            answers = send(mine)
+        except EngineError as error:
+            answers = [error] * len(mine)
+        again: list[_Outcome] = []
+        for outcome, answer in zip(mine, answers, strict=True):
+            if len(mine) > 1 and isinstance(answer, EngineError) and not answer.retryable and answers.count(answer) > 1:
+                # The whole call failed, perhaps for one of them: each is sent by itself.
+                again += self._sent([outcome], send)
+            elif self._is_open(outcome, answer):
+                again.append(outcome)
+        return again
+
+    def _complete(self, mine: Sequence[_Outcome]) -> Sequence[object]:
+        return self._engine.complete_many(
+            [Completion(handle=outcome.held.handle, payload=outcome.result) for outcome in mine]
+        )
+
+    def _fail(self, mine: Sequence[_Outcome]) -> Sequence[object]:
+        return self._engine.fail_many([outcome.failure for outcome in mine if outcome.failure is not None])
+
+    def _is_open(self, outcome: _Outcome, answer: object) -> bool:
+        """Take one answer; whether the outcome has to be sent again."""
+        if not isinstance(answer, EngineError):
+            self._holdings.drop(outcome.held)
+            self._tell(outcome, answer)
+            return False
+        if not isinstance(answer, _REFUSALS):
+            return True
+        if isinstance(answer, StateError):
+            outcome.held.lose("lease lost")
+        else:
+            outcome.held.lose(str(answer))
+        self.drop(outcome.held, _uncounted(outcome))
+        return False
+
+    def _tell(self, outcome: _Outcome, answer: object) -> None:
+        """Tell the hooks and the log what the store has acknowledged."""
+        held = outcome.held
+        if outcome.failure is not None:
+            reason = outcome.failure.reason
+            if isinstance(answer, RetryScheduled):
+                self._run_log.retried(held, reason, answer.delay_until_ms)
+                self._hooks.tell("on_retry", held, reason.message)
+            else:
+                self._run_log.failed(held, reason)
+                self._hooks.tell("on_failure", held, reason.message)
+                cancelled = isinstance(answer, TerminalCancelled)
+                self._hooks.ended(held, PublicState.CANCELLED if cancelled else PublicState.FAILED, reason.message)
+        elif outcome.call is None:
+            self._run_log.completed(held)
+            self._hooks.tell("on_success", held)
+            self._hooks.ended(held, PublicState.COMPLETED)
+        elif outcome.what == "cancel":
+            self._run_log.cancelled(held)
+            self._hooks.tell("on_failure", held, "cancelled by its handler")
+            self._hooks.ended(held, PublicState.CANCELLED, "cancelled by its handler")
+        else:
+            self._hooks.tell("on_suspend", held)
+
+
+def _uncounted(outcome: _Outcome) -> str:
+    """Return what a handler came to whose execution is not this worker's any more."""
+    why = "" if outcome.failure is None else f": {outcome.failure.reason.message}"
+    return f"ended ({outcome.what}{why}), which does not count"
+
+
+def _call(mine: Sequence[_Outcome]) -> Sequence[object]:
+    for outcome in mine:
+        if outcome.call is not None:
+            outcome.call()
+    return [None] * len(mine)

@@ -1,0 +1,204 @@
+"""Submissions that run in place: an engine on a store of its own that does all the work before it answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any, Final
+
+import attrs
+
+from flowfabric_worker._runtime.inline import INSTANCE, InlineRuntime
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_DURATION_MS
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
+from flowfabric_worker.engine.types.feed import ExecutionOutcome
+from flowfabric_worker.engine.types.reads import ExecutionInfo
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from flowfabric_worker.middleware import Around, Middleware
+from flowfabric_worker.task import Task
+
+# So often one submission may move the clock; more means that its work makes new work for ever.
+MOST_MOVES: Final = 1000
+# So often handlers may run without a move of the clock; more means the same.
+MOST_RUNS: Final = 10_000
+# Tests look at results long after the clock has gone over their default retention.
+_RETENTION: Final = timedelta(milliseconds=MAX_DURATION_MS)
+_MS: Final = timedelta(milliseconds=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class EagerEngine(Engine):
+    """An engine that runs what it is given before it answers, in the thread of the caller.
+
+    It moves its store's clock: along with real time, and forward to the next moment that an execution waits for. What
+    handlers submit is run after them, by whoever runs them. A thread that submits while another one runs handlers
+    leaves its work to that one.
+
+    Args:
+        store: an engine on a new store that nobody else uses.
+        tasks: what may run.
+        middleware: what goes around their handlers.
+        capabilities: words, beside those that the tasks need.
+    """
+
+    def __init__(
+        self,
+        store: Engine,
+        tasks: Mapping[str, Task[..., Any]],
+        middleware: tuple[Middleware | Around, ...],
+        capabilities: Collection[str],
+    ) -> None:
+        store.prepare(testing=True)
+        super().__init__(lambda: (store.store, None), namespace=store.namespace, limits=store.limits)
+        self._inline = InlineRuntime(self, self.limits, tasks, middleware, capabilities)
+        self._tasks = tasks
+        self._pending: set[ExecutionId] = set()
+        self._running = False
+        self._taking = threading.Lock()
+        self._setting = threading.Lock()
+        # What the clock showed at a moment of this process; from there it goes on with real time.
+        self._shown = _moment(super().server_time())
+        self._shown_at = monotonic()
+
+    def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
+        self._follow_time()
+        result = super().create_execution(_kept(args))
+        self._run([result.execution_id])
+        return result
+
+    def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
+        self._follow_time()
+        results = super().create_executions([_kept(each) for each in args])
+        self._run(result.execution_id for result in results if not isinstance(result, EngineError))
+        return results
+
+    def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
+        if self.read_outcome(execution_id) is None:
+            # An operator may have made it ready again.
+            self._run([execution_id])
+        return super().wait_for_result(execution_id, timeout)
+
+    def server_time(self) -> int:
+        self._follow_time()
+        return super().server_time()
+
+    def set_clock(self, moment: datetime | None) -> None:
+        with self._setting:
+            self._shown, self._shown_at = moment or datetime.now(UTC), monotonic()
+            super().set_clock(self._shown)
+
+    def _follow_time(self) -> None:
+        """Let the clock show the time that has gone by since it was set."""
+        with self._setting:
+            super().set_clock(self._shown + timedelta(seconds=monotonic() - self._shown_at))
+
+    # Running
+
+    def _run(self, execution_ids: Iterable[ExecutionId]) -> None:
+        """Run executions to their ends, and whatever they bring about; or leave them to who runs already."""
+        with self._taking:
+            self._pending.update(execution_ids)
+            if self._running:
+                return
+            self._running = True
+        try:
+            self._run_pending()
+        except BaseException:
+            with self._taking:
+                # Whoever submits next has nothing to do with what went wrong here.
+                self._pending.clear()
+                self._running = False
+            raise
+
+    def _run_pending(self) -> None:
+        moves = 0
+        while True:
+            with self._taking:
+                tried = frozenset(self._pending)
+            count = self._inline.run_until_idle(MOST_RUNS)
+            with self._taking:
+                left = self._left()
+                self._pending = {info.execution_id for info in left}
+                if not left:
+                    self._running = False
+                    return
+            if count >= MOST_RUNS:
+                raise self._given_up(
+                    left,
+                    f"{left[0].execution_id} of {left[0].task!r} has not ended after {count} runs of handlers at one "
+                    "moment: a task that submits itself again and again, or fails for ever, cannot run in eager().",
+                )
+            if not tried.issuperset(self._pending):
+                # Another thread has brought new work, perhaps after the last look for some.
+                continue
+            if moves == MOST_MOVES:
+                raise self._given_up(
+                    left,
+                    f"{left[0].execution_id} of {left[0].task!r} has not ended after {moves} moves of the clock: "
+                    "a task that submits itself again and again, or fails for ever, cannot run in eager().",
+                )
+            self.set_clock(min(self._next_moment(info, left) for info in left))
+            moves += 1
+
+    def _left(self) -> list[ExecutionInfo]:
+        """Return those that have not ended."""
+        infos = [self.read_execution_info(each) for each in self._pending]
+        return [info for info in infos if info is not None and not info.public_state.is_terminal]
+
+    def _next_moment(self, info: ExecutionInfo, left: Iterable[ExecutionInfo]) -> datetime:
+        """Return when time will change an execution that cannot run now.
+
+        Raises:
+            RuntimeError: it never will; the message says why.
+        """
+        moments = [info.deadline_at_ms]
+        if info.public_state is PublicState.DELAYED:
+            moments.append(info.delay_until_ms)
+        elif info.public_state is PublicState.ACTIVE and info.current_lease is not None:
+            moments += [info.timeout_at_ms, info.current_lease.expires_at_ms]
+        known = [moment for moment in moments if moment is not None]
+        if info.public_state is PublicState.WAITING or not known:
+            why = self._explain(info)
+            raise self._given_up(left, f"{info.execution_id} of {info.task!r} cannot end in eager(): {why}")
+        # Time goes on: it may have come meanwhile.
+        return _moment(max(self.server_time(), min(known)))
+
+    def _given_up(self, left: Iterable[ExecutionInfo], why: str) -> RuntimeError:
+        """Return the error for executions that do not end; they are cancelled, so that the next submission is rid of
+        them.
+        """
+        for info in left:
+            self.cancel_execution(CancelExecutionArgs(execution_id=info.execution_id, reason=why))
+        return RuntimeError(why)
+
+    def _explain(self, info: ExecutionInfo) -> str:
+        """Why an execution does not run, as far as this engine is the only worker."""
+        self.register_worker(
+            RegisterWorkerArgs(
+                worker_id=INSTANCE,
+                worker_instance_id=INSTANCE,
+                lanes=(info.lane,),
+                capabilities=tuple(self._inline.capabilities),
+                tasks=tuple(self._tasks),
+            )
+        )
+        explanation = self.explain_execution(info.execution_id)
+        return "it is gone." if explanation is None else explanation.text
+
+
+def _kept(args: CreateExecutionArgs) -> CreateExecutionArgs:
+    """Return the same execution, kept for as long as a test may want it, unless it says itself for how long."""
+    if args.policy.retention is not None:
+        return args
+    return attrs.evolve(args, policy=attrs.evolve(args.policy, retention=_RETENTION))
+
+
+def _moment(milliseconds: int) -> datetime:
+    return _EPOCH + milliseconds * _MS

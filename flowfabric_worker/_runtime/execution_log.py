@@ -1,0 +1,300 @@
+"""What becomes of executions, told in the log: a line for each, or one a second where there are many."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import statistics
+import threading
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+import attrs
+
+from flowfabric_worker._runtime.lease_table import LeasedExecution, now
+from flowfabric_worker.context import log_fields
+from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine.types.attempts import FailureReason
+
+log = reporting.Log(__name__)
+
+# Completions in a second that get a line each; with more, one line a second sums up those of each task.
+MOST_COMPLETIONS: Final = 20
+# Failures in a second that get a line each, with their tracebacks; the rest is summed up.
+MOST_FAILURES: Final = 100
+_SECOND: Final = 1.0
+# Tasks that one summary names, those with the most executions first.
+_MOST_NAMED: Final = 5
+# Characters of a reason that a line shows; the store keeps more.
+_LONGEST_REASON: Final = 500
+
+_LINES: Final = "\n\t"
+
+T = TypeVar("T")
+
+
+# Not frozen: one is made for each execution, and a frozen one takes three times as long.
+@attrs.define(slots=True)
+class Ended:
+    """How a run of a handler ended, as the store acknowledged it. It keeps nothing of the payload.
+
+    Attributes:
+        how: "completed", "cancelled", "retried", "failed" or "lost".
+        seconds: how long the handler ran.
+        reason: why it failed, and what comes then.
+        detail: lines that tell more, such as a traceback.
+    """
+
+    how: str
+    task: str
+    lane: str
+    attempt: int
+    execution_id: str
+    seconds: float
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it went otherwise than its handler wanted."""
+        return self.how in ("retried", "failed", "lost")
+
+
+class ExecutionLog:
+    """One thread that logs how executions end. What is told to it waits in memory, so that nothing waits for it.
+
+    Its lines go to the logger `flowfabric_worker.executions`: what completed at INFO, what failed at
+    WARNING, and what failed for good at ERROR.
+    """
+
+    def __init__(self) -> None:
+        self._ended: collections.deque[Ended] = collections.deque()
+        # Of what completes while it sums up, only task and seconds are kept.
+        self._times: collections.deque[tuple[str, float]] = collections.deque()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        # While it sums up, it looks once a second, and is not to be woken for each execution.
+        self._summing = False
+        self._over = False
+        self._thread = threading.Thread(target=self._work, name="flowfabric-run-log", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread when it has told everything."""
+        self._stopping.set()
+        self._wake.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread, at most `timeout` seconds; return True if it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def flush(self) -> None:
+        """Log everything that was told, in the caller's thread; for a runtime that starts no thread."""
+        for ended in _taken(self._ended):
+            _log_one(ended)
+
+    # What is told, by the thread that hears it from the store
+
+    def completed(self, held: LeasedExecution) -> None:
+        """Tell that an execution completed."""
+        if not log.wants(logging.INFO):
+            return
+        if self._summing:
+            self._times.append((held.task.name, _seconds(held)))
+        else:
+            self._tell("completed", held)
+
+    def cancelled(self, held: LeasedExecution) -> None:
+        """Tell that a handler cancelled its execution."""
+        if log.wants(logging.INFO):
+            self._tell("cancelled", held)
+
+    def retried(self, held: LeasedExecution, reason: FailureReason, retry_at_ms: int) -> None:
+        """Tell that an attempt failed, and when the next one begins, in ms of the store's clock."""
+        if log.wants(logging.WARNING):
+            number, policy = held.claimed.retry_count + 1, held.claimed.policy.retry
+            of = "" if policy is None or number > policy.max_retries else f" of {policy.max_retries}"
+            store_now_ms = held.claimed_at_ms + (now() - held.claimed_at) * 1000
+            delay = spoken(max(0.0, (retry_at_ms - store_now_ms) / 1000))
+            self._tell("retried", held, f"retry {number}{of} in {delay}: {reason.message}")
+
+    def failed(self, held: LeasedExecution, reason: FailureReason) -> None:
+        """Tell that an execution failed for good."""
+        if log.wants(logging.ERROR):
+            # In a storm most failures are only counted: their tracebacks would fill the memory meanwhile.
+            counted = len(self._ended) >= MOST_FAILURES
+            detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
+            self._tell("failed", held, reason.message, detail)
+
+    def lost(self, held: LeasedExecution, what: str) -> None:
+        """Tell that what became of a run does not count."""
+        if log.wants(logging.WARNING):
+            self._tell("lost", held, f"{what}: {held.lost}")
+
+    def _tell(self, how: str, held: LeasedExecution, reason: str = "", detail: str = "") -> None:
+        handle = held.handle
+        seconds, reason = _seconds(held), reason[:_LONGEST_REASON]
+        self._ended.append(
+            Ended(how, held.task.name, handle.lane, handle.attempt_index, held.key, seconds, reason, detail)
+        )
+        if self._over:
+            self.flush()
+        elif not self._summing:
+            self._wake.set()
+
+    # The thread
+
+    def _work(self) -> None:
+        window = _Window()
+        while not self._stopping.is_set() or self._ended:
+            self._wake.wait()
+            self._wake.clear()
+            if not self._log_each(window):
+                self._sum_up()
+        # What comes from here on is logged by the thread that tells it, such as that of a handler handed back.
+        self._over = True
+        _log_summary([], _taken(self._times))
+        self.flush()
+
+    def _log_each(self, window: _Window) -> bool:
+        """Log each of what was told; False when it is too much for this second."""
+        while self._ended:
+            if not window.takes(self._ended[0]):
+                return False
+            _log_one(self._ended.popleft())
+        return True
+
+    def _sum_up(self) -> None:
+        """Log one summary a second, until a second has little to tell."""
+        self._summing = True
+        few = False
+        while not few:
+            stopping = self._stopping.wait(_SECOND)
+            ended, times = _taken(self._ended), _taken(self._times)
+            _log_summary(ended, times)
+            few = stopping or len(ended) + len(times) <= MOST_COMPLETIONS
+        self._summing = False
+        self._wake.set()
+
+
+def _taken(told: collections.deque[T]) -> list[T]:
+    """Take everything out of a queue that other threads fill."""
+    taken: list[T] = []
+    with contextlib.suppress(IndexError):
+        # Another thread may take from it too; what was taken before that shows stays taken.
+        taken.extend(told.popleft() for _ in range(len(told)))
+    return taken
+
+
+def _seconds(held: LeasedExecution) -> float:
+    """Return how long the handler of an execution ran."""
+    return (held.ended_at or now()) - (held.started_at or held.claimed_at)
+
+
+class _Window:
+    """A second, and how many lines are left in it."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ends_at = now() + _SECOND
+        self._completions, self._failures = MOST_COMPLETIONS, MOST_FAILURES
+
+    def takes(self, ended: Ended) -> bool:
+        """Count one more line; False if there are enough of its kind."""
+        if now() >= self._ends_at:
+            self._begin()
+        if ended.is_failure:
+            self._failures -= 1
+            return self._failures >= 0
+        self._completions -= 1
+        return self._completions >= 0
+
+
+def _log_one(ended: Ended) -> None:
+    fields = log_fields(ended.task, ended.lane, ended.attempt, ended.execution_id)
+    task, brief, took = ended.task, short(ended.execution_id), spoken(ended.seconds)
+    reason = shown(ended.reason)
+    match ended.how:
+        case "completed":
+            log.info("%s %s completed in %s", task, brief, took, extra=fields)
+        case "cancelled":
+            log.info("%s %s was cancelled by its handler after %s", task, brief, took, extra=fields)
+        case "retried":
+            log.warning("%s %s failed, %s", task, brief, reason, extra=fields)
+        case "lost":
+            log.warning("%s %s %s.", task, brief, reason, extra=fields)
+        case _:
+            detail = f"\n{shown(ended.detail, keep=_LINES)}" if ended.detail else ""
+            log.error("%s %s failed for good: %s%s", task, ended.execution_id, reason, detail, extra=fields)
+
+
+def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) -> None:
+    """Log what completed in a second in one line, and each failure, unless there are too many."""
+    completed: dict[str, list[float]] = {}
+    for task, seconds in times:
+        completed.setdefault(task, []).append(seconds)
+    failed: dict[str, list[Ended]] = {}
+    lines = 0
+    for each in gathered:
+        if each.how == "completed":
+            completed.setdefault(each.task, []).append(each.seconds)
+        elif not each.is_failure or lines < MOST_FAILURES:
+            lines += 1
+            _log_one(each)
+        else:
+            failed.setdefault(each.task, []).append(each)
+    if completed:
+        tasks = sorted(completed.items(), key=lambda item: -len(item[1]))
+        parts = [f"{task} {len(times):,} (median {spoken(statistics.median(times))})" for task, times in tasks]
+        if len(parts) > _MOST_NAMED:
+            others = sum(len(times) for _, times in tasks[_MOST_NAMED:])
+            parts[_MOST_NAMED:] = [f"{len(parts) - _MOST_NAMED} more tasks {others:,}"]
+        log.info("completed in a second: %s", ", ".join(parts))
+    for task, ended in failed.items():
+        log.warning(
+            "%s: %s more attempts of a second failed or do not count; the last was %s: %s",
+            task, f"{len(ended):,}", ended[-1].execution_id, shown(ended[-1].reason),
+        )  # fmt: skip
+
+
+def shown(text: str, keep: str = "") -> str:
+    """Return a text of the application without what would steer a terminal or begin another line, but for `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def short(execution_id: str) -> str:
+    """Return both ends of an execution's id: when it was submitted, and what tells it apart from others of that
+    moment.
+    """
+    uuid = execution_id.rpartition(":")[2]
+    return f"{uuid[:8]}…{uuid[-4:]}"
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration in few letters, such as `6 ms`, `1.2 s` or `3 min 20 s`."""
+    if seconds < 0.0009995:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 0.00995:
+        return f"{seconds * 1000:.2g} ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,160 @@
+"""The context of a handler that a worker runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import Final, ParamSpec, TypeVar
+
+from flowfabric_worker._runtime.lease_table import LeasedExecution
+from flowfabric_worker._steps.durable_calls import (
+    RESERVED,
+    DurableCalls,
+    caller,
+    check_step,
+    check_step_result,
+    inside_step,
+)
+from flowfabric_worker._steps.step_errors import decode_error, encode_error
+from flowfabric_worker.codec import DecodingError
+from flowfabric_worker.context import ClaimKind, TaskContext
+from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.errors import StateError
+from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Under this and the name of a step its exception is kept.
+_RAISED: Final = f"{RESERVED}raised "
+
+# In the order of `HandleKind`, whose numbers are read faster than its names.
+_KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
+
+
+class RunContext(TaskContext):
+    """What `current()` answers in the handler of an execution."""
+
+    def __init__(self, held: LeasedExecution, engine: EngineBackend) -> None:
+        claimed = held.claimed
+        self._held = held
+        self._engine = engine
+        self._calls = DurableCalls()
+        self._sleeps = 0
+        # What steps raised that no durable call has followed yet, as it is kept.
+        self._raised: dict[str, bytes] = {}
+        self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
+        self.id = held.key
+        self.task = claimed.task
+        self.lane = claimed.handle.lane
+        self.attempt = claimed.handle.attempt_index
+        self.retry_count = claimed.retry_count
+        self.kind: ClaimKind = _KINDS[claimed.handle.kind]
+        self.tags: Mapping[str, str] = claimed.tags
+        self.headers: Mapping[str, str] = claimed.headers
+
+    @property
+    def deadline(self) -> datetime | None:  # type: ignore[override]  # made when it is asked for: few handlers do
+        moment = self._held.claimed.deadline_at_ms
+        return None if moment is None else _moment(moment)
+
+    @property
+    def cancelled(self) -> threading.Event:
+        return self._held.cancelled
+
+    def check(self) -> None:
+        if self._held.lost is not None:
+            raise Interrupted(self._held.lost)
+
+    def progress(self, percent: int | None = None, message: str | None = None) -> None:
+        self._check_running()
+        self._fenced(lambda: self._engine.progress(self._held.handle, percent, message))
+
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        check_step(name, function)
+        self._begin(name, caller())
+        codec = self._held.task.step_codec(function).named(self._held.claimed.codec)
+        if name not in self._journal:
+            raised = self._journal.get(_RAISED + name)
+            if raised is not None:
+                raise decode_error(raised, name)
+            self.check()
+            try:
+                with inside_step(name):
+                    value = forking.confined(function, *args, **kwargs)
+                check_step_result(name, value)
+                encoded = codec.encode_result(value)
+            except Exception as error:
+                self._raised[_RAISED + name] = encode_error(error)
+                raise
+            self._record(name, encoded)
+        result: R = codec.decode_result(self._journal[name])
+        return result
+
+    def shield(self) -> AbstractContextManager[None]:
+        interruption = self._held.interruption
+        return nullcontext() if interruption is None else interruption.shield()
+
+    def sleep(self, duration: timedelta) -> None:
+        pause = Delay(duration)
+        name = f"{RESERVED}sleep {self._sleeps + 1}"
+        self._begin(name, caller(), leaves=True)
+        self._sleeps += 1
+        if name not in self._journal:
+            # Written before the delay: when the handler comes back, it knows that it has slept.
+            with self.shield():
+                ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
+            self._record(name, str(ends_at).encode())
+            raise self._calls.leave(pause)
+        ends_at = _read_moment(self._journal[name])
+        if self._held.claimed_at_ms < ends_at:
+            # The worker was lost before the delay was: the sleep goes on.
+            raise self._calls.leave(Delay(_moment(ends_at)))
+
+    @property
+    def leaving(self) -> HandlerExit | None:
+        """What a durable call raised to leave this run; None if none did."""
+        return self._calls.leaving
+
+    def keep_raised(self) -> None:
+        """Record what steps raised and the handler caught, so that later runs raise it again."""
+        while self._raised:
+            name, error = self._raised.popitem()
+            self._record(name, error)
+
+    def _begin(self, name: str, place: str, *, leaves: bool = False) -> None:
+        """Begin a durable call."""
+        self._calls.begin(name, place, leaves=leaves)
+        self._check_running()
+        self.keep_raised()
+
+    def _check_running(self) -> None:
+        if self._held.ended:
+            raise DurableCallError(f"The run of {self.id} has ended: a thread that it started cannot go on with it.")
+
+    def _record(self, name: str, value: bytes) -> None:
+        record = self._fenced(lambda: self._engine.record_step(self._held.handle, name, value))
+        self._journal[name] = record.value
+
+    def _fenced(self, call: Callable[[], R]) -> R:
+        """Run a call of the lease holder, undisturbed; a lost lease interrupts the handler."""
+        with self.shield():
+            try:
+                return call()
+            except StateError as error:
+                self._held.lose("lease lost")
+                raise Interrupted(str(error)) from error
+
+
+def _read_moment(data: bytes) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise DecodingError(f"What is kept of a sleep is damaged: {data!r:.50} is no moment.") from None
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,151 @@
+"""Handler threads: each runs one execution after the other, and is replaced when it does not come back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from flowfabric_worker._runtime.attempt_runner import AttemptRunner
+from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
+from flowfabric_worker.engine import log_queue as reporting
+
+log = reporting.Log(__name__)
+
+
+class HandlerThread:
+    """One thread that runs handlers.
+
+    A thread cannot be ended from outside. One whose handler goes on although nobody wants its result is counted as
+    lost: another takes its place, and it ends itself when the handler does.
+    """
+
+    def __init__(self, number: int, holdings: LeaseTable, attempts: AttemptRunner) -> None:
+        self.number = number
+        self._holdings = holdings
+        self._attempts = attempts
+        self._lock = threading.Lock()
+        self._held: LeasedExecution | None = None
+        self._lost = False
+        self._thread = threading.Thread(target=self._work, name=f"flowfabric-handler-{number}", daemon=True)
+        self.start = self._thread.start
+        self.join = self._thread.join
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def fallen(self) -> bool:
+        """Whether the thread has ended by itself. One that was given up may end before it is replaced."""
+        return not self._thread.is_alive() and not self._lost
+
+    def overdue(self, retry_for: float) -> LeasedExecution | None:
+        """Return the execution whose result does not count since `retry_for` seconds, and whose handler still runs."""
+        held = self._held
+        return held if held is not None and now() - held.lost_at > retry_for else None
+
+    def give_up(self, held: LeasedExecution) -> bool:
+        """Count the thread as lost; False if its handler has just ended."""
+        with self._lock:
+            if self._held is not held:
+                return False
+            self._lost = True
+            self._holdings.finished[self.number] += 1
+            return True
+
+    def _work(self) -> None:
+        holdings = self._holdings
+        waiting, space = holdings.waiting, holdings.space
+        while True:
+            held = waiting.get()
+            if held is None:
+                return
+            self._held = held
+            self._attempts.run(held)
+            # While this thread waits for the next one, nothing of this one is kept.
+            del held
+            if not self._finish():
+                return
+            if waiting.qsize() <= holdings.low_water and not space.is_set():
+                space.set()
+
+    def _finish(self) -> bool:
+        """Count a handler as ended; False if the thread was given up meanwhile and another works in its place."""
+        with self._lock:
+            self._held = None
+            if not self._lost:
+                self._holdings.finished[self.number] += 1
+            return not self._lost
+
+
+class HandlerPool:
+    """The handler threads of a worker.
+
+    Args:
+        retry_for: seconds for which a handler may go on after it was told that its result will not count.
+        on_worn: called, each time, when so many threads are lost that the process had better be replaced.
+        max_stuck_threads: how many those are.
+    """
+
+    def __init__(
+        self,
+        holdings: LeaseTable,
+        attempts: AttemptRunner,
+        retry_for: float,
+        max_stuck_threads: int,
+        on_worn: Callable[[str], None],
+    ) -> None:
+        self._holdings = holdings
+        self._attempts = attempts
+        self._patience = retry_for
+        self._most_lost = max_stuck_threads
+        self._on_worn = on_worn
+        self._threads = [HandlerThread(number, holdings, attempts) for number in range(holdings.threads)]
+        self._lost: list[HandlerThread] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of its threads run."""
+        return not any(thread.fallen for thread in self._threads)
+
+    @property
+    def lost(self) -> int:
+        """How many threads are lost at this moment: their handlers go on, and nobody wants their results."""
+        self._lost = [thread for thread in self._lost if thread.alive]
+        return len(self._lost)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Tell each thread to end after what it runs now."""
+        for _ in self._threads:
+            self._holdings.waiting.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the threads that are not lost, at most `timeout` seconds in all; whether all have ended."""
+        deadline = now() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - now()))
+        return not any(thread.alive for thread in self._threads)
+
+    def replace_lost(self) -> None:
+        """Put new threads in the place of those whose handlers do not come back. Called by one thread."""
+        for place, thread in enumerate(self._threads):
+            held = thread.overdue(self._patience)
+            if held is None or not thread.give_up(held):
+                continue
+            self._lost.append(thread)
+            successor = HandlerThread(thread.number, self._holdings, self._attempts)
+            successor.start()
+            self._threads[place] = successor
+            self._holdings.space.set()
+            log.error(
+                "%s of %s goes on although its result does not count (%s); its thread is lost, and replaced. "
+                "%s threads are lost.",
+                held.task.name, held.key, held.lost, self.lost, extra=held.fields,
+            )  # fmt: skip
+        if self._lost and self.lost >= self._most_lost:
+            self._on_worn(f"{self.lost} threads are lost to handlers that do not end")

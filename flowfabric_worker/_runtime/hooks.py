@@ -1,0 +1,216 @@
+"""The hooks of middleware: called one after the other in a thread that nothing else waits for."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from flowfabric_worker._runtime.lease_table import LeasedExecution, now
+from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.middleware import Around, AttemptEvent, Middleware, hooks_of
+
+log = reporting.Log(__name__)
+
+T = TypeVar("T")
+Hook: TypeAlias = Callable[[AttemptEvent], None]
+
+_NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost", "on_ended")
+# With more events than this waiting the oldest are dropped.
+MAX_QUEUED: Final = 10_000
+# Seconds between two lines about hooks that do not keep up.
+SAY_AGAIN: Final = 10.0
+# Seconds after which the thread looks whether it is to end.
+_LOOK_EVERY: Final = 1.0
+
+
+class Backlog(Generic[T]):
+    """A queue in which nothing waits for space: the oldest items make room for new ones, and are counted."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return self._items.qsize()
+
+    def put(self, item: T) -> None:
+        """Add an item, and drop the oldest ones of a full queue."""
+        while self._items.qsize() >= self._size:
+            try:
+                self._items.get_nowait()
+            except queue.Empty:
+                break
+            with self._counting:
+                self._dropped += 1
+        self._items.put(item)
+
+    def get(self, timeout: float | None = None) -> T:
+        """Take the oldest item; wait for one at most `timeout` seconds.
+
+        Raises:
+            queue.Empty: none came.
+        """
+        return self._items.get(timeout=timeout)
+
+    def take_dropped(self) -> int:
+        """Return how many items were dropped since the last call."""
+        with self._counting:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
+
+class Hooks:
+    """One thread that calls the hooks; there is none where no middleware overrides one.
+
+    Args:
+        engine: tells how an execution ended that was lost.
+    """
+
+    def __init__(self, middleware: tuple[Middleware | Around, ...], engine: EngineBackend) -> None:
+        self._engine = engine
+        self._hooks = {name: hooks for name in _NAMES if (hooks := hooks_of(middleware, name))}
+        self._told: Backlog[tuple[tuple[Hook, ...], AttemptEvent] | LeasedExecution | None] = Backlog(MAX_QUEUED)
+        self._ending = False
+        # The hook that runs now, and since when.
+        self._calling: tuple[str, float] | None = None
+        self._said_at = -math.inf
+        self._thread = threading.Thread(target=self._work, name="flowfabric-hooks", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs, if there is something for it to do."""
+        return not self._hooks or self._thread.is_alive()
+
+    def wants(self, name: str) -> bool:
+        """Return True if a middleware has a hook of this name."""
+        return name in self._hooks
+
+    def start(self) -> None:
+        if self._hooks:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread when it has told everything."""
+        self._ending = True
+        self._told.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread, at most `timeout` seconds; return True if it has ended."""
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def tell_rest(self) -> None:
+        """Log how many events were not told, if the thread has not ended in time."""
+        if self._thread.is_alive():
+            log.warning("%s events were not told to hooks: %s.", len(self._told), self._trouble())
+
+    def flush(self) -> None:
+        """Call the hooks for everything that is queued, in the caller's thread; for those who start none."""
+        while len(self._told):
+            self._call(self._told.get())
+
+    def tell(self, name: str, held: LeasedExecution, error: str = "", outcome: str = "") -> None:
+        """Queue an event for the hooks of this name; never wait."""
+        hooks = self._hooks.get(name)
+        if hooks is not None:
+            self._told.put((hooks, _event(held, error, outcome)))
+
+    def ended(self, held: LeasedExecution, outcome: PublicState, error: str = "") -> None:
+        """Tell how an execution ended, as the store acknowledged it."""
+        self.tell("on_ended", held, error, outcome.value)
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether a middleware has a hook that is told when a run will not count, or how it ended."""
+        return self.wants("on_lost") or self.wants("on_ended")
+
+    def lost(self, held: LeasedExecution) -> None:
+        """Tell of a run that will not count; and then how its execution ended, if the store has ended it."""
+        self.tell("on_lost", held, held.lost or "")
+        if self.wants("on_ended") and held.lost != "stopping":
+            self._told.put(held)
+
+    def watch(self) -> None:
+        """Log, every few seconds, that the hooks do not keep up."""
+        if now() - self._said_at < SAY_AGAIN:
+            return
+        dropped, calling = self._told.take_dropped(), self._calling
+        if dropped or (calling is not None and now() - calling[1] > SAY_AGAIN):
+            self._said_at = now()
+            log.warning(
+                "The hooks do not keep up: %s. %s events wait, and %s were dropped.",
+                self._trouble(), len(self._told), dropped,
+            )  # fmt: skip
+
+    def _trouble(self) -> str:
+        calling = self._calling
+        return "none runs now" if calling is None else f"{calling[0]} runs since {now() - calling[1]:.1f} s"
+
+    def _work(self) -> None:
+        while not (self._ending and not len(self._told)):
+            try:
+                told = self._told.get(_LOOK_EVERY)
+            except queue.Empty:
+                continue
+            self._call(told)
+
+    def _call(self, told: tuple[tuple[Hook, ...], AttemptEvent] | LeasedExecution | None) -> None:
+        """Call the hooks for one event; look up how an execution ended that was lost."""
+        if isinstance(told, LeasedExecution):
+            told = self._end_of(told)
+        if told is None:
+            return
+        hooks, event = told
+        for hook in hooks:
+            self._calling = getattr(hook, "__qualname__", "a hook"), now()
+            try:
+                forking.confined(hook, event)
+            # A hook is code of the application, and no defect of it may end this thread.
+            except BaseException:
+                log.exception("A hook failed for %s of %s.", event.task, event.execution_id)
+            finally:
+                self._calling = None
+
+    def _end_of(self, held: LeasedExecution) -> tuple[tuple[Hook, ...], AttemptEvent] | None:
+        """Return what to tell of the end of an execution that was lost; None if it goes on."""
+        try:
+            info = self._engine.read_execution_info(held.handle.execution_id)
+            if info is not None and held.lost == "timeout" and info.public_state is PublicState.ACTIVE:
+                # Its time is over, and nothing has looked yet.
+                self._engine.run_upkeep()
+                info = self._engine.read_execution_info(held.handle.execution_id)
+        except EngineError as error:
+            log.warning("How %s of %s ended is not known: %s", held.task.name, held.key, error, extra=held.fields)
+            return None
+        if info is None or info.ended_at_ms is None or info.current_attempt is None:
+            return None
+        if info.current_attempt.attempt_index != held.handle.attempt_index:
+            # Another worker has it, and tells its end.
+            return None
+        why = info.error or info.cancel_reason or ""
+        return self._hooks["on_ended"], _event(held, why, info.public_state.value)
+
+
+def _event(held: LeasedExecution, error: str, outcome: str) -> AttemptEvent:
+    handle = held.handle
+    return AttemptEvent(
+        execution_id=held.key,
+        task=held.task.name,
+        lane=handle.lane,
+        attempt=handle.attempt_index,
+        retry_count=held.claimed.retry_count,
+        tags=held.claimed.tags,
+        seconds=None if held.started_at is None else (held.ended_at or now()) - held.started_at,
+        error=error,
+        outcome=outcome,
+    )

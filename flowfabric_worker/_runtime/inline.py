@@ -1,0 +1,163 @@
+"""The runtime of a worker without threads of its own: what is due runs in the caller's thread."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from flowfabric_worker._runtime.attempt_runner import AttemptRunner
+from flowfabric_worker._runtime.claimer import hold
+from flowfabric_worker._runtime.completer import Completer
+from flowfabric_worker._runtime.execution_log import ExecutionLog
+from flowfabric_worker._runtime.hooks import Hooks
+from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
+from flowfabric_worker._runtime.ticker import Ticker
+from flowfabric_worker.context import TaskContext
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM, MAX_LEASE_MS, MAX_PAGE_SIZE, Limits
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.middleware import Around, Middleware, arounds_of
+from flowfabric_worker.task import Task
+
+INSTANCE: Final = "inline"
+# Nothing renews a lease here.
+_POLICY: Final = ClaimPolicy(
+    worker_id=INSTANCE, worker_instance_id=INSTANCE, lease=timedelta(milliseconds=MAX_LEASE_MS)
+)
+
+
+class InlineRuntime:
+    """Runs the tasks of a worker in the thread that asks for it.
+
+    Args:
+        engine: where their executions live.
+        limits: sizes that an operator allows.
+        tasks: the tasks, by name; looked at anew for each claim.
+        middleware: what goes around their handlers.
+        capabilities: words, beside those that the tasks need.
+        schedules: whether the tasks that run by themselves do so here.
+    """
+
+    def __init__(
+        self,
+        engine: EngineBackend,
+        limits: Limits,
+        tasks: Mapping[str, Task[..., Any]],
+        middleware: tuple[Middleware | Around, ...],
+        capabilities: Collection[str],
+        *,
+        schedules: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._tasks = tasks
+        self._given_offers = frozenset(capabilities)
+        self._interrupt: KeyboardInterrupt | None = None
+        self._scheduler = Ticker(engine, tasks.values() if schedules else ())
+        self._hooks = Hooks(middleware, engine)
+        self._run_log = ExecutionLog()
+        self._committer = Completer(LeaseTable(1), engine, self._hooks, self._run_log)
+        arounds = (self._note_interrupt, *arounds_of(middleware))
+        self._attempts = AttemptRunner(self._committer, engine, limits.payload_bytes, arounds)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The capabilities that work is claimed with."""
+        return self._given_offers.union(*(task.options_given.requires for task in self._tasks.values()))
+
+    def run_until_idle(self, most: float = math.inf) -> int:
+        """Run everything that is due, also what that brings about; return how many times a handler ran.
+
+        Args:
+            most: stop when handlers have run so often.
+        """
+        count = 0
+        while count < most and (claimed := self._next()):
+            for each in claimed:
+                self._run(each)
+                count += 1
+        return count
+
+    def _next(self) -> list[Claimed]:
+        """Return the next execution; none when nothing is due any more."""
+        while True:
+            self._scheduler.tick()
+            # A claim handles little of what is due: there may be more.
+            claimed = self._claim()
+            if claimed or not self._handle_due():
+                return claimed
+
+    def _handle_due(self) -> bool:
+        """Do what time alone brings about; whether there was anything."""
+        return self._engine.run_upkeep().handled > 0
+
+    def _claim(self) -> list[Claimed]:
+        lanes = [LaneRequest(lane=lane) for lane in self._lanes()]
+        for first in range(0, len(lanes), MAX_LANES_PER_CLAIM):
+            request = ClaimRequest(
+                lanes=lanes[first : first + MAX_LANES_PER_CLAIM],
+                policy=_POLICY,
+                capabilities=self.capabilities,
+                tasks=frozenset(self._tasks),
+            )
+            claimed = self._engine.claim_many(request)
+            if claimed:
+                return claimed
+        return []
+
+    def _lanes(self) -> Iterator[str]:
+        """Yield every lane that was ever used, by name; a handler may have used a new one."""
+        cursor: str | None = None
+        while True:
+            page = self._engine.list_lanes(cursor, MAX_PAGE_SIZE)
+            yield from (each.lane for each in page.lanes)
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _run(self, claimed: Claimed) -> None:
+        held = hold(claimed, self._tasks[claimed.task], now(), self._hooks.lost)
+        self._hooks.tell("on_claim", held)
+        with self._watched(held):
+            self._attempts.run(held)
+        if held.ends_at < math.inf:
+            # What became over while the handler ran is over before its outcome comes.
+            self._handle_due()
+        self._committer.flush()
+        self._run_log.flush()
+        self._hooks.flush()
+        interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            raise interrupt
+
+    @contextmanager
+    def _watched(self, held: LeasedExecution) -> Iterator[None]:
+        """Tell the handler when its time is over, as the keeper of a worker does."""
+        if held.ends_at == math.inf:
+            yield
+            return
+        timer = threading.Timer(max(0.0, held.ends_at - now()), self._end_if_over, (held,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_if_over(self, held: LeasedExecution) -> None:
+        """The store's clock decides: one that stands still lets a handler take any time."""
+        moments = [held.claimed.timeout_at_ms, held.claimed.deadline_at_ms]
+        if self._engine.server_time() >= min(moment for moment in moments if moment is not None):
+            held.lose("timeout")
+
+    @contextmanager
+    def _note_interrupt(self, _context: TaskContext) -> Iterator[None]:
+        """Whoever presses Ctrl-C in this thread means the caller, not the task alone."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            self._interrupt = interrupt
+            raise

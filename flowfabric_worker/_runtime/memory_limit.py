@@ -1,0 +1,163 @@
+"""The memory of a worker process: a limit that it cannot exceed, and a look at how close it is."""
+
+from __future__ import annotations
+
+import _posixsubprocess
+import functools
+import math
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from flowfabric_worker._runtime.lease_table import now
+from flowfabric_worker.engine import forks as forking
+
+LOOK_EVERY: Final = 1.0
+# A process that stays above this part of its limit had better be replaced, before handlers fail for want of memory.
+CLOSE: Final = 0.9
+# For how many looks: what a handler lets go of is given back to the system a little later.
+LOOKS: Final = 3
+
+# What starts a program without `os.fork()`, by the names that the standard library calls.
+_STARTERS: Final = (
+    (subprocess, "_fork_exec"),
+    (_posixsubprocess, "fork_exec"),
+    (os, "posix_spawn"),
+    (os, "posix_spawnp"),
+    (os, "system"),
+)
+
+_STATM: Final = Path("/proc/self/statm")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_MIB: Final = 1 << 20
+# What a process may allocate beyond its limit while it stops.
+TO_STOP: Final = 128 * _MIB
+
+
+class MemoryLimit:
+    """Makes allocations fail that would bring this process above a limit; Python raises MemoryError then.
+
+    To be made when its threads run: what is only reserved by then, such as their stacks, does not count. Where the
+    system knows no such limit nothing happens; `MemoryWatch` works everywhere.
+
+    What handlers start has the limits that this process was started with. The system hands a limit on to every new
+    process, so it is lifted while one is being started.
+
+    Args:
+        limit: in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._starting = 0
+        self._lock = threading.Lock()
+        self._former, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit += max(0, _reserved_bytes() - resident_bytes())
+        self._limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        for module, name in _STARTERS:
+            setattr(module, name, self._lifting(getattr(module, name)))
+        _set_limit(self._limit)
+        forking.remember(self)
+
+    def reset_after_fork(self) -> None:
+        """Lift the limit in a forked process, for good."""
+        self._lock = threading.Lock()
+        self._limit = self._former
+        _set_limit(self._limit)
+
+    def make_room(self, more: int = TO_STOP) -> None:
+        """Allow so many bytes more: a stop needs threads, and each reserves its stack."""
+        with self._lock:
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            self._limit += more
+            if hard != resource.RLIM_INFINITY:
+                self._limit = min(self._limit, hard)
+            _set_limit(self._former if self._starting else self._limit)
+
+    def _lifting(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that starts a process while the limit is lifted."""
+
+        @functools.wraps(start)
+        def start_unlimited(*args: Any, **kwargs: Any) -> Any:
+            self._count(1)
+            try:
+                return start(*args, **kwargs)
+            finally:
+                self._count(-1)
+
+        return start_unlimited
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._starting += change
+            _set_limit(self._former if self._starting else self._limit)
+
+
+def _set_limit(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has at this moment; where the system does not say, the most that it ever
+    had.
+    """
+    pages = _statm()
+    if pages is None:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return pages[1] * _PAGE
+
+
+def _left_bytes() -> float:
+    """Return how much memory this process may still allocate: it may run out of what is allowed before it uses it
+    all.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return math.inf if allowed == resource.RLIM_INFINITY else allowed - _reserved_bytes()
+
+
+def _reserved_bytes() -> int:
+    """Return how much memory this process may write to, whether it ever did or not."""
+    pages = _statm()
+    return 0 if pages is None else pages[5] * _PAGE
+
+
+def _statm() -> list[int] | None:
+    """Return what Linux says of this process's memory, in pages; None elsewhere."""
+    try:
+        return [int(number) for number in _STATM.read_text("ascii").split()]
+    except OSError:
+        return None
+
+
+class MemoryWatch:
+    """Looks how close the process is to its limit.
+
+    Args:
+        limit: in bytes.
+        on_worn: called, with the reason, when the process has stayed close to it.
+    """
+
+    def __init__(self, limit: int, on_worn: Callable[[str], None]) -> None:
+        self._limit = limit
+        self._on_worn = on_worn
+        self._next_look = now()
+        self._close = 0
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the process was close to its limit at the last look."""
+        return self._close > 0
+
+    def __call__(self) -> None:
+        if now() < self._next_look:
+            return
+        self._next_look = now() + LOOK_EVERY
+        used = max(resident_bytes(), self._limit - _left_bytes())
+        self._close = self._close + 1 if used > CLOSE * self._limit else 0
+        if self._close >= LOOKS:
+            self._on_worn(f"it uses {used / _MIB:.0f} MiB of {self._limit / _MIB:.0f} MiB")

@@ -1,0 +1,1 @@
+"""What makes a function a task, private: its options and its signature."""

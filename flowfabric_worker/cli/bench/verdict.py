@@ -1,0 +1,156 @@
+"""What a benchmark found, and what that says of the store: what bounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+import attrs
+
+# A write that waits for a disk waits longer than this, whatever else goes on.
+_DISK_MS: Final = 0.1
+
+
+class Bound(StrEnum):
+    """What stands in the way of more."""
+
+    PYTHON = "python"
+    SERVER = "server"
+    DISK = "disk"
+    ROUND_TRIP = "round_trip"
+
+
+_WHAT_TO_DO: Final = {
+    Bound.PYTHON: "this machine's Python; more worker processes make it faster, as far as there are cores.",
+    Bound.SERVER: "the server's own time per call; a faster server, or a cluster, makes it faster.",
+    Bound.DISK: "the server's disk; appendfsync everysec makes it faster, and may lose the last second in a crash.",
+    Bound.ROUND_TRIP: "the way to the server and back; more threads, or a server that is nearer, make it faster.",
+}
+_LONGEST_PART: Final = {
+    Bound.PYTHON: "this machine's Python",
+    Bound.SERVER: "the server's own time",
+    Bound.DISK: "waiting for the server's disk",
+    Bound.ROUND_TRIP: "the way to the server and back",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Spread:
+    """How long something took, in ms."""
+
+    p50_ms: float
+    p99_ms: float
+    count: int
+
+
+def spread_of(seconds: Sequence[float]) -> Spread:
+    """Return the spread of some durations, of which there is at least one."""
+    ordered = sorted(seconds)
+    middle, high = (ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.99))
+    return Spread(p50_ms=middle * 1000, p99_ms=high * 1000, count=len(ordered))
+
+
+@attrs.frozen(kw_only=True)
+class Pace:
+    """How often something was done, and what it cost.
+
+    Attributes:
+        seconds: how long it took in all.
+        python_seconds: processor time of this process meanwhile.
+        server_seconds: what the servers spent in functions meanwhile; None where they do not tell.
+    """
+
+    count: int
+    seconds: float
+    python_seconds: float
+    server_seconds: float | None = None
+
+    @property
+    def per_second(self) -> float:
+        """How often in a second."""
+        return self.count / self.seconds
+
+    @property
+    def python_share(self) -> float:
+        """The part of the time in which this process computed: 1 is one core."""
+        return self.python_seconds / self.seconds
+
+    @property
+    def server_share(self) -> float:
+        """The part of the time in which the servers ran functions."""
+        return (self.server_seconds or 0.0) / self.seconds
+
+    @property
+    def waited_ms(self) -> float:
+        """What one took beyond the computing on both sides, in ms: the way there and back, and the disk."""
+        rest = self.seconds - self.python_seconds - (self.server_seconds or 0.0)
+        return max(0.0, rest) / self.count * 1000
+
+
+@attrs.frozen(kw_only=True)
+class Figures:
+    """Everything that a benchmark measured.
+
+    Attributes:
+        ping: of a command that does nothing.
+        call: of a function that does nothing.
+        calls: the same calls, with what they cost.
+        start: from a submission to the first line of its handler, while nothing else goes on.
+        result: from a submission to its result, while nothing else goes on.
+    """
+
+    ping: Spread
+    call: Spread
+    calls: Pace
+    submit: Pace
+    submit_bulk: Pace
+    drain: Pace
+    start: Spread
+    result: Spread
+
+
+def bound_of_one(figures: Figures) -> tuple[Bound, float]:
+    """Return what takes the largest part of one submission, and which part of it that is."""
+    one = figures.submit
+    disk_ms = _disk_ms(figures)
+    total_ms = one.seconds / one.count * 1000
+    parts = {
+        Bound.PYTHON: one.python_share,
+        Bound.SERVER: one.server_share,
+        Bound.DISK: disk_ms / total_ms,
+        Bound.ROUND_TRIP: (one.waited_ms - disk_ms) / total_ms,
+    }
+    largest = max(parts, key=lambda bound: parts[bound])
+    return largest, parts[largest]
+
+
+def bound_of_all(figures: Figures) -> Bound:
+    """Return what bounds the drain."""
+    drain = figures.drain
+    waiting = Bound.DISK if _disk_ms(figures) else Bound.ROUND_TRIP
+    shares = {Bound.PYTHON: drain.python_share, Bound.SERVER: drain.server_share}
+    # Both sides may compute at the same time: then there is little that was only waited for.
+    shares[waiting] = 1 - sum(shares.values())
+    return max(shares, key=lambda bound: shares[bound])
+
+
+def verdict(figures: Figures) -> str:
+    """Return what bounds a single submission, and what bounds the drain, in two sentences."""
+    part, share = bound_of_one(figures)
+    one_ms = figures.submit.seconds / figures.submit.count * 1000
+    drain = figures.drain
+    server = "" if drain.server_seconds is None else f", the server for {drain.server_share:.0%}"
+    return (
+        f"A submission takes {one_ms:.2g} ms, of which {_LONGEST_PART[part]} is the largest part ({share:.0%}). "
+        f"Draining is bound by {_WHAT_TO_DO[bound_of_all(figures)]} "
+        f"(This process computed for {drain.python_share:.0%} of the time{server}.)"
+    )
+
+
+def _disk_ms(figures: Figures) -> float:
+    """Return how much longer a call that writes waits than one that does not, in ms; 0 where that is nothing to speak
+    of.
+    """
+    longer = figures.submit.waited_ms - figures.calls.waited_ms
+    return longer if longer >= _DISK_MS and longer >= figures.calls.waited_ms else 0.0

@@ -1,0 +1,126 @@
+"""The proof of the demo: what was submitted against what the feed of completions says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+
+import attrs
+
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.reads import ExecutionInfo
+from flowfabric_worker.engine.types.states import TerminalOutcome
+
+
+@attrs.frozen(kw_only=True)
+class Submitted:
+    """The executions of one kind, and how each has to end."""
+
+    name: str
+    expected: TerminalOutcome
+    ids: Collection[ExecutionId]
+
+
+@attrs.frozen(kw_only=True)
+class Ended:
+    """One entry of the feed."""
+
+    execution_id: ExecutionId
+    outcome: TerminalOutcome
+
+
+@attrs.frozen(kw_only=True)
+class KindProof:
+    """What became of one kind. All are numbers of executions, but `retries`.
+
+    Attributes:
+        twice: that ended more than once.
+        missing: that did not end.
+        otherwise: that ended otherwise than they have to.
+        retries: attempts that were made again after a failure.
+        rerun: that ran again because their worker was lost.
+    """
+
+    name: str
+    submitted: int
+    completed: int
+    failed: int
+    twice: int
+    missing: int
+    otherwise: int
+    retries: int
+    rerun: int
+
+
+@attrs.frozen(kw_only=True)
+class Proof:
+    """What the demo showed.
+
+    Attributes:
+        interrupted: what the killed worker held.
+        left: what of it did not run again.
+    """
+
+    kinds: tuple[KindProof, ...]
+    interrupted: int
+    left: int
+
+    @property
+    def submitted(self) -> int:
+        """How many executions there were."""
+        return sum(kind.submitted for kind in self.kinds)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every execution ended exactly once and as it has to, and what was interrupted ran again."""
+        return not any(self.objections())
+
+    def objections(self) -> Iterator[str]:
+        """Yield what speaks against it, a sentence each."""
+        for kind in self.kinds:
+            if kind.twice:
+                yield f"{kind.twice} of {kind.name} ended more than once."
+            if kind.missing:
+                yield f"{kind.missing} of {kind.name} did not end."
+            if kind.otherwise:
+                yield f"{kind.otherwise} of {kind.name} did not end as they have to."
+        if not self.interrupted:
+            yield "The killed worker held nothing."
+        if self.left:
+            yield f"{self.left} of what the killed worker held did not run again."
+
+
+def prove(
+    submitted: Iterable[Submitted],
+    ended: Iterable[Ended],
+    infos: Mapping[ExecutionId, ExecutionInfo],
+    interrupted: Set[ExecutionId],
+) -> Proof:
+    """Compare the sets.
+
+    Args:
+        submitted: every execution of the demo, by kind.
+        ended: everything that the feed said of them, from before the first submission to after the last worker's end.
+        infos: what the store says of each now.
+        interrupted: what the killed worker held when it was dead.
+    """
+    ends = list(ended)
+    times = Counter(end.execution_id for end in ends)
+    outcomes = {end.execution_id: end.outcome for end in ends}
+    rerun = {identity for identity, info in infos.items() if info.reclaim_count}
+
+    def of(kind: Submitted) -> KindProof:
+        found = [outcomes[identity] for identity in kind.ids if identity in outcomes]
+        return KindProof(
+            name=kind.name,
+            submitted=len(kind.ids),
+            completed=found.count(TerminalOutcome.SUCCESS),
+            failed=found.count(TerminalOutcome.FAILED),
+            twice=sum(times[identity] > 1 for identity in kind.ids),
+            missing=sum(times[identity] == 0 for identity in kind.ids),
+            otherwise=sum(outcome is not kind.expected for outcome in found),
+            retries=sum(infos[identity].retry_count for identity in kind.ids if identity in infos),
+            rerun=sum(identity in rerun for identity in kind.ids),
+        )
+
+    return Proof(kinds=tuple(map(of, submitted)), interrupted=len(interrupted), left=len(interrupted - rerun))

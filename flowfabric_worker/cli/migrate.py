@@ -1,0 +1,60 @@
+"""The command `migrate`: makes a store ready for this release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from flowfabric_worker._version import __version__
+from flowfabric_worker.cli.output import print_facts, print_json
+from flowfabric_worker.cli.parameters import json_option, with_client
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.maintenance import PrepareResult
+
+
+@click.command()
+@click.option("--prune", is_flag=True, help="Then remove the functions of other releases.")
+@json_option()
+@with_client
+def migrate(client: Client, *, prune: bool, as_json: bool) -> None:
+    """Make the store ready for this release.
+
+    Its functions are loaded, and a new store is set up. Workers and clients do the same at their first call; here it
+    can be done ahead, by a user who may. May be repeated, also while workers run.
+
+    Functions of several releases live side by side: --prune removes the others when their workers are gone. A worker
+    that is not gone loads its own again by itself.
+    """
+    prepared = client.engine.prepare()
+    pruned = client.engine.prune_libraries() if prune else None
+    if as_json:
+        print_json(_document(prepared, pruned))
+    else:
+        print_facts(list(_described(prepared, pruned)))
+        if pruned:
+            click.echo("Workers of those releases that still run load theirs again by themselves.", err=True)
+
+
+def _document(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> dict[str, object]:
+    return {
+        "release": __version__,
+        "product": prepared.product,
+        "version": prepared.version,
+        "loaded": prepared.loaded,
+        "created": prepared.created,
+        "partitions": prepared.partitions,
+        "warnings": prepared.warnings,
+        "pruned": pruned,
+    }
+
+
+def _described(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
+    """Yield what was found and done, a line each."""
+    yield "store", f"{prepared.product} {prepared.version}"
+    yield "functions", f"of release {__version__}, {'loaded now' if prepared.loaded else 'were loaded'}"
+    partitions = f"{prepared.partitions} partition{'s' if prepared.partitions != 1 else ''}"
+    yield "set-up", f"{partitions}, {'set up now' if prepared.created else 'was set up'}"
+    yield from (("warning", warning) for warning in prepared.warnings)
+    if pruned is not None:
+        yield "removed", ", ".join(pruned) or "nothing: there are no functions of other releases"

@@ -1,0 +1,290 @@
+"""The command `run`: one worker process, or several under a supervisor."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from flowfabric_worker._runtime import signal_handlers as signals
+from flowfabric_worker._runtime.log_filter import ExecutionLogFilter, RunFormatter
+from flowfabric_worker._runtime.memory_limit import CLOSE, resident_bytes
+from flowfabric_worker._runtime.shutdown import Aside
+from flowfabric_worker._runtime.supervisor import Supervisor
+from flowfabric_worker._runtime.supervisor_channel import line_from_environment
+from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
+from flowfabric_worker.cli.parameters import duration, size, url_option
+from flowfabric_worker.config import DEFAULT_MAX_STUCK_THREADS, DEFAULT_THREADS, WorkerSettings
+from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine.ids import check_capabilities, check_lane
+from flowfabric_worker.runtime import RestartRequired, Runtime
+from flowfabric_worker.worker import Worker
+
+_LEVELS = ("debug", "info", "warning", "error")
+_GIVEN = f"{__name__}.given"
+# Seconds that a process may take to end when its work is done; the store may not answer, handlers may go on.
+_LINGER: Final = 1.0
+_CLOSE_WITHIN: Final = 0.5
+
+log = reporting.Log(__name__)
+
+
+def lane_weights(text: str) -> dict[str, int]:
+    """Read lanes and how often each goes first: mail=3,etl; 1 where nothing is said."""
+    weights = {}
+    for part in text.split(","):
+        lane, equals, weight = part.strip().partition("=")
+        if equals and not (weight.isdecimal() and int(weight) > 0):
+            raise click.BadParameter(f"the weight of the lane {lane!r} must be a whole number from 1, not {weight!r}.")
+        weights[check_lane(lane)] = int(weight) if equals else 1
+    return {str(lane): weight for lane, weight in weights.items()}
+
+
+def offers_of(text: str) -> frozenset[str]:
+    """Read capabilities: gpu,eu."""
+    return frozenset(check_capabilities(part.strip() for part in text.split(",")))
+
+
+class _Run(click.Command):
+    """Remembers what was given to it, to hand it on."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_GIVEN] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Run)
+@click.argument("app", metavar="APP:WORKER")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1000),
+    default=DEFAULT_THREADS,
+    show_default=True,
+    help="Handlers that run at the same time, in each process.",
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 1000), metavar="N", help="Run N processes, and replace those that die."
+)
+@click.option("--lanes", type=lane_weights, metavar="LANES", help="Where to take work, such as mail=3,etl=1; else all.")
+@click.option(
+    "--capabilities", type=offers_of, default=None, metavar="WORDS", help="What this process has, such as gpu,eu."
+)
+@url_option
+@click.option("--namespace", help="The tenant in the store; else the worker's own.")
+@click.option("--grace", type=duration, default="30s", show_default=True, help="How long a stop waits for handlers.")
+@click.option("--lease", type=duration, default="30s", show_default=True, help="How long a claim holds unrenewed.")
+@click.option("--memory-limit", type=size, metavar="SIZE", help="What a process may use, such as 500MB.")
+@click.option(
+    "--max-stuck-threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"End when N threads are stuck in handlers; {DEFAULT_MAX_STUCK_THREADS}, or 1 with --processes.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(_LEVELS),
+    help="From which level on the worker logs; info, unless the application sets up logging.",
+)
+@debug_option
+@click.pass_context
+def run(context: click.Context, /, app: str, *, processes: int | None, log_level: str | None, **options: Any) -> None:
+    """Run a worker, such as shop:worker, until SIGTERM or Ctrl-C.
+
+    Then what runs may finish within the grace, the rest is handed back, and the exit code is 0. A second signal hands
+    everything back at once. SIGUSR1 prints what every thread does.
+
+    With --processes a process that dies is replaced, and so is one that has lost a thread to a handler that does not
+    end, or comes close to its memory limit. Without it, such a process ends with exit code 7, to be started anew.
+    """
+    if options["lease"] <= timedelta():
+        raise click.BadParameter("it must be longer than 0.", param_hint="--lease")
+    if processes is None:
+        _run_here(app, line_from_environment(), log_level, **options)
+    else:
+        set_up_logging(log_level, with_pid=True)
+        _supervise(context, processes, options["grace"])
+
+
+def _supervise(context: click.Context, processes: int, grace: timedelta) -> None:
+    command = [sys.executable, "-m", "flowfabric_worker", "run", *_for_one_process(context.meta[_GIVEN])]
+    # What no new start cures: the application does not load, the store refuses, an option is wrong.
+    hopeless = (ExitCode.APP, ExitCode.REFUSED, ExitCode.USAGE)
+    try:
+        code = Supervisor(command, processes, grace.total_seconds(), hopeless).run()
+    finally:
+        _on_stop_signals(signal.SIG_IGN)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _for_one_process(arguments: Sequence[str]) -> list[str]:
+    """Return what was given to this command, as each of its processes gets it."""
+    # An option that stands twice counts as it stands last.
+    kept = ["--max-stuck-threads", "1"]
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--processes":
+            next(rest)
+        elif not argument.startswith("--processes="):
+            kept.append(argument)
+    return kept
+
+
+def _run_here(
+    app: str,
+    line: socket.socket | None,
+    log_level: str | None,
+    *,
+    url: str | None,
+    namespace: str | None,
+    lanes: dict[str, int] | None,
+    capabilities: frozenset[str] | None,
+    max_stuck_threads: int | None,
+    **settings: Any,
+) -> None:
+    """Run a worker in this process."""
+    worker = load_worker(app)
+    # What the application sets up when it is imported stands, so this comes after it.
+    set_up_logging(log_level, with_pid=line is not None)
+    if not worker.tasks:
+        raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
+    try:
+        worker.check()
+    except TypeError as error:
+        raise CommandError(f"{app}: {error}", ExitCode.APP) from error
+    worker.url = worker.url if url is None else url
+    worker.namespace = namespace or worker.namespace
+    run_settings = WorkerSettings(
+        lanes=lanes or {},
+        capabilities=capabilities or frozenset(),
+        max_stuck_threads=max_stuck_threads or DEFAULT_MAX_STUCK_THREADS,
+        **settings,
+    )
+    _check_memory(run_settings)
+    try:
+        runtime = Runtime(worker, run_settings, line=line)
+        # A signal that comes before the runtime listens must not get lost.
+        _on_stop_signals(lambda *_: runtime.request_stop())
+        runtime.run()
+        _end_anyway(ExitCode.OK)
+    except RestartRequired as worn:
+        _end_anyway(ExitCode.WORN_OUT)
+        raise CommandError(str(worn), ExitCode.WORN_OUT) from None
+    except RuntimeError:
+        _end_anyway(ExitCode.FAILED)
+        raise
+    finally:
+        _on_stop_signals(signal.SIG_IGN)
+        Aside(worker.close).join(_CLOSE_WITHIN)
+
+
+def _end_anyway(code: ExitCode) -> None:
+    """Python waits at its end for threads and processes that handlers have left behind; this bounds that wait."""
+
+    def end() -> None:
+        time.sleep(_LINGER)
+        # A log handler may not return.
+        reporting.start()
+        log.warning("What handlers have left behind goes on for too long; the process ends without it.")
+        reporting.stop(0.3)
+        os._exit(code)
+
+    threading.Thread(target=end, name="flowfabric-end", daemon=True).start()
+
+
+def _check_memory(settings: WorkerSettings) -> None:
+    used = resident_bytes()
+    if settings.memory_limit is not None and used > CLOSE * settings.memory_limit:
+        raise click.BadParameter(
+            f"the application uses {used >> 20} MiB before it does any work; allow more.", param_hint="--memory-limit"
+        )
+
+
+def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """What becomes of the signals that stop; they are ignored at the end, since they would spoil the exit code then."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signals.handle(number, handler)
+
+
+def load_worker(app: str) -> Worker:
+    """Return the worker that MODULE:NAME names; modules of the working directory are found.
+
+    Raises:
+        click.UsageError: it is not of that form.
+        CommandError: the module cannot be imported, has no such name, or it is no worker.
+    """
+    module_name, colon, name = app.partition(":")
+    if not (colon and name and all(part.isidentifier() for part in module_name.split("."))):
+        raise click.UsageError(f"{app!r} names no worker; write MODULE:NAME, such as shop:worker.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the application's own code raises
+        raise _not_importable(module_name, error) from error
+    worker = getattr(module, name, None)
+    if worker is None:
+        raise CommandError(
+            f"The module {module_name!r} has no {name!r}; its workers are {_workers_in(module)}.", ExitCode.APP
+        )
+    if not isinstance(worker, Worker):
+        raise CommandError(f"{app} is no Worker; it is of type {type(worker).__name__}.", ExitCode.APP)
+    # What it opened while it was imported may be another store than the one to run on.
+    worker.close()
+    return worker
+
+
+def _not_importable(module: str, error: BaseException) -> CommandError:
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        return CommandError(f"There is no module {error.name!r}, neither in {os.getcwd()} nor installed.", ExitCode.APP)
+    return CommandError(
+        f"The module {module!r} cannot be imported: {type(error).__name__}: {error} (--debug shows where).",
+        ExitCode.APP,
+    )
+
+
+def _workers_in(module: object) -> str:
+    names = [name for name, value in vars(module).items() if isinstance(value, Worker)]
+    return ", ".join(names) or "none"
+
+
+def set_up_logging(level: str | None, *, with_pid: bool = False) -> None:
+    """Log to stderr, unless the application has set up logging; a level that was asked for holds in any case.
+
+    Args:
+        level: from which level on this package logs; None for what the application says, else info.
+        with_pid: whether each line tells its process.
+    """
+    package = logging.getLogger("flowfabric_worker")
+    set_up = bool(logging.getLogger().handlers or package.handlers)
+    if not set_up:
+        logging.basicConfig(level=logging.WARNING, handlers=[_handler(with_pid)])
+    if level is not None or (not set_up and package.level == logging.NOTSET):
+        package.setLevel((level or "info").upper())
+    # A configuration by file or dict disables, unless told otherwise, every logger that it does not name.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.split(".")[0] == "flowfabric_worker":
+            logger.disabled = False
+
+
+def _handler(with_pid: bool) -> logging.Handler:
+    handler = logging.StreamHandler()
+    on_terminal = handler.stream.isatty()
+    process = "%(process)d " if with_pid else ""
+    handler.setFormatter(
+        RunFormatter(
+            f"%(asctime)s {process}%(levelname)-7s %(message)s", "%H:%M:%S" if on_terminal else None, brief=on_terminal
+        )
+    )
+    handler.addFilter(ExecutionLogFilter())
+    return handler

@@ -1,0 +1,211 @@
+"""running: what the holder of a lease does with its execution."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
+from flowfabric_worker.engine.errors import EngineError, ValidationError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.limits import (
+    MAX_DETAIL_BYTES,
+    MAX_JOURNAL_BYTES,
+    MAX_LEASE_MS,
+    MAX_MESSAGE_BYTES,
+    MAX_STEPS,
+)
+from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.types.attempts import (
+    Completion,
+    FailOutcome,
+    Failure,
+    FailureReason,
+    LeaseRenewal,
+    RetryScheduled,
+    StepRecord,
+    TerminalCancelled,
+    TerminalFailed,
+)
+from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.policies import FailureClass, milliseconds
+from flowfabric_worker.engine.wire import epoch_ms, optional, pack_moment
+
+T = TypeVar("T")
+
+# A renewal that takes longer than this part of the lease is better sent again.
+RENEWAL_TIMEOUT_SHARE = 6
+
+
+class AttemptOperations(EngineCore):
+    """The room `running`."""
+
+    def renew(self, handle: Handle) -> LeaseRenewal:
+        return _only(self.renew_many([handle]))
+
+    def renew_many(self, handles: Sequence[Handle]) -> list[LeaseRenewal | EngineError]:
+        items: list[tuple[int, Item]] = []
+        for handle in handles:
+            partition, uuid, fence = self.fenced(handle)
+            if not 1 <= handle.lease_ttl_ms <= MAX_LEASE_MS:
+                raise ValidationError("invalid_input", f"A lease holds 1 to {MAX_LEASE_MS} ms; the handle is damaged.")
+            items.append((partition, (uuid, fence, str(handle.lease_ttl_ms))))
+        self._refuse_repeats_in(items)
+        shortest = min((handle.lease_ttl_ms for handle in handles), default=30_000)
+        replies = self.call_items("renew_many", items, max(0.05, shortest / 1000 / RENEWAL_TIMEOUT_SHARE))
+        return [
+            reply
+            if isinstance(reply, EngineError)
+            else LeaseRenewal(expires_at_ms=int(reply[1]), lease_epoch=handle.lease_epoch)
+            for handle, reply in zip(handles, replies, strict=True)
+        ]
+
+    def progress(self, handle: Handle, percent: int | None = None, message: str | None = None) -> None:
+        if percent is not None and (type(percent) is not int or not 0 <= percent <= 100):
+            raise ValidationError("invalid_input", f"percent is a whole number from 0 to 100, not {percent!r}.")
+        partition, uuid, fence = self.fenced(handle)
+        text = optional(None if message is None else cut(message, MAX_MESSAGE_BYTES))
+        arguments: Item = [uuid, fence, "" if percent is None else str(percent), text, new_call_id()]
+        self.call("progress", partition, arguments)
+
+    def complete(self, handle: Handle, payload: bytes | None = None) -> None:
+        _only(self.complete_many([Completion(handle=handle, payload=payload)]))
+
+    def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
+        items: list[tuple[int, Item]] = []
+        for each in completions:
+            check_record(each, Completion)
+            self.check_payload(each.payload, "result")
+            partition, uuid, fence = self.fenced(each.handle)
+            items.append((partition, (uuid, fence, optional(each.payload))))
+        self._refuse_repeats_in(items)
+        replies = self.call_items("complete_many", items)
+        return [reply if isinstance(reply, EngineError) else None for reply in replies]
+
+    def fail(
+        self,
+        handle: Handle,
+        reason: FailureReason,
+        classification: FailureClass,
+        retry_after: timedelta | None = None,
+    ) -> FailOutcome:
+        failure = Failure(handle=handle, reason=reason, classification=classification, retry_after=retry_after)
+        outcome = self.fail_many([failure])[0]
+        if isinstance(outcome, EngineError):
+            raise outcome
+        return outcome
+
+    def fail_many(self, failures: Sequence[Failure]) -> list[FailOutcome | EngineError]:
+        items = [self._failure_item(each) for each in failures]
+        self._refuse_repeats_in(items)
+        replies = self.call_items("fail_many", items)
+        return [reply if isinstance(reply, EngineError) else _fail_outcome(reply) for reply in replies]
+
+    def _failure_item(self, failure: Failure) -> tuple[int, Item]:
+        partition, uuid, fence = self.fenced(check_record(failure, Failure).handle)
+        check_record(failure.reason, FailureReason)
+        try:
+            classification = FailureClass(failure.classification)
+        except ValueError:
+            raise ValidationError(
+                "invalid_input", f"{failure.classification!r} is no failure class; there are {', '.join(FailureClass)}."
+            ) from None
+        after = "" if failure.retry_after is None else str(milliseconds(failure.retry_after, "retry_after"))
+        if not isinstance(failure.reason.detail, bytes):
+            raise ValidationError("invalid_input", "The detail of a failure must be bytes.")
+        return partition, (
+            uuid,
+            fence,
+            classification.value,
+            cut(failure.reason.message, MAX_MESSAGE_BYTES),
+            failure.reason.detail[:MAX_DETAIL_BYTES],
+            after,
+            # The store does not draw: what it writes must follow from its arguments.
+            repr(random.random()),
+        )
+
+    def cancel(self, handle: Handle, reason: str = "") -> None:
+        partition, uuid, fence = self.fenced(handle)
+        self.call("cancel", partition, [uuid, fence, cut(reason, MAX_MESSAGE_BYTES)])
+
+    def release(self, handle: Handle, delay: timedelta | None = None) -> None:
+        _only(self.release_many([handle], delay))
+
+    def release_many(
+        self,
+        handles: Sequence[Handle],
+        delay: timedelta | None = None,
+        *,
+        if_wanted: bool = False,
+        lost: str | None = None,
+    ) -> list[bool | TerminalFailed | EngineError]:
+        if sum((if_wanted, delay is not None, lost is not None)) > 1:
+            raise ValidationError("invalid_input", "Give only one of delay, if_wanted and lost.")
+        moment: Argument = "?" if if_wanted else pack_moment(delay, None, "delay")
+        if lost is not None:
+            moment = b"!" + cut(lost, MAX_MESSAGE_BYTES)
+        items: list[tuple[int, Item]] = []
+        for handle in handles:
+            partition, uuid, fence = self.fenced(handle)
+            items.append((partition, (uuid, fence, moment)))
+        self._refuse_repeats_in(items)
+        replies = self.call_items("release_many", items)
+        return [reply if isinstance(reply, EngineError) else _release_outcome(reply) for reply in replies]
+
+    def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
+        partition, uuid, fence = self.fenced(handle)
+        if isinstance(delay_until, timedelta):
+            moment = f"+{milliseconds(delay_until, 'delay_until')}"
+        else:
+            moment = f"@{epoch_ms(delay_until, 'delay_until')}"
+        self.call("delay", partition, [uuid, fence, moment])
+
+    def wait_children(self, handle: Handle) -> None:
+        partition, uuid, fence = self.fenced(handle)
+        self.call("wait_children", partition, [uuid, fence])
+
+    def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:
+        partition, uuid, fence = self.fenced(handle)
+        check_name(name, "a step's name")
+        if value is None:
+            raise ValidationError("invalid_input", "A step's result must be bytes; None cannot be kept.")
+        self.check_payload(value, "step's result")
+        arguments: Item = [uuid, fence, name, value, MAX_STEPS, MAX_JOURNAL_BYTES, new_call_id()]
+        reply = self.call("record_step", partition, arguments)
+        return StepRecord(value=reply[1], first=reply[0] == b"recorded")
+
+    def _refuse_repeats_in(self, items: Sequence[tuple[int, Item]]) -> None:
+        self.refuse_repeats((item[0] for _, item in items), "The execution")
+
+
+def _only(results: Sequence[T | EngineError]) -> T:
+    """Return the result of a batch of one."""
+    result = results[0]
+    if isinstance(result, EngineError):
+        raise result
+    return result
+
+
+def _release_outcome(reply: Reply) -> bool | TerminalFailed:
+    return TerminalFailed() if reply[0] == b"failed" else reply[0] != b"kept"
+
+
+def _fail_outcome(reply: Reply) -> FailOutcome:
+    if reply[0] == b"retry":
+        return RetryScheduled(delay_until_ms=int(reply[1]))
+    return TerminalCancelled() if reply[0] == b"cancelled" else TerminalFailed()
+
+
+def cut(text: str, limit: int) -> bytes:
+    """Return a text as UTF-8 of at most `limit` bytes; what cannot be encoded is replaced.
+
+    Raises:
+        ValidationError: not a text.
+    """
+    if not isinstance(text, str):
+        raise ValidationError("invalid_input", f"A message or reason must be a str, not {type(text).__name__}.")
+    data = text.encode("utf-8", "replace")
+    return data if len(data) <= limit else data[:limit].decode("utf-8", "ignore").encode()

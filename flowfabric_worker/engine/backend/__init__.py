@@ -1,0 +1,62 @@
+"""The contract of the engine: every operation with its promise, one file for each area.
+
+Every operation is one atomic step: it happens whole or not at all, and a refused call leaves no trace. Every
+operation may be sent again after a lost reply and gives the same answer. The store's clock alone decides about time.
+Every operation may raise `TransportError`; the docstrings name what else is to be expected.
+"""
+
+from __future__ import annotations
+
+from flowfabric_worker.engine.backend.admin import AdminBackend
+from flowfabric_worker.engine.backend.attempts import AttemptsBackend
+from flowfabric_worker.engine.backend.budgets import BudgetsBackend
+from flowfabric_worker.engine.backend.claiming import ClaimingBackend
+from flowfabric_worker.engine.backend.damage import DamageBackend
+from flowfabric_worker.engine.backend.feed import FeedBackend
+from flowfabric_worker.engine.backend.flows import FlowsBackend
+from flowfabric_worker.engine.backend.maintenance import MaintenanceBackend
+from flowfabric_worker.engine.backend.quotas import QuotasBackend
+from flowfabric_worker.engine.backend.reads import ReadsBackend
+from flowfabric_worker.engine.backend.schedules import SchedulesBackend
+from flowfabric_worker.engine.backend.streams import StreamsBackend
+from flowfabric_worker.engine.backend.submission import SubmissionBackend
+from flowfabric_worker.engine.backend.suspension import SuspensionBackend
+from flowfabric_worker.engine.backend.workers import WorkersBackend
+from flowfabric_worker.engine.types.maintenance import BackendCapabilities
+
+
+class EngineBackend(
+    SubmissionBackend,
+    ClaimingBackend,
+    AttemptsBackend,
+    SuspensionBackend,
+    StreamsBackend,
+    FlowsBackend,
+    BudgetsBackend,
+    QuotasBackend,
+    SchedulesBackend,
+    AdminBackend,
+    WorkersBackend,
+    ReadsBackend,
+    DamageBackend,
+    FeedBackend,
+    MaintenanceBackend,
+):
+    """What an engine offers; bring your own by overriding. What is not overridden raises `UnavailableError`.
+
+    Operations that take a handle check in this order: the execution exists (`execution_not_found`), the call is no
+    repeat of the one that ended this lease, the execution is active (`execution_not_active`, with its outcome), the
+    lease is not revoked (`lease_revoked`), has not run out (`lease_expired`) and is the one that holds the execution
+    (`stale_lease`). Operations on many items answer each by itself: an error takes the place of a result.
+    """
+
+    def capabilities(self) -> BackendCapabilities:
+        """Return which operations this engine has a body for."""
+        operations = [name for name in dir(EngineBackend) if not name.startswith("_")]
+        own = {name for name in operations if getattr(type(self), name) is not getattr(EngineBackend, name)}
+        return BackendCapabilities(
+            label=self.backend_label(), operations=frozenset(own | {"capabilities", "backend_label"})
+        )
+
+
+__all__ = ["EngineBackend"]

@@ -1,0 +1,189 @@
+"""The operations of the area suspension, with their promises."""
+
+# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.suspension import (
+    DeliverApprovalSignalArgs,
+    DeliverSignalArgs,
+    DeliverSignalResult,
+    ListPendingWaitpointsPage,
+    ListSuspendedPage,
+    ObservedSignals,
+    PendingWaitpoint,
+    ResumeExecutionResult,
+    SuspendArgs,
+    SuspendOutcome,
+)
+from flowfabric_worker.engine.types.waitpoint_secrets import (
+    RotateWaitpointHmacSecretAllArgs,
+    RotateWaitpointHmacSecretAllResult,
+)
+
+
+class SuspensionBackend:
+    """Suspend executions, and resume them by signals."""
+
+    def create_waitpoint(self, handle: Handle, waitpoint_key: str, expires_in: timedelta) -> PendingWaitpoint:
+        """Make a waitpoint ahead of its suspension, so that its token can be handed out first.
+
+        Signals to it are buffered until `suspend` takes it over or it expires. The lease goes on.
+
+        Args:
+            handle: the execution's.
+            waitpoint_key: the name that a condition will call it by.
+            expires_in: how long it may wait for its suspension, on the store's clock.
+
+        Returns:
+            The waitpoint with its token.
+
+        Raises:
+            StateError: the lease is over.
+            ValidationError: `invalid_input`.
+        """
+        raise UnavailableError("create_waitpoint")
+
+    def suspend(self, handle: Handle, args: SuspendArgs) -> SuspendOutcome:
+        """Suspend the execution until its condition is met, and end the lease.
+
+        The attempt timeout stands still meanwhile; the stream stays open.
+
+        Args:
+            handle: the execution's.
+            args: the condition, its waitpoints, and the timeout.
+
+        Returns:
+            Suspended, with the handle that takes the place of this one; or AlreadySatisfied, when signals
+            buffered at pending waitpoints meet the condition: then the lease and its handle go on.
+
+        Raises:
+            ValidationError: `invalid_condition`, it can never be met or does not fit its waitpoints;
+                `invalid_waitpoint_for_execution`, a pending waitpoint is another execution's.
+            NotFoundError: `waitpoint_not_found`.
+            StateError: `already_suspended`, the handle is a suspended one; `waitpoint_not_pending`;
+                `pending_waitpoint_expired`; or the lease is over.
+        """
+        raise UnavailableError("suspend")
+
+    def observe_signals(self, handle: Handle) -> ObservedSignals:
+        """Read what the last suspension of this attempt brought, until the next one. Changes nothing.
+
+        Args:
+            handle: the resumed execution's; it is not fenced.
+
+        Returns:
+            Why it was resumed, and the signals that count; neither when this attempt was never resumed.
+
+        Raises:
+            NotFoundError: `execution_not_found`.
+        """
+        raise UnavailableError("observe_signals")
+
+    def deliver_signal(self, args: DeliverSignalArgs) -> DeliverSignalResult:
+        """Deliver a signal to a waitpoint, and resume the execution if that meets its condition.
+
+        A pending waitpoint buffers it. However many signals race to be the last one, there is one resume.
+
+        Args:
+            args: the waitpoint, its token, and the signal.
+
+        Returns:
+            SignalAccepted; or SignalDuplicate with the id of the first signal under the same idempotency key,
+            also after the resume.
+
+        Raises:
+            ValidationError: `invalid_token`, alike for a waitpoint that is unknown, foreign or closed and for
+                a token that is wrong or whose secret is past its grace; `signal_limit_exceeded`.
+            NotFoundError: `execution_not_found`.
+            StateError: `target_not_signalable`.
+        """
+        raise UnavailableError("deliver_signal")
+
+    def deliver_approval_signal(self, args: DeliverApprovalSignalArgs) -> DeliverSignalResult:
+        """Deliver an operator's decision to a waitpoint without its token; otherwise as `deliver_signal`.
+
+        Args:
+            args: the waitpoint and the decision.
+
+        Returns:
+            SignalAccepted or SignalDuplicate.
+
+        Raises:
+            ValidationError: `lane_mismatch`, the execution lies in another lane; `signal_limit_exceeded`.
+            NotFoundError: `execution_not_found`, `waitpoint_not_found`.
+            StateError: `target_not_signalable`.
+        """
+        raise UnavailableError("deliver_approval_signal")
+
+    def resume_execution(self, execution_id: ExecutionId, delay: timedelta = timedelta(0)) -> ResumeExecutionResult:
+        """Resume a suspended execution whatever its condition says, for an operator.
+
+        Args:
+            execution_id: the execution.
+            delay: until it is ready, on the store's clock.
+
+        Returns:
+            When it is ready.
+
+        Raises:
+            NotFoundError: `execution_not_found`.
+            StateError: `execution_not_suspended`.
+        """
+        raise UnavailableError("resume_execution")
+
+    def list_suspended(self, partition: int, cursor: str | None = None, limit: int = 100) -> ListSuspendedPage:
+        """List a partition's suspended executions by the time of their suspension, then by id.
+
+        Args:
+            partition: the partition's number.
+            cursor: the page before's `next_cursor`; None begins.
+            limit: rows of the page, 1 to 1,000.
+
+        Returns:
+            A page.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_partition_key`, `invalid_input`.
+        """
+        raise UnavailableError("list_suspended")
+
+    def list_pending_waitpoints(
+        self, execution_id: ExecutionId, cursor: str | None = None, limit: int = 100
+    ) -> ListPendingWaitpointsPage:
+        """List an execution's waitpoints that take signals, by id. Tokens are never shown.
+
+        Args:
+            execution_id: the execution.
+            cursor: the page before's `next_cursor`; None begins.
+            limit: rows of the page, 1 to 1,000.
+
+        Returns:
+            A page.
+
+        Raises:
+            NotFoundError: `execution_not_found`.
+            ValidationError: `invalid_cursor`, `invalid_input`.
+        """
+        raise UnavailableError("list_pending_waitpoints")
+
+    def rotate_waitpoint_hmac_secret_all(
+        self, args: RotateWaitpointHmacSecretAllArgs
+    ) -> RotateWaitpointHmacSecretAllResult:
+        """Sign waitpoint tokens with another secret from now on, in every partition.
+
+        Tokens of the secret before it stay valid for the grace; a known secret can be promoted again.
+
+        Args:
+            args: the secret, its kid, and the grace.
+
+        Returns:
+            What became of each partition. One that failed holds its error, such as ConflictError
+            `rotation_conflict` for a known kid with other bytes; the same call again converges the rest.
+        """
+        raise UnavailableError("rotate_waitpoint_hmac_secret_all")

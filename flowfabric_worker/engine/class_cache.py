@@ -1,0 +1,186 @@
+"""The classes that hold work: which there are, and which of them a worker fits.
+
+A partition keeps a registry of its classes, with a revision for each lane. A lane's classes are read once per revision,
+and matched here, so what a worker may not take costs the store nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.ids import check_lane
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CLASSES_PER_CLAIM, MAX_CLASSES_PER_LANE
+from flowfabric_worker.engine.stores.base import Argument
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
+from flowfabric_worker.engine.wire import DAMAGE, WorkClass, decode_class
+
+# For how many requests the match is remembered: a worker asks for its lanes in changing orders.
+_REMEMBERED = 64
+
+
+@attrs.frozen
+class _KnownLane:
+    """The classes of a lane that hold work, under their revision."""
+
+    revision: bytes
+    classes: Sequence[tuple[bytes, WorkClass]]
+
+
+@attrs.frozen(kw_only=True)
+class Lane:
+    """A lane as a stored function gets it.
+
+    Attributes:
+        address: its packed name.
+        limit: how many may be taken from it.
+        classes: from which classes.
+        revision: of which list of classes these were chosen; empty if it does not matter.
+    """
+
+    address: bytes
+    limit: int
+    classes: Sequence[bytes] = ()
+    revision: bytes = b""
+
+
+@attrs.frozen
+class Fitting:
+    """The lanes that a claim asks for, with the classes that the worker fits.
+
+    Attributes:
+        set_name: the same for all who wait for the same classes of the same lanes, in whichever order.
+    """
+
+    lanes: Sequence[Lane]
+    set_name: str
+
+
+@attrs.define
+class _Known:
+    """What is known of a partition: its lanes, and what earlier requests fitted."""
+
+    lanes: dict[str, _KnownLane] = attrs.field(factory=dict)
+    matches: dict[object, Fitting] = attrs.field(factory=dict)
+
+
+class ClassCache(EngineCore):
+    """What claims know of the registries of all partitions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._known: dict[int, _Known] = {}
+        self._turns = itertools.count()
+
+    def matching_lanes(self, partition: int, request: ClaimRequest, claimed: Sequence[Claimed] = ()) -> Fitting:
+        """Return the lanes that a claim may still take from, with the classes that the worker fits."""
+        known = self._known.setdefault(partition, _Known())
+        if claimed:
+            taken = Counter(each.handle.lane for each in claimed)
+            return _match(self._lanes(self._read(partition, known, request), request, taken))
+        asked = (request.lanes, request.capabilities, request.tasks)
+        match = known.matches.get(asked)
+        if match is None:
+            if len(known.matches) >= _REMEMBERED:
+                known.matches.clear()
+            match = _match(self._lanes(self._read(partition, known, request), request, Counter()))
+            known.matches[asked] = match
+        return match
+
+    def _lanes(self, known: Mapping[str, _KnownLane], request: ClaimRequest, taken: Counter[str]) -> list[Lane]:
+        lanes = [
+            Lane(
+                address=self.packed_lane(lane.lane),
+                limit=MAX_BATCH_ITEMS if lane.limit is None else lane.limit - taken[lane.lane],
+                revision=known[lane.lane].revision,
+                classes=[
+                    data for data, each in known[lane.lane].classes if each.fits(request.capabilities, request.tasks)
+                ],
+            )
+            for lane in request.lanes
+        ]
+        return [lane for lane in lanes if lane.limit > 0]
+
+    def lane_batches(self, lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
+        """Yield lanes for as many calls as they need, at most 64 classes a call; of a lane each time others first."""
+        if sum(len(lane.classes) for lane in lanes) <= MAX_CLASSES_PER_CLAIM:
+            yield list(lanes)
+            return
+        portion: list[Lane] = []
+        room = MAX_CLASSES_PER_CLAIM
+        for lane in lanes:
+            turn = 0
+            if len(lane.classes) > MAX_CLASSES_PER_CLAIM:
+                turn = next(self._turns) * MAX_CLASSES_PER_CLAIM % len(lane.classes)
+            classes = [*lane.classes[turn:], *lane.classes[:turn]]
+            while True:
+                portion.append(attrs.evolve(lane, classes=classes[:room]))
+                taken, classes = len(classes[:room]), classes[room:]
+                room -= taken
+                if not classes:
+                    break
+                yield portion
+                portion, room = [], MAX_CLASSES_PER_CLAIM
+        yield portion
+
+    def forget_lanes(self, partition: int, addresses: Iterable[bytes]) -> None:
+        """Forget the classes of lanes in which there are others by now."""
+        known = self._known.get(partition)
+        if known is not None:
+            known.matches.clear()
+            stale = set(addresses)
+            for lane in [lane for lane in known.lanes if self.packed_lane(lane) in stale]:
+                known.lanes.pop(lane, None)
+
+    def _read(self, partition: int, known: _Known, request: ClaimRequest) -> Mapping[str, _KnownLane]:
+        """Return the lanes that a claim asks for; those that are not known are read."""
+        names: list[str] = [check_lane(lane.lane) for lane in request.lanes]
+        # Another thread may forget a lane meanwhile.
+        lanes = {name: found for name in names if (found := known.lanes.get(name)) is not None}
+        wanted = [name for name in names if name not in lanes]
+        if wanted:
+            arguments = [argument for lane in wanted for argument in (self.packed_lane(lane), b"")]
+            for lane, (revision, classes) in zip(wanted, self.call("list_classes", partition, arguments), strict=True):
+                everything = self._rest_of(partition, lane, classes)
+                readable = [pair for data in everything for pair in _readable(data)]
+                lanes[lane] = known.lanes[lane] = _KnownLane(revision, readable)
+        return lanes
+
+    def _rest_of(self, partition: int, lane: str, page: Sequence[bytes]) -> Sequence[bytes]:
+        """Return a lane's classes, beginning with their first page."""
+        classes = list(page)
+        while len(page) >= MAX_CLASSES_PER_LANE:
+            # Classes that come meanwhile give the lane a new revision, which the next claim notices.
+            ((_, page),) = self.call("list_classes", partition, [self.packed_lane(lane), page[-1]])
+            classes += page
+        return classes
+
+
+def _readable(data: bytes) -> Iterator[tuple[bytes, WorkClass]]:
+    """Yield a class of the registry, stored and decoded; nothing if it is damaged: no work is found by it."""
+    try:
+        yield data, decode_class(data)
+    except DAMAGE:
+        return
+
+
+def _match(lanes: Sequence[Lane]) -> Fitting:
+    digest = hashlib.blake2b(digest_size=16)
+    for lane in sorted(lanes, key=lambda lane: lane.address):
+        for text in (lane.address, b"", *sorted(lane.classes), b""):
+            digest.update(b"%d:%b" % (len(text), text))
+    return Fitting(lanes, digest.hexdigest())
+
+
+def lane_arguments(lanes: Iterable[Lane]) -> list[Argument]:
+    """Return lanes as the arguments of a stored function."""
+    arguments: list[Argument] = []
+    for lane in lanes:
+        arguments += [lane.address, lane.limit, lane.revision, len(lane.classes), *lane.classes]
+    return arguments

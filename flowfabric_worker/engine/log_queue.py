@@ -1,0 +1,252 @@
+"""What this package logs, isolated from the log handlers, filters and record factories of the application.
+
+While a `Runtime` or a supervisor runs, a thread passes the lines on to `logging`, so that no thread that holds a lease
+waits for an application's log handler, or for a full pipe. Else they are logged where they are written. Either way
+nothing that happens on the way is raised: a line that cannot be logged is printed to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.exception_text import class_name
+
+# Lines that wait to be logged; the oldest is dropped for the next one.
+MAX_WAITING: Final = 10_000
+# Seconds between two lines that tell how many were dropped.
+TELL_DROPPED_EVERY: Final = 10.0
+
+_logger = logging.getLogger(__name__)
+
+ErrorInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None] | None
+
+
+class Log:
+    """A logger of this package, used as those of `logging` are."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, message: str, *values: object, extra: Mapping[str, Any] | None = None) -> None:
+        self._write(logging.DEBUG, message, values, extra)
+
+    def info(self, message: str, *values: object, extra: Mapping[str, Any] | None = None) -> None:
+        self._write(logging.INFO, message, values, extra)
+
+    def warning(self, message: str, *values: object, extra: Mapping[str, Any] | None = None) -> None:
+        self._write(logging.WARNING, message, values, extra)
+
+    def error(self, message: str, *values: object, extra: Mapping[str, Any] | None = None) -> None:
+        self._write(logging.ERROR, message, values, extra)
+
+    def exception(self, message: str, *values: object, extra: Mapping[str, Any] | None = None) -> None:
+        """Log an error with the traceback of the exception that is handled."""
+        self._write(logging.ERROR, message, values, extra, sys.exc_info())
+
+    def wants(self, level: int) -> bool:
+        """Return True if lines of this level are logged, or if the application's class of loggers cannot tell."""
+        try:
+            return self._logger.isEnabledFor(level)
+        except (Exception, SystemExit):  # noqa: BLE001  whatever the application's own code raises
+            return True
+
+    def _write(
+        self,
+        level: int,
+        message: str,
+        values: tuple[object, ...],
+        extra: Mapping[str, Any] | None,
+        error: ErrorInfo = None,
+    ) -> None:
+        if self.wants(level):
+            _reporter.take(_line(self._logger, level, message, values, extra or {}, error, sys._getframe(2)))
+
+
+@attrs.frozen
+class _Line:
+    """One line, as the thread that wrote it saw things."""
+
+    logger: logging.Logger
+    level: int
+    message: str
+    values: tuple[object, ...]
+    extra: Mapping[str, Any]
+    error: ErrorInfo
+    place: tuple[str, int, str]
+    thread: int | None
+    thread_name: str
+    written_at: float = attrs.field(factory=time.time)
+
+    def log(self) -> None:
+        file, number, function = self.place
+        record = self.logger.makeRecord(
+            self.logger.name, self.level, file, number, self.message, self.values, self.error, function
+        )
+        record.relativeCreated -= (record.created - self.written_at) * 1000
+        record.created = self.written_at
+        record.msecs = int(self.written_at % 1 * 1000) + 0.0
+        record.thread, record.threadName = self.thread, self.thread_name
+        # Not by `extra`: where a record factory of the application sets the same names, that would raise.
+        record.__dict__.update(self.extra)
+        self.logger.handle(record)
+
+
+@attrs.frozen
+class _Text:
+    """A text that is printed to stderr as it is."""
+
+    text: str
+
+    def log(self) -> None:
+        _print(self.text)
+
+
+def _line(
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    values: tuple[object, ...],
+    extra: Mapping[str, Any],
+    error: ErrorInfo,
+    caller: FrameType,
+) -> _Line:
+    thread = threading.current_thread()
+    place = (caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
+    return _Line(logger, level, message, values, extra, error, place, thread.ident, thread.name)
+
+
+class _Reporter:
+    """The thread that passes lines on, while it is wanted."""
+
+    def __init__(self) -> None:
+        self.reset_after_fork()
+        forking.remember(self)
+
+    def reset_after_fork(self) -> None:
+        """Start without a thread and without lines: those of the parent are the parent's to log."""
+        self._lock = threading.RLock()
+        self._wanted = 0
+        self._dropped = 0
+        self._told_at = -TELL_DROPPED_EVERY
+        self._queue: queue.SimpleQueue[_Line | _Text | threading.Event | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            self._wanted += 1
+            if self._wanted == 1:
+                # The former thread may still be in a log handler that does not return; it keeps its own queue.
+                self._queue = queue.SimpleQueue()
+                self._thread = threading.Thread(
+                    target=self._work, args=(self._queue,), name="flowfabric-reporter", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        with self._lock:
+            self._wanted -= 1
+            thread = self._thread
+            if self._wanted or thread is None:
+                return
+            self._queue.put(None)
+        thread.join(timeout)
+        with self._lock:
+            if self._thread is thread and not thread.is_alive():
+                self._thread = None
+                self._log_rest()
+
+    def flush(self, timeout: float) -> None:
+        """Wait, for so many seconds at most, until the lines so far are logged."""
+        if self._thread is not None:
+            logged = threading.Event()
+            self._queue.put(logged)
+            logged.wait(timeout)
+
+    def _log_rest(self) -> None:
+        """Log what was written while the thread ended."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                line = self._queue.get_nowait()
+                if isinstance(line, _Line | _Text):
+                    _log(line)
+
+    def take(self, line: _Line | _Text) -> None:
+        if self._thread is None:
+            _log(line)
+            return
+        lines = self._queue
+        if lines.qsize() >= MAX_WAITING:
+            with self._lock, contextlib.suppress(queue.Empty):
+                lines.get_nowait()
+                self._dropped += 1
+        lines.put(line)
+
+    def _work(self, lines: queue.SimpleQueue[_Line | _Text | threading.Event | None]) -> None:
+        while (line := lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            forking.confined(_log, line)
+            if self._dropped and time.monotonic() - self._told_at >= TELL_DROPPED_EVERY:
+                self._tell_dropped()
+        if self._dropped:
+            self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        self._told_at = time.monotonic()
+        message = "%s log lines were dropped: the application's log handlers take longer than the lines."
+        # Past the queue, which would drop another line for this one.
+        _log(_line(_logger, logging.WARNING, message, (dropped,), {}, None, sys._getframe()))
+
+
+def _log(line: _Line | _Text) -> None:
+    """Log a line; what the application's logging raises is printed."""
+    try:
+        line.log()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
+        if isinstance(line, _Line):
+            with contextlib.suppress(BaseException):
+                _print(
+                    f"{line.message % line.values}\n(This line could not be logged: a log handler, filter or record "
+                    f"factory of the application raised {class_name(error)}.)\n"
+                )
+
+
+def _print(text: str) -> None:
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(text)
+        sys.__stderr__.flush()
+
+
+def print_text(text: str) -> None:
+    """Print a text to stderr, in the order of the lines that are logged, and without waiting for a full pipe."""
+    _reporter.take(_Text(text))
+
+
+_reporter = _Reporter()
+
+start = _reporter.start
+"""Have lines passed on by a thread from now on; as often as it is called, `stop` has to be called."""
+
+flush = _reporter.flush
+"""Wait, for so many seconds at most, until the lines so far are logged: what follows may end the process."""
+
+stop = _reporter.stop
+"""Wait, for so many seconds at most, until the lines so far are logged; the last `stop` ends the thread."""

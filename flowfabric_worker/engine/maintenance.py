@@ -1,0 +1,82 @@
+"""upkeep: what time alone brings about, and setting a store up."""
+
+from __future__ import annotations
+
+import functools
+from datetime import datetime, timedelta
+
+from flowfabric_worker.engine.core import EngineCore, new_call_id
+from flowfabric_worker.engine.errors import ConflictError, EngineTimeoutError, ValidationError
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS
+from flowfabric_worker.engine.types.maintenance import MaintenanceResult, PrepareResult
+from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.wire import epoch_ms
+
+
+class Maintenance(EngineCore):
+    """The room `upkeep`."""
+
+    def prepare(self, *, testing: bool = False) -> PrepareResult:
+        store = self.store
+        info = self.call_with_retries(store.info)
+        loaded = self.call_with_retries(store.install)
+        created, stored_testing = self.set_up(testing=testing)
+        return PrepareResult(
+            created=created,
+            loaded=loaded,
+            partitions=self.partitions,
+            testing=stored_testing,
+            product=info.product,
+            version=info.version,
+            warnings=info.warnings,
+            servers=info.servers,
+        )
+
+    def prune_libraries(self) -> tuple[str, ...]:
+        names = self.call_with_retries(self.store.other_releases)
+        for name in names:
+            self.call_with_retries(functools.partial(self.store.remove_release, name))
+        return names
+
+    def erase(self) -> None:
+        _, testing = self.set_up(testing=True)
+        if not testing:
+            raise ConflictError(
+                "configuration_mismatch",
+                "Only a store that was prepared for tests can be erased.",
+                what="testing",
+                stored=False,
+                given=True,
+            )
+        # The first one last: it alone says how many there are.
+        for partition in reversed(range(self.partitions)):
+            while self.call("erase", partition, [MAX_CALL_ITEMS])[0] == b"more":
+                pass
+
+    def run_upkeep(self, limit: int = 200) -> MaintenanceResult:
+        if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:
+            raise ValidationError("invalid_input", f"Upkeep handles 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
+        total = 0
+        call_id = new_call_id()
+        next_due: int | None = None
+        for partition in range(self.partitions):
+            handled, now, due = self.call("run_upkeep", partition, [limit, call_id])
+            total += handled
+            if due is not None:
+                remaining = max(0, due - now)
+                next_due = remaining if next_due is None else min(next_due, remaining)
+        return MaintenanceResult(handled=total, more=next_due == 0, next_due_in_ms=next_due)
+
+    def set_clock(self, moment: datetime | None) -> None:
+        value = "" if moment is None else str(epoch_ms(moment, "the clock"))
+        for partition in range(self.partitions):
+            self.call("set_clock", partition, [value])
+
+    def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
+        grace_ms = milliseconds(grace, "grace")
+        left = self.under_way.wait(grace_ms / 1000)
+        self.close()
+        if left:
+            raise EngineTimeoutError(
+                message=f"{left} calls were still under way after {grace}; their fate is not known."
+            )

@@ -1,0 +1,111 @@
+"""What one call may do: its items, commands and bytes are bounded, and what is left over goes out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MIB
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
+from flowfabric_worker.engine.types.attempts import Completion
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from tests.conftest import Clock
+from tests.support.executions import creation, raw_client, request
+from tests.support.lossy_store import LosingStore
+
+# Calls that carry many items, with the arguments of one; and how many commands one call may send besides.
+WIDTHS = {"create_executions": 13, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
+MOST_COMMANDS = 600
+
+
+class Counting(LosingStore):
+    """A store that counts the items of each call, and the commands that each function sends."""
+
+    def __init__(self, store: Any, client: Any) -> None:
+        super().__init__(store)
+        self.client = client
+        self.items: list[int] = []
+        self.together: list[int] = []
+        self.commands: list[int] = []
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        before = self._sent()
+        reply = super().call(function, partition, arguments, timeout)
+        self.commands.append(self._sent() - before)
+        self._note(function, arguments, reply)
+        return reply
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Any]:
+        self.together.append(sum(len(each.arguments) // WIDTHS.get(each.function, 1) for each in calls))
+        return super().call_many(calls, timeout)
+
+    def _note(self, function: str, arguments: Sequence[Argument], reply: Reply) -> None:
+        if function in WIDTHS:
+            self.items.append(len(arguments) // WIDTHS[function])
+        elif function == "claim_many":
+            self.items.append(len(reply[3]))
+
+    def _sent(self) -> int:
+        try:
+            stats = self.client.info("commandstats")
+        except redis.ResponseError:  # fakeredis keeps no statistics
+            return 0
+        return sum(int(stat["calls"]) for name, stat in stats.items() if name != "cmdstat_info")
+
+
+@pytest.fixture
+def counting(engine: Engine) -> Engine:
+    store = Counting(engine.store, raw_client(engine))
+    tried = Engine(lambda: (store, None))
+    tried.prepare()
+    return tried
+
+
+def test_a_large_batch_goes_out_in_bounded_calls(counting: Engine) -> None:
+    counting.create_executions([creation() for _ in range(500)])
+    claimed = counting.claim_many(request(limit=500))
+    while len(claimed) < 500:
+        claimed += counting.claim_many(request(limit=500 - len(claimed)))
+    assert counting.renew_many([each.handle for each in claimed])
+    assert counting.complete_many([Completion(handle=each.handle) for each in claimed]) == [None] * 500
+
+    store = counting.store
+    assert isinstance(store, Counting)
+    assert max(store.items, default=0) <= MAX_CALL_ITEMS
+    assert max(store.together, default=0) <= MAX_CALL_ITEMS
+    assert max(store.commands, default=0) <= MOST_COMMANDS
+
+
+def test_large_payloads_go_out_a_few_at_a_time(counting: Engine) -> None:
+    counting.create_executions([creation(payload=bytes(MIB)) for _ in range(12)])
+    claimed = counting.claim_many(request(limit=12))
+    while len(claimed) < 12:
+        claimed += counting.claim_many(request(limit=12))
+
+    store = counting.store
+    assert isinstance(store, Counting)
+    assert max(store.items) <= 3
+
+
+def test_a_backlog_of_removals_and_timers_keeps_every_call_short(counting: Engine, clock: Clock) -> None:
+    kept = ExecutionPolicy(retention=timedelta(seconds=1))
+    for _ in range(3):
+        counting.create_executions([creation(policy=kept) for _ in range(200)])
+        counting.create_executions([creation(delay=timedelta(seconds=2), policy=kept) for _ in range(200)])
+        claimed = counting.claim_many(request(limit=200))
+        counting.complete_many([Completion(handle=each.handle) for each in claimed])
+        clock.move(timedelta(seconds=3))
+    while counting.run_upkeep().more:
+        pass
+
+    store = counting.store
+    assert isinstance(store, Counting)
+    assert max(store.items) <= MAX_CALL_ITEMS
+    assert max(store.commands, default=0) <= MOST_COMMANDS

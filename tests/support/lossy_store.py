@@ -1,0 +1,118 @@
+"""A store that loses replies: what it was asked for is done, and whoever asked does not learn it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+from uuid import uuid4
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import EngineError, TransportError
+from flowfabric_worker.engine.stores.base import (
+    CALL_TIMEOUT,
+    Argument,
+    Call,
+    Reply,
+    Store,
+    StoreInfo,
+    Subscription,
+)
+from flowfabric_worker.engine.stores.valkey import ValkeyStore
+
+T = TypeVar("T")
+
+
+class LosingStore(Store):
+    """A store in front of a real one that, while it is told to, loses the first reply to each call.
+
+    Attributes:
+        behind: the real store.
+        lost: how many replies were lost.
+    """
+
+    def __init__(self, behind: ValkeyStore) -> None:
+        self.behind = behind
+        self.label = behind.label
+        self.default_partitions = behind.default_partitions
+        self.lost = 0
+        self._loses = False
+        self._seen: set[Hashable] = set()
+        self._meanwhile: Callable[[], object] | None = None
+
+    @contextmanager
+    def losing(self, meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
+        """Lose replies for the length of a block; after the first one of a call that writes, call `meanwhile`."""
+        self._loses, self._seen, self._meanwhile = True, set(), meanwhile
+        try:
+            yield
+        finally:
+            self._loses = False
+
+    def _lose(self, *call: Hashable) -> bool:
+        """Return whether the reply to this call is lost: it is when it comes for the first time."""
+        if not self._loses or call in self._seen:
+            return False
+        self._seen.add(call)
+        self.lost += 1
+        if self._meanwhile is not None and not str(call[0]).startswith("list_"):
+            meanwhile, self._meanwhile, self._loses = self._meanwhile, None, False
+            meanwhile()
+            self._loses = True
+        return True
+
+    def _maybe(self, run: Callable[[], T], *call: Hashable) -> T:
+        result = run()
+        if self._lose(*call):
+            raise TransportError(message="The reply was lost.", backend=self.label)
+        return result
+
+    def install(self) -> bool:
+        return self._maybe(self.behind.install, "install")
+
+    def check_rights(self) -> None:
+        self._maybe(self.behind.check_rights, "check_rights")
+
+    def other_releases(self) -> tuple[str, ...]:
+        return self._maybe(self.behind.other_releases, "other_releases")
+
+    def remove_release(self, name: str) -> None:
+        self._maybe(lambda: self.behind.remove_release(name), "remove_release", name)
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        return self._maybe(
+            lambda: self.behind.call(function, partition, arguments, timeout), function, partition, *arguments
+        )
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        replies = self.behind.call_many(calls, timeout)
+        return [
+            TransportError(backend=self.label) if self._lose(call.function, call.partition, *call.arguments) else reply
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+
+    def subscribe(self, topic: str) -> Subscription:
+        return self.behind.subscribe(topic)
+
+    def wake(self, topic: str, message: bytes) -> None:
+        self.behind.wake(topic, message)
+
+    def ping(self) -> None:
+        self._maybe(self.behind.ping, "ping")
+
+    def info(self) -> StoreInfo:
+        return self.behind.info()
+
+    def close(self) -> None:
+        """Do nothing: the store behind belongs to somebody else."""
+
+
+def empty_store_beside(engine: Engine) -> ValkeyStore:
+    """Return an empty store on the same server, under a prefix of its own."""
+    assert isinstance(engine.store, ValkeyStore)
+    store = copy.copy(engine.store)
+    store.prefix = f"b{uuid4().hex[:12]}"
+    return store

@@ -1,0 +1,31 @@
+"""Who sees to what is due, and the spans of time that tests move the clock by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeAlias
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine
+from tests.support.executions import request, upkeep_all
+
+MILLISECOND = timedelta(milliseconds=1)
+SECOND = timedelta(seconds=1)
+DAY = timedelta(days=1)
+
+HandleDue: TypeAlias = Callable[[Engine], None]
+
+
+def by_keeper(engine: Engine) -> None:
+    """A keeper handles what is due."""
+    upkeep_all(engine)
+
+
+def by_claim(engine: Engine) -> None:
+    """Nobody but a worker of another lane comes by."""
+    engine.claim_many(request("elsewhere", worker="passer-by"))
+
+
+handled = pytest.mark.parametrize("handle_due", [by_keeper, by_claim])
