@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.middleware import arounds_of
 from flowfabric_worker.worker import Worker
 
+_CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 log = reporting.Log(__name__)
 
 # How long a stop waits for log handlers that are slow.
@@ -210,8 +212,9 @@ class Runtime:
                     # A worker that only seems to work is worse than none.
                     for part in self._parts:
                         if not part.alive:
-                            self._own_reason = f"its {type(part).__name__.lower()} ended"
-                            return type(part).__name__.lower()
+                            name = _CAPITAL.sub(" ", type(part).__name__).lower()
+                            self._own_reason = f"its {name} ended"
+                            return name
             finally:
                 self._listening = False
         self._own_reason = self._stop_requests.get()

@@ -13,11 +13,12 @@ from typing import Final, TypeVar
 import attrs
 
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
+from flowfabric_worker._runtime.log_filter import EXECUTION_LOG
 from flowfabric_worker.context import log_fields
 from flowfabric_worker.engine import log_queue as reporting
 from flowfabric_worker.engine.types.attempts import FailureReason
 
-log = reporting.Log(__name__)
+log = reporting.Log(EXECUTION_LOG)
 
 # Completions in a second that get a line each; with more, one line a second sums up those of each task.
 MOST_COMPLETIONS: Final = 20

@@ -7,7 +7,7 @@ from typing import Final
 
 from flowfabric_worker.context import LOG_FIELDS, log_fields, run_of_this_thread
 
-RUN_LOG: Final = "flowfabric_worker.executions"
+EXECUTION_LOG: Final = "flowfabric_worker.executions"
 """The logger that tells how each execution ended."""
 
 
@@ -27,7 +27,7 @@ class ExecutionLogFilter(logging.Filter):
         return True
 
 
-class RunFormatter(logging.Formatter):
+class ExecutionLogFormatter(logging.Formatter):
     """Puts the ids of a run behind the message, where a record has them and the message does not tell them.
 
     Args:
@@ -42,10 +42,10 @@ class RunFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name that logging calls
         message = super().formatMessage(record)
-        if not hasattr(record, "ff_execution_id") or (self._brief and record.name == RUN_LOG):
+        if not hasattr(record, "ff_execution_id") or (self._brief and record.name == EXECUTION_LOG):
             return message
         # The run log begins with task and, of failures, id.
-        told = record.message.split(" ", 2)[:2] if record.name == RUN_LOG else ()
+        told = record.message.split(" ", 2)[:2] if record.name == EXECUTION_LOG else ()
         fields = {name.removeprefix("ff_"): getattr(record, name, None) for name in LOG_FIELDS}
         behind = " ".join(f"{name}={value}" for name, value in fields.items() if value not in told)
         first, *rest = message.split("\n", 1)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 
 from flowfabric_worker._runtime import signal_handlers as signals
-from flowfabric_worker._runtime.log_filter import ExecutionLogFilter, RunFormatter
+from flowfabric_worker._runtime.log_filter import ExecutionLogFilter, ExecutionLogFormatter
 from flowfabric_worker._runtime.memory_limit import CLOSE, resident_bytes
 from flowfabric_worker._runtime.shutdown import Aside
 from flowfabric_worker._runtime.supervisor import Supervisor
@@ -282,7 +282,7 @@ def _handler(with_pid: bool) -> logging.Handler:
     on_terminal = handler.stream.isatty()
     process = "%(process)d " if with_pid else ""
     handler.setFormatter(
-        RunFormatter(
+        ExecutionLogFormatter(
             f"%(asctime)s {process}%(levelname)-7s %(message)s", "%H:%M:%S" if on_terminal else None, brief=on_terminal
         )
     )

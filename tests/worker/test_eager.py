@@ -19,8 +19,8 @@ from flowfabric_worker import (
     Run,
     Worker,
     current,
-    eager,
 )
+from flowfabric_worker._runtime import eager
 from flowfabric_worker._runtime.inline import InlineRuntime
 from flowfabric_worker.engine.types.admin import ReplayExecutionArgs
 from flowfabric_worker.engine.types.states import PublicState

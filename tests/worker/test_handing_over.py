@@ -36,7 +36,7 @@ class Pace:
 @pytest.fixture
 def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
     pace = Pace()
-    monkeypatch.setattr("flowfabric_worker._runtime.claimer._Pace.per_second", lambda _: pace.per_second)
+    monkeypatch.setattr("flowfabric_worker._runtime.claimer._ThroughputEstimate.per_second", lambda _: pace.per_second)
     return pace
 
 

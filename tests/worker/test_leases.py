@@ -346,7 +346,7 @@ def test_outcomes_that_are_refused_together_are_sent_one_by_one(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize(("operation", "part"), [("claim_many", "claimer"), ("renew_many", "keeper")])
+@pytest.mark.parametrize(("operation", "part"), [("claim_many", "claimer"), ("renew_many", "lease keeper")])
 def test_a_worker_of_which_a_thread_has_fallen_stops(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, operation: str, part: str
 ) -> None:

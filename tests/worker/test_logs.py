@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import ExecutionLogFilter, RetryPolicy, Worker, current
-from flowfabric_worker._runtime.log_filter import RunFormatter
+from flowfabric_worker._runtime.log_filter import ExecutionLogFormatter
 from tests.support.observation import ended
 from tests.support.servers import ValkeyServer, free_ports, running, wait_until
 from tests.worker.conftest import Start
@@ -148,7 +148,7 @@ def test_a_record_keeps_the_ids_that_it_has(kept: Kept) -> None:
 
 
 def test_the_formatter_puts_the_ids_behind_messages_that_have_them() -> None:
-    formatter = RunFormatter("%(levelname)s %(message)s")
+    formatter = ExecutionLogFormatter("%(levelname)s %(message)s")
     record = logging.makeLogRecord({"msg": "sent %s", "args": ("it",), "levelname": "INFO"})
 
     assert formatter.format(record) == "INFO sent it"

@@ -12,7 +12,7 @@ import pytest
 
 from flowfabric_worker import Cancel, RetryPolicy, Worker
 from flowfabric_worker._runtime.execution_log import MOST_COMPLETIONS, MOST_FAILURES, short, spoken
-from flowfabric_worker._runtime.log_filter import RUN_LOG, RunFormatter
+from flowfabric_worker._runtime.log_filter import EXECUTION_LOG, ExecutionLogFormatter
 from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
@@ -27,7 +27,7 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def of_runs(told: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in told.records if record.name == RUN_LOG]
+    return [record.getMessage() for record in told.records if record.name == EXECUTION_LOG]
 
 
 def test_a_completed_execution_is_told_in_one_line(
@@ -261,8 +261,11 @@ def test_a_duration_is_spoken_in_few_letters(seconds: float, text: str) -> None:
 
 
 def test_a_line_of_the_run_log_repeats_no_field_that_it_tells() -> None:
-    record = logging.LogRecord(RUN_LOG, logging.ERROR, "f", 1, "pay e1 failed for good: X\nTraceback", (), None)
+    record = logging.LogRecord(EXECUTION_LOG, logging.ERROR, "f", 1, "pay e1 failed for good: X\nTraceback", (), None)
     record.ff_execution_id, record.ff_task, record.ff_lane, record.ff_attempt = "e1", "pay", "mail", 0
 
-    assert RunFormatter("%(message)s").format(record) == "pay e1 failed for good: X [lane=mail attempt=0]\nTraceback"
-    assert RunFormatter("%(message)s", brief=True).format(record) == record.getMessage()
+    assert (
+        ExecutionLogFormatter("%(message)s").format(record)
+        == "pay e1 failed for good: X [lane=mail attempt=0]\nTraceback"
+    )
+    assert ExecutionLogFormatter("%(message)s", brief=True).format(record) == record.getMessage()

@@ -46,7 +46,7 @@ def test_a_decorated_function_keeps_its_name_and_documentation(worker: Worker) -
     def send(order: int) -> None:
         """Send an order."""
 
-    assert (send.__name__, send.__doc__) == ("send", "Sends an order.")
+    assert (send.__name__, send.__doc__) == ("send", "Send an order.")
     assert repr(send) == "<Task 'other' of 'shop'>"
 
 
