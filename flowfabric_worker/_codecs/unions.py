@@ -70,40 +70,46 @@ class UnionOfMembers:
             return plain
         if self._tagged and kind is dict and len(plain) == 1:
             ((tag, inner),) = plain.items()
-            if tag in self._tagged:
-                return self._decode_tagged(self._tagged[tag], inner, plain)
-            if not self._fitting(plain):
-                return self._decode_renamed(tag, inner, plain)
+            return self._decode_under(tag, inner, plain)
         return self._decode_bare(plain)
 
-    def _decode_tagged(self, member: Conversion, inner: Any, plain: Any) -> Any:
+    def _decode_under(self, tag: str, inner: Any, plain: Any) -> Any:
+        """Read an object with a single key, which is the name of a member or a key of a bare value."""
+        member, knowing = self._tagged.get(tag), self._knowing(plain)
         try:
-            return member.decode(inner)
+            if member is not None:
+                return member.decode(inner)
+            return self._first(knowing, lambda each: each.decode(plain), plain)
         except Mismatch:
+            if member is None:
+                return self._decode_renamed(tag, inner)
             # A narrower annotation may have written an object with a single key of this very name.
-            if not self._fitting(plain):
+            if not knowing:
                 raise
             return self._decode_bare(plain)
 
-    def _decode_renamed(self, tag: str, inner: Any, plain: Any) -> Any:
-        matching_lanes = [member for member in self._fitting(inner) if member in self._tagged.values()]
-        if len(matching_lanes) > 1:
-            labels = ", ".join(member.label for member in matching_lanes)
-            raise Mismatch(f"{tag!r:.40} is no member of {self._label}, and what it holds may be any of {labels}")
-        return matching_lanes[0].decode(inner) if matching_lanes else self._decode_bare(plain)
+    def _decode_renamed(self, tag: str, inner: Any) -> Any:
+        fitting = []
+        for member in self._knowing(inner):
+            if id(member) in self._tags:
+                try:
+                    fitting.append((member.label, member.decode(inner)))
+                except Mismatch:
+                    continue
+        if len(fitting) == 1:
+            return fitting[0][1]
+        labels = ", ".join(label for label, _ in fitting)
+        what = f"may be any of {labels}" if fitting else "fits none of them"
+        raise Mismatch(f"{tag!r:.40} is no member of {self._label}, and what it holds {what}")
 
     def _decode_bare(self, plain: Any) -> Any:
-        members = self._fitting(plain) or [m for m in self._members if plain.__class__ in m.wire] or self._members
+        members = self._knowing(plain) or [m for m in self._members if plain.__class__ in m.wire] or self._members
         return self._first(members, lambda member: member.decode(plain), plain)
 
-    def _fitting(self, plain: Any) -> list[Conversion]:
-        """Return the members that read a value and know everything in it."""
+    def _knowing(self, plain: Any) -> list[Conversion]:
+        """Return the members that may read a value and would ignore nothing in it, without trying them."""
         kind = plain.__class__
-        return [
-            member
-            for member in self._members
-            if kind in member.wire and (member.knows is None or member.knows(plain)) and _reads(member, plain)
-        ]
+        return [m for m in self._members if kind in m.wire and (m.knows is None or m.knows(plain))]
 
     def _first(self, members: Sequence[Conversion], convert: Callable[[Conversion], Any], value: Any) -> Any:
         if len(members) == 1:
@@ -114,11 +120,3 @@ class UnionOfMembers:
             except Mismatch:
                 continue
         raise unexpected(self._label, value)
-
-
-def _reads(member: Conversion, plain: Any) -> bool:
-    try:
-        member.decode(plain)
-    except Mismatch:
-        return False
-    return True

@@ -292,6 +292,20 @@ def test_what_may_be_any_of_several_renamed_classes_is_not_guessed() -> None:
         returning(Renamed | Twin).decode_result(queued)
 
 
+@attrs.define
+class Node:
+    following: Node | None = None
+
+
+def test_a_long_chain_of_optional_values_is_read_once() -> None:
+    chain = None
+    for _ in range(60):
+        chain = Node(chain)
+
+    task = returning(Node | None)
+    assert same(chain, task.decode_result(task.encode_result(chain)))
+
+
 # What others know
 
 
