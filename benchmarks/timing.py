@@ -259,11 +259,12 @@ def _waiters() -> list[list[str]]:
         _create_tasks(engine, tasks)
         while claimed := engine.claim_many(_request("work", limit=MAX_BATCH_ITEMS)):
             _complete(engine, claimed)
-        matching_lanes = engine.matching_lanes(0, _request("work"))
-        for _ in range(100):
-            name = f"{engine.listener.topic}/{uuid4().hex}"
-            head = [str(uuid4()), b"", b"", name, 1000, 60_000, 0, matching_lanes.set_name, "1"]
-            engine.store.call("claim_many", 0, [*head, *lane_arguments(matching_lanes.lanes)])
+        matching = engine.matching_lanes(0, _request("work"))
+        waiters = [engine.waiter() for _ in range(100)]
+        for waiter in waiters:
+            waiter.wait(0)
+            head = [str(uuid4()), b"", b"", waiter.name, 1000, 60_000, 0, matching.set_name, "1"]
+            engine.store.call("claim_many", 0, [*head, *lane_arguments(matching.lanes)])
         server.reset()
         _create_tasks(engine, tasks[::10])
         spent = server.function_microseconds() / 1000

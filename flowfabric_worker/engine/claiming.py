@@ -62,7 +62,7 @@ class Claiming(Decoding, ClassCache):
 
     def _begin(self) -> None:
         super()._begin()
-        self._waiting = WaitingWorkers(lambda: self.listener.waiter(), lambda waiter: self.listener.forget(waiter))
+        self._waiting = WaitingWorkers(self.waiter)
         # Claims whose answers were lost, by worker instance and partition: the next call there asks what they got, as
         # long as its leases may live.
         self._unanswered: dict[tuple[str, int], tuple[tuple[str, ...], float]] = {}
@@ -95,10 +95,8 @@ class Claiming(Decoding, ClassCache):
                 self.call("forward_wakeup", partition, lane_arguments(portion))
 
     def stop_waiting(self, worker_instance_id: str) -> None:
-        """End the waiting of a worker that goes, also a claim that is under way; nobody wakes it any more."""
-        worker = self._waiting.pop(check_name(worker_instance_id, "worker_instance_id"))
-        if worker is not None:
-            worker.waiter.stop()
+        """End the waiting of a worker that goes, also a claim that is under way; no wake-up comes to it any more."""
+        for worker in self._waiting.pop(check_name(worker_instance_id, "worker_instance_id")):
             for partition in range(self.partitions):
                 self.call("stop_waiting", partition, [worker.waiter.name])
 
@@ -169,7 +167,10 @@ class Claiming(Decoding, ClassCache):
                     self._leave(worker)
                 return claimed
             woken = worker.waiter.wait(max(0.0, min(deadline, worker.next_look()) - time.monotonic()))
-        if not self.listener.is_closed:
+            if not woken:
+                # This process hears there of leases that it lost.
+                self.listener.revive()
+        if not self.is_closed:
             self._leave(worker)
         return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from uuid import uuid4
@@ -22,7 +23,7 @@ from flowfabric_worker.engine.errors import (
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
 from flowfabric_worker.engine.limits import MAX_CALL_BYTES, MAX_CALL_ITEMS, Limits
-from flowfabric_worker.engine.listener import Listener
+from flowfabric_worker.engine.listener import Listener, Waiter
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
@@ -66,6 +67,8 @@ class EngineCore:
         self._starting = threading.Lock()
         self._opened: Store | None = None
         self._listener: Listener | None = None
+        self._waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
+        self.is_closed = False
         self.under_way = InFlightCalls()
 
     def reset_after_fork(self) -> None:
@@ -139,11 +142,24 @@ class EngineCore:
                 if self._listener is None:
                     store = self._opened
                     assert store is not None, "the listener is wanted only after a call"
-                    self._listener = self.call_with_retries(lambda: Listener(store, self.partitions))
+                    self._listener = self.call_with_retries(lambda: Listener(store))
         return self._listener
 
+    def waiter(self) -> Waiter:
+        """Return a new waiter, which is stopped when this engine is closed."""
+        waiter = Waiter(lambda topic: self.call_with_retries(lambda: self.store.subscribe(topic)), self.partitions)
+        with self._starting:
+            self._waiters.add(waiter)
+            if self.is_closed:
+                waiter.stop()
+        return waiter
+
     def close(self) -> None:
-        """End listening and close every connection. May be called again."""
+        """End listening and waiting, and close every connection. May be called again."""
+        with self._starting:
+            self.is_closed = True
+            for waiter in self._waiters:
+                waiter.stop()
         if self._listener is not None:
             self._listener.close()
         if self._opened is not None:

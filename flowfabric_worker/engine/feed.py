@@ -134,10 +134,12 @@ class Feed(EngineCore):
     ) -> Iterator[CompletionEvent]:
         partitions = range(self.partitions)
         positions = self._places(positions, 1)
-        waiter = self.listener.waiter()
+        waiter = self.waiter()
         counted = "1" if self.store.counts_listeners else ""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
+            # It listens before it asks to be woken.
+            waiter.wait(0)
             while True:
                 found = False
                 remaining = _remaining(deadline)
@@ -158,7 +160,7 @@ class Feed(EngineCore):
                 if waiter.stopped:
                     return
         finally:
-            self.listener.forget(waiter)
+            waiter.stop()
 
     def _places(self, known: dict[int, str], which: int) -> dict[int, str]:
         """Return a place in every partition: the known one, else behind the newest end (0) or before the oldest (1)."""

@@ -1,20 +1,23 @@
-"""One connection per engine that listens, for every thread of this process that waits.
+"""What an engine hears from others: a connection per thread that waits for work, and one for all else.
 
-A stored function that changes something that others wait for sends a message to their topic:
+A stored function that changes something that others wait for sends a message to their topic. Each thread that waits for
+work, or for the feed, reads its topic by itself, so that no other thread stands between the message and the claim:
 
-    wake NUMBER PARTITION    there is work, or something is due, for the waiter of that number
-    standby NUMBER PARTITION MS OTHER    another waiter was woken: look after so many ms, unless it comes
-    taken NUMBER PARTITION OTHER         that other waiter came
-    done EXECUTION           an execution ended
-    lost EXECUTION FENCE     a lease of this process is over
+    wake PARTITION                there is work, or something is due
+    standby PARTITION MS OTHER    another waiter was woken: look after so many ms, unless it comes
+    taken PARTITION OTHER         that other waiter came
 
-A message may be lost with its connection. So after a reconnect every waiter is woken once, and looks; and what is
-watched is looked up every few seconds, by one thread for all. A message that cannot be read is left out.
+One thread per engine hears what is for all its other threads:
+
+    done EXECUTION                an execution ended
+    lost EXECUTION FENCE          a lease of this process is over
+
+A message may be lost with its connection. So after a reconnect each waiter looks, and what is watched is looked up
+every few seconds, by one thread for all. A message that cannot be read is left out.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -22,7 +25,7 @@ from collections.abc import Callable, Iterable
 from uuid import uuid4
 
 from flowfabric_worker.engine import log_queue as reporting
-from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores.base import Store, Subscription
 
 log = reporting.Log(__name__)
@@ -38,124 +41,207 @@ _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 # A subscription that lived so long has worked: the next failure is the first one again.
 _STEADY_AFTER = 5.0
 _SAY_AGAIN = 10.0
+_NO_MESSAGE = "A message that cannot be used was ignored: %.100r (%s)."
+
+
+class _Warnings:
+    """Warnings, each logged at most once in every few seconds."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def warn(self, text: str, *arguments: object) -> None:
+        """Log a warning, unless it was logged a moment ago."""
+        now = time.monotonic()
+        if now - self._said.get(text, -math.inf) >= _SAY_AGAIN:
+            self._said[text] = now
+            log.warning(text, *arguments)
+
+
+class TopicReader:
+    """Reads what is sent to one topic, over a connection that is made again after it failed.
+
+    One thread at a time reads; another one may call `close`.
+
+    Args:
+        subscribe: opens the connection.
+    """
+
+    def __init__(self, subscribe: Callable[[], Subscription]) -> None:
+        self._subscribe = subscribe
+        self._subscription: Subscription | None = None
+        self._closed = threading.Event()
+        self._failures = 0
+        self._began = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is read any more."""
+        return self._closed.is_set()
+
+    def connect(self) -> bool:
+        """Subscribe if the reader is not subscribed; return True if it was not: what was sent before is lost.
+
+        After a failure it pauses first, so that a connection that fails at once is not opened in a hurry.
+
+        Raises:
+            TransportError: the store cannot be reached.
+        """
+        if self._subscription is not None:
+            return False
+        if self._failures:
+            self._closed.wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
+        if not self.is_closed:
+            self._began = time.monotonic()
+            self._subscription = self._subscribe()
+            if self.is_closed:
+                self._subscription.close()
+        return True
+
+    def read(self, timeout: float) -> list[bytes]:
+        """Return the messages that came, at the latest after `timeout` seconds; none once the reader is closed.
+
+        Raises:
+            TransportError: the connection is lost; call `fail`, and `connect` again.
+        """
+        if self._subscription is None or self.is_closed:
+            return []
+        return self._subscription.wait(min(timeout, _LISTEN))
+
+    def fail(self) -> None:
+        """Give up a connection that failed, or whose reader did."""
+        self._failures = 1 if time.monotonic() - self._began >= _STEADY_AFTER else self._failures + 1
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+
+    def close(self) -> None:
+        """End reading for good, also a `read` that is under way."""
+        self._closed.set()
+        subscription = self._subscription
+        if subscription is not None:
+            subscription.close()
 
 
 class Waiter:
-    """A thread that waits for work: its name in the store, and the partitions in which it was woken.
+    """What one thread at a time waits with: its topic, and the partitions in which it was woken.
 
     Args:
-        name: how stored functions address it.
-        on_silence: called when a wait ends without a wake-up.
+        subscribe: listens on a topic.
+        partitions: how many partitions the store has.
+
+    Attributes:
+        name: the topic, by which stored functions address it.
     """
 
-    def __init__(self, name: str, on_silence: Callable[[], None]) -> None:
-        self.name = name
-        self._on_silence = on_silence
-        self._condition = threading.Condition()
-        self._partitions: set[int] = set()
-        self._woken = False
-        self._everywhere = False
+    def __init__(self, subscribe: Callable[[str], Subscription], partitions: int) -> None:
+        self.name = uuid4().hex
+        self._partitions = partitions
+        self._reader = TopicReader(lambda: subscribe(self.name))
+        self._warnings = _Warnings()
         # By partition and the other waiter: when to look.
         self._stand_by: dict[tuple[int, str], float] = {}
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its waiting has ended for good."""
+        return self._reader.is_closed
 
     def wait(self, timeout: float) -> set[int] | None:
         """Wait until a wake-up comes, at most `timeout` seconds.
 
-        Returns the partitions in which there is something to look for; None to look everywhere.
+        Returns the partitions in which there is something to look for; None to look everywhere, as after the first
+        call, and after each loss of the connection.
+
+        Raises:
+            TransportError: the connection is lost, and cannot be made again.
         """
-        deadline = time.monotonic() + timeout
-        with self._condition:
-            while not self._woken:
-                moment = time.monotonic()
-                until = min([deadline, *self._stand_by.values()])
-                if until <= moment:
-                    break
-                self._condition.wait(until - moment)
-            woken = self._woken
+        try:
+            return self._wait(time.monotonic() + timeout)
+        except TransportError as error:
+            log.debug("The connection of a waiting worker was lost (%s); connecting again.", error)
+            self._reader.fail()
+        self._reader.connect()
+        return None
+
+    def _wait(self, deadline: float) -> set[int] | None:
+        if self._reader.connect():
+            return None
+        while not self.stopped:
             moment = time.monotonic()
-            for key in [key for key, until in self._stand_by.items() if until <= moment]:
-                self._partitions.add(key[0])
-                del self._stand_by[key]
-            partitions, everywhere = self._partitions, self._everywhere
-            self._partitions, self._woken, self._everywhere = set(), False, False
-        if not woken:
-            self._on_silence()
-        return None if everywhere else partitions
+            until = min([deadline, *self._stand_by.values()])
+            messages = self._reader.read(max(0.0, until - moment))
+            woken = {partition for partition in map(self._hear, messages) if partition is not None}
+            if woken:
+                return woken
+            if not messages and until <= moment:
+                break
+        return self._over()
 
-    def wake(self, partition: int | None = None) -> None:
-        """End a wait; without a partition to look everywhere."""
-        with self._condition:
-            if partition is None:
-                self._everywhere = True
+    def _over(self) -> set[int]:
+        """Return where other waiters were woken and did not come."""
+        moment = time.monotonic()
+        over = [key for key, until in self._stand_by.items() if until <= moment]
+        for key in over:
+            del self._stand_by[key]
+        return {partition for partition, _ in over}
+
+    def _hear(self, message: bytes) -> int | None:
+        """Take in a message; return the partition in which it wakes this waiter, if it does."""
+        try:
+            word, number, *rest = message.decode().split(" ")
+            partition = int(number)
+            if not 0 <= partition < self._partitions:
+                raise ValueError(f"there is no partition {partition}")
+            if word == "wake" and not rest:
+                return partition
+            if word == "standby":
+                ms, other = rest
+                self._stand_by[partition, other] = time.monotonic() + int(ms) / 1000
+            elif word == "taken":
+                (other,) = rest
+                self._stand_by.pop((partition, other), None)
             else:
-                self._partitions.add(partition)
-            self._woken = True
-            self._condition.notify_all()
-
-    def stand_by(self, partition: int, seconds: float, other: str) -> None:
-        """Look in a partition after a time, unless the other waiter comes before."""
-        with self._condition:
-            self._stand_by[partition, other] = time.monotonic() + seconds
-            self._condition.notify_all()
-
-    def end_stand_by(self, partition: int, other: str) -> None:
-        """Need not look any more: the other waiter came."""
-        with self._condition:
-            self._stand_by.pop((partition, other), None)
+                raise ValueError("an unknown word")
+        except ValueError as error:
+            self._warnings.warn(_NO_MESSAGE, message, error)
+        return None
 
     def stop(self) -> None:
-        """End a wait for good."""
-        self.stopped = True
-        self.wake()
+        """End a wait, and all that follow."""
+        self._reader.close()
 
 
 class Listener:
-    """Hears the messages of one topic and passes each on to the thread that waits for it.
+    """Hears what is for all threads of an engine, and passes each message on to those that it concerns.
 
     Args:
         store: where to listen.
-        partitions: how many partitions it has.
 
     Attributes:
         topic: what it listens to.
         rechecked_at: when the last look at everything that is watched began that reached the whole store.
     """
 
-    def __init__(self, store: Store, partitions: int) -> None:
+    def __init__(self, store: Store) -> None:
         self.topic = uuid4().hex
         self.rechecked_at = -math.inf
-        self._store = store
-        self._partitions = partitions
-        self._numbers = itertools.count()
-        self._waiters: dict[str, Waiter] = {}
         self._results: dict[str, list[threading.Event]] = {}
         self._lock = threading.Lock()
         self._lost: list[Callable[[str, str], None]] = []
         self._recheck: Callable[[list[str]], Iterable[str]] | None = None
         self._recheck_due = -math.inf
         self._rechecking = threading.Lock()
-        self._closed = threading.Event()
-        self._said: dict[str, float] = {}
-        # Subscribed before a waiter can register, so that nothing is sent to a topic to which nothing listens.
-        self._subscription: Subscription | None = store.subscribe(self.topic)
+        self._warnings = _Warnings()
+        self._reader = TopicReader(lambda: store.subscribe(self.topic))
+        # Subscribed before anything can be watched, so that nothing is sent to a topic to which nothing listens.
+        self._reader.connect()
         self._thread = self._started()
 
     @property
     def is_closed(self) -> bool:
         """Whether nothing is heard any more."""
-        return self._closed.is_set()
-
-    def waiter(self) -> Waiter:
-        """Return a new waiter."""
-        self.revive()
-        number = str(next(self._numbers))
-        waiter = self._waiters[number] = Waiter(f"{self.topic}/{number}", self.revive)
-        return waiter
-
-    def forget(self, waiter: Waiter) -> None:
-        """End a waiter."""
-        self._waiters.pop(waiter.name.rpartition("/")[2], None)
+        return self._reader.is_closed
 
     def on_lost(self, callback: Callable[[str, str], None]) -> None:
         """Call `callback` with the id of an execution whose lease this process lost, and that lease's fence."""
@@ -176,7 +262,7 @@ class Listener:
         with self._lock:
             self._recheck = recheck
             self._results.setdefault(execution_id, []).append(event)
-        if self._closed.is_set():
+        if self.is_closed:
             event.set()
         return event
 
@@ -192,25 +278,16 @@ class Listener:
     def revive(self) -> None:
         """Start the thread again if something has ended it."""
         with self._lock:
-            if self._closed.is_set() or self._thread.is_alive():
+            if self.is_closed or self._thread.is_alive():
                 return
             log.error("The thread that listens for wake-ups had died; it is started again.")
-            if self._subscription is not None:
-                self._subscription.close()
-                self._subscription = None
+            self._reader.fail()
             self._thread = self._started()
 
     def close(self) -> None:
         """Stop listening; every thread that waits is let go."""
-        self._closed.set()
-        try:
-            # The thread sits in its subscription, which is its own: a message makes it look up.
-            self._store.wake(self.topic, b"close")
-        except EngineError:
-            log.debug("The store is away; the listener ends by itself within a few seconds.")
+        self._reader.close()
         self._thread.join(timeout=2 * _LISTEN)
-        for waiter in list(self._waiters.values()):
-            waiter.stop()
         with self._lock:
             for events in self._results.values():
                 for event in events:
@@ -224,79 +301,39 @@ class Listener:
         return thread
 
     def _run(self) -> None:
-        failures = 0
-        while not self._closed.is_set():
-            began = time.monotonic()
+        while not self.is_closed:
             try:
                 self._listen()
             except Exception as error:  # noqa: BLE001  whatever it is, threads wait for this one
-                failures = 1 if time.monotonic() - began >= _STEADY_AFTER else failures + 1
-                self._complain("The connection that listens for wake-ups was lost (%s); connecting again.", error)
-                self._unsubscribe()
-                self._closed.wait(_PAUSES[min(failures, len(_PAUSES)) - 1])
-        self._unsubscribe()
+                self._warnings.warn("The connection that listens for wake-ups was lost (%s); connecting again.", error)
+                self._reader.fail()
 
     def _listen(self) -> None:
         """Pass messages on until the listener is closed, or something fails."""
-        if self._subscription is None:
-            self._subscription = self._store.subscribe(self.topic)
-            for waiter in list(self._waiters.values()):
-                waiter.wake()
+        if self._reader.connect():
             self._recheck_due = -math.inf
-        while not self._closed.is_set():
+        while not self.is_closed:
             now = time.monotonic()
             if now >= self._recheck_due:
                 self._recheck_due = now + _RECHECK_EVERY
                 self._start_recheck()
-            for message in self._subscription.wait(min(_LISTEN, self._recheck_due - now)):
+            for message in self._reader.read(self._recheck_due - now):
                 self._dispatch(message)
-
-    def _unsubscribe(self) -> None:
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
-
-    def _complain(self, text: str, *arguments: object) -> None:
-        """Log a warning, each at most once in every few seconds."""
-        now = time.monotonic()
-        if now - self._said.get(text, -math.inf) >= _SAY_AGAIN:
-            self._said[text] = now
-            log.warning(text, *arguments)
 
     def _dispatch(self, message: bytes) -> None:
         try:
             word, *rest = message.decode().split(" ")
-            if word == "wake":
-                number, partition = rest
-                self._check_partition(int(partition))
-                self._tell(number, lambda waiter: waiter.wake(int(partition)))
-            elif word == "standby":
-                number, partition, ms, other = rest
-                self._check_partition(int(partition))
-                self._tell(number, lambda waiter: waiter.stand_by(int(partition), int(ms) / 1000, other))
-            elif word == "taken":
-                number, partition, other = rest
-                self._tell(number, lambda waiter: waiter.end_stand_by(int(partition), other))
-            elif word == "done":
+            if word == "done":
                 (execution_id,) = rest
                 self._finish(execution_id)
             elif word == "lost":
                 execution_id, fence = rest
                 for callback in list(self._lost):
                     callback(execution_id, fence)
-            elif word != "close":
+            else:
                 raise ValueError("an unknown word")
         except Exception as error:  # noqa: BLE001  a callback too may raise anything
-            self._complain("A message that cannot be used was ignored: %.100r (%s).", message, error)
-
-    def _check_partition(self, partition: int) -> None:
-        if not 0 <= partition < self._partitions:
-            raise ValueError(f"there is no partition {partition}")
-
-    def _tell(self, number: str, what: Callable[[Waiter], None]) -> None:
-        waiter = self._waiters.get(number)
-        if waiter is not None:
-            what(waiter)
+            self._warnings.warn(_NO_MESSAGE, message, error)
 
     def _finish(self, execution_id: str) -> None:
         with self._lock:
@@ -324,6 +361,6 @@ class Listener:
                 self._finish(execution_id)
             self.rechecked_at = began
         except Exception as error:  # noqa: BLE001  it is tried again in a few seconds
-            self._complain("What has ended cannot be looked up (%s); trying again.", error)
+            self._warnings.warn("What has ended cannot be looked up (%s); trying again.", error)
         finally:
             self._rechecking.release()

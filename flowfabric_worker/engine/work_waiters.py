@@ -17,20 +17,22 @@ _FORGET_AFTER = FALLBACK + 1.0
 
 @attrs.define(eq=False)
 class WaitingWorker:
-    """One worker instance that waits, or may go on waiting with its next claim.
+    """A worker that waits, or may go on waiting with its next claim; one claim at a time waits with it.
 
     Attributes:
+        instance: the id of its instance.
         waiter: its name in the store, and the wake-ups that it got.
         request: what it waits for.
         looks: the partitions in which it is registered, and the moment at which it looks there again.
-        users: how many claims of this instance are under way.
-        used: when the last of them ended.
+        is_used: whether a claim is under way.
+        used: when the last claim ended.
     """
 
+    instance: str
     waiter: Waiter
     request: ClaimRequest | None = None
     looks: dict[int, float] = attrs.field(factory=dict)
-    users: int = 0
+    is_used: bool = False
     used: float = 0.0
 
     def waits_for(self, request: ClaimRequest) -> bool:
@@ -48,49 +50,48 @@ class WaitingWorker:
 
 
 class WaitingWorkers:
-    """The waiting workers of an engine by their instance ids; one that does not come back is forgotten."""
+    """The waiting workers of an engine; one that does not come back is forgotten."""
 
-    def __init__(self, new_waiter: Callable[[], Waiter], forget: Callable[[Waiter], None]) -> None:
+    def __init__(self, new_waiter: Callable[[], Waiter]) -> None:
         self._new_waiter = new_waiter
-        self._forget = forget
         self._lock = threading.Lock()
-        self._workers: dict[str, WaitingWorker] = {}
+        self._workers: list[WaitingWorker] = []
 
     def enter(self, instance: str) -> WaitingWorker:
-        """Return the worker of an instance id, for one claim."""
+        """Return a worker of an instance id for one claim: one that no other claim uses now."""
         with self._lock:
-            worker = self._workers.get(instance)
-            if worker is None:
+            for worker in self._workers:
+                if worker.instance == instance and not worker.is_used:
+                    break
+            else:
                 self._prune()
-                worker = self._workers[instance] = WaitingWorker(self._new_waiter())
-            worker.users += 1
+                worker = WaitingWorker(instance, self._new_waiter())
+                self._workers.append(worker)
+            worker.is_used = True
             return worker
 
     def leave(self, worker: WaitingWorker) -> None:
-        """End one claim of a worker."""
+        """End the claim of a worker."""
         with self._lock:
-            worker.users -= 1
+            worker.is_used = False
             worker.used = time.monotonic()
 
-    def pop(self, instance: str) -> WaitingWorker | None:
-        """Take a worker out; its next claim begins as a new one."""
+    def pop(self, instance: str) -> list[WaitingWorker]:
+        """Take the workers of an instance out and stop them; its next claim begins with a new one."""
         with self._lock:
-            worker = self._workers.get(instance)
-            if worker is not None:
-                self._drop(instance, worker)
-            return worker
+            return self._drop(worker for worker in self._workers if worker.instance == instance)
 
     def _prune(self) -> None:
         """Forget the workers that did not come back while they were registered."""
         until = time.monotonic() - _FORGET_AFTER
-        for instance, worker in list(self._workers.items()):
-            if not worker.users and worker.used < until:
-                self._drop(instance, worker)
+        self._drop(worker for worker in self._workers if not worker.is_used and worker.used < until)
 
-    def _drop(self, instance: str, worker: WaitingWorker) -> None:
-        if self._workers.get(instance) is worker:
-            del self._workers[instance]
-        self._forget(worker.waiter)
+    def _drop(self, workers: Iterable[WaitingWorker]) -> list[WaitingWorker]:
+        dropped = list(workers)
+        for worker in dropped:
+            self._workers.remove(worker)
+            worker.waiter.stop()
+        return dropped
 
 
 def _asked(request: ClaimRequest) -> object:

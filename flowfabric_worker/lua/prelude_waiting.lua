@@ -1,6 +1,6 @@
 -- What every stored function shares: who waits for work, and who is woken.
 --
--- A waiter is '<topic>/<number>'. It waits for one set of classes, which its claim asked for; a set is kept once, however
+-- A waiter is a topic on which one thread listens. It waits for one set of classes, which its claim asked for; a set is kept once, however
 -- many wait for it, under a name that follows from what it holds. The set 'feed' waits for ends. Waiters have turns: of
 -- those who can take some work the one that has waited longest is woken. A second waiter stands by: it looks if the first
 -- does not come, as when its process is frozen.
@@ -167,8 +167,7 @@ end
 
 -- Sends a waiter a message; answers how many heard it.
 function ff.tell_waiter(ctx, waiter, word, text)
-  local topic, number = string.match(waiter, '^(.*)/([^/]*)$')
-  return call('PUBLISH', ctx.channel .. topic, word .. ' ' .. number .. ' ' .. text)
+  return call('PUBLISH', ctx.channel .. waiter, word .. ' ' .. text)
 end
 
 -- Wakes a waiter; answers whether it may come. One that is gone is forgotten.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 
@@ -30,18 +29,9 @@ from tests.support.executions import (
     running,
 )
 from tests.support.servers import wait_until
-from tests.support.waiters import AT_ONCE, LONG, Opener, Waiting, known_class, registered, waiting
+from tests.support.waiters import AT_ONCE, LONG, Opener, Waiting, known_class, register, registered, waiting
 
 MILLISECOND = timedelta(milliseconds=1)
-
-
-def unheard(engine: Engine) -> None:
-    """Register a waiter of an engine that nobody in its process answers for."""
-    for partition in range(engine.partitions):
-        matching_lanes = engine.matching_lanes(partition, request())
-        name = f"{engine.listener.topic}/{uuid4().hex}"
-        head = [str(uuid4()), b"", b"", name, 1000, 9000, 1, matching_lanes.set_name, "1"]
-        engine.store.call("claim_many", partition, [*head, *lane_arguments(matching_lanes.lanes)])
 
 
 @pytest.fixture
@@ -227,9 +217,8 @@ def test_a_worker_that_cannot_take_the_work_is_not_woken_in_place_of_one_that_ca
 def test_the_dead_do_not_swallow_a_wake_up(engine: Engine, another: Opener, dead: int) -> None:
     known_class(engine)
     gone, living = by_topic(another, 2)
-    gone.listener.close()
-    for _ in range(dead):
-        unheard(gone)
+    for partition in range(engine.partitions):
+        register(gone, partition, dead, heard=False)
     waiter = waiting(living)
     created(engine)
 
@@ -240,8 +229,7 @@ def test_the_dead_do_not_swallow_a_wake_up(engine: Engine, another: Opener, dead
 def test_a_claim_that_leaves_work_behind_wakes_the_next(engine: Engine, another: Opener) -> None:
     known_class(engine)
     busy, living = by_topic(another, 2)
-    for _ in range(2):
-        unheard(busy)
+    _heard = [register(busy, partition, 2) for partition in range(engine.partitions)]
     waiter = waiting(living)
     ids = all_created(engine, [creation(execution_id=each) for each in ids_in(engine, 0, 2)])
 
@@ -253,7 +241,7 @@ def test_a_claim_that_leaves_work_behind_wakes_the_next(engine: Engine, another:
 def test_a_worker_without_room_passes_its_wake_up_on(engine: Engine, another: Opener) -> None:
     known_class(engine)
     busy, living = by_topic(another, 2)
-    unheard(busy)
+    _heard = [register(busy, partition) for partition in range(engine.partitions)]
     waiter = waiting(living)
     execution_id = created(engine)
 
@@ -265,13 +253,13 @@ def test_a_worker_without_room_passes_its_wake_up_on(engine: Engine, another: Op
 def test_a_worker_that_leaves_passes_the_wake_up_on_that_it_got(engine: Engine, another: Opener) -> None:
     known_class(engine)
     busy, living = by_topic(another, 2)
-    unheard(busy)
+    _heard = [register(busy, partition) for partition in range(engine.partitions)]
     waiter = waiting(living)
     execution_id = created(engine)
 
     for partition in range(busy.partitions):
         lanes = busy.matching_lanes(partition, request()).lanes
-        busy.store.call("stop_waiting", partition, ["nobody/0", *lane_arguments(lanes)])
+        busy.store.call("stop_waiting", partition, ["nobody", *lane_arguments(lanes)])
 
     assert [each.execution_id for each in waiter.result()] == [execution_id]
 

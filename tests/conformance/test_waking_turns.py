@@ -10,13 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from flowfabric_worker.engine.class_cache import lane_arguments
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.support.executions import LANE, all_created, created, creation, ids_in, raw_client, raw_key, request
 from tests.support.servers import ValkeyServer, wait_until
-from tests.support.waiters import AT_ONCE, Opener, Waiting, known_class, registered, waiting
+from tests.support.waiters import AT_ONCE, Opener, Waiting, known_class, register, registered, waiting
 
 LONG = timedelta(seconds=30)
 
@@ -33,16 +32,6 @@ def another(store_url: str) -> Iterator[Opener]:
             return engine
 
         yield open_one
-
-
-def register(engine: Engine, partition: int, count: int) -> None:
-    """Register waiters that no thread answers for, though their process listens."""
-    matching_lanes = engine.matching_lanes(partition, request())
-    lanes = lane_arguments(matching_lanes.lanes)
-    for _ in range(count):
-        name = f"{engine.listener.topic}/{uuid4().hex}"
-        head = [str(uuid4()), b"", b"", name, 1000, 9000, 0, matching_lanes.set_name, "1"]
-        engine.store.call("claim_many", partition, [*head, *lanes])
 
 
 def test_idle_workers_are_woken_in_turns(engine: Engine, another: Opener) -> None:
@@ -64,7 +53,7 @@ def test_idle_workers_are_woken_in_turns(engine: Engine, another: Opener) -> Non
 @pytest.mark.parametrize("delay", [timedelta(), timedelta(milliseconds=200)], ids=["ready", "due soon"])
 def test_a_wake_up_that_is_not_taken_goes_to_the_next(engine: Engine, another: Opener, delay: timedelta) -> None:
     known_class(engine)
-    register(another(), 0, 1)
+    _heard = register(another(), 0)
     waiter = waiting(another())
     (execution_id,) = ids_in(engine, 0, 1)
     created(engine, execution_id=execution_id, delay=delay)
@@ -76,7 +65,7 @@ def test_a_hundred_and_thirty_idle_workers_learn_of_a_new_class(engine: Engine) 
     known_class(engine)
     store = engine.store
     assert isinstance(store, ValkeyStore)
-    register(engine, 0, 130)
+    _heard = register(engine, 0, 130)
     assert raw_client(engine, 0).hlen(raw_key(engine, 0, "waiters")) == 130
 
     created(engine, execution_id=ids_in(engine, 0, 1)[0], task="new")
@@ -104,7 +93,7 @@ def test_a_hundred_waiters_of_a_thousand_classes_cost_a_submission_little(valkey
         all_created(engine, [creation(task=task) for task in tasks[first : first + MAX_BATCH_ITEMS]])
     while engine.claim_many(request(limit=MAX_BATCH_ITEMS)):
         pass
-    register(engine, 0, 100)
+    _heard = register(engine, 0, 100)
     assert registered(engine) == 100
     client = valkey.client()
     client.config_resetstat()

@@ -22,12 +22,14 @@ from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.stores import subscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from tests.support.embedded import guardian_pids, server_pids
 from tests.support.engines import opened
 from tests.support.executions import claim_one, created, refused
 from tests.support.servers import ValkeyServer, wait_until
+from tests.support.waiters import known_class, waiting
 
 SOON = 10.0
 
@@ -62,23 +64,24 @@ def watched(engine: Engine) -> Any:
     return name, engine.listener.watch(name, lambda _: ())
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        b"",
-        b"wake",
-        b"wake 0",
-        b"wake 0 x",
-        b"wake 0 1 2",
-        b"wake 0 999",
-        b"wake 0 -1",
-        b"done",
-        b"lost",
-        b"lost one",
-        b"\xff\xfe",
-        b"hello",
-    ],
-)
+MESSAGES = [
+    b"",
+    b"wake",
+    b"wake x",
+    b"wake 0 1",
+    b"wake 999",
+    b"wake -1",
+    b"standby 0 x other",
+    b"taken 0",
+    b"done",
+    b"lost",
+    b"lost one",
+    b"\xff\xfe",
+    b"hello",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_that_cannot_be_used_is_ignored_with_one_line(
     server: ValkeyServer, message: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,6 +95,74 @@ def test_a_message_that_cannot_be_used_is_ignored_with_one_line(
             assert event.wait(SOON)
 
         assert [record.getMessage().count("ignored") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_waiter_ignores_what_it_cannot_use_with_one_line(
+    server: ValkeyServer, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(server.url) as engine:
+        engine.prepare()
+        waiter = engine.waiter()
+        assert waiter.wait(0) is None
+        with caplog.at_level(logging.WARNING):
+            for _ in range(20):
+                engine.store.wake(waiter.name, message)
+            engine.store.wake(waiter.name, b"wake 0")
+            assert waiter.wait(SOON) == {0}
+
+        assert [record.getMessage().count("ignored") for record in caplog.records] == [1]
+
+
+def test_a_waiting_claim_is_woken_though_the_listening_thread_is_stuck(server: ValkeyServer) -> None:
+    with opened(server.url) as engine, opened(server.url) as other:
+        engine.prepare()
+        known_class(engine)
+        with stuck_listener(server, engine):
+            waiter = waiting(engine)
+            made = created(other)
+
+            assert [each.execution_id for each in waiter.result()] == [made]
+
+
+def test_claims_of_one_instance_that_wait_at_once_are_all_woken(server: ValkeyServer) -> None:
+    with opened(server.url) as engine:
+        engine.prepare()
+        known_class(engine)
+        waiters = [waiting(engine, worker="one") for _ in range(3)]
+        made = {created(engine) for _ in range(3)}
+
+        assert {each.execution_id for waiter in waiters for each in waiter.result()} == made
+
+
+def test_a_waiter_whose_connection_dies_at_once_claims_seldom(server: ValkeyServer) -> None:
+    with opened(server.url) as engine:
+        engine.prepare()
+        known_class(engine)
+        waiter = waiting(engine)
+        admin = server.client()
+        admin.config_resetstat()
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            admin.client_kill_filter(_type="pubsub")
+
+        assert 2 <= admin.info("commandstats")["cmdstat_fcall"]["calls"] <= 20
+        created(engine)
+        assert len(waiter.result(SOON)) == 1
+
+
+def test_a_waiter_of_a_silent_server_looks_for_itself(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscription, "_ASK_AFTER", 0.2)
+    monkeypatch.setattr(listening, "_LISTEN", 0.1)
+    with opened(server.url) as engine:
+        engine.prepare()
+        waiter = engine.waiter()
+        waiter.wait(0)
+        # It answers, so silence alone is no loss.
+        assert waiter.wait(1.0) == set()
+        server.client().client_pause(1500)
+
+        assert waiter.wait(SOON) is None
 
 
 def test_a_callback_that_fails_does_not_end_listening(server: ValkeyServer) -> None:

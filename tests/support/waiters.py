@@ -9,7 +9,9 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import uuid4
 
+from flowfabric_worker.engine.class_cache import lane_arguments
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.listener import Waiter
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from tests.support.executions import LANE, TASK, claimed_ids, created, ids_in, raw_client, raw_key, request
@@ -59,6 +61,22 @@ def waiting(engine: Engine, *lanes: str, **changes: Any) -> Waiting:
     waiter = Waiting(engine, request(*lanes, **{"worker": uuid4().hex, "max_wait": LONG, **changes}))
     wait_until(lambda: registered(engine) > before or waiter.is_over, "the worker waits")
     return waiter
+
+
+def register(engine: Engine, partition: int, count: int = 1, *, heard: bool = True) -> list[Waiter]:
+    """Register waiters that do not come; return them, since they are heard only as long as they are kept.
+
+    Args:
+        heard: their process listens on their topics.
+    """
+    matching = engine.matching_lanes(partition, request())
+    waiters = [engine.waiter() for _ in range(count)]
+    for waiter in waiters:
+        if heard:
+            waiter.wait(0)
+        head = [str(uuid4()), b"", b"", waiter.name, 1000, 9000, 0, matching.set_name, "1"]
+        engine.store.call("claim_many", partition, [*head, *lane_arguments(matching.lanes)])
+    return waiters
 
 
 def registered(engine: Engine) -> int:

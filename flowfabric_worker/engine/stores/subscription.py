@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Final
 
 import redis
 
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Subscription
 from flowfabric_worker.engine.stores.pool import Pool
+
+# Seconds of silence after which the server is asked for a sign of life; seconds for which it may owe one.
+_ASK_AFTER: Final = 2.0
 
 
 class ValkeySubscription(Subscription):
@@ -23,7 +28,10 @@ class ValkeySubscription(Subscription):
     def __init__(self, pool: Pool, channel: str, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._translated = translated
         self._connection = pool.connection_class(**pool.connection_kwargs)
-        self._unanswered_ping = False
+        self._is_closed = False
+        # When the server last gave a sign of life, and since when it owes one.
+        self._heard_at = time.monotonic()
+        self._asked_at: float | None = None
         try:
             self._connection.connect()
             self._connection.send_command("SUBSCRIBE", channel)
@@ -35,21 +43,31 @@ class ValkeySubscription(Subscription):
             raise
 
     def wait(self, timeout: float) -> list[bytes]:
-        with self._translated():
-            if not self._connection.can_read(timeout):
-                self._check_alive()
+        try:
+            with self._translated():
+                if not self._connection.can_read(timeout):
+                    self._check_alive()
+                    return []
+                answer = self._connection.read_response()
+        except Exception:
+            # Whatever a connection raises that another thread has just closed.
+            if self._is_closed:
                 return []
-            answer = self._connection.read_response()
-        self._unanswered_ping = False
+            raise
+        self._heard_at, self._asked_at = time.monotonic(), None
         # A thread waits for this message, so it is passed on before the next one is looked for.
         return [answer[2]] if answer[0] == b"message" else []
 
     def _check_alive(self) -> None:
-        """Silence may be a dead connection: it must have answered the ping of the wait before."""
-        if self._unanswered_ping:
+        """Ask a server that was silent for a while whether it lives; fail if it did not answer for as long."""
+        moment = time.monotonic()
+        if self._asked_at is None:
+            if moment - self._heard_at >= _ASK_AFTER:
+                self._connection.send_command("PING")
+                self._asked_at = moment
+        elif moment - self._asked_at >= _ASK_AFTER:
             raise redis.TimeoutError("the subscription does not answer")
-        self._connection.send_command("PING")
-        self._unanswered_ping = True
 
     def close(self) -> None:
+        self._is_closed = True
         self._connection.disconnect()
