@@ -2,8 +2,9 @@
 
 Usage: lint_english.py [--count] PATH...
 
-Each breach is printed as `file:line: what to write instead`; the exit code is 1 if there is any. `--count` prints how often
-each rule is broken, and never fails. CONTRIBUTING.md explains the rules, with examples.
+Each breach is printed as `file:line: what to write instead`; the exit code is 1 if there is any. `--count` prints how
+often each rule is broken, and never fails. A line that quotes a banned word on purpose says `lint-english: quoted`.
+CONTRIBUTING.md explains the rules, with examples.
 """
 
 from __future__ import annotations
@@ -64,36 +65,43 @@ COINED = {
     "contestants": "peers",
 }
 RULES = {**BANNED, **COINED}
+SUFFIXES = ("py", "lua", "sql", "md")
+QUOTED = "lint-english: quoted"
+# Behind a dot stands a name of another library, such as `math.floor`.
 WORDS = re.compile(
-    r"(?<![\w'-])(" + "|".join(sorted(map(re.escape, RULES), key=len, reverse=True)) + r")(?![\w'-])", re.IGNORECASE
+    r"(?<![\w'.-])(" + "|".join(sorted(map(re.escape, RULES), key=len, reverse=True)) + r")(?![\w'-])", re.IGNORECASE
 )
 
 # The first words that a docstring of a function may have. Add a verb when a new one is needed; never a noun.
-VERBS = frozenset(
-    """
-    abort accept acquire add adjust advance allow announce answer append apply approve archive arm ask assemble assert assign
-    attach await back begin bind block bound bring build calculate call cancel capture change check choose claim clean clear
-    close collect combine compare complete compute configure connect consume convert copy count create cut decide declare
-    decode decorate deduplicate defer delay delete deliver deregister derive describe detach detect determine disable
-    disarm discard dispatch distribute divide do download drain draw drop dump emit empty enable encode end enforce enqueue
-    ensure enter erase escape establish estimate evaluate exclude execute exit expand expect expire explain export expose extend
-    extract fail feed fetch fill filter find finish fit fix flatten flush follow force forget fork format forward free gather
-    generate get give go group guard hand handle hash hide hold identify ignore import include increase increment index inform
-    inherit initialize insert inspect install interpret interrupt invoke iterate join judge keep kill label launch lay leave lend
-    let limit link list listen load lock log look lose make map mark match measure merge mint mirror modify monitor move name note
-    notify obtain offer omit open order override own pack parse pass patch pause peek perform persist pick place plan
-    play poll pop post postpone prefer prefix prepare present preserve prevent print process produce promise promote propagate
-    protect prove provide prune publish pull purge push put queue quote raise range rank rate read reap rebuild recall receive
-    reclaim recognize recompute reconnect record recover redeem reduce refresh refuse register reject release reload remain
-    remember remove rename render renew repeat replace replay reply report represent request require reschedule reserve reset
-    resolve respond restart restore restrict resume retain retrieve retry return reuse reverse revoke rewrite rotate round route
-    run sample save scan schedule seal search seed select send separate serialize serve set settle share shift shorten show shut
-    sign signal simulate skip sleep snapshot sort spawn specify split spread stage stamp start state stop store stream strip
-    submit subscribe sum summarize supply suspend sweep switch synchronize tail take tell terminate test tick time trace track
-    transform translate traverse treat trim try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update
-    upgrade use validate verify visit wait wake walk warn watch wrap write yield
-    """.split()
-)
+VERB_LINES = """
+abort accept acquire add adjust advance allow announce answer append apply approve archive arm ask
+assemble assert assign attach await back begin bind block bound bring build calculate call cancel
+capture change check choose claim clean clear close collect combine compare complete compute
+configure connect consume convert copy count create cut decide declare decode decorate deduplicate
+defer delay delete deliver deregister derive describe detach detect determine disable disarm discard
+dispatch distribute divide do download drain draw drop dump emit empty enable encode end enforce
+enqueue ensure enter erase escape establish estimate evaluate exclude execute exit expand expect
+expire explain export expose extend extract fail feed fetch fill filter find finish fit fix flatten
+flush follow force forget fork format forward free gather generate get give go group guard hand
+handle hash hide hold identify ignore import include increase increment index inform inherit
+initialize insert inspect install interpret interrupt invoke iterate join judge keep kill label
+launch lay leave lend let limit link lint list listen load lock log look lose make map mark match measure
+merge mint mirror modify monitor move name note notify obtain offer omit open order override own
+pack parse pass patch pause peek perform persist pick place plan play poll pop post postpone prefer
+prefix prepare present preserve prevent print process produce promise promote propagate protect
+prove provide prune publish pull purge push put queue quote raise range rank rate read reap rebuild
+recall receive reclaim recognize recompute reconnect record recover redeem reduce refresh refuse
+register reject release reload remain remember remove rename render renew repeat replace replay
+reply report represent request require reschedule reserve reset resolve respond restart restore
+restrict resume retain retrieve retry return reuse reverse revoke rewrite rotate round route run
+sample save scan schedule seal search seed select send separate serialize serve set settle share
+shift shorten show shut sign signal simulate skip sleep snapshot sort spawn specify split spread
+stage stamp start state stop store stream strip submit subscribe sum summarize supply suspend sweep
+switch synchronize tail take tell terminate test tick time trace track transform translate traverse
+treat trim try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update upgrade
+use validate verify visit wait wake walk warn watch wrap write yield
+"""
+VERBS = frozenset(VERB_LINES.split())
 
 
 class Breach(NamedTuple):
@@ -108,6 +116,8 @@ class Breach(NamedTuple):
 def banned_words(path: str, text: str) -> Iterator[Breach]:
     """Find every banned word of a text."""
     for number, line in enumerate(text.splitlines(), 1):
+        if QUOTED in line:
+            continue
         for match in WORDS.finditer(line):
             word = match.group(1).lower()
             yield Breach(path, number, word, f"{match.group(1)!r}: write instead: {RULES[word]}")
@@ -152,10 +162,9 @@ def files(paths: list[str]) -> Iterator[Path]:
     """List the files below some paths whose language is checked."""
     for name in paths:
         path = Path(name)
-        if path.is_dir():
-            yield from sorted(each for suffix in ("py", "lua", "sql", "md") for each in path.rglob(f"*.{suffix}"))
-        else:
-            yield path
+        found = [path] if path.is_file() else [each for suffix in SUFFIXES for each in path.rglob(f"*.{suffix}")]
+        # This file holds the list of the words.
+        yield from sorted(each for each in found if each.resolve() != Path(__file__).resolve())
 
 
 def main(arguments: list[str]) -> int:

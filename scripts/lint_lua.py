@@ -255,7 +255,7 @@ def _sources(paths: Sequence[str]) -> Iterator[Path]:
 
 
 def main(paths: Sequence[str]) -> int:
-    """Lints files and directories, prints what is wrong, and returns the exit code."""
+    """Lint files and directories, print what is wrong, and return the exit code."""
     found = [(path, breach) for path in _sources(paths) for breach in lint(path.read_text(encoding="utf-8"))]
     for path, breach in found:
         sys.stdout.write(f"{path}:{breach.line}: {breach.message}\n")

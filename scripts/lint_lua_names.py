@@ -1,9 +1,8 @@
-"""Finds misspelled names in the Lua functions: `python scripts/lint_lua_names.py DIRECTORY`.
+"""Find misspelled names in the Lua functions: `python scripts/lint_lua_names.py DIRECTORY`.
 
-Lua takes an unknown name for a global or an empty field, and says so only when the line runs. No linter for
-Lua can be had from PyPI, so Lua itself is asked: each room is compiled behind the prelude, as it is loaded,
-and its bytecode shows every access to a global. The fields of the table `ff`, which all share, are compared
-with those that any file defines.
+Lua takes an unknown name for a global or an empty field, and fails only when the line runs. PyPI has no linter for Lua,
+so Lua itself compiles each file behind the prelude, as the library is loaded, and the bytecode shows every access to a
+global. Fields of the shared table `ff` are compared with those that any file defines.
 """
 
 from __future__ import annotations
@@ -83,21 +82,21 @@ class _Bytecode:
         return ""
 
 
-def unknown_globals(prelude: str, room: str) -> list[Use]:
-    """Return the globals of a room that no server has, by their lines in the room.
+def unknown_globals(prelude: str, area: str) -> list[Use]:
+    """Return the globals of an area that no server has, by their lines in the area's file.
 
     Raises:
-        lua51.LuaError: it is no Lua; the message gives the line behind the prelude's.
+        lua51.LuaError: the source does not compile; the message counts its lines from the prelude's first.
     """
     runtime = lua51.LuaRuntime(encoding=None)
-    dump = runtime.eval(b"function(source) return string.dump(assert(loadstring(source, '=room'))) end")
+    dump = runtime.eval(b"function(source) return string.dump(assert(loadstring(source, '=area'))) end")
     first = prelude.count("\n") + 1
-    uses = _Bytecode(dump(f"{prelude}\n{room}".encode())).global_uses()
+    uses = _Bytecode(dump(f"{prelude}\n{area}".encode())).global_uses()
     return sorted(Use(use.line - first, use.name) for use in uses if use.name not in GLOBALS and use.line > first)
 
 
 def unknown_fields(sources: Sequence[str]) -> list[list[Use]]:
-    """For each source the fields of `ff` that it uses and none of the sources defines."""
+    """Return for each source the fields of `ff` that it uses and no source defines."""
     fields = [list(_fields(tokens_of(source)[0])) for source in sources]
     defined = {use.name for uses in fields for use, defines in uses if defines}
     return [[use for use, _ in uses if use.name not in defined] for uses in fields]
@@ -115,7 +114,7 @@ def _fields(tokens: Sequence[Token]) -> Iterator[tuple[Use, bool]]:
 
 
 def problems(directory: Path) -> Iterator[str]:
-    """Yield what is wrong with the names of the rooms in a directory, as `file:line: what, what to do`."""
+    """Yield what is wrong with the names of the Lua files in a directory, as `file:line: what, what to do`."""
     paths = sorted(directory.glob("*.lua"))
     sources = [path.read_text(encoding="utf-8") for path in paths]
     prelude = (directory / "prelude.lua").read_text(encoding="utf-8")

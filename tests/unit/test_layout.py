@@ -118,7 +118,7 @@ def test_the_lua_lint_is_silent_about_a_clean_file(tmp_path: Path, capsys: pytes
 
 def test_the_lint_of_lua_names_finds_what_nothing_defines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\nff.HOUR = 1\nlocal call = redis.call\n")
-    (tmp_path / "room.lua").write_text(
+    (tmp_path / "area.lua").write_text(
         "function ff.wait(hours)\n"
         "  return call('GET', hours * ff.HUOR)\n"
         "end\n"
@@ -127,27 +127,27 @@ def test_the_lint_of_lua_names_finds_what_nothing_defines(tmp_path: Path, capsys
         "end\n"
         "count = #{ inner, ff.wait, ff.HOUR == 1 }\n"
     )
-    room = tmp_path / "room.lua"
+    area = tmp_path / "area.lua"
 
     assert lint_lua_names.main(str(tmp_path)) == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"{room}:2: nothing defines ff.HUOR, correct the name",
-        f"{room}:5: os is no global, correct the name or make it local",
-        f"{room}:7: count is no global, correct the name or make it local",
+        f"{area}:2: nothing defines ff.HUOR, correct the name",
+        f"{area}:5: os is no global, correct the name or make it local",
+        f"{area}:7: count is no global, correct the name or make it local",
     ]
 
 
 def test_the_lint_of_lua_names_tells_what_does_not_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\n")
-    (tmp_path / "room.lua").write_text("function ff.wait(\n")
+    (tmp_path / "area.lua").write_text("function ff.wait(\n")
 
     assert lint_lua_names.main(str(tmp_path)) == 1
-    assert f"{tmp_path / 'room.lua'}: it does not compile" in capsys.readouterr().out
+    assert f"{tmp_path / 'area.lua'}: it does not compile" in capsys.readouterr().out
 
 
 def test_the_lint_of_lua_names_is_silent_about_clean_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\n")
-    (tmp_path / "room.lua").write_text("function ff.wait(n)\n  return math.max(n, #ff.wait)\nend\n")
+    (tmp_path / "area.lua").write_text("function ff.wait(n)\n  return math.max(n, #ff.wait)\nend\n")
 
     assert lint_lua_names.main(str(tmp_path)) == 0
     assert capsys.readouterr().out == ""
