@@ -10,11 +10,11 @@ import click
 
 from benchmarks import (
     commands,
+    comparison,
     kills,
     leases,
     logs,
     memory,
-    peers,
     report,
     scale,
     schedules,
@@ -42,7 +42,7 @@ _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
     "--tasks", type=click.IntRange(1), default=20_000, show_default=True, help="Tasks to submit and to drain."
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians of so many rounds.")
-@click.option("--only", multiple=True, type=click.Choice(_NAMES), help="Only this contestant, or this row; may repeat.")
+@click.option("--only", multiple=True, type=click.Choice(_NAMES), help="Only this peer, or this row; may repeat.")
 @click.option("--queued", type=click.IntRange(scale.FEW), default=1_000_000, show_default=True, help="A full store.")
 @click.option(
     "--patience",
@@ -76,10 +76,10 @@ def main(
         known = report.facts(command, {"Valkey": server.version})
         tables = []
         if {"peers", "kills", "memory"}.intersection(wanted):
-            known |= peers.versions(server, chosen, cache, _tell)
+            known |= comparison.versions(server, chosen, cache, _tell)
         if "peers" in wanted:
-            figures = peers.compare(server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache, tell=_tell)
-            tables.append(peers.table(figures, chosen, rows, tasks=tasks, rounds=rounds))
+            figures = comparison.compare(server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache, tell=_tell)
+            tables.append(comparison.table(figures, chosen, rows, tasks=tasks, rounds=rounds))
     if "kills" in wanted:
         tables.append(kills.table(chosen, rounds=rounds, retry_for=retry_for, cache=cache, tell=_tell))
     if "memory" in wanted:
@@ -109,7 +109,7 @@ def main(
 
 
 def _chosen(only: tuple[str, ...]) -> tuple[list[Script], list[Row]]:
-    """Return the contestants and the rows that are asked for; all of them where none is named."""
+    """Return the peers and the rows that are asked for; all of them where none is named."""
     everyone = scripts()
     return (
         [script for script in everyone if script.name in only] or everyone,

@@ -1,4 +1,4 @@
-"""The contestants' scripts, and an environment for each of them, made once."""
+"""The peers' scripts, and an environment for each of them, made once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import attrs
 import click
 
 ROOT = Path(__file__).parents[1]
-_SCRIPTS = Path(__file__).parent / "contestants"
+_SCRIPTS = Path(__file__).parent / "peers"
 _FILLED_WITH = "filled-with.json"
 
 
 @attrs.frozen(kw_only=True)
 class Script:
-    """A contestant's script; see `benchmarks.contestants` for what it says of itself.
+    """A peer's script; see `benchmarks.peers` for what it says of itself.
 
     Attributes:
         share: which share of the tasks it gets.
@@ -38,7 +38,7 @@ class Script:
 
 
 def scripts() -> list[Script]:
-    """Return all contestants, by name."""
+    """Return all peers, by name."""
     found = []
     for path in sorted(_SCRIPTS.glob("*.py")):
         metadata = inline_metadata(path.read_text("utf-8"))
@@ -78,26 +78,26 @@ def python_for(script: Script, cache: Path) -> Path:
 
 
 def surroundings(url: str, variant: str = "") -> dict[str, str]:
-    """Return the environment variables of a contestant: its server, and which of its settings it uses."""
+    """Return the environment variables of a peer: its server, and which of its settings it uses."""
     return {**os.environ, "BENCHMARK_URL": url, "BENCHMARK_VARIANT": variant}
 
 
 def ask(script: Script, python: Path, step: str, tasks: int, url: str, *, variant: str = "") -> dict[str, Any]:
-    """Have a contestant take one step, and return its answer.
+    """Have a peer take one step, and return its answer.
 
     Raises:
         ClickException: it failed; why stands on stderr.
     """
-    command = [str(python), "-m", f"benchmarks.contestants.{script.name}", step, str(tasks)]
+    command = [str(python), "-m", f"benchmarks.peers.{script.name}", step, str(tasks)]
     environment = surroundings(url, variant)
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as contestant:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as peer:
         try:
-            printed, _ = contestant.communicate()
+            printed, _ = peer.communicate()
         except KeyboardInterrupt:
             # It was interrupted as well, and ends its workers before it goes.
-            contestant.wait()
+            peer.wait()
             raise
-    if contestant.returncode:
+    if peer.returncode:
         raise click.ClickException(f"{script.name} failed in the step {step!r}; what it said stands above.")
     answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return answer

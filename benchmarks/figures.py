@@ -1,4 +1,4 @@
-"""Arithmetic of measurements; nothing but the standard library, since contestants use it too."""
+"""Arithmetic of measurements; nothing but the standard library, since peers use it too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kill table: workers of every contestant are killed, or told to stop, in the middle of their work."""
+"""The kill table: workers of every peer are killed, or told to stop, in the middle of their work."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import attrs
 import click
 
 from benchmarks import journal
-from benchmarks.contestants.flowfabric import SHORT_LEASE
-from benchmarks.contestants.tasks import JOURNAL, SLOW_SECONDS
+from benchmarks.comparison import Tell
 from benchmarks.environments import Script, ask, python_for, surroundings
 from benchmarks.journal import Killed, Line, Stopped
-from benchmarks.peers import Tell
+from benchmarks.peers.flowfabric import SHORT_LEASE
+from benchmarks.peers.tasks import JOURNAL, SLOW_SECONDS
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.rows import OURS
 from benchmarks.server import Server
@@ -38,10 +38,10 @@ _AT_ONCE = 8
 
 @attrs.frozen(kw_only=True)
 class Case:
-    """A contestant in one of its settings.
+    """A peer in one of its settings.
 
     Attributes:
-        script: the contestant's name.
+        script: the peer's name.
         variant: its setting; "" for the usual one.
         another: a second worker is alive all the time, and none is started again.
     """
@@ -119,12 +119,12 @@ class Site:
 
 
 def table(chosen: Collection[Script], *, rounds: int, retry_for: float, cache: Path, tell: Tell) -> Table:
-    """Try every case of the contestants, several at the same time, each on a server of its own.
+    """Try every case of the peers, several at the same time, each on a server of its own.
 
     Args:
         rounds: how many trials of each case.
         patience: how many seconds after a kill a task is looked for before it is called missing.
-        cache: where the contestants' environments are kept.
+        cache: where the peers' environments are kept.
         tell: is told how far it is.
     """
     scripts = {script.name: script for script in chosen}

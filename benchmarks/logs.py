@@ -13,8 +13,8 @@ from typing import Final
 
 import attrs
 
-from benchmarks.contestants.base import stop
 from benchmarks.environments import ROOT
+from benchmarks.peers.base import stop
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.server import Server
 from flowfabric_worker import Client, Worker

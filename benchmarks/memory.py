@@ -9,8 +9,8 @@ from pathlib import Path
 
 import attrs
 
+from benchmarks.comparison import Tell
 from benchmarks.environments import Script, ask, python_for, surroundings
-from benchmarks.peers import Tell
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.rows import OURS
 from benchmarks.server import Server
@@ -57,11 +57,11 @@ class Usage:
 
 
 def table(chosen: Sequence[Script], *, tasks: int, cache: Path, tell: Tell) -> Table:
-    """Weighs one worker of each contestant.
+    """Weighs one worker of each peer.
 
     Args:
         tasks: how many a peer runs, or its share of them; ours runs five times as many, and half as many that fail.
-        cache: where the contestants' environments are kept.
+        cache: where the peers' environments are kept.
         tell: is told how far it is.
     """
     usages = {}

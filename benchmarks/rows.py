@@ -13,7 +13,7 @@ OURS = "flowfabric"
 
 @attrs.frozen
 class Target:
-    """A figure must be so many times as good as a contestant's; or, without one, reach a value.
+    """A figure must be so many times as good as a peer's; or, without one, reach a value.
 
     Attributes:
         factor: times as good as `against`; without it the value itself, in the row's unit.
@@ -28,7 +28,7 @@ class Row:
     """One thing that is compared.
 
     Attributes:
-        step: the contestants' step that gives it.
+        step: the peers' step that gives it.
         unit: "per s", where more is better, "ms", or "x idle": how many times as long as on a quiet server.
         targets: what it must reach.
         goals: what it should reach one day.

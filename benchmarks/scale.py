@@ -18,10 +18,10 @@ from typing import Final, TypeVar
 import attrs
 
 from benchmarks import work
-from benchmarks.contestants.base import stop
-from benchmarks.contestants.flowfabric import run_command
+from benchmarks.comparison import Tell
 from benchmarks.environments import ROOT
-from benchmarks.peers import Tell
+from benchmarks.peers.base import stop
+from benchmarks.peers.flowfabric import run_command
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.server import Server
 from flowfabric_worker import Client

@@ -14,10 +14,10 @@ from typing import Final
 
 import attrs
 
-from benchmarks.contestants.base import stop
+from benchmarks.comparison import Tell
 from benchmarks.environments import ROOT
 from benchmarks.figures import percentile
-from benchmarks.peers import Tell
+from benchmarks.peers.base import stop
 from benchmarks.report import Table, number, verdict
 from benchmarks.server import Server
 from flowfabric_worker import Client, TaskContext, Worker

@@ -20,7 +20,7 @@ _OWN_COMMANDS = ("config|resetstat", "info", "flushall", "ping")
 
 
 class Server:
-    """A server for the length of a `with` block; contestants reach it by TCP, the only way that all of them have.
+    """A server for the length of a `with` block; peers reach it by TCP, the only way that all of them have.
 
     It keeps an append-only file, flushed every second. The file is never rewritten: whoever was being measured at that
     moment would pay for it.

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import redis
 
-from benchmarks.peers import Tell
+from benchmarks.comparison import Tell
 from benchmarks.report import Table, number, verdict
 from benchmarks.server import Server
 from flowfabric_worker.engine.class_cache import lane_arguments

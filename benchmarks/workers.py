@@ -1,4 +1,4 @@
-"""Worker processes of a contestant as the outside sees them: started, told to stop, killed, and weighed."""
+"""Worker processes of a peer as the outside sees them: started, told to stop, killed, and weighed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KIBIBYTE = 1024
 class WorkerProcess:
     """One worker: the process that was started, and all that it started itself, which share its session.
 
-    A contestant may keep its threads in children, and move these to groups of their own.
+    A peer may keep its threads in children, and move these to groups of their own.
     """
 
     process: subprocess.Popen[bytes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import peers, report
+from benchmarks import comparison, report
 from benchmarks.commands import cost_of
 from benchmarks.environments import Script, inline_metadata, scripts
 from benchmarks.figures import advantage, per_item, percentile
@@ -67,7 +67,7 @@ def test_submit_to_start_may_take_so_many_times_as_long_as_huey_takes(name: str,
     assert [row.describe(target) for target in (*row.targets, *row.goals)] == [f"{allowed:g} x huey", "1 x huey"]
 
 
-def test_what_is_asked_for_is_asked_of_contestants_that_there_are() -> None:
+def test_what_is_asked_for_is_asked_of_peers_that_there_are() -> None:
     asked = {target.against for row in ROWS for target in (*row.targets, *row.goals)} - {None}
     assert asked <= {each.name for each in scripts()}
 
@@ -88,7 +88,7 @@ def test_figures_are_printed_with_the_digits_that_count(value: float | None, tex
 
 def test_the_comparison_shows_medians_with_ours_first_and_how_many_times_as_good_it_is() -> None:
     figures = {"drain": {"flowfabric": [9000.0, 8000.0, 1.0], "dramatiq": [2000.0]}}
-    table = peers.table(
+    table = comparison.table(
         figures, [script("celery", 0.25), script("dramatiq"), script("flowfabric")], [RATE], tasks=10, rounds=3
     )
     assert list(table.headings)[2:7] == ["flowfabric", "celery", "dramatiq", "x celery", "x dramatiq"]
@@ -97,8 +97,8 @@ def test_the_comparison_shows_medians_with_ours_first_and_how_many_times_as_good
     assert "2 for celery, 10 for dramatiq" in table.notes[0]
 
 
-def test_targets_against_contestants_that_do_not_take_part_are_left_out() -> None:
-    table = peers.table({"drain": {"flowfabric": [9000.0]}}, [script("flowfabric")], [RATE], tasks=1, rounds=1)
+def test_targets_against_peers_that_do_not_take_part_are_left_out() -> None:
+    table = comparison.table({"drain": {"flowfabric": [9000.0]}}, [script("flowfabric")], [RATE], tasks=1, rounds=1)
     assert table.rows[0][-4:] == ["-", "-", "-", "-"]
 
 
@@ -139,8 +139,8 @@ def test_a_page_holds_the_facts_and_every_table() -> None:
 def test_a_script_says_what_it_needs_in_its_first_comment() -> None:
     source = '"""S."""\n\n# /// script\n# dependencies = ["a"]\n# [tool.benchmarks]\n# share = 0.5\n# ///\n'
     assert inline_metadata(source) == {"dependencies": ["a"], "tool": {"benchmarks": {"share": 0.5}}}
-    assert inline_metadata('"""No contestant."""\n') is None
+    assert inline_metadata('"""No peer."""\n') is None
 
 
-def test_contestants_are_found_by_their_files() -> None:
+def test_peers_are_found_by_their_files() -> None:
     assert {each.name for each in scripts()} == {"celery", "dramatiq", "flowfabric", "huey", "rq"}

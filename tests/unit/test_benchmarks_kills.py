@@ -124,7 +124,7 @@ def test_a_peer_is_not_judged_and_has_no_time_when_something_stays_missing() -> 
     assert row[-1] == "-"
 
 
-def test_every_contestant_is_killed() -> None:
+def test_every_peer_is_killed() -> None:
     assert {case.script for case in kills.CASES} == {script.name for script in scripts()}
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import redis
 from rq import Queue, Retry
 
-from benchmarks.contestants.base import THREADS, URL, Contestant, serve
+from benchmarks.peers.base import THREADS, URL, Peer, serve
 
-_TASKS = "benchmarks.contestants.tasks"
+_TASKS = "benchmarks.peers.tasks"
 # Without a retry left, a job whose worker died is not run again but declared failed.
 _RETRY = Retry(max=3)
 
 
-class Rq(Contestant):
+class Rq(Peer):
     packages = ("rq", "redis", "hiredis")
     shares_out = False
     apart = 0.1

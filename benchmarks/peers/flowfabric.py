@@ -10,8 +10,8 @@ import importlib.metadata
 import sys
 import time
 
-from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, VARIANT, TwoLanes, median_ms, serve
+from benchmarks.peers import tasks
+from benchmarks.peers.base import THREADS, URL, VARIANT, TwoLanes, median_ms, serve
 from flowfabric_worker import Client, Run, Worker, __version__
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
 
@@ -26,7 +26,7 @@ TASKS = {task.__name__: worker.task(task) for task in tasks.ALL}
 
 def run_command(url: str) -> list[str]:
     """Return the command that runs one worker process."""
-    app = "benchmarks.contestants.flowfabric:worker"
+    app = "benchmarks.peers.flowfabric:worker"
     options = ["--url", url, "--threads", str(THREADS), "--log-level", "warning"]
     return [sys.executable, "-m", "flowfabric_worker", "run", app, *options]
 

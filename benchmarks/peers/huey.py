@@ -17,15 +17,15 @@ from typing import Any
 import redis
 from huey import RedisHuey
 
-from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, Contestant, serve
+from benchmarks.peers import tasks
+from benchmarks.peers.base import THREADS, URL, Peer, serve
 
 huey = RedisHuey("benchmark", url=URL)
 
 TASKS = {task.__name__: huey.task()(task) for task in tasks.ALL}
 
 
-class Huey(Contestant):
+class Huey(Peer):
     """In bulk it has nothing better than a loop: its `map` sends one message after the other."""
 
     packages = ("huey", "redis", "hiredis")
@@ -50,7 +50,7 @@ class Huey(Contestant):
         return self._redis.hlen(huey.storage.result_key)
 
     def worker_commands(self, processes: int) -> list[list[str]]:
-        consumer = [sys.executable, "-m", "huey.bin.huey_consumer", "benchmarks.contestants.huey.huey"]
+        consumer = [sys.executable, "-m", "huey.bin.huey_consumer", "benchmarks.peers.huey.huey"]
         options = ["--workers", str(THREADS), "--worker-type", "thread", "--graceful-signal", "TERM", "--quiet"]
         return [[*consumer, *options]] * processes
 

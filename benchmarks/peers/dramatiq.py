@@ -17,10 +17,10 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
-from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, TwoLanes, serve
+from benchmarks.peers import tasks
+from benchmarks.peers.base import THREADS, URL, TwoLanes, serve
 
-_COMMAND = (sys.executable, "-m", "dramatiq", "benchmarks.contestants.dramatiq")
+_COMMAND = (sys.executable, "-m", "dramatiq", "benchmarks.peers.dramatiq")
 
 broker = RedisBroker(url=URL)
 broker.add_middleware(Results(backend=RedisBackend(url=URL), store_results=True))

@@ -1,6 +1,6 @@
-"""The tasks that every contestant has; each takes one number.
+"""The tasks that every peer has; each takes one number.
 
-Runs in the environment of the contestant, so it needs nothing but the standard library.
+Runs in the environment of the peer, so it needs nothing but the standard library.
 """
 
 from __future__ import annotations

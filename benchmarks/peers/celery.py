@@ -14,11 +14,11 @@ from typing import Any
 import redis
 from celery import Celery
 
-from benchmarks.contestants import tasks
-from benchmarks.contestants.base import THREADS, URL, VARIANT, TwoLanes, serve
+from benchmarks.peers import tasks
+from benchmarks.peers.base import THREADS, URL, VARIANT, TwoLanes, serve
 
 app = Celery("benchmark", broker=URL, backend=URL)
-# Without this a worker that dies loses what it runs: every contestant that can promises at least once.
+# Without this a worker that dies loses what it runs: every peer that can promises at least once.
 app.conf.task_acks_late = VARIANT != "early"
 
 TASKS = {task.__name__: app.task(name=task.__name__)(task) for task in tasks.ALL}
@@ -54,7 +54,7 @@ class CeleryThreads(TwoLanes):
 
 
 def _worker_command(queue: str) -> list[str]:
-    app_of = [sys.executable, "-m", "celery", "-A", "benchmarks.contestants.celery"]
+    app_of = [sys.executable, "-m", "celery", "-A", "benchmarks.peers.celery"]
     return [*app_of, "worker", "-P", "threads", "-c", str(THREADS), "-Q", queue, "-n", f"{queue}@%h"]
 
 

@@ -1,6 +1,6 @@
-"""What a contestant is, and how each is measured: the same way for all of them.
+"""What a peer is, and how each is measured: the same way for all of them.
 
-Runs in the environment of the contestant, so it needs nothing but the standard library.
+Runs in the environment of the peer, so it needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.contestants.tasks import STAMPS
 from benchmarks.figures import percentile
+from benchmarks.peers.tasks import STAMPS
 
 URL = os.environ.get("BENCHMARK_URL", "")
 VARIANT = os.environ.get("BENCHMARK_VARIANT", "")
@@ -59,7 +59,7 @@ class Crew:
                 raise RuntimeError(f"a worker ended by itself with the code {process.returncode}")
 
 
-class Contestant(ABC):
+class Peer(ABC):
     """A library that runs the tasks of `tasks.py`.
 
     Attributes:
@@ -222,8 +222,8 @@ class Contestant(ABC):
                 stop(running)
 
 
-class TwoLanes(Contestant):
-    """A contestant that can put tasks into another queue than the first, which another worker serves."""
+class TwoLanes(Peer):
+    """A peer that can put tasks into another queue than the first, which another worker serves."""
 
     @abstractmethod
     def submit_elsewhere(self, number: int) -> Any:
@@ -287,14 +287,14 @@ def median_ms(seconds: Sequence[float]) -> float:
     return statistics.median(seconds) * 1000
 
 
-def serve(contestant: Contestant) -> None:
-    """Do what the command line asks for and return on stdout: the contestant's side of the protocol."""
+def serve(peer: Peer) -> None:
+    """Do what the command line asks for and return on stdout: the peer's side of the protocol."""
     name, tasks = sys.argv[1], int(sys.argv[2])
     if name == "versions":
-        answer: dict[str, Any] = {"versions": contestant.versions()}
+        answer: dict[str, Any] = {"versions": peer.versions()}
     elif name == "commands":
-        answer = {"commands": contestant.worker_commands(1)}
+        answer = {"commands": peer.worker_commands(1)}
     else:
-        step = getattr(contestant, name, None)
+        step = getattr(peer, name, None)
         answer = {"figures": step(tasks) if step else {}}
     print(json.dumps(answer))

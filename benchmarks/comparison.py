@@ -14,7 +14,7 @@ from benchmarks.rows import OURS, ROWS, Row, Target
 from benchmarks.server import Server
 
 Figures: TypeAlias = dict[str, dict[str, list[float]]]
-"""By row and contestant: what each round gave."""
+"""By row and peer: what each round gave."""
 
 JUDGED = ("must reach", "reached", "goal", "goal met")
 _ODDITIES = {
@@ -26,7 +26,7 @@ Tell: TypeAlias = Callable[[str], None]
 
 
 def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) -> dict[str, str]:
-    """Return what is measured in which versions, by contestant; makes the environments that are not there."""
+    """Return what is measured in which versions, by peer; makes the environments that are not there."""
     tell("Preparing the environments")
     answers = {script.name: ask(script, python_for(script, cache), "versions", 0, server.url) for script in chosen}
     return {
