@@ -122,7 +122,7 @@ def test_list_filters_and_limits(client: Client) -> None:
     assert listed("--limit", 2) == sums[:2]
 
 
-def test_the_table_of_list_is_plain_where_there_is_no_terminal_and_says_when_there_is_more() -> None:
+def test_list_prints_a_plain_table_without_a_terminal() -> None:
     ids = [submitted("add", "--lane", "l" * 64, "--tag", f"n={number}") for number in range(2)]
 
     ran = ok("list", "--limit", 1)

@@ -72,7 +72,7 @@ def test_an_option_that_is_given_stands_over_the_published_one(client: Client) -
 
 
 @pytest.mark.usefixtures("shops")
-def test_a_name_that_no_worker_has_published_is_told_and_nothing_is_submitted() -> None:
+def test_submit_refuses_a_task_that_no_worker_has_published() -> None:
     ran = cli("submit", "send_reciept", 7)
 
     assert ran.code == ExitCode.FAILED

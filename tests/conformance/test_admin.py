@@ -82,7 +82,7 @@ def test_an_execution_is_cancelled_in_any_phase(engine: Engine, clock: Clock, ph
 
 
 @pytest.mark.parametrize("phase", [Phases.cancelled, Phases.cancelled_by_holder])
-def test_cancelling_a_cancelled_execution_gets_the_same_answer_and_changes_nothing(
+def test_a_repeated_cancel_gets_the_same_answer_and_changes_nothing(
     engine: Engine, clock: Clock, dump: Dump, phase: Phase
 ) -> None:
     execution_id = phase(Phases(engine, clock))

@@ -276,7 +276,7 @@ def test_a_subscription_is_woken_by_an_end(engine: Engine) -> None:
         assert time.monotonic() - began < 1
 
 
-def test_two_subscribers_hear_the_same_and_one_that_comes_back_misses_nothing(engine: Engine) -> None:
+def test_two_subscribers_read_the_same_and_a_returning_one_misses_nothing(engine: Engine) -> None:
     with following(engine) as first, following(engine) as second:
         ids = [ended(engine, execution_id=each) for each in same_partition_ids(engine, 3)]
         heard = [first.get(timeout=5) for _ in ids]

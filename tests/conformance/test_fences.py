@@ -171,7 +171,7 @@ def test_not_active_comes_before_expired_and_stale(engine: Engine, clock: Clock,
 
 
 @every_operation
-def test_a_revoked_lease_is_named_so_even_when_its_time_is_over_or_the_fence_is_stale(
+def test_a_revoked_lease_is_reported_as_revoked_also_when_expired_or_stale(
     engine: Engine, clock: Clock, dump: Dump, operation: Operation
 ) -> None:
     handle = running(engine).handle
@@ -265,7 +265,7 @@ def test_a_zombie_gets_stale_and_cannot_touch_its_successor(
 
 
 @every_operation
-def test_a_zombie_whose_successor_lapsed_too_gets_expired_and_leaves_no_trace(
+def test_a_zombie_whose_successor_expired_too_gets_lease_expired(
     engine: Engine, clock: Clock, dump: Dump, operation: Operation
 ) -> None:
     zombie = running(engine).handle
@@ -279,9 +279,7 @@ def test_a_zombie_whose_successor_lapsed_too_gets_expired_and_leaves_no_trace(
 
 
 @every_operation
-def test_the_holder_of_a_revoked_lease_gets_stale_once_the_work_was_claimed(
-    engine: Engine, operation: Operation
-) -> None:
+def test_the_holder_of_a_revoked_lease_gets_stale_after_the_next_claim(engine: Engine, operation: Operation) -> None:
     handle = running(engine).handle
     revoke(engine, handle)
     assert claim_one(engine, handle.lane, worker="w2").handle.kind is HandleKind.RECLAIMED
@@ -292,7 +290,7 @@ def test_the_holder_of_a_revoked_lease_gets_stale_once_the_work_was_claimed(
 # A lost lease never comes back to life.
 
 
-def test_a_lapsed_lease_cannot_be_renewed_before_or_after_the_lapse_was_noticed(engine: Engine, clock: Clock) -> None:
+def test_an_expired_lease_is_not_renewed_before_or_after_it_was_handled(engine: Engine, clock: Clock) -> None:
     handle = running(engine).handle
     clock.move(LEASE)
     with refused("lease_expired"):

@@ -155,9 +155,7 @@ def losing(engine: Engine) -> LosingStore:
     return LosingStore(empty_store_beside(engine))
 
 
-def test_a_claim_whose_answer_was_lost_is_answered_to_the_next_claim_of_the_worker(
-    engine: Engine, losing: LosingStore
-) -> None:
+def test_a_lost_answer_of_a_claim_is_given_to_the_next_claim_of_the_worker(engine: Engine, losing: LosingStore) -> None:
     impatient = Engine(lambda: (losing, engine.partitions), retry_for=0)
     impatient.prepare(testing=True)
     ids = all_created(impatient, [creation() for _ in range(6)])

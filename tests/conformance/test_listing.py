@@ -93,7 +93,7 @@ def test_pages_of_any_size_show_every_execution_once_by_partition_and_id(engine:
     assert all(len(page) == limit for page in pages[:-1])
 
 
-def test_a_partition_lists_its_own_executions_and_all_partitions_together_list_all(engine: Engine) -> None:
+def test_a_partition_lists_its_own_executions_and_together_they_list_all(engine: Engine) -> None:
     ids = created_many(engine, 60)
 
     listed = []
@@ -210,7 +210,7 @@ def test_filters_are_by_lane_state_task_and_tags_and_all_must_hold(engine: Engin
         assert len(pages) == max(1, len(expected))
 
 
-def test_a_filtered_listing_reads_at_most_ten_thousand_records_a_call_and_goes_on(engine: Engine) -> None:
+def test_a_filtered_listing_reads_at_most_ten_thousand_records_per_call(engine: Engine) -> None:
     needle = created(engine, lane="needle")
     created_many(engine, 10_500, payload=None)
     last = created(engine, lane="needle")
@@ -253,7 +253,7 @@ def test_a_damaged_execution_is_shown_whatever_is_asked_for(engine: Engine) -> N
 # Expired leases
 
 
-def test_leases_that_ran_out_or_were_revoked_are_listed_until_somebody_claims(engine: Engine, clock: Clock) -> None:
+def test_expired_and_revoked_leases_are_listed_until_the_next_claim(engine: Engine, clock: Clock) -> None:
     lapsing = running(engine, lane="a", lease=5 * SECOND)
     revoked = running(engine, lane="b", worker="w2")
     held = running(engine, lane="c")
@@ -325,7 +325,7 @@ def test_lanes_are_paged_by_name(engine: Engine) -> None:
     assert engine.list_lanes(limit=0).lanes == ()
 
 
-def test_a_lane_whose_name_begins_like_another_one_is_neither_hidden_nor_shown_twice(engine: Engine) -> None:
+def test_a_lane_whose_name_begins_like_another_one_is_listed_once(engine: Engine) -> None:
     names = [" ", "!", "a", "a ", "aa", "ab", "a~", "b", "~" * 64]
     for name in names:
         created(engine, lane=name)

@@ -158,7 +158,7 @@ def test_two_threads_with_one_instance_id_share_no_execution(engine: Engine, wor
         tried.complete(each.handle)
 
 
-def test_a_repeated_reservation_is_answered_again_also_when_it_was_redeemed(engine: Engine) -> None:
+def test_a_repeated_reservation_gets_its_answer_also_after_it_was_redeemed(engine: Engine) -> None:
     created(engine)
     created(engine)
     args = ClaimForWorkerArgs(lane=LANE, worker_id="w1", worker_instance_id="w1", grant_id=str(uuid4()))

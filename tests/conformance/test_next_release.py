@@ -62,7 +62,7 @@ def assert_kept(engine: Engine, execution: ExecutionId) -> None:
     assert fields[b"class"].endswith(NOVELTY)
 
 
-def test_work_of_the_next_release_is_done_by_this_one_and_keeps_what_it_has_more(
+def test_work_of_the_next_release_runs_here_and_keeps_its_extra_fields(
     engine: Engine, newer: NextEngine, clock: Clock
 ) -> None:
     execution = created(newer, policy=POLICY, headers={"origin": "next"})
@@ -117,9 +117,7 @@ def test_a_lease_of_the_next_release_is_shown_revoked_and_reclaimed(
     assert_kept(engine, execution)
 
 
-def test_work_behind_a_gate_of_the_next_release_is_not_claimed_without_admission(
-    engine: Engine, newer: NextEngine
-) -> None:
+def test_work_with_a_gate_of_the_next_release_is_not_claimed(engine: Engine, newer: NextEngine) -> None:
     newer.gates = ("b1",)
     execution = created(newer)
 

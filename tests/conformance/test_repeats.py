@@ -154,7 +154,7 @@ def test_a_creation_under_the_callers_own_id_is_repeated_by_that_id(engine: Engi
     assert [row.execution_id for row in tried.list_executions().executions] == [execution]
 
 
-def test_an_engine_without_patience_says_that_a_reply_was_lost_and_the_caller_may_repeat(engine: Engine) -> None:
+def test_an_engine_that_does_not_retry_reports_a_lost_reply_as_repeatable(engine: Engine) -> None:
     store = LosingStore(empty_store_beside(engine))
     tried = Engine(lambda: (store, engine.partitions), retry_for=0)
     tried.prepare()

@@ -415,7 +415,7 @@ def test_a_redemption_that_is_not_valid_is_refused_without_a_trace(
     assert dump() == before
 
 
-def test_a_reservation_in_a_paused_lane_is_not_redeemed_until_it_is_resumed(engine: Engine, dump: Dump) -> None:
+def test_a_reservation_in_a_paused_lane_is_redeemed_only_after_it_resumes(engine: Engine, dump: Dump) -> None:
     created(engine)
     grant = reserved(engine)
     resumed = interrupted(engine)

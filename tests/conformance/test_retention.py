@@ -136,7 +136,7 @@ def test_the_feed_keeps_an_end_for_a_day(engine: Engine, clock: Clock, dump: Dum
     assert not [key for key in dump() if key.endswith(":feed")]
 
 
-def test_the_feed_is_trimmed_although_an_execution_expires_while_it_is_found_empty(
+def test_the_feed_is_trimmed_when_an_execution_expires_in_the_same_call(
     engine: Engine, clock: Clock, dump: Dump
 ) -> None:
     first, second = same_partition_ids(engine, 2)
@@ -167,7 +167,7 @@ def test_a_worker_is_forgotten_a_day_after_it_was_last_alive(engine: Engine, clo
     assert not [key for key in dump() if ":worker" in key]
 
 
-def test_a_class_that_held_nothing_for_an_hour_is_forgotten_and_comes_back_when_it_is_needed(
+def test_a_class_that_was_empty_for_an_hour_is_forgotten_until_it_has_work(
     engine: Engine, clock: Clock, dump: Dump
 ) -> None:
     handle = running(engine, lane=LANE).handle

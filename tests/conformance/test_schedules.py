@@ -272,9 +272,7 @@ def test_a_damaged_schedule_keeps_no_other_of_its_call_from_ticking(engine: Engi
     assert [type(answer).__name__ for answer in answers] == ["Ticked", "ValidationError", "Ticked"]
 
 
-def test_a_schedule_of_work_that_cannot_be_keeps_no_other_of_its_call_from_ticking(
-    engine: Engine, clock: Clock
-) -> None:
+def test_a_schedule_of_invalid_work_does_not_keep_others_from_ticking(engine: Engine, clock: Clock) -> None:
     engine.tick_schedules([beat(name="alpha"), beat(name="beat")])
     clock.move(SECOND)
     wrong = creation(lane="")
@@ -383,7 +381,7 @@ def test_a_tick_whose_reply_was_lost_answers_its_executions_again(engine: Engine
     assert len(answer.execution_ids) == 3
 
 
-def test_an_operator_who_comes_between_a_tick_and_its_repeat_changes_nothing(engine: Engine) -> None:
+def test_an_operator_between_a_tick_and_its_repeat_changes_nothing(engine: Engine) -> None:
     class Between(LosingStore):
         """Pauses the schedule when a reply is lost."""
 
@@ -455,7 +453,7 @@ def test_schedules_are_listed_page_by_page_across_partitions(engine: Engine) -> 
     assert engine.list_schedules(limit=0).schedules == ()
 
 
-def test_a_damaged_schedule_is_marked_in_the_list_refused_and_can_be_removed(engine: Engine) -> None:
+def test_a_damaged_schedule_is_marked_in_the_list_and_can_be_removed(engine: Engine) -> None:
     for name in ("alpha", "beat", "gamma"):
         engine.tick_schedule(beat(name=name))
     partition = partition_of_names((engine.namespace, "beat"), engine.partitions)
@@ -525,9 +523,7 @@ def test_a_removed_schedule_is_registered_anew_by_who_still_has_it(engine: Engin
     assert executions(engine) == []
 
 
-def test_nothing_of_a_schedule_is_left_when_it_is_removed_and_its_work_has_ended(
-    engine: Engine, clock: Clock, dump: Dump
-) -> None:
+def test_a_removed_schedule_leaves_no_key_once_its_work_has_ended(engine: Engine, clock: Clock, dump: Dump) -> None:
     # What a lane and a class leave behind is theirs: they are there before.
     other = creation(execution_id=None, policy=ExecutionPolicy(retention=SECOND))
     settle(engine, clock, created_in_the_partition_of_beat(engine, other))

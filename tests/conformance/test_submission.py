@@ -198,7 +198,7 @@ def test_a_policy_may_count_the_deadline_from_creation(engine: Engine, clock: Cl
     assert info_of(engine, execution_id).deadline_at_ms == clock.ms + 5000
 
 
-def test_work_that_is_created_after_its_deadline_expires_and_is_never_handed_out(engine: Engine, clock: Clock) -> None:
+def test_work_created_after_its_deadline_expires_and_is_never_claimed(engine: Engine, clock: Clock) -> None:
     execution_id = created(engine, deadline=clock.now - SECOND)
 
     assert claimed_ids(engine) == []

@@ -199,9 +199,7 @@ def test_as_many_are_woken_as_there_is_work(engine: Engine, another: Opener, at_
     left.result()
 
 
-def test_a_worker_that_cannot_take_the_work_is_not_woken_in_place_of_one_that_can(
-    engine: Engine, another: Opener
-) -> None:
+def test_a_worker_that_does_not_fit_is_not_woken_in_place_of_one_that_fits(engine: Engine, another: Opener) -> None:
     requires = ExecutionPolicy(requires=frozenset({"gpu"}))
     known_class(engine)
     known_class(engine, policy=requires)

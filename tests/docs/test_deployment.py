@@ -47,7 +47,7 @@ def test_the_unit_gives_a_stop_its_time_and_says_nothing_unknown() -> None:
     assert int(unit["Service"]["TimeoutStopSec"]) > needed(grace_of(unit["Service"]["ExecStart"]))
 
 
-def test_the_container_runs_the_worker_itself_and_stops_it_by_a_signal_that_it_knows() -> None:
+def test_the_container_runs_the_worker_itself_and_stops_it_by_sigterm() -> None:
     lines = dict(
         line.split(" ", 1) for line in snippet(PAGE, "dockerfile", "FROM").splitlines() if not line.startswith("RUN")
     )

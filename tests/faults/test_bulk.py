@@ -52,7 +52,7 @@ def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server:
         assert {type(result) for result in results} == {TransportError}
 
 
-def test_calls_that_wait_behind_a_silent_server_are_given_up_with_the_first(server: ValkeyServer) -> None:
+def test_calls_that_wait_behind_a_silent_server_fail_with_the_first_one(server: ValkeyServer) -> None:
     with opened(server.url, retry_for=0) as engine:
         engine.prepare()
         calls = [Call("server_time", 0, [])] * 200

@@ -101,7 +101,7 @@ def newcomer(own_cluster: ValkeyCluster) -> Iterator[ValkeyServer]:
         yield node
 
 
-def test_a_primary_that_took_over_a_slot_gets_the_functions_at_the_first_call(
+def test_a_primary_that_took_over_a_slot_gets_the_functions_when_called(
     own_cluster: ValkeyCluster, newcomer: ValkeyServer
 ) -> None:
     with opened(own_cluster.url, retry_for=0) as engine:

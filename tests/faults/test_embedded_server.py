@@ -69,7 +69,7 @@ def member(home: Path) -> Iterator[Member]:
 # coming and going
 
 
-def test_the_first_member_starts_a_durable_server_that_only_its_user_can_reach(home: Path, join: Join) -> None:
+def test_the_first_member_starts_a_durable_server_for_its_user_only(home: Path, join: Join) -> None:
     server = join()
     settings = client(server).config_get("*")
     expected = {
@@ -135,7 +135,7 @@ def test_no_visit_is_lost_while_processes_come_and_go(home: Path, join: Join) ->
     assert client(join()).get("visits") == "48"
 
 
-def test_nobody_joins_and_the_guardian_does_not_stop_while_another_process_decides(home: Path, join: Join) -> None:
+def test_a_process_that_decides_holds_off_joins_and_the_guardians_stop(home: Path, join: Join) -> None:
     server = join()
     with open_private(home / "start.lock") as decision:
         eventually(lambda: take(decision))
@@ -198,7 +198,7 @@ def test_a_killed_server_comes_back_with_its_data_while_a_member_lives(home: Pat
         assert pid not in server_pids(home)
 
 
-def test_terminating_server_and_guardian_does_not_take_the_store_from_a_member(home: Path, join: Join) -> None:
+def test_a_member_keeps_its_store_when_server_and_guardian_are_terminated(home: Path, join: Join) -> None:
     server = join()
     client(server).set("kept", "yes")
     guardians, servers = guardian_pids(home), server_pids(home)
@@ -209,7 +209,7 @@ def test_terminating_server_and_guardian_does_not_take_the_store_from_a_member(h
     assert guardian_pids(home) == guardians
 
 
-def test_a_killed_guardian_is_replaced_by_the_next_to_join_and_the_server_runs_on(home: Path, join: Join) -> None:
+def test_a_killed_guardian_is_replaced_by_the_next_process_that_joins(home: Path, join: Join) -> None:
     run_id = client(join()).info("server")["run_id"]
     (before,) = guardian_pids(home)
     os.kill(before, signal.SIGKILL)
@@ -228,9 +228,7 @@ def test_an_adopted_server_is_restarted_too(home: Path, join: Join) -> None:
     eventually(lambda: client(server).get("kept") == "yes")
 
 
-def test_the_next_start_recovers_when_everything_was_killed_in_the_middle_of_a_write(
-    home: Path, join: Join, member: Member
-) -> None:
+def test_the_next_start_recovers_after_all_was_killed_during_a_write(home: Path, join: Join, member: Member) -> None:
     process = member()
     assert said(process)
     guest = join()
@@ -361,7 +359,7 @@ def test_a_server_that_refuses_to_start_is_reported_with_its_own_words(home: Pat
     assert "not a manifest" in message
 
 
-def test_a_server_that_does_not_answer_is_given_up_in_time_and_usable_later(home: Path, join: Join) -> None:
+def test_a_server_that_does_not_answer_fails_in_time_and_is_usable_later(home: Path, join: Join) -> None:
     join()
     (pid,) = server_pids(home)
     os.kill(pid, signal.SIGSTOP)

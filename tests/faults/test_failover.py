@@ -55,9 +55,7 @@ def await_replicated(node: ValkeyServer, partition: int) -> None:
     assert client.execute_command("WAIT", 1, 5000) == 1
 
 
-def test_the_other_partitions_go_on_and_the_dead_primarys_work_goes_on_after_the_failover(
-    replicated: ValkeyCluster, site: Site
-) -> None:
+def test_other_partitions_go_on_and_the_dead_ones_work_follows_failover(replicated: ValkeyCluster, site: Site) -> None:
     doomed, heir = replicated.nodes[0], replicated.replicas[0]
     lost_partitions = partitions_on(doomed)
     site.start_two(LEASE)

@@ -49,7 +49,7 @@ def forked(tmp_path: Path) -> Iterator[Forked]:
         worker.url = outer
 
 
-def test_what_a_forked_process_does_with_the_handler_ends_that_process_alone(forked: Forked) -> None:
+def test_a_forked_process_that_leaves_the_handler_ends_alone(forked: Forked) -> None:
     codes = {"returns": 0, "raises": 1, "exits": 3}
     forks = {how: forking_app.fork.submit_many([(how,)] * 5) for how in codes}
     counts = forking_app.count.submit_many((number,) for number in range(200))

@@ -50,7 +50,7 @@ def test_of_a_killed_worker_exactly_what_was_in_flight_runs_again_and_soon(site:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_of_a_worker_that_is_told_to_stop_nothing_is_lost_and_nothing_runs_twice(site: Site, seed: int) -> None:
+def test_a_worker_that_is_told_to_stop_loses_and_doubles_nothing(site: Site, seed: int) -> None:
     told, _ = site.start_two(LONG_LEASE)
     runs = site.tasks.count.submit_many((number,) for number in range(COUNT))
     wait_until(lambda: site.begun_by(told), "it has begun")
@@ -65,7 +65,7 @@ def test_of_a_worker_that_is_told_to_stop_nothing_is_lost_and_nothing_runs_twice
     site.assert_each_ended_once(runs)
 
 
-def test_a_second_signal_hands_back_what_runs_and_it_starts_elsewhere_at_once(site: Site) -> None:
+def test_a_second_signal_hands_back_running_work_which_starts_elsewhere(site: Site) -> None:
     told, _ = site.start_two(LONG_LEASE)
     runs = site.tasks.count.submit_many((number,) for number in range(COUNT))
     wait_until(lambda: site.begun_by(told), "it has begun")

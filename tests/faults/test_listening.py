@@ -269,7 +269,7 @@ def test_waiting_for_a_result_ends_with_an_error_when_the_engine_is_closed(
             engine.wait_for_result(created(engine), timeout)
 
 
-def test_a_result_that_came_while_nothing_was_heard_is_told_at_the_time_out(server: ValkeyServer) -> None:
+def test_a_result_that_came_during_an_outage_is_returned_at_the_time_out(server: ValkeyServer) -> None:
     with opened(server.url) as engine, stuck_listener(server, engine):
         made = created(engine)
         with waiting_for_result(engine, made, timedelta(seconds=1.5)) as result:

@@ -40,7 +40,7 @@ def failed_among_others(crew: Crew, task: Task[[], None]) -> Run[None]:
     return guilty
 
 
-def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_default_lease_and_is_named(crew: Crew) -> None:
+def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_lease(crew: Crew) -> None:
     supervisor = crew.start(lease="30s")
     runs = crew.submit_counts(COUNT)
     guilty = poisoned_app.hold_interpreter.submit(5_000_000)
@@ -54,7 +54,7 @@ def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_default_lease_an
     assert [line for line in supervisor.log.splitlines() if "s late" in line and "hold_interpreter" in line]
 
 
-def test_a_handler_that_holds_the_interpreter_for_ever_costs_its_process_each_time(crew: Crew) -> None:
+def test_a_handler_that_never_frees_the_interpreter_ends_its_process(crew: Crew) -> None:
     supervisor = crew.start(lease="1s")
     guilty = poisoned_app.hold_interpreter.submit(4_000_000_000)
     runs = crew.submit_counts(COUNT)
@@ -81,7 +81,7 @@ def test_a_handler_that_holds_the_interpreter_for_ever_costs_its_process_each_ti
     ],
     ids=lambda value: value.name if isinstance(value, Task) else "",
 )
-def test_a_handler_that_kills_its_process_runs_alone_then_and_fails_with_the_way_it_died(
+def test_a_handler_that_kills_its_process_is_isolated_and_fails_with_why(
     crew: Crew, task: Task[[], None], how: str
 ) -> None:
     supervisor = crew.start(lease="1s")
@@ -121,7 +121,7 @@ def test_an_endless_handler_is_timed_out_and_its_process_replaced_in_order(crew:
     crew.assert_all_ended_well(crew.submit_counts(COUNT, first=COUNT), WITHIN, first=COUNT)
 
 
-def test_an_endless_handler_that_may_be_interrupted_costs_neither_a_thread_nor_a_process(crew: Crew) -> None:
+def test_an_endless_interruptible_handler_costs_no_thread_and_no_process(crew: Crew) -> None:
     supervisor = crew.start()
 
     guilty = failed_among_others(crew, poisoned_app.never_end_unless_interrupted)
@@ -197,7 +197,7 @@ def test_after_a_handler_that_closes_every_file_work_goes_on(crew: Crew) -> None
     crew.assert_all_ended_well(crew.submit_counts(COUNT, first=2 * COUNT), WITHIN, first=2 * COUNT)
 
 
-def test_what_a_handler_leaves_behind_does_not_keep_its_worker_from_stopping(crew: Crew) -> None:
+def test_a_worker_stops_in_spite_of_threads_that_a_handler_left_running(crew: Crew) -> None:
     supervisor = crew.start("--grace", "2s", processes=1)
     left = poisoned_app.leave_a_thread_and_a_process_behind.submit().result(WITHIN)
 
@@ -209,7 +209,7 @@ def test_what_a_handler_leaves_behind_does_not_keep_its_worker_from_stopping(cre
         os.kill(left, signal.SIGKILL)
 
 
-def test_ten_tasks_that_kill_their_process_hold_good_work_up_for_seconds_only(crew: Crew) -> None:
+def test_ten_tasks_that_kill_their_process_delay_good_work_for_seconds(crew: Crew) -> None:
     supervisor = crew.start(lease="1s", processes=4)
     guilty = poisoned_app.kill_itself.submit_many([()] * 10)
     runs = crew.submit_counts(2 * COUNT)

@@ -85,7 +85,7 @@ def test_many_threads_share_few_connections(server: ValkeyServer) -> None:
         assert connections_to(server) <= 2
 
 
-def test_a_restarted_server_is_noticed_before_a_call_is_sent_over_a_connection_that_was_idle(
+def test_a_restart_is_noticed_before_a_call_uses_an_idle_connection(
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "LOOK_AFTER", 0.0)
@@ -110,7 +110,7 @@ def test_a_server_that_was_away_leaves_every_connection_free_again(server: Valke
         created(engine)
 
 
-def test_closing_closes_the_connections_and_a_pool_that_is_used_again_opens_new_ones(server: ValkeyServer) -> None:
+def test_a_closed_pool_closes_its_connections_and_opens_new_ones_when_used(server: ValkeyServer) -> None:
     with opened(server.url, retry_for=0) as engine:
         created(engine)
         engine.store.close()
@@ -131,7 +131,7 @@ def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: Valkey
     pool.disconnect()
 
 
-def test_a_burst_at_the_limit_of_clients_does_not_hide_the_connections_that_live(server: ValkeyServer) -> None:
+def test_a_burst_at_the_limit_of_clients_still_uses_live_connections(server: ValkeyServer) -> None:
     with opened(f"{server.url}?pool_size=32", retry_for=0) as engine, ThreadPoolExecutor(32) as threads:
         created(engine)
         pool = pool_of_store(engine)
@@ -150,7 +150,7 @@ def test_a_burst_at_the_limit_of_clients_does_not_hide_the_connections_that_live
         admin.close()
 
 
-def test_what_died_while_it_was_idle_does_not_fail_a_call_while_others_live(server: ValkeyServer) -> None:
+def test_an_idle_connection_that_died_fails_no_call_while_others_live(server: ValkeyServer) -> None:
     with opened(f"{server.url}?pool_size=32", retry_for=0) as engine:
         created(engine)
         pool = pool_of_store(engine)

@@ -74,9 +74,7 @@ def test_each_task_runs_once_although_its_store_is(
     site.assert_each_ended_once(runs)
 
 
-def test_handlers_run_on_while_their_store_is_away_and_their_results_arrive_after(
-    server: ValkeyServer, site: Site
-) -> None:
+def test_handlers_run_on_without_their_store_and_results_arrive_later(server: ValkeyServer, site: Site) -> None:
     site.start_two(LEASE)
     through = site.tasks.last.submit_many((number, LASTING) for number in range(4))
     # These end while nobody can be told.

@@ -113,7 +113,7 @@ def test_callers_notice_no_disturbance_and_nothing_is_lost_or_doubled(
         load.assert_each_ended_once()
 
 
-def test_what_a_killed_store_acknowledged_ends_exactly_once_when_it_is_back(server: ValkeyServer) -> None:
+def test_work_that_a_killed_store_acknowledged_ends_once_when_it_is_back(server: ValkeyServer) -> None:
     def disturb(futures: list[Future[None]]) -> None:
         for reached in (COUNT // 6, COUNT // 2):
             wait_until(partial(load.has_ended, reached), "the load is under way", 30)
@@ -159,7 +159,7 @@ def caller_url(server: ValkeyServer) -> str:
     return f"unix://caller:{PASSWORD}@{server.socket}"
 
 
-def test_a_user_that_may_not_load_functions_is_told_what_to_do_and_works_once_they_are_there(
+def test_a_user_that_may_not_load_functions_is_told_what_to_do(
     server: ValkeyServer,
 ) -> None:
     with opened(caller_url(server)) as engine:
@@ -227,7 +227,7 @@ def old_server_url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("call", [Engine.prepare, created])
-def test_a_store_that_is_too_old_is_refused_and_the_versions_wanted_are_named(
+def test_a_store_that_is_too_old_is_refused_with_the_required_versions(
     old_server_url: str, call: Callable[[Engine], object]
 ) -> None:
     with opened(old_server_url) as engine, refused("store_not_supported") as caught:
@@ -269,7 +269,7 @@ def takes(least: float, most: float) -> Iterator[None]:
     assert least <= time.monotonic() - began < most
 
 
-def test_a_store_that_accepts_connections_and_never_answers_is_given_up_in_time() -> None:
+def test_a_store_that_accepts_connections_and_never_answers_fails_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with (

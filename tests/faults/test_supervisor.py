@@ -41,7 +41,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 # Processes that die
 
 
-def test_a_killed_process_is_replaced_and_what_it_had_in_flight_runs_again_once(crew: Crew) -> None:
+def test_a_killed_process_is_replaced_and_its_running_work_runs_again_once(crew: Crew) -> None:
     supervisor = crew.start(lease=LEASE)
     runs = crew.submit_counts(COUNT)
     (doomed, *_) = wait_until(lambda: crew.pids("begin", 40), "they are in the middle of it")
@@ -181,13 +181,13 @@ def test_processes_that_die_in_one_slot_delay_no_other_slot(tmp_path: Path) -> N
     assert moments[11] - moments[0] < 5
 
 
-def test_a_process_that_dies_with_a_suspect_is_started_again_without_a_growing_pause(tmp_path: Path) -> None:
+def test_a_process_that_dies_with_a_suspect_restarts_without_back_off(tmp_path: Path) -> None:
     moments = starts_of(tmp_path, 12, (True, 1), said=b". suspect\n")
 
     assert moments[11] - moments[0] < 8
 
 
-def test_processes_that_were_stopped_together_with_their_supervisor_live_on(crew: Crew) -> None:
+def test_processes_that_were_stopped_with_their_supervisor_live_on(crew: Crew) -> None:
     supervisor = crew.start(lease="1s")
     children = supervisor.children()
     everything = [supervisor.popen.pid, *children]
@@ -207,7 +207,7 @@ def test_processes_that_were_stopped_together_with_their_supervisor_live_on(crew
     assert supervisor.children() == children
 
 
-def test_once_a_process_has_worked_a_start_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+def test_a_start_that_fails_does_not_end_the_others_once_a_process_worked(tmp_path: Path) -> None:
     assert len(starts_of(tmp_path, 4, (True, 1), (False, 5))) == 4
 
 

@@ -187,7 +187,7 @@ def test_a_server_of_another_name_is_refused(proxy: TlsProxy, certificates: Cert
 
 @pytest.mark.parametrize("timeout", ["5", "2"])
 @pytest.mark.parametrize("user", ["", f":{PASSWORD}@"])
-def test_a_client_without_the_certificate_that_is_demanded_is_told_to_name_it(
+def test_a_client_without_a_demanded_certificate_is_told_to_name_one(
     strict_proxy: TlsProxy, certificates: Certificates, timeout: str, user: str
 ) -> None:
     url = url_of(strict_proxy, f"ca={certificates.ca}", f"timeout={timeout}", user=user)

@@ -81,9 +81,7 @@ def test_two_thousand_who_wait_share_two_connections_and_do_not_poll(server: Val
                 assert [result.result(60) for result in results] == list(range(WAITING))
 
 
-def test_many_threads_that_get_many_results_share_the_connections_of_their_pool(
-    server: ValkeyServer, doer: Worker
-) -> None:
+def test_many_threads_that_get_results_share_the_connections_of_their_pool(server: ValkeyServer, doer: Worker) -> None:
     with closing(waiter_on(server, pool_size=8)) as waiter:
         runs = waiter.tasks["echo"].submit_many((number,) for number in range(GETTERS * GETS))
 

@@ -35,7 +35,7 @@ def test_being_twice_as_good_is_2_for_rates_and_for_times() -> None:
     assert advantage(1.5, 3, more_is_better=False) == 2
 
 
-def test_two_batches_tell_what_an_item_costs_and_what_a_batch_costs_besides() -> None:
+def test_two_batches_split_a_cost_by_item_and_by_batch() -> None:
     assert per_item((1, 11), (500, 1009)) == (2, 9)
 
 
@@ -72,7 +72,7 @@ def test_what_is_asked_for_is_asked_of_peers_that_there_are() -> None:
     assert asked <= {each.name for each in scripts()}
 
 
-def test_a_target_against_what_was_not_measured_is_neither_reached_nor_missed() -> None:
+def test_a_target_without_a_measured_peer_is_neither_reached_nor_missed() -> None:
     assert RATE.reaches({"flowfabric": 4000}, RATE.targets[0]) is None
     assert report.verdict([None]) == "-"
     assert report.verdict([None, True]) == "yes"
@@ -86,7 +86,7 @@ def test_figures_are_printed_with_the_digits_that_count(value: float | None, tex
     assert report.number(value) == text
 
 
-def test_the_comparison_shows_medians_with_ours_first_and_how_many_times_as_good_it_is() -> None:
+def test_the_comparison_shows_medians_and_ratios_with_ours_first() -> None:
     figures = {"drain": {"flowfabric": [9000.0, 8000.0, 1.0], "dramatiq": [2000.0]}}
     table = comparison.table(
         figures, [script("celery", 0.25), script("dramatiq"), script("flowfabric")], [RATE], tasks=10, rounds=3

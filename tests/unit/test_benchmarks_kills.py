@@ -52,7 +52,7 @@ def test_only_what_ended_just_before_the_kill_is_unsettled() -> None:
     assert journal.killed(lines, 3, at=KILL_AT, survivors={SUCCESSOR}).unsettled == {1}
 
 
-def test_what_nobody_ended_is_missing_and_then_there_is_no_time_until_nothing_was() -> None:
+def test_a_task_that_never_ended_is_missing_and_leaves_no_recovery_time() -> None:
     lines = [*ran(0, VICTIM, 5), line("begin", 1, VICTIM, 9.95)]
     killed = journal.killed(lines, 3, at=KILL_AT)
     assert killed.missing == {1, 2}
@@ -72,7 +72,7 @@ def test_a_task_that_is_begun_again_and_ends_once_did_not_end_twice() -> None:
     assert (killed.again, killed.twice) == ({0}, set())
 
 
-def test_a_kill_is_survived_when_exactly_what_was_in_flight_ran_again_in_time() -> None:
+def test_a_kill_is_survived_if_only_interrupted_work_ran_again_in_time() -> None:
     assert CLEAN.reaches(12.0)
 
 

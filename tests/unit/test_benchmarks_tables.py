@@ -15,7 +15,7 @@ from benchmarks.writes import Written
 ON_TIME = Lateness(workers=4, wanted=1000, missing=0, twice=0, late=[0.1] * 600 + [0.9] * 400)
 
 
-def test_ticks_are_good_where_none_is_missing_or_doubled_and_half_are_early() -> None:
+def test_ticks_pass_if_none_is_missing_or_doubled_and_half_are_early() -> None:
     (row,) = schedules.table_of([ON_TIME]).rows
     assert row == ["4", "1,000", "0", "0", "0.1", "0.9", "0.9", "none missing, p50 0.2", "yes"]
 

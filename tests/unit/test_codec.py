@@ -191,7 +191,7 @@ def wrapped(n: int) -> Any:
     return counting(n)
 
 
-def test_a_generator_has_frames_of_what_it_yields_and_a_result_of_what_it_returns() -> None:
+def test_a_generator_yields_frames_and_returns_a_result() -> None:
     task = TaskCodec(counting, find_codec("json"))
     assert task.decode_frame(task.encode_frame(Decimal("1.0"))) == Decimal("1.0")
     assert task.decode_result(task.encode_result(date(2024, 1, 1))) == date(2024, 1, 1)

@@ -175,7 +175,7 @@ def test_a_value_comes_back_equal_and_of_its_own_class(codec: str, annotation: A
         (float | datetime, 3),
     ],
 )
-def test_a_value_that_python_takes_for_its_annotation_comes_back_of_its_own_class(annotation: Any, value: Any) -> None:
+def test_a_value_of_a_subclass_comes_back_as_its_own_class(annotation: Any, value: Any) -> None:
     task = returning(annotation)
     result = task.decode_result(task.encode_result(value))
     assert (result, type(result)) == (value, type(value))

@@ -79,7 +79,7 @@ from tests.support.converted import (
     ],
     ids=lambda part: repr(part)[:50],
 )
-def test_what_would_not_come_back_as_it_is_is_refused_with_the_argument_and_the_reason(
+def test_a_value_that_would_change_is_refused_with_argument_and_reason(
     codec: str, annotation: Any, value: Any, reason: str
 ) -> None:
     task = returning(annotation, codec)
@@ -134,9 +134,7 @@ def test_a_value_that_holds_itself_is_refused(codec: str) -> None:
     ],
     ids=lambda part: repr(part)[:50],
 )
-def test_a_stored_value_that_does_not_fit_its_annotation_is_a_decoding_error(
-    annotation: Any, stored: bytes, reason: str
-) -> None:
+def test_a_stored_value_of_another_type_is_a_decoding_error(annotation: Any, stored: bytes, reason: str) -> None:
     task = returning(annotation)
     with pytest.raises(DecodingError) as of_argument:
         task.decode_call(b"[[" + stored + b"]]")

@@ -122,7 +122,7 @@ def _codes(call: ast.Call, kind: type[EngineError]) -> list[str]:
 # The table
 
 
-def test_every_code_of_a_stored_function_has_a_row_with_room_for_its_details() -> None:
+def test_every_code_of_a_stored_function_has_a_row_with_its_details() -> None:
     found = list(codes_of_lua())
 
     assert len(found) > 20
@@ -130,7 +130,7 @@ def test_every_code_of_a_stored_function_has_a_row_with_room_for_its_details() -
     assert [(where, code) for where, code, details in found if details > len(CODES[code].details)] == []
 
 
-def test_every_code_of_the_package_has_a_row_of_the_class_that_it_is_raised_as() -> None:
+def test_every_code_of_the_package_has_a_row_with_the_raised_class() -> None:
     found = list(codes_of_python())
 
     assert len(found) > 50
@@ -154,7 +154,7 @@ def test_whether_a_code_is_worth_a_retry_follows_from_its_class(code: str) -> No
     assert CODES[code].retryable == (CODES[code].error in RETRYABLE)
 
 
-def test_failures_of_the_connection_are_worth_a_retry_only_where_time_can_help() -> None:
+def test_failures_of_a_connection_are_retryable_only_where_time_can_help() -> None:
     assert {code: row.retryable for code, row in CODES.items() if row.error is TransportError} == TRANSPORT
 
 

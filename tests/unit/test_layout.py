@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "flowfabric_worker"
 LUA = PACKAGE / "lua"
 MOST_LINES = 450
+MOST_CHARACTERS = 70
 
 BAD_LUA = {
     "a walk over all keys": ("call('KEYS', '*')", "KEYS is used"),
@@ -173,6 +174,17 @@ def test_no_module_has_grown_into_two() -> None:
     too_long = {name: lines for name, lines in sizes.items() if lines > MOST_LINES}
 
     assert too_long == {}, f"split what has more than {MOST_LINES} lines"
+
+
+def test_names_of_tests_are_short_enough_to_read() -> None:
+    names = [
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)
+    ]
+
+    assert len(names) > 1000
+    assert [name for name in names if len(name) > MOST_CHARACTERS] == []
 
 
 def test_continuous_integration_runs_the_command_that_people_are_told() -> None:

@@ -130,7 +130,7 @@ print(len(bytearray(HUNDRED // 2)) == HUNDRED // 2)
     assert printed == "True\n"
 
 
-def test_a_handler_that_takes_too_much_fails_with_its_own_reason_and_others_go_on() -> None:
+def test_a_handler_that_takes_too_much_memory_fails_and_others_go_on() -> None:
     printed = run_limited("""
 worker = Worker("shop", "memory://")
 @worker.task(retry=RetryPolicy(max_retries=1, backoff="fixed", initial=__import__("datetime").timedelta()))

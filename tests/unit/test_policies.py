@@ -68,7 +68,7 @@ def test_jitter_draws_from_half_of_the_wait_to_the_whole(backoff: Any, draw: flo
 
 
 @given(policy=retry_policies(), retry_count=retry_counts, draw=draws)
-def test_a_wait_is_a_whole_number_within_its_bounds_however_many_retries_were_made(
+def test_a_wait_is_a_whole_number_within_its_bounds_after_any_retries(
     policy: RetryPolicy, retry_count: int, draw: float
 ) -> None:
     wait = policy.delay_ms(retry_count, draw)

@@ -217,7 +217,7 @@ def test_a_cron_expression_may_use_names_and_words(cron: str, expected: str) -> 
     assert ticks(Schedule(cron=cron), "2030-01-01T00:00", 1) == [expected]
 
 
-def test_a_moment_between_seconds_is_before_the_next_tick_and_behind_the_last() -> None:
+def test_a_moment_between_seconds_lies_between_the_two_ticks() -> None:
     schedule = Schedule(cron="*/5 * * * *")
     tick = datetime(2030, 1, 1, 0, 5, tzinfo=UTC)
     little = timedelta(microseconds=1)
@@ -280,7 +280,7 @@ def test_ticks_that_are_left_out_are_counted(missed: Missed) -> None:
     assert due.missed_until == due.ticks[0] - timedelta(seconds=1)
 
 
-def test_of_the_ticks_that_are_all_too_late_one_runs_and_the_rest_is_counted() -> None:
+def test_ticks_that_are_all_too_late_run_once_and_the_rest_is_counted() -> None:
     schedule = Schedule(cron="0 * * * *")
 
     due = schedule.due(NEW_YEAR, NEW_YEAR + timedelta(hours=5, minutes=30))

@@ -109,7 +109,7 @@ def test_a_child_is_given_its_own_end_of_its_own_line_and_nothing_else(
     assert len(set(lines)) == 3
 
 
-def test_a_worker_process_takes_its_line_from_the_environment_and_hands_it_on_to_nobody(
+def test_a_worker_process_takes_its_channel_from_the_environment_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, theirs = socket.socketpair()
@@ -138,7 +138,7 @@ def test_a_worker_process_says_hello_and_that_it_lives() -> None:
     ours.close()
 
 
-def test_a_worker_process_does_what_its_supervisor_says_and_stops_without_it() -> None:
+def test_a_worker_process_obeys_its_supervisor_and_stops_without_it() -> None:
     ours, theirs = socket.socketpair()
     heard: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
     line = SupervisorChannel(

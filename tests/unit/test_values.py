@@ -275,7 +275,7 @@ def test_a_widened_annotation_still_reads_what_is_queued(before: Any, after: Any
     assert same(value, returning(after).decode_result(returning(before).encode_result(value)))
 
 
-def test_the_first_member_that_fits_reads_what_is_queued_whatever_was_asked_before() -> None:
+def test_the_first_member_that_fits_reads_a_value_whatever_came_before() -> None:
     assert returning(str | datetime).decode_result(b'"2024-01-01T00:00:00"') == "2024-01-01T00:00:00"
     assert returning(datetime | str).decode_result(b'"2024-01-01T00:00:00"') == datetime(2024, 1, 1)
 
@@ -400,7 +400,7 @@ def test_a_registered_class_travels_also_inside_of_others() -> None:
         returning(Money).encode_result(Coin(5))
 
 
-def test_a_class_registered_with_functions_that_lose_something_is_refused_where_it_is_sent() -> None:
+def test_a_class_whose_registered_functions_lose_data_is_refused_when_sent() -> None:
     codec.register(Money, lambda _: 0, Money)
     try:
         with pytest.raises(EncodingError, match="would not come back equal"):

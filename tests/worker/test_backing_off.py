@@ -41,7 +41,7 @@ def test_claims_pause_longer_and_longer_while_the_store_is_away(
     assert add.submit(1).result(10) == 2
 
 
-def test_what_runs_while_the_store_is_away_goes_on_and_its_results_arrive_after(
+def test_handlers_go_on_while_the_store_is_away_and_results_arrive_later(
     served: Worker, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, away, refused = served.engine, threading.Event(), []

@@ -81,7 +81,7 @@ def test_a_client_submits_by_name_and_gets_the_plain_result(client: Client, url:
         assert client.result(client.submit("add", [1]).id, timeout=10) == 1
 
 
-def test_submit_many_takes_sequences_mappings_and_calls_and_keeps_their_order(client: Client, url: str) -> None:
+def test_submit_many_accepts_sequences_mappings_and_calls_in_order(client: Client, url: str) -> None:
     runs = client.submit_many("add", [(1, 1), {"left": 2}, Call(3, right=4)])
 
     with serving(url):
@@ -128,7 +128,7 @@ def test_an_option_that_is_not_one_of_a_submission_is_refused(client: Client, op
     assert list(client.list()) == []
 
 
-def test_an_argument_that_is_not_plain_is_refused_before_anything_is_stored(client: Client) -> None:
+def test_an_argument_that_is_not_plain_is_refused_before_any_write(client: Client) -> None:
     with pytest.raises(EncodingError):
         client.submit("add", [object()])
     assert list(client.list()) == []

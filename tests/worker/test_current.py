@@ -69,7 +69,7 @@ def test_threads_that_context_variables_reach_are_in_the_run(place: Place) -> No
     assert run.result(10) == [str(run.id)] * 2
 
 
-def test_threads_that_context_variables_do_not_reach_are_told_how_to_pass_them(place: Place) -> None:
+def test_threads_without_the_context_are_told_how_to_pass_it(place: Place) -> None:
     @place.worker.task
     def spread() -> str:
         with ThreadPoolExecutor(1) as pool:
@@ -127,7 +127,7 @@ def test_a_task_called_in_a_thread_that_the_run_reaches_is_part_of_it(worker: Wo
     assert run.result(10) == str(run.id)
 
 
-def test_plain_calls_have_ids_of_their_own_and_share_them_with_what_they_call(worker: Worker) -> None:
+def test_plain_calls_have_their_own_ids_and_share_them_with_inner_calls(worker: Worker) -> None:
     inner = worker.task(name="inner")(lambda: current().id)
     outer = worker.task(name="outer")(lambda: [current().id, inner(), current().step("one", int, "1")])
     first, second = outer(), outer()

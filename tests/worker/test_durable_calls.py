@@ -315,7 +315,7 @@ def declining(calls: list[str]) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize("next_call", ["step", "sleep", "delay"])
-def test_an_exception_of_a_step_that_was_caught_is_raised_again_in_later_runs(
+def test_a_caught_exception_of_a_step_is_raised_again_in_later_runs(
     worker: Worker, start: Start, times: Iterator[int], next_call: str
 ) -> None:
     calls: list[str] = []
@@ -437,7 +437,7 @@ def test_an_exception_whose_class_cannot_be_had_comes_back_as_step_failed(worker
     assert "in an earlier run" in second.__notes__[0]
 
 
-def test_a_kept_exception_imports_no_module_and_makes_nothing_but_exceptions(worker: Worker) -> None:
+def test_a_kept_exception_imports_no_module_and_creates_only_exceptions(worker: Worker) -> None:
     from flowfabric_worker._steps.step_errors import decode_error
 
     def kept(module: str, name: str) -> Exception:

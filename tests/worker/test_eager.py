@@ -67,7 +67,7 @@ def test_every_way_of_submitting_runs_in_place(worker: Worker) -> None:
     assert [run.state() for run in runs] == [PublicState.COMPLETED] * 4
 
 
-def test_what_handlers_submit_runs_after_them_and_before_the_submission_comes_back(worker: Worker) -> None:
+def test_work_that_handlers_submit_runs_after_them_before_submit_returns(worker: Worker) -> None:
     order: list[str] = []
 
     @worker.task
@@ -398,9 +398,7 @@ def test_log_records_of_handlers_are_those_of_a_worker(worker: Worker, caplog: p
     ]
 
 
-def test_a_task_that_submits_itself_without_end_is_told_though_no_time_passes(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_submits_itself_without_end_is_refused(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowfabric_worker._runtime.eager.MOST_RUNS", 50)
 
     @worker.task

@@ -141,7 +141,7 @@ def test_a_worker_that_waits_for_other_work_gets_none_of_it(
     assert [steady(info_of(other, run)) for run in quick] == before
 
 
-def test_nothing_that_waits_runs_twice_when_its_worker_stops_while_it_offers_it(
+def test_waiting_work_runs_once_when_its_worker_stops_while_offering_it(
     another: Another, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = another()
@@ -181,7 +181,7 @@ def test_nothing_that_waits_runs_twice_when_its_worker_stops_while_it_offers_it(
     assert Counter(where) == {"there": 10}
 
 
-def test_what_is_offered_counts_as_held_so_that_nothing_is_claimed_in_its_place(
+def test_offered_work_counts_as_held_so_no_other_is_claimed_for_it(
     served: Worker, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[int] = []

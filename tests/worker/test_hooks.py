@@ -130,7 +130,7 @@ def test_hooks_tell_a_failure_that_is_tried_again_from_the_last_one(
     assert state is PublicState.FAILED
 
 
-def test_a_run_whose_retry_is_claimed_before_its_answer_is_read_is_not_told_as_lost(
+def test_a_run_whose_retry_is_claimed_early_is_not_reported_as_lost(
     shop: Worker, start: Start, telling: Telling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_many = shop.engine.fail_many
@@ -440,7 +440,7 @@ def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
     over.set()
 
 
-def test_a_hook_that_never_returns_stops_neither_claims_nor_outcomes_nor_renewals(
+def test_a_hook_that_never_returns_stops_no_claim_outcome_or_renewal(
     another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("flowfabric_worker._runtime.hooks.MAX_QUEUED", 5)

@@ -180,7 +180,7 @@ def test_an_interrupted_handler_cleans_up(
     assert cleaned == ["except Interrupted", "finally"]
 
 
-def test_it_strikes_once_and_what_a_handler_returns_all_the_same_is_dropped(
+def test_an_interruption_is_raised_once_and_a_later_result_is_dropped(
     served: Worker, start: Start, begun: threading.Event, over: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     caught: list[int] = []

@@ -183,7 +183,7 @@ def handler_threads() -> set[int | None]:
     return {thread.ident for thread in threading.enumerate() if "flowfabric-handler" in thread.name}
 
 
-def test_executions_that_are_cancelled_and_revoked_at_random_end_as_the_store_says(
+def test_executions_cancelled_and_revoked_at_random_end_as_the_store_says(
     served: Worker, start: Start, hurry: None
 ) -> None:
     @served.task(interrupt=True, max_reclaims=1000)

@@ -229,7 +229,7 @@ def test_a_suspect_runs_although_another_handler_does_not_end(
     assert not over.is_set()
 
 
-def test_a_suspect_that_is_taken_back_before_it_begins_is_not_thought_to_run(worker: Worker) -> None:
+def test_a_suspect_that_is_revoked_before_it_begins_is_not_running(worker: Worker) -> None:
     suspect = worker.task(name="suspect", **OPTIONS)(lambda: None)
     run = suspect.submit()
     lose_workers(worker, [run])

@@ -162,7 +162,7 @@ def test_a_failure_counts_even_where_a_middleware_swallows_it(another: Another, 
 
 
 @each_way
-def test_a_handler_that_never_ran_because_a_middleware_swallowed_why_has_failed(
+def test_a_handler_that_a_middleware_kept_from_running_has_failed(
     another: Another, start: Start, run_all: RunAll
 ) -> None:
     @contextmanager
@@ -218,9 +218,7 @@ def busy(moment: float) -> None:
 
 
 @pytest.mark.parametrize("where", ["enter", "exit"])
-def test_an_interruption_reaches_the_handler_and_nothing_that_goes_around_it(
-    another: Another, start: Start, where: str
-) -> None:
+def test_an_interruption_reaches_the_handler_and_no_middleware(another: Another, start: Start, where: str) -> None:
     inside, ended = threading.Event(), threading.Event()
     notes: list[str] = []
 

@@ -49,7 +49,7 @@ def test_a_returned_value_completes_the_execution(worker: Worker, start: Start) 
     assert worker.engine.get_execution_result(run.id) == b"42"
 
 
-def test_an_exception_fails_the_attempt_with_its_type_message_and_traceback(worker: Worker, start: Start) -> None:
+def test_an_exception_fails_the_attempt_with_type_message_and_traceback(worker: Worker, start: Start) -> None:
     @worker.task
     def broken() -> None:
         try:
@@ -255,9 +255,7 @@ def test_whatever_is_raised_fails_the_attempt_and_the_thread_goes_on(
     assert raising.submit(False).result(10) == before == "flowfabric-handler-0"
 
 
-def test_what_a_handler_raises_to_end_its_run_is_not_caught_by_its_own_except_exception(
-    worker: Worker, start: Start
-) -> None:
+def test_an_outcome_that_a_handler_raises_passes_except_exception(worker: Worker, start: Start) -> None:
     @worker.task
     def careful() -> str:
         try:
@@ -448,9 +446,7 @@ def test_a_group_without_a_permanent_exception_is_retried(worker: Worker, start:
 
 
 @pytest.mark.parametrize("after", [None, timedelta()])
-def test_a_retry_without_a_policy_is_granted_three_times_and_says_when_that_is_over(
-    worker: Worker, after: timedelta | None
-) -> None:
+def test_a_retry_without_a_policy_is_granted_three_times(worker: Worker, after: timedelta | None) -> None:
     attempts: list[int] = []
 
     @worker.task

@@ -67,7 +67,7 @@ class Shop:
         (5, "decorates a function"),
     ],
 )
-def test_a_function_that_no_worker_can_run_is_refused_where_it_is_decorated(
+def test_a_function_that_no_worker_can_run_is_refused_by_the_decorator(
     worker: Worker, function: Any, reason: str
 ) -> None:
     with pytest.raises(TypeError, match=reason):

@@ -81,7 +81,7 @@ def test_what_failed_for_good_is_told_once_with_its_id_and_traceback(
     assert traceback[-1] == "ValueError: boom"
 
 
-def test_what_an_exception_says_neither_steers_a_terminal_nor_forges_a_line(
+def test_the_text_of_an_exception_steers_no_terminal_and_forges_no_line(
     served: Worker, start: Start, told: pytest.LogCaptureFixture
 ) -> None:
     @served.task(name="pay")

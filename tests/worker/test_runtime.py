@@ -84,7 +84,7 @@ def test_stopping_twice_or_before_the_start_does_nothing(worker: Worker) -> None
     runtime.stop()
 
 
-def test_a_worker_that_is_stopped_while_it_starts_claims_nothing_afterwards(served: Worker, start: Start) -> None:
+def test_a_worker_that_is_stopped_while_it_starts_claims_nothing_later(served: Worker, start: Start) -> None:
     task = served.task(name="add")(lambda a: a + 1)
     for _ in range(20):
         start(served).stop()

@@ -231,7 +231,7 @@ def test_a_stop_from_outside_counts_as_no_loss(served: Worker) -> None:
     assert (info.reclaim_count, info.total_attempt_count) == (0, 1)
 
 
-def test_a_stop_from_outside_counts_for_a_handler_that_has_used_up_its_time(served: Worker, start: Start) -> None:
+def test_a_stop_from_outside_reaches_a_handler_past_its_timeout(served: Worker, start: Start) -> None:
     over, begun = threading.Event(), threading.Event()
     task = served.task(name="slow", timeout=timedelta(seconds=3))(lambda: (begun.set(), over.wait(30))[1])
     runtime = start(served)

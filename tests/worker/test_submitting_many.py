@@ -62,7 +62,7 @@ def waiting() -> int:
     return sum(lane.depths.get(PublicState.WAITING, 0) for lane in worker.engine.list_lanes().lanes)
 
 
-def test_a_wrong_call_submits_nothing_of_its_batch_and_tells_what_was_submitted() -> None:
+def test_a_wrong_call_submits_nothing_of_its_batch_and_lists_earlier_runs() -> None:
     def calls() -> Iterator[Any]:
         yield from ((str(number),) for number in range(700))
         yield Call("a", unknown=1)
@@ -78,7 +78,7 @@ def test_a_wrong_call_submits_nothing_of_its_batch_and_tells_what_was_submitted(
     assert "500 runs were submitted before" in wrong.value.__notes__[0]
 
 
-def test_an_argument_that_cannot_travel_in_a_later_call_tells_the_runs_before_it() -> None:
+def test_an_argument_that_cannot_be_encoded_lists_the_runs_before_it() -> None:
     with Client(worker.url) as client, pytest.raises(EncodingError) as wrong:
         client.submit_many("any", [[1], [object()]], force=True)
 
@@ -132,7 +132,7 @@ def test_an_id_is_a_text_that_is_pickled_and_written_as_json() -> None:
     assert {identity: 1}[str(identity)] == 1  # type: ignore[index]  # one hash for both
 
 
-def test_an_id_has_a_form_that_shells_and_urls_take_and_every_reader_of_ids() -> None:
+def test_an_id_has_a_form_that_is_safe_in_shells_and_urls() -> None:
     run = measure.submit("abc")
     plain = run.id.plain
 

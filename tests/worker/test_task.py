@@ -229,7 +229,7 @@ def test_a_task_without_options_leaves_the_defaults(worker: Worker) -> None:
     assert info.policy.max_reclaim_count == 5
 
 
-def test_options_that_belong_to_the_task_cannot_be_changed_for_a_submission(worker: Worker) -> None:
+def test_options_of_the_task_cannot_be_changed_for_a_submission(worker: Worker) -> None:
     with pytest.raises(TypeError, match=r"codec, lease belongs to the task: give it to @worker.task\(\)"):
         worker.task(add).options(lease=timedelta(seconds=1), codec="json")
 

@@ -78,7 +78,7 @@ def test_run_until_idle_leaves_what_is_for_later_until_the_clock_says_so(worker:
     assert delayed[299].result(1) == 2
 
 
-def test_run_until_idle_handles_all_that_is_due_before_it_says_that_nothing_is(worker: Worker) -> None:
+def test_run_until_idle_handles_all_that_is_due_before_it_returns(worker: Worker) -> None:
     clock = Clock(worker)
     overdue = worker.task(len).options(delay=2 * HOUR, deadline=HOUR).submit_many([("ab",)] * 300)
     due = worker.task(name="size")(len).options(delay=HOUR + timedelta(seconds=1)).submit("ab")
