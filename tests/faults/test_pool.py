@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +16,7 @@ from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores import pool
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
@@ -31,6 +36,17 @@ def pool_of(url: str) -> Pool:
 def pool_of_store(engine: Engine) -> Pool:
     assert isinstance(engine.store, ValkeyStore)
     return engine.store.pool_of(0)
+
+
+@contextlib.contextmanager
+def switching_often() -> Iterator[None]:
+    """Let threads take turns a hundred times as often as usual, so that they meet everywhere."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 100)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def no_more_clients(server: ValkeyServer) -> redis.Redis:
@@ -117,6 +133,38 @@ def test_a_closed_pool_closes_its_connections_and_opens_new_ones_when_used(serve
         wait_until(lambda: not connections_to(server), "the connection is closed")
 
         created(engine)
+
+
+@pytest.mark.parametrize("kind", ["memory", "server"])
+def test_closing_a_store_ends_the_calls_of_other_threads_by_typed_errors(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = "memory://" if kind == "memory" else request.getfixturevalue("server").url
+    store, _ = open_store(url)
+    store.install()
+    closed = threading.Event()
+
+    def call() -> list[BaseException]:
+        raised: list[BaseException] = []
+        while not closed.is_set():
+            try:
+                store.call("server_time", 0, [])
+            except BaseException as error:  # noqa: BLE001  which errors come is what this is about
+                raised.append(error)
+        return raised
+
+    with switching_often(), ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(call) for _ in range(4)]
+        try:
+            for _ in range(100):
+                store.close()
+                time.sleep(0.001)
+        finally:
+            closed.set()
+        raised = [error for each in calls for error in each.result(CALL_TIMEOUT)]
+    store.close()
+
+    assert [error for error in raised if not isinstance(error, TransportError)] == []
 
 
 def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: ValkeyServer) -> None:

@@ -10,6 +10,8 @@ catches in between is closed or left to the garbage collector, and never used ag
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 import weakref
@@ -105,14 +107,21 @@ class Pool(ConnectionPool):
         connection.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close every connection, or only those that are idle. The pool opens new ones when it is used again."""
+        """Close every connection, or only those that are idle. The pool opens new ones when it is used again.
+
+        A call that another thread waits for ends with an error; that thread closes its connection.
+        """
         with self._mutex:
-            connections = [connection for connection, _ in self._idle]
+            idle = [connection for connection, _ in self._idle]
             self._idle.clear()
+            used = [*self._used, *self._owned] if inuse_connections else []
             if inuse_connections:
-                connections += [*self._used, *self._owned]
-        for connection in connections:
+                self._used.clear()
+                self._owned.clear()
+        for connection in idle:
             connection.disconnect()
+        for connection in used:
+            _hang_up(connection)
 
     def _take(self) -> Any:
         """Return an idle connection that lives, else a new one that is not connected yet."""
@@ -148,6 +157,18 @@ class Pool(ConnectionPool):
 
     def _has_free(self) -> bool:
         return len(self._used) < self.max_connections
+
+
+def _hang_up(connection: Any) -> None:
+    """End the conversation with the server, and leave the socket to the thread that uses it.
+
+    Closed under that thread, the number of the socket would be given to the next connection, whose replies it reads.
+    """
+    used = connection._sock
+    if isinstance(used, socket.socket):
+        with contextlib.suppress(OSError):
+            # The method of a TLS socket takes away what the other thread reads with.
+            socket.socket.shutdown(used, socket.SHUT_RDWR)
 
 
 def _is_alive(connection: Any) -> bool:
