@@ -17,7 +17,7 @@ from flowfabric_worker._tasks.signatures import check_function
 from flowfabric_worker.codec import Codec, find_codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.context import TaskContext
-from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.engine import Engine, forget_memory, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
@@ -93,9 +93,9 @@ class Worker:
         self._engine: Engine | None = None
         self._lends = False
         # What `eager` offers while it lasts.
-        self._eager_offers: frozenset[str] | None = None
+        self._eager_capabilities: frozenset[str] | None = None
         self.reset_after_fork()
-        forking.remember(self)
+        forks.remember(self)
 
     def reset_after_fork(self) -> None:
         """In a forked process: a lock may have been held by a thread that is not there. The engine sees to itself."""
@@ -120,9 +120,9 @@ class Worker:
 
     def _open_engine(self) -> Engine:
         engine = open_engine(store_url(self.url), namespace=self.namespace, limits=self._limits)
-        if self._eager_offers is None:
+        if self._eager_capabilities is None:
             return engine
-        return EagerEngine(engine, self.tasks, self.middleware, self._eager_offers)
+        return EagerEngine(engine, self.tasks, self.middleware, self._eager_capabilities)
 
     @overload
     def task(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
@@ -249,17 +249,22 @@ class Worker:
             yield self
 
     @contextmanager
-    def _lent(self, eager_offers: frozenset[str] | None) -> Iterator[None]:
+    def _lent(self, eager_capabilities: frozenset[str] | None) -> Iterator[None]:
         """Put the worker on a fresh store in this process; its own connections stay open meanwhile."""
-        own = self.url, self._engine, self._eager_offers, self._lends
+        own = self.url, self._engine, self._eager_capabilities, self._lends
         name = uuid4().hex
-        self.url, self._engine, self._eager_offers, self._lends = f"memory://{name}", None, eager_offers, True
+        self.url, self._engine, self._eager_capabilities, self._lends = (
+            f"memory://{name}",
+            None,
+            eager_capabilities,
+            True,
+        )
         try:
             yield
         finally:
             self.close()
             forget_memory(name)
-            self.url, self._engine, self._eager_offers, self._lends = own
+            self.url, self._engine, self._eager_capabilities, self._lends = own
 
 
 def _name_of(function: Any) -> str:

@@ -50,12 +50,12 @@ def unknown_lanes(worker_name: str, tasks: Iterable[Task[..., Any]], lanes: Mapp
 
 def waiting_line(running: Sequence[LeasedExecution], grace: float) -> str:
     """Say what a stop waits for, and how to stop at once."""
-    held = [
+    waited_for = [
         f"{each.task.name} {short(each.key)} ({spoken(now() - (each.started_at or now()))})"
         for each in sorted(running, key=lambda each: each.started_at or 0.0)
     ]
     return (
-        f"Stopping: waiting up to {spoken(grace)} for {_counted(len(running), 'handler')}: {_listed(held)}. "
+        f"Stopping: waiting up to {spoken(grace)} for {_counted(len(running), 'handler')}: {_listed(waited_for)}. "
         "A second Ctrl-C or SIGTERM hands them back at once."
     )
 

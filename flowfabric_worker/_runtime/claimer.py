@@ -14,8 +14,9 @@ import attrs
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker._runtime.outage_log import OutageLog
+from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker._runtime.suspects import Suspects
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError
@@ -23,7 +24,7 @@ from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.task import Task
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 # What the recent pace will start within this time is claimed ahead, so that threads do not wait for the store.
 PREFETCH_SECONDS = 0.05
@@ -33,8 +34,8 @@ _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _MS = timedelta(milliseconds=1)
 
 
-class Claimer:
-    """One thread that claims.
+class Claimer(OwnedThread):
+    """Claim work for the handler threads, in one thread.
 
     Args:
         on_reclaimed: called before work begins whose worker was lost before; it does not wait for anything.
@@ -42,7 +43,7 @@ class Claimer:
 
     def __init__(
         self,
-        holdings: LeaseTable,
+        leases: LeaseTable,
         engine: EngineBackend,
         policy: ClaimPolicy,
         tasks: Mapping[str, Task[..., Any]],
@@ -51,7 +52,8 @@ class Claimer:
         hooks: Hooks,
         on_reclaimed: Callable[[], None] | None = None,
     ) -> None:
-        self._holdings = holdings
+        super().__init__("claimer")
+        self._leases = leases
         self._engine = engine
         self._policy = attrs.evolve(policy, max_wait=MAX_WAIT)
         self._tasks = tasks
@@ -59,29 +61,20 @@ class Claimer:
         # Each lane goes first as often as its weight says, so none starves.
         self._turns = itertools.cycle([lane for lane, weight in lanes.items() for _ in range(weight)])
         self._lanes = tuple(lanes)
-        self._offers = capabilities
+        self._capabilities = capabilities
         self._hooks = hooks
         self._on_reclaimed = on_reclaimed
         self._tells = hooks.wants("on_claim")
         self._on_lost = hooks.lost if hooks.wants_losses else None
-        self._outage = OutageLog(log, "Claiming")
+        self._outage_log = OutageLog(log, "Claiming")
         self._stopping = threading.Event()
-        self._pace = _ThroughputEstimate(holdings)
-        self._suspects = Suspects(holdings)
-        self._thread = threading.Thread(target=self._work, name="flowfabric-claimer", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        self._thread.start()
+        self._throughput = _ThroughputEstimate(leases)
+        self._suspects = Suspects(leases)
 
     def stop(self) -> None:
         """Claim nothing more."""
         self._stopping.set()
-        self._holdings.space.set()
+        self._leases.space.set()
 
     def join(self, timeout: float) -> bool:
         """End the wait in the store, and wait for the thread; return True if it has ended.
@@ -91,8 +84,7 @@ class Claimer:
         """
         if self._thread.is_alive():
             self._end_wait()
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return super().join(timeout)
 
     def _end_wait(self) -> None:
         try:
@@ -104,35 +96,35 @@ class Claimer:
         dedicate_thread(self._engine)
         failures = 0
         while True:
-            self._holdings.space.clear()
+            self._leases.space.clear()
             if self._stopping.is_set():
                 return
             quiet = self._suspects.take_turn()
-            room = 0 if quiet else self._room()
-            if room <= 0:
-                self._holdings.space.wait(quiet or self._suspects.due_in())
+            capacity = 0 if quiet else self._free_capacity()
+            if capacity <= 0:
+                self._leases.space.wait(quiet or self._suspects.due_in())
                 continue
             try:
-                claimed = self._engine.claim_many(self._request(room))
+                claimed = self._engine.claim_many(self._request(capacity))
             except EngineError as error:
                 # A claimer never gives up: the store may be away for an hour.
-                self._outage.note(error)
+                self._outage_log.note(error)
                 self._stopping.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1
                 continue
             failures = 0
-            self._outage.over()
+            self._outage_log.over()
             self._take(claimed)
 
-    def _room(self) -> int:
+    def _free_capacity(self) -> int:
         """Return how many to claim: for the free threads, and ahead what the pace will start at once."""
-        ahead = min(MAX_PREFETCH, int(self._pace.per_second() * PREFETCH_SECONDS))
+        ahead = min(MAX_PREFETCH, int(self._throughput.per_second() * PREFETCH_SECONDS))
         # Many in one call are cheaper than many calls: with work ahead, wait until half of it is done.
-        self._holdings.low_water = ahead // 2
-        room = self._holdings.threads + ahead - self._holdings.outstanding()
-        return room if room >= max(1, ahead // 2) else 0
+        self._leases.low_water = ahead // 2
+        capacity = self._leases.threads + ahead - self._leases.outstanding()
+        return capacity if capacity >= max(1, ahead // 2) else 0
 
-    def _request(self, room: int) -> ClaimRequest:
+    def _request(self, capacity: int) -> ClaimRequest:
         first = next(self._turns)
         policy, due_in = self._policy, self._suspects.due_in()
         if due_in is not None:
@@ -141,25 +133,25 @@ class Claimer:
         return ClaimRequest(
             lanes=tuple(LaneRequest(lane=lane) for lane in lanes),
             policy=policy,
-            limit=min(room, MAX_BATCH_ITEMS),
-            capabilities=self._offers,
+            limit=min(capacity, MAX_BATCH_ITEMS),
+            capabilities=self._capabilities,
             tasks=self._names,
         )
 
     def _take(self, claimed: Sequence[Claimed]) -> None:
         moment = now()
         taken = [hold(each, self._tasks[each.task], moment, self._on_lost) for each in claimed]
-        for held in taken:
-            self._holdings.hold(held)
+        for execution in taken:
+            self._leases.hold(execution)
         if self._tells:
             # Before any of them begins, so that no end is told before its claim.
-            for held in taken:
-                self._hooks.tell("on_claim", held)
+            for execution in taken:
+                self._hooks.tell("on_claim", execution)
         if self._on_reclaimed is not None and any(each.reclaim_count for each in claimed):
             self._on_reclaimed()
-        for held in taken:
-            self._holdings.queue(held)
-        if self._holdings.outstanding() <= self._holdings.threads:
+        for execution in taken:
+            self._leases.queue(execution)
+        if self._leases.outstanding() <= self._leases.threads:
             # A thread waited for this. It goes first: the next claim is not in a hurry.
             time.sleep(0)
 
@@ -177,8 +169,8 @@ def hold(
 class _ThroughputEstimate:
     """How many handlers end in a second, as it was lately."""
 
-    def __init__(self, holdings: LeaseTable) -> None:
-        self._holdings = holdings
+    def __init__(self, leases: LeaseTable) -> None:
+        self._leases = leases
         self._since = now()
         self._finished = 0
         self._rate = 0.0
@@ -186,7 +178,7 @@ class _ThroughputEstimate:
     def per_second(self) -> float:
         elapsed = now() - self._since
         if elapsed >= 0.01:
-            finished = self._holdings.finished_in_all()
+            finished = self._leases.finished_in_all()
             lately = (finished - self._finished) / elapsed
             # Quick to slow down, so that nothing is claimed that a slow task would keep waiting.
             self._rate = min(lately, self._rate) if lately < self._rate / 2 else (self._rate + lately) / 2

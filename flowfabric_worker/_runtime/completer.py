@@ -13,7 +13,8 @@ import attrs
 from flowfabric_worker._runtime.execution_log import ExecutionLog
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker._runtime.owned_thread import OwnedThread
+from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, ValidationError
@@ -28,7 +29,7 @@ from flowfabric_worker.engine.types.attempts import (
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.states import PublicState
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 # What the store says of an outcome itself; every other error is about the store, which may be well again in time.
 _REFUSALS = (StateError, NotFoundError, ValidationError)
@@ -43,7 +44,7 @@ _LONGEST_PAUSE = 1.0
 class _Outcome:
     """What became of one run: a result, a failure, or another call to make."""
 
-    held: LeasedExecution
+    execution: LeasedExecution
     what: str
     result: bytes | None = None
     failure: Failure | None = None
@@ -82,38 +83,25 @@ class _Unanswered:
             self._pause = _PAUSE
 
 
-class Completer:
-    """One thread that owns the way of outcomes to the store.
+class Completer(OwnedThread):
+    """Send outcomes to the store, in one thread.
 
     An outcome counts when the store acknowledged it; until then its lease is renewed. It is sent again after a failure
     of the connection for as long as its lease may live.
     """
 
-    def __init__(self, holdings: LeaseTable, engine: EngineBackend, hooks: Hooks, run_log: ExecutionLog) -> None:
-        self._holdings = holdings
+    def __init__(self, leases: LeaseTable, engine: EngineBackend, hooks: Hooks, execution_log: ExecutionLog) -> None:
+        super().__init__("completer")
+        self._leases = leases
         self._engine = engine
         self._hooks = hooks
-        self._run_log = run_log
+        self._execution_log = execution_log
         self._queue: queue.SimpleQueue[_Outcome | None] = queue.SimpleQueue()
         self._moved = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="flowfabric-committer", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """End the thread when everything that is queued was sent."""
         self._queue.put(None)
-
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread; whether it has ended."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def flush(self) -> None:
         """Send everything that is queued, in the caller's thread; for those who start none."""
@@ -126,30 +114,32 @@ class Completer:
 
     # Called by handler threads
 
-    def complete(self, held: LeasedExecution, result: bytes) -> None:
-        self._put(_Outcome(held, "complete", result=result))
+    def complete(self, execution: LeasedExecution, result: bytes) -> None:
+        self._put(_Outcome(execution, "complete", result=result))
 
     def fail(
         self,
-        held: LeasedExecution,
+        execution: LeasedExecution,
         reason: FailureReason,
         classification: FailureClass,
         retry_after: timedelta | None = None,
     ) -> None:
-        failure = Failure(handle=held.handle, reason=reason, classification=classification, retry_after=retry_after)
-        self._put(_Outcome(held, "fail", failure=failure))
+        failure = Failure(
+            handle=execution.handle, reason=reason, classification=classification, retry_after=retry_after
+        )
+        self._put(_Outcome(execution, "fail", failure=failure))
 
-    def run(self, held: LeasedExecution, what: str, call: Callable[[], None]) -> None:
-        self._put(_Outcome(held, what, call=call))
+    def run(self, execution: LeasedExecution, what: str, call: Callable[[], None]) -> None:
+        self._put(_Outcome(execution, what, call=call))
 
-    def drop(self, held: LeasedExecution, what: str) -> None:
+    def drop(self, execution: LeasedExecution, what: str) -> None:
         """Send nothing: the execution is not this worker's any more."""
-        held.ended = True
-        self._run_log.lost(held, what)
-        self._holdings.drop(held)
+        execution.ended = True
+        self._execution_log.lost(execution, what)
+        self._leases.drop(execution)
 
     def _put(self, outcome: _Outcome) -> None:
-        outcome.held.ended = True
+        outcome.execution.ended = True
         while self._queue.qsize() >= MAX_QUEUED:
             self._moved.clear()
             self._moved.wait(0.1)
@@ -199,11 +189,11 @@ class Completer:
 
     def _counts(self, outcome: _Outcome) -> bool:
         """Return whether an outcome may be sent. If its lease is lost another worker goes on with the execution."""
-        held = outcome.held
-        if held.lost is None and now() < held.lease_until:
+        execution = outcome.execution
+        if execution.lost is None and now() < execution.lease_until:
             return True
-        held.lose("lease lost")
-        self.drop(held, _uncounted(outcome))
+        execution.lose("lease lost")
+        self.drop(execution, _describe_uncounted(outcome))
         return False
 
     def _sent(self, mine: Sequence[_Outcome], send: Callable[[Sequence[_Outcome]], Sequence[object]]) -> list[_Outcome]:
@@ -225,7 +215,7 @@ class Completer:
 
     def _complete(self, mine: Sequence[_Outcome]) -> Sequence[object]:
         return self._engine.complete_many(
-            [Completion(handle=outcome.held.handle, payload=outcome.result) for outcome in mine]
+            [Completion(handle=outcome.execution.handle, payload=outcome.result) for outcome in mine]
         )
 
     def _fail(self, mine: Sequence[_Outcome]) -> Sequence[object]:
@@ -234,44 +224,44 @@ class Completer:
     def _is_open(self, outcome: _Outcome, answer: object) -> bool:
         """Take one answer; whether the outcome has to be sent again."""
         if not isinstance(answer, EngineError):
-            self._holdings.drop(outcome.held)
+            self._leases.drop(outcome.execution)
             self._tell(outcome, answer)
             return False
         if not isinstance(answer, _REFUSALS):
             return True
         if isinstance(answer, StateError):
-            outcome.held.lose("lease lost")
+            outcome.execution.lose("lease lost")
         else:
-            outcome.held.lose(str(answer))
-        self.drop(outcome.held, _uncounted(outcome))
+            outcome.execution.lose(str(answer))
+        self.drop(outcome.execution, _describe_uncounted(outcome))
         return False
 
     def _tell(self, outcome: _Outcome, answer: object) -> None:
         """Tell the hooks and the log what the store has acknowledged."""
-        held = outcome.held
+        execution = outcome.execution
         if outcome.failure is not None:
             reason = outcome.failure.reason
             if isinstance(answer, RetryScheduled):
-                self._run_log.retried(held, reason, answer.delay_until_ms)
-                self._hooks.tell("on_retry", held, reason.message)
+                self._execution_log.retried(execution, reason, answer.delay_until_ms)
+                self._hooks.tell("on_retry", execution, reason.message)
             else:
-                self._run_log.failed(held, reason)
-                self._hooks.tell("on_failure", held, reason.message)
+                self._execution_log.failed(execution, reason)
+                self._hooks.tell("on_failure", execution, reason.message)
                 cancelled = isinstance(answer, TerminalCancelled)
-                self._hooks.ended(held, PublicState.CANCELLED if cancelled else PublicState.FAILED, reason.message)
+                self._hooks.ended(execution, PublicState.CANCELLED if cancelled else PublicState.FAILED, reason.message)
         elif outcome.call is None:
-            self._run_log.completed(held)
-            self._hooks.tell("on_success", held)
-            self._hooks.ended(held, PublicState.COMPLETED)
+            self._execution_log.completed(execution)
+            self._hooks.tell("on_success", execution)
+            self._hooks.ended(execution, PublicState.COMPLETED)
         elif outcome.what == "cancel":
-            self._run_log.cancelled(held)
-            self._hooks.tell("on_failure", held, "cancelled by its handler")
-            self._hooks.ended(held, PublicState.CANCELLED, "cancelled by its handler")
+            self._execution_log.cancelled(execution)
+            self._hooks.tell("on_failure", execution, "cancelled by its handler")
+            self._hooks.ended(execution, PublicState.CANCELLED, "cancelled by its handler")
         else:
-            self._hooks.tell("on_suspend", held)
+            self._hooks.tell("on_suspend", execution)
 
 
-def _uncounted(outcome: _Outcome) -> str:
+def _describe_uncounted(outcome: _Outcome) -> str:
     """Return what a handler came to whose execution is not this worker's any more."""
     why = "" if outcome.failure is None else f": {outcome.failure.reason.message}"
     return f"ended ({outcome.what}{why}), which does not count"

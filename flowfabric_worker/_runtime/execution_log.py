@@ -14,11 +14,12 @@ import attrs
 
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker._runtime.log_filter import EXECUTION_LOG
+from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker.context import log_fields
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.types.attempts import FailureReason
 
-log = reporting.Log(EXECUTION_LOG)
+log = log_queue.Log(EXECUTION_LOG)
 
 # Completions in a second that get a line each; with more, one line a second sums up those of each task.
 MOST_COMPLETIONS: Final = 20
@@ -62,14 +63,15 @@ class Ended:
         return self.how in ("retried", "failed", "lost")
 
 
-class ExecutionLog:
-    """One thread that logs how executions end. What is told to it waits in memory, so that nothing waits for it.
+class ExecutionLog(OwnedThread):
+    """Log how executions end, in one thread. What is told to it waits in memory, so that no other thread waits.
 
     Its lines go to the logger `flowfabric_worker.executions`: what completed at INFO, what failed at
     WARNING, and what failed for good at ERROR.
     """
 
     def __init__(self) -> None:
+        super().__init__("execution-log")
         self._ended: collections.deque[Ended] = collections.deque()
         # Of what completes while it sums up, only task and seconds are kept.
         self._times: collections.deque[tuple[str, float]] = collections.deque()
@@ -78,25 +80,11 @@ class ExecutionLog:
         # While it sums up, it looks once a second, and is not to be woken for each execution.
         self._summing = False
         self._over = False
-        self._thread = threading.Thread(target=self._work, name="flowfabric-run-log", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """End the thread when it has told everything."""
         self._stopping.set()
         self._wake.set()
-
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread, at most `timeout` seconds; return True if it has ended."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def flush(self) -> None:
         """Log everything that was told, in the caller's thread; for a runtime that starts no thread."""
@@ -105,47 +93,47 @@ class ExecutionLog:
 
     # What is told, by the thread that hears it from the store
 
-    def completed(self, held: LeasedExecution) -> None:
+    def completed(self, execution: LeasedExecution) -> None:
         """Tell that an execution completed."""
         if not log.wants(logging.INFO):
             return
         if self._summing:
-            self._times.append((held.task.name, _seconds(held)))
+            self._times.append((execution.task.name, _seconds(execution)))
         else:
-            self._tell("completed", held)
+            self._tell("completed", execution)
 
-    def cancelled(self, held: LeasedExecution) -> None:
+    def cancelled(self, execution: LeasedExecution) -> None:
         """Tell that a handler cancelled its execution."""
         if log.wants(logging.INFO):
-            self._tell("cancelled", held)
+            self._tell("cancelled", execution)
 
-    def retried(self, held: LeasedExecution, reason: FailureReason, retry_at_ms: int) -> None:
+    def retried(self, execution: LeasedExecution, reason: FailureReason, retry_at_ms: int) -> None:
         """Tell that an attempt failed, and when the next one begins, in ms of the store's clock."""
         if log.wants(logging.WARNING):
-            number, policy = held.claimed.retry_count + 1, held.claimed.policy.retry
+            number, policy = execution.claimed.retry_count + 1, execution.claimed.policy.retry
             of = "" if policy is None or number > policy.max_retries else f" of {policy.max_retries}"
-            store_now_ms = held.claimed_at_ms + (now() - held.claimed_at) * 1000
+            store_now_ms = execution.claimed_at_ms + (now() - execution.claimed_at) * 1000
             delay = spoken(max(0.0, (retry_at_ms - store_now_ms) / 1000))
-            self._tell("retried", held, f"retry {number}{of} in {delay}: {reason.message}")
+            self._tell("retried", execution, f"retry {number}{of} in {delay}: {reason.message}")
 
-    def failed(self, held: LeasedExecution, reason: FailureReason) -> None:
+    def failed(self, execution: LeasedExecution, reason: FailureReason) -> None:
         """Tell that an execution failed for good."""
         if log.wants(logging.ERROR):
             # In a storm most failures are only counted: their tracebacks would fill the memory meanwhile.
             counted = len(self._ended) >= MOST_FAILURES
             detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
-            self._tell("failed", held, reason.message, detail)
+            self._tell("failed", execution, reason.message, detail)
 
-    def lost(self, held: LeasedExecution, what: str) -> None:
+    def lost(self, execution: LeasedExecution, what: str) -> None:
         """Tell that what became of a run does not count."""
         if log.wants(logging.WARNING):
-            self._tell("lost", held, f"{what}: {held.lost}")
+            self._tell("lost", execution, f"{what}: {execution.lost}")
 
-    def _tell(self, how: str, held: LeasedExecution, reason: str = "", detail: str = "") -> None:
-        handle = held.handle
-        seconds, reason = _seconds(held), reason[:_LONGEST_REASON]
+    def _tell(self, how: str, execution: LeasedExecution, reason: str = "", detail: str = "") -> None:
+        handle = execution.handle
+        seconds, reason = _seconds(execution), reason[:_LONGEST_REASON]
         self._ended.append(
-            Ended(how, held.task.name, handle.lane, handle.attempt_index, held.key, seconds, reason, detail)
+            Ended(how, execution.task.name, handle.lane, handle.attempt_index, execution.key, seconds, reason, detail)
         )
         if self._over:
             self.flush()
@@ -196,9 +184,9 @@ def _taken(told: collections.deque[T]) -> list[T]:
     return taken
 
 
-def _seconds(held: LeasedExecution) -> float:
+def _seconds(execution: LeasedExecution) -> float:
     """Return how long the handler of an execution ran."""
-    return (held.ended_at or now()) - (held.started_at or held.claimed_at)
+    return (execution.ended_at or now()) - (execution.started_at or execution.claimed_at)
 
 
 class _Window:

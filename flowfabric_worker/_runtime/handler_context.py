@@ -20,7 +20,7 @@ from flowfabric_worker._steps.durable_calls import (
 from flowfabric_worker._steps.step_errors import decode_error, encode_error
 from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.context import ClaimKind, TaskContext
-from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
@@ -35,19 +35,19 @@ _RAISED: Final = f"{RESERVED}raised "
 _KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
 
 
-class RunContext(TaskContext):
+class HandlerContext(TaskContext):
     """What `current()` answers in the handler of an execution."""
 
-    def __init__(self, held: LeasedExecution, engine: EngineBackend) -> None:
-        claimed = held.claimed
-        self._held = held
+    def __init__(self, execution: LeasedExecution, engine: EngineBackend) -> None:
+        claimed = execution.claimed
+        self._execution = execution
         self._engine = engine
         self._calls = DurableCalls()
         self._sleeps = 0
         # What steps raised that no durable call has followed yet, as it is kept.
         self._raised: dict[str, bytes] = {}
         self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
-        self.id = held.key
+        self.id = execution.key
         self.task = claimed.task
         self.lane = claimed.handle.lane
         self.attempt = claimed.handle.attempt_index
@@ -58,25 +58,25 @@ class RunContext(TaskContext):
 
     @property
     def deadline(self) -> datetime | None:  # type: ignore[override]  # made when it is asked for: few handlers do
-        moment = self._held.claimed.deadline_at_ms
+        moment = self._execution.claimed.deadline_at_ms
         return None if moment is None else _moment(moment)
 
     @property
     def cancelled(self) -> threading.Event:
-        return self._held.cancelled
+        return self._execution.cancelled
 
     def check(self) -> None:
-        if self._held.lost is not None:
-            raise Interrupted(self._held.lost)
+        if self._execution.lost is not None:
+            raise Interrupted(self._execution.lost)
 
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
         self._check_running()
-        self._fenced(lambda: self._engine.progress(self._held.handle, percent, message))
+        self._fenced(lambda: self._engine.progress(self._execution.handle, percent, message))
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_step(name, function)
         self._begin(name, caller())
-        codec = self._held.task.step_codec(function).named(self._held.claimed.codec)
+        codec = self._execution.task.step_codec(function).named(self._execution.claimed.codec)
         if name not in self._journal:
             raised = self._journal.get(_RAISED + name)
             if raised is not None:
@@ -84,7 +84,7 @@ class RunContext(TaskContext):
             self.check()
             try:
                 with inside_step(name):
-                    value = forking.confined(function, *args, **kwargs)
+                    value = forks.confined(function, *args, **kwargs)
                 check_step_result(name, value)
                 encoded = codec.encode_result(value)
             except Exception as error:
@@ -95,7 +95,7 @@ class RunContext(TaskContext):
         return result
 
     def shield(self) -> AbstractContextManager[None]:
-        interruption = self._held.interruption
+        interruption = self._execution.interruption
         return nullcontext() if interruption is None else interruption.shield()
 
     def sleep(self, duration: timedelta) -> None:
@@ -110,7 +110,7 @@ class RunContext(TaskContext):
             self._record(name, str(ends_at).encode())
             raise self._calls.leave(pause)
         ends_at = _read_moment(self._journal[name])
-        if self._held.claimed_at_ms < ends_at:
+        if self._execution.claimed_at_ms < ends_at:
             # The worker was lost before the delay was: the sleep goes on.
             raise self._calls.leave(Delay(_moment(ends_at)))
 
@@ -132,11 +132,11 @@ class RunContext(TaskContext):
         self.keep_raised()
 
     def _check_running(self) -> None:
-        if self._held.ended:
+        if self._execution.ended:
             raise DurableCallError(f"The run of {self.id} has ended: a thread that it started cannot go on with it.")
 
     def _record(self, name: str, value: bytes) -> None:
-        record = self._fenced(lambda: self._engine.record_step(self._held.handle, name, value))
+        record = self._fenced(lambda: self._engine.record_step(self._execution.handle, name, value))
         self._journal[name] = record.value
 
     def _fenced(self, call: Callable[[], R]) -> R:
@@ -145,7 +145,7 @@ class RunContext(TaskContext):
             try:
                 return call()
             except StateError as error:
-                self._held.lose("lease lost")
+                self._execution.lose("lease lost")
                 raise Interrupted(str(error)) from error
 
 

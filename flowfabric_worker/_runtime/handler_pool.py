@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from flowfabric_worker._runtime.attempt_runner import AttemptRunner
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 
 class HandlerThread:
@@ -19,12 +19,12 @@ class HandlerThread:
     lost: another takes its place, and it ends itself when the handler does.
     """
 
-    def __init__(self, number: int, holdings: LeaseTable, attempts: AttemptRunner) -> None:
+    def __init__(self, number: int, leases: LeaseTable, attempt_runner: AttemptRunner) -> None:
         self.number = number
-        self._holdings = holdings
-        self._attempts = attempts
+        self._leases = leases
+        self._attempt_runner = attempt_runner
         self._lock = threading.Lock()
-        self._held: LeasedExecution | None = None
+        self._execution: LeasedExecution | None = None
         self._lost = False
         self._thread = threading.Thread(target=self._work, name=f"flowfabric-handler-{number}", daemon=True)
         self.start = self._thread.start
@@ -40,42 +40,42 @@ class HandlerThread:
         """Whether the thread has ended by itself. One that was given up may end before it is replaced."""
         return not self._thread.is_alive() and not self._lost
 
-    def overdue(self, retry_for: float) -> LeasedExecution | None:
-        """Return the execution whose result does not count since `retry_for` seconds, and whose handler still runs."""
-        held = self._held
-        return held if held is not None and now() - held.lost_at > retry_for else None
+    def overdue(self, seconds: float) -> LeasedExecution | None:
+        """Return the execution that was lost more than `seconds` ago while its handler still runs; None if none was."""
+        execution = self._execution
+        return execution if execution is not None and now() - execution.lost_at > seconds else None
 
-    def give_up(self, held: LeasedExecution) -> bool:
+    def give_up(self, execution: LeasedExecution) -> bool:
         """Count the thread as lost; False if its handler has just ended."""
         with self._lock:
-            if self._held is not held:
+            if self._execution is not execution:
                 return False
             self._lost = True
-            self._holdings.finished[self.number] += 1
+            self._leases.finished[self.number] += 1
             return True
 
     def _work(self) -> None:
-        holdings = self._holdings
-        waiting, space = holdings.waiting, holdings.space
+        leases = self._leases
+        waiting, space = leases.waiting, leases.space
         while True:
-            held = waiting.get()
-            if held is None:
+            execution = waiting.get()
+            if execution is None:
                 return
-            self._held = held
-            self._attempts.run(held)
+            self._execution = execution
+            self._attempt_runner.run(execution)
             # While this thread waits for the next one, nothing of this one is kept.
-            del held
+            del execution
             if not self._finish():
                 return
-            if waiting.qsize() <= holdings.low_water and not space.is_set():
+            if waiting.qsize() <= leases.low_water and not space.is_set():
                 space.set()
 
     def _finish(self) -> bool:
         """Count a handler as ended; False if the thread was given up meanwhile and another works in its place."""
         with self._lock:
-            self._held = None
+            self._execution = None
             if not self._lost:
-                self._holdings.finished[self.number] += 1
+                self._leases.finished[self.number] += 1
             return not self._lost
 
 
@@ -83,25 +83,25 @@ class HandlerPool:
     """The handler threads of a worker.
 
     Args:
-        retry_for: seconds for which a handler may go on after it was told that its result will not count.
+        interrupt_grace: seconds for which a handler may go on after it was told that its result will not count.
         on_worn: called, each time, when so many threads are lost that the process had better be replaced.
         max_stuck_threads: how many those are.
     """
 
     def __init__(
         self,
-        holdings: LeaseTable,
-        attempts: AttemptRunner,
-        retry_for: float,
+        leases: LeaseTable,
+        attempt_runner: AttemptRunner,
+        interrupt_grace: float,
         max_stuck_threads: int,
-        on_worn: Callable[[str], None],
+        on_restart_required: Callable[[str], None],
     ) -> None:
-        self._holdings = holdings
-        self._attempts = attempts
-        self._patience = retry_for
-        self._most_lost = max_stuck_threads
-        self._on_worn = on_worn
-        self._threads = [HandlerThread(number, holdings, attempts) for number in range(holdings.threads)]
+        self._leases = leases
+        self._attempt_runner = attempt_runner
+        self._interrupt_grace = interrupt_grace
+        self._max_stuck_threads = max_stuck_threads
+        self._on_restart_required = on_restart_required
+        self._threads = [HandlerThread(number, leases, attempt_runner) for number in range(leases.threads)]
         self._lost: list[HandlerThread] = []
 
     @property
@@ -122,7 +122,7 @@ class HandlerPool:
     def stop(self) -> None:
         """Tell each thread to end after what it runs now."""
         for _ in self._threads:
-            self._holdings.waiting.put(None)
+            self._leases.waiting.put(None)
 
     def join(self, timeout: float) -> bool:
         """Wait for the threads that are not lost, at most `timeout` seconds in all; whether all have ended."""
@@ -134,18 +134,18 @@ class HandlerPool:
     def replace_lost(self) -> None:
         """Put new threads in the place of those whose handlers do not come back. Called by one thread."""
         for place, thread in enumerate(self._threads):
-            held = thread.overdue(self._patience)
-            if held is None or not thread.give_up(held):
+            execution = thread.overdue(self._interrupt_grace)
+            if execution is None or not thread.give_up(execution):
                 continue
             self._lost.append(thread)
-            successor = HandlerThread(thread.number, self._holdings, self._attempts)
+            successor = HandlerThread(thread.number, self._leases, self._attempt_runner)
             successor.start()
             self._threads[place] = successor
-            self._holdings.space.set()
+            self._leases.space.set()
             log.error(
                 "%s of %s goes on although its result does not count (%s); its thread is lost, and replaced. "
                 "%s threads are lost.",
-                held.task.name, held.key, held.lost, self.lost, extra=held.fields,
+                execution.task.name, execution.key, execution.lost, self.lost, extra=execution.fields,
             )  # fmt: skip
-        if self._lost and self.lost >= self._most_lost:
-            self._on_worn(f"{self.lost} threads are lost to handlers that do not end")
+        if self._lost and self.lost >= self._max_stuck_threads:
+            self._on_restart_required(f"{self.lost} threads are lost to handlers that do not end")

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
-from flowfabric_worker.engine import forks as forking
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker._runtime.owned_thread import OwnedThread
+from flowfabric_worker.engine import forks, log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.middleware import Around, AttemptEvent, Middleware, hooks_of
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 T = TypeVar("T")
 Hook: TypeAlias = Callable[[AttemptEvent], None]
@@ -68,8 +68,8 @@ class Backlog(Generic[T]):
         return dropped
 
 
-class Hooks:
-    """One thread that calls the hooks; there is none where no middleware overrides one.
+class Hooks(OwnedThread):
+    """Call the hooks of middleware, in one thread, which starts only if a middleware overrides a hook.
 
     Args:
         engine: tells how an execution ended that was lost.
@@ -83,31 +83,16 @@ class Hooks:
         # The hook that runs now, and since when.
         self._calling: tuple[str, float] | None = None
         self._said_at = -math.inf
-        self._thread = threading.Thread(target=self._work, name="flowfabric-hooks", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs, if there is something for it to do."""
-        return not self._hooks or self._thread.is_alive()
+        super().__init__("hooks", needed=bool(self._hooks))
 
     def wants(self, name: str) -> bool:
         """Return True if a middleware has a hook of this name."""
         return name in self._hooks
 
-    def start(self) -> None:
-        if self._hooks:
-            self._thread.start()
-
     def stop(self) -> None:
         """End the thread when it has told everything."""
         self._ending = True
         self._told.put(None)
-
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread, at most `timeout` seconds; return True if it has ended."""
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def tell_rest(self) -> None:
         """Log how many events were not told, if the thread has not ended in time."""
@@ -119,26 +104,26 @@ class Hooks:
         while len(self._told):
             self._call(self._told.get())
 
-    def tell(self, name: str, held: LeasedExecution, error: str = "", outcome: str = "") -> None:
+    def tell(self, name: str, execution: LeasedExecution, error: str = "", outcome: str = "") -> None:
         """Queue an event for the hooks of this name; never wait."""
         hooks = self._hooks.get(name)
         if hooks is not None:
-            self._told.put((hooks, _event(held, error, outcome)))
+            self._told.put((hooks, _event(execution, error, outcome)))
 
-    def ended(self, held: LeasedExecution, outcome: PublicState, error: str = "") -> None:
+    def ended(self, execution: LeasedExecution, outcome: PublicState, error: str = "") -> None:
         """Tell how an execution ended, as the store acknowledged it."""
-        self.tell("on_ended", held, error, outcome.value)
+        self.tell("on_ended", execution, error, outcome.value)
 
     @property
     def wants_losses(self) -> bool:
         """Whether a middleware has a hook that is told when a run will not count, or how it ended."""
         return self.wants("on_lost") or self.wants("on_ended")
 
-    def lost(self, held: LeasedExecution) -> None:
+    def lost(self, execution: LeasedExecution) -> None:
         """Tell of a run that will not count; and then how its execution ended, if the store has ended it."""
-        self.tell("on_lost", held, held.lost or "")
-        if self.wants("on_ended") and held.lost != "stopping":
-            self._told.put(held)
+        self.tell("on_lost", execution, execution.lost or "")
+        if self.wants("on_ended") and execution.lost != "stopping":
+            self._told.put(execution)
 
     def watch(self) -> None:
         """Log, every few seconds, that the hooks do not keep up."""
@@ -174,43 +159,45 @@ class Hooks:
         for hook in hooks:
             self._calling = getattr(hook, "__qualname__", "a hook"), now()
             try:
-                forking.confined(hook, event)
+                forks.confined(hook, event)
             # A hook is code of the application, and no defect of it may end this thread.
             except BaseException:
                 log.exception("A hook failed for %s of %s.", event.task, event.execution_id)
             finally:
                 self._calling = None
 
-    def _end_of(self, held: LeasedExecution) -> tuple[tuple[Hook, ...], AttemptEvent] | None:
+    def _end_of(self, execution: LeasedExecution) -> tuple[tuple[Hook, ...], AttemptEvent] | None:
         """Return what to tell of the end of an execution that was lost; None if it goes on."""
         try:
-            info = self._engine.read_execution_info(held.handle.execution_id)
-            if info is not None and held.lost == "timeout" and info.public_state is PublicState.ACTIVE:
+            info = self._engine.read_execution_info(execution.handle.execution_id)
+            if info is not None and execution.lost == "timeout" and info.public_state is PublicState.ACTIVE:
                 # Its time is over, and nothing has looked yet.
                 self._engine.run_upkeep()
-                info = self._engine.read_execution_info(held.handle.execution_id)
+                info = self._engine.read_execution_info(execution.handle.execution_id)
         except EngineError as error:
-            log.warning("How %s of %s ended is not known: %s", held.task.name, held.key, error, extra=held.fields)
+            log.warning(
+                "How %s of %s ended is not known: %s", execution.task.name, execution.key, error, extra=execution.fields
+            )
             return None
         if info is None or info.ended_at_ms is None or info.current_attempt is None:
             return None
-        if info.current_attempt.attempt_index != held.handle.attempt_index:
+        if info.current_attempt.attempt_index != execution.handle.attempt_index:
             # Another worker has it, and tells its end.
             return None
         why = info.error or info.cancel_reason or ""
-        return self._hooks["on_ended"], _event(held, why, info.public_state.value)
+        return self._hooks["on_ended"], _event(execution, why, info.public_state.value)
 
 
-def _event(held: LeasedExecution, error: str, outcome: str) -> AttemptEvent:
-    handle = held.handle
+def _event(execution: LeasedExecution, error: str, outcome: str) -> AttemptEvent:
+    handle = execution.handle
     return AttemptEvent(
-        execution_id=held.key,
-        task=held.task.name,
+        execution_id=execution.key,
+        task=execution.task.name,
         lane=handle.lane,
         attempt=handle.attempt_index,
-        retry_count=held.claimed.retry_count,
-        tags=held.claimed.tags,
-        seconds=None if held.started_at is None else (held.ended_at or now()) - held.started_at,
+        retry_count=execution.claimed.retry_count,
+        tags=execution.claimed.tags,
+        seconds=None if execution.started_at is None else (execution.ended_at or now()) - execution.started_at,
         error=error,
         outcome=outcome,
     )

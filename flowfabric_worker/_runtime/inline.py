@@ -54,19 +54,19 @@ class InlineRuntime:
     ) -> None:
         self._engine = engine
         self._tasks = tasks
-        self._given_offers = frozenset(capabilities)
+        self._given_capabilities = frozenset(capabilities)
         self._interrupt: KeyboardInterrupt | None = None
-        self._scheduler = Ticker(engine, tasks.values() if schedules else ())
+        self._ticker = Ticker(engine, tasks.values() if schedules else ())
         self._hooks = Hooks(middleware, engine)
-        self._run_log = ExecutionLog()
-        self._committer = Completer(LeaseTable(1), engine, self._hooks, self._run_log)
+        self._execution_log = ExecutionLog()
+        self._completer = Completer(LeaseTable(1), engine, self._hooks, self._execution_log)
         arounds = (self._note_interrupt, *arounds_of(middleware))
-        self._attempts = AttemptRunner(self._committer, engine, limits.payload_bytes, arounds)
+        self._attempt_runner = AttemptRunner(self._completer, engine, limits.payload_bytes, arounds)
 
     @property
     def capabilities(self) -> frozenset[str]:
         """The capabilities that work is claimed with."""
-        return self._given_offers.union(*(task.options_given.requires for task in self._tasks.values()))
+        return self._given_capabilities.union(*(task.options_given.requires for task in self._tasks.values()))
 
     def run_until_idle(self, most: float = math.inf) -> int:
         """Run everything that is due, also what that brings about; return how many times a handler ran.
@@ -84,7 +84,7 @@ class InlineRuntime:
     def _next(self) -> list[Claimed]:
         """Return the next execution; none when nothing is due any more."""
         while True:
-            self._scheduler.tick()
+            self._ticker.tick()
             # A claim handles little of what is due: there may be more.
             claimed = self._claim()
             if claimed or not self._handle_due():
@@ -119,27 +119,27 @@ class InlineRuntime:
                 return
 
     def _run(self, claimed: Claimed) -> None:
-        held = hold(claimed, self._tasks[claimed.task], now(), self._hooks.lost)
-        self._hooks.tell("on_claim", held)
-        with self._watched(held):
-            self._attempts.run(held)
-        if held.ends_at < math.inf:
+        execution = hold(claimed, self._tasks[claimed.task], now(), self._hooks.lost)
+        self._hooks.tell("on_claim", execution)
+        with self._watched(execution):
+            self._attempt_runner.run(execution)
+        if execution.ends_at < math.inf:
             # What became over while the handler ran is over before its outcome comes.
             self._handle_due()
-        self._committer.flush()
-        self._run_log.flush()
+        self._completer.flush()
+        self._execution_log.flush()
         self._hooks.flush()
         interrupt, self._interrupt = self._interrupt, None
         if interrupt is not None:
             raise interrupt
 
     @contextmanager
-    def _watched(self, held: LeasedExecution) -> Iterator[None]:
+    def _watched(self, execution: LeasedExecution) -> Iterator[None]:
         """Tell the handler when its time is over, as the keeper of a worker does."""
-        if held.ends_at == math.inf:
+        if execution.ends_at == math.inf:
             yield
             return
-        timer = threading.Timer(max(0.0, held.ends_at - now()), self._end_if_over, (held,))
+        timer = threading.Timer(max(0.0, execution.ends_at - now()), self._end_if_over, (execution,))
         timer.daemon = True
         timer.start()
         try:
@@ -147,11 +147,11 @@ class InlineRuntime:
         finally:
             timer.cancel()
 
-    def _end_if_over(self, held: LeasedExecution) -> None:
+    def _end_if_over(self, execution: LeasedExecution) -> None:
         """The store's clock decides: one that stands still lets a handler take any time."""
-        moments = [held.claimed.timeout_at_ms, held.claimed.deadline_at_ms]
+        moments = [execution.claimed.timeout_at_ms, execution.claimed.deadline_at_ms]
         if self._engine.server_time() >= min(moment for moment in moments if moment is not None):
-            held.lose("timeout")
+            execution.lose("timeout")
 
     @contextmanager
     def _note_interrupt(self, _context: TaskContext) -> Iterator[None]:

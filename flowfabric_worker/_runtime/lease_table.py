@@ -189,7 +189,7 @@ class LeaseTable:
         self.executions: dict[str, LeasedExecution] = {}
         self.waiting: queue.SimpleQueue[LeasedExecution | None] = queue.SimpleQueue()
         self.suspects: collections.deque[LeasedExecution] = collections.deque()
-        self.suspects_apart = False
+        self.suspects_isolated = False
         self.low_water = 0
         self.space = threading.Event()
         self.claimed = 0
@@ -197,27 +197,27 @@ class LeaseTable:
         # Each handler thread counts for itself, so that no lock is shared per task.
         self.finished = [0] * threads
 
-    def hold(self, held: LeasedExecution) -> None:
+    def hold(self, execution: LeasedExecution) -> None:
         """Take up a claimed execution: from now on its lease is renewed."""
-        former = self.executions.get(held.key)
+        former = self.executions.get(execution.key)
         if former is not None and not former.ended:
             # The store would not hand it out again if the former lease were alive. Of one that has ended the committer
             # learns what became of it: its retry may be here before the answer is.
             former.lose("lease lost")
-        self.executions[held.key] = held
+        self.executions[execution.key] = execution
 
-    def queue(self, held: LeasedExecution) -> None:
+    def queue(self, execution: LeasedExecution) -> None:
         """Let a claimed execution wait for a thread, or apart if it is a suspect. Called by the claimer alone."""
-        if held.is_suspect:
-            self.suspects.append(held)
+        if execution.is_suspect:
+            self.suspects.append(execution)
         else:
-            self.begin(held)
+            self.begin(execution)
 
-    def begin(self, held: LeasedExecution) -> None:
+    def begin(self, execution: LeasedExecution) -> None:
         """Hand an execution to the threads. Called by the claimer alone."""
-        held.counted = True
+        execution.counted = True
         self.claimed += 1
-        self.waiting.put(held)
+        self.waiting.put(execution)
 
     def outstanding(self) -> int:
         """Return how many were claimed whose handlers have not ended."""
@@ -229,16 +229,16 @@ class LeaseTable:
 
     def holds_reclaimed(self) -> bool:
         """Return True if an execution is held whose worker was lost before."""
-        return any(held.claimed.reclaim_count for held in list(self.executions.values()))
+        return any(execution.claimed.reclaim_count for execution in list(self.executions.values()))
 
-    def holds(self, held: LeasedExecution) -> bool:
+    def holds(self, execution: LeasedExecution) -> bool:
         """Return True if an execution is held, and was not claimed again since."""
-        return self.executions.get(held.key) is held
+        return self.executions.get(execution.key) is execution
 
-    def drop(self, held: LeasedExecution) -> None:
+    def drop(self, execution: LeasedExecution) -> None:
         """The store knows how it ended, or somebody else holds it now."""
-        if self.holds(held):
-            del self.executions[held.key]
+        if self.holds(execution):
+            del self.executions[execution.key]
 
     def take_back_waiting(self) -> list[LeasedExecution]:
         """Take everything that no thread has begun; until it is handed over it still counts as outstanding."""
@@ -246,11 +246,11 @@ class LeaseTable:
         ends = 0
         with contextlib.suppress(queue.Empty):
             while True:
-                held = self.waiting.get_nowait()
-                if held is None:
+                execution = self.waiting.get_nowait()
+                if execution is None:
                     ends += 1
                 else:
-                    taken.append(held)
+                    taken.append(execution)
         for _ in range(ends):
             # Meant for handler threads: they must not be lost.
             self.waiting.put(None)
@@ -259,18 +259,18 @@ class LeaseTable:
                 taken.append(self.suspects.popleft())
         return taken
 
-    def put_back(self, held: LeasedExecution) -> None:
+    def put_back(self, execution: LeasedExecution) -> None:
         """Let an execution that was taken back wait as it did before."""
-        if held.counted:
-            self.waiting.put(held)
+        if execution.counted:
+            self.waiting.put(execution)
         else:
-            self.suspects.append(held)
+            self.suspects.append(execution)
             self.space.set()
 
-    def hand_over(self, held: LeasedExecution) -> None:
+    def hand_over(self, execution: LeasedExecution) -> None:
         """Note that an execution which was taken back is another worker's now."""
-        self.drop(held)
-        if held.counted:
+        self.drop(execution)
+        if execution.counted:
             self.released += 1
             self.space.set()
 
@@ -278,19 +278,21 @@ class LeaseTable:
         """Since when the oldest execution waits to begin; None when none does. Dicts keep the order of claims."""
         if self.waiting.empty() and not self.suspects:
             return None
-        for held in list(self.executions.values()):
-            if held.started_at is None and not held.ended:
-                return held.claimed_at
+        for execution in list(self.executions.values()):
+            if execution.started_at is None and not execution.ended:
+                return execution.claimed_at
         return None
 
     def unfinished(self) -> list[LeasedExecution]:
         """Return the executions whose results will count, and are not there yet."""
-        return [held for held in list(self.executions.values()) if not held.ended and held.lost is None]
+        return [
+            execution for execution in list(self.executions.values()) if not execution.ended and execution.lost is None
+        ]
 
     def unacknowledged(self) -> list[LeasedExecution]:
         """Return the executions whose outcomes are on their way to the store."""
-        return [held for held in list(self.executions.values()) if held.ended and held.lost is None]
+        return [each for each in list(self.executions.values()) if each.ended and each.lost is None]
 
     def running(self) -> list[LeasedExecution]:
         """Return those of them whose handlers run now."""
-        return [held for held in self.unfinished() if held.started_at is not None]
+        return [execution for execution in self.unfinished() if execution.started_at is not None]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flowfabric_worker._runtime.lease_table import now
-from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine import forks
 
 LOOK_EVERY: Final = 1.0
 # A process that stays above this part of its limit had better be replaced, before handlers fail for want of memory.
@@ -61,7 +61,7 @@ class MemoryLimit:
         for module, name in _STARTERS:
             setattr(module, name, self._lifting(getattr(module, name)))
         _set_limit(self._limit)
-        forking.remember(self)
+        forks.remember(self)
 
     def reset_after_fork(self) -> None:
         """Lift the limit in a forked process, for good."""
@@ -69,7 +69,7 @@ class MemoryLimit:
         self._limit = self._former
         _set_limit(self._limit)
 
-    def make_room(self, more: int = TO_STOP) -> None:
+    def raise_by(self, more: int = TO_STOP) -> None:
         """Allow so many bytes more: a stop needs threads, and each reserves its stack."""
         with self._lock:
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -142,9 +142,9 @@ class MemoryWatch:
         on_worn: called, with the reason, when the process has stayed close to it.
     """
 
-    def __init__(self, limit: int, on_worn: Callable[[str], None]) -> None:
+    def __init__(self, limit: int, on_restart_required: Callable[[str], None]) -> None:
         self._limit = limit
-        self._on_worn = on_worn
+        self._on_restart_required = on_restart_required
         self._next_look = now()
         self._close = 0
 
@@ -160,4 +160,4 @@ class MemoryWatch:
         used = max(resident_bytes(), self._limit - _left_bytes())
         self._close = self._close + 1 if used > CLOSE * self._limit else 0
         if self._close >= LOOKS:
-            self._on_worn(f"it uses {used / _MIB:.0f} MiB of {self._limit / _MIB:.0f} MiB")
+            self._on_restart_required(f"it uses {used / _MIB:.0f} MiB of {self._limit / _MIB:.0f} MiB")

@@ -63,7 +63,7 @@ def _wait(join: Callable[[float], bool], left: Callable[[], float], most: float 
     return True
 
 
-class Aside(Generic[T]):
+class BackgroundCall(Generic[T]):
     """A call that another thread makes, so that the caller can stop waiting for it.
 
     Args:
@@ -76,7 +76,7 @@ class Aside(Generic[T]):
         self._error: BaseException | None = None
         self._ended = threading.Event()
         try:
-            threading.Thread(target=self._work, name="flowfabric-aside", daemon=True).start()
+            threading.Thread(target=self._work, name="flowfabric-background-call", daemon=True).start()
         except RuntimeError:
             # There is no memory left for another thread.
             self._work()

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
@@ -77,7 +77,7 @@ def print_threads(_: int, __: FrameType | None) -> None:
             text = file.read()
     except OSError as error:
         text = f"What the threads do cannot be told: {error}.\n"
-    reporting.print_text(text)
+    log_queue.print_text(text)
 
 
 def _hold() -> None:

@@ -16,12 +16,12 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Final
 
-from flowfabric_worker._runtime import signal_handlers as signals
-from flowfabric_worker._runtime.child_process import Absence, Child, ending_of
-from flowfabric_worker._runtime.supervisor_channel import WORN_OUT
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker._runtime import signal_handlers
+from flowfabric_worker._runtime.supervisor_channel import RESTART_EXIT_CODE
+from flowfabric_worker._runtime.worker_process import Absence, WorkerProcess, ending_of
+from flowfabric_worker.engine import log_queue
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 # Seconds before the successor of a process that died starts: at first, and at most when they die again and again.
 _BACKOFF: Final = (0.1, 30.0)
@@ -42,11 +42,11 @@ class Slot:
     """
 
     def __init__(self) -> None:
-        self.child: Child | None = None
+        self.process: WorkerProcess | None = None
         self.start_at = time.monotonic()
         self._pause = _BACKOFF[0]
 
-    def plan(self, child: Child, *, in_order: bool) -> float:
+    def plan(self, process: WorkerProcess, *, in_order: bool) -> float:
         """Plan the successor of a process that has ended; return how many seconds it waits.
 
         Only deaths in one place that no execution explains make the pause longer: one bad application or host is
@@ -55,12 +55,12 @@ class Slot:
         least, most = _BACKOFF
         pause = 0.0
         if not in_order:
-            pause = least if child.holds_suspect else self._pause
-            if time.monotonic() - child.started_at > STEADY_AFTER:
+            pause = least if process.holds_suspect else self._pause
+            if time.monotonic() - process.started_at > STEADY_AFTER:
                 pause = self._pause = least
-            if not child.holds_suspect:
+            if not process.holds_suspect:
                 self._pause = min(most, 2 * self._pause)
-        self.child, self.start_at = None, time.monotonic() + pause
+        self.process, self.start_at = None, time.monotonic() + pause
         return pause
 
 
@@ -102,21 +102,21 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ)
         with ExitStack() as undo:
             for number in _FORWARDED:
-                undo.callback(signals.handle, number, signals.handle(number, self._on_signal))
+                undo.callback(signal_handlers.handle, number, signal_handlers.handle(number, self._on_signal))
             # Its pipe to the terminal, or to a log collector, may be full.
-            reporting.start()
-            undo.callback(reporting.stop, 0.2)
+            log_queue.start()
+            undo.callback(log_queue.stop, 0.2)
             undo.callback(self._kill_all)
-            while self._children or self._stop_by is None:
+            while self._processes or self._stop_by is None:
                 self._start_missing()
                 self._listen()
                 self._look_after()
         return self._exit_code
 
     @property
-    def _children(self) -> list[Child]:
+    def _processes(self) -> list[WorkerProcess]:
         """The processes that are there now."""
-        return [slot.child for slot in self._slots if slot.child is not None]
+        return [slot.process for slot in self._slots if slot.process is not None]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         # A handler may interrupt anything, so it only leaves a note.
@@ -124,49 +124,49 @@ class Supervisor:
 
     def _start_missing(self) -> None:
         for slot in self._slots:
-            if slot.child is not None or self._stop_by is not None or slot.start_at > time.monotonic():
+            if slot.process is not None or self._stop_by is not None or slot.start_at > time.monotonic():
                 continue
-            child = slot.child = Child(self._command)
-            self._selector.register(child, selectors.EVENT_READ, child)
-            log.info("Started the worker process %s.", child.pid)
+            process = slot.process = WorkerProcess(self._command)
+            self._selector.register(process, selectors.EVENT_READ, process)
+            log.info("Started the worker process %s.", process.pid)
 
     def _listen(self) -> None:
         """Wait a little for signals and for what the processes say."""
         for key, _ in self._selector.select(_LOOK_EVERY):
-            child = key.data
-            if child is None:
+            process = key.data
+            if process is None:
                 for number in self._signals.recv(64):
                     self._forward(number)
-            elif child.hear():
-                self._began = self._began or bool(child.instance_id)
+            elif process.hear():
+                self._began = self._began or bool(process.instance_id)
             else:
                 # Its end closed, so it dies or is dead; how it ended shows when it is waited for.
-                self._selector.unregister(child)
+                self._selector.unregister(process)
 
     def _forward(self, number: int) -> None:
         if number == signal.SIGUSR1:
-            for child in self._children:
-                child.signal(number)
+            for process in self._processes:
+                process.signal(number)
             return
         hurry = self._stop_by is not None
         self._stop_by = time.monotonic() + (0 if hurry else self._grace) + STOP_WITHIN
-        for child in self._children:
-            child.stop(hurry=hurry)
+        for process in self._processes:
+            process.stop(hurry=hurry)
 
     def _look_after(self) -> None:
         self._excuse_own_absence()
         for slot in self._slots:
-            child = slot.child
-            if child is None:
+            process = slot.process
+            if process is None:
                 continue
-            code = child.exit_code
+            code = process.exit_code
             if code is not None:
-                self._replace(slot, child, code)
-            elif self._stop_by is None and child.silent():
-                child.kill("has fallen silent; it is killed and replaced")
+                self._replace(slot, process, code)
+            elif self._stop_by is None and process.silent():
+                process.kill("has fallen silent; it is killed and replaced")
             elif self._stop_by is not None and time.monotonic() > self._stop_by:
                 # That it is silent by now means nothing: what it held is handed back already.
-                child.kill("does not stop; it is killed")
+                process.kill("does not stop; it is killed")
         self._pass_on_deaths()
 
     def _excuse_own_absence(self) -> None:
@@ -174,40 +174,40 @@ class Supervisor:
         absence = self._absence.look()
         if not absence:
             return
-        for child in self._children:
-            child.excuse(absence)
+        for process in self._processes:
+            process.excuse(absence)
         if self._stop_by is not None:
             self._stop_by += absence
 
-    def _replace(self, slot: Slot, child: Child, code: int) -> None:
+    def _replace(self, slot: Slot, process: WorkerProcess, code: int) -> None:
         """Take note of the end of a process, and plan its successor."""
-        if child in self._selector.get_map():
-            self._selector.unregister(child)
+        if process in self._selector.get_map():
+            self._selector.unregister(process)
         # It may have said hello in its last moments.
-        child.hear()
-        child.close()
-        began, how = bool(child.instance_id), ending_of(code)
+        process.hear()
+        process.close()
+        began, how = bool(process.instance_id), ending_of(code)
         self._began = self._began or began
-        in_order = began and code in (0, WORN_OUT)
+        in_order = began and code in (0, RESTART_EXIT_CODE)
         if self._stop_by is not None:
-            slot.child = None
+            slot.process = None
             # One that had not begun had nothing to put in order.
             self._exit_code = self._exit_code or int(began and not in_order)
             return
         if code in self._hopeless and not self._began:
             # The others would end in the same way, one after the other.
-            slot.child = None
+            slot.process = None
             self._exit_code = code
             self._forward(signal.SIGTERM)
             return
         if began and not in_order:
-            self._deaths.append(f"died {child.instance_id} {how}")
-        pause = slot.plan(child, in_order=in_order)
-        log.warning("The worker process %s ended (%s); another one starts in %.1f s.", child.pid, how, pause)
+            self._deaths.append(f"died {process.instance_id} {how}")
+        pause = slot.plan(process, in_order=in_order)
+        log.warning("The worker process %s ended (%s); another one starts in %.1f s.", process.pid, how, pause)
 
     def _pass_on_deaths(self) -> None:
         """Have a living process tell the store how others died."""
-        living = [child for child in self._children if child.instance_id]
+        living = [process for process in self._processes if process.instance_id]
         while living and self._deaths:
             if living[-1].tell(self._deaths[0]):
                 self._deaths.pop(0)
@@ -216,9 +216,9 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         """However this ends, nothing is left behind."""
-        for child in self._children:
-            child.signal(signal.SIGKILL)
-            child.close()
+        for process in self._processes:
+            process.signal(signal.SIGKILL)
+            process.close()
         self._selector.close()
         self._signals.close()
         self._signalled.close()

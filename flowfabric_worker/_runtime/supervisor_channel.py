@@ -17,16 +17,16 @@ from collections.abc import Callable
 from typing import Final
 
 from flowfabric_worker._runtime.lease_table import now
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
-LINE_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_LINE"
+CHANNEL_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_CHANNEL"
 # Set for a process that claims nothing, and runs what it is given.
-APART_VARIABLE: Final = "FLOWFABRIC_RUN_APART"
+ISOLATED_VARIABLE: Final = "FLOWFABRIC_RUN_ISOLATED"
 BEAT_EVERY: Final = 1.0
 # The exit code of a process that stopped in order because it wants to be started anew.
-WORN_OUT: Final = 7
+RESTART_EXIT_CODE: Final = 7
 
 
 class SupervisorChannel:
@@ -60,7 +60,7 @@ class SupervisorChannel:
         self._on_run = on_run
         self._on_lost = on_lost
         self._next_beat = now()
-        self._thread = threading.Thread(target=self._listen, name="flowfabric-supervised", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="flowfabric-supervisor-channel", daemon=True)
 
     def start(self, instance_id: str, silence: float) -> None:
         """Say that this process works; after so many seconds without a beat it is of no use any more."""
@@ -114,9 +114,9 @@ class SupervisorChannel:
             self._on_lost(what, how)
 
 
-def line_from_environment() -> socket.socket | None:
+def socket_from_environment() -> socket.socket | None:
     """This process's end of the line, if a supervisor started it. It is not handed on to further processes."""
-    number = os.environ.pop(LINE_VARIABLE, None)
+    number = os.environ.pop(CHANNEL_VARIABLE, None)
     if number is None:
         return None
     end = socket.socket(fileno=int(number))
@@ -124,6 +124,6 @@ def line_from_environment() -> socket.socket | None:
     return end
 
 
-def runs_apart() -> bool:
+def runs_isolated() -> bool:
     """Return True if this process was started to run what it is given. That is not handed on to further processes."""
-    return os.environ.pop(APART_VARIABLE, None) is not None
+    return os.environ.pop(ISOLATED_VARIABLE, None) is not None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 # Seconds that a suspect waits for other handlers to end, and seconds that it then has this process to itself.
-ALONE_WITHIN: Final = 5.0
-ALONE_FOR: Final = 5.0
+ISOLATE_WITHIN: Final = 5.0
+ISOLATE_FOR: Final = 5.0
 # Seconds that a suspect waits until the line that names it is logged.
 LOGGED_WITHIN: Final = 0.5
 
@@ -23,8 +23,8 @@ class Suspects:
     its end; each wait is bounded. Afterwards other work goes on for at least as long as the turn took.
     """
 
-    def __init__(self, holdings: LeaseTable) -> None:
-        self._holdings = holdings
+    def __init__(self, leases: LeaseTable) -> None:
+        self._leases = leases
         self._running: LeasedExecution | None = None
         self._turn_began = 0.0
         # Until when the present part of a turn lasts at most; None between two turns.
@@ -37,7 +37,7 @@ class Suspects:
 
     def _waits(self) -> bool:
         """Return True if a suspect waits for a turn in this process."""
-        return bool(self._holdings.suspects) and not self._holdings.suspects_apart
+        return bool(self._leases.suspects) and not self._leases.suspects_isolated
 
     def take_turn(self) -> float:
         """Go on with a turn, or begin one that is due; return for how many seconds nothing else is to begin."""
@@ -45,9 +45,9 @@ class Suspects:
         if self._until is None:
             if not self._waits() or moment < self._next_turn:
                 return 0.0
-            self._turn_began, self._until = moment, moment + ALONE_WITHIN
+            self._turn_began, self._until = moment, moment + ISOLATE_WITHIN
         if self._running is None and not self._begin(moment):
-            return self._until - moment if self._holdings.suspects else self._end(moment)
+            return self._until - moment if self._leases.suspects else self._end(moment)
         if self._is_over(moment):
             return self._end(moment)
         return self._until - moment
@@ -55,28 +55,28 @@ class Suspects:
     def _begin(self, moment: float) -> bool:
         """Begin a suspect if it is time to; return True if one runs."""
         assert self._until is not None
-        if self._holdings.outstanding() > 0 and moment < self._until:
+        if self._leases.outstanding() > 0 and moment < self._until:
             return False
         try:
-            held = self._holdings.suspects.popleft()
+            execution = self._leases.suspects.popleft()
         except IndexError:
             # The keeper has handed it to a worker that was waiting.
             return False
         log.warning(
             "%s of %s runs alone: it was lost with its worker %s times.",
-            held.task.name, held.key, held.claimed.reclaim_count, extra=held.fields,
+            execution.task.name, execution.key, execution.claimed.reclaim_count, extra=execution.fields,
         )  # fmt: skip
         # It may end the process in its first moment.
-        reporting.flush(LOGGED_WITHIN)
-        self._running, self._until = held, moment + ALONE_FOR
-        self._holdings.begin(held)
+        log_queue.flush(LOGGED_WITHIN)
+        self._running, self._until = execution, moment + ISOLATE_FOR
+        self._leases.begin(execution)
         return True
 
     def _is_over(self, moment: float) -> bool:
         assert self._running is not None
         assert self._until is not None
         running = self._running
-        return moment >= self._until or running.ended or running.lost is not None or not self._holdings.holds(running)
+        return moment >= self._until or running.ended or running.lost is not None or not self._leases.holds(running)
 
     def _end(self, moment: float) -> float:
         """End the turn: other work begins again."""

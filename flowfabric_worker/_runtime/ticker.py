@@ -14,7 +14,8 @@ import attrs
 
 from flowfabric_worker._runtime.lease_table import now
 from flowfabric_worker._runtime.outage_log import OutageLog
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker._runtime.owned_thread import OwnedThread
+from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.call_retries import disable_call_retries
 from flowfabric_worker.engine.errors import EngineError
@@ -22,7 +23,7 @@ from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickSchedul
 from flowfabric_worker.schedule import MAX_COUNTED, Due, Missed, Schedule
 from flowfabric_worker.task import Task
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 # How long a process leads unless it renews that. Another one takes over within this time, long before a tick is missed.
 LEADS_FOR: Final = timedelta(seconds=6)
@@ -63,8 +64,8 @@ class _Scheduled:
         return Due() if self.last is None else self.schedule.due(self.last, moment, self.missed) or None
 
 
-class Ticker:
-    """One thread that submits ticks when they are due by the store's clock. It runs no code of users.
+class Ticker(OwnedThread):
+    """Submit ticks when they are due by the store's clock, in one thread. It runs no code of users.
 
     Any number of workers may have one for the same tasks. One of them leads and submits; the others stand by, and one
     takes over when the leader has not been heard of. Each tick is submitted once even if two of them lead.
@@ -83,29 +84,13 @@ class Ticker:
         ]
         self._group = _group_of(self._scheduled)
         self._process = uuid4().hex
-        self._outage = OutageLog(log, "Serving schedules")
+        self._outage_log = OutageLog(log, "Serving schedules")
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="flowfabric-scheduler", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs, or nothing is there for it to do."""
-        return not self._scheduled or self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start the thread, if a task has a schedule."""
-        if self._scheduled:
-            self._thread.start()
+        super().__init__("ticker", needed=bool(self._scheduled))
 
     def stop(self) -> None:
         """Tell the thread to end after the call that it waits for."""
         self._stopping.set()
-
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread, if it was started; return whether it has ended."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def tick(self) -> float | None:
         """Submit every tick that is due, in this thread, whichever process leads.
@@ -135,9 +120,9 @@ class Ticker:
             wait, leading, error = self._round(leading)
             if error is None:
                 backoff = _BACKOFF
-                self._outage.over()
+                self._outage_log.over()
             else:
-                self._outage.note(error)
+                self._outage_log.note(error)
                 wait = min(wait, backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF)
         if leading:
@@ -153,7 +138,7 @@ class Ticker:
             leadership = self._engine.lead_schedules(self._group, self._process, LEADS_FOR)
             moment = _moment(leadership.now_ms)
             if not leadership.leads:
-                self._forget()
+                self._forget_progress()
                 lasts = (leadership.until_ms - leadership.now_ms) / 1000
                 return min(LEADS_FOR.total_seconds(), lasts) + random.uniform(0.001, _SPREAD), False, None
         except EngineError as error:
@@ -169,7 +154,7 @@ class Ticker:
         wait = self._until_next(moment) - (now() - asked_at)
         return min(_RENEW_EVERY, max(0.0, wait)), True, unled or failed
 
-    def _forget(self) -> None:
+    def _forget_progress(self) -> None:
         """Ask the store again how far each schedule is when this process leads: another one does meanwhile."""
         for each in self._scheduled:
             each.last, each.following = None, _EPOCH

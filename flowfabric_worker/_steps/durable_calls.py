@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, WaitChildren
 
@@ -38,7 +38,7 @@ class DurableCalls:
     def __init__(self) -> None:
         self._places: dict[str, tuple[str]] = {}
         self._thread = threading.get_ident()
-        self._depth = forking.depth()
+        self._depth = forks.depth()
         self.leaving: HandlerExit | None = None
 
     def begin(self, name: str, place: str, *, leaves: bool = False) -> None:
@@ -68,7 +68,7 @@ class DurableCalls:
             raise DurableCallError(
                 f"{call} was made inside the step {around!r}, where later runs would not come to it: move it out."
             )
-        if forking.depth() != self._depth:
+        if forks.depth() != self._depth:
             raise DurableCallError(f"{call} was made in a forked process: make it in the handler itself.")
         leaving = self.leaving or sys.exception()
         if isinstance(leaving, Delay | WaitChildren):

@@ -35,7 +35,7 @@ class ExitCode(IntEnum):
     REFUSED = 4
     APP = 5
     TIMEOUT = 6
-    WORN_OUT = 7
+    RESTART_REQUIRED = 7
     INTERRUPTED = 130
 
 
@@ -47,7 +47,7 @@ _MEANINGS: Final = {
     ExitCode.REFUSED: "the store refuses: password, rights, version, configuration",
     ExitCode.APP: "the application cannot be loaded",
     ExitCode.TIMEOUT: "it did not happen within --timeout",
-    ExitCode.WORN_OUT: "the worker process stopped to be started anew: lost threads, or memory",
+    ExitCode.RESTART_REQUIRED: "the worker process stopped to be started anew: lost threads, or memory",
     ExitCode.INTERRUPTED: "Ctrl-C",
 }
 

@@ -17,16 +17,16 @@ from typing import Any, Final
 
 import click
 
-from flowfabric_worker._runtime import signal_handlers as signals
+from flowfabric_worker._runtime import signal_handlers
 from flowfabric_worker._runtime.log_filter import ExecutionLogFilter, ExecutionLogFormatter
 from flowfabric_worker._runtime.memory_limit import CLOSE, resident_bytes
-from flowfabric_worker._runtime.shutdown import Aside
+from flowfabric_worker._runtime.shutdown import BackgroundCall
 from flowfabric_worker._runtime.supervisor import Supervisor
-from flowfabric_worker._runtime.supervisor_channel import line_from_environment
+from flowfabric_worker._runtime.supervisor_channel import socket_from_environment
 from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
 from flowfabric_worker.cli.parameters import duration, size, url_option
 from flowfabric_worker.config import DEFAULT_MAX_STUCK_THREADS, DEFAULT_THREADS, WorkerSettings
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.ids import check_capabilities, check_lane
 from flowfabric_worker.runtime import RestartRequired, Runtime
 from flowfabric_worker.worker import Worker
@@ -37,7 +37,7 @@ _GIVEN = f"{__name__}.given"
 _LINGER: Final = 1.0
 _CLOSE_WITHIN: Final = 0.5
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 
 def lane_weights(text: str) -> dict[str, int]:
@@ -51,7 +51,7 @@ def lane_weights(text: str) -> dict[str, int]:
     return {str(lane): weight for lane, weight in weights.items()}
 
 
-def offers_of(text: str) -> frozenset[str]:
+def capabilities_of(text: str) -> frozenset[str]:
     """Read capabilities: gpu,eu."""
     return frozenset(check_capabilities(part.strip() for part in text.split(",")))
 
@@ -78,7 +78,7 @@ class _Run(click.Command):
 )
 @click.option("--lanes", type=lane_weights, metavar="LANES", help="Where to take work, such as mail=3,etl=1; else all.")
 @click.option(
-    "--capabilities", type=offers_of, default=None, metavar="WORDS", help="What this process has, such as gpu,eu."
+    "--capabilities", type=capabilities_of, default=None, metavar="WORDS", help="What this process has, such as gpu,eu."
 )
 @url_option
 @click.option("--namespace", help="The tenant in the store; else the worker's own.")
@@ -110,7 +110,7 @@ def run(context: click.Context, /, app: str, *, processes: int | None, log_level
     if options["lease"] <= timedelta():
         raise click.BadParameter("it must be longer than 0.", param_hint="--lease")
     if processes is None:
-        _run_here(app, line_from_environment(), log_level, **options)
+        _run_here(app, socket_from_environment(), log_level, **options)
     else:
         set_up_logging(log_level, with_pid=True)
         _supervise(context, processes, options["grace"])
@@ -143,7 +143,7 @@ def _for_one_process(arguments: Sequence[str]) -> list[str]:
 
 def _run_here(
     app: str,
-    line: socket.socket | None,
+    channel_socket: socket.socket | None,
     log_level: str | None,
     *,
     url: str | None,
@@ -156,7 +156,7 @@ def _run_here(
     """Run a worker in this process."""
     worker = load_worker(app)
     # What the application sets up when it is imported stands, so this comes after it.
-    set_up_logging(log_level, with_pid=line is not None)
+    set_up_logging(log_level, with_pid=channel_socket is not None)
     if not worker.tasks:
         raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
     try:
@@ -173,20 +173,20 @@ def _run_here(
     )
     _check_memory(run_settings)
     try:
-        runtime = Runtime(worker, run_settings, line=line)
+        runtime = Runtime(worker, run_settings, channel_socket=channel_socket)
         # A signal that comes before the runtime listens must not get lost.
         _on_stop_signals(lambda *_: runtime.request_stop())
         runtime.run()
         _end_anyway(ExitCode.OK)
     except RestartRequired as worn:
-        _end_anyway(ExitCode.WORN_OUT)
-        raise CommandError(str(worn), ExitCode.WORN_OUT) from None
+        _end_anyway(ExitCode.RESTART_REQUIRED)
+        raise CommandError(str(worn), ExitCode.RESTART_REQUIRED) from None
     except RuntimeError:
         _end_anyway(ExitCode.FAILED)
         raise
     finally:
         _on_stop_signals(signal.SIG_IGN)
-        Aside(worker.close).join(_CLOSE_WITHIN)
+        BackgroundCall(worker.close).join(_CLOSE_WITHIN)
 
 
 def _end_anyway(code: ExitCode) -> None:
@@ -195,9 +195,9 @@ def _end_anyway(code: ExitCode) -> None:
     def end() -> None:
         time.sleep(_LINGER)
         # A log handler may not return.
-        reporting.start()
+        log_queue.start()
         log.warning("What handlers have left behind goes on for too long; the process ends without it.")
-        reporting.stop(0.3)
+        log_queue.stop(0.3)
         os._exit(code)
 
     threading.Thread(target=end, name="flowfabric-end", daemon=True).start()
@@ -214,7 +214,7 @@ def _check_memory(settings: WorkerSettings) -> None:
 def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """What becomes of the signals that stop; they are ignored at the end, since they would spoil the exit code then."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signals.handle(number, handler)
+        signal_handlers.handle(number, handler)
 
 
 def load_worker(app: str) -> Worker:

@@ -122,7 +122,7 @@ print(time.monotonic(), file=open(NOTE, "a"))
 number = len(open(NOTE).readlines()) - 1
 hello, code = ENDS[min(number, len(ENDS) - 1)]
 if hello:
-    line = socket.socket(fileno=int(os.environ["FLOWFABRIC_SUPERVISOR_LINE"]))
+    line = socket.socket(fileno=int(os.environ["FLOWFABRIC_SUPERVISOR_CHANNEL"]))
     line.sendall(b"hello an-instance 60.0\\n" + SAID)
 if code is None:
     line.recv(100)

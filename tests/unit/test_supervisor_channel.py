@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from flowfabric_worker._runtime.supervisor import Child
-from flowfabric_worker._runtime.supervisor_channel import LINE_VARIABLE, SupervisorChannel, line_from_environment
+from flowfabric_worker._runtime.supervisor_channel import CHANNEL_VARIABLE, SupervisorChannel, socket_from_environment
+from flowfabric_worker._runtime.worker_process import WorkerProcess
 from tests.support.servers import wait_until
 
 # Says hello, and then what it hears, until the end of its line.
 _ECHO = """
 import os, socket
-line = socket.socket(fileno=int(os.environ["FLOWFABRIC_SUPERVISOR_LINE"]))
+line = socket.socket(fileno=int(os.environ["FLOWFABRIC_SUPERVISOR_CHANNEL"]))
 line.sendall(b"hello an-instance 60.0\\n")
 while heard := line.recv(100):
     open(NOTE, "ab").write(heard)
@@ -40,12 +40,12 @@ time.sleep(60)
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
+def start(tmp_path: Path) -> Iterator[Callable[[str], WorkerProcess]]:
     """Start a program as a child; `NOTE` in it is the file `note`."""
-    started: list[Child] = []
+    started: list[WorkerProcess] = []
 
-    def start(program: str) -> Child:
-        child = Child([sys.executable, "-S", "-c", program.replace("NOTE", repr(str(tmp_path / "note")))])
+    def start(program: str) -> WorkerProcess:
+        child = WorkerProcess([sys.executable, "-S", "-c", program.replace("NOTE", repr(str(tmp_path / "note")))])
         started.append(child)
         return child
 
@@ -57,7 +57,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
 
 
 def test_a_child_is_known_by_what_it_says_and_hears_what_it_is_told(
-    start: Callable[[str], Child], tmp_path: Path
+    start: Callable[[str], WorkerProcess], tmp_path: Path
 ) -> None:
     child = start(_ECHO)
     wait_until(lambda: child.hear() and child.instance_id, "it has said hello")
@@ -71,7 +71,7 @@ def test_a_child_is_known_by_what_it_says_and_hears_what_it_is_told(
     wait_until(lambda: (tmp_path / "note").exists() and (tmp_path / "note").read_bytes() == said, "it has heard all")
 
 
-def test_the_end_of_a_child_ends_its_line_and_no_other(start: Callable[[str], Child]) -> None:
+def test_the_end_of_a_child_ends_its_line_and_no_other(start: Callable[[str], WorkerProcess]) -> None:
     first, second = start(_ECHO), start(_ECHO)
     wait_until(lambda: first.hear() and first.instance_id, "the first works")
     wait_until(lambda: second.hear() and second.instance_id, "the second works")
@@ -85,7 +85,7 @@ def test_the_end_of_a_child_ends_its_line_and_no_other(start: Callable[[str], Ch
     assert second.exit_code is None
 
 
-def test_a_child_ends_when_its_supervisor_has_closed_the_line(start: Callable[[str], Child]) -> None:
+def test_a_child_ends_when_its_supervisor_has_closed_the_line(start: Callable[[str], WorkerProcess]) -> None:
     first, second = start(_ECHO), start(_ECHO)
     wait_until(lambda: first.hear() and first.instance_id, "the first works")
 
@@ -96,7 +96,7 @@ def test_a_child_ends_when_its_supervisor_has_closed_the_line(start: Callable[[s
 
 
 def test_a_child_is_given_its_own_end_of_its_own_line_and_nothing_else(
-    start: Callable[[str], Child], tmp_path: Path
+    start: Callable[[str], WorkerProcess], tmp_path: Path
 ) -> None:
     for _ in range(3):
         start(_SOCKETS)
@@ -114,15 +114,15 @@ def test_a_worker_process_takes_its_channel_from_the_environment_alone(
 ) -> None:
     ours, theirs = socket.socketpair()
     theirs.set_inheritable(True)
-    monkeypatch.setenv(LINE_VARIABLE, str(theirs.fileno()))
+    monkeypatch.setenv(CHANNEL_VARIABLE, str(theirs.fileno()))
 
-    line = line_from_environment()
+    line = socket_from_environment()
 
     assert line is not None
     assert line.fileno() == theirs.detach()
     assert not line.get_inheritable()
-    assert LINE_VARIABLE not in os.environ
-    assert line_from_environment() is None
+    assert CHANNEL_VARIABLE not in os.environ
+    assert socket_from_environment() is None
     for end in (ours, line):
         end.close()
 

@@ -49,7 +49,7 @@ def holding_ahead(
     slow = worker.tasks["slow"].submit()
     quick = worker.tasks["quick"].submit_many([()] * 10)
     runtime = start(worker, threads=1)
-    wait_until(lambda: runtime._holdings.waiting.qsize() == 10, "it holds them all")
+    wait_until(lambda: runtime._leases.waiting.qsize() == 10, "it holds them all")
     # The slow one has slowed it down.
     pace.per_second = 0.0
     return runtime, slow, quick
@@ -121,7 +121,7 @@ def test_what_waits_stays_where_it_is_while_no_other_worker_is_free(
     for run in quick:
         run.result(10)
     assert where == ["here 0"] * 10
-    wait_until(lambda: runtime._holdings.outstanding() == 0, "its room is free again")
+    wait_until(lambda: runtime._leases.outstanding() == 0, "its room is free again")
 
 
 def test_a_worker_that_waits_for_other_work_gets_none_of_it(
@@ -190,7 +190,7 @@ def test_offered_work_counts_as_held_so_no_other_is_claimed_for_it(
 
     def counted(handles: Any, **options: Any) -> Any:
         if runtimes and options:
-            held.append(len(runtimes[0]._holdings.executions))
+            held.append(len(runtimes[0]._leases.executions))
         return release(handles, **options)
 
     monkeypatch.setattr(served.engine, "release_many", counted)

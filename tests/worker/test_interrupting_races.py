@@ -143,7 +143,7 @@ def test_executions_that_are_interrupted_at_random_harm_no_others(
 
     runtime = start(served, threads=4)
     held_before = handler_threads()
-    holdings = runtime._holdings
+    holdings = runtime._leases
     chance = random.Random(26)
     lost: set[str] = set()
     runs: list[Run[int]] = []

@@ -126,7 +126,7 @@ def test_another_worker_takes_the_other_work_meanwhile(another: Another, start: 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let suspects wait for other handlers for as long as a test takes."""
-    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ALONE_WITHIN", 60.0)
+    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ISOLATE_WITHIN", 60.0)
 
 
 def waiting_alone(worker: Worker, start: Start, over: threading.Event, **settings: Any) -> tuple[Any, Run[Any]]:
@@ -141,7 +141,7 @@ def waiting_alone(worker: Worker, start: Start, over: threading.Event, **setting
     runtime = start(worker, threads=2, **settings)
     in_state(worker, other, PublicState.ACTIVE)
     worker.engine.resume_lane(SUSPECTS)
-    wait_until(lambda: runtime._holdings.suspects, "the suspect is held back")
+    wait_until(lambda: runtime._leases.suspects, "the suspect is held back")
     return runtime, run
 
 
@@ -207,7 +207,7 @@ def test_claiming_goes_on_after_something_ran_alone(served: Worker, start: Start
 def test_a_suspect_that_does_not_end_lets_other_work_go_on(
     served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ALONE_FOR", 0.2)
+    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ISOLATE_FOR", 0.2)
     suspect = served.task(name="suspect", **OPTIONS)(lambda: over.wait(30))
     add = served.task(name="add")(lambda a: a + 1)
     suspects = suspect.submit_many([(), ()])
@@ -222,7 +222,7 @@ def test_a_suspect_that_does_not_end_lets_other_work_go_on(
 def test_a_suspect_runs_although_another_handler_does_not_end(
     served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ALONE_WITHIN", 0.2)
+    monkeypatch.setattr("flowfabric_worker._runtime.suspects.ISOLATE_WITHIN", 0.2)
     _, run = waiting_alone(served, start, over)
 
     assert run.result(10).startswith("here")

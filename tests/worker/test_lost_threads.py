@@ -35,7 +35,7 @@ def over() -> Iterator[threading.Event]:
 
 
 def lost_threads(runtime: Runtime) -> int:
-    return runtime._handlers.lost
+    return runtime._handler_pool.lost
 
 
 def handler_threads() -> int:
@@ -92,7 +92,7 @@ def test_room_is_counted_right_when_threads_were_lost_and_came_back(
     for run in add.submit_many((number,) for number in range(50)):
         run.result(10)
 
-    wait_until(lambda: runtime._holdings.outstanding() == 0, "nothing is thought to run")
+    wait_until(lambda: runtime._leases.outstanding() == 0, "nothing is thought to run")
     assert handler_threads() == 2
 
 
@@ -131,7 +131,7 @@ def test_a_process_that_has_lost_too_many_threads_stops_in_order(
     def slow(number: int) -> int:
         note(f"slow {number}")
         # It runs until the process has begun to stop.
-        wait_until(lambda: worn[0]._worn, "the process is worn out")
+        wait_until(lambda: worn[0]._restart_reason, "the process is worn out")
         return number
 
     @served.task

@@ -53,13 +53,13 @@ def test_every_thread_has_a_name_and_ends_with_the_worker(worker: Worker, start:
 
     assert [name for name in threads_named("flowfabric-") if "listener" not in name] == [
         "flowfabric-claimer",
-        "flowfabric-committer",
+        "flowfabric-completer",
+        "flowfabric-execution-log",
         "flowfabric-handler-0",
         "flowfabric-handler-1",
         "flowfabric-handler-2",
-        "flowfabric-keeper",
+        "flowfabric-lease-keeper",
         "flowfabric-reporter",
-        "flowfabric-run-log",
     ]
     runtime.stop()
     worker.close()

@@ -324,7 +324,7 @@ def test_without_a_schedule_there_is_no_thread(worker: Worker) -> None:
 
     assert scheduler.alive
     assert scheduler.join(1)
-    assert "flowfabric-scheduler" not in {thread.name for thread in threading.enumerate()}
+    assert "flowfabric-ticker" not in {thread.name for thread in threading.enumerate()}
 
 
 # Several at once

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from flowfabric_worker._runtime.supervisor_channel import LINE_VARIABLE
-from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker._runtime.supervisor_channel import CHANNEL_VARIABLE
+from flowfabric_worker.engine import log_queue
 
-log = reporting.Log(__name__)
+log = log_queue.Log(__name__)
 
 # Seconds after which a process that has not said hello is not going to.
 START_WITHIN: Final = 60.0
@@ -39,7 +39,7 @@ class Absence:
         return passed if passed > ABSENT_AFTER else 0.0
 
 
-class Child:
+class WorkerProcess:
     """One worker process, and its starter's end of the line to it.
 
     Args:
@@ -59,7 +59,7 @@ class Child:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **environment, LINE_VARIABLE: str(theirs.fileno())},
+                env={**os.environ, **environment, CHANNEL_VARIABLE: str(theirs.fileno())},
                 start_new_session=True,
             )
         self._end.setblocking(False)
