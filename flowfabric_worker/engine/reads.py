@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+import attrs
+
 from flowfabric_worker.engine.core import EngineCore, Item
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.records import Record, summary_of
-from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.reads import (
+    INDEXED_STATES,
     ExecutionFilter,
     ExecutionInfo,
     ExecutionSnapshot,
@@ -28,7 +31,7 @@ from flowfabric_worker.engine.types.states import OwnershipState, PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.engine.workers import Workers, page_size
 
-# How many records a filtered listing reads before it returns what it has: every call has a bound.
+# How many executions a filtered listing looks at before it returns what it has: every call has a bound.
 _MOST_WALKED = 10 * MAX_PAGE_SIZE
 
 _COUNTERS = (*PublicState, "paused")
@@ -69,44 +72,34 @@ class Reads(Workers, EngineCore):
         filter: ExecutionFilter | None = None,  # noqa: A002  the name that the operation has
     ) -> ListExecutionsPage:
         count = page_size(limit)
-        if filter is not None:
-            check_record(filter, ExecutionFilter)
-        partitions = self.partitions_behind(partition, cursor)
-        found: list[ExecutionSummary] = []
-        last = cursor
-        if count:
-            # Without a filter every record that is read is shown: one more tells whether there is a next page.
-            chunk = MAX_CALL_ROWS if filter else min(count + 1, MAX_CALL_ROWS)
-            for summary in self._walk(partitions, cursor, chunk):
-                if summary is None:
-                    return ListExecutionsPage(executions=tuple(found), next_cursor=last)
-                if _matches(summary, filter):
-                    if len(found) == count:
-                        return ListExecutionsPage(executions=tuple(found), next_cursor=found[-1].execution_id)
-                    found.append(summary)
-                last = summary.execution_id
-        return ListExecutionsPage(executions=tuple(found), next_cursor=None)
-
-    def _walk(self, partitions: range, cursor: ExecutionId | None, chunk: int) -> Iterator[ExecutionSummary | None]:
-        """Yield the executions behind a cursor, partition after partition; None where the bound of one call is
-        reached.
-        """
-        walked = 0
-        for number in partitions:
+        wanted = ExecutionFilter() if filter is None else check_record(filter, ExecutionFilter)
+        walk = _Walk(wanted=wanted, limit=count, last=cursor)
+        for number in self.partitions_behind(partition, cursor) if count else ():
             after = cursor.uuid if cursor and cursor.partition == number else ""
             while True:
-                rows = self.call(
-                    "list_executions", number, [self._packed_namespace, after, chunk, *Record.SUMMARY_FIELDS]
+                more, looked, last, *rows = self.call(
+                    "list_executions", number, [*self._listing(walk, after), *Record.SUMMARY_FIELDS]
                 )
-                for uuid, values in rows:
-                    yield summary_of(ExecutionId(number, uuid.decode()), values)
-                walked += len(rows)
-                if walked >= _MOST_WALKED:
-                    yield None
-                    return
-                if len(rows) < chunk:
+                walk.note(int(looked), ExecutionId(number, last.decode()) if last else None)
+                if not walk.add(number, rows):
+                    return walk.page(walk.found[-1].execution_id)
+                if more == b"0":
                     break
-                after = rows[-1][0].decode()
+                if walk.looked_at >= _MOST_WALKED:
+                    return walk.page(walk.last)
+                after = last.decode()
+        return walk.page(None)
+
+    def _listing(self, walk: _Walk, after: str) -> list[Argument]:
+        """Return the arguments of the call that goes on with a walk, but the fields."""
+        lane, state = walk.wanted.lane, walk.wanted.state
+        return [
+            self._packed_namespace,
+            after,
+            walk.rows_wanted(),
+            b"" if lane is None else self.packed_lane(lane),
+            state if state in INDEXED_STATES else "",
+        ]
 
     def list_expired_leases(
         self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
@@ -206,9 +199,55 @@ def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
     )
 
 
-def _matches(summary: ExecutionSummary, wanted: ExecutionFilter | None) -> bool:
-    # A damaged row is shown whatever is asked for: nobody should have to guess what it was.
-    if wanted is None or summary.corruption is not None:
+@attrs.define(kw_only=True)
+class _Walk:
+    """A listing that goes from call to call until its page is full.
+
+    Attributes:
+        last: the last execution that was looked at.
+    """
+
+    wanted: ExecutionFilter
+    limit: int
+    last: ExecutionId | None
+    found: list[ExecutionSummary] = attrs.field(factory=list)
+    looked_at: int = 0
+
+    def rows_wanted(self) -> int:
+        """Return how many executions the next call looks at.
+
+        One more than the page lacks tells whether there is another page.
+        """
+        one_index = not self.wanted.unindexed() and not (self.wanted.lane and self.wanted.state)
+        return min(self.limit - len(self.found) + 1, MAX_CALL_ROWS) if one_index else MAX_CALL_ROWS
+
+    def add(self, partition: int, rows: Sequence[Reply]) -> bool:
+        """Take the rows that match; return False if one of them is too many."""
+        for uuid, values in rows:
+            summary = summary_of(ExecutionId(partition, uuid.decode()), values)
+            if _matches(summary, self.wanted):
+                if len(self.found) == self.limit:
+                    return False
+                self.found.append(summary)
+        return True
+
+    def note(self, looked: int, last: ExecutionId | None) -> None:
+        """Count executions that were looked at, and remember the last of them."""
+        self.looked_at += looked
+        self.last = last or self.last
+
+    def page(self, next_cursor: ExecutionId | None) -> ListExecutionsPage:
+        return ListExecutionsPage(
+            executions=tuple(self.found),
+            next_cursor=next_cursor,
+            looked_at=self.looked_at,
+            unindexed=self.wanted.unindexed(),
+        )
+
+
+def _matches(summary: ExecutionSummary, wanted: ExecutionFilter) -> bool:
+    # A damaged row is shown whatever is asked for: nothing tells what it was.
+    if summary.corruption is not None:
         return True
     return (
         wanted.lane in (None, summary.lane)

@@ -7,7 +7,7 @@ end
 
 -- Removes what a partition holds of an ended execution. What many removals have in common is done at the end of the call.
 local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
-  ff.count(ctx, class, public, nil)
+  ff.count(ctx, class, uuid, public, nil)
   if idempotency_key and idempotency_key ~= '' then
     local key = ctx.base .. ':key:' .. idempotency_key
     if call('GET', key) == uuid then
@@ -17,7 +17,6 @@ local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
   ff.remove_keys(ctx, keys)
   ctx.is_gone[uuid] = true
   ctx.gone[#ctx.gone + 1] = ff.record_key(ctx, uuid)
-  ctx.gone_ids[#ctx.gone_ids + 1] = ff.class(class).namespace .. uuid
 end
 
 -- Removes an ended execution with every key it ever had.
@@ -371,7 +370,10 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
   end) and empty(ctx, ':lanes', limit, function(lane)
     local name, namespace = ff.behind_first(lane)
     local packed = namespace .. ff.pack({ name })
-    call('DEL', ctx.base .. ':lane:' .. packed, ctx.base .. ':delays:' .. packed)
+    call('DEL', ctx.base .. ':lane:' .. packed, ctx.base .. ':delays:' .. packed, ctx.base .. ':of_lane:' .. packed)
+    for _, state in ipairs(ff.LISTED) do
+      call('DEL', ctx.base .. ':' .. ff.state_index(namespace, state))
+    end
   end)
   is_empty = is_empty and empty(ctx, ':lane_sets', limit, function(member)
     call('DEL', ctx.base .. ':idle:' .. string.match(member, '%z([^%z]*)$'))

@@ -9,6 +9,8 @@
 --   :delayed         zset    the lanes that hold delayed executions; score = when the first of them is ready
 --   :retention       zset    what is kept for a time: ended executions, waiters ...; score = until when
 --   :ids             zset    every execution, by namespace and id, for listings
+--   :of_lane:<lane>  zset    the executions of a lane, by id
+--   :of_state:<state>:<namespace>  those in one state, by id, of the states in ff.LISTED
 --   :classes         zset    the classes that hold work, under a revision per lane
 --   :held            hash    of each class how many executions have not ended
 --   :lanes           zset    the lanes, by namespace and name
@@ -185,7 +187,8 @@ function ff.begin(keys)
     removals = 0,
     is_gone = {},
     gone = {},
-    gone_ids = {},
+    listed = {},
+    lost = {},
     passed = 0,
     announced = false,
   }

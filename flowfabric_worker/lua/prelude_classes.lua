@@ -53,7 +53,9 @@ function ff.class(class)
     local lane = ff.pack({ parts[1], parts[2] })
     known = {
       lane = lane, namespace = ff.pack({ parts[1] }), lane_name = parts[2], task = parts[3], delays = 'delays:' .. lane,
+      of_lane = 'of_lane:' .. lane,
     }
+    known.of_states = ff.state_indexes(known.namespace)
     if ff.known_class_count >= 4096 then
       ff.known_classes, ff.known_class_count = {}, 0
     end

@@ -133,6 +133,7 @@ function ff.set_aside(ctx, uuid, field, class)
   end
   ff.due_at(ctx, 'due', 'x' .. uuid, false)
   ff.due_at(ctx, 'retention', 'x' .. uuid, false)
+  ff.unlist(ctx, uuid, known)
   local list = ctx.base .. ':damaged'
   if call('EXISTS', ff.record_key(ctx, uuid)) == 1 and call('ZCARD', list) < MAX_DAMAGED then
     call('ZADD', list, 0, uuid)
@@ -191,7 +192,7 @@ function ff.remove_damaged(ctx, uuid, namespace)
   if readable then
     local words, known = values[1] and ff.words(values[1]), values[2] and ff.class(values[2])
     if words and known then
-      ff.count(ctx, values[2], words.public, nil)
+      ff.count(ctx, values[2], uuid, words.public, nil)
     end
     local key_of = ctx.base .. ':key:' .. (values[3] or '')
     if call('GET', key_of) == uuid then

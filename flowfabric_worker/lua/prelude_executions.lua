@@ -165,10 +165,11 @@ function ff.derive(record)
   return words.public, ready, due, index
 end
 
--- Counts that an execution of a class went from one public state to another; nil of one that is new or gone. Counted are
--- the depths of its lane, and what of the class has not ended.
-function ff.count(ctx, class, old, new)
-  local lane = ff.class(class).lane
+-- Counts and lists that an execution of a class went from one public state to another; nil of one that is new or gone.
+-- Counted are the depths of its lane, and what of the class has not ended.
+function ff.count(ctx, class, uuid, old, new)
+  local known = ff.class(class)
+  local lane = known.lane
   local counts = ctx.counts[lane]
   if not counts then
     counts = {}
@@ -186,6 +187,7 @@ function ff.count(ctx, class, old, new)
   if held ~= 0 then
     ctx.held[class] = (ctx.held[class] or 0) + held
   end
+  ff.list(ctx, known, uuid, old, new)
 end
 
 -- Notes that an execution is ready in a class with a score, or with false that it is not.
@@ -202,7 +204,7 @@ end
 -- answers them, and nothing of a record that is new or gone.
 function ff.follow(ctx, record, public, ready, due, index, old_public, old_ready, old_due, old_index)
   if old_public ~= public then
-    ff.count(ctx, record.class, old_public, public)
+    ff.count(ctx, record.class, record.uuid, old_public, public)
   end
   if old_ready ~= ready then
     ff.ready_at(ctx, record.class, record.uuid, ready or false)

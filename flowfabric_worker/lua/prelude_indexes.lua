@@ -43,7 +43,7 @@ function ff.forget_lane(ctx, lane)
     return
   end
   local parts = ff.unpack(lane)
-  call('DEL', key)
+  call('DEL', key, ctx.base .. ':of_lane:' .. lane)
   call('ZREM', ctx.base .. ':lanes', ff.pack({ parts[1] }) .. parts[2])
 end
 
@@ -124,13 +124,13 @@ local function flush_gone(ctx)
   for first = 1, #ctx.gone, 1000 do
     call('DEL', unpack(ctx.gone, first, math.min(first + 999, #ctx.gone))) -- bounded: 1000 at a time
   end
-  ff.chunked('ZREM', ctx.base .. ':ids', ctx.gone_ids)
-  ctx.gone, ctx.gone_ids = {}, {}
+  ctx.gone = {}
 end
 
 function ff.flush(ctx)
   ff.keep_pace(ctx)
   flush_gone(ctx)
+  ff.flush_listings(ctx)
   ff.flush_ready(ctx)
   flush_counts(ctx)
   ff.flush_wakes(ctx, ff.flush_due(ctx))

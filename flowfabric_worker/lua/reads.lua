@@ -6,6 +6,15 @@ local function values_of(key, fields)
   return readable and values
 end
 
+-- How many bytes some values have together.
+local function bytes_of(values)
+  local bytes = 0
+  for i = 1, values and #values or 0 do
+    bytes = bytes + (values[i] and #values[i] or 0)
+  end
+  return bytes
+end
+
 -- read_executions: some fields of some executions. Arguments: pack{namespace}, number of fields, the fields, the uuids.
 -- Answers per uuid: the values in that order, nothing for an execution that does not exist, false where something else
 -- lies in its place.
@@ -21,20 +30,84 @@ ff.register('read_executions', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- list_executions: a page of a namespace's executions by id. Arguments: pack{namespace}, after (a uuid) or '', limit,
--- then the fields to read of each. Answers: per execution: uuid, values.
-ff.register('list_executions', { 'no-writes' }, function(ctx, args)
-  local namespace, after = args[1], args[2]
-  local from = after ~= '' and '(' .. namespace .. after or '[' .. namespace
+-- The uuids behind one in an index of listings, in order. Each member begins with `prefix`, '' where it is a uuid alone.
+local function uuids_in(ctx, index, prefix, after, limit)
+  local from = after ~= '' and '(' .. prefix .. after or '[' .. prefix
   -- Ids begin with a hexadecimal digit, which sorts before 'g'.
-  local members = call('ZRANGE', ctx.base .. ':ids', from, '(' .. namespace .. 'g', 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
-  local fields = { unpack(args, 4) } -- bounded: the caller's fixed list of names
-  local answer = {}
-  for i, member in ipairs(members) do
-    local uuid = string.sub(member, #namespace + 1)
-    answer[i] = { uuid, values_of(ff.record_key(ctx, uuid), fields) }
+  local uuids = call('ZRANGE', ctx.base .. ':' .. index, from, '(' .. prefix .. 'g', 'BYLEX', 'LIMIT', 0, limit)
+  for i = 1, prefix ~= '' and #uuids or 0 do
+    uuids[i] = string.sub(uuids[i], #prefix + 1)
   end
-  return answer
+  return uuids
+end
+
+-- Two sorted lists as one, at most `limit` of them, none twice.
+local function merged(one, other, limit)
+  local out, i, j = {}, 1, 1
+  while #out < limit and (one[i] or other[j]) do
+    local a, b = one[i], other[j]
+    out[#out + 1] = a and (not b or a < b) and a or b
+    i = i + (a == out[#out] and 1 or 0)
+    j = j + (b == out[#out] and 1 or 0)
+  end
+  return out
+end
+
+-- The index to walk for what a filter asks for, the smaller one of two; and the other one, if there is one.
+local function indexes_for(ctx, namespace, lane, state)
+  local of_lane, of_state = lane ~= '' and 'of_lane:' .. lane, state ~= '' and ff.state_index(namespace, state)
+  if not of_lane or not of_state then
+    return of_lane or of_state or nil
+  elseif call('ZCARD', ctx.base .. ':' .. of_lane) <= call('ZCARD', ctx.base .. ':' .. of_state) then
+    return of_lane, of_state
+  end
+  return of_state, of_lane
+end
+
+-- The uuids of a namespace to look at behind one, in order, and which of them may be shown. Executions that were set aside
+-- stand in no index of a lane or a state, so they are looked at whatever is asked for.
+local function candidates(ctx, namespace, after, limit, lane, state)
+  local index, other = indexes_for(ctx, namespace, lane, state)
+  if not index then
+    return uuids_in(ctx, 'ids', namespace, after, limit)
+  end
+  local found, damaged = uuids_in(ctx, index, '', after, limit), uuids_in(ctx, 'damaged', '', after, limit)
+  local may_be_shown = {}
+  if other and #found > 0 then
+    local scores = call('ZMSCORE', ctx.base .. ':' .. other, unpack(found)) -- bounded: one page
+    for i, uuid in ipairs(found) do
+      may_be_shown[uuid] = scores[i] ~= false
+    end
+  end
+  for _, uuid in ipairs(damaged) do
+    may_be_shown[uuid] = ff.is_in_namespace(ctx, namespace, uuid)
+  end
+  return merged(found, damaged, limit), may_be_shown
+end
+
+-- list_executions: a page of a namespace's executions by id. Arguments: pack{namespace}, after (a uuid) or '', limit,
+-- lane (packed) or '', a state that has an index or '', then the fields to read of each. What is over the budget of the
+-- call is left for the next one. Answers: '1' if there may be more, how many were looked at, the last of these; then per
+-- execution: uuid, values.
+ff.register('list_executions', { 'no-writes' }, function(ctx, args)
+  local namespace, limit = args[1], tonumber(args[3])
+  local fields = { unpack(args, 6) } -- bounded: the caller's fixed list of names
+  local uuids, may_be_shown = candidates(ctx, namespace, args[2], limit, args[4], args[5])
+  local looked, rows = 0, {}
+  while looked < #uuids and (ctx.work > 0 or looked == 0) do
+    looked = looked + 1
+    local uuid = uuids[looked]
+    if not may_be_shown or may_be_shown[uuid] ~= false then
+      local key = ff.record_key(ctx, uuid)
+      local values = values_of(key, fields)
+      if not values or values[1] or call('EXISTS', key) == 1 then
+        rows[#rows + 1] = { uuid, values }
+      end
+      ff.spend(ctx, 1, bytes_of(values))
+    end
+  end
+  local more = looked < #uuids or #uuids == limit
+  return { more and '1' or '0', looked, uuids[looked] or '', unpack(rows) } -- bounded: one page
 end)
 
 -- list_lanes: a page of a namespace's lanes by name. Arguments: pack{namespace}, after (a name) or '', limit, then the

@@ -135,7 +135,6 @@ ff.register('tick_schedules', {}, function(ctx, args)
     names[i] = it.schedule
   end
   local stored = call('HMGET', ctx.base .. ':schedule', unpack(names)) -- bounded: MOST_TICKED items
-  ctx.created = {}
   for i, it in ipairs(items) do
     local entry, failure = parse(it.schedule, stored[i])
     local changed
@@ -153,7 +152,6 @@ ff.register('tick_schedules', {}, function(ctx, args)
   end
   ff.chunked('ZADD', ctx.base .. ':schedules', new)
   ff.chunked('HSET', ctx.base .. ':schedule', written)
-  ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
   ff.flush(ctx)
   return ff.joined({ answers, over })
 end)

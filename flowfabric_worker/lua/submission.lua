@@ -96,7 +96,7 @@ local function write(ctx, args, at, address)
   return { 'created', record.uuid, state }
 end
 
--- Creates one execution of the arguments from `at` on; its address joins ctx.created, for the listings.
+-- Creates one execution of the arguments from `at` on.
 function ff.create(ctx, args, at)
   local uuid, class, key = args[at], args[at + 1], args[at + 5]
   local address = ctx.base .. ':x:' .. uuid
@@ -111,16 +111,9 @@ function ff.create(ctx, args, at)
   if not ctx.registered[class] and not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
     return ff.failure('too_many_classes', known.lane_name, ff.MAX_CLASSES_PER_LANE)
   end
-  local answer = write(ctx, args, at, address)
-  local created = ctx.created
-  local size = #created
-  created[size + 1], created[size + 2] = 0, known.namespace .. uuid
-  return answer
+  return write(ctx, args, at, address)
 end
 
 ff.register('create_executions', {}, function(ctx, args)
-  ctx.created = {}
-  local answers = ff.each(ctx, args, 1, ff.CREATION_WIDTH, 2, ff.create)
-  ff.chunked('ZADD', ctx.base .. ':ids', ctx.created)
-  return answers
+  return ff.each(ctx, args, 1, ff.CREATION_WIDTH, 2, ff.create)
 end)

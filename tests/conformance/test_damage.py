@@ -23,6 +23,7 @@ from tests.support.executions import (
     LANE,
     all_created,
     claimed_ids,
+    created,
     creation,
     damage,
     depths,
@@ -118,6 +119,42 @@ def test_damaged_queued_work_is_set_aside_and_the_rest_is_claimed(
     assert not any(ids[2].uuid in str(key) for key in dump().keys() - before.keys())
     if field not in ("state", "class"):
         assert depths(engine, LANE) == {PublicState.ACTIVE: 4}
+
+
+def unmet(engine: Engine) -> None:
+    """Let no function meet what is damaged."""
+
+
+@pytest.mark.parametrize("field", ["state", "class", "priority"])
+@pytest.mark.parametrize("before", [unmet, claimed_ids])
+def test_a_purged_damaged_execution_leaves_no_index_entry(
+    engine: Engine, field: str, before: Callable[[Engine], object]
+) -> None:
+    for lane in ("a", "b"):
+        created(tenant(engine, "other"), lane=lane)
+    (execution,) = queue(engine, 1)
+    claimed_ids(engine)
+    other = created(engine, lane="a", delay=timedelta(seconds=1))
+    for each in (execution, other):
+        damage(engine, each, field, b"what is this?")
+        before(engine)
+
+        engine.purge(each)
+
+        assert indexed(engine, each) == []
+    assert engine.list_executions().executions == ()
+
+
+def test_damage_that_a_holder_meets_first_leaves_no_index_entry(engine: Engine) -> None:
+    (execution,) = queue(engine, 1)
+    (claimed,) = engine.claim_many(request(limit=1))
+    damage(engine, execution, "class", b"what is this?")
+
+    with refused("corruption"):
+        engine.renew(claimed.handle)
+
+    assert indexed(engine, execution) == []
+    assert [row.execution_id for row in engine.list_executions().executions] == [execution]
 
 
 def renewed(engine: Engine, held: Sequence[Claimed]) -> Sequence[object]:

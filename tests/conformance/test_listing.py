@@ -10,6 +10,7 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_CALL_ROWS
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, RevokeLeaseArgs
 from flowfabric_worker.engine.types.reads import ExecutionFilter, ExecutionSummary
@@ -23,6 +24,8 @@ from tests.support.executions import (
     created,
     creation,
     damage,
+    raw_client,
+    raw_key,
     refused,
     running,
     tenant,
@@ -210,15 +213,61 @@ def test_filters_are_by_lane_state_task_and_tags_and_all_must_hold(engine: Engin
         assert len(pages) == max(1, len(expected))
 
 
-def test_a_filtered_listing_reads_at_most_ten_thousand_records_per_call(engine: Engine) -> None:
-    needle = created(engine, lane="needle")
+def test_a_filter_without_an_index_looks_at_ten_thousand_a_page(engine: Engine) -> None:
+    needle = created(engine, tags={"needle": "yes"})
     created_many(engine, 10_500, payload=None)
-    last = created(engine, lane="needle")
+    last = created(engine, tags={"needle": "yes"})
+    wanted = ExecutionFilter(tags={"needle": "yes"})
 
-    pages = paged(engine, 5, filter=ExecutionFilter(lane="needle"))
+    first = engine.list_executions(limit=5, filter=wanted)
+    second = engine.list_executions(limit=5, filter=wanted, cursor=first.next_cursor)
 
-    assert sorted(ids_of(pages)) == sorted([needle, last])
-    assert len(pages) == 2
+    assert {row.execution_id for page in (first, second) for row in page.executions} == {needle, last}
+    assert first.unindexed == ("tags",)
+    assert 10_000 <= first.looked_at <= 10_000 + MAX_CALL_ROWS
+    assert first.looked_at + second.looked_at == 10_502
+    assert second.next_cursor is None
+
+
+def test_a_filter_by_lane_or_state_looks_only_at_what_matches(engine: Engine) -> None:
+    created_many(engine, 600)
+    mine = created(engine, lane="mine")
+    ids = created_many(engine, 5, lane="busy", delay=SECOND)
+    for each in ids[1:3]:
+        engine.cancel_execution(CancelExecutionArgs(execution_id=each))
+    cases: list[tuple[dict[str, Any], list[ExecutionId]]] = [
+        ({"lane": "mine"}, [mine]),
+        ({"state": PublicState.CANCELLED}, ids[1:3]),
+        ({"lane": "busy", "state": PublicState.DELAYED}, [ids[0], *ids[3:]]),
+        ({"lane": LANE, "state": PublicState.CANCELLED}, []),
+    ]
+
+    for conditions, expected in cases:
+        page = engine.list_executions(filter=ExecutionFilter(**conditions))
+        assert [row.execution_id for row in page.executions] == expected
+        assert (page.unindexed, page.next_cursor) == ((), None)
+        assert page.looked_at <= 5
+
+
+def test_a_condition_without_an_index_walks_the_index_of_another_one(engine: Engine) -> None:
+    created_many(engine, 600)
+    ids = created_many(engine, 3, lane="mine", task="other")
+    wanted = ExecutionFilter(lane="mine", state=PublicState.WAITING, task="other", tags={"no": "such"})
+
+    page = engine.list_executions(filter=wanted)
+
+    assert (page.executions, page.looked_at, page.unindexed) == ((), len(ids), ("state", "task", "tags"))
+
+
+def test_large_indexes_with_few_common_executions_hide_nothing_behind(engine: Engine) -> None:
+    created_many(engine, 450, lane="theirs", delay=SECOND)
+    created_many(engine, 450, lane="mine")
+    last = created(engine, lane="mine", delay=SECOND)
+
+    pages = paged(engine, 1, filter=ExecutionFilter(lane="mine", state=PublicState.DELAYED))
+
+    assert ids_of(pages) == [last]
+    assert len(pages) == 1
 
 
 def test_two_namespaces_list_their_own(engine: Engine) -> None:
@@ -243,11 +292,32 @@ def test_a_damaged_execution_is_marked_and_the_page_goes_on(engine: Engine, fiel
     assert (rows[1].lane, rows[1].public_state) == (None, None)
 
 
-def test_a_damaged_execution_is_shown_whatever_is_asked_for(engine: Engine) -> None:
+def test_a_damaged_execution_is_shown_by_a_filter_without_an_index(engine: Engine) -> None:
     execution = created(engine)
     damage(engine, execution, "class", b"what is this?")
 
-    assert ids_of(paged(engine, 10, filter=ExecutionFilter(lane="elsewhere"))) == [execution]
+    assert ids_of(paged(engine, 10, filter=ExecutionFilter(tags={"no": "such"}))) == [execution]
+
+
+def test_an_execution_that_was_set_aside_is_shown_whatever_is_asked_for(engine: Engine) -> None:
+    ids = created_many(engine, 3)
+    damage(engine, ids[1], "class", b"what is this?")
+    first, last = claim_one(engine), claim_one(engine)
+
+    assert sorted((first.execution_id, last.execution_id)) == [ids[0], ids[2]]
+    assert ids_of(paged(engine, 1, filter=ExecutionFilter(lane="elsewhere"))) == [ids[1]]
+    assert ids_of(paged(engine, 1, filter=ExecutionFilter(state=PublicState.ACTIVE))) == ids
+    assert ids_of(paged(engine, 1, filter=ExecutionFilter(lane=LANE, state=PublicState.ACTIVE))) == ids
+    assert ids_of(paged(tenant(engine, "defaul"), 1, filter=ExecutionFilter(lane=LANE))) == []
+
+
+def test_an_index_entry_without_a_record_is_not_shown(engine: Engine) -> None:
+    ids = created_many(engine, 3)
+    client: Any = raw_client(engine, ids[1].partition)
+    client.delete(raw_key(engine, ids[1].partition, f"x:{ids[1].uuid}"))
+
+    assert ids_of(paged(engine, 1, filter=ExecutionFilter(lane=LANE))) == [ids[0], ids[2]]
+    assert ids_of(paged(engine, 1)) == [ids[0], ids[2]]
 
 
 # Expired leases

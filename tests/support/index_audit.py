@@ -8,9 +8,9 @@ import attrs
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.reads import ExecutionInfo
+from flowfabric_worker.engine.types.reads import INDEXED_STATES, ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.wire import WorkClass, pack
+from flowfabric_worker.engine.wire import WorkClass, pack, unpack_text
 from tests.support.executions import raw_client, raw_key
 from tests.support.model import Model
 from tests.support.model_partition import RUNNING, Execution, Partition
@@ -26,6 +26,7 @@ class Indexes:
         ready: per class, who may be claimed with what score.
         due: when time will change an execution, and which index says so.
         ids: every execution.
+        listed: of each lane, and of each state that has an index, the executions that a listing finds there.
         keys: the execution that each idempotency key stands for.
         depths: per lane the counters that are not zero.
     """
@@ -33,6 +34,7 @@ class Indexes:
     ready: dict[WorkClass, dict[str, int]]
     due: dict[str, tuple[str, int]]
     ids: set[str]
+    listed: dict[str, set[str]]
     keys: dict[tuple[str, str], str]
     depths: dict[str, dict[str, int]]
 
@@ -66,6 +68,7 @@ def stored_indexes(engine: Engine, number: int, model: Model, keys: set[str]) ->
         },
         due=due,
         ids={member.removeprefix(namespace).decode() for member in client.zrange(base + b"ids", *ALL)},
+        listed=_stored_listings(client, base, namespace, model),
         keys={key: uuid.decode() for key, uuid in standing.items() if uuid},
         depths={
             lane: {state: int(stored[state.encode()]) for state in PublicState if int(stored.get(state.encode(), 0))}
@@ -74,13 +77,24 @@ def stored_indexes(engine: Engine, number: int, model: Model, keys: set[str]) ->
     )
 
 
+def _stored_listings(client: Any, base: bytes, namespace: bytes, model: Model) -> dict[str, set[str]]:
+    """Return the executions in the index of each lane and of each public state, where there are any."""
+    keys = {lane: b"of_lane:" + pack((unpack_text(namespace)[0], lane)) for lane in model.lanes}
+    keys |= {state: b"of_state:" + state.encode() + b":" + namespace for state in PublicState}
+    found = {name: client.zrange(base + key, *ALL) for name, key in keys.items()}
+    return {name: {member.decode() for member in members} for name, members in found.items() if members}
+
+
 def demanded_indexes(partition: Partition, model: Model) -> Indexes:
     """Return what the indexes of a partition must hold."""
     ready: dict[WorkClass, dict[str, int]] = {}
     depths: dict[str, dict[str, int]] = {lane: {} for lane in model.lanes}
+    listed: dict[str, set[str]] = {}
     for each in partition.executions.values():
         if each.is_claimable:
             ready.setdefault(each.work_class, {})[each.id.uuid] = each.score
+        for name in {each.args.lane, each.public} & {each.args.lane, *INDEXED_STATES}:
+            listed.setdefault(name, set()).add(each.id.uuid)
         depths[each.args.lane][each.public] = depths[each.args.lane].get(each.public, 0) + 1
     return Indexes(
         ready=ready,
@@ -88,6 +102,7 @@ def demanded_indexes(partition: Partition, model: Model) -> Indexes:
             each.id.uuid: (each.due_index, each.due) for each in partition.executions.values() if each.due is not None
         },
         ids=set(partition.executions),
+        listed=listed,
         keys=dict(partition.keys),
         depths=depths,
     )

@@ -119,9 +119,15 @@ def _public_state(value: str) -> PublicState:
         raise ValidationError("invalid_input", f"{value!a:.100} is no public state; there are {known}.") from None
 
 
+# The states whose executions stand in an index of their own; the stored functions keep it (lua/prelude_listings.lua).
+INDEXED_STATES = frozenset(PublicState) - {PublicState.WAITING, PublicState.COMPLETED}
+
+
 @attrs.frozen(kw_only=True)
 class ExecutionFilter:
     """Which executions to list; None for any.
+
+    A lane, and each state of `INDEXED_STATES`, has an index. For any other condition the records are read one by one.
 
     Attributes:
         tags: every one of these, with this value.
@@ -131,6 +137,15 @@ class ExecutionFilter:
     state: PublicState | None = attrs.field(default=None, converter=attrs.converters.optional(_public_state))
     task: str | None = attrs.field(default=None, validator=attrs.validators.optional(name))
     tags: Mapping[str, str] = attrs.field(factory=dict, converter=as_dict)
+
+    def unindexed(self) -> tuple[str, ...]:
+        """Return the names of those conditions that no index answers."""
+        asked = {
+            "state": self.state is not None and self.state not in INDEXED_STATES,
+            "task": self.task is not None,
+            "tags": bool(self.tags),
+        }
+        return tuple(name for name, is_asked in asked.items() if is_asked)
 
 
 @attrs.frozen(kw_only=True)
@@ -153,10 +168,19 @@ class ExecutionSummary:
 
 @attrs.frozen(kw_only=True)
 class ListExecutionsPage:
-    """A page of executions by id; `next_cursor` is None on the last one. A page may be short and yet not the last."""
+    """A page of executions by id. It may be short, even empty, and yet not the last.
+
+    Attributes:
+        next_cursor: None on the last page.
+        looked_at: how many executions were looked at for this page, those included that do not match.
+        unindexed: the conditions of the filter that no index answers: `state`, `task`, `tags`. For these, each
+            execution that meets the other conditions is looked at.
+    """
 
     executions: tuple[ExecutionSummary, ...]
     next_cursor: ExecutionId | None
+    looked_at: int
+    unindexed: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
