@@ -13,6 +13,7 @@ from benchmarks import (
     comparison,
     kills,
     leases,
+    listings,
     logs,
     memory,
     report,
@@ -28,10 +29,16 @@ from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
 SECTIONS = (
-    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "logs", "scale", "schedules",
-    "timing",
+    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "listings", "logs", "scale",
+    "schedules", "timing",
 )  # fmt: skip
-_TABLES = {"writes": writes.table, "leases": leases.table, "steps": steps.table, "logs": logs.table}
+_TABLES = {
+    "writes": writes.table,
+    "leases": leases.table,
+    "steps": steps.table,
+    "listings": listings.table,
+    "logs": logs.table,
+}
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 

@@ -18,6 +18,7 @@ redis.register_function('floor_create', function(keys, args)
   end
   redis.call('ZADD', base .. ':ready', unpack(ready))
   redis.call('ZADD', base .. ':ids', unpack(ids))
+  redis.call('ZADD', base .. ':of_lane', unpack(ids))
   redis.call('HINCRBY', base .. ':lane', 'waiting', count)
   return count
 end)
@@ -26,16 +27,18 @@ end)
 redis.register_function('floor_claim', function(keys, args)
   local base, count = keys[1], tonumber(args[2])
   local heads = redis.call('ZRANGE', base .. ':ready', 0, count - 1, 'WITHSCORES')
-  local due, gone, items = {}, {}, {}
+  local due, gone, items, active = {}, {}, {}, {}
   for i = 1, #heads, 2 do
     local key = heads[i]
     items[#items + 1] = redis.call('HMGET', key, 's', 'c', 'p', 'o', 'l', 'y', 'd', 'e', 't')
     redis.call('HSET', key, 's', 'running', 'l', '4b6f0b3e-7b7e-4bb5-8d3f-d1e2d1f7a6b1:1:1764312000000', 't', '1764312000000', 'h', '2:w12:w1')
     due[#due + 1], due[#due + 2] = 1764312000000, key
     gone[#gone + 1] = key
+    active[#active + 1], active[#active + 2] = 0, key
   end
   redis.call('ZREM', base .. ':ready', unpack(gone))
   redis.call('ZADD', base .. ':due', unpack(due))
+  redis.call('ZADD', base .. ':active', unpack(active))
   redis.call('HINCRBY', base .. ':lane', 'waiting', -count)
   redis.call('HINCRBY', base .. ':lane', 'active', count)
   return items
@@ -55,6 +58,7 @@ redis.register_function('floor_complete', function(keys, args)
     answers[#answers + 1] = 'completed'
   end
   redis.call('ZREM', base .. ':due', unpack(due))
+  redis.call('ZREM', base .. ':active', unpack(due))
   redis.call('ZADD', base .. ':retention', unpack(kept))
   redis.call('HINCRBY', base .. ':lane', 'active', -count)
   redis.call('HINCRBY', base .. ':lane', 'completed', count)

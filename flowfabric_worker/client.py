@@ -28,6 +28,7 @@ from flowfabric_worker.engine.types.reads import (
     ExecutionSummary,
     Explanation,
     LaneInfo,
+    ListExecutionsPage,
 )
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
@@ -181,20 +182,18 @@ class Client:
         state: str | None = None,
         task: str | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> Iterator[ExecutionSummary]:
-        """Yield the executions that fit every filter, oldest first; reads page after page while it is iterated.
+    ) -> Listing:
+        """List the executions that fit every filter, oldest first; page after page is read while it is iterated.
+
+        A lane, and every state but `waiting` and `completed`, has an index. For other filters the store looks at every
+        execution that fits the indexed ones: `looked_at` of what is returned counts them.
 
         Raises:
             ValidationError: no public state has that name; `ambiguous_task`, several tasks end in that name.
         """
         named = None if task is None else self._full_name(task)
         chosen = ExecutionFilter(lane=lane, state=state, task=named, tags=tags or {})
-
-        def read(cursor: ExecutionId | None) -> tuple[Sequence[ExecutionSummary], ExecutionId | None]:
-            page = self.engine.list_executions(None, cursor, MAX_PAGE_SIZE, chosen)
-            return page.executions, page.next_cursor
-
-        return _rows(read)
+        return Listing(lambda cursor: self.engine.list_executions(None, cursor, MAX_PAGE_SIZE, chosen))
 
     def tasks(self) -> Iterator[TaskInfo | DamagedRow]:
         """Yield the tasks that workers have published in the last week, with their options."""
@@ -369,6 +368,30 @@ def _call(args: Arguments, kwargs: Mapping[str, Any] | None = None) -> Call[...]
     if isinstance(args, Sequence) and not isinstance(args, str | bytes):
         return Call(*args, **(kwargs or {}))
     raise TypeError(f"The arguments of a call are a sequence, a mapping or a Call(...), not {type(args).__name__}.")
+
+
+class Listing(Iterator[ExecutionSummary]):
+    """Iterate over the executions that a filter finds; each page is read when it is needed.
+
+    Attributes:
+        looked_at: how many executions the store has looked at so far.
+        unindexed: the conditions that no index answers: `state`, `task`, `tags`.
+    """
+
+    def __init__(self, read: Callable[[ExecutionId | None], ListExecutionsPage]) -> None:
+        self.looked_at = 0
+        self.unindexed: tuple[str, ...] = ()
+        self._read = read
+        self._rows = _rows(self._next_page)
+
+    def __next__(self) -> ExecutionSummary:
+        return next(self._rows)
+
+    def _next_page(self, cursor: ExecutionId | None) -> tuple[Sequence[ExecutionSummary], ExecutionId | None]:
+        page = self._read(cursor)
+        self.looked_at += page.looked_at
+        self.unindexed = page.unindexed
+        return page.executions, page.next_cursor
 
 
 def _identity(execution_id: Id) -> ExecutionId:

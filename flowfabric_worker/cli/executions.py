@@ -20,7 +20,7 @@ from flowfabric_worker.cli.parameters import (
     timeout_option,
     with_client,
 )
-from flowfabric_worker.client import Client
+from flowfabric_worker.client import Client, Listing
 from flowfabric_worker.engine.types.policies import RetryPolicy
 from flowfabric_worker.engine.types.reads import ExecutionInfo, ExecutionSummary, PastAttempt
 from flowfabric_worker.engine.types.states import PublicState
@@ -128,7 +128,8 @@ def list_(
     """List executions, oldest first.
 
     A table has the first 50. With --json all are printed, as they are found, for other commands to read. A list that
-    is cut short says so on stderr.
+    is cut short says so on stderr, and so does one for which executions were looked at that are not shown: --task,
+    --tag and the states waiting and completed have no index; --lane and the other states have one.
     """
     found = client.list(tags=dict(tags), **filters)
     if limit is None and not as_json:
@@ -141,6 +142,7 @@ def list_(
         _print_list(list(chosen), client)
     if limit is not None and next(found, None) is not None:
         click.echo(f"There are more than {limit}; ask for them with --limit.", err=True)
+    _tell_what_it_took(found, filters["state"])
 
 
 @click.command()
@@ -185,6 +187,15 @@ def _print_list(rows: Sequence[ExecutionSummary], client: Client) -> None:
     now = client.engine.server_time()
     cells = [_row(each, now) for each in rows]
     print_table(("ID", "STATE", "AGE", "LANE", "TASK"), cells, cut={"LANE", "TASK"})
+
+
+def _tell_what_it_took(found: Listing, state: str | None) -> None:
+    """Say on stderr how many executions were looked at for options that have no index."""
+    if found.unindexed:
+        options = {"state": f"--state {state}", "task": "--task", "tags": "--tag"}
+        which = " and ".join(options[name] for name in found.unindexed)
+        verb = "has" if len(found.unindexed) == 1 else "have"
+        click.echo(f"Looked at {found.looked_at:,} executions: {which} {verb} no index, --lane has one.", err=True)
 
 
 def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:

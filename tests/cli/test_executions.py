@@ -132,7 +132,7 @@ def test_list_prints_a_plain_table_without_a_terminal() -> None:
     assert [row.split()[place] for place in (0, 1, 3, 4)] == [ids[0], "waiting", "l" * 64, "add"]
     assert "--limit" in ran.err
     assert ok("list", "--limit", 2).err == ""
-    assert ok("list", "--task", "other").err == "There are none.\n"
+    assert ok("list", "--lane", "other").err == "There are none.\n"
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
@@ -143,6 +143,28 @@ def test_a_listing_that_is_cut_says_so(client: Client, as_json: tuple[str, ...])
 
     assert cut.err == "There are more than 2; ask for them with --limit.\n"
     assert whole.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--task", "add"), "--task has"),
+        (("--state", "waiting", "--tag", "n=1"), "--state waiting and --tag have"),
+        (("--tag", "n=1", "--json"), "--tag has"),
+    ],
+)
+def test_a_listing_without_an_index_says_how_many_it_looked_at(
+    client: Client, options: tuple[str, ...], what: str
+) -> None:
+    client.submit_many("add", [()] * 3)
+
+    assert ok("list", *options).err.endswith(f"Looked at 3 executions: {what} no index, --lane has one.\n")
+
+
+def test_a_listing_with_an_index_says_nothing_of_it(client: Client) -> None:
+    client.submit_many("add", [()] * 3, lane="sums")
+
+    assert ok("list", "--lane", "sums").err == ok("list", "--state", "failed", "--json").err == ""
 
 
 def test_a_table_has_fifty_rows_and_json_has_all(client: Client) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from benchmarks import leases, logs, schedules, steps, writes
+from benchmarks import leases, listings, logs, schedules, steps, writes
 from benchmarks.leases import Renewal
+from benchmarks.listings import Page
 from benchmarks.logs import Drain
 from benchmarks.rows import ROWS
 from benchmarks.schedules import Lateness
@@ -46,6 +47,19 @@ def test_steps_of_one_handler_alone_are_judged(rate: float, reached: str) -> Non
 def test_renewals_are_judged_by_the_length_of_a_call(calls: int, reached: str) -> None:
     (row,) = leases.table_of([Renewal(seconds=0.3, server_us=200_000, calls=calls)]).rows
     assert row[:4] == ["300", "200", "20", str(calls)]
+    assert row[-1] == reached
+
+
+PAGE = Page(found=100, looked_at=101, seconds=0.002, server_us=6000, calls=2, indexed=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reached"),
+    [({}, "yes"), ({"calls": 1}, "no"), ({"seconds": 0.021}, "no"), ({"seconds": 0.021, "indexed": False}, "yes")],
+)
+def test_listings_are_judged_by_calls_and_where_indexed_by_time(changes: dict[str, object], reached: str) -> None:
+    (row,) = listings.table_of({"lane": [attrs.evolve(PAGE, **changes)]}, 1000).rows
+    assert row[:3] == ["lane", "100", "101"]
     assert row[-1] == reached
 
 

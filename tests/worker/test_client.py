@@ -204,6 +204,18 @@ def test_list_reads_every_page_and_honours_each_filter(client: Client, monkeypat
         listed(state="asleep")
 
 
+def test_a_listing_counts_what_the_store_looked_at_for_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowfabric_worker.client.MAX_PAGE_SIZE", 2)
+    client.submit_many("send", [()] * 5, force=True, lane="mail")
+    client.submit("add", lane="sums")
+
+    by_task, by_lane = client.list(task="add"), client.list(lane="sums")
+
+    assert len([*by_task]) == len([*by_lane]) == 1
+    assert (by_task.looked_at, by_task.unindexed) == (6, ("task",))
+    assert (by_lane.looked_at, by_lane.unindexed) == (1, ())
+
+
 def test_lanes_are_listed_over_pages_paused_and_resumed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowfabric_worker.client.MAX_PAGE_SIZE", 1)
     for lane in ("a", "b", "c"):
