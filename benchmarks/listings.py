@@ -14,10 +14,10 @@ from benchmarks import work
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.server import Server
 from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.types.attempts import Failure, FailureReason
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
-from flowfabric_worker.engine.types.running import Failure, FailureReason
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 

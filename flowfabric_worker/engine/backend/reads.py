@@ -64,7 +64,9 @@ class ReadsBackend:
     ) -> ListExecutionsPage:
         """Return a page of the namespace's executions by id, of one partition or of all, with filters.
 
-        A call reads at most 10,000 records, so a page may be short and yet have a next one.
+        A lane and the states of `INDEXED_STATES` have indexes. For others, executions are looked at one by one,
+        about 10,000 a page at most. So a page may be short, even empty, and yet have a next one; its `looked_at` and
+        `unindexed` say why. A damaged execution that was set aside is shown whatever the filter asks for.
         """
         raise UnavailableError("list_executions")
 
