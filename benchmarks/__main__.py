@@ -52,7 +52,7 @@ _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 @click.option("--only", multiple=True, type=click.Choice(_NAMES), help="Only this peer, or this row; may repeat.")
 @click.option("--queued", type=click.IntRange(scale.FEW), default=1_000_000, show_default=True, help="A full store.")
 @click.option(
-    "--patience",
+    "--wait-seconds",
     type=click.FloatRange(kills.WITHIN),
     default=60.0,
     show_default=True,
@@ -69,7 +69,7 @@ def main(
     rounds: int,
     only: tuple[str, ...],
     queued: int,
-    retry_for: float,
+    wait_seconds: float,
     cache: Path,
     markdown: bool,
 ) -> None:
@@ -88,7 +88,7 @@ def main(
             figures = comparison.compare(server, chosen, rows, tasks=tasks, rounds=rounds, cache=cache, tell=_tell)
             tables.append(comparison.table(figures, chosen, rows, tasks=tasks, rounds=rounds))
     if "kills" in wanted:
-        tables.append(kills.table(chosen, rounds=rounds, retry_for=retry_for, cache=cache, tell=_tell))
+        tables.append(kills.table(chosen, rounds=rounds, wait_seconds=wait_seconds, cache=cache, tell=_tell))
     if "memory" in wanted:
         tables.append(memory.table(chosen, tasks=tasks, cache=cache, tell=_tell))
     if "commands" in wanted:

@@ -106,9 +106,9 @@ class Site:
             time.sleep(_POLL)
         time.sleep(random.uniform(0, SLOW_SECONDS))
 
-    def await_all(self, retry_for: float, silence: float | None = None) -> None:
+    def await_all(self, wait_seconds: float, silence: float | None = None) -> None:
         """Return when every task has ended, after so many seconds, or when nothing was written for `silence` s."""
-        deadline = time.monotonic() + retry_for
+        deadline = time.monotonic() + wait_seconds
         known, spoken = 0, time.monotonic()
         while len(journal.ended(lines := self.lines())) < TASKS and time.monotonic() < deadline:
             if len(lines) != known:
@@ -118,12 +118,12 @@ class Site:
             time.sleep(_POLL)
 
 
-def table(chosen: Collection[Script], *, rounds: int, retry_for: float, cache: Path, tell: Tell) -> Table:
+def table(chosen: Collection[Script], *, rounds: int, wait_seconds: float, cache: Path, tell: Tell) -> Table:
     """Try every case of the peers, several at the same time, each on a server of its own.
 
     Args:
         rounds: how many trials of each case.
-        patience: how many seconds after a kill a task is looked for before it is called missing.
+        wait_seconds: how many seconds after a kill a task is looked for before it is called missing.
         cache: where the peers' environments are kept.
         tell: is told how far it is.
     """
@@ -133,7 +133,7 @@ def table(chosen: Collection[Script], *, rounds: int, retry_for: float, cache: P
     plan = [case for _ in range(rounds) for case in cases]
 
     def trial(case: Case) -> Trial:
-        result = _trial(case, scripts[case.script], pythons[case.script], retry_for)
+        result = _trial(case, scripts[case.script], pythons[case.script], wait_seconds)
         tell(f"Killed and stopped: {case.title}")
         return result
 
@@ -141,15 +141,16 @@ def table(chosen: Collection[Script], *, rounds: int, retry_for: float, cache: P
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         trials = list(pool.map(trial, plan))
     return table_of(
-        {case: [each for tried, each in zip(plan, trials, strict=True) if tried == case] for case in cases}, retry_for
+        {case: [each for tried, each in zip(plan, trials, strict=True) if tried == case] for case in cases},
+        wait_seconds,
     )
 
 
-def _trial(case: Case, script: Script, python: Path, retry_for: float) -> Trial:
+def _trial(case: Case, script: Script, python: Path, wait_seconds: float) -> Trial:
     with _site(case, script, python) as site:
-        killed = _kill(site, retry_for)
+        killed = _kill(site, wait_seconds)
     with _site(case, script, python) as site:
-        return Trial(killed=killed, stopped=_stop(site, retry_for))
+        return Trial(killed=killed, stopped=_stop(site, wait_seconds))
 
 
 @contextmanager
@@ -162,7 +163,7 @@ def _site(case: Case, script: Script, python: Path) -> Iterator[Site]:
         yield Site(case=case, command=command, environment=environment, folder=Path(folder))
 
 
-def _kill(site: Site, retry_for: float) -> Killed:
+def _kill(site: Site, wait_seconds: float) -> Killed:
     """Kill a worker when it is busy."""
     with ExitStack() as stack:
         survivors = {stack.enter_context(site.worker()).pid} if site.case.another else set()
@@ -172,11 +173,11 @@ def _kill(site: Site, retry_for: float) -> Killed:
         at = time.time()
         if not site.case.another:
             stack.enter_context(site.worker())
-        site.await_all(retry_for)
+        site.await_all(wait_seconds)
     return journal.killed(site.lines(), TASKS, at=at, survivors=survivors)
 
 
-def _stop(site: Site, retry_for: float) -> Stopped:
+def _stop(site: Site, wait_seconds: float) -> Stopped:
     """Tell a worker to stop when it is busy."""
     with ExitStack() as stack:
         if site.case.another:
@@ -186,11 +187,11 @@ def _stop(site: Site, retry_for: float) -> Stopped:
         seconds = told.terminate()
         if not site.case.another:
             stack.enter_context(site.worker())
-        site.await_all(retry_for, _SILENCE)
+        site.await_all(wait_seconds, _SILENCE)
     return journal.stopped(site.lines(), TASKS, seconds)
 
 
-def table_of(trials: Mapping[Case, Sequence[Trial]], retry_for: float) -> Table:
+def table_of(trials: Mapping[Case, Sequence[Trial]], wait_seconds: float) -> Table:
     """Return what the trials gave, and whether ours did what it must."""
     return Table(
         title="Workers killed and stopped",
@@ -198,7 +199,7 @@ def table_of(trials: Mapping[Case, Sequence[Trial]], retry_for: float) -> Table:
             "worker",
             "trials",
             "in flight at the kill",
-            f"missing after {retry_for:g} s",
+            f"missing after {wait_seconds:g} s",
             "nothing missing after, s",
             "begun again",
             "ended twice",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from benchmarks import comparison, report
+from benchmarks.__main__ import main
 from benchmarks.commands import cost_of
 from benchmarks.environments import Script, inline_metadata, scripts
 from benchmarks.figures import advantage, per_item, percentile
@@ -23,6 +26,12 @@ TIME = Row(name="start", step="s", title="start", unit="ms", targets=(Target(0.8
 
 def script(name: str, share: float = 1.0) -> Script:
     return Script(name=name, dependencies=(), share=share)
+
+
+def test_every_option_of_the_command_is_an_argument_of_what_it_runs() -> None:
+    run = main.callback
+    assert run is not None
+    assert {parameter.name for parameter in main.params} == set(inspect.signature(run).parameters)
 
 
 def test_a_percentile_is_one_of_the_values() -> None:
