@@ -83,6 +83,12 @@ def referenced_waitpoint_keys(condition: ResumeCondition) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for leaf in _leaves(condition) for key in _keys(leaf)))
 
 
+def required_names(condition: ResumeCondition, waitpoint_key: str) -> tuple[str, ...]:
+    """Return the names of signals that count at a waitpoint, sorted; empty when any does, or none."""
+    names = {leaf.matcher.name for leaf in _leaves(condition) if waitpoint_key in _keys(leaf)}
+    return () if None in names else tuple(sorted(name for name in names if name is not None))
+
+
 def _accepts(leaf: Leaf, signal: SignalLike) -> bool:
     return signal.waitpoint_key in _keys(leaf) and leaf.matcher.accepts(signal.name)
 

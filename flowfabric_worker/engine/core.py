@@ -27,6 +27,7 @@ from flowfabric_worker.engine.listener import Listener, Waiter
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
+from flowfabric_worker.engine.waitpoint_secrets import Secret, SecretRing, first_secret
 from flowfabric_worker.engine.wire import pack
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class EngineCore:
         self._waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
         self.is_closed = False
         self.under_way = InFlightCalls()
+        # What signs waitpoint tokens, by partition, as far as it is known.
+        self.secret_rings: dict[int, SecretRing] = {}
 
     def reset_after_fork(self) -> None:
         """In a forked process: the connections are the parent's, so this one opens its own."""
@@ -107,7 +110,9 @@ class EngineCore:
         # Before anything is written: what is refused in the middle of a function leaves half of its work behind.
         self.call_with_retries(store.check_rights)
         wanted = self._wanted_partitions or store.default_partitions
-        status, major, count, stored_testing = self._prepare_partition(0, wanted, testing)
+        status, major, count, stored_testing, *stored_secret = self._prepare_partition(
+            0, wanted, testing, first_secret()
+        )
         if int(major) > CONTRACT_MAJOR:
             raise UnavailableError(
                 "prepare",
@@ -124,15 +129,24 @@ class EngineCore:
                 stored=partitions,
                 given=self._wanted_partitions,
             )
+        secret = self._remember_secret(0, stored_secret)
         for partition in range(1, partitions):
-            self._prepare_partition(partition, partitions, stored_testing == b"1")
+            _, _, _, _, *stored_secret = self._prepare_partition(partition, partitions, stored_testing == b"1", secret)
+            self._remember_secret(partition, stored_secret)
         self._partitions = partitions
         return status == b"prepared", stored_testing == b"1"
 
-    def _prepare_partition(self, partition: int, partitions: int, testing: bool) -> Reply:
+    def _prepare_partition(self, partition: int, partitions: int, testing: bool, secret: Secret) -> Reply:
         age = self.limits.feed_age_ms
-        arguments = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id(), "" if age is None else age)
+        wanted = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id(), "" if age is None else age)
+        arguments = (*wanted, *secret.stored)
         return self.call_with_retries(lambda: self.store.call("prepare", partition, arguments))
+
+    def _remember_secret(self, partition: int, stored: Sequence[bytes]) -> Secret:
+        """Keep the secret with which a partition signs waitpoint tokens."""
+        secret = Secret(stored[0].decode(), bytes.fromhex(stored[1].decode()))
+        self.secret_rings[partition] = SecretRing.of(secret)
+        return secret
 
     @property
     def listener(self) -> Listener:

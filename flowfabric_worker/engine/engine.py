@@ -13,10 +13,13 @@ from flowfabric_worker.engine.reads import Reads
 from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.schedules import Schedules
 from flowfabric_worker.engine.stores import anchored_url, open_store
+from flowfabric_worker.engine.suspension import Suspension
 from flowfabric_worker.engine.workers import Workers
 
 
-class Engine(Schedules, Reservations, AttemptOperations, Admin, Reads, Workers, Feed, Maintenance, EngineBackend):
+class Engine(
+    Schedules, Suspension, Reservations, AttemptOperations, Admin, Reads, Workers, Feed, Maintenance, EngineBackend
+):
     """An engine on a store. Nothing is connected before the first call; safe to share between threads.
 
     Its constructor is that of `EngineCore`; `open_engine` makes one from a URL.

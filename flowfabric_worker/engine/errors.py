@@ -175,7 +175,7 @@ CODES: dict[str, Row] = {
     "invalid_condition": Row(ValidationError, False, "The resume condition is not valid."),
     "invalid_token": Row(ValidationError, False, "The token does not open that waitpoint."),
     "invalid_waitpoint_for_execution": Row(
-        ValidationError, False, "The waitpoint is another execution's.", ("waitpoint_id",)
+        ValidationError, False, "The waitpoint is not one of this execution's.", ("waitpoint_id",)
     ),
     "signal_limit_exceeded": Row(
         ValidationError, False, "The execution accepts no more signals.", ("execution_id", "limit")
@@ -255,7 +255,12 @@ CODES: dict[str, Row] = {
     "pending_waitpoint_expired": Row(
         StateError, False, "The waitpoint expired before it was used: create another one.", ("waitpoint_id",)
     ),
-    "target_not_signalable": Row(StateError, False, "The execution takes no signals now.", _ID),
+    "waitpoint_closed": Row(
+        StateError,
+        False,
+        "The waitpoint takes no more signals; what closed it stands.",
+        ("waitpoint_id", "why", "decision", "decided_by"),
+    ),
     "flow_already_terminal": Row(StateError, False, "The flow has ended.", ("flow_id", "state")),
     "execution_not_in_flow": Row(
         StateError, False, "The execution is not a member of the flow: add it first.", ("execution_id", "flow_id")
@@ -277,6 +282,18 @@ CODES: dict[str, Row] = {
         ResourceExhaustedError,
         True,
         "Too many tasks are published; those that no worker has any more end in a week.",
+        ("limit",),
+    ),
+    "too_many_waitpoints": Row(
+        ResourceExhaustedError,
+        True,
+        "The execution has too many open waitpoints; wait for some of them first.",
+        ("execution_id", "limit"),
+    ),
+    "too_many_secrets": Row(
+        ResourceExhaustedError,
+        True,
+        "Too many secrets are within their grace; rotate again when the first of them is over.",
         ("limit",),
     ),
     "store_full": Row(ResourceExhaustedError, True, "The store has no memory left for new work."),

@@ -44,6 +44,10 @@ MAX_FRAME_BYTES: Final = 64 * KIB
 MAX_CONDITION_BYTES: Final = 8 * KIB
 MAX_CONDITION_DEPTH: Final = 4
 MAX_WAITPOINTS: Final = 64
+MAX_OPEN_WAITPOINTS: Final = 1000
+DEFAULT_SIGNALS_PER_EXECUTION: Final = 10_000
+MAX_SECRET_BYTES: Final = KIB
+MAX_GRACE_MS: Final = 365 * 24 * 3600 * 1000
 MAX_SUMMARY_DEPTH: Final = 16
 MAX_SUMMARY_BYTES: Final = MIB
 MAX_TAIL_BLOCK_MS: Final = 30_000
@@ -69,11 +73,11 @@ class Limits:
 
     Attributes:
         payload_bytes: largest payload and largest result of an execution.
-        signals_per_execution: signals that one execution accepts in its life.
+        signals_per_execution: signals that one execution accepts in its life; fixed when the execution is created.
         feed_age_ms: how long ends stay in the feed, for all that use the store; None to leave that as it is, which is
             a day for a new store.
     """
 
     payload_bytes: int = attrs.field(default=MIB, validator=attrs.validators.ge(1))
-    signals_per_execution: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))
+    signals_per_execution: int = attrs.field(default=DEFAULT_SIGNALS_PER_EXECUTION, validator=attrs.validators.ge(1))
     feed_age_ms: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1000)))

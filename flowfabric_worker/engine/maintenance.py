@@ -10,6 +10,7 @@ from flowfabric_worker.engine.errors import ConflictError, EngineTimeoutError, V
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS
 from flowfabric_worker.engine.types.maintenance import MaintenanceResult, PrepareResult
 from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.waitpoint_secrets import FIRST_SECRET_VARIABLE, secret_of_environment
 from flowfabric_worker.engine.wire import epoch_ms
 
 
@@ -28,8 +29,18 @@ class Maintenance(EngineCore):
             testing=stored_testing,
             product=info.product,
             version=info.version,
-            warnings=info.warnings,
+            warnings=(*info.warnings, *self._warnings()),
             servers=info.servers,
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Return what an operator should know of the secret that signs waitpoint tokens."""
+        named = secret_of_environment()
+        if named is None or named.value == self.secret_rings[0].signing.value:
+            return ()
+        return (
+            f"${FIRST_SECRET_VARIABLE} names another secret than the one that signs waitpoint tokens here; the stored "
+            "one stays. Rotate the secret to change it.",
         )
 
     def prune_libraries(self) -> tuple[str, ...]:

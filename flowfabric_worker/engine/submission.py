@@ -13,6 +13,7 @@ from flowfabric_worker.engine.errors import EngineError, NotFoundError, Validati
 from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import (
     DEFAULT_DEDUP_WINDOW_MS,
+    DEFAULT_SIGNALS_PER_EXECUTION,
     MAX_HEADER_VALUE_BYTES,
     MAX_HEADERS,
     MAX_PRIORITY,
@@ -78,7 +79,13 @@ class Submission(EngineCore):
             pack_texts(check_tags(args.tags)) if args.tags else "",
             pack_texts(check_headers(args.headers)) if args.headers else "",
             shared.creator,
+            self._signal_limit(),
         )
+
+    def _signal_limit(self) -> str:
+        """Return how many signals an execution of this engine accepts, or nothing where that is the default."""
+        limit = self.limits.signals_per_execution
+        return "" if limit == DEFAULT_SIGNALS_PER_EXECUTION else str(limit)
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
         """Return partition, uuid and packed key: with a key it is the key's partition, else the uuid's."""

@@ -118,8 +118,14 @@ local function take(ctx, record, lease)
   end
   local _, epoch, attempt_id = ff.fence_parts(record.fence)
   local list = { 'state', ff.RUNNING, 'expires', lease.expires, 'holder', lease.holder, 'topic', lease.topic }
+  local left = ff.number(record.timeout_left)
   if timeout then
-    ff.append(list, { 'timeout_at', ctx.now + tonumber(timeout) })
+    -- While the attempt was suspended its time stood still.
+    local is_resumed = words.attempt == 'attempt_interrupted'
+    ff.append(list, { 'timeout_at', ctx.now + (is_resumed and left or tonumber(timeout)) })
+  end
+  if left then
+    ff.append(list, { 'timeout_left', '' })
   end
   if record.reserved_for then
     ff.append(list, { 'reserved_for', '', 'reserved_until', '' })

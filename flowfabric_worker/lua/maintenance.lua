@@ -84,6 +84,9 @@ local function handle_one(ctx, record)
       ff.remove(ctx, record)
     end
     return false
+  elseif words.phase == 'suspended' and is_due(ctx, record.suspended_until)
+    and tonumber(record.suspended_until) <= (ff.number(record.deadline) or math.huge) then
+    ff.time_out(ctx, record)
   elseif is_due(ctx, record.deadline) then
     ff.expire(ctx, record)
   elseif is_due(ctx, record.reserved_until) then
@@ -303,8 +306,10 @@ redis.register_function({
 })
 
 -- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call,
--- how long ends stay in the feed in ms, or '' to leave that as it is.
--- Answers: 'prepared' or 'known', then major, partitions, '1' for tests as they are stored.
+-- how long ends stay in the feed in ms, or '' to leave that as it is; kid, secret and fingerprint of the secret that signs
+-- waitpoint tokens, unless there is one.
+-- Answers: 'prepared' or 'known', then major, partitions, '1' for tests, and kid, secret and fingerprint, as they are
+-- stored.
 ff.register('prepare', {}, function(ctx, args)
   local meta = ctx.base .. ':meta'
   local new = call('HSETNX', meta, 'major', args[1])
@@ -316,7 +321,9 @@ ff.register('prepare', {}, function(ctx, args)
     call('HSET', meta, 'feed_age', args[5])
   end
   local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'prepared')
-  return { ff.recall(stored[4], args[4]) and 'prepared' or 'known', stored[1], stored[2], stored[3] }
+  local kid, secret, fingerprint = ff.first_secret(ctx, args[6], args[7], args[8])
+  local status = ff.recall(stored[4], args[4]) and 'prepared' or 'known'
+  return { status, stored[1], stored[2], stored[3], kid, secret, fingerprint }
 end)
 
 -- set_clock: stops the clock at a moment, in a store for tests. Argument: ms, or '' for the real clock again.
@@ -336,7 +343,7 @@ end)
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters',
   ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task', ':schedules', ':schedule',
-  ':leaders', ':leader', ':meta',
+  ':leaders', ':leader', ':suspended', ':secrets', ':meta',
 }
 
 -- Removes what an index names, at most `limit` members at a time; answers whether that was all.

@@ -26,6 +26,8 @@
 --   :workers, :worker        the registered workers, in order, and what each said of itself
 --   :tasks, :task            the published tasks, in order, and how each is submitted
 --   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
+--   :suspended       zset    the suspended executions, by namespace, since when, and id
+--   :secrets         hash    what signs waitpoint tokens, see prelude_secrets.lua
 --   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
 --   :meta            hash    configuration, the floor and the age of the feed, the clock of a store for tests, and the
 --                            waiter that watches the next due moment

@@ -60,7 +60,8 @@ local CHECKS = {
   reserved_until = is_number, retry_count = is_whole, reclaim_count = is_whole, replay_count = is_whole,
   steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
-  payload = is_marked,
+  payload = is_marked, suspension = is_number, suspended_at = is_number, suspended_until = is_number,
+  timeout_left = is_number, max_signals = is_number,
 }
 
 -- The first of some fields of a record, from number `first` on, that is damaged; nil when none is.
@@ -181,14 +182,14 @@ end
 -- Removes the further keys that a record names in its field `keys`, each by what stands behind the partition's base.
 function ff.remove_keys(ctx, names)
   for _, name in ipairs(ff.unpack(names or '') or {}) do
-    call('DEL', ctx.base .. name)
+    call('UNLINK', ctx.base .. name)
   end
 end
 
 -- Removes a damaged execution, with every key that is still known of it. `namespace` is packed.
 function ff.remove_damaged(ctx, uuid, namespace)
   local key = ff.record_key(ctx, uuid)
-  local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys')
+  local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys', 'suspended_at')
   if readable then
     local words, known = values[1] and ff.words(values[1]), values[2] and ff.class(values[2])
     if words and known then
@@ -199,6 +200,9 @@ function ff.remove_damaged(ctx, uuid, namespace)
       call('DEL', key_of)
     end
     ff.remove_keys(ctx, values[4])
+    if known and tonumber(values[5] or '') then
+      ff.unlist_suspended(ctx, values[2], values[5], uuid)
+    end
   end
   ff.set_aside(ctx, uuid, 'record', readable and values[2] or nil)
   call('DEL', key)

@@ -17,6 +17,7 @@ function ff.finish(ctx, record, outcome, list, told)
   list[size + 3], list[size + 4] = 'ended', ctx.now_text
   if record.more then
     ff.append(list, { 'watchers', '', 'reserved_for', '', 'reserved_until', '' })
+    ff.close_waits(ctx, record, ff.OUTCOMES[outcome], list)
   end
   if record.words.leased then
     ff.end_lease(ctx, record, list, told)

@@ -15,12 +15,13 @@
 ff.CORE = { 'state', 'class', 'priority', 'place', 'fence', 'expires', 'attempt', 'policy', 'timeout_at', 'more' }
 ff.MORE = {
   'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'ended', 'reserved_for', 'reserved_until', 'retry_count',
-  'reclaim_count', 'tags', 'watchers',
+  'reclaim_count', 'tags', 'watchers', 'suspension', 'suspended_at', 'suspended_until', 'timeout_left',
 }
 -- The fields that make `more` true. Not the end: of what has ended all is read.
 local NEEDS_MORE = {
   deadline = true, delay_until = true, idempotency_key = true, dedup_until = true,
   reserved_for = true, reserved_until = true, retry_count = true, reclaim_count = true, tags = true, watchers = true,
+  suspension = true,
 }
 
 local CORE_COUNT = #ff.CORE
@@ -136,6 +137,8 @@ local function next_moment(record)
   local due = sooner(sooner(nil, record.reserved_until), record.deadline)
   if words.leased then
     due = sooner(sooner(due, record.expires), record.timeout_at)
+  elseif words.phase == 'suspended' then
+    due = sooner(due, record.suspended_until)
   elseif words.eligibility == 'not_eligible_until_time' then
     local soonest = sooner(due, record.delay_until)
     if soonest ~= due then

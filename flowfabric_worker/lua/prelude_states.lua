@@ -23,6 +23,7 @@ local DIMENSIONS = {
 ff.READY = 'ruewn'
 ff.DELAYED = 'rutdn'
 ff.BACKOFF = 'rutbn'
+ff.RESUMING = 'rutrn'
 ff.FIRST = 'f'
 ff.RETRY = 't'
 ff.REPLAY = 'p'

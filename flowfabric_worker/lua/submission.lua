@@ -4,10 +4,10 @@
 --
 -- Each item has ff.CREATION_WIDTH arguments: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key
 -- (pack{namespace, task, key} or ''), dedup window in ms, and what is kept as it is, '' for nothing: payload, codec, policy,
--- tags, headers, creator.
+-- tags, headers, creator, most signals.
 -- Answers per item: 'created' uuid state, or 'duplicate' existing-uuid state same-request; or too_many_classes.
 
-ff.CREATION_WIDTH = 13
+ff.CREATION_WIDTH = 14
 
 -- The execution that a key stands for: at least until the execution has ended, and until the key's window is over.
 -- A record that cannot be read keeps its key.
@@ -40,7 +40,7 @@ local function duplicate(ctx, existing, class, payload, codec)
 end
 
 -- The fields that are kept as they are, in the order of the arguments.
-local KEPT = { 'payload', 'codec', 'policy', 'tags', 'headers', 'creator' }
+local KEPT = { 'payload', 'codec', 'policy', 'tags', 'headers', 'creator', 'max_signals' }
 
 -- Adds those of an item's arguments that are kept as they are and say something.
 local function add_kept(list, args, at)

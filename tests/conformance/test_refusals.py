@@ -49,6 +49,7 @@ from tests.support.refusals import (
     while_waiting,
     with_handle,
 )
+from tests.support.suspension_refusals import SUSPENSION_REFUSALS
 
 # They take nothing that could be wrong; who ends a waiting that never began has what he wants.
 NEVER_REFUSED = {
@@ -75,6 +76,8 @@ REFUSALS: dict[str, Case] = {
         "duplicate_in_call", lambda engine: engine.create_executions([creation(idempotency_key="k")] * 2)
     ),
     "create_executions: of something else": plain("invalid_input", lambda engine: engine.create_executions([None])),
+    # suspension
+    **SUSPENSION_REFUSALS,
     # holding
     "renew: for longer than a lease may be": held(
         "invalid_input", lambda engine, handle: engine.renew(attrs.evolve(handle, lease_ttl_ms=2**63))

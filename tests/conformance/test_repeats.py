@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from flowfabric_worker.engine import claiming, core, ids
+from flowfabric_worker.engine import claiming, core, ids, suspension
 from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
@@ -30,9 +30,21 @@ ASKS_NO_STORE = ("backend_label", "capabilities", "shutdown_prepare")
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every id that is made is the next one of a fixed row."""
     numbers = count(1)
-    for module, name in ((claiming, "uuid4"), (core, "uuid4"), (listening, "uuid4"), (ids, "uuid7")):
-        # Spread over all bits, so that the executions spread over the partitions.
-        monkeypatch.setattr(module, name, lambda: UUID(int=next(numbers) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128))
+    for module, name in (
+        (claiming, "uuid4"),
+        (core, "uuid4"),
+        (listening, "uuid4"),
+        (ids, "uuid7"),
+        (suspension, "uuid7"),
+    ):
+        monkeypatch.setattr(module, name, lambda: spread_id(next(numbers)))
+    monkeypatch.setenv("FLOWFABRIC_WAITPOINT_SECRET", "5" * 64)
+
+
+def spread_id(number: int) -> UUID:
+    """Return a UUIDv7 whose number is spread over all bits, so that the executions spread over the partitions."""
+    value = number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128
+    return UUID(int=value & ~(0xF << 76 | 0b11 << 62) | 0x7 << 76 | 0b10 << 62)
 
 
 def outcome_of(

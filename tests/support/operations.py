@@ -27,6 +27,7 @@ from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClas
 from flowfabric_worker.engine.types.schedules import TickScheduleArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.support.executions import BOOM, LANE, created, creation, request, running
+from tests.support.suspension_operations import SUSPENSION_OPERATIONS
 
 Act: TypeAlias = Callable[[], Any]
 Arrange: TypeAlias = Callable[[Engine], Act]
@@ -294,6 +295,7 @@ OPERATIONS: dict[str, Arrange] = {
     "pause_schedule": _scheduled(lambda engine: engine.pause_schedule("beat")),
     "resume_schedule": _resume_schedule,
     "remove_schedule": _scheduled(lambda engine: engine.remove_schedule("beat"), ticked=True),
+    **SUSPENSION_OPERATIONS,
     "list_expired_leases": _expired_leases,
     "describe_execution": _held(lambda engine, claimed: engine.describe_execution(claimed.execution_id)),
     "read_execution_info": _held(lambda engine, claimed: engine.read_execution_info(claimed.execution_id)),

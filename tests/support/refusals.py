@@ -31,6 +31,7 @@ from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPubli
 from tests.support.executions import BOOM, LANE, LEASE, created, creation, request, running
 from tests.support.lossy_store import empty_store_beside
 from tests.support.operations import SECOND, START, beat
+from tests.support.suspension_operations import SUSPENSION_BY_ID, SUSPENSION_HOLDING
 
 Act: TypeAlias = Callable[[], Any]
 Case: TypeAlias = tuple[str, Callable[[Engine], Act]]
@@ -69,6 +70,7 @@ HOLDING: dict[str, Callable[[Engine, Handle], Any]] = {
     "delay": lambda engine, handle: engine.delay(handle, SECOND),
     "wait_children": lambda engine, handle: engine.wait_children(handle),
     "record_step": lambda engine, handle: engine.record_step(handle, "step", b"5"),
+    **SUSPENSION_HOLDING,
 }
 
 
@@ -142,6 +144,7 @@ CHANGING: dict[str, Callable[[Engine, ExecutionId], Any]] = {
     "purge": lambda engine, target: engine.purge(target),
     "read_outcome": lambda engine, target: engine.read_outcome(target),
     "wait_for_result": lambda engine, target: engine.wait_for_result(target, SECOND),
+    **SUSPENSION_BY_ID,
 }
 READING: dict[str, Callable[[Engine, ExecutionId], Any]] = {
     "describe_execution": lambda engine, target: engine.describe_execution(target),

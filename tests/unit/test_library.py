@@ -23,7 +23,7 @@ def registered() -> list[str]:
 
 def called() -> set[str]:
     """Return the functions that the engine calls."""
-    pattern = r"""(?:\.(?:call|call_items|_on_every_partition|remove)|\bCall)\(\s*"(\w+)\""""
+    pattern = r"""(?:\.(?:call|call_items|_on_every_partition|_call_with_secret|remove)|\bCall)\(\s*"(\w+)\""""
     return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
 
 

@@ -35,9 +35,13 @@ class SuspensionBackend:
 
         Signals to it are buffered until `suspend` takes it over or it expires. The lease goes on.
 
+        A waitpoint belongs to the execution: asked for again under its name, in any attempt, it is the same one with
+        the same token, also when its suspension is over. One that expired, or closed because the execution ended, is
+        opened again.
+
         Args:
             handle: the execution's.
-            waitpoint_key: the name that a condition will call it by.
+            waitpoint_key: the name that a condition will call it by; it stands once in an execution.
             expires_in: how long it may wait for its suspension, on the store's clock.
 
         Returns:
@@ -45,6 +49,7 @@ class SuspensionBackend:
 
         Raises:
             StateError: the lease is over.
+            ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
             ValidationError: `invalid_input`.
         """
         raise UnavailableError("create_waitpoint")
@@ -66,42 +71,50 @@ class SuspensionBackend:
             ValidationError: `invalid_condition`, it can never be met or does not fit its waitpoints;
                 `invalid_waitpoint_for_execution`, a pending waitpoint is another execution's.
             NotFoundError: `waitpoint_not_found`.
-            StateError: `already_suspended`, the handle is a suspended one; `waitpoint_not_pending`;
+            StateError: `already_suspended`, the handle is a suspended one; `waitpoint_not_pending`, its wait is over;
                 `pending_waitpoint_expired`; or the lease is over.
+            ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
         """
         raise UnavailableError("suspend")
 
-    def observe_signals(self, handle: Handle) -> ObservedSignals:
-        """Read what the last suspension of this attempt brought, until the next one. Changes nothing.
+    def observe_signals(self, handle: Handle, cursor: str | None = None, limit: int = 100) -> ObservedSignals:
+        """Read what the last suspension of the execution brought, until the next one. Changes nothing.
+
+        Every attempt is told the same: also after a retry, a reclaim, a delay or a release.
 
         Args:
             handle: the resumed execution's; it is not fenced.
+            cursor: the page before's `next_cursor`; None begins.
+            limit: signals of the page, 1 to 1,000.
 
         Returns:
-            Why it was resumed, and the signals that count; neither when this attempt was never resumed.
+            Why the execution was resumed, and a page of the signals that came; neither when it was never resumed.
 
         Raises:
             NotFoundError: `execution_not_found`.
+            ValidationError: `invalid_cursor`, `invalid_input`; `corruption`, a stored signal is damaged.
         """
         raise UnavailableError("observe_signals")
 
     def deliver_signal(self, args: DeliverSignalArgs) -> DeliverSignalResult:
         """Deliver a signal to a waitpoint, and resume the execution if that meets its condition.
 
-        A pending waitpoint buffers it. However many signals race to be the last one, there is one resume.
+        A pending waitpoint buffers it. However many signals race to be the last one, there is one resume. Of the
+        signals of category `approval` to a waitpoint the first one stands.
 
         Args:
             args: the waitpoint, its token, and the signal.
 
         Returns:
-            SignalAccepted; or SignalDuplicate with the id of the first signal under the same idempotency key,
-            also after the resume.
+            SignalAccepted, which says what the signal did, and what is waited for if it matched nothing; or
+            SignalDuplicate with the id of the first signal under the same idempotency key or id, also after the resume.
 
         Raises:
-            ValidationError: `invalid_token`, alike for a waitpoint that is unknown, foreign or closed and for
-                a token that is wrong or whose secret is past its grace; `signal_limit_exceeded`.
+            ValidationError: `invalid_token`, alike for a waitpoint that is unknown or foreign and for a token that is
+                wrong or whose secret is past its grace; `signal_limit_exceeded`.
             NotFoundError: `execution_not_found`.
-            StateError: `target_not_signalable`.
+            StateError: `waitpoint_closed`, with why: resumed, already_satisfied, timed_out, cancelled, completed,
+                failed or expired; or decided, of a second decision, with the first one and who made it.
         """
         raise UnavailableError("deliver_signal")
 
@@ -117,7 +130,7 @@ class SuspensionBackend:
         Raises:
             ValidationError: `lane_mismatch`, the execution lies in another lane; `signal_limit_exceeded`.
             NotFoundError: `execution_not_found`, `waitpoint_not_found`.
-            StateError: `target_not_signalable`.
+            StateError: `waitpoint_closed`, as in `deliver_signal`.
         """
         raise UnavailableError("deliver_approval_signal")
 

@@ -191,7 +191,11 @@ class Suspended:
 
 @attrs.frozen(kw_only=True)
 class AlreadySatisfied:
-    """Buffered signals met the condition at once: nothing is suspended, the lease and its handle go on."""
+    """Buffered signals met the condition at once: nothing is suspended, the lease and its handle go on.
+
+    Attributes:
+        signals: those that match, oldest first, up to one page; `observe_signals` tells of all.
+    """
 
     details: SuspensionDetails
     signals: tuple[ResumeSignal, ...]
@@ -202,12 +206,16 @@ SuspendOutcome: TypeAlias = Suspended | AlreadySatisfied
 
 @attrs.frozen(kw_only=True)
 class PendingWaitpoint:
-    """A waitpoint that waits for its suspension; signals to it are buffered until `expires_at_ms`."""
+    """A waitpoint that waits for its suspension; signals to it are buffered until `expires_at_ms`.
+
+    Attributes:
+        expires_at_ms: None of one whose suspension has no timeout: it was asked for again after its suspension.
+    """
 
     waitpoint_id: WaitpointId
     waitpoint_key: str
     token: str = attrs.field(repr=False)
-    expires_at_ms: int
+    expires_at_ms: int | None
 
 
 # ── signals ──
@@ -289,10 +297,17 @@ class DeliverApprovalSignalArgs:
 
 @attrs.frozen(kw_only=True)
 class SignalAccepted:
-    """The signal is recorded; `effect` says what it did."""
+    """A signal that was recorded.
+
+    Attributes:
+        effect: what it did.
+        awaited_names: of a signal that matched nothing, the names that its waitpoint waits for, sorted; empty when the
+            condition takes any name, or waits for no signal.
+    """
 
     signal_id: SignalId
     effect: SignalEffect
+    awaited_names: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -307,7 +322,12 @@ DeliverSignalResult: TypeAlias = SignalAccepted | SignalDuplicate
 
 @attrs.frozen(kw_only=True)
 class ResumeSignal:
-    """A signal as the resumed worker sees it. `accepted_at_ms` is the store's time."""
+    """A signal as the resumed worker sees it.
+
+    Attributes:
+        accepted_at_ms: when it was accepted, on the store's clock.
+        matched: whether it counted somewhere in the condition.
+    """
 
     signal_id: SignalId
     waitpoint_id: WaitpointId
@@ -318,6 +338,7 @@ class ResumeSignal:
     accepted_at_ms: int
     correlation_id: str | None = None
     payload: bytes | None = attrs.field(default=None, repr=False)
+    matched: bool = True
 
 
 class ResumeReason(StrEnum):
@@ -330,17 +351,24 @@ class ResumeReason(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class ObservedSignals:
-    """What the last suspension of this attempt brought.
+    """What the last suspension of an execution brought.
 
     Attributes:
-        reason: why it was resumed; None when this attempt was not.
-        signals: those that count towards the condition, oldest first; after a timeout, those that had come.
+        reason: why the execution was resumed; None when it was not.
+        signals: those that came to the waitpoints of the suspension, oldest first, each with whether it matched.
         continuation: what the suspension was given.
+        next_cursor: where the next page begins; None on the last one.
     """
 
     reason: ResumeReason | None = None
     signals: tuple[ResumeSignal, ...] = ()
     continuation: str | None = None
+    next_cursor: str | None = None
+
+    @property
+    def matched(self) -> tuple[ResumeSignal, ...]:
+        """Return the signals that counted towards the condition."""
+        return tuple(signal for signal in self.signals if signal.matched)
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ import attrs
 
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.limits import MAX_GRACE_MS, MAX_SECRET_BYTES
 from flowfabric_worker.engine.types import checks
 
 
@@ -17,8 +18,16 @@ def _kid(_record: object, _field: attrs.Attribute[str], value: str) -> None:
 
 
 def _secret(_record: object, _field: attrs.Attribute[bytes], value: object) -> None:
-    if not isinstance(value, bytes) or not value:
-        raise ValidationError("invalid_secret", "A secret is bytes, and not empty; 32 random ones are advised.")
+    if not isinstance(value, bytes) or not 1 <= len(value) <= MAX_SECRET_BYTES:
+        raise ValidationError(
+            "invalid_secret", f"A secret is 1 to {MAX_SECRET_BYTES} bytes; 32 random ones are advised."
+        )
+
+
+def _grace(record: object, field: attrs.Attribute[timedelta], value: timedelta) -> None:
+    checks.duration(record, field, value)
+    if value > timedelta(milliseconds=MAX_GRACE_MS):
+        raise ValidationError("invalid_input", "The grace of a secret is at most 365 days.")
 
 
 @attrs.frozen(kw_only=True)
@@ -28,12 +37,12 @@ class RotateWaitpointHmacSecretAllArgs:
     Attributes:
         new_kid: its id, without a colon.
         new_secret: its bytes; never shown.
-        grace: how long tokens of the secret before it stay valid.
+        grace: how long tokens of the secret before it stay valid, at most 365 days.
     """
 
     new_kid: str = attrs.field(validator=_kid)
     new_secret: bytes = attrs.field(repr=False, validator=_secret)
-    grace: timedelta = attrs.field(default=timedelta(days=1), validator=checks.duration)
+    grace: timedelta = attrs.field(default=timedelta(days=1), validator=_grace)
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,134 @@
+"""What the stored functions of suspension answer, decoded strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from flowfabric_worker.engine.conditions import from_postfix, matching_signals, required_names
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, SignalId, WaitpointId
+from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.suspension import (
+    DeliverSignalResult,
+    PendingWaitpointInfo,
+    ResumeCondition,
+    ResumeSignal,
+    SignalAccepted,
+    SignalDuplicate,
+    SignalEffect,
+    SignalSource,
+    SuspendedExecutionEntry,
+    SuspensionReason,
+    TimeoutBehavior,
+    WaitpointState,
+)
+from flowfabric_worker.engine.waitpoint_secrets import SecretRing
+from flowfabric_worker.engine.waitpoint_tokens import fingerprint, sign
+from flowfabric_worker.engine.wire import DAMAGE, read_optional, unpack_text
+
+# Digits of the moment in a place of the list of suspended executions; the uuid follows.
+MOMENT_DIGITS = 15
+
+
+def condition_of(data: bytes) -> ResumeCondition:
+    """Return a condition as it is stored.
+
+    Raises:
+        ValidationError, ValueError: it is damaged.
+    """
+    return from_postfix(unpack_text(data))
+
+
+def delivery_of(reply: Reply) -> DeliverSignalResult:
+    """Return what became of a signal."""
+    signal_id = SignalId(reply[1].decode())
+    if reply[0] == b"duplicate":
+        return SignalDuplicate(existing_signal_id=signal_id)
+    names: tuple[str, ...] = ()
+    if len(reply) > 3 and reply[3]:
+        names = required_names(condition_of(reply[3]), reply[4].decode())
+    return SignalAccepted(signal_id=signal_id, effect=SignalEffect(reply[2].decode()), awaited_names=names)
+
+
+def signal_of(condition: ResumeCondition, head: bytes, payload: bytes | None) -> ResumeSignal:
+    """Return a signal as it is stored.
+
+    Raises:
+        ValueError, ValidationError: it is damaged.
+    """
+    signal_id, waitpoint, key, name, category, source_type, source, accepted, correlation = unpack_text(head)[:9]
+    signal = ResumeSignal(
+        signal_id=SignalId(signal_id),
+        waitpoint_id=WaitpointId(waitpoint),
+        waitpoint_key=key,
+        name=name,
+        category=category,
+        source=SignalSource(source_type, source),
+        accepted_at_ms=int(accepted),
+        correlation_id=correlation or None,
+        payload=read_optional(payload),
+    )
+    return attrs.evolve(signal, matched=bool(matching_signals(condition, [signal])))
+
+
+def signals_of(execution_id: ExecutionId, condition: bytes, entries: Sequence[bytes | None]) -> list[ResumeSignal]:
+    """Return the signals of a page: head, payload, head, payload ...
+
+    Raises:
+        ValidationError: `corruption`, one of them is damaged.
+    """
+    try:
+        waited = condition_of(condition)
+        return [
+            signal_of(waited, head or b"", payload) for head, payload in zip(entries[::2], entries[1::2], strict=True)
+        ]
+    except DAMAGE:
+        raise ValidationError(
+            "corruption", f"{execution_id}: a signal is damaged.", execution_id=str(execution_id), field="signals"
+        ) from None
+
+
+def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | DamagedRow:
+    """Return one row of the list of suspended executions."""
+    place, record, suspension = row
+    execution_id = ExecutionId(partition, place[MOMENT_DIGITS:].decode())
+    try:
+        suspended_at, until = record
+        suspension_id, behavior, reason = suspension
+        return SuspendedExecutionEntry(
+            execution_id=execution_id,
+            suspension_id=suspension_id.decode(),
+            suspended_at_ms=int(suspended_at),
+            timeout_at_ms=int(until) if until else None,
+            timeout_behavior=TimeoutBehavior(behavior.decode()),
+            reason=SuspensionReason(reason.decode()),
+        )
+    except DAMAGE:
+        return DamagedRow(str(execution_id), "its suspension cannot be read")
+
+
+def waitpoint_row(
+    execution_id: ExecutionId, secrets: SecretRing, condition: bytes, row: Sequence[bytes]
+) -> PendingWaitpointInfo | DamagedRow:
+    """Return one row of the list of open waitpoints. Its fingerprint is empty once its secret is gone."""
+    waitpoint_id, data, state = row
+    try:
+        key, kid, created, expires, activated = unpack_text(data)[:5]
+        secret, identity = secrets.by_kid.get(kid), WaitpointId(waitpoint_id.decode())
+        return PendingWaitpointInfo(
+            execution_id=execution_id,
+            waitpoint_id=identity,
+            waitpoint_key=key,
+            state=WaitpointState(state.decode()),
+            required_signal_names=required_names(condition_of(condition), key) if activated else (),
+            created_at_ms=int(created),
+            activated_at_ms=int(activated) if activated else None,
+            expires_at_ms=int(expires) if expires else None,
+            token_kid=kid,
+            token_fingerprint=fingerprint(sign(secret.value, kid, execution_id, identity)) if secret else "",
+        )
+    except DAMAGE:
+        return DamagedRow(waitpoint_id.decode("utf-8", "replace"), "the waitpoint cannot be read")

@@ -1,0 +1,87 @@
+"""The secrets that sign waitpoint tokens, as an engine knows them; and the first one of a store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from flowfabric_worker.engine.errors import ContentionError, ValidationError
+from flowfabric_worker.engine.limits import MAX_SECRET_BYTES
+
+FIRST_KID: Final = "k1"
+FIRST_SECRET_VARIABLE: Final = "FLOWFABRIC_WAITPOINT_SECRET"
+
+
+@attrs.frozen
+class Secret:
+    """A secret under its kid; its bytes are never shown."""
+
+    kid: str
+    value: bytes = attrs.field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what tells two secrets of one kid apart and does not tell their bytes."""
+        return hashlib.sha256(b"flowfabric waitpoint secret\0" + self.value).hexdigest()[:32]
+
+    @property
+    def stored(self) -> tuple[str, str, str]:
+        """Return kid, bytes as hexadecimal digits, and fingerprint: what a stored function gets."""
+        return self.kid, self.value.hex(), self.fingerprint
+
+
+@attrs.frozen
+class SecretRing:
+    """The secrets of one partition that hold: the one that signs, and all by their kids."""
+
+    signing: Secret
+    by_kid: dict[str, Secret] = attrs.field(repr=False)
+
+    @classmethod
+    def read(cls, reply: Sequence[bytes]) -> SecretRing:
+        """Read the answer of the stored function `read_secrets`."""
+        kids, values = reply[1::3], reply[2::3]
+        known = {
+            kid.decode(): Secret(kid.decode(), bytes.fromhex(value.decode()))
+            for kid, value in zip(kids, values, strict=True)
+        }
+        signing = known.get(reply[0].decode())
+        if signing is None:
+            raise ContentionError(message="The secrets of waitpoints are being rotated; send the call again.")
+        return cls(signing, known)
+
+    @classmethod
+    def of(cls, signing: Secret) -> SecretRing:
+        """Return a ring of which only the secret that signs is known."""
+        return cls(signing, {signing.kid: signing})
+
+
+def first_secret() -> Secret:
+    """Return the secret that a store is set up with if it has none: the environment's, else a random one.
+
+    Raises:
+        ValidationError: `invalid_secret`, the environment's is not valid; the message does not show it.
+    """
+    return secret_of_environment() or Secret(FIRST_KID, secrets.token_bytes(32))
+
+
+def secret_of_environment() -> Secret | None:
+    """Return the first secret that the environment names, in hexadecimal digits; None when it names none."""
+    text = os.environ.get(FIRST_SECRET_VARIABLE)
+    if not text:
+        return None
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if not 1 <= len(value) <= MAX_SECRET_BYTES:
+        raise ValidationError(
+            "invalid_secret",
+            f"${FIRST_SECRET_VARIABLE} must be 2 to {2 * MAX_SECRET_BYTES} hexadecimal digits.",
+        ) from None
+    return Secret(FIRST_KID, value)

@@ -1,0 +1,78 @@
+-- What a resume condition means, counted leaf by leaf; `evaluate` in engine/conditions.py is the meaning, and a property
+-- test compares the two.
+--
+-- A condition comes as pack{word, ...} in postfix order, as engine/conditions.py writes it. Conditions are joined by
+-- all_of alone, at any depth, so one is met when all of its leaves are. A leaf is met for good once it has counted what it
+-- needs: a signal adds to the leaves that it matches, and no signal is ever looked at again.
+
+-- What a leaf counts apart: of these kinds each name counts once. A signal's id stands once in an execution, so each
+-- accepted signal is another one.
+local COUNTED_ONCE = { waitpoints = true, sources = true }
+
+-- Reads one leaf from place `at` of the words; answers it and the place behind it.
+local function read_leaf(words, at)
+  if words[at] == 'single' then
+    return { needed = 1, kind = 'signals', name = words[at + 2], names = { [words[at + 1]] = true } }, at + 3
+  end
+  local leaf = { needed = tonumber(words[at + 1]), kind = words[at + 2], name = words[at + 3], names = {} }
+  local count = tonumber(words[at + 4])
+  for i = at + 5, at + 4 + count do
+    leaf.names[words[i]] = true
+  end
+  return leaf, at + 5 + count
+end
+
+-- The leaves of a condition; `is_endless` says that no signal can meet it.
+function ff.leaves(text)
+  local words, leaves, at = ff.unpack(text), {}, 1
+  while at <= #words do
+    if words[at] == 'all_of' then
+      at = at + 2
+    elseif words[at] == 'operator_only' or words[at] == 'timeout_only' then
+      leaves.is_endless = true
+      at = at + 1
+    else
+      leaves[#leaves + 1], at = read_leaf(words, at)
+    end
+  end
+  return leaves
+end
+
+-- The counts of some leaves as they are stored, '<count>,<count>,...'; '' before the first signal.
+function ff.read_counts(text, leaves)
+  local counts = {}
+  for count in string.gmatch(text or '', '%d+') do
+    counts[#counts + 1] = tonumber(count)
+  end
+  for i = #counts + 1, #leaves do
+    counts[i] = 0
+  end
+  return counts
+end
+
+-- Adds a signal to the counts of the leaves that it matches; answers whether it matched one. `key` is the hash that
+-- remembers what was counted once: at most as many names as the leaf needs.
+function ff.count_signal(key, leaves, counts, signal)
+  local matched = false
+  for i, leaf in ipairs(leaves) do
+    if leaf.names[signal.waitpoint_name] and (leaf.name == '' or leaf.name == signal.name) then
+      matched = true
+      local counts_once = COUNTED_ONCE[leaf.kind]
+      local what = leaf.kind == 'sources' and ff.pack({ signal.source_type, signal.source }) or signal.waitpoint_name
+      if counts[i] < leaf.needed and (not counts_once or call('HSETNX', key, 'c' .. i .. ':' .. what, '') == 1) then
+        counts[i] = counts[i] + 1
+      end
+    end
+  end
+  return matched
+end
+
+-- Whether counts meet a condition.
+function ff.is_met(leaves, counts)
+  for i, leaf in ipairs(leaves) do
+    if counts[i] < leaf.needed then
+      return false
+    end
+  end
+  return not leaves.is_endless
+end

@@ -1,0 +1,62 @@
+-- The secrets that sign waitpoint tokens.
+--
+-- They lie in one hash of the partition: current is the kid that signs, kids all of them, s<kid> holds pack{secret,
+-- fingerprint, until}. Tokens are signed and checked in Python; the functions only say whether the secret that was used
+-- still holds.
+
+function ff.secret_of(ctx, kid)
+  local stored = call('HGET', ctx.base .. ':secrets', 's' .. kid)
+  return stored and ff.unpack(stored)
+end
+
+-- Whether a secret is past its grace: at the very end of it, too.
+function ff.is_over(ctx, secret)
+  return secret[3] ~= '' and tonumber(secret[3]) <= ctx.now
+end
+
+-- Whether a secret, by its kid and fingerprint, is the one that signs.
+function ff.is_signing(ctx, kid, fingerprint)
+  local secret = ff.secret_of(ctx, kid)
+  return secret and secret[2] == fingerprint and call('HGET', ctx.base .. ':secrets', 'current') == kid
+end
+
+-- Stores the first secret of a partition unless it has one; answers kid, secret and fingerprint of the one that signs.
+function ff.first_secret(ctx, kid, secret, fingerprint)
+  local key = ctx.base .. ':secrets'
+  if call('HSETNX', key, 'current', kid) == 1 then
+    call('HSET', key, 'kids', ff.pack({ kid }), 's' .. kid, ff.pack({ secret, fingerprint, '' }))
+  end
+  local current = call('HGET', key, 'current')
+  local stored = ff.secret_of(ctx, current)
+  return current, stored[1], stored[2]
+end
+
+-- The kids of a partition whose secrets still hold, and those whose do not.
+function ff.sort_kids(ctx)
+  local kept, over = {}, {}
+  for _, kid in ipairs(ff.unpack(call('HGET', ctx.base .. ':secrets', 'kids') or '')) do
+    local list = ff.is_over(ctx, ff.secret_of(ctx, kid)) and over or kept
+    list[#list + 1] = kid
+  end
+  return kept, over
+end
+
+-- Makes a secret the one that signs; the one before holds until the end of its grace.
+function ff.promote(ctx, kept, kid, secret, fingerprint, grace)
+  local key = ctx.base .. ':secrets'
+  local previous = call('HGET', key, 'current')
+  local old = previous and ff.secret_of(ctx, previous)
+  if old then
+    call('HSET', key, 's' .. previous, ff.pack({ old[1], old[2], ff.text(ctx.now + grace) }))
+  end
+  local kids, is_known = {}, false
+  for i, each in ipairs(kept) do
+    kids[i] = each
+    is_known = is_known or each == kid
+  end
+  if not is_known then
+    kids[#kids + 1] = kid
+  end
+  call('HSET', key, 'current', kid, 's' .. kid, ff.pack({ secret, fingerprint, '' }), 'kids', ff.pack(kids))
+  return previous or ''
+end

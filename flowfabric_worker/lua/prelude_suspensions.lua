@@ -1,0 +1,134 @@
+-- Suspensions and waitpoints: where they lie, where they stand, and the one way in which they close.
+--
+-- An execution that has waitpoints names four further keys in its record, and the number of its last suspension in the
+-- field `suspension`, from 0:
+--
+--   :w:<uuid>            hash  the waitpoints: n<name> is the id of a name, w<id> a waitpoint, d<id> the decision on it;
+--                              s<number> says why a suspension closed, e<life> why what was pending was closed; life counts
+--                              the ends of the execution
+--   :o:<uuid>            zset  the ids of the open waitpoints; score = when each expires, inf when its suspension decides
+--   :g:<uuid>            hash  the signals: h<number> is the head of one, p<number> its payload, i<id> the number of an id,
+--                              k<waitpoint>:<key> that of an idempotency key; last is the last number
+--   :s0:<uuid>, :s1:...  hash  the last suspension and the one before it, or a draft of the next; by its number modulo 2
+--
+-- A waitpoint is never rewritten when it closes. What closed it is written once, for all waitpoints of a suspension or of
+-- an execution, and each waitpoint names its suspension or its life: so an end costs the same however many are open.
+
+ff.MAX_SIGNALS = 10000
+ff.MAX_WAITPOINTS = 1000
+
+-- The states of a suspended execution: what it is blocked by follows from the reason.
+local BLOCKED_BY = {
+  waiting_for_signal = 's', waiting_for_approval = 'a', waiting_for_callback = 'c', waiting_for_tool_result = 't',
+  waiting_for_operator_review = 'o', paused_by_policy = 'p', paused_by_budget = 'u', step_boundary = 's',
+  manual_pause = 'o',
+}
+
+function ff.suspended_state(reason)
+  return 'sun' .. (BLOCKED_BY[reason] or 's') .. 'n' .. ff.INTERRUPTED
+end
+
+function ff.waits_key(ctx, kind, uuid)
+  return ctx.base .. ':' .. kind .. ':' .. uuid
+end
+
+-- The key of a suspension by its number.
+function ff.suspension_key(ctx, uuid, number)
+  return ff.waits_key(ctx, 's' .. number % 2, uuid)
+end
+
+-- The number of the last suspension of a record, 0 before the first; nil when it never had a waitpoint.
+function ff.suspension_of(record)
+  return ff.number(record.suspension)
+end
+
+-- Adds what makes a record one that has waitpoints; `keys` must have been read.
+function ff.begin_waits(record, list)
+  if not ff.suspension_of(record) then
+    local uuid, names = record.uuid, {}
+    for i, kind in ipairs({ 'w', 'o', 'g', 's0', 's1' }) do
+      names[i] = ':' .. kind .. ':' .. uuid
+    end
+    ff.append(list, { 'suspension', 0, 'keys', (record.keys or '') .. ff.pack(names) })
+  end
+end
+
+-- Listings --------------------------------------------------------------------------------------------------------------
+
+-- How the list of suspended executions has one: in the order of namespace, moment and id.
+function ff.suspended_member(namespace, at, uuid)
+  return namespace .. string.format('%015.0f', at) .. uuid
+end
+
+-- Takes an execution from the list of suspended ones.
+function ff.unlist_suspended(ctx, class, at, uuid)
+  call('ZREM', ctx.base .. ':suspended', ff.suspended_member(ff.class(class).namespace, tonumber(at), uuid))
+end
+
+-- Closing ---------------------------------------------------------------------------------------------------------------
+
+-- Closes the open suspension of a record, whatever ended it: the suspension, all of its waitpoints, and its timers, which
+-- are fields that join `list`. `reason` says what resumed the execution, nil when the execution ended.
+function ff.close_suspension(ctx, record, why, reason, list)
+  local uuid, number = record.uuid, ff.suspension_of(record)
+  local key = ff.suspension_key(ctx, uuid, number)
+  local waitpoints = ff.unpack(call('HGET', key, 'waitpoints'))
+  local last = call('HGET', ff.waits_key(ctx, 'g', uuid), 'last') or '0'
+  ff.spend(ctx, 6, 0)
+  call('HSET', key, 'closed', ctx.now_text, 'why', why, 'resumed', reason or '', 'last', last)
+  call('HSET', ff.waits_key(ctx, 'w', uuid), 's' .. number, ff.pack({ why, reason and '1' or '' }))
+  ff.chunked('ZREM', ff.waits_key(ctx, 'o', uuid), waitpoints)
+  ff.unlist_suspended(ctx, record.class, record.suspended_at, uuid)
+  record.suspended_at = ''
+  ff.append(list, { 'suspended_at', '', 'suspended_until', '' })
+end
+
+-- Closes every waitpoint of an execution that ends; further fields to write join `list`.
+function ff.close_waits(ctx, record, why, list)
+  if not ff.suspension_of(record) then
+    return
+  elseif ff.number(record.suspended_at) then
+    ff.close_suspension(ctx, record, why, nil, list)
+  end
+  local key = ff.waits_key(ctx, 'w', record.uuid)
+  local life = tonumber(call('HGET', key, 'life') or '0')
+  ff.spend(ctx, 3, 0)
+  call('HSET', key, 'e' .. ff.text(life), ff.pack({ why, ctx.now_text }), 'life', life + 1)
+  call('UNLINK', ff.waits_key(ctx, 'o', record.uuid))
+end
+
+-- Resumes a suspended execution after a delay in ms, for a reason: signal, operator or timeout. `list` has further fields
+-- to write.
+function ff.resume(ctx, record, why, reason, delay, list)
+  ff.close_suspension(ctx, record, why, reason, list)
+  ff.append(list, { 'state', (delay > 0 and ff.RESUMING or ff.READY) .. ff.INTERRUPTED, 'mutated', ctx.now_text })
+  if delay > 0 then
+    ff.append(list, { 'delay_until', ctx.now + delay })
+  end
+  ff.change(ctx, record, list)
+end
+
+local TIMED_OUT = {
+  fail = { 'failed', 'error', 'suspension_timeout', 'error_class', 'timeout', 'error_detail', '' },
+  expire = { 'expired', 'error', 'suspension_timeout', 'error_class', 'timeout', 'error_detail', '' },
+  cancel = { 'cancelled', 'cancel_reason', 'suspension_timeout', 'cancelled_by', 'system_timeout' },
+}
+
+-- Carries out what a suspension is to do when its time is over.
+function ff.time_out(ctx, record)
+  local key = ff.suspension_key(ctx, record.uuid, ff.suspension_of(record))
+  local stored = call('HMGET', key, 'behavior', 'delay')
+  if stored[1] == 'auto_resume_with_timeout_signal' then
+    ff.resume(ctx, record, 'timed_out', 'timeout', tonumber(stored[2]), {})
+  elseif stored[1] == 'escalate' then
+    call('HSET', key, 'reason', 'waiting_for_operator_review', 'until', '')
+    ff.move(ctx, record, ff.suspended_state('waiting_for_operator_review'), { suspended_until = '' })
+  else
+    local list, written = {}, TIMED_OUT[stored[1]]
+    for i = 2, #written do
+      list[i - 1] = written[i]
+    end
+    ff.close_suspension(ctx, record, 'timed_out', nil, list)
+    ff.finish(ctx, record, written[1], list)
+  end
+end

@@ -1,0 +1,84 @@
+-- Waitpoints: where one stands, and the one that an execution has under a name.
+
+-- The parts of a stored waitpoint, in their order. A moment or a number that there is not is ''; first is the number of
+-- the first signal that was buffered.
+local PARTS = { 'name', 'kid', 'created', 'expires', 'activated', 'suspension', 'life', 'first' }
+
+function ff.pack_waitpoint(waitpoint)
+  local parts = {}
+  for i, name in ipairs(PARTS) do
+    parts[i] = waitpoint[name]
+  end
+  return ff.pack(parts)
+end
+
+-- A waitpoint of an execution; nil when the execution has none of that id.
+function ff.waitpoint(ctx, uuid, id)
+  local text = call('HGET', ff.waits_key(ctx, 'w', uuid), 'w' .. id)
+  if not text then
+    return nil
+  end
+  local parts, waitpoint = ff.unpack(text), { id = id }
+  for i, name in ipairs(PARTS) do
+    waitpoint[name] = parts[i] .. ''
+  end
+  return waitpoint
+end
+
+-- Where a waitpoint stands: 'pending'; 'active'; or 'closed', why, and whether that is for good: what closed because its
+-- execution ended, or before its suspension began, is opened when it is asked for again.
+function ff.standing(ctx, uuid, waitpoint)
+  local stored = call('HMGET', ff.waits_key(ctx, 'w', uuid), 's' .. waitpoint.suspension, 'e' .. waitpoint.life)
+  if waitpoint.suspension ~= '' then
+    if not stored[1] then
+      return 'active'
+    end
+    local parts = ff.unpack(stored[1])
+    return 'closed', parts[1], parts[2] == '1'
+  end
+  local ended = stored[2] and ff.unpack(stored[2])
+  if tonumber(waitpoint.expires) <= (ended and tonumber(ended[2]) or ctx.now) then
+    return 'closed', 'expired', false
+  elseif ended then
+    return 'closed', ended[1], false
+  end
+  return 'pending'
+end
+
+-- How many waitpoints of an execution are open; those that expired leave the index.
+function ff.count_open(ctx, uuid)
+  local key = ff.waits_key(ctx, 'o', uuid)
+  ff.chunked('ZREM', key, call('ZRANGE', key, '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, 100))
+  return call('ZCOUNT', key, '(' .. ctx.now_text, '+inf')
+end
+
+-- The waitpoint that a call asks for by its name: the one that the execution has, or a new one; and where it stands.
+-- One that closed without an answer is opened again, under its id.
+function ff.asked_for(ctx, record, name, new_id, kid)
+  local key = ff.waits_key(ctx, 'w', record.uuid)
+  local stored = call('HMGET', key, 'n' .. name, 'life')
+  local life = stored[2] or '0'
+  local waitpoint = stored[1] and ff.waitpoint(ctx, record.uuid, stored[1])
+  if not waitpoint then
+    return {
+      id = new_id, name = name, kid = kid, created = ctx.now_text, expires = '', activated = '', suspension = '',
+      life = life, first = '',
+    }, 'new'
+  end
+  local standing, why, for_good = ff.standing(ctx, record.uuid, waitpoint)
+  if standing == 'closed' and not for_good then
+    waitpoint.life, waitpoint.suspension, waitpoint.activated, standing = life, '', '', 'reopened'
+  end
+  local secret = ff.secret_of(ctx, waitpoint.kid)
+  if not secret or ff.is_over(ctx, secret) then
+    -- Its token opens nothing any more, so another one takes its place.
+    waitpoint.kid = kid
+  end
+  return waitpoint, standing, why
+end
+
+function ff.write_waitpoint(ctx, uuid, waitpoint, score)
+  local key = ff.waits_key(ctx, 'w', uuid)
+  call('HSET', key, 'n' .. waitpoint.name, waitpoint.id, 'w' .. waitpoint.id, ff.pack_waitpoint(waitpoint))
+  call('ZADD', ff.waits_key(ctx, 'o', uuid), score, waitpoint.id)
+end

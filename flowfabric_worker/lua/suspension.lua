@@ -1,0 +1,420 @@
+-- suspension: executions wait for signals, and go on.
+
+local WAITING = ff.joined({ ff.CORE, { 'last', 'keys' } })
+local SIGNALLED = ff.joined({ ff.CORE, { 'max_signals', 'answered' } })
+
+-- How many buffered signals one call counts for a suspension.
+local COUNTED_AT_ONCE = 100
+
+-- How many secrets may hold at once.
+local MAX_SECRETS = 64
+
+-- Waitpoints ------------------------------------------------------------------------------------------------------------
+
+-- create_waitpoint: a waitpoint ahead of its suspension; the same one for the same name. Arguments: uuid, fence, name, id,
+-- kid, fingerprint of the secret, how long it waits in ms. Answers: 'waitpoint' id, kid, expires; or 'secret_moved'.
+ff.register_single('create_waitpoint', {}, function(ctx, args)
+  local uuid, name = args[1], args[3]
+  local record, answer = ff.fenced(ctx, uuid, args[2], nil, WAITING)
+  if not record then
+    return answer
+  elseif not ff.is_signing(ctx, args[5], args[6]) then
+    return { 'secret_moved' }
+  end
+  local waitpoint, standing = ff.asked_for(ctx, record, name, args[4], args[5])
+  if standing == 'new' or standing == 'reopened' then
+    if ff.count_open(ctx, uuid) >= ff.MAX_WAITPOINTS then
+      return ff.failure('too_many_waitpoints', uuid, ff.MAX_WAITPOINTS)
+    end
+    local list = { 'mutated', ctx.now_text }
+    waitpoint.expires = ff.text(ctx.now + tonumber(args[7]))
+    ff.begin_waits(record, list)
+    ff.write_waitpoint(ctx, uuid, waitpoint, waitpoint.expires)
+    ff.change(ctx, record, list)
+  end
+  return { 'waitpoint', waitpoint.id, waitpoint.kid, waitpoint.expires }
+end)
+
+-- Suspending ------------------------------------------------------------------------------------------------------------
+
+-- What a suspension does not take over, by where the waitpoint stands.
+local function refusal(waitpoint, standing, why, wants_pending)
+  if standing == 'pending' or not wants_pending and (standing == 'new' or standing == 'reopened') then
+    return nil
+  elseif why == 'expired' then
+    return ff.failure('pending_waitpoint_expired', waitpoint.id)
+  end
+  return ff.failure('waitpoint_not_pending', waitpoint.id)
+end
+
+-- The waitpoints of a suspension, from argument `first` on: name, id of the pending one or '', id of a new one, '1' if an
+-- unknown id can only be another execution's. Answers them, or nil and the failure.
+local function bind(ctx, record, args, first)
+  local waitpoints, opened = {}, 0
+  for at = first, #args, 4 do
+    local waitpoint, standing, why = ff.asked_for(ctx, record, args[at], args[at + 2], args[11])
+    if args[at + 1] ~= '' and waitpoint.id ~= args[at + 1] then
+      if args[at + 3] == '1' and not ff.waitpoint(ctx, record.uuid, args[at + 1]) then
+        return nil, ff.failure('invalid_waitpoint_for_execution', args[at + 1])
+      end
+      return nil, ff.failure('waitpoint_not_found', args[at + 1])
+    end
+    local refused = refusal(waitpoint, standing, why, args[at + 1] ~= '')
+    if refused then
+      return nil, refused
+    end
+    opened = opened + (standing == 'pending' and 0 or 1)
+    waitpoints[#waitpoints + 1] = waitpoint
+  end
+  if opened > 0 and ff.count_open(ctx, record.uuid) + opened > ff.MAX_WAITPOINTS then
+    return nil, ff.failure('too_many_waitpoints', record.uuid, ff.MAX_WAITPOINTS)
+  end
+  return waitpoints
+end
+
+-- Counts a page of the signals that were buffered at the waitpoints of a suspension that begins, behind the last one that
+-- its draft has counted. Answers whether there are no more.
+local function count_buffered(ctx, uuid, draft, by_id)
+  local signals = ff.waits_key(ctx, 'g', uuid)
+  local last = tonumber(call('HGET', signals, 'last') or '0')
+  local names, stop = {}, math.min(draft.position + COUNTED_AT_ONCE, last)
+  for i = draft.position + 1, stop do
+    names[#names + 1] = 'h' .. ff.text(i)
+  end
+  if #names > 0 then
+    for _, text in ipairs(call('HMGET', signals, unpack(names))) do -- bounded: one page
+      local signal = ff.read_head(text)
+      if by_id[signal.waitpoint] then
+        ff.count_signal(draft.key, draft.leaves, draft.counts, signal)
+      end
+    end
+  end
+  draft.position = stop
+  return stop == last
+end
+
+-- The draft of the next suspension: what an earlier call counted for the same request, or a new one.
+local function draft_of(ctx, record, args, waitpoints)
+  local number = (ff.suspension_of(record) or 0) + 1
+  local draft = {
+    number = number, key = ff.suspension_key(ctx, record.uuid, number), leaves = ff.leaves(args[10]), from = math.huge,
+  }
+  for _, waitpoint in ipairs(waitpoints) do
+    draft.from = math.min(draft.from, tonumber(waitpoint.first) or math.huge)
+  end
+  local stored = call('HMGET', draft.key, 'request', 'counts', 'position')
+  if stored[1] == args[13] and stored[3] then
+    draft.counts, draft.position = ff.read_counts(stored[2], draft.leaves), tonumber(stored[3])
+    return draft
+  end
+  call('UNLINK', draft.key)
+  draft.counts, draft.position = ff.read_counts('', draft.leaves), draft.from - 1
+  return draft
+end
+
+-- Writes a suspension that begins now, with its waitpoints. Answers the fields of the record that say so.
+local function begin_suspension(ctx, record, args, draft, waitpoints)
+  local until_ms = args[7] ~= '' and ff.text(ctx.now + tonumber(args[7])) or ''
+  local ids = {}
+  for i, waitpoint in ipairs(waitpoints) do
+    ids[i] = waitpoint.id
+    waitpoint.suspension, waitpoint.activated, waitpoint.expires = ff.text(draft.number), ctx.now_text, until_ms
+    ff.write_waitpoint(ctx, record.uuid, waitpoint, '+inf')
+  end
+  local last = tonumber(call('HGET', ff.waits_key(ctx, 'g', record.uuid), 'last') or '0')
+  call('HDEL', draft.key, 'request', 'position')
+  call(
+    'HSET', draft.key, 'id', args[4], 'at', ctx.now_text, 'until', until_ms, 'behavior', args[5], 'reason', args[6],
+    'delay', args[8], 'continuation', args[9], 'condition', args[10], 'counts', table.concat(draft.counts, ','),
+    'waitpoints', ff.pack(ids), 'from', math.min(draft.from, last + 1)
+  )
+  local list = {}
+  ff.begin_waits(record, list)
+  ff.append(list, {
+    'mutated', ctx.now_text, 'suspension', draft.number, 'suspended_at', ctx.now_text, 'suspended_until', until_ms,
+  })
+  return list
+end
+
+-- suspend: the execution waits until its condition is met, and its lease ends; unless buffered signals meet it at once.
+--
+-- Arguments: uuid, fence, name of the ending (the same for the same request), suspension id, behavior and reason, timeout
+-- in ms or '', delay of the resume in ms, continuation or '', condition, kid, fingerprint of the secret, request (as in a
+-- draft), then the waitpoints, see bind.
+-- Answers: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again, since
+-- there are more buffered signals than one call counts; 'secret_moved'.
+ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
+  local uuid, fence, ending = args[1], args[2], args[3]
+  local record, answer = ff.fenced(ctx, uuid, fence, ending, WAITING)
+  if not record then
+    return answer
+  elseif #args > 13 and not ff.is_signing(ctx, args[11], args[12]) then
+    return { 'secret_moved' }
+  end
+  local waitpoints, failure = bind(ctx, record, args, 14)
+  if not waitpoints then
+    return failure
+  end
+  local draft, by_id = draft_of(ctx, record, args, waitpoints), {}
+  for _, waitpoint in ipairs(waitpoints) do
+    by_id[waitpoint.id] = true
+  end
+  if draft.from < math.huge and not count_buffered(ctx, uuid, draft, by_id) then
+    call('HSET', draft.key, 'request', args[13], 'counts', table.concat(draft.counts, ','), 'position', draft.position)
+    return { 'more' }
+  end
+  local is_met = ff.is_met(draft.leaves, draft.counts)
+  answer = { is_met and 'satisfied' or 'suspended', args[4] }
+  for _, waitpoint in ipairs(waitpoints) do
+    ff.append(answer, { waitpoint.id, waitpoint.kid, waitpoint.name })
+  end
+  local list = begin_suspension(ctx, record, args, draft, waitpoints)
+  ff.append(list, { 'last', ff.remember_end(record, ending, fence, answer) })
+  if is_met then
+    record.suspension, record.suspended_at = draft.number, ctx.now
+    ff.close_suspension(ctx, record, 'already_satisfied', 'signal', list)
+    ff.change(ctx, record, list)
+    return answer
+  end
+  local timeout = ff.number(record.timeout_at)
+  ff.append(list, {
+    'state', ff.suspended_state(args[6]), 'timeout_left', timeout and ff.text(timeout - ctx.now) or '', 'timeout_at', '',
+  })
+  call('ZADD', ctx.base .. ':suspended', 0, ff.suspended_member(ff.class(record.class).namespace, ctx.now, uuid))
+  ff.end_lease(ctx, record, list)
+  return answer
+end)
+
+-- Signals ---------------------------------------------------------------------------------------------------------------
+
+-- The record that a signal goes to, with what time has decided of it; or nil and the failure.
+local function load_signalled(ctx, namespace, uuid)
+  local record, failure = ff.load_in(ctx, namespace, uuid, SIGNALLED)
+  if record then
+    ff.catch_up(ctx, record)
+    if not record.words then
+      -- Its retention is over.
+      return nil, ff.failure('execution_not_found', uuid)
+    end
+  end
+  return record, failure
+end
+
+-- deliver_signal: a signal from the bearer of a token. Arguments: uuid, pack{namespace}, call, waitpoint id, kid and
+-- fingerprint of the secret that the token was checked with, '1' if it is right, the signal (see signal_of), window of its
+-- key in ms. Answers: as deliver; or 'secret_moved', when the kid names another secret than the one it was checked with.
+ff.register_single('deliver_signal', {}, function(ctx, args)
+  local record, failure = load_signalled(ctx, args[2], args[1])
+  if not record then
+    return failure
+  end
+  local secret = ff.secret_of(ctx, args[5])
+  if not secret or ff.is_over(ctx, secret) then
+    return ff.failure('invalid_token')
+  elseif secret[2] ~= args[6] then
+    return { 'secret_moved' }
+  end
+  local waitpoint = args[7] == '1' and ff.waitpoint(ctx, record.uuid, args[4])
+  if not waitpoint then
+    return ff.failure('invalid_token')
+  end
+  return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 8, args[4], args[3]), tonumber(args[16]))
+end)
+
+-- deliver_approval_signal: the decision of an operator. Arguments: uuid, pack{namespace}, call, waitpoint id, lane or '',
+-- the signal (see signal_of), window of its key in ms. Answers: as deliver.
+ff.register_single('deliver_approval_signal', {}, function(ctx, args)
+  local record, failure = load_signalled(ctx, args[2], args[1])
+  if not record then
+    return failure
+  end
+  local lane = ff.class(record.class).lane_name
+  if args[5] ~= '' and args[5] ~= lane then
+    return ff.failure('lane_mismatch', record.uuid, lane)
+  end
+  local waitpoint = ff.waitpoint(ctx, record.uuid, args[4])
+  if not waitpoint then
+    return ff.failure('waitpoint_not_found', args[4])
+  end
+  return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 6, args[4], args[3]), tonumber(args[14]))
+end)
+
+-- resume_execution: an operator resumes an execution, whatever its condition says. Arguments: uuid, pack{namespace}, call,
+-- delay in ms. Answers: 'resumed' and when it is ready.
+ff.register_single('resume_execution', { 'allow-oom' }, function(ctx, args)
+  local record, failure = load_signalled(ctx, args[2], args[1])
+  if not record then
+    return failure
+  end
+  local before = ff.recall(record.answered, args[3])
+  if before then
+    return before
+  elseif record.words.phase ~= 'suspended' then
+    return ff.failure('execution_not_suspended', args[1])
+  end
+  local answer = { 'resumed', ff.text(ctx.now + tonumber(args[4])) }
+  ff.resume(ctx, record, 'resumed', 'operator', tonumber(args[4]), {
+    'answered', ff.remember(record.answered, args[3], answer),
+  })
+  return answer
+end)
+
+-- Secrets ------------------------------------------------------------------------------------------------------------
+
+-- rotate_secret: another secret signs from now on. Arguments: kid, secret, fingerprint, grace in ms, call.
+-- Answers: 'rotated' previous kid, number of old secrets that went; or 'unchanged'.
+ff.register('rotate_secret', {}, function(ctx, args)
+  local kid, secret, fingerprint, call_id = args[1], args[2], args[3], args[5]
+  local key = ctx.base .. ':secrets'
+  local stored = call('HMGET', key, 'current', 'answered')
+  local before = ff.recall(stored[2], call_id)
+  if before then
+    return before
+  end
+  local kept, over = ff.sort_kids(ctx)
+  local known = ff.secret_of(ctx, kid)
+  if known and ff.is_over(ctx, known) then
+    known = nil
+  end
+  if known and known[1] ~= secret then
+    return ff.failure('rotation_conflict', kid)
+  elseif stored[1] == kid then
+    return { 'unchanged' }
+  elseif not known and #kept >= MAX_SECRETS then
+    return ff.failure('too_many_secrets', MAX_SECRETS)
+  end
+  for _, each in ipairs(over) do
+    call('HDEL', key, 's' .. each)
+  end
+  local previous = ff.promote(ctx, kept, kid, secret, fingerprint, tonumber(args[4]))
+  local answer = { 'rotated', previous, ff.text(#over) }
+  call('HSET', key, 'answered', ff.remember(stored[2], call_id, answer))
+  return answer
+end)
+
+-- read_secrets: Answers: the kid that signs, then kid, secret, fingerprint of each that holds.
+ff.register('read_secrets', { 'no-writes' }, function(ctx)
+  local answer = { call('HGET', ctx.base .. ':secrets', 'current') or '' }
+  for _, kid in ipairs((ff.sort_kids(ctx))) do
+    local secret = ff.secret_of(ctx, kid)
+    ff.append(answer, { kid, secret[1], secret[2] })
+  end
+  return answer
+end)
+
+-- Reading ---------------------------------------------------------------------------------------------------------------
+
+-- Some fields of an execution's record; nil where it does not exist in a namespace.
+local function fields_of(ctx, namespace, uuid, ...)
+  if not ff.is_in_namespace(ctx, namespace, uuid) then
+    return nil
+  end
+  return call('HMGET', ff.record_key(ctx, uuid), ...)
+end
+
+-- observe_signals: a page of what the last suspension brought. Arguments: uuid, pack{namespace}, behind which signal, most
+-- signals.
+-- Answers: reason of the resume or '', continuation, condition, next place or '', then head and payload of each signal.
+ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
+  local uuid, limit = args[1], tonumber(args[4])
+  local stored = fields_of(ctx, args[2], uuid, 'suspension')
+  if not stored then
+    return ff.failure('execution_not_found', uuid)
+  end
+  local number = ff.number(stored[1]) or 0
+  local v = number > 0 and call(
+    'HMGET', ff.suspension_key(ctx, uuid, number), 'resumed', 'continuation', 'condition', 'waitpoints', 'from', 'last'
+  )
+  if not v or not v[1] or v[1] == '' then
+    return { '', '', '', '' }
+  end
+  local signals, by_id, answer = ff.waits_key(ctx, 'g', uuid), {}, { v[1], v[2], v[3], '' }
+  for _, id in ipairs(ff.unpack(v[4])) do
+    by_id[id] = true
+  end
+  local at, last = math.max(tonumber(args[3]) + 1, tonumber(v[5])), tonumber(v[6])
+  local stop = at + ff.MAX_WORK
+  while at <= last and at < stop and #answer < 4 + 2 * limit and ctx.work > 0 do
+    local values = call('HMGET', signals, 'h' .. ff.text(at), 'p' .. ff.text(at))
+    local parts = ff.unpack(values[1] or '')
+    -- What is damaged is told where it is decoded.
+    if not parts or not parts[2] or by_id[parts[2]] then
+      answer[#answer + 1], answer[#answer + 2] = values[1], values[2]
+      ff.spend(ctx, 0, #(values[2] or ''))
+    end
+    ff.spend(ctx, 1, 0)
+    at = at + 1
+  end
+  answer[4] = at <= last and ff.text(at - 1) or ''
+  return answer
+end)
+
+-- list_suspended: a page of a namespace's suspended executions. Arguments: pack{namespace}, after (15 digits and a uuid) or
+-- '', limit. Answers per execution: 15 digits and the uuid, suspended_at and suspended_until of the record, then id,
+-- behavior and reason of the suspension.
+ff.register('list_suspended', { 'no-writes' }, function(ctx, args)
+  local namespace, after = args[1], args[2]
+  local from = after ~= '' and '(' .. namespace .. after or '[' .. namespace
+  local members = call(
+    'ZRANGE', ctx.base .. ':suspended', from, '(' .. namespace .. ':', 'BYLEX', 'LIMIT', 0, tonumber(args[3])
+  )
+  local answer = {}
+  for i, member in ipairs(members) do
+    local place = string.sub(member, #namespace + 1)
+    local uuid = string.sub(place, 16)
+    local readable, stored = pcall(
+      call, 'HMGET', ff.record_key(ctx, uuid), 'suspended_at', 'suspended_until', 'suspension'
+    )
+    local number = readable and tonumber(stored[3] or '')
+    local has_suspension, suspension
+    if number then
+      has_suspension, suspension = pcall(
+        call, 'HMGET', ff.suspension_key(ctx, uuid, number), 'id', 'behavior', 'reason'
+      )
+    end
+    answer[i] = { place, readable and { stored[1], stored[2] } or false, has_suspension and suspension or false }
+  end
+  return answer
+end)
+
+-- Whether the last suspension of an execution counts as open: what time has decided counts, carried out or not.
+local function is_open(ctx, suspension, suspended_until)
+  local moment = ff.number(suspended_until)
+  return not moment or moment > ctx.now or suspension[2] == 'escalate'
+end
+
+-- list_pending_waitpoints: a page of an execution's open waitpoints by id. Arguments: uuid, pack{namespace}, after or '',
+-- limit. Answers: condition of the open suspension or '', next place or '', then id, waitpoint and state of each.
+ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
+  local uuid = args[1]
+  local stored = fields_of(ctx, args[2], uuid, 'suspension', 'suspended_at', 'suspended_until', 'deadline')
+  if not stored then
+    return ff.failure('execution_not_found', uuid)
+  end
+  local number, deadline = ff.number(stored[1]), ff.number(stored[4])
+  local is_suspended, condition = ff.number(stored[2]) ~= nil, ''
+  if not number or deadline and deadline <= ctx.now then
+    return { '', '' }
+  end
+  if is_suspended then
+    local suspension = call('HMGET', ff.suspension_key(ctx, uuid, number), 'condition', 'behavior')
+    condition = suspension[1] or ''
+    is_suspended = is_open(ctx, suspension, stored[3])
+  end
+  local open = call(
+    'ZRANGE', ff.waits_key(ctx, 'o', uuid), '(' .. ctx.now_text, '+inf', 'BYSCORE', 'LIMIT', 0, ff.MAX_WAITPOINTS
+  )
+  table.sort(open)
+  local answer, limit = { condition, '' }, tonumber(args[4])
+  for _, id in ipairs(open) do
+    local waitpoint = id > args[3] and ff.waitpoint(ctx, uuid, id)
+    if waitpoint and (waitpoint.suspension == '' or is_suspended) then
+      if #answer >= 2 + 3 * limit then
+        answer[2] = answer[#answer - 2]
+        break
+      end
+      ff.append(answer, { id, ff.pack_waitpoint(waitpoint), waitpoint.suspension == '' and 'pending' or 'active' })
+    end
+  end
+  return answer
+end)
