@@ -75,8 +75,8 @@ WORDS = re.compile(
 # The first words that a docstring of a function may have. Add a verb when a new one is needed; never a noun.
 VERB_LINES = """
 abort accept acquire add adjust advance allow announce answer append apply approve archive arm ask
-assemble assert assign attach await back begin bind block bound bring build calculate call cancel
-capture change check choose claim clean clear close collect combine compare complete compute
+assemble assert assign attach attempt await back begin bind block bound bring build calculate call
+cancel capture change check choose claim clean clear close collect combine compare complete compute
 configure connect consume convert copy count create cut decide declare decode decorate deduplicate
 defer delay delete deliver deregister derive describe detach detect determine disable disarm discard
 dispatch distribute divide do download drain draw drop dump emit empty enable encode end enforce
@@ -84,22 +84,22 @@ enqueue ensure enter erase escape establish estimate evaluate exclude execute ex
 expire explain export expose extend extract fail feed fetch fill filter find finish fit fix flatten
 flush follow force forget fork format forward free gather generate get give go group guard hand
 handle hash hide hold identify ignore import include increase increment index inform inherit
-initialize insert inspect install interpret interrupt invoke iterate join judge keep kill label
-launch lay leave lend let limit link lint list listen load lock log look lose make map mark match measure
-merge mint mirror modify monitor move name note notify obtain offer omit open order override own
-pack parse pass patch pause peek perform persist pick place plan play poll pop post postpone prefer
-prefix prepare present preserve prevent print process produce promise promote propagate protect
-prove provide prune publish pull purge push put queue quote raise range rank rate read reap rebuild
-recall receive reclaim recognize recompute reconnect record recover redeem reduce refresh refuse
-register reject release reload remain remember remove rename render renew repeat replace replay
-reply report represent request require reschedule reserve reset resolve respond restart restore
-restrict resume retain retrieve retry return reuse reverse revoke rewrite rotate round route run
-sample save scan schedule seal search seed select send separate serialize serve set settle share
-shift shorten show shut sign signal simulate skip sleep snapshot sort spawn specify split spread
-stage stamp start state stop store stream strip submit subscribe sum summarize supply suspend sweep
-switch synchronize tail take tell terminate test tick time trace track transform translate traverse
-treat trim try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update upgrade
-use validate verify visit wait wake walk warn watch wrap write yield
+initialize insert inspect install interpret interrupt invoke issue iterate join judge keep kill
+label launch lay leave lend let limit link lint list listen load lock log look loop lose make map
+mark match measure merge mint mirror modify monitor move name note notify obtain offer omit open
+order override own pack parse pass patch pause peek perform persist pick place plan play poll pop
+post postpone prefer prefix prepare present preserve prevent print process produce promise promote
+propagate protect prove provide prune publish pull purge push put queue quote raise range rank rate
+read reap rebuild recall receive reclaim recognize recompute reconnect record recover redeem reduce
+refresh refuse register reject release reload remain remember remove rename render renew repeat
+replace replay reply report represent request require reschedule reserve reset resolve respond
+restart restore restrict resume retain retrieve retry return reuse reverse revoke rewrite rotate
+round route run sample save scan schedule seal search seed select send separate serialize serve set
+settle share shift shorten show shut sign signal simulate skip sleep snapshot sort spawn specify
+split spread stage stamp start state stop store stream strip submit subscribe sum summarize supply
+suspend sweep switch synchronize tail take tell terminate test tick time trace track transform
+translate traverse treat trim try turn unbind unblock undo unlock unpack unregister unsubscribe
+unwrap update upgrade use validate verify visit wait wake walk warn watch weigh wrap write yield
 """
 VERBS = frozenset(VERB_LINES.split())
 
@@ -142,6 +142,15 @@ def docstrings(path: str, source: str) -> Iterator[Breach]:
             )
 
 
+def names(path: str, source: str) -> Iterator[Breach]:
+    """Find every banned word in the name of a function or a class."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            for word in re.findall(r"[A-Z]?[a-z]+", node.name):
+                if word.lower() in RULES:
+                    yield Breach(path, node.lineno, word.lower(), f"{node.name}: write instead: {RULES[word.lower()]}")
+
+
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     names = {ast.unparse(each) for each in node.decorator_list}
     return any(
@@ -156,6 +165,7 @@ def check(path: Path) -> Iterator[Breach]:
     yield from banned_words(str(path), text)
     if path.suffix == ".py":
         yield from docstrings(str(path), text)
+        yield from names(str(path), text)
 
 
 def files(paths: list[str]) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from tests.support.dumps import Dump, dump_of
 from tests.support.servers import ValkeyCluster, ValkeyServer, running
 
-# Whoever runs the tests in the background may ignore this one; every process of the tests would inherit that.
+# A shell that runs the tests in the background ignores SIGINT, and every process of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -50,7 +50,7 @@ def cluster() -> Iterator[ValkeyCluster]:
 
 @pytest.fixture
 def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
-    """Provide the URL of a store that nobody else uses: a prefix of its own keeps tests apart on one server."""
+    """Provide the URL of a store for one test: its own prefix keeps tests apart on one server."""
     mark = uuid4().hex[:12]
     if store_name in ("memory", "memory5"):
         return f"memory://{mark}?partitions={5 if store_name == 'memory5' else 1}"

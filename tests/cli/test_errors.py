@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import NOBODY, cli
+from tests.support.cli import UNKNOWN_ID, cli
 from tests.support.servers import ValkeyServer
 
 WRONG_USE = {
@@ -56,7 +56,7 @@ def test_wrong_use_exits_2_and_names_what_is_wrong(arguments: list[str], said: s
 @pytest.mark.usefixtures("url")
 @pytest.mark.parametrize("command", ["status", "result", "explain", "cancel", "replay"])
 def test_an_execution_that_does_not_exist_exits_1(command: str) -> None:
-    ran = cli(command, NOBODY)
+    ran = cli(command, UNKNOWN_ID)
 
     assert ran.code == 1
     assert "There is no" in ran.err
@@ -73,8 +73,8 @@ def test_a_store_that_cannot_be_reached_exits_3(command: list[str]) -> None:
 
 def test_a_wrong_password_exits_4_and_is_not_repeated(valkey: ValkeyServer) -> None:
     ran = cli("list", "--url", f"unix://default:hunter2@{valkey.socket}?db=0")
-    valkey.client().acl_setuser("somebody", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"])
-    ran = cli("list", "--url", f"unix://somebody:hunter2@{valkey.socket}")
+    valkey.client().acl_setuser("reader", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"])
+    ran = cli("list", "--url", f"unix://reader:hunter2@{valkey.socket}")
 
     assert ran.code == 4
     assert "refused the user or the password" in ran.err

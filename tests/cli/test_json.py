@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.cli import main
-from tests.support.cli import NOBODY, Ran, cli, ok, serving, submitted
+from tests.support.cli import UNKNOWN_ID, Ran, cli, ok, serving, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 
-# It speaks to people and to a shell, and to nobody else.
+# It prints for people and for a shell, never for a program.
 WITHOUT = {"run", "completion"}
 
 FAILING = {
-    "an execution that does not exist": (["status", NOBODY], "failed", 1),
+    "an execution that does not exist": (["status", UNKNOWN_ID], "failed", 1),
     "an unknown option": (["list", "--wrong"], "usage", 2),
     "an unknown command": (["sbumit"], "usage", 2),
     "a missing argument": (["explain"], "usage", 2),

@@ -88,7 +88,7 @@ def test_its_processes_log_at_the_level_of_the_command(client: Client, start: St
     ("app", "sentence"),
     [
         ("tests.cli.nowhere:worker", "There is no module 'tests.cli.nowhere'"),
-        ("tests.support.cli_app:nobody", "The module 'tests.support.cli_app' has no 'nobody'"),
+        ("tests.support.cli_app:missing", "The module 'tests.support.cli_app' has no 'missing'"),
         ("tests.support.cli_app:without_tasks", "has no tasks"),
     ],
 )
@@ -125,7 +125,7 @@ def test_its_help_tells_of_processes_and_their_ends() -> None:
 
     for words in ("--processes N", "--memory-limit SIZE", "--max-stuck-threads N", "exit code 7", "SIGTERM", "SIGUSR1"):
         assert words in said
-    assert "7 the worker process stopped to be started anew" in " ".join(ok("--help").out.split())
+    assert "7 the worker process stopped" in " ".join(ok("--help").out.split())
 
 
 @pytest.mark.parametrize("processes", [(), ("--processes", 2)])

@@ -101,7 +101,7 @@ def test_a_schedule_is_removed_and_comes_back_with_its_worker(worker: Worker) ->
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "remove"])
-def test_a_schedule_that_nobody_knows_is_said_to_be_unknown(action: str) -> None:
+def test_an_unknown_schedule_is_reported_as_unknown(action: str) -> None:
     ran = cli("schedules", action, "beat")
 
     assert ran.code != 0

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flowfabric_worker.client import Client
-from tests.support.cli import NOBODY, Ran, cli, ok, submitted
+from tests.support.cli import UNKNOWN_ID, Ran, cli, ok, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -32,22 +32,22 @@ def test_many_are_cancelled_and_replayed_at_once(client: Client) -> None:
 def test_one_that_fails_keeps_no_other_from_its_turn(client: Client) -> None:
     first, second = submitted("add"), submitted("add")
 
-    ran = cli("cancel", first, NOBODY, second)
+    ran = cli("cancel", first, UNKNOWN_ID, second)
 
     assert ran.code == 1
     assert ran.out.splitlines() == [f"{first} is cancelled.", f"{second} is cancelled."]
     (said,) = ran.err.splitlines()
-    assert NOBODY in said
+    assert UNKNOWN_ID in said
     assert states(client) == dict.fromkeys([first, second], "cancelled")
 
 
 def test_each_has_its_document(client: Client) -> None:
     execution_id = submitted("add")
 
-    good, bad = cli("cancel", execution_id, NOBODY, "--json").documents
+    good, bad = cli("cancel", execution_id, UNKNOWN_ID, "--json").documents
 
     assert good == {"execution_id": execution_id, "ok": True}
-    assert (bad["execution_id"], bad["ok"], bad["code"]) == (NOBODY, False, "execution_not_found")
+    assert (bad["execution_id"], bad["ok"], bad["code"]) == (UNKNOWN_ID, False, "execution_not_found")
 
 
 def test_an_id_that_is_none_changes_nothing(client: Client) -> None:

@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def shops(url: str) -> None:
-    """Two workers, `shop` and `blog`, have published their tasks."""
+    """Publish the tasks of two workers, `shop` and `blog`."""
     for name in ("shop", "blog"):
         worker = Worker(name, url)
         worker.task(**OPTIONS)(send_receipt) if name == "shop" else worker.task(post)

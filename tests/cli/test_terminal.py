@@ -45,7 +45,7 @@ def test_names_of_wide_letters_and_of_hostile_ones_keep_their_columns(url: str) 
     assert not re.search("[\u202e\u2028]", "".join(rows))
 
 
-def test_columns_stand_below_each_other_where_nobody_looks_too() -> None:
+def test_columns_are_aligned_without_a_terminal_too() -> None:
     ids = [submitted(task, "--lane", lane) for task, lane in ((WIDE, "a"), ("x", "b" * 30))]
 
     header, first, second = ok("list").out.splitlines()
@@ -93,14 +93,14 @@ def test_a_worker_with_a_long_name_keeps_its_id_whole(url: str, client: Client) 
 
 
 def test_workers_that_are_gone_say_why_and_since_when(client: Client) -> None:
-    for name in ("said-goodbye", "went-silent"):
+    for name in ("stopped-itself", "went-silent"):
         short = timedelta(milliseconds=1)
         client.engine.register_worker(RegisterWorkerArgs(worker_id="w", worker_instance_id=name, alive_for=short))
-    client.engine.mark_worker_dead("said-goodbye", "stopped")
+    client.engine.mark_worker_dead("stopped-itself", "stopped")
 
-    _, goodbye, silent = ok("workers").out.splitlines()
+    _, stopped, silent = ok("workers").out.splitlines()
 
-    assert re.search(r"said-goodbye +stopped \ds ago", goodbye)
+    assert re.search(r"stopped-itself +stopped \ds ago", stopped)
     assert re.search(r"went-silent +lost: silent for \ds", silent)
 
 

@@ -112,7 +112,7 @@ def test_a_cancellation_says_who_it_came_from(engine: Engine, source: CancelSour
     assert info_of(engine, execution_id).cancelled_by == source
 
 
-@pytest.mark.parametrize("changes", [{"source": "nobody"}, {"reason": b"bytes"}])
+@pytest.mark.parametrize("changes", [{"source": "unknown"}, {"reason": b"bytes"}])
 def test_a_cancellation_that_is_not_valid_is_refused(engine: Engine, dump: Dump, changes: dict[str, Any]) -> None:
     execution_id = created(engine)
     before = dump()
@@ -236,7 +236,7 @@ def test_a_replay_begins_with_nothing_of_the_run_before(engine: Engine, clock: C
     assert (info.ended_at_ms, info.remove_at_ms, info.cancel_reason) == (None, None, None)
     assert engine.get_execution_result(execution_id) is None
     assert engine.read_outcome(execution_id) is None
-    # Retries are counted anew.
+    # A replay starts the count of retries at zero.
     again = claim_one(engine, lane)
     assert (again.retry_count, again.reclaim_count) == (0, 0)
     engine.fail(again.handle, BOOM, FailureClass.TRANSIENT)
@@ -393,7 +393,7 @@ def test_revoking_the_lease_of_one_worker_leaves_that_of_another(engine: Engine,
 
 
 @pytest.mark.parametrize("phase", RUNNABLE + ENDED)
-def test_what_nobody_holds_cannot_be_revoked(engine: Engine, clock: Clock, dump: Dump, phase: Phase) -> None:
+def test_an_execution_without_a_lease_cannot_be_revoked(engine: Engine, clock: Clock, dump: Dump, phase: Phase) -> None:
     execution_id = phase(Phases(engine, clock))
     before = dump()
     with refused("execution_not_active"):

@@ -176,7 +176,7 @@ def test_cancelling_by_the_holder_keeps_the_reason_and_who_it_was(engine: Engine
 
 
 def assert_resumed(before: Claimed, after: Claimed) -> None:
-    """The same attempt goes on under a new lease."""
+    """Assert that the same attempt goes on under a new lease."""
     assert after.handle.kind is HandleKind.RESUMED
     assert after.execution_id == before.execution_id
     assert after.handle.attempt_id == before.handle.attempt_id

@@ -76,7 +76,7 @@ def test_a_timeout_is_retried_as_the_policy_says(
     assert engine.read_execution_state(claimed.execution_id) is state
 
 
-def test_the_timeout_is_armed_anew_at_each_acquisition(engine: Engine, clock: Clock) -> None:
+def test_the_timeout_is_armed_again_at_each_acquisition(engine: Engine, clock: Clock) -> None:
     policy = timed(retry=RetryPolicy(initial=timedelta(), jitter=False))
     claimed = running(engine, policy=policy)
     lane = claimed.handle.lane
@@ -95,7 +95,7 @@ def test_the_timeout_is_armed_anew_at_each_acquisition(engine: Engine, clock: Cl
     engine.renew(claimed.handle)
 
 
-def test_the_timeout_of_an_attempt_that_is_over_hits_nobody(engine: Engine, clock: Clock) -> None:
+def test_the_timeout_of_an_ended_attempt_has_no_effect(engine: Engine, clock: Clock) -> None:
     claimed = running(engine, policy=timed())
     engine.release(claimed.handle, delay=HOUR)
     clock.move(TIMEOUT)
@@ -165,7 +165,7 @@ def test_a_deadline_does_nothing_to_what_ended_before_it(engine: Engine, clock: 
     assert engine.read_execution_state(claimed.execution_id) is PublicState.COMPLETED
 
 
-def test_a_deadline_of_the_past_ends_an_execution_before_anybody_gets_it(engine: Engine, clock: Clock) -> None:
+def test_a_deadline_of_the_past_ends_an_execution_before_it_is_claimed(engine: Engine, clock: Clock) -> None:
     execution_id = created(engine, deadline=clock.now - SECOND)
     assert engine.claim_many(request()) == []
     assert engine.read_execution_state(execution_id) is PublicState.EXPIRED

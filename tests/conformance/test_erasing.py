@@ -37,7 +37,7 @@ def test_a_store_that_holds_much_is_erased_whole(engine: Engine, dump: Dump) -> 
     assert dump() == {}
 
 
-def test_an_erased_store_can_be_set_up_anew(engine: Engine, clock: Clock) -> None:
+def test_an_erased_store_can_be_set_up_again(engine: Engine, clock: Clock) -> None:
     created(engine, idempotency_key="k")
     clock.move(timedelta(hours=1))
 

@@ -41,7 +41,7 @@ def test_a_running_execution_is_explained_by_its_lease(engine: Engine, clock: Cl
     assert explained(engine, claimed.execution_id) == ("running", "It runs at w1; its lease holds for 29.0 s.")
 
 
-def test_a_lease_that_ran_out_is_explained_before_anybody_noticed(engine: Engine, clock: Clock) -> None:
+def test_an_expired_lease_is_explained_before_its_expiry_was_handled(engine: Engine, clock: Clock) -> None:
     claimed = running(engine)
     clock.move(31 * SECOND)
 
@@ -83,7 +83,7 @@ def test_a_reservation_is_explained_by_whom_it_is_for(engine: Engine) -> None:
     assert "pool" in text
 
 
-def test_a_paused_lane_explains_its_work_whoever_is_alive(engine: Engine) -> None:
+def test_a_paused_lane_explains_its_work_with_and_without_workers(engine: Engine) -> None:
     execution = created(engine)
     offer(engine)
     engine.pause_lane(LANE)
@@ -91,7 +91,7 @@ def test_a_paused_lane_explains_its_work_whoever_is_alive(engine: Engine) -> Non
     assert explained(engine, execution)[0] == "lane_paused"
 
 
-def test_nobody_alive_explains_waiting_work(engine: Engine, clock: Clock) -> None:
+def test_a_lack_of_workers_explains_waiting_work(engine: Engine, clock: Clock) -> None:
     execution = created(engine)
     assert explained(engine, execution) == ("no_worker", "No worker is alive; start one.")
 

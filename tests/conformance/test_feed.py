@@ -1,4 +1,4 @@
-"""feed: every end of an execution is told once, in order, to whoever follows."""
+"""feed: every end of an execution reaches each subscriber once, in order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def following(engine: Engine, **arguments: Any) -> Iterator[queue.Queue[Completi
     waits = raw_key(engine, engine.partitions - 1, "waiters")
     deadline = time.monotonic() + 5
     while not raw_client(engine, engine.partitions - 1).hlen(waits):
-        assert time.monotonic() < deadline, "nobody waits"
+        assert time.monotonic() < deadline, "no caller waits"
         time.sleep(0.002)
     yield heard
     stopped.set()

@@ -1,4 +1,4 @@
-"""Claims that are handed back only if somebody else waits for them, and claims whose answers were lost."""
+"""Claims that are handed back only if another worker waits for them, and claims whose answers were lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.waiters import waiting
 GPU = ExecutionPolicy(requires=frozenset({"gpu"}))
 
 
-def test_what_nobody_waits_for_is_kept(engine: Engine, dump: Dump) -> None:
+def test_work_that_no_other_worker_waits_for_is_kept(engine: Engine, dump: Dump) -> None:
     claimed = running(engine, lane=LANE)
     before = dump()
 

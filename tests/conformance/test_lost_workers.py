@@ -18,7 +18,7 @@ KILLED = "killed by SIGKILL"
 
 
 def held_by_w1(engine: Engine, partition: int, **changes: object) -> Claimed:
-    """Work of a partition that a registered worker holds."""
+    """Provide work of a partition that a registered worker holds."""
     engine.register_worker(RegisterWorkerArgs(worker_id="w", worker_instance_id="w1", lanes=(LANE,)))
     return running(engine, lane=LANE, execution_id=ids_in(engine, partition, 1)[0], **changes)
 

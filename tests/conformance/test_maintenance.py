@@ -1,4 +1,4 @@
-"""What time alone brings about: each thing at its moment, once, and whoever is alive sees to it."""
+"""Transitions that are due: each happens once, at its moment, by any process that is alive."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_upkeep_has_a_bound(engine: Engine, limit: int) -> None:
 
 @pytest.fixture
 def neighbour(engine: Engine, store_url: str) -> Iterator[Engine]:
-    """Another process's engine on the same store."""
+    """Open the engine of another process on the same store."""
     assert engine.partitions
     neighbour = open_engine(store_url)
     yield neighbour

@@ -86,7 +86,7 @@ class Owners(RuleBasedStateMachine):
         # What a claim that had enough may or may not have visited: partition, and how it is if it was.
         self.maybe: dict[int, Partition] = {}
 
-    # What everybody does
+    # What all rules use
 
     def both(self, ask: Callable[[], Any], expect: Callable[[], Any]) -> None:
         """Ask the engine and the model; they must agree. The next repeat asks both again."""
@@ -100,12 +100,12 @@ class Owners(RuleBasedStateMachine):
         run()
 
     def by_handle(self, pick: int, ask: Callable[[Handle], Any], expect: Callable[[Handle], Any]) -> None:
-        """A call of a holder; `pick` 0 is the newest handle, most others are stale."""
+        """Make a call of a holder; `pick` 0 is the newest handle, most others are stale."""
         handle = self.handles[-1 - pick % len(self.handles)]
         self.both(lambda: ask(handle), lambda: expect(handle))
 
     def by_id(self, pick: int, ask: Callable[[ExecutionId], Any], expect: Callable[[ExecutionId], Any]) -> None:
-        """A call of an operator."""
+        """Make a call of an operator."""
         known = sorted(each.id for each in self.model.executions())
         if known:
             target = known[-1 - pick % len(known)]
@@ -124,7 +124,7 @@ class Owners(RuleBasedStateMachine):
 
     @initialize(policies=st.lists(st.sampled_from(sorted(POLICIES)), min_size=2, max_size=5), claims=st.integers(0, 4))
     def begin(self, policies: list[str], claims: int) -> None:
-        """There is something to work on, so that few steps are wasted."""
+        """Create work first, so that few steps find nothing."""
         for policy in policies:
             self.create(policy=policy, key=None, lane="a", task="t1", priority=0, delay=None)
         for _ in range(claims):
@@ -185,7 +185,7 @@ class Owners(RuleBasedStateMachine):
         self.repeat = (lambda: self.claimed_again(request, claimed)) if claimed and named else None
 
     def compare(self, claimed: list[Claimed], request: ClaimRequest) -> None:
-        """Partition by partition, a claim got what it must get."""
+        """Compare what a claim got with what the model allows, partition by partition."""
         claim_id = claimed[0].handle.lease_id if claimed else ""
         left = request.limit
         visited = []

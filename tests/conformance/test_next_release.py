@@ -55,7 +55,7 @@ def stored(engine: Engine, execution: ExecutionId) -> dict[bytes, bytes]:
 
 
 def assert_kept(engine: Engine, execution: ExecutionId) -> None:
-    """What the next release wrote is still there."""
+    """Assert that what the next release wrote is still there."""
     fields = stored(engine, execution)
     assert fields[b"novelty"] == b"kept"
     assert fields[b"policy"].endswith(b"|9|")

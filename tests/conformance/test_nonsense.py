@@ -231,7 +231,7 @@ def beyond_the_records(trace: TracebackType | None) -> list[str]:
 
 
 def attempt(act: Act, dump: Dump) -> None:
-    """The call is carried out, or refused as every refusal must be."""
+    """Attempt a call: it is carried out, or refused as every refusal must be."""
     before = dump()
     caught: EngineError | TypeError
     try:

@@ -51,7 +51,7 @@ from tests.support.refusals import (
 )
 from tests.support.suspension_refusals import SUSPENSION_REFUSALS
 
-# They take nothing that could be wrong; who ends a waiting that never began has what he wants.
+# Their arguments cannot be wrong: ending a wait that never began is a success.
 NEVER_REFUSED = {
     "ping",
     "backend_label",
@@ -119,7 +119,7 @@ REFUSALS: dict[str, Case] = {
     "cancel_execution: that completed": when_completed("execution_not_active", CHANGING["cancel_execution"]),
     "cancel_execution: from nowhere": while_waiting(
         "invalid_input",
-        lambda engine, target: engine.cancel_execution(CancelExecutionArgs(execution_id=target, source="nobody")),
+        lambda engine, target: engine.cancel_execution(CancelExecutionArgs(execution_id=target, source="unknown")),
     ),
     "change_priority: that runs": while_running("execution_not_eligible", CHANGING["change_priority"]),
     "change_priority: that completed": when_completed("execution_not_eligible", CHANGING["change_priority"]),

@@ -28,7 +28,7 @@ ASKS_NO_STORE = ("backend_label", "capabilities", "shutdown_prepare")
 
 
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on every id that is made is the next one of a fixed row."""
+    """Make every new id the next one of a fixed row."""
     numbers = count(1)
     for module, name in (
         (claiming, "uuid4"),

@@ -68,7 +68,7 @@ def resuming(execution_id: ExecutionId, worker: str = "w1", **changes: Any) -> C
 
 
 def interrupted(engine: Engine) -> Claimed:
-    """Work that was claimed and handed back."""
+    """Create work, claim it and hand it back."""
     claimed = running(engine, lane=LANE)
     engine.release(claimed.handle)
     return claimed
@@ -94,7 +94,7 @@ def test_there_is_nothing_to_reserve_in_an_empty_lane(engine: Engine, dump: Dump
     assert dump() == before
 
 
-def test_reserved_work_is_handed_to_nobody_else_and_hides_nothing(engine: Engine) -> None:
+def test_reserved_work_is_handed_to_no_other_worker_and_hides_nothing(engine: Engine) -> None:
     first, second, third = ids_in(engine, 0, 3)
     all_created(engine, [creation(execution_id=each) for each in (first, second, third)])
 
@@ -334,7 +334,7 @@ def test_another_instance_of_the_same_worker_redeems(engine: Engine) -> None:
     assert handle.worker_instance_id == "pool-2"
 
 
-def test_what_nobody_reserved_is_not_redeemed(engine: Engine, dump: Dump) -> None:
+def test_work_without_a_reservation_is_not_redeemed(engine: Engine, dump: Dump) -> None:
     claimed = interrupted(engine)
     before = dump()
 

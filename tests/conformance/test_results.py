@@ -45,12 +45,12 @@ def waiting(engine: Engine, *ids: ExecutionId) -> Iterator[list[Future[Execution
     """Provide the outcomes of executions that one thread each waits for; all of them wait when the block begins."""
     with ThreadPoolExecutor(len(ids)) as pool:
         futures = [pool.submit(engine.wait_for_result, each, LONG) for each in ids]
-        wait_until(lambda: all(watched(engine, each) for each in ids), "everybody waits")
+        wait_until(lambda: all(watched(engine, each) for each in ids), "every caller waits")
         yield futures
 
 
 def watched(engine: Engine, execution_id: ExecutionId) -> bool:
-    """Return whether somebody waits for an execution."""
+    """Return True if a caller waits for an execution."""
     key = raw_key(engine, execution_id.partition, f"x:{execution_id.uuid}")
     return bool(raw_client(engine, execution_id.partition).hget(key, "watchers"))
 
@@ -201,7 +201,7 @@ def test_who_waits_is_woken_by_every_end(engine: Engine, clock: Clock, name: str
         assert time.monotonic() - began < 2
 
 
-def test_a_retry_wakes_nobody(engine: Engine) -> None:
+def test_a_retry_wakes_no_waiting_caller(engine: Engine) -> None:
     policy = ExecutionPolicy(retry=RetryPolicy(max_retries=1, initial=timedelta(), backoff="fixed"))
     claimed = running(engine, policy=policy)
 
@@ -236,7 +236,7 @@ def test_several_threads_and_several_engines_wait_for_the_same_execution(engine:
     elsewhere.close()
 
 
-def test_nobody_who_waits_is_written_down_any_more_when_it_has_ended(engine: Engine) -> None:
+def test_an_ended_execution_has_no_watchers_left(engine: Engine) -> None:
     claimed = running(engine)
 
     with waiting(engine, claimed.execution_id) as (outcome,):
@@ -275,7 +275,7 @@ def test_two_hundred_who_wait_share_a_connection_and_do_not_poll(own_engine: Eng
             outcomes.append(pool.submit(own_engine.wait_for_result, each.execution_id, LONG))
             # One after the other, so that what is counted is what waiting costs.
             record = raw_key(own_engine, 0, f"x:{each.execution_id.uuid}")
-            wait_until(partial(observer.hget, record, "watchers"), f"somebody waits for {each.execution_id}")
+            wait_until(partial(observer.hget, record, "watchers"), f"a caller waits for {each.execution_id}")
         assert len(observer.client_list()) - connections <= 2
         assert calls_of(observer) - calls <= 2 * 200
         calls = calls_of(observer)

@@ -1,4 +1,4 @@
-"""Schedules: each tick is submitted once, whoever ticks and however often."""
+"""Schedules: each tick is submitted once, by any worker and after any number of calls."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def submitted_ticks(engine: Engine) -> list[str]:
 
 
 def known(engine: Engine, clock: Clock, passed: timedelta = 3 * SECOND) -> None:
-    """The schedule `beat`, which is known since the start; some time has passed."""
+    """Register the schedule `beat` and let some time pass."""
     assert engine.tick_schedule(beat()) == Registered(last_tick_ms=START_MS)
     clock.move(passed)
 
@@ -513,7 +513,7 @@ def test_a_resumed_schedule_goes_on_from_then_and_makes_up_for_nothing(engine: E
     assert submitted_ticks(engine) == ["2030-01-01T00:00:07Z"]
 
 
-def test_a_removed_schedule_is_registered_anew_by_who_still_has_it(engine: Engine, clock: Clock) -> None:
+def test_a_removed_schedule_is_registered_again_by_a_worker_that_has_it(engine: Engine, clock: Clock) -> None:
     known(engine, clock)
 
     engine.remove_schedule("beat")
@@ -542,7 +542,7 @@ def test_a_removed_schedule_leaves_no_key_once_its_work_has_ended(engine: Engine
 
 
 def created_in_the_partition_of_beat(engine: Engine, args: CreateExecutionArgs) -> int:
-    """Executions until one lies where the schedule lies; how many."""
+    """Create executions until one lies in the schedule's partition; return how many."""
     wanted = partition_of_names((engine.namespace, "beat"), engine.partitions)
     count = 1
     while created(engine, policy=args.policy).partition != wanted:

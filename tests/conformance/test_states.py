@@ -227,7 +227,7 @@ def broken_rules(state: StateVector) -> list[str]:
     ready = state.eligibility_state is EligibilityState.ELIGIBLE_NOW
     forbidden = {
         "held but not active": not active and state.ownership_state is not OwnershipState.UNOWNED,
-        "active but held by nobody": active and state.ownership_state is OwnershipState.UNOWNED,
+        "active but not leased": active and state.ownership_state is OwnershipState.UNOWNED,
         "ended without an outcome, or the other way round": terminal
         is (state.terminal_outcome is TerminalOutcome.NONE),
         "active before its first attempt": active and state.attempt_state is AttemptState.PENDING_FIRST_ATTEMPT,

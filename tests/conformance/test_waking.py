@@ -49,7 +49,7 @@ def another(store_url: str) -> Iterator[Opener]:
 
 
 def by_topic(another: Opener, count: int) -> list[Engine]:
-    """Engines in the order in which those who wait for the same are woken."""
+    """Open engines, in the order in which waiters for the same work are woken."""
     return sorted((another() for _ in range(count)), key=lambda engine: engine.listener.topic)
 
 
@@ -142,7 +142,7 @@ def test_work_whose_lease_lapses_is_handed_out_at_its_time(engine: Engine, anoth
     assert [(each.execution_id, each.reclaim_count) for each in waiter.result()] == [(execution_id, 1)]
 
 
-def test_revoked_work_wakes_somebody(engine: Engine, another: Opener) -> None:
+def test_revoked_work_wakes_a_waiting_worker(engine: Engine, another: Opener) -> None:
     claimed = running(engine, lane=LANE)
     waiter = waiting(engine)
     another().revoke_lease(RevokeLeaseArgs(execution_id=claimed.execution_id))
@@ -151,7 +151,7 @@ def test_revoked_work_wakes_somebody(engine: Engine, another: Opener) -> None:
 
 
 @pytest.mark.parametrize("ending", ["release", "wait_children"])
-def test_work_that_is_handed_back_wakes_somebody(engine: Engine, another: Opener, ending: str) -> None:
+def test_work_that_is_handed_back_wakes_a_waiting_worker(engine: Engine, another: Opener, ending: str) -> None:
     claimed = running(engine, lane=LANE)
     waiter = waiting(engine)
     getattr(another(), ending)(claimed.handle)
@@ -231,12 +231,12 @@ def test_a_claim_that_leaves_work_behind_wakes_the_next(engine: Engine, another:
     waiter = waiting(living)
     ids = all_created(engine, [creation(execution_id=each) for each in ids_in(engine, 0, 2)])
 
-    # Both wake-ups may have gone to those who have no room; whoever comes by passes the rest on.
+    # Both wake-ups may have gone to the busy worker; the next claim forwards the one that is left.
     first = claimed_ids(engine, limit=1)
     assert {*first, *(each.execution_id for each in waiter.result())} == set(ids)
 
 
-def test_a_worker_without_room_passes_its_wake_up_on(engine: Engine, another: Opener) -> None:
+def test_a_worker_without_capacity_forwards_its_wake_up(engine: Engine, another: Opener) -> None:
     known_class(engine)
     busy, living = by_topic(another, 2)
     _heard = [register(busy, partition) for partition in range(engine.partitions)]
@@ -257,12 +257,12 @@ def test_a_worker_that_leaves_passes_the_wake_up_on_that_it_got(engine: Engine, 
 
     for partition in range(busy.partitions):
         lanes = busy.matching_lanes(partition, request()).lanes
-        busy.store.call("stop_waiting", partition, ["nobody", *lane_arguments(lanes)])
+        busy.store.call("stop_waiting", partition, ["unknown", *lane_arguments(lanes)])
 
     assert [each.execution_id for each in waiter.result()] == [execution_id]
 
 
-def test_whoever_got_work_waits_nowhere(engine: Engine) -> None:
+def test_a_worker_that_got_work_waits_nowhere(engine: Engine) -> None:
     known_class(engine)
     waiter = waiting(engine)
     created(engine)
@@ -313,7 +313,7 @@ def test_closing_an_engine_lets_its_waiting_workers_go(engine: Engine, another: 
 
 
 def test_a_worker_that_never_waited_may_stop_waiting(engine: Engine) -> None:
-    engine.stop_waiting("nobody")
+    engine.stop_waiting("unknown")
 
 
 # The watch of what is due next

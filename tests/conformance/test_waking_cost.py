@@ -63,7 +63,7 @@ def test_one_submission_causes_one_claim(valkey: ValkeyServer, opened: Opener) -
     created(engine)
 
     wait_until(lambda: any(waiter.is_over for waiter in waiters), "one of them gets work", AT_ONCE)
-    # Whoever was woken for nothing would have called by now.
+    # A worker that was woken without work would have called by now.
     time.sleep(0.3)
     assert function_calls(valkey) == 2
     assert sum(waiter.is_over for waiter in waiters) == 1
@@ -88,7 +88,7 @@ def test_waking_works_again_after_the_listener_connected_again(valkey: ValkeySer
     client.config_resetstat()
 
     client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    # After it connected again everybody who waits looks once, and waits again.
+    # After the reconnect every waiter looks once, and waits again.
     wait_until(lambda: function_calls(valkey) >= 1, "the waiting worker looked", AT_ONCE)
     wait_until(lambda: registered(engine) == 1, "it waits again")
     time.sleep(0.1)

@@ -162,11 +162,11 @@ def test_a_heartbeat_of_an_unknown_worker_says_that_it_must_register(engine: Eng
     before = dump()
 
     with pytest.raises(NotFoundError, match="register it first") as refused:
-        engine.heartbeat_worker("nobody")
+        engine.heartbeat_worker("unknown")
 
     assert refused.value.code == "worker_not_found"
     assert refused.value.entity == "worker"
-    assert refused.value.details["worker_instance_id"] == "nobody"
+    assert refused.value.details["worker_instance_id"] == "unknown"
     assert dump() == before
 
 
@@ -234,7 +234,7 @@ def test_an_unknown_worker_cannot_be_marked_dead(engine: Engine, dump: Dump) -> 
     before = dump()
 
     with pytest.raises(NotFoundError) as refused:
-        engine.mark_worker_dead("nobody")
+        engine.mark_worker_dead("unknown")
 
     assert refused.value.code == "worker_not_found"
     assert dump() == before
@@ -403,7 +403,7 @@ def test_a_damaged_worker_is_marked_and_the_page_goes_on(engine: Engine) -> None
     assert [row.row_id for row in marked if isinstance(row, DamagedRow)] == ["b", "c"]
 
 
-def test_a_damaged_worker_registers_anew(engine: Engine) -> None:
+def test_a_damaged_worker_registers_again(engine: Engine) -> None:
     engine.register_worker(registration())
     registry = raw_key(engine, 0, "worker")
     (key,) = raw_client(engine).hkeys(registry)

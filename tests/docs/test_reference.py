@@ -144,7 +144,7 @@ def test_every_error_code_stands_in_the_reference_with_its_class() -> None:
 
 
 def schemes() -> list[str]:
-    """Return the kinds of URL, as the code says them to somebody who gives another one."""
+    """Return the kinds of URL that the error for an unknown kind lists."""
     with pytest.raises(ValidationError) as refused:
         open_store("nonsense://")
     return re.findall(r"([\w+]+)://", str(refused.value))

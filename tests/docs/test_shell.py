@@ -43,7 +43,7 @@ def commands_of(line: str) -> Iterator[str]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Have the real command read its arguments, and do nothing more."""
+    """Parse arguments with the real command, without running it."""
     name, *rest = arguments
     with main.make_context("flowfabric-worker", [name, *rest]) as context:
         command = main.get_command(context, name)

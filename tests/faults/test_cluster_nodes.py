@@ -35,7 +35,7 @@ def own_cluster() -> Iterator[ValkeyCluster]:
 
 @contextmanager
 def frozen(*nodes: ValkeyServer) -> Iterator[None]:
-    """Nodes that accept connections and never answer, as when their machines are cut off."""
+    """Stop nodes, so that they accept connections and never answer, as when their machines are cut off."""
     pids = [int(node.client().info("server")["process_id"]) for node in nodes]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

@@ -18,7 +18,7 @@ OTHER_USER = 65534
 
 
 def become_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on what this test made belongs to another user than this process."""
+    """Change the user of this process, so that what the test made belongs to another one."""
     monkeypatch.setattr(os, "geteuid", lambda: OTHER_USER)
 
 

@@ -258,11 +258,11 @@ def test_removing_the_directory_ends_its_server_and_a_new_one_can_start(home: Pa
 
 
 def test_a_socket_path_may_be_as_long_as_the_system_allows_and_no_longer(home: Path) -> None:
-    room = MAX_SOCKET_PATH_BYTES - len(os.fsencode(home / "valkey.sock")) - 1
-    longest = EmbeddedServer.join(home / ("d" * room))
+    remaining = MAX_SOCKET_PATH_BYTES - len(os.fsencode(home / "valkey.sock")) - 1
+    longest = EmbeddedServer.join(home / ("d" * remaining))
     longest.leave()
     eventually(lambda: nothing_runs(longest.directory))
-    assert "shorter path" in refusal(home / ("d" * (room + 1)))
+    assert "shorter path" in refusal(home / ("d" * (remaining + 1)))
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/flowfabric", "nul\0"])
@@ -303,7 +303,7 @@ def _refusal_elsewhere(directory: Path, *options: str, before: str = "", path: s
     return done.stdout
 
 
-NOBODY = 65534
+OTHER_USER = 65534
 
 AS_NOBODY = """
 import os
@@ -320,7 +320,7 @@ def test_a_directory_in_which_one_may_not_write_is_refused(home: Path) -> None:
     home.chmod(0o555)
     home.parent.chmod(0o755)
     if os.getuid() == 0:
-        os.chown(home, NOBODY, NOBODY)
+        os.chown(home, OTHER_USER, OTHER_USER)
     message = _refusal_elsewhere(home, before=AS_NOBODY)
     assert "Permission denied" in message
     assert "Name a directory" in message

@@ -1,4 +1,4 @@
-"""A worker whose log nobody reads any more: it works on, and stops."""
+"""A worker whose log is no longer read: it works on, and it stops."""
 
 from __future__ import annotations
 

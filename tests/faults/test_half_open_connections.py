@@ -108,7 +108,7 @@ def is_interrupted(store: ValkeyStore, step: int) -> bool:
 
 @pytest.mark.parametrize("opens", [True, False])
 def test_no_reply_belongs_to_the_call_before_wherever_it_was_interrupted(server: ValkeyServer, opens: bool) -> None:
-    """Also, no call goes to another database, and no place in the pool is lost."""
+    """Check besides that no call goes to another database and that the pool loses no connection."""
     store, _ = open_store(f"{server.url}?db={DATABASE}&pool_size=1&timeout=2")
     assert isinstance(store, ValkeyStore)
     for step in itertools.count(1):

@@ -41,7 +41,7 @@ class Measured:
         return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(self.process.pid)]))
 
     def memory_after(self, task: str, count: int) -> int:
-        """Have a task run so often; the memory that the process occupies then, in KiB."""
+        """Run a task so often and return the resident memory of the process afterwards, in KiB."""
         self.client.submit_many(task, (() for _ in range(count)), force=True)
         wait_until(self.is_idle, "everything has ended", 100)
         return self.memory()
@@ -99,7 +99,7 @@ def test_work_for_another_day_lies_in_the_store_and_not_in_the_worker(measured: 
 
 @attrs.frozen(eq=False, slots=False)
 class Argument:
-    """Something that dies when nobody holds it any more."""
+    """An object that is freed with its last reference."""
 
     name: str
 
@@ -119,7 +119,7 @@ def test_an_argument_dies_when_its_run_has_ended(fails: bool) -> None:
     runtime = Runtime(worker, WorkerSettings(threads=1))
     runtime.start()
     try:
-        # No cycle may keep it either: nobody knows when those are collected.
+        # No cycle may keep it either: when a cycle is collected is not known.
         gc.disable()
         take.submit(Argument("it"))
         wait_until(lambda: seen and seen[0]() is None, "it came and went")

@@ -62,7 +62,7 @@ def cut_off(site: Site, proxy: Proxy) -> CutOff:
     await_busy(site, process)
     proxy.swallow()
     since = time.monotonic()
-    # What it said before has arrived when the store answers somebody else.
+    # When the store answers another client, it has read what the worker sent before.
     site.worker.engine.ping()
     held = site.held_by(site.instance_of(process), runs)
     assert held >= set(range(LASTING))

@@ -1,4 +1,4 @@
-"""Handlers that do harm: the others go on, and the guilty one ends with its own reason."""
+"""Handlers that do harm: other executions go on, and the faulty one ends with its own reason."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def await_failure(crew: Crew, run: Run[object] | Run[str] | Run[None]) -> None:
 def failed_among_others(crew: Crew, task: Task[[], None]) -> Run[None]:
     """Return a run that failed, while ordinary work beside it ended well."""
     runs = crew.submit_counts(COUNT)
-    guilty = task.submit()
+    faulty = task.submit()
 
-    await_failure(crew, guilty)
+    await_failure(crew, faulty)
     crew.assert_all_ended_well(runs, WITHIN)
-    return guilty
+    return faulty
 
 
 def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_lease(crew: Crew) -> None:
     supervisor = crew.start(lease="30s")
     runs = crew.submit_counts(COUNT)
-    guilty = poisoned_app.hold_interpreter.submit(5_000_000)
+    faulty = poisoned_app.hold_interpreter.submit(5_000_000)
     others = crew.submit_counts(COUNT, first=COUNT)
 
-    assert guilty.result(WITHIN) == "let go"
+    assert faulty.result(WITHIN) == "let go"
     crew.assert_all_ended_well([*runs, *others], WITHIN)
     crew.assert_all_ended_well(crew.submit_counts(COUNT, first=2 * COUNT), WITHIN, first=2 * COUNT)
     assert len(crew.pids("begin", "hold_interpreter")) == 1
@@ -56,12 +56,12 @@ def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_lease(crew: Crew
 
 def test_a_handler_that_never_frees_the_interpreter_ends_its_process(crew: Crew) -> None:
     supervisor = crew.start(lease="1s")
-    guilty = poisoned_app.hold_interpreter.submit(4_000_000_000)
+    faulty = poisoned_app.hold_interpreter.submit(4_000_000_000)
     runs = crew.submit_counts(COUNT)
 
-    await_failure(crew, guilty)
+    await_failure(crew, faulty)
     crew.assert_all_ended_well(runs, WITHIN)
-    info = crew.info_of(guilty)
+    info = crew.info_of(faulty)
     assert (info.error, info.error_class) == ("reclaims_exhausted", "infra_crash")
     began = crew.pids("begin", "hold_interpreter")
     assert len(began) == len(set(began)) == 1 + poisoned_app.MAX_RECLAIMS
@@ -86,17 +86,17 @@ def test_a_handler_that_kills_its_process_is_isolated_and_fails_with_why(
 ) -> None:
     supervisor = crew.start(lease="1s")
 
-    guilty = failed_among_others(crew, task)
+    faulty = failed_among_others(crew, task)
 
-    assert_exhausted(crew, guilty, task.name.rpartition(".")[2], how)
-    assert supervisor.log.count(f"{task.name} of {guilty.id} runs alone") == poisoned_app.MAX_RECLAIMS - 1
+    assert_exhausted(crew, faulty, task.name.rpartition(".")[2], how)
+    assert supervisor.log.count(f"{task.name} of {faulty.id} runs alone") == poisoned_app.MAX_RECLAIMS - 1
     # It costs its worker twice, and then a process that does nothing else; the count is kept.
     await_workers(supervisor, 2 + poisoned_app.MAX_RECLAIMS)
     assert len(supervisor.children()) == 2
 
 
 def assert_exhausted(crew: Crew, run: Run[object] | Run[str] | Run[None], name: str, how: str) -> None:
-    """It ended because its processes died; each of its attempts says how."""
+    """Assert that the execution failed because its processes died, and that each attempt says how."""
     info = crew.info_of(run)
     assert (info.error, info.error_class) == ("reclaims_exhausted", "infra_crash")
     assert info.error_detail.decode().endswith(f": {how}")
@@ -110,9 +110,9 @@ def assert_exhausted(crew: Crew, run: Run[object] | Run[str] | Run[None], name: 
 def test_an_endless_handler_is_timed_out_and_its_process_replaced_in_order(crew: Crew) -> None:
     supervisor = crew.start()
 
-    guilty = failed_among_others(crew, poisoned_app.never_end)
+    faulty = failed_among_others(crew, poisoned_app.never_end)
 
-    assert_timed_out(crew, guilty, "never_end")
+    assert_timed_out(crew, faulty, "never_end")
     began = set(crew.pids("begin", "never_end"))
     wait_until(lambda: len(ends_of(supervisor)) >= len(began), "the processes with lost threads have ended", WITHIN)
     assert ends_of(supervisor) == ["exit code 7"] * len(began)
@@ -124,9 +124,9 @@ def test_an_endless_handler_is_timed_out_and_its_process_replaced_in_order(crew:
 def test_an_endless_interruptible_handler_costs_no_thread_and_no_process(crew: Crew) -> None:
     supervisor = crew.start()
 
-    guilty = failed_among_others(crew, poisoned_app.never_end_unless_interrupted)
+    faulty = failed_among_others(crew, poisoned_app.never_end_unless_interrupted)
 
-    assert_timed_out(crew, guilty, "never_end_unless_interrupted")
+    assert_timed_out(crew, faulty, "never_end_unless_interrupted")
     supervisor.signal(signal.SIGTERM)
     assert supervisor.wait() == 0
     assert supervisor.log.count("was interrupted: timeout") == poisoned_app.ATTEMPTS
@@ -135,7 +135,7 @@ def test_an_endless_interruptible_handler_costs_no_thread_and_no_process(crew: C
 
 
 def assert_timed_out(crew: Crew, run: Run[None], name: str) -> None:
-    """Each attempt ended when its time was over."""
+    """Assert that each attempt ended by its timeout."""
     info = crew.info_of(run)
     assert (info.error, info.error_class) == ("attempt_timeout", "timeout")
     assert [(past.error, past.error_class) for past in info.past_attempts] == [("attempt_timeout", "timeout")]
@@ -147,12 +147,12 @@ def assert_timed_out(crew: Crew, run: Run[None], name: str) -> None:
 def test_a_handler_that_allocates_without_end_fails_by_itself(crew: Crew, at_a_time: int) -> None:
     supervisor = crew.start("--memory-limit", "300MB")
     runs = crew.submit_counts(COUNT)
-    guilty = poisoned_app.allocate_without_end.submit(at_a_time)
+    faulty = poisoned_app.allocate_without_end.submit(at_a_time)
     others = crew.submit_counts(COUNT, first=COUNT)
 
-    await_failure(crew, guilty)
+    await_failure(crew, faulty)
     crew.assert_all_ended_well([*runs, *others], WITHIN)
-    info = crew.info_of(guilty)
+    info = crew.info_of(faulty)
     assert (info.error, info.error_class) == ("MemoryError: ", "transient")
     assert [past.error for past in info.past_attempts] == ["MemoryError: "]
     assert len(crew.pids("begin", "allocate_without_end")) == poisoned_app.ATTEMPTS
@@ -173,11 +173,11 @@ def test_a_process_that_leaks_is_replaced_in_order_before_it_fails(crew: Crew) -
 def test_whatever_a_handler_raises_is_a_failure_like_any_other(crew: Crew, name: str) -> None:
     supervisor = crew.start(processes=1)
     runs = crew.submit_counts(COUNT)
-    guilty = poisoned_app.raise_something.submit(name)
+    faulty = poisoned_app.raise_something.submit(name)
 
-    await_failure(crew, guilty)
+    await_failure(crew, faulty)
     crew.assert_all_ended_well(runs, WITHIN)
-    info = crew.info_of(guilty)
+    info = crew.info_of(faulty)
     assert (info.error or "").startswith(f"{name}: ")
     assert info.error_class == "transient"
     assert len(crew.pids("begin", name)) == poisoned_app.ATTEMPTS
@@ -189,11 +189,11 @@ def test_whatever_a_handler_raises_is_a_failure_like_any_other(crew: Crew, name:
 def test_after_a_handler_that_closes_every_file_work_goes_on(crew: Crew) -> None:
     crew.start()
     runs = crew.submit_counts(COUNT)
-    guilty = poisoned_app.close_every_file.submit()
+    faulty = poisoned_app.close_every_file.submit()
     others = crew.submit_counts(COUNT, first=COUNT)
 
     crew.assert_all_ended_well([*runs, *others], WITHIN)
-    wait_until(lambda: guilty.state() in (PublicState.COMPLETED, PublicState.FAILED), "it has ended", WITHIN)
+    wait_until(lambda: faulty.state() in (PublicState.COMPLETED, PublicState.FAILED), "it has ended", WITHIN)
     crew.assert_all_ended_well(crew.submit_counts(COUNT, first=2 * COUNT), WITHIN, first=2 * COUNT)
 
 
@@ -211,17 +211,17 @@ def test_a_worker_stops_in_spite_of_threads_that_a_handler_left_running(crew: Cr
 
 def test_ten_tasks_that_kill_their_process_delay_good_work_for_seconds(crew: Crew) -> None:
     supervisor = crew.start(lease="1s", processes=4)
-    guilty = poisoned_app.kill_itself.submit_many([()] * 10)
+    faulty = poisoned_app.kill_itself.submit_many([()] * 10)
     runs = crew.submit_counts(2 * COUNT)
     began = time.monotonic()
     crew.assert_all_ended_well(runs, WITHIN)
     took = time.monotonic() - began
-    for run in guilty:
+    for run in faulty:
         await_failure(crew, run)
 
     assert took < 25
     # Each costs a worker at most twice, and then a process that does nothing else.
-    assert len(ends_of(supervisor)) <= 2 * len(guilty)
+    assert len(ends_of(supervisor)) <= 2 * len(faulty)
     assert len(supervisor.children()) == 4
 
 

@@ -167,7 +167,7 @@ def test_closing_a_store_ends_the_calls_of_other_threads_by_typed_errors(
     assert [error for error in raised if not isinstance(error, TransportError)] == []
 
 
-def test_a_pool_that_begins_anew_uses_none_of_its_old_connections(server: ValkeyServer) -> None:
+def test_a_reset_pool_uses_none_of_its_old_connections(server: ValkeyServer) -> None:
     pool = pool_of(server.url)
     old = pool.get_connection()
     pool.release(old)

@@ -24,7 +24,7 @@ def watched() -> Iterator[WatchedValkey]:
 
 @contextmanager
 def standing_still(*servers: ValkeyServer) -> Iterator[None]:
-    """Servers that do nothing, and keep their connections."""
+    """Stop servers, which keep their connections."""
     pids = [server.client().info("server")["process_id"] for server in servers]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -36,7 +36,7 @@ def standing_still(*servers: ValkeyServer) -> Iterator[None]:
 
 
 def assert_waits_for_replicas(url: str, replicas: list[ValkeyServer]) -> None:
-    """Writing waits for replicas, reading does not, and what was not replicated in time may be sent again."""
+    """Assert that writes wait for replicas, that reads do not, and that a late write may be sent again."""
     with opened(url, retry_for=0) as engine, opened(url, retry_for=0) as again:
         engine.prepare()
         there = created(engine)

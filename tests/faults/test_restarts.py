@@ -77,7 +77,7 @@ def test_each_task_runs_once_although_its_store_is(
 def test_handlers_run_on_without_their_store_and_results_arrive_later(server: ValkeyServer, site: Site) -> None:
     site.start_two(LEASE)
     through = site.tasks.last.submit_many((number, LASTING) for number in range(4))
-    # These end while nobody can be told.
+    # These end while the store cannot be told.
     meanwhile = site.tasks.last.submit_many((number, AWAY / 2) for number in range(4, 8))
     wait_until(lambda: site.begun().total() == 8, "they have begun")
     server.kill()

@@ -1,4 +1,4 @@
-"""A primary that sentinels watch dies, gives way or is cut off under load: whoever works with it follows by himself."""
+"""A primary that sentinels watch dies, fails over or is cut off under load: its clients follow the new primary."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ COUNT = 200
 WITHIN = 20.0
 # What is in flight when its process is killed is claimed again when this is over.
 LEASE = "2s"
-# With leases of a minute, only what is handed back is with somebody else in time.
+# With leases of a minute, only work that is handed back reaches another worker in time.
 LONG_LEASE = "60s"
 
 

@@ -1,4 +1,4 @@
-"""Stores over TLS: work is done as without, and whoever cannot be trusted is refused with what to do about it."""
+"""Stores over TLS: work is done as without, and an untrusted server is refused with what to do about it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates of somebody else."""
+    """Issue certificates by an authority that is not trusted."""
     return Certificates.made_in(tmp_path_factory.mktemp("tls") / "strange")
 
 
@@ -163,7 +163,7 @@ def test_a_cluster_is_reached_over_tls(certificates: Certificates) -> None:
 
 
 def assert_refused(url: str, says: str) -> None:
-    """The store is refused for its TLS at once, however patient the caller is, and no secret is told."""
+    """Assert that the store is refused for its TLS at once, for any `retry_for`, and that no secret is shown."""
     with opened(url) as engine, refused("tls_failed") as caught:
         engine.prepare()
 

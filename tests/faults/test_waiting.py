@@ -69,7 +69,7 @@ def test_two_thousand_who_wait_share_two_connections_and_do_not_poll(server: Val
         with ThreadPoolExecutor(WAITING) as pool:
             results = [pool.submit(run.result, 60) for run in runs]
             # Each has looked once, and then asked to be told.
-            wait_until(lambda: calls(server) >= asked + 2 * WAITING, "everybody waits", 30)
+            wait_until(lambda: calls(server) >= asked + 2 * WAITING, "every caller waits", 30)
             before, since = calls(server), time.monotonic()
             time.sleep(SILENT_SECONDS)
             spent = calls(server) - before

@@ -70,7 +70,7 @@ class Crew:
         return [int(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{word} {what} ")]
 
     def begun(self) -> Counter[int]:
-        """Return how often each number was begun by anybody."""
+        """Return how often each number was begun by any worker."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         words = [line.split(" ") for line in lines]
         return Counter(int(what) for word, what, _ in words if word == "begin" and what.isdecimal())
@@ -78,7 +78,7 @@ class Crew:
     # Work
 
     def submit_counts(self, count: int, first: int = 0) -> list[Run[int]]:
-        """Ordinary short tasks."""
+        """Submit ordinary short tasks."""
         return poisoned_app.count.submit_many((number,) for number in range(first, first + count))
 
     def info_of(self, run: Run[object] | Run[int] | Run[str] | Run[None]) -> ExecutionInfo:
@@ -99,7 +99,7 @@ class Crew:
         return [each.worker_instance_id for each in page if isinstance(each, WorkerInfo) and each.alive]
 
     def assert_all_ended_well(self, runs: Sequence[Run[int]], timeout: float, first: int = 0) -> None:
-        """Every number has its result, once; it was begun again only where its worker was lost or memory was short."""
+        """Assert that every number has one result, and ran again only where a worker was lost or memory was short."""
         for place, run in enumerate(runs):
             assert run.result(timeout) == first + place
         outcomes = self.outcomes()

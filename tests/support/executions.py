@@ -71,7 +71,7 @@ def running(engine: Engine, **changes: Any) -> Claimed:
 
 
 def same_partition_ids(engine: Engine, count: int) -> list[ExecutionId]:
-    """Ids that lie in one partition, in the order of their making."""
+    """Mint ids of one partition, in ascending order."""
     ids: list[ExecutionId] = []
     while len(ids) < count:
         minted = ExecutionId.mint(engine.partitions)
@@ -81,7 +81,7 @@ def same_partition_ids(engine: Engine, count: int) -> list[ExecutionId]:
 
 
 def ids_in(engine: Engine, partition: int, count: int) -> list[ExecutionId]:
-    """Ids that lie in a partition, in the order of their making."""
+    """Mint ids of a partition, in ascending order."""
     ids: list[ExecutionId] = []
     while len(ids) < count:
         minted = ExecutionId.mint(engine.partitions)
@@ -98,7 +98,7 @@ def all_created(engine: Engine, args: Sequence[CreateExecutionArgs]) -> list[Exe
 
 
 def queue(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
-    """Work in one partition, first come first."""
+    """Create work in one partition, in the order of its ids."""
     ids = same_partition_ids(engine, count)
     return all_created(engine, [creation(execution_id=each, **changes) for each in ids])
 

@@ -81,7 +81,7 @@ def terminate() -> int | None:
 
 @worker.task
 def take_much(way: str) -> int | None:
-    """Have another process take more memory than this one may, and return how it ended."""
+    """Run a process that takes more memory than this one may, and return how it ended."""
     if way == "subprocess":
         return subprocess.run([sys.executable, "-c", f"bytearray({MUCH})"], check=False).returncode
     if way == "system":

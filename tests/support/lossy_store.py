@@ -1,4 +1,4 @@
-"""A store that loses replies: what it was asked for is done, and whoever asked does not learn it."""
+"""A store that loses replies: the call is carried out, and its caller gets an error."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class LosingStore(Store):
         return self.behind.info()
 
     def close(self) -> None:
-        """Do nothing: the store behind belongs to somebody else."""
+        """Do nothing: another owner closes the wrapped store."""
 
 
 def empty_store_beside(engine: Engine) -> ValkeyStore:

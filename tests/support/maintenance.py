@@ -19,12 +19,12 @@ HandleDue: TypeAlias = Callable[[Engine], None]
 
 
 def by_keeper(engine: Engine) -> None:
-    """A keeper handles what is due."""
+    """Handle what is due as a lease keeper does."""
     upkeep_all(engine)
 
 
 def by_claim(engine: Engine) -> None:
-    """Nobody but a worker of another lane comes by."""
+    """Handle what is due by a claim of another lane."""
     engine.claim_many(request("elsewhere", worker="passer-by"))
 
 

@@ -1,6 +1,6 @@
 """One execution and one partition of the model: the states, what time does to them, and what a claim finds.
 
-A partition is a world of its own: time acts on it when somebody visits it, by a claim or by upkeep.
+Partitions are independent: what is due in one happens when a claim or a call of maintenance visits it.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Partition:
     # Time
 
     def keep_pace(self, now: int) -> None:
-        """A call that ended something removes up to twice as much of what is overdue."""
+        """Remove overdue records, up to twice as many as the call ended."""
         due = [each for each in self.executions.values() if each.due_index == "retention" and (each.due or now) < now]
         for execution in sorted(due, key=lambda each: (each.due, each.id.uuid))[: 2 * self.ended]:
             while self._age(execution, now):
@@ -152,7 +152,7 @@ class Partition:
         self.ended = 0
 
     def visit(self, now: int) -> None:
-        """Everything that time has brought about by now takes effect, in the order of when it was due."""
+        """Apply every transition that is due by now, in the order of their moments."""
         due = [each for each in self.executions.values() if each.due is not None and each.due <= now]
         for execution in sorted(due, key=lambda each: (each.due, each.id.uuid)):
             while self._age(execution, now):

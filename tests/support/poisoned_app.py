@@ -16,13 +16,13 @@ from flowfabric_worker import RetryPolicy, Worker
 
 JOURNAL_VARIABLE: Final = "POISONED_JOURNAL"
 COUNT_SECONDS: Final = 0.02
-# Whoever kills its process is handed out again so often: from the second time on it runs alone.
+# A task that kills its process is claimed again so often, isolated from the second time on.
 MAX_RECLAIMS: Final = 2
 ATTEMPTS: Final = 2
 MEGABYTE: Final = 1 << 20
 
 _retry = RetryPolicy(max_retries=ATTEMPTS - 1, backoff="fixed", initial=timedelta(milliseconds=50))
-# What suffers from a neighbour that takes all memory is tried again until there is some.
+# A task that fails because another one takes all memory is retried until there is some.
 _patient = RetryPolicy(max_retries=100, backoff="fixed", initial=timedelta(milliseconds=100))
 
 worker = Worker("poisoned", defaults={"max_reclaims": MAX_RECLAIMS})
@@ -47,7 +47,7 @@ def _without_letting_go(function: str, *arguments: int) -> None:
 
 @worker.task(retry=_patient, max_reclaims=100)
 def count(number: int) -> int:
-    """Return what everybody else does: a short task that says when it begins and ends."""
+    """Return `number` after a short time, and note when the task begins and ends."""
     note("begin", number)
     time.sleep(COUNT_SECONDS)
     note("end", number)

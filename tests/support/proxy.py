@@ -13,7 +13,7 @@ CHUNK = 65536
 
 
 class Listener(ABC):
-    """Listens on a port of the loopback, and has a thread that serves whoever connects.
+    """A thread that listens on a port of the loopback and serves every connection.
 
     Attributes:
         port: where it listens.
@@ -71,7 +71,7 @@ class Proxy(Listener):
     # How it behaves
 
     def swallow(self, *, calls: bool = True, replies: bool = True) -> None:
-        """From now on drops what the client sends, what the server sends, or both; new connections are accepted.
+        """Start to drop what the client sends, what the server sends, or both; new connections are accepted.
 
         When it returns, nothing that came later is on its way.
         """
@@ -79,7 +79,7 @@ class Proxy(Listener):
             self._swallows_calls, self._swallows_replies = calls, replies
 
     def pass_on(self) -> None:
-        """From now on lets everything through, but for connections that lost something."""
+        """Stop dropping, except on connections that have lost something."""
         self.swallow(calls=False, replies=False)
 
     def cut(self) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Threads take turns so often that every gap between two steps is hit."""
+    """Switch threads so often that every gap between two steps is hit."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:

@@ -270,7 +270,7 @@ def other_setup(engine: Engine) -> Act:
 
 
 def real_store(engine: Engine) -> Act:
-    """Erasing a store that was set up for real work."""
+    """Try to erase a store that was set up for real work."""
     store = empty_store_beside(engine)
     other = Engine(lambda: (store, engine.partitions))
     other.prepare()

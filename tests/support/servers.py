@@ -93,7 +93,7 @@ class ValkeyServer:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now, whose cluster ports (+ 10000) exist."""
+    """Find loopback ports that are free now and whose cluster ports (+ 10000) exist."""
     sockets = []
     ports: list[int] = []
     while len(ports) < count:

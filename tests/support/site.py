@@ -93,11 +93,11 @@ class Site:
         return [line.number for line in lines_of(self.journal) if line.word == "begin" and line.pid == process.pid]
 
     def counted(self, word: Word) -> Counter[int]:
-        """Return how often a word was written down for each number by anybody."""
+        """Return how often a word was written down for each number by any worker."""
         return Counter(line.number for line in lines_of(self.journal) if line.word == word)
 
     def begun(self) -> Counter[int]:
-        """Return how often each number was begun by anybody."""
+        """Return how often each number was begun by any worker."""
         return self.counted("begin")
 
     def begun_again(self) -> set[int]:
@@ -128,7 +128,7 @@ class Site:
         assert results == list(range(first, first + len(runs)))
 
     def assert_each_ended_once(self, runs: Sequence[Run[int]]) -> None:
-        """No outcome is missing, no outcome was announced twice, and no failure was counted."""
+        """Assert that no outcome is missing or announced twice, and that no failure was counted."""
         events = list(self.worker.engine.subscribe_completions(timeout=timedelta(0)))
         assert {event.outcome for event in events} == {TerminalOutcome.SUCCESS}
         assert Counter(event.execution_id for event in events) == Counter(run.id for run in runs)

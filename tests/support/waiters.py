@@ -18,7 +18,7 @@ from tests.support.executions import LANE, TASK, claimed_ids, created, ids_in, r
 from tests.support.servers import wait_until
 
 LONG = timedelta(seconds=30)
-# Whoever is not woken looks by himself after 10 s; who is woken comes well before that.
+# A waiter that is not woken looks by itself after 10 s; one that is woken returns well before that.
 AT_ONCE = 2.0
 
 Opener: TypeAlias = Callable[[], Engine]

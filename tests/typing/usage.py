@@ -25,7 +25,7 @@ def receipt(order: int, *, to: str) -> list[str]:
 
 
 def right() -> None:
-    """What must be accepted, with the types that must come out."""
+    """Use what must be accepted, with the types that must come out."""
     assert_type(price(7), float)
     assert_type(price.submit(7, country="fr"), Run[float])
     assert_type(price.submit(7).result(), float)
@@ -42,7 +42,7 @@ def right() -> None:
 
 
 def wrong() -> None:
-    """What must be an error."""
+    """Use what must be an error."""
     price("seven")  # type: ignore[arg-type]
     price.submit("seven")  # type: ignore[arg-type]
     price.submit()  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""The records of the rooms around executions, and the base class that names their operations."""
+"""The types of the areas around executions, and the base class that names their operations."""
 
 from __future__ import annotations
 

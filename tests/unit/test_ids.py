@@ -229,10 +229,10 @@ def test_capabilities_have_a_most_of_tokens() -> None:
 def test_capabilities_have_a_most_of_bytes_with_the_commas_between_them(letter: str) -> None:
     size = len(letter.encode())
     tokens = [letter * (1000 // size) + str(number) for number in range(4)]
-    room = MAX_CAPABILITIES_BYTES - len(",".join(tokens).encode()) - 1
+    remaining = MAX_CAPABILITIES_BYTES - len(",".join(tokens).encode()) - 1
 
-    assert check_capabilities([*tokens, "x" * room])
-    assert refusal(check_capabilities, [*tokens, "x" * (room + 1)]).code == "invalid_capabilities"
+    assert check_capabilities([*tokens, "x" * remaining])
+    assert refusal(check_capabilities, [*tokens, "x" * (remaining + 1)]).code == "invalid_capabilities"
 
 
 def test_a_forked_process_mints_ids_though_its_parent_was_minting_one() -> None:

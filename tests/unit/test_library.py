@@ -44,7 +44,7 @@ def test_the_engine_calls_what_is_offered_and_nothing_is_offered_in_vain() -> No
     assert called() == set(registered())
 
 
-def test_the_preludes_stand_before_the_rooms() -> None:
+def test_the_preludes_come_before_the_areas() -> None:
     names = [name for name, _ in lua_files()]
     preludes = [name for name in names if name.startswith("prelude")]
 
@@ -76,7 +76,7 @@ def test_any_change_makes_a_library_of_another_name(monkeypatch: pytest.MonkeyPa
     assert changed.name != library().name
 
 
-def test_rooms_do_not_share_their_local_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_areas_do_not_share_their_local_names(monkeypatch: pytest.MonkeyPatch) -> None:
     made = with_files(monkeypatch, [("prelude.lua", "local ff = {}\n"), ("a.lua", "local x = 1\n")])
 
     assert made.source.endswith("local ff = {}\n\ndo\nlocal x = 1\nend\n")

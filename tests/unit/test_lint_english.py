@@ -16,6 +16,8 @@ BAD = {
     "a statement for a docstring": ("a.py", 'def f():\n    """Whether it ends."""\n', "f: begin with a verb"),
     "a noun for a docstring": ("a.py", 'class A:\n    def f(self):\n        """The lease."""\n', "not 'The'"),
     "a verb in the third person": ("a.py", 'async def f():\n    """Returns it."""\n', "not 'Returns'"),
+    "a banned word in a name": ("a.py", "def wake_whoever_waits():\n    pass\n", "wake_whoever_waits: write"),
+    "a banned word in the name of a class": ("a.py", "class NobodyWaits:\n    pass\n", "NobodyWaits: write"),
 }
 
 GOOD = {

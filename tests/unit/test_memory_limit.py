@@ -27,7 +27,7 @@ class Looks:
         self.watch = MemoryWatch(LIMIT, self.worn.append)
 
     def look(self, part: float) -> None:
-        """The next look, at a part of the limit."""
+        """Look at the memory, at a part of the limit."""
         self.used = int(part * LIMIT)
         self.watch()
         self.moment += LOOK_EVERY
@@ -47,7 +47,7 @@ def test_a_process_is_worn_at_the_third_look_close_to_its_limit(looks: Looks) ->
     assert looks.worn == ["it uses 95 MiB of 100 MiB"]
 
 
-def test_a_look_that_is_not_close_begins_the_count_anew(looks: Looks) -> None:
+def test_a_look_that_is_not_close_resets_the_count(looks: Looks) -> None:
     for part in (0.95, 0.95, 0.5, 0.95, 0.95):
         looks.look(part)
     assert looks.worn == []

@@ -169,7 +169,7 @@ def test_sentinels_get_their_own_user_and_password(options: str, user: str | Non
         assert "hun" not in repr(pool)
 
 
-def test_sentinels_that_are_away_hold_nobody_up_for_long() -> None:
+def test_sentinels_that_are_away_delay_no_call_for_long() -> None:
     (pool,) = sentinel_pools("valkey+sentinel://h/shop?timeout=30")
 
     assert settings(pool)["socket_connect_timeout"] == settings(pool)["socket_timeout"] == 1.0

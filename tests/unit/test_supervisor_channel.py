@@ -151,5 +151,5 @@ def test_a_worker_process_obeys_its_supervisor_and_stops_without_it() -> None:
     assert [heard.get(timeout=10) for _ in range(3)] == [("stop",), ("hurry",), ("another", "killed by SIGKILL")]
     ours.close()
     assert heard.get(timeout=10) == ("stop",)
-    # It lives on without anybody to hear it.
+    # It works on although no supervisor reads the channel.
     line.beat()

@@ -220,7 +220,7 @@ def test_a_policy_reads_back(policy: ExecutionPolicy) -> None:
     assert decode_policy(encode_policy(policy), class_of(policy)) == policy
 
 
-def test_the_default_policy_takes_no_room() -> None:
+def test_the_default_policy_takes_no_bytes() -> None:
     policy = ExecutionPolicy()
 
     assert encode_policy(policy) == b""

@@ -86,7 +86,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             stack.enter_context(worker.eager())
 
         def start() -> None:
-            """One thread, so that the order of runs can be told; to be called when the tasks are there."""
+            """Start one thread, so that the order of runs is known; call it when the tasks are there."""
             if request.param != "eager":
                 runtime = Runtime(worker, WorkerSettings(threads=1))
                 stack.callback(runtime.stop, timedelta())

@@ -29,12 +29,12 @@ from flowfabric_worker.engine.types.feed import CompletionFilter
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.types.workers import WorkerInfo
 
-NOBODY = "{fp:0}:01890000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "{fp:0}:01890000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
 def url() -> str:
-    """Provide a store in this process that nobody else uses."""
+    """Provide a store in this process for one test."""
     return f"memory://{uuid4().hex}"
 
 
@@ -167,11 +167,11 @@ def test_waiting_for_a_result_ends_in_time_and_the_work_goes_on(client: Client) 
 
 
 def test_what_does_not_exist_is_none_or_not_found(client: Client) -> None:
-    assert client.get(NOBODY) is None
-    assert client.explain(NOBODY) is None
+    assert client.get(UNKNOWN_ID) is None
+    assert client.explain(UNKNOWN_ID) is None
     for call in (client.result, client.cancel, client.replay):
         with pytest.raises(NotFoundError):
-            call(NOBODY)
+            call(UNKNOWN_ID)
     with pytest.raises(ValidationError, match="abc"):
         client.get("abc")
 

@@ -53,7 +53,7 @@ def test_a_run_past_its_timeout_fails_and_its_handler_is_told(worker: Worker, st
 
     assert (info.public_state, info.error_class) == (PublicState.FAILED, FailureClass.TIMEOUT)
     assert info.error == "attempt_timeout"
-    # One busy thread claims nothing, so nobody else looks for what is due.
+    # One busy thread claims nothing, so no other call looks for what is due.
     assert time.monotonic() - began < 2
     wait_until(lambda: told == ["timeout"], "the handler was told")
 
@@ -324,7 +324,7 @@ def test_sleep_lasts_as_long_as_it_says(worker: Worker, start: Start) -> None:
 
     info = in_state(worker, run, PublicState.DELAYED)
     assert info.delay_until_ms == datetime(2030, 1, 1, 1, tzinfo=UTC).timestamp() * 1000
-    # Nobody who waits is told of a clock that is set: whoever claims anew sees it.
+    # A waiting worker is not told of a clock that is set; a new claim sees it.
     runtime.stop()
     worker.engine.set_clock(datetime(2030, 1, 1, 1, tzinfo=UTC))
     start(worker)

@@ -229,7 +229,7 @@ def test_a_paused_lane_is_named(worker: Worker) -> None:
         task.submit("a")
 
 
-def test_what_could_not_end_is_cancelled_and_troubles_nobody_afterwards(worker: Worker) -> None:
+def test_an_execution_that_could_not_end_is_cancelled_and_never_runs(worker: Worker) -> None:
     task = worker.task(len)
 
     @worker.task

@@ -80,7 +80,7 @@ def test_what_waits_behind_a_slow_task_goes_to_a_worker_that_is_free(
     for run in quick:
         run.result(10)
 
-    assert time.monotonic() - began < 5, "nobody waits for a lease of 30 s"
+    assert time.monotonic() - began < 5, "no worker waits for a lease of 30 s"
     assert not over.is_set()
     assert slow.state() is PublicState.ACTIVE
     assert set(where) <= {"there fresh 0", "there resumed 0"}
@@ -121,7 +121,7 @@ def test_what_waits_stays_where_it_is_while_no_other_worker_is_free(
     for run in quick:
         run.result(10)
     assert where == ["here 0"] * 10
-    wait_until(lambda: runtime._leases.outstanding() == 0, "its room is free again")
+    wait_until(lambda: runtime._leases.outstanding() == 0, "its place is free again")
 
 
 def test_a_worker_that_waits_for_other_work_gets_none_of_it(
@@ -156,7 +156,7 @@ def test_waiting_work_runs_once_when_its_worker_stops_while_offering_it(
             answers = release(handles, **options)
             answered.set()
             return answers
-        # What the keeper was answered is that nobody wants it: it puts it back.
+        # The keeper's answer says that no worker wants it, so the keeper puts it back.
         assert answered.wait(10)
         return release(handles)
 

@@ -212,7 +212,7 @@ def lose_by_cancel(worker: Worker, run: Run[Any], monkeypatch: pytest.MonkeyPatc
 
 
 def lose_by_timeout(worker: Worker, run: Run[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its task has one."""
+    """Do nothing: the task has a timeout."""
 
 
 def lose_by_silence(worker: Worker, run: Run[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +481,9 @@ class Around(Middleware):
 
 
 @pytest.mark.parametrize("middleware", [(), (Middleware(),), (Around(),), (lambda _: None,)])
-def test_no_thread_is_started_where_nobody_overrides_a_hook(another: Another, start: Start, middleware: Any) -> None:
+def test_no_thread_is_started_if_no_middleware_overrides_a_hook(
+    another: Another, start: Start, middleware: Any
+) -> None:
     worker = another(*middleware)
     worker.task(len)
     start(worker)

@@ -36,7 +36,7 @@ def over() -> Iterator[threading.Event]:
 
 
 def spin(over: threading.Event) -> None:
-    """Loops without ever asking whether it should go on."""
+    """Loop without ever asking whether to go on."""
     while not over.is_set():
         pass
 
@@ -49,7 +49,7 @@ def by_cancel(run: Run[Any], worker: Worker, runtime: Runtime, monkeypatch: pyte
 
 
 def by_timeout(run: Run[Any], worker: Worker, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its task has one."""
+    """Do nothing: the task has a timeout."""
 
 
 def by_lost_lease(run: Run[Any], worker: Worker, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def struck_at_random(rounds: int, steps: Callable[[Target, random.Random], objec
                     target.run(functools.partial(steps, target, chance))
                     ends["whole"] += 1
                 except Interrupted:
-                    # One that nobody asked for is the one of an earlier run.
+                    # An interruption that was not asked for belongs to an earlier run.
                     ends["interrupted" if target.struck else "stray"] += 1
                 # From here on, nothing may come: neither now nor in the next round.
                 for _ in range(20):

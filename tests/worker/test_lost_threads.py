@@ -53,7 +53,7 @@ def test_a_pool_of_one_thread_works_on_when_its_thread_is_lost(
     with pytest.raises(ExecutionFailed, match="timeout"):
         run.result(10)
 
-    # Nobody wants what it returns, and nobody waits for it.
+    # Its result no longer counts, and no other task waits for its thread.
     assert [add.submit(number).result(10) for number in range(5)] == [1, 2, 3, 4, 5]
     assert not over.is_set()
     assert lost_threads(runtime) == 1
@@ -79,7 +79,7 @@ def test_a_lost_thread_ends_with_its_handler_and_its_result_is_dropped(
     assert add.submit(1).result(10) == 2
 
 
-def test_room_is_counted_right_when_threads_were_lost_and_came_back(
+def test_capacity_is_counted_right_when_threads_were_stuck_and_returned(
     served: Worker, start: Start, over: threading.Event
 ) -> None:
     deaf = served.task(name="deaf", timeout=TIMEOUT)(lambda: over.wait(30))

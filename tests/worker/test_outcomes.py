@@ -274,12 +274,12 @@ def test_an_outcome_that_a_handler_raises_passes_except_exception(worker: Worker
 def test_cancel_ends_the_execution_as_cancelled(worker: Worker, start: Start) -> None:
     @worker.task(retry=AT_ONCE)
     def given_up() -> None:
-        raise Cancel("nobody wants it")
+        raise Cancel("no longer needed")
 
     start(worker)
     info = ended(worker, given_up.submit())
 
-    assert (info.public_state, info.cancel_reason) == (PublicState.CANCELLED, "nobody wants it")
+    assert (info.public_state, info.cancel_reason) == (PublicState.CANCELLED, "no longer needed")
     assert (info.cancelled_by, info.total_attempt_count) == ("lease_holder", 1)
 
 
@@ -392,7 +392,7 @@ def test_a_result_over_the_limit_fails_for_good(start: Start) -> None:
     worker.close()
 
 
-def test_work_for_a_task_that_nobody_here_knows_is_never_claimed(worker: Worker, start: Start) -> None:
+def test_work_for_a_task_that_the_worker_does_not_know_is_never_claimed(worker: Worker, start: Start) -> None:
     @worker.task
     def known() -> str:
         return "done"

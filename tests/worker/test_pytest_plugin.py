@@ -16,7 +16,7 @@ SHOP = """
 from datetime import timedelta
 from flowfabric_worker import RetryPolicy, Worker
 
-worker = Worker("shop", "valkey://nobody.invalid:1")
+worker = Worker("shop", "valkey://unreachable.invalid:1")
 sent = []
 
 @worker.task(retry=RetryPolicy(max_retries=1, initial=timedelta(hours=1), jitter=False))
@@ -112,7 +112,7 @@ def test_all_fixtures_work_on_the_applications_own_worker(application: pytest.Py
             assert run.result(0) == "receipt 7"
 
         def test_the_store_of_production_is_back():
-            assert shop.worker.url == "valkey://nobody.invalid:1"
+            assert shop.worker.url == "valkey://unreachable.invalid:1"
         """
     )
     application.runpytest_subprocess().assert_outcomes(passed=3)

@@ -322,7 +322,7 @@ def test_nothing_is_kept_of_failed_tasks(served: Worker, start: Start) -> None:
         return tracemalloc.get_traced_memory()[0]
 
     runtime = start(served)
-    # Without the collector only what nobody holds goes away: no cycle may hold the frames.
+    # Without the collector only what has no reference is freed: no cycle may hold the frames.
     gc.collect()
     gc.disable()
     tracemalloc.start()

@@ -25,7 +25,7 @@ BLINK = timedelta(milliseconds=50)
 
 
 def signal_from_outside(number: int) -> None:
-    """Have another process send this one a signal, as an operator does, a moment later."""
+    """Send this process a signal from another one, as an operator does, a moment later."""
     subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -{int(number)} {os.getpid()}"])
 
 
@@ -72,7 +72,7 @@ def test_what_still_runs_after_the_grace_starts_elsewhere_at_once(another: Anoth
     runtime.stop(timedelta(milliseconds=100))
     results = {run.result(10) for run in runs}
 
-    assert time.monotonic() - began < 5, "nobody waits for the leases of 30 s"
+    assert time.monotonic() - began < 5, "no worker waits for the leases of 30 s"
     assert results <= {"elsewhere fresh 0", "elsewhere resumed 0"}
     for run in runs:
         info = info_of(other, run)
