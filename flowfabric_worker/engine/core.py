@@ -207,8 +207,8 @@ class EngineCore:
         """Run a function that takes many items, each `(partition, arguments)`, and answers each by itself.
 
         The items go out in bounded batches per partition, one batch after the other, so that others get their turn at
-        the server. What a partition answers `again`, because the call had its share of the server's time, goes out in
-        another round, as long as each round gets on.
+        the server. Items that are answered `batch_full` are sent again in another round, as long as each round
+        progresses.
         """
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
@@ -422,7 +422,7 @@ def as_error(reply: Reply, partition: int) -> Reply | EngineError:
 
 def is_put_off(answer: object) -> bool:
     """Return whether a call was full before this item."""
-    return isinstance(answer, EngineError) and answer.code == "again"
+    return isinstance(answer, EngineError) and answer.code == "batch_full"
 
 
 def size_of(arguments: Item) -> int:

@@ -274,7 +274,7 @@ CODES: dict[str, Row] = {
     "store_not_supported": Row(UnavailableError, False, "The store cannot be used."),
     # what is full
     "resource_exhausted": Row(ResourceExhaustedError, True, "A limit is reached."),
-    "again": Row(ResourceExhaustedError, True, "The call was full before this item; send it again."),
+    "batch_full": Row(ResourceExhaustedError, True, "The call was full before this item; send it again."),
     "too_many_classes": Row(
         ResourceExhaustedError, True, "The lane holds work of too many kinds; use more lanes.", ("lane", "limit")
     ),

@@ -1,25 +1,28 @@
--- operating: what an operator or a producer does to an execution, without a lease.
+-- What an operator or a producer does to an execution or a lane, without a lease.
 
 local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'started', 'replay_count', 'answered', 'last' } })
 
--- The record that a call is about, whose first arguments are uuid, pack{namespace} and call; or nil and its answer, when
--- it was given before or there is nothing to operate on.
-local function load_once(ctx, args)
-  local record, failure = ff.load_in(ctx, args[2], args[1], OPERATE)
+-- Load the record that an operator's call is about. Returns nil and the reply to give if the call was answered before or
+-- the namespace has no such execution.
+local function load_once(ctx, uuid, namespace, call_id)
+  local record, failure = ff.load_in(ctx, namespace, uuid, OPERATE)
   if not record then
     return nil, failure
   end
-  local before = ff.recall(record.answered, args[3])
+  local before = ff.recall(record.answered, call_id)
   if before then
     return nil, before
   end
   return record
 end
 
--- cancel_execution: ends an execution in any phase. Arguments: uuid, pack{namespace}, call, reason, source. Answers:
--- 'cancelled', also of a cancelled one.
+-- cancel_execution: end an execution as cancelled, in any phase.
+-- Arguments: uuid, pack{namespace}, call id, reason, source.
+-- Replies: 'cancelled', also if the execution was cancelled before.
+-- Errors: execution_not_found, execution_not_active.
 ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
-  local record, answer = load_once(ctx, args)
+  local uuid, namespace, call_id, reason, source = args[1], args[2], args[3], args[4], args[5]
+  local record, answer = load_once(ctx, uuid, namespace, call_id)
   if not record then
     return answer
   elseif record.words.outcome == 'cancelled' then
@@ -29,37 +32,43 @@ ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   end
   answer = { 'cancelled' }
   ff.finish(ctx, record, 'cancelled', {
-    'cancel_reason', args[4], 'cancelled_by', args[5], 'answered', ff.remember(record.answered, args[3], answer),
+    'cancel_reason', reason, 'cancelled_by', source, 'answered', ff.remember(record.answered, call_id, answer),
   }, true)
   return answer
 end)
 
--- change_priority: of work that waits to run, whatever it waits for. Arguments: uuid, pack{namespace}, call,
--- priority. Answers: 'changed' old.
+-- change_priority: change the priority of a runnable execution, also of a delayed or a blocked one.
+-- Arguments: uuid, pack{namespace}, call id, priority.
+-- Replies: 'changed', the priority before.
+-- Errors: execution_not_found, execution_not_eligible.
 ff.register_single('change_priority', {}, function(ctx, args)
-  local record, answer = load_once(ctx, args)
+  local uuid, namespace, call_id, priority = args[1], args[2], args[3], tonumber(args[4])
+  local record, answer = load_once(ctx, uuid, namespace, call_id)
   if not record then
     return answer
   elseif record.words.phase ~= 'runnable' then
-    return ff.failure('execution_not_eligible', args[1], record.words.public)
+    return ff.failure('execution_not_eligible', uuid, record.words.public)
   end
   answer = { 'changed', record.priority }
-  ff.move(ctx, record, nil, { priority = tonumber(args[4]), answered = ff.remember(record.answered, args[3], answer) })
+  ff.move(ctx, record, nil, { priority = priority, answered = ff.remember(record.answered, call_id, answer) })
   return answer
 end)
 
--- replay_execution: an ended execution runs again, from a new place, as a new attempt. Arguments: uuid,
--- pack{namespace}, call. Answers: 'replayed' state.
+-- replay_execution: make an ended execution ready again, in a new place and with a new attempt.
+-- Arguments: uuid, pack{namespace}, call id.
+-- Replies: 'replayed', the new state.
+-- Errors: execution_not_found, execution_not_terminal, max_replays_exhausted.
 ff.register_single('replay_execution', {}, function(ctx, args)
-  local record, answer = load_once(ctx, args)
+  local uuid, namespace, call_id = args[1], args[2], args[3]
+  local record, answer = load_once(ctx, uuid, namespace, call_id)
   if not record then
     return answer
   elseif record.words.phase ~= 'terminal' then
-    return ff.failure('execution_not_terminal', args[1], record.words.public)
+    return ff.failure('execution_not_terminal', uuid, record.words.public)
   end
   local replays = tonumber(record.replay_count or '0')
-  if replays >= (tonumber(ff.policy(record).max_replays) or 10) then
-    return ff.failure('max_replays_exhausted', args[1])
+  if replays >= (tonumber(ff.policy(record).max_replays) or ff.DEFAULT_MAX_REPLAYS) then
+    return ff.failure('max_replays_exhausted', uuid)
   end
   local index, kind, came, started = ff.attempt_parts(record.attempt or '')
   local endings = { success = 'ended_success', cancelled = 'ended_cancelled' }
@@ -72,25 +81,30 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
   answer = { 'replayed', ff.READY .. ff.REPLAY }
   ff.move(ctx, record, answer[2], {
-    answered = ff.remember(record.answered, args[3], answer),
+    answered = ff.remember(record.answered, call_id, answer),
     replay_count = replays + 1,
     place = ctx.now,
     attempts = past,
-    -- What is archived has begun: the next attempt only follows its number.
+    -- The next attempt takes its number from the field `attempt`, so an archived attempt stays there without its start.
     attempt = past and ff.attempt_text(index, kind, came, ''),
     started = past and not record.started and started or nil,
-    -- Only an execution that is completed says so itself.
+    -- Only a completed execution answers a repeated `complete` from its outcome, which the replay removes.
     last = completed and ff.remember_end(record, 'complete', record.fence, { 'completed' }) or nil,
-    -- A deadline that is over belonged to the run that is over.
+    -- A deadline that has passed belonged to the run that has ended.
     deadline = overdue and '' or nil,
   })
   return answer
 end)
 
--- revoke_lease: takes the lease away; the work is ready again. Arguments: uuid, pack{namespace}, call, expected lease id
--- or '', expected instance or '', reason. Answers: 'revoked' lease-id epoch, or 'already' why.
+-- revoke_lease: take a lease away from its holder and make the execution ready again.
+-- Arguments: uuid, pack{namespace}, call id, expected lease id or '', expected instance or '', reason.
+-- Replies: 'revoked', lease id, epoch; or 'already' and why: already_revoked, already_expired,
+-- different_worker_instance_id.
+-- Errors: execution_not_found, execution_not_active, stale_lease.
 ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
-  local record, answer = load_once(ctx, args)
+  local uuid, namespace, call_id = args[1], args[2], args[3]
+  local expected_lease, expected_instance, reason = args[4], args[5], args[6]
+  local record, answer = load_once(ctx, uuid, namespace, call_id)
   if not record then
     return answer
   elseif record.words.phase ~= 'active' then
@@ -101,21 +115,22 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
     return { 'already', 'already_expired' }
   end
   local lease, epoch = ff.fence_parts(record.fence)
-  if args[4] ~= '' and args[4] ~= lease then
-    return ff.failure('stale_lease', args[1])
-  elseif args[5] ~= '' and args[5] ~= ff.unpack(record.holder)[2] then
+  if expected_lease ~= '' and expected_lease ~= lease then
+    return ff.failure('stale_lease', uuid)
+  elseif expected_instance ~= '' and expected_instance ~= ff.unpack(record.holder)[2] then
     return { 'already', 'different_worker_instance_id' }
   end
   answer = { 'revoked', lease, ff.text(epoch) }
   ff.end_lease(ctx, record, {
-    'state', ff.REVOKED, 'revoke_reason', args[6], 'attempt', ff.ended_attempt(ctx, record), 'answered',
-    ff.remember(record.answered, args[3], answer),
+    'state', ff.REVOKED, 'revoke_reason', reason, 'attempt', ff.ended_attempt(ctx, record), 'answered',
+    ff.remember(record.answered, call_id, answer),
   }, true)
   return answer
 end)
 
--- pause_lane, resume_lane: a paused lane hands nothing out and loses nothing. Arguments: lane, call. Answers: 'ok', or
--- 'already' when nothing changed.
+-- pause_lane: stop handing out a lane's work. The lane keeps its work and accepts more.
+-- Arguments: pack{namespace, lane}, call id.
+-- Replies: 'ok', or 'already' if the lane was paused before.
 ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
   local lane, call_id = args[1], args[2]
   local key = ctx.base .. ':lane:' .. lane
@@ -130,6 +145,9 @@ ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
+-- resume_lane: hand out a paused lane's work again.
+-- Arguments: pack{namespace, lane}, call id.
+-- Replies: 'ok', or 'already' if the lane was not paused.
 ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   local lane, call_id = args[1], args[2]
   local key = ctx.base .. ':lane:' .. lane
@@ -140,21 +158,24 @@ ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
   end
   call('HDEL', key, 'paused')
   call('HSET', key, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
-  -- Those who wait ask for the classes by themselves, however many there are.
+  -- Each woken waiter asks for the lane's classes itself, so the number of classes does not matter here.
   ctx.new_in[lane] = true
   ff.flush(ctx)
   return { 'ok' }
 end)
 
--- set_tags: adds and replaces tags. Arguments: uuid, pack{namespace}, call, pack{key, value, ...}, most tags. Answers: 'ok'
--- number of tags, or 'too_many' and what their number would be.
+-- set_tags: add tags to an execution and replace those that it has.
+-- Arguments: uuid, pack{namespace}, call id, pack{key, value, ...}, most tags.
+-- Replies: 'ok', the number of tags; or 'too_many', the number that there would be.
+-- Errors: execution_not_found.
 ff.register_single('set_tags', {}, function(ctx, args)
-  local record, answer = load_once(ctx, args)
+  local uuid, namespace, call_id, tags, most_tags = args[1], args[2], args[3], args[4], tonumber(args[5])
+  local record, answer = load_once(ctx, uuid, namespace, call_id)
   if not record then
     return answer
   end
   local order, values = {}, {}
-  for _, text in ipairs({ record.tags or '', args[4] }) do
+  for _, text in ipairs({ record.tags or '', tags }) do
     local parts = ff.unpack(text)
     for i = 1, #parts, 2 do
       if not values[parts[i]] then
@@ -163,7 +184,7 @@ ff.register_single('set_tags', {}, function(ctx, args)
       values[parts[i]] = parts[i + 1]
     end
   end
-  if #order > tonumber(args[5]) then
+  if #order > most_tags then
     return { 'too_many', #order }
   end
   table.sort(order)
@@ -176,29 +197,32 @@ ff.register_single('set_tags', {}, function(ctx, args)
   if ff.pack(flat) == record.tags then
     return answer
   end
-  ff.move(ctx, record, nil, { tags = ff.pack(flat), answered = ff.remember(record.answered, args[3], answer) })
+  ff.move(ctx, record, nil, { tags = ff.pack(flat), answered = ff.remember(record.answered, call_id, answer) })
   return answer
 end)
 
--- purge: removes an ended execution with everything it ever had, before its retention is over; a damaged one in any
--- phase. Arguments: uuid, pack{namespace}, call.
+-- purge: remove an ended execution with all its keys before its retention is over, or a damaged one in any phase.
+-- Arguments: uuid, pack{namespace}, call id.
+-- Replies: 'removed', or 'purged' of a damaged execution.
+-- Errors: execution_not_found, execution_not_terminal.
 ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
-  if ff.was_removed(ctx, args[3]) then
+  local uuid, namespace, call_id = args[1], args[2], args[3]
+  if ff.was_removed(ctx, call_id) then
     return { 'removed' }
   end
-  if not ff.is_in_namespace(ctx, args[2], args[1]) then
-    return ff.failure('execution_not_found', args[1])
+  if not ff.is_in_namespace(ctx, namespace, uuid) then
+    return ff.failure('execution_not_found', uuid)
   end
-  local record, failure = ff.found(ctx, args[1], ff.load)
+  local record, failure = ff.found(ctx, uuid, ff.load)
   if not record and failure[2] ~= 'corruption' then
     return failure
-  elseif not record or ff.is_set_aside(ctx, args[1]) then
-    ff.remove_damaged(ctx, args[1], args[2])
+  elseif not record or ff.is_set_aside(ctx, uuid) then
+    ff.remove_damaged(ctx, uuid, namespace)
     return { 'purged' }
   elseif record.words.phase ~= 'terminal' then
-    return ff.failure('execution_not_terminal', args[1], record.words.public)
+    return ff.failure('execution_not_terminal', uuid, record.words.public)
   end
   ff.remove(ctx, record)
-  ff.remember_removal(ctx, args[3])
+  ff.remember_removal(ctx, call_id)
   return { 'removed' }
 end)

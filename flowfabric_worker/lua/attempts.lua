@@ -1,43 +1,55 @@
--- running: what the holder of a lease does with its execution.
+-- What the holder of a lease does with its execution. Every call may be refused with the errors of ff.fenced:
+-- execution_not_found, execution_not_active, lease_revoked, lease_expired, stale_lease.
 
--- renew_many: leases go on. Items: uuid, fence, lease in ms. Answers per item: 'renewed' expires-at.
+-- renew_many: extend leases from now on.
+-- Arguments per item: uuid, fence, lease in ms.
+-- Replies per item: 'renewed', the moment at which the lease expires.
+-- Errors per item: those of ff.fenced.
 ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
   return ff.each(ctx, args, 1, 3, 2, function(_, _, at)
-    local record, answer = ff.fenced(ctx, args[at], args[at + 1])
+    local uuid, fence, lease_ms = args[at], args[at + 1], tonumber(args[at + 2])
+    local record, answer = ff.fenced(ctx, uuid, fence)
     if not record then
       return answer
     end
-    local expires = ctx.now + tonumber(args[at + 2])
+    local expires = ctx.now + lease_ms
     ff.move(ctx, record, nil, { expires = expires })
     return { 'renewed', ff.text(expires) }
   end)
 end)
 
--- What a call of the holder needs that ends no lease: `reported` remembers those calls.
+-- The fields that a holder's call reads if it does not end the lease. `reported` remembers those calls.
 local REPORTING = ff.joined({ ff.CORE, { 'reported', 'steps', 'journal_bytes' } })
 
--- progress: how far the handler is. Arguments: uuid, fence, percent or '', '=' + message or '', call.
+-- progress: record how far the handler has come.
+-- Arguments: uuid, fence, percent or '', '=' + message or '', call id.
+-- Replies: 'ok'.
+-- Errors: those of ff.fenced.
 ff.register_single('progress', { 'allow-oom' }, function(ctx, args)
-  local record, answer = ff.fenced(ctx, args[1], args[2], nil, REPORTING, args[5])
+  local uuid, fence, percent, message, call_id = args[1], args[2], args[3], args[4], args[5]
+  local record, answer = ff.fenced(ctx, uuid, fence, nil, REPORTING, call_id)
   if not record then
     return answer
   end
   local changes = {}
-  if args[3] ~= '' then
-    changes.progress_percent = args[3]
+  if percent ~= '' then
+    changes.progress_percent = percent
   end
-  if args[4] ~= '' then
-    changes.progress_message = string.sub(args[4], 2)
+  if message ~= '' then
+    changes.progress_message = string.sub(message, 2)
   end
   if next(changes) then
     changes.progress_at = ctx.now
-    changes.reported = ff.remember(record.reported, args[5], { 'ok' })
+    changes.reported = ff.remember(record.reported, call_id, { 'ok' })
     ff.move(ctx, record, nil, changes)
   end
   return { 'ok' }
 end)
 
--- complete_many: executions end with success. Items: uuid, fence, '=' + result or ''. Answers per item: 'completed'.
+-- complete_many: end executions with success.
+-- Arguments per item: uuid, fence, '=' + result or ''.
+-- Replies per item: 'completed'.
+-- Errors per item: those of ff.fenced.
 ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
   return ff.each(ctx, args, 1, 3, ff.cost_of_end(ctx), function(_, _, at)
     local uuid, fence, result = args[at], args[at + 1], args[at + 2]
@@ -51,39 +63,42 @@ ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
   end)
 end)
 
--- fail_many: attempts end as failed. Items: uuid, fence, class, message, detail, retry after in ms or '', draw.
--- Answers per item: 'retry' at, 'failed', or 'cancelled'.
+-- fail_many: end attempts as failed. The policy of each execution decides whether it is tried again.
+-- Arguments per item: uuid, fence, class, message, detail, retry after in ms or '', draw in [0, 1) for the jitter.
+-- Replies per item: 'retry' and when, 'failed', or 'cancelled'.
+-- Errors per item: those of ff.fenced.
 ff.register('fail_many', { 'allow-oom' }, function(ctx, args)
   return ff.each(ctx, args, 1, 7, ff.cost_of_end(ctx), function(_, _, at)
-    local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'fail')
+    local uuid, fence, class, message, detail = args[at], args[at + 1], args[at + 2], args[at + 3], args[at + 4]
+    local retry_after, draw = ff.number(args[at + 5]), tonumber(args[at + 6])
+    local record, answer = ff.fenced(ctx, uuid, fence, 'fail')
     if not record then
       return answer
     end
     return ff.fail_attempt(ctx, record, {
-      fence = args[at + 1],
-      class = args[at + 2],
-      message = args[at + 3],
-      detail = args[at + 4],
-      after = ff.number(args[at + 5]),
-      draw = tonumber(args[at + 6]),
+      fence = fence, class = class, message = message, detail = detail, after = retry_after, draw = draw,
     })
   end)
 end)
 
--- cancel: the holder gives the execution up. Arguments: uuid, fence, reason. Answers: 'cancelled'.
+-- cancel: end an execution as cancelled by its holder.
+-- Arguments: uuid, fence, reason.
+-- Replies: 'cancelled'.
+-- Errors: those of ff.fenced.
 ff.register_single('cancel', { 'allow-oom' }, function(ctx, args)
-  local record, answer = ff.fenced(ctx, args[1], args[2], 'cancel')
+  local uuid, fence, reason = args[1], args[2], args[3]
+  local record, answer = ff.fenced(ctx, uuid, fence, 'cancel')
   if not record then
     return answer
   end
   answer = { 'cancelled' }
   ff.finish(ctx, record, 'cancelled', {
-    'cancel_reason', args[3], 'cancelled_by', 'lease_holder', 'last', ff.remember_end(record, 'cancel', args[2], answer),
+    'cancel_reason', reason, 'cancelled_by', 'lease_holder', 'last', ff.remember_end(record, 'cancel', fence, answer),
   })
   return answer
 end)
 
--- The attempt stops here and goes on later: at a moment, or at once when that moment is past.
+-- End a lease and let its attempt continue later: at a moment, or at once if that moment has passed.
 local function interrupt(ctx, record, ending, fence, until_ms)
   local answer = { 'ok' }
   local delayed = until_ms and until_ms > ctx.now
@@ -98,7 +113,7 @@ local function interrupt(ctx, record, ending, fence, until_ms)
   return answer
 end
 
--- Whether somebody waits for work of a class, asked once per class and call.
+-- Return whether a worker waits for work of a class; the indexes are read once per class and call.
 local function is_wanted(ctx, class)
   local wanted = ctx.wanted[class]
   if wanted == nil then
@@ -108,7 +123,7 @@ local function is_wanted(ctx, class)
   return wanted
 end
 
--- The holder gives an execution up for a reason that counts: as if its worker had been lost.
+-- End an attempt whose holder gives it up, and count it as a reclaim, as if the worker had been lost.
 local function give_up(ctx, record, fence, why)
   local answer = { 'lost', why }
   local ended = ff.remember_end(record, 'release', fence, { 'failed' })
@@ -120,69 +135,75 @@ local function give_up(ctx, record, fence, why)
   return answer
 end
 
--- release_many: claims are handed back: same place, same attempt, no retry used. Items: uuid, fence, and when they are
--- ready: a moment; or '?' for at once, but only if another worker waits for such work; or '!' and a reason, which
--- counts as a reclaim: the attempt is over.
--- Answers per item: 'ok', 'kept' of what no worker waits for, 'lost' of what counts, 'failed' of what was the last time.
+-- release_many: hand claims back. The execution keeps its place and its attempt, and no retry is used.
+-- Arguments per item: uuid, fence, and when the execution is ready again: a moment; '?' for at once, but only if another
+-- worker waits for such work; or '!' + reason, which ends the attempt and counts as a reclaim.
+-- Replies per item: 'ok'; 'kept' if no worker waits for such work; 'lost' if it counted as a reclaim; 'failed' if it was
+-- the last reclaim allowed.
+-- Errors per item: those of ff.fenced.
 ff.register('release_many', { 'allow-oom' }, function(ctx, args)
   ctx.wanted = {}
   return ff.each(ctx, args, 1, 3, 2, function(_, _, at)
-    local record, answer = ff.fenced(ctx, args[at], args[at + 1], 'release')
+    local uuid, fence, ready = args[at], args[at + 1], args[at + 2]
+    local record, answer = ff.fenced(ctx, uuid, fence, 'release')
     if not record then
       return answer
-    elseif args[at + 2] == '?' and not is_wanted(ctx, record.class) then
+    elseif ready == '?' and not is_wanted(ctx, record.class) then
       return { 'kept' }
-    elseif string.sub(args[at + 2], 1, 1) == '!' then
-      return give_up(ctx, record, args[at + 1], string.sub(args[at + 2], 2))
+    elseif string.sub(ready, 1, 1) == '!' then
+      return give_up(ctx, record, fence, string.sub(ready, 2))
     end
-    return interrupt(ctx, record, 'release', args[at + 1], ff.moment(args[at + 2], ctx.now))
+    return interrupt(ctx, record, 'release', fence, ff.moment(ready, ctx.now))
   end)
 end)
 
--- delay: the handler goes on at a moment. Arguments: uuid, fence, moment.
+-- delay: end a lease and let the attempt continue at a moment.
+-- Arguments: uuid, fence, moment.
+-- Replies: 'ok'.
+-- Errors: those of ff.fenced.
 ff.register_single('delay', { 'allow-oom' }, function(ctx, args)
-  local record, answer = ff.fenced(ctx, args[1], args[2], 'delay')
-  if not record then
-    return answer
-  end
-  answer = interrupt(ctx, record, 'delay', args[2], ff.moment(args[3], ctx.now))
-  return answer
+  local uuid, fence, moment = args[1], args[2], args[3]
+  local record, answer = ff.fenced(ctx, uuid, fence, 'delay')
+  return record and interrupt(ctx, record, 'delay', fence, ff.moment(moment, ctx.now)) or answer
 end)
 
--- wait_children: the handler goes on when its children are through. An execution without a flow has no children that
--- are outstanding, so it is ready at once. Arguments: uuid, fence.
+-- wait_children: end a lease and let the attempt continue when the outstanding children have ended. An execution without
+-- a flow has none, so it is ready at once.
+-- Arguments: uuid, fence.
+-- Replies: 'ok'.
+-- Errors: those of ff.fenced.
 ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
-  local record, answer = ff.fenced(ctx, args[1], args[2], 'wait_children')
-  if not record then
-    return answer
-  end
-  answer = interrupt(ctx, record, 'wait_children', args[2], nil)
-  return answer
+  local uuid, fence = args[1], args[2]
+  local record, answer = ff.fenced(ctx, uuid, fence, 'wait_children')
+  return record and interrupt(ctx, record, 'wait_children', fence, nil) or answer
 end)
 
--- record_step: the result of a step, kept for every later run; the first one stands.
--- Arguments: uuid, fence, name, value, most steps, most bytes, call. Answers: 'recorded' or 'known', and the value that stands.
+-- record_step: keep the result of a step for every later attempt. The first result of a name stands.
+-- Arguments: uuid, fence, name, value, most steps, most bytes of the journal, call id.
+-- Replies: 'recorded' or 'known', then the value that stands.
+-- Errors: those of ff.fenced, journal_full.
 ff.register_single('record_step', {}, function(ctx, args)
-  local name, value = args[3], args[4]
-  local record, answer = ff.fenced(ctx, args[1], args[2], nil, REPORTING, args[7])
+  local uuid, fence, name, value, call_id = args[1], args[2], args[3], args[4], args[7]
+  local most_steps, most_bytes = tonumber(args[5]), tonumber(args[6])
+  local record, answer = ff.fenced(ctx, uuid, fence, nil, REPORTING, call_id)
   if not record and answer[1] ~= 'recorded' then
     return answer
   end
-  local known = call('HGET', ff.record_key(ctx, args[1]), 'step:' .. name)
+  local known = call('HGET', ff.record_key(ctx, uuid), 'step:' .. name)
   if known or not record then
     return { record and 'known' or 'recorded', known or value }
   end
   local steps = tonumber(record.steps or '0') + 1
   local bytes = tonumber(record.journal_bytes or '0') + #name + #value
-  if steps > tonumber(args[5]) or bytes > tonumber(args[6]) then
-    return ff.failure('journal_full', args[1], steps > tonumber(args[5]) and args[5] or args[6])
+  if steps > most_steps or bytes > most_bytes then
+    return ff.failure('journal_full', uuid, ff.text(steps > most_steps and most_steps or most_bytes))
   end
   ff.move(ctx, record, nil, {
     steps = steps,
     journal_bytes = bytes,
     ['step#' .. steps] = name,
     ['step:' .. name] = value,
-    reported = ff.remember(record.reported, args[7], { 'recorded' }),
+    reported = ff.remember(record.reported, call_id, { 'recorded' }),
   })
   return { 'recorded', value }
 end)

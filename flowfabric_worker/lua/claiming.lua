@@ -1,10 +1,10 @@
--- claiming: work is handed out under a lease, reserved, and redeemed.
+-- How work is handed out under a lease, reserved for a worker, and redeemed.
 
--- What a claim reads beyond the core; and, of work that had an attempt before, beyond that.
+-- The fields that a claim reads beyond the core, and those that it reads of work that had an attempt before.
 local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created', 'headers' } })
 local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'steps', 'journal_bytes' } })
 
--- The results of an execution's steps, as name, value, name, value; nil when one of them is missing.
+-- Return the results of an execution's steps as { name, value, name, value }, or nil if one of them is missing.
 local function journal(record)
   local entries = {}
   local steps = tonumber(record.steps or '0')
@@ -30,7 +30,8 @@ local function journal(record)
   return entries
 end
 
--- The record of an execution with everything that a claim needs. `class` is the class that it was found in, if any.
+-- Load the record of an execution with everything that a claim needs. `class` is the class in whose index the execution
+-- was found, or nil.
 local function load_for_claim(ctx, uuid, _, class)
   local record, failure = ff.load(ctx, uuid, CLAIM, class)
   if not record then
@@ -48,8 +49,8 @@ local function load_for_claim(ctx, uuid, _, class)
   return record
 end
 
--- What plain work has none of: pack{tags, deadline, timeout, retries, reclaims, headers}, moments and numbers, '' for none;
--- then the journal.
+-- Return what a claimed execution has beyond plain work, or false: pack{tags, deadline, timeout, retry count, reclaim
+-- count, headers} with '' for none, then the journal.
 local function further(record)
   if not (record.more or record.headers or record.timeout_at or record.journal and #record.journal > 0) then
     return false
@@ -62,7 +63,7 @@ local function further(record)
   return { ff.pack(parts), record.journal or {} }
 end
 
--- What the worker gets of one claimed execution.
+-- Return what the worker gets of one claimed execution.
 local function claimed(record)
   return {
     record.uuid, record.fence, record.attempt, record.expires, record.class, record.priority, record.created,
@@ -70,7 +71,7 @@ local function claimed(record)
   }
 end
 
--- A lease as a claim hands it out: what is the same of everything that it takes is made here, once.
+-- Make a lease with everything that is the same for all executions of one claim.
 -- `holder` is pack{worker id, instance, topic}.
 local function new_lease(ctx, id, holder, ttl)
   local parts = ff.unpack(holder)
@@ -80,7 +81,7 @@ local function new_lease(ctx, id, holder, ttl)
   local fence, attempt = id .. ':1:', ff.attempt_text('0', 'initial', 'fresh', ctx.now_text)
   return {
     id = id, holder = holder, topic = topic, expires = expires, due = ctx.now + ttl, words = ff.words(ff.RUNNING),
-    -- What is written of plain work that is claimed for the first time.
+    -- The fields to write for plain work that is claimed for the first time.
     first = {
       'state', ff.RUNNING, 'fence', fence, 'expires', expires, 'attempt', attempt, 'holder', holder, 'topic', topic,
     },
@@ -89,7 +90,7 @@ end
 
 local ATTEMPT_TYPES = { pending_retry_attempt = 'retry', pending_replay_attempt = 'replay' }
 
--- Adds the beginning of an attempt to what a claim writes. The one before it, if any, is archived.
+-- Add the beginning of an attempt to the fields that a claim writes, and archive the attempt before it.
 local function begin_attempt(ctx, record, list)
   local words = record.words
   local index, _, _, started = ff.attempt_parts(record.attempt or '')
@@ -109,8 +110,7 @@ local function begin_attempt(ctx, record, list)
   ff.append(list, { 'attempt', ff.attempt_text(number, kind, came, ctx.now_text) })
 end
 
--- Puts an execution under a lease. Work that was interrupted goes on in its attempt; work whose lease was lost begins
--- a new one.
+-- Put an execution under a lease. An interrupted attempt continues; after a lost lease a new attempt begins.
 local function take(ctx, record, lease)
   local words, timeout = record.words, record.policy and ff.policy(record).timeout
   if words.attempt == 'pending_first_attempt' and not (record.more or timeout) then
@@ -141,13 +141,13 @@ local function take(ctx, record, lease)
   ff.change(ctx, record, list)
 end
 
--- Ends work that was reclaimed too often and may not be handed out again; answers whether it did. `last` is what the
--- record is to remember of the call that gave the work up, if a call did.
+-- End an execution that has used up its reclaims, and return whether it did. `last` is the memory of ended leases to
+-- store if a call gave the work up, or nil.
 function ff.exhausted(ctx, record, last)
   if record.words.phase ~= 'active' then
     return false
   end
-  local most = tonumber(ff.policy(record).max_reclaims) or 100
+  local most = tonumber(ff.policy(record).max_reclaims) or ff.DEFAULT_MAX_RECLAIMS
   if tonumber(record.reclaim_count or '0') < most then
     return false
   end
@@ -160,7 +160,7 @@ function ff.exhausted(ctx, record, last)
   return true
 end
 
--- Ends work whose time is over or that was reclaimed too often; answers whether it did.
+-- End an execution whose deadline has passed or whose reclaims are used up, and return whether it did.
 local function ends_here(ctx, record)
   local deadline = ff.number(record.deadline)
   if deadline and deadline <= ctx.now then
@@ -170,8 +170,8 @@ local function ends_here(ctx, record)
   return ff.exhausted(ctx, record)
 end
 
--- The record of a ready entry if it may be handed out. An entry whose record is gone or moved on is removed, work
--- whose time is over or that was reclaimed too often ends here.
+-- Return the record of a ready entry if it may be handed out. An entry without a claimable record leaves the index; work
+-- whose deadline has passed or whose reclaims are used up ends here.
 local function claimable(ctx, head)
   local record = ff.found(ctx, head[2], load_for_claim, head[3])
   if record and record.words.foreign then
@@ -184,7 +184,7 @@ local function claimable(ctx, head)
   return nil
 end
 
--- A claim that was answered before is answered again, with what its lease still holds; nil of a new claim.
+-- Return what is still leased of a claim that was answered before, or nil if the claim is new.
 local function claimed_before(ctx, claims, claim_id)
   local got = ff.got_before(ctx, claims, claim_id)
   if not got then
@@ -201,8 +201,8 @@ local function claimed_before(ctx, claims, claim_id)
   return items
 end
 
--- Claims from some lanes in their order. It ends before a lane of which the caller does not know all classes: the first
--- in order may be missing.
+-- Claim from lanes in their order. Stop before a lane whose classes the caller does not fully know, because its first
+-- work in order may be in an unknown class.
 local function claim_lanes(ctx, lanes, limit, lease)
   local items = {}
   for _, lane in ipairs(lanes) do
@@ -227,7 +227,7 @@ local function claim_lanes(ctx, lanes, limit, lease)
   return items
 end
 
--- Looks at the lanes of a call; answers the names of those whose classes the caller has to read again.
+-- Read the state of the lanes of a call, and return the names of those whose classes the caller has to read again.
 local function look_at(ctx, lanes)
   local stale = {}
   for _, lane in ipairs(lanes) do
@@ -239,28 +239,28 @@ local function look_at(ctx, lanes)
   return stale
 end
 
--- Registers a waiter that found nothing, unless there is something after all; answers when the waiter has to look again.
-local function wait(ctx, lanes, args, wait_ms)
+-- Register a waiter that found nothing, and return the moment at which it has to look again: now if work is left.
+local function wait(ctx, lanes, waiter, set, wait_ms, counted)
   if #ff.classes_left(ctx, lanes) > 0 then
     return ctx.now
   end
   local due = ff.next_due(ctx)
-  ff.wait_for_work(ctx, args[4], args[8], lanes, wait_ms, args[9])
-  ff.watch(ctx, args[4], due)
+  ff.wait_for_work(ctx, waiter, set, lanes, wait_ms, counted)
+  ff.watch(ctx, waiter, due)
   return due
 end
 
--- claim_many: everything that is ready, in the order of the lanes asked for.
---
--- Arguments: claim id, holder (pack{worker id, instance, topic}), instance (pack{namespace, instance}), waiter, lease
--- in ms, how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts who hears a
--- topic, then the lanes.
--- Answers: now, next due moment (of no use with items, and false), the lanes whose classes have to be read again, the
--- items, '1' to look again at once because this call had done its share, and 1 of a claim that was answered before, else
--- 0. Nothing is claimed from such a lane or those behind it, and no worker waits for them.
+-- claim_many: claim what is ready, in the order of the lanes asked for.
+-- Arguments: claim id, holder as pack{worker id, instance, topic}, pack{namespace, instance}, waiter or '', lease in ms,
+-- how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts the subscribers of a
+-- topic, then the lanes as ff.lanes_of reads them.
+-- Replies: now; next due moment, or false (unused when there are items); the lanes whose classes have to be read again
+-- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
+-- once because this call used its budget, or ''; 1 if the claim was answered before, else 0.
+-- Errors: instance_of_other_worker.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
-  local ttl, wait_ms, limit = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
+  local ttl, wait_ms, limit, set, counted = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), args[8], args[9]
   local lanes = ff.lanes_of(args, 10)
   local claims, failure = ff.claims_of(ctx, instance, instance, ff.unpack(holder)[1])
   if not claims then
@@ -276,7 +276,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
     ff.run_due(ctx, math.max(ff.DUE_PER_CLAIM, 2 * limit), 0.5)
     ff.run_removals(ctx, ff.DUE_PER_CLAIM, 0.25)
     stale = look_at(ctx, lanes)
-    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_ITEMS), new_lease(ctx, claim_id, holder, ttl))
+    items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_CALL_ITEMS), new_lease(ctx, claim_id, holder, ttl))
     if #items > 0 then
       ff.keep_claimed(ctx, claims, claim_id, items, ttl)
       ff.flush_ready(ctx)
@@ -284,19 +284,21 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
     end
     local waits = #items == 0 and #stale == 0 and wait_ms > 0
     if waits then
-      -- A worker that goes on waiting keeps its watch.
+      -- A worker that continues to wait keeps its watch of the next due moment.
       ctx.watch_ended = nil
     end
     ff.flush(ctx)
-    due = waits and wait(ctx, lanes, args, wait_ms)
+    due = waits and wait(ctx, lanes, waiter, set, wait_ms, counted)
   end
-  -- A worker that got something does not wait, and need not know for how long it could.
+  -- A worker that got work does not wait, so the next due moment need not be read.
   due = due or #items == 0 and ff.next_due(ctx) or false
-  local is_cut_short = ctx.is_cut_short or #items == ff.MAX_ITEMS and limit > ff.MAX_ITEMS
+  local is_cut_short = ctx.is_cut_short or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
   return { ctx.now, due, stale, items, (is_cut_short or ff.has_passed_enough(ctx)) and '1' or '', repeated }
 end)
 
--- forward_wakeup: a worker that was woken and has no room hands the wake-up to the next. Arguments: lanes as in claim_many.
+-- forward_wakeup: pass a wake-up on to the next waiter, for a woken worker that has no capacity.
+-- Arguments: the lanes as in claim_many.
+-- Replies: 'ok'.
 ff.register('forward_wakeup', { 'allow-oom' }, function(ctx, args)
   local lanes = ff.lanes_of(args, 1)
   look_at(ctx, lanes)
@@ -305,34 +307,39 @@ ff.register('forward_wakeup', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- stop_waiting: a waiter has work elsewhere, or is gone. If it was woken meanwhile, the wake-up goes on to the next.
+-- stop_waiting: deregister a waiter. If it was woken already, pass the wake-up on to the next waiter.
 -- Arguments: waiter, then the lanes that it waited for, as in claim_many.
+-- Replies: 'ok'.
 ff.register('stop_waiting', { 'allow-oom' }, function(ctx, args)
-  if not ff.unwait(ctx, args[1]) then
+  local waiter = args[1]
+  if not ff.unwait(ctx, waiter) then
     local lanes = ff.lanes_of(args, 2)
     look_at(ctx, lanes)
     ff.wake_next(ctx, lanes)
-    ff.end_stand_by(ctx, args[1])
+    ff.end_stand_by(ctx, waiter)
   end
   ff.flush(ctx)
   return { 'ok' }
 end)
 
--- list_classes: a page of the classes that hold work in each of some lanes. Arguments: lane, after (a class) or '', ...
--- Answers per lane: revision, the classes. A page of fewer than ff.MAX_CLASSES_PER_LANE is the last.
+-- list_classes: read a page of the classes that hold work in each of some lanes.
+-- Arguments per lane: pack{namespace, lane}, after (a class) or ''.
+-- Replies per lane: revision, the classes. A page of fewer than ff.MAX_CLASSES_PER_LANE is the last.
 ff.register('list_classes', { 'no-writes' }, function(ctx, args)
   local answer = {}
   for at = 1, #args, 2 do
-    local revision = call('HGET', ctx.base .. ':lane:' .. args[at], 'revision') or '0'
-    answer[#answer + 1] = { revision, ff.classes_of(ctx, args[at], args[at + 1]) }
+    local lane, after = args[at], args[at + 1]
+    local revision = call('HGET', ctx.base .. ':lane:' .. lane, 'revision') or '0'
+    answer[#answer + 1] = { revision, ff.classes_of(ctx, lane, after) }
   end
   return answer
 end)
 
--- reserve: sets one ready execution aside for a named worker, for a time.
---
--- Arguments: grant id, instance (pack{namespace, instance}), worker id, time in ms, then the one lane.
--- Answers: 'granted' uuid until; or 'none' and '1' if the lane's classes have to be read again, '1' to look again at once.
+-- reserve: reserve one ready execution for a named worker, for a time.
+-- Arguments: grant id, pack{namespace, instance}, worker id, time in ms, then one lane as in claim_many.
+-- Replies: 'granted', uuid, until when; or 'none', '1' if the lane's classes have to be read again, '1' to call again at
+-- once.
+-- Errors: instance_of_other_worker.
 ff.register('reserve', {}, function(ctx, args)
   local grant_id, instance, worker, ttl = args[1], args[2], args[3], tonumber(args[4])
   local lane = ff.lanes_of(args, 5)[1]
@@ -360,17 +367,19 @@ ff.register('reserve', {}, function(ctx, args)
   return answer
 end)
 
--- redeem: claims the execution that is reserved for a worker.
---
--- Arguments: uuid, claim id, holder, worker id, lease in ms, 'any' or 'resumed' (only an interrupted attempt),
--- pack{namespace}.
--- Answers: 'claimed' and the item.
+-- redeem: claim the execution that is reserved for a worker.
+-- Arguments: uuid, claim id, holder as in claim_many, worker id, lease in ms, 'any' or 'resumed' (only an interrupted
+-- attempt), pack{namespace}.
+-- Replies: 'claimed', the item.
+-- Errors: execution_not_found, execution_not_leaseable, not_a_resumed_execution, invalid_claim_grant,
+-- claim_grant_expired.
 ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
+  local namespace = args[7]
   local record, failure = load_for_claim(ctx, uuid)
   if not record then
     return failure
-  elseif ff.class(record.class).namespace ~= args[7] then
+  elseif ff.class(record.class).namespace ~= namespace then
     return ff.failure('execution_not_found', uuid)
   end
   local words = record.words

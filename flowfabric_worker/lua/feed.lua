@@ -1,16 +1,17 @@
--- feed: every end of an execution, in order, and waiting for one.
+-- The feed: every end of an execution in order, and waiting for one.
 
--- Topics that wait for one execution; a process has one topic, however many of its threads wait.
+-- How many topics can wait for one execution. A process has one topic, however many of its threads wait.
 local MAX_WATCHERS = 64
 
--- watch_executions: wait for the ends of some executions. Arguments: topic, pack{namespace}, the uuids.
--- Answers per uuid: 'ended' when it has, 'watched' when the topic will be told, 'missing'.
+-- watch_executions: ask to be told when executions end.
+-- Arguments: topic, pack{namespace}, the uuids.
+-- Replies per uuid: 'ended' if it has ended, 'watched' if the topic will be told, 'missing' if there is none.
 ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
-  local topic = args[1]
+  local topic, namespace = args[1], args[2]
   local answer = {}
   for at = 3, #args do
     local record = ff.found(ctx, args[at], ff.load)
-    if not record or ff.class(record.class).namespace ~= args[2] then
+    if not record or ff.class(record.class).namespace ~= namespace then
       answer[#answer + 1] = { 'missing' }
     elseif record.words.phase == 'terminal' then
       answer[#answer + 1] = { 'ended' }
@@ -29,7 +30,7 @@ ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- Whether one entry's id is older than another's.
+-- Return whether the id of one entry is older than that of another.
 local function is_older(id, other)
   local ms, number = string.match(id, '^(%d+)-(%d+)$')
   local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
@@ -39,12 +40,12 @@ local function is_older(id, other)
   return tonumber(number) < tonumber(other_number)
 end
 
--- How long the feed may wait to be trimmed, in ms.
+-- Return how long the feed may stay untrimmed, in ms.
 function ff.feed_pause(ctx)
   return math.min(ff.HOUR, math.max(1000, math.floor(ctx.feed_age / 4)))
 end
 
--- Trims the feed to its age, in bounded pieces. The floor is the newest entry that went: a cursor below it missed some.
+-- Trim the feed to its age, in bounded pieces. `feed_floor` is the newest removed entry: an older cursor has missed some.
 function ff.trim_feed(ctx)
   local feed, floor = ctx.base .. ':feed', ff.text(ctx.now - ctx.feed_age)
   local newest = call('XREVRANGE', feed, '(' .. floor .. '-0', '-', 'COUNT', 1)[1]
@@ -52,18 +53,18 @@ function ff.trim_feed(ctx)
   if newest then
     trimmed = call('XTRIM', feed, 'MINID', '~', floor, 'LIMIT', 10000)
     if trimmed == 0 then
-      -- Only whole pieces are trimmed cheaply; what is left of the last one goes exactly.
+      -- A cheap trim removes whole blocks only; the rest of the last block is removed exactly.
       trimmed = call('XTRIM', feed, 'MINID', floor)
     end
   end
   local oldest = call('XRANGE', feed, '-', '+', 'COUNT', 1)[1]
   if newest then
-    -- As long as more has to go, one does not know up to where it went.
+    -- Until the trim is complete, the oldest entry that is left bounds what was removed.
     local gone = oldest and is_older(oldest[1], newest[1]) and oldest[1] or newest[1]
     call('HSET', ctx.base .. ':meta', 'feed_floor', gone)
   end
   if not oldest then
-    -- A stream that begins anew numbers anew: the ids must still be behind every cursor.
+    -- A new stream starts its ids again, and they must stay behind every cursor.
     call('DEL', feed)
     ctx.feed_now = ctx.feed_now + 1
     call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
@@ -73,20 +74,22 @@ function ff.trim_feed(ctx)
   end
 end
 
--- read_feed: a page of the feed. Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms, '1'
--- if the server counts who hears a topic.
--- Answers: 'ok', then per end: id, field, value, ...; or cursor_expired.
+-- read_feed: read a page of the feed, or wait for the next end.
+-- Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms, '1' if the server counts the subscribers
+-- of a topic.
+-- Replies: 'ok', then per end: id, field, value, field, value.
+-- Errors: cursor_expired.
 ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
-  local after, waiter, wait_ms = args[1], args[3], tonumber(args[4])
+  local after, limit, waiter, wait_ms, counted = args[1], tonumber(args[2]), args[3], tonumber(args[4]), args[5]
   local floor = call('HGET', ctx.base .. ':meta', 'feed_floor')
   if after ~= '' and floor and is_older(after, floor) then
     return ff.failure('cursor_expired', after)
   end
   ff.unwait(ctx, waiter)
   local from = after ~= '' and '(' .. after or '-'
-  local entries = call('XRANGE', ctx.base .. ':feed', from, '+', 'COUNT', tonumber(args[2]))
+  local entries = call('XRANGE', ctx.base .. ':feed', from, '+', 'COUNT', limit)
   if #entries == 0 and wait_ms > 0 then
-    ff.wait_for_feed(ctx, waiter, wait_ms, args[5])
+    ff.wait_for_feed(ctx, waiter, wait_ms, counted)
   end
   ff.flush(ctx)
   local answer = { 'ok' }
@@ -96,13 +99,13 @@ ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- feed_places: two places in the feed, as the ids of entries to begin behind. They are also places where there is no
--- entry: what came behind them and was trimmed since is missed, and not lost silently.
--- Answers: the place behind the newest end, and the one before the oldest that is kept.
+-- feed_places: return the two ids behind which a reader of the feed can begin. A place need not be an entry; a cursor at
+-- such a place expires when entries after it are trimmed.
+-- Replies: the place behind the newest end, and the place before the oldest end that is kept.
 ff.register('feed_places', { 'no-writes' }, function(ctx)
   local first = call('HGET', ctx.base .. ':meta', 'feed_floor') or '0-0'
   local newest = call('XREVRANGE', ctx.base .. ':feed', '+', '-', 'COUNT', 1)[1]
-  -- The ids to come do not lie before this moment.
+  -- No later entry has an id before this moment.
   local last = newest and newest[1] or ff.text(ctx.feed_now - 1) .. '-0'
   return { is_older(last, first) and first or last, first }
 end)

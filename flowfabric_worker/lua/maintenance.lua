@@ -1,11 +1,12 @@
--- upkeep: what time alone brings about, and setting a store up.
+-- What time alone brings about, and how a store is set up, checked and erased.
 
--- Ends an execution whose deadline is over, whatever it was doing.
+-- End an execution whose deadline has passed, in any phase.
 function ff.expire(ctx, record)
   ff.finish(ctx, record, 'expired', { 'error', 'execution_deadline', 'error_class', 'timeout', 'error_detail', '' }, true)
 end
 
--- Removes what a partition holds of an ended execution. What many removals have in common is done at the end of the call.
+-- Remove what a partition holds of an ended execution. Records and listing entries are removed at the end of the call,
+-- many at a time.
 local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
   ff.count(ctx, class, uuid, public, nil)
   if idempotency_key and idempotency_key ~= '' then
@@ -19,7 +20,7 @@ local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
   ctx.gone[#ctx.gone + 1] = ff.record_key(ctx, uuid)
 end
 
--- Removes an ended execution with every key it ever had.
+-- Remove an ended execution with all its keys.
 function ff.remove(ctx, record)
   local public, _, _, index = ff.derive(record)
   if index then
@@ -30,7 +31,11 @@ function ff.remove(ctx, record)
   record.words = nil
 end
 
--- The same for what is overdue, reading no more than that needs. Answers false, and does nothing, of anything else.
+-- The fields that a removal reads.
+local REMOVED = { 'state', 'class', 'policy', 'ended', 'dedup_until', 'idempotency_key', 'keys' }
+
+-- Remove an overdue execution, reading only the fields that the removal needs. Return false without a change if the
+-- execution is not overdue, damaged, or loaded by this call.
 local function remove_overdue(ctx, uuid)
   if ctx.is_gone[uuid] then
     return true
@@ -38,14 +43,15 @@ local function remove_overdue(ctx, uuid)
     return false
   end
   local key = ff.record_key(ctx, uuid)
-  local v = call('HMGET', key, 'state', 'class', 'policy', 'ended', 'dedup_until', 'idempotency_key', 'keys')
-  local words, known, ended = v[1] and ff.words(v[1]), v[2] and ff.class(v[2]), tonumber(v[4] or '')
-  if not words or words.phase ~= 'terminal' or not known or not ended or not ff.parse_policy(v[3] or '') then
+  local values = call('HMGET', key, unpack(REMOVED)) -- bounded: a fixed list of names
+  local state, class, policy, ended_at, dedup_until, idempotency_key, keys = unpack(values, 1, 7) -- bounded: as above
+  local words, known, ended = state and ff.words(state), class and ff.class(class), tonumber(ended_at or '')
+  if not words or words.phase ~= 'terminal' or not known or not ended or not ff.parse_policy(policy or '') then
     return false
-  elseif ff.kept_until({ policy = v[3], ended = ended, dedup_until = v[5] }) > ctx.now then
+  elseif ff.kept_until({ policy = policy, ended = ended, dedup_until = dedup_until }) > ctx.now then
     return false
   end
-  remove_all_of(ctx, uuid, v[2], words.public, v[6], v[7])
+  remove_all_of(ctx, uuid, class, words.public, idempotency_key, keys)
   return true
 end
 
@@ -54,27 +60,27 @@ local function is_due(ctx, moment)
   return at ~= nil and at <= ctx.now
 end
 
--- A number in [0, 1) for the jitter of a retry that no caller drew one for: from the random digits at the end of the
--- execution's id and of its lease's, so that of many attempts that end at one moment each waits for another time.
+-- Return a number in [0, 1) for the jitter of a retry that no caller drew a number for. It is made of the random digits
+-- of the execution's id and its lease's id, so attempts that end at the same moment wait for different times.
 local function draw_of(record)
   local lease = ff.fence_parts(record.fence)
   local drawn = (tonumber(string.sub(record.uuid, -8), 16) or 0) + (tonumber(string.sub(lease, -8), 16) or 0)
   return drawn % 2 ^ 32 / 2 ^ 32
 end
 
--- Handles one moment of a leased execution: of a timeout and a lapse, the one that came first.
+-- Handle a timeout or a lapsed lease, whichever came first.
 local function lapse(ctx, record)
   if is_due(ctx, record.timeout_at) and tonumber(record.timeout_at) <= tonumber(record.expires) then
     ff.fail_attempt(ctx, record, {
       class = 'timeout', message = 'attempt_timeout', draw = draw_of(record), told = true,
     })
   else
-    -- The holder's clock told it.
+    -- The holder needs no message, because it knows when its lease expires.
     ff.end_lease(ctx, record, { 'state', ff.LAPSED, 'attempt', ff.ended_attempt(ctx, record) })
   end
 end
 
--- Handles the first thing that is due of an execution, by its record. Answers whether something was.
+-- Handle the first thing that is due of an execution. Return whether there may be more to handle.
 local function handle_one(ctx, record)
   local words = record.words
   if words.foreign then
@@ -101,14 +107,14 @@ local function handle_one(ctx, record)
   return true
 end
 
--- Carries out what time has decided of an execution.
+-- Handle everything of an execution that is due.
 function ff.catch_up(ctx, record)
   while handle_one(ctx, record) do
   end
 end
 
--- Handles the entry of an execution in a due index. The entry may be older than the record, so it is set right
--- in any case; what this release cannot handle, which a newer one may have written, is postponed.
+-- Handle the entry of an execution in a due index. The entry may be older than the record, so it is corrected first; what
+-- only a newer release can handle is postponed.
 local function handle_execution(ctx, uuid, index)
   if index == 'retention' and remove_overdue(ctx, uuid) then
     return
@@ -131,7 +137,7 @@ local function handle_execution(ctx, uuid, index)
   end
 end
 
--- A class that holds nothing, ready or waiting for something, leaves the registry; each is looked at every hour.
+-- Remove an empty class from the registry. Each class is checked every hour.
 local function handle_class(ctx, class)
   local held = ff.number(call('HGET', ctx.base .. ':held', class)) or 0
   if held > 0 or call('EXISTS', ctx.base .. ':ready:' .. class) == 1 then
@@ -165,11 +171,11 @@ local HANDLERS = {
   end,
 }
 
--- Handles one entry. What this release does not know, or what is damaged, is put off: a newer release may know it.
+-- Handle one entry. A damaged entry, or one that only a newer release knows, is postponed.
 local function handle_entry(ctx, index, member)
   local kind, what = string.sub(member, 1, 1), string.sub(member, 2)
   local handler = HANDLERS[kind]
-  -- What the handler does not note again is over.
+  -- A handler that wants to be called again notes a new entry.
   ff.due_at(ctx, index, member, false)
   local failed = not handler or ff.isolated(ctx, what, handler, what, index) ~= nil
   if failed and kind ~= 'x' then
@@ -177,7 +183,7 @@ local function handle_entry(ctx, index, member)
   end
 end
 
--- Handles up to `limit` entries of one index that are due by `last`, after so many of them; answers how many.
+-- Handle up to `limit` entries of one index that are due by `last`, after the first `offset`; return how many.
 local function run_index(ctx, index, last, offset, limit)
   local members = call('ZRANGE', ctx.base .. ':' .. index, '-inf', last, 'BYSCORE', 'LIMIT', offset, limit)
   for _, member in ipairs(members) do
@@ -187,7 +193,7 @@ local function run_index(ctx, index, last, offset, limit)
   return #members
 end
 
--- Handles up to `limit` delays that are over, each lane its share; what a lane leaves of its share goes to the others.
+-- Handle up to `limit` delays that are over, in equal shares per lane. What a lane leaves of its share goes to the others.
 local function run_delays(ctx, limit)
   local lanes = call('ZRANGE', ctx.base .. ':delayed', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, math.min(limit, 32))
   local left, open, handled = limit, lanes, {}
@@ -207,23 +213,23 @@ local function run_delays(ctx, limit)
   return limit - left, lanes
 end
 
--- Handles up to `limit` removals that are due by a moment, after those that this call handled; answers how many.
+-- Handle up to `limit` removals that are due by `last`, after those that this call has handled; return how many.
 local function run_removals(ctx, last, limit)
   local count = run_index(ctx, 'retention', last, ctx.removals, limit)
   ctx.removals = ctx.removals + count
   return count
 end
 
--- The commands of one removal.
+-- How many commands one removal takes.
 local REMOVAL = 3
 
--- Handles up to `limit` removals that are due, within a share of the call's budget; answers how many.
+-- Handle up to `limit` removals that are due, within a share of the call's budget; return how many.
 function ff.run_removals(ctx, limit, share)
   return run_removals(ctx, ctx.now, ff.allowed(ctx, limit, REMOVAL, share))
 end
 
--- Handles removals at the pace of the ends: twice as many as this call ended. What ends now is left for a later call, so
--- that this one may be repeated.
+-- Handle twice as many removals as this call ended executions, so removal keeps pace. What ended in this millisecond is
+-- left for a later call, so that this call can be repeated.
 function ff.keep_pace(ctx)
   if ctx.ended > 0 then
     run_removals(ctx, '(' .. ctx.now_text, 2 * ctx.ended)
@@ -231,19 +237,20 @@ function ff.keep_pace(ctx)
   end
 end
 
--- The commands of one end, with the removals that keep pace with it if there are some.
+-- Return how many commands one end takes, with the removals that keep pace with it if some are due.
 function ff.cost_of_end(ctx)
   local removal = ff.first_moment(ctx, ':retention')
   return removal and removal < ctx.now and 3 + 2 * REMOVAL or 3
 end
 
--- What is left of a budget for what comes second, and never less than a quarter, so that nothing waits for ever.
+-- Return what the first of two parts leaves of a budget, but never less than a quarter, so the second part always
+-- progresses.
 local function rest_of(limit, used)
   return math.max(limit - used, math.floor(limit / 4))
 end
 
--- Handles up to `limit` things that are due, within a share of the call's budget: what keeps leases and deadlines right,
--- then delays. Answers how many. Their indexes are up to date when it returns.
+-- Handle up to `limit` entries that are due, within a share of the call's budget: leases, deadlines and reservations
+-- first, then delays. Return how many. The indexes of both are up to date afterwards.
 function ff.run_due(ctx, limit, share)
   limit = ff.allowed(ctx, limit, 4, share)
   local handled = run_index(ctx, 'due', ctx.now, 0, limit)
@@ -259,35 +266,38 @@ function ff.run_due(ctx, limit, share)
   return handled + delays
 end
 
--- run_upkeep: Arguments: most entries to handle, call. Answers: how many were handled, now, next due moment.
+-- run_upkeep: handle what is due.
+-- Arguments: most entries to handle, call id.
+-- Replies: how many were handled; now; next due moment or false.
 ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
+  local limit, call_id = tonumber(args[1]), args[2]
   local meta = ctx.base .. ':meta'
   local memory = call('HGET', meta, 'upkeep')
-  local before = ff.recall(memory, args[2])
+  local before = ff.recall(memory, call_id)
   if before then
     return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false }
   end
-  local limit = tonumber(args[1])
   local handled = ff.run_due(ctx, limit, 0.75)
   handled = handled + ff.run_removals(ctx, rest_of(limit, handled), 1)
   if handled > 0 then
-    call('HSET', meta, 'upkeep', ff.remember(memory, args[2], { ff.text(handled) }))
+    call('HSET', meta, 'upkeep', ff.remember(memory, call_id, { ff.text(handled) }))
   end
   if ctx.is_real_time then
-    -- How far time has come, should the clock be set back.
+    -- The latest time is stored, so a clock that is set back is noticed.
     call('HSET', meta, 'feed_last', ctx.feed_now)
   end
   ff.flush(ctx)
   return { handled, ctx.now, ff.next_due_or_removal(ctx) or false }
 end)
 
--- check_rights: says what the caller may not do. Arguments: a key, a channel, then commands by name, with the subcommand
--- behind a space. It touches no key, so it needs none. Answers: the commands that the caller may not use, or not on that
--- key or channel.
+-- check_rights: find the commands that the caller may not use. It touches no key, so any user may run it.
+-- Arguments: a key, a channel, then command names, each with its subcommand behind a space.
+-- Replies: the commands that the caller may not use at all, or not on that key or channel.
 redis.register_function({
   function_name = '@NAMES@check_rights',
   callback = function(_, args)
-    -- fakeredis has no users, and so does not know this function.
+    local key, channel = args[1], args[2]
+    -- fakeredis has no users and lacks this function.
     local acl_check_cmd = redis.acl_check_cmd
     if not acl_check_cmd then
       return {}
@@ -295,7 +305,7 @@ redis.register_function({
     local refused = {}
     for i = 3, #args do
       local name, subcommand = string.match(args[i], '^(%S+) ?(%S*)$')
-      local on = (name == 'PUBLISH' or name == 'SUBSCRIBE') and args[2] or args[1]
+      local on = (name == 'PUBLISH' or name == 'SUBSCRIBE') and channel or key
       if not acl_check_cmd(name, subcommand ~= '' and subcommand or on) then
         refused[#refused + 1] = args[i]
       end
@@ -305,48 +315,53 @@ redis.register_function({
   flags = { 'no-writes' },
 })
 
--- prepare: sets a partition up, or says how it was set up. Arguments: contract major, partitions, '1' for tests, call,
--- how long ends stay in the feed in ms, or '' to leave that as it is; kid, secret and fingerprint of the secret that signs
--- waitpoint tokens, unless there is one.
--- Answers: 'prepared' or 'known', then major, partitions, '1' for tests, and kid, secret and fingerprint, as they are
--- stored.
+-- prepare: set a partition up, or return how it was set up.
+-- Arguments: contract major, partitions, '1' for a store for tests, call id, how long ends stay in the feed in ms or ''
+-- to keep the present time; kid, secret and fingerprint of the first secret for waitpoint tokens, which are stored unless
+-- there is one.
+-- Replies: 'prepared' or 'known', then the stored major, partitions, '1' for tests, kid, secret, fingerprint.
 ff.register('prepare', {}, function(ctx, args)
+  local major, partitions, testing, call_id, feed_age = args[1], args[2], args[3], args[4], args[5]
+  local kid, secret, fingerprint = args[6], args[7], args[8]
   local meta = ctx.base .. ':meta'
-  local new = call('HSETNX', meta, 'major', args[1])
+  local new = call('HSETNX', meta, 'major', major)
   if new == 1 then
-    call('HSET', meta, 'partitions', args[2], 'testing', args[3], 'created', ctx.now)
-    call('HSET', meta, 'prepared', ff.remember(nil, args[4], { 'prepared' }))
+    call('HSET', meta, 'partitions', partitions, 'testing', testing, 'created', ctx.now)
+    call('HSET', meta, 'prepared', ff.remember(nil, call_id, { 'prepared' }))
   end
-  if args[5] ~= '' then
-    call('HSET', meta, 'feed_age', args[5])
+  if feed_age ~= '' then
+    call('HSET', meta, 'feed_age', feed_age)
   end
   local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'prepared')
-  local kid, secret, fingerprint = ff.first_secret(ctx, args[6], args[7], args[8])
-  local status = ff.recall(stored[4], args[4]) and 'prepared' or 'known'
-  return { status, stored[1], stored[2], stored[3], kid, secret, fingerprint }
+  local status = ff.recall(stored[4], call_id) and 'prepared' or 'known'
+  return { status, stored[1], stored[2], stored[3], ff.first_secret(ctx, kid, secret, fingerprint) }
 end)
 
--- set_clock: stops the clock at a moment, in a store for tests. Argument: ms, or '' for the real clock again.
+-- set_clock: stop the clock of a store for tests at a moment.
+-- Arguments: the moment in ms, or '' for the real clock.
+-- Replies: 'ok'.
+-- Errors: clock_not_settable.
 ff.register('set_clock', {}, function(ctx, args)
+  local moment = args[1]
   if call('HGET', ctx.base .. ':meta', 'testing') ~= '1' then
     return ff.failure('clock_not_settable')
   end
-  if args[1] == '' then
+  if moment == '' then
     call('HDEL', ctx.base .. ':meta', 'clock')
   else
-    call('HSET', ctx.base .. ':meta', 'clock', args[1])
+    call('HSET', ctx.base .. ':meta', 'clock', moment)
   end
   return { 'ok' }
 end)
 
--- What a partition keeps under one key of its own each; the rest is found through them.
+-- The keys that a partition has once each. All other keys are found through their members.
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters',
-  ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task', ':schedules', ':schedule',
-  ':leaders', ':leader', ':suspended', ':secrets', ':meta',
+  ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task', ':schedules',
+  ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':meta',
 }
 
--- Removes what an index names, at most `limit` members at a time; answers whether that was all.
+-- Remove at most `limit` members of an index and what they name; return whether those were all.
 local function empty(ctx, index, limit, remove)
   local members = call('ZRANGE', ctx.base .. index, 0, limit - 1)
   for _, member in ipairs(members) do
@@ -356,14 +371,16 @@ local function empty(ctx, index, limit, remove)
   return #members < limit
 end
 
--- erase: removes everything that a partition of a store for tests holds. Argument: most entries at a time.
--- Answers: 'erased', or 'more' when it has to be called again.
+-- erase: remove everything that a partition of a store for tests holds.
+-- Arguments: most entries to remove in this call.
+-- Replies: 'erased', or 'more' if the call has to be repeated.
+-- Errors: configuration_mismatch.
 ff.register('erase', { 'allow-oom' }, function(ctx, args)
+  local limit = tonumber(args[1])
   local stored = call('HMGET', ctx.base .. ':meta', 'major', 'testing')
   if stored[1] and stored[2] ~= '1' then
     return ff.failure('configuration_mismatch', 'testing', '0', '1')
   end
-  local limit = tonumber(args[1])
   local is_empty = empty(ctx, ':ids', limit, function(member)
     local record = ff.record_key(ctx, (ff.behind_first(member)))
     local readable, values = pcall(call, 'HMGET', record, 'idempotency_key', 'keys')

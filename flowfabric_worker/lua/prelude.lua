@@ -1,66 +1,76 @@
--- What every stored function shares: the layout of a partition, the state of an execution, and the one way to change it.
+-- The layout of a partition, the context of a call, and how functions are registered.
 --
 -- A function runs in one partition. KEYS[1] is the partition's base, '<prefix>:{fp:N}', and every key begins with it:
 --
---   :x:<uuid>        hash    the record of one execution: everything there is to know of it
---   :ready:<class>   zset    what may be claimed in one class; score = place behind its priority
---   :due             zset    executions at the next moment of a lease, a deadline or a reservation; score = when
+--   :x:<uuid>        hash    the record of one execution
+--   :ready:<class>   zset    the ready executions of one class; score = place minus priority
+--   :due             zset    executions with a lease, a deadline or a reservation; score = its next moment
 --   :delays:<lane>   zset    the delayed executions of a lane; score = when each is ready
---   :delayed         zset    the lanes that hold delayed executions; score = when the first of them is ready
---   :retention       zset    what is kept for a time: ended executions, waiters ...; score = until when
+--   :delayed         zset    the lanes with delayed executions; score = when the first of them is ready
+--   :retention       zset    what is kept for a time: ended executions, waiters, and more; score = until when
 --   :ids             zset    every execution, by namespace and id, for listings
 --   :of_lane:<lane>  zset    the executions of a lane, by id
---   :of_state:<state>:<namespace>  those in one state, by id, of the states in ff.LISTED
---   :classes         zset    the classes that hold work, under a revision per lane
---   :held            hash    of each class how many executions have not ended
+--   :of_state:<state>:<namespace>  the executions in one state, by id, for the states in ff.LISTED
+--   :classes         zset    the classes that hold work, by lane
+--   :held            hash    per class the number of executions that have not ended
 --   :lanes           zset    the lanes, by namespace and name
---   :lane:<lane>     hash    of each lane the depth counters, the revision of its classes, and since when it is paused
---   :waiters         hash    of each waiter until when it waits, and its set of classes
---   :waiting, :idle:<set>    the waiters in turn: all who wait for work, and those of one set
---   :sets, :lane_sets        of each set its lanes and classes, and the sets of a lane
---   :woken           hash    of a waiter that was woken the one that stands by
---   :claims          hash    the last claims of each worker instance, to answer them again
+--   :lane:<lane>     hash    per lane the depth counters, the revision of its classes, and since when it is paused
+--   :waiters         hash    per waiter until when it waits, and its set of classes
+--   :waiting, :idle:<set>    the waiters in turn: all that wait for work, and those of one set
+--   :sets, :lane_sets        per set its lanes and classes, and the sets of each lane
+--   :woken           hash    per woken waiter the waiter that stands by
+--   :claims          hash    per worker instance its last claims, to answer them again
 --   :key:<key>       string  the execution that an idempotency key stands for
---   :damaged, :damage        the executions whose records are damaged, in order, and what is wrong with each; at most 1000
+--   :damaged, :damage        the executions with damaged records in order, and the damaged field of each; at most 1000
 --   :feed            stream  every end of an execution, in order
---   :workers, :worker        the registered workers, in order, and what each said of itself
---   :tasks, :task            the published tasks, in order, and how each is submitted
---   :schedules, :schedule    the schedules, in order, and how far each is; each until somebody removes it
+--   :workers, :worker        the registered workers in order, and the entry of each
+--   :tasks, :task            the published tasks in order, and the entry of each
+--   :schedules, :schedule    the schedules in order, and the entry of each; kept until they are removed
 --   :suspended       zset    the suspended executions, by namespace, since when, and id
---   :secrets         hash    what signs waitpoint tokens, see prelude_secrets.lua
---   :leaders, :leader        who submits the ticks of a set of schedules: until when, and which process
---   :meta            hash    configuration, the floor and the age of the feed, the clock of a store for tests, and the
---                            waiter that watches the next due moment
+--   :secrets         hash    the secrets that sign waitpoint tokens, see prelude_secrets.lua
+--   :leaders, :leader        per group of schedules until when it has a leader, and which process that is
+--   :meta            hash    configuration, the oldest place and the age of the feed, the clock of a store for tests, and
+--                            the waiter that watches the next due moment
 --
--- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}: both are
--- addresses, so a record that holds its class needs no other field to be found in its indexes.
+-- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}. Both are parts of
+-- keys, so the class in a record is all that is needed to find the record's indexes.
 --
--- Lua does not roll back. So a function makes all its checks first, then changes records through ff.move, which notes
--- what the indexes must follow, and ends with ff.flush, which brings the indexes after.
+-- Lua does not roll back. So a function makes all checks first, then changes records through ff.change, which notes what
+-- the indexes must say, and ends with ff.flush, which updates the indexes.
 
 local ff = {}
 
--- While a library is loaded there is no redis.call yet: ff.begin sets this before a function runs.
+-- redis.call does not exist while a library is loaded, so ff.begin sets this before a function runs.
 local call
 
--- What one call may do, shared by everything that it causes: a command counts as one, and so do 8 KiB that travel. At
--- about 10 us each the server is held for 3 ms. What is left over is answered 'again', or stays due.
+-- The work budget of one call, shared by everything that the call causes. A command counts as 1, and so do 8 KiB of
+-- arguments; at about 10 us each the server is held for 3 ms. The rest is answered 'batch_full', or stays due.
 ff.MAX_WORK = 300
-ff.MAX_ITEMS = 100
 ff.BYTES_PER_WORK = 8 * 1024
-ff.MAX_CLASSES_PER_LANE = 1024
-ff.DUE_PER_CLAIM = 32
-ff.FALLBACK = 10000
-ff.MOST_SET_BACK = 60000
--- After how long what this release does not know is looked at again, in ms.
-ff.POSTPONED = 5000
+
+-- Constants with the names of engine/limits.py have the same values there; a test compares them. Times are in ms.
 ff.HOUR = 3600000
 ff.DAY = 24 * ff.HOUR
+ff.MAX_CALL_ITEMS = 100
+ff.MAX_CALLS_REMEMBERED = 8
+ff.MAX_CLASSES_PER_LANE = 1024
+ff.DEFAULT_RETENTION_MS = ff.DAY
+ff.DEFAULT_MAX_RECLAIMS = 100
+ff.DEFAULT_MAX_REPLAYS = 10
+-- How many past attempts a record keeps.
 ff.PAST_ATTEMPTS = 100
+-- How many due entries a claim handles at least.
+ff.DUE_PER_CLAIM = 32
+-- How long a waiter waits at most before it looks again, in ms.
+ff.FALLBACK = 10000
+-- How far the clock may be set back and is then held until it has caught up, in ms.
+ff.MOST_SET_BACK = 60000
+-- How long an entry is postponed that only a newer release can handle, in ms.
+ff.POSTPONED = 5000
 
 -- Text --------------------------------------------------------------------------------------------------------------
 
--- Joins texts so that no text can pass for two: each stands behind its length.
+-- Join texts into one, each behind its length, so that different lists never give the same text.
 function ff.pack(parts)
   local out = {}
   for i, part in ipairs(parts) do
@@ -69,7 +79,7 @@ function ff.pack(parts)
   return table.concat(out)
 end
 
--- The texts that ff.pack joined; nil where the text is damaged.
+-- Return the texts that ff.pack joined, or nil if the text is damaged.
 function ff.unpack(text)
   local parts, at = {}, 1
   while at <= #text do
@@ -84,24 +94,24 @@ function ff.unpack(text)
   return parts
 end
 
--- What stands behind the first of packed texts, and that first text with its length: 'a namespace and something'.
+-- Return what follows the first of several packed texts, and that first text as it is packed (such as a namespace).
 function ff.behind_first(text)
   local digits = string.match(text, '^(%d+):')
   local size = #digits + 1 + tonumber(digits)
   return string.sub(text, size + 1), string.sub(text, 1, size)
 end
 
--- Whole numbers as text; `..` alone would write large ones with an exponent.
+-- Return a whole number as text. Lua's `..` would write a large number with an exponent.
 function ff.text(number)
   return string.format('%.0f', number)
 end
 
--- A stored number, or nil where the field is absent or empty.
+-- Return a stored number, or nil if the field is absent or empty.
 function ff.number(value)
   return value and tonumber(value) or nil
 end
 
--- A moment as callers give it: '' none, '@ms' absolute, '+ms' from now by the store's clock.
+-- Return the moment that an argument means: '' none, '@ms' absolute, '+ms' from now by the store's clock.
 function ff.moment(text, now)
   local sign = string.sub(text, 1, 1)
   if sign == '@' then
@@ -112,7 +122,8 @@ function ff.moment(text, now)
   return nil
 end
 
--- One list of several. Rooms call it while the library is loaded, when Lua's own functions are not there yet.
+-- Return the elements of several lists in one. It uses no function of Lua, since those are missing while a library is
+-- loaded.
 function ff.joined(lists)
   local out = {}
   for i = 1, #lists do
@@ -123,7 +134,7 @@ function ff.joined(lists)
   return out
 end
 
--- Adds the values of one list to another.
+-- Add the values of one list to another.
 function ff.append(list, values)
   local size = #list
   for i = 1, #values do
@@ -131,13 +142,14 @@ function ff.append(list, values)
   end
 end
 
+-- Return the reply that refuses a call or an item.
 function ff.failure(code, ...)
   return { 'error', code, ... }
 end
 
 -- Commands with many values -----------------------------------------------------------------------------------------
 
--- Sends a command with any number of values, at most 1000 at a time: unpack has a limit.
+-- Send a command with any number of values, at most 1000 at a time, because `unpack` is limited.
 function ff.chunked(command, key, values)
   for first = 1, #values, 1000 do
     call(command, key, unpack(values, first, math.min(first + 999, #values))) -- bounded: 1000 at a time
@@ -146,6 +158,7 @@ end
 
 -- The context of one call -------------------------------------------------------------------------------------------
 
+-- Return the context of one call: its clock, its work budget, and what it notes until ff.flush.
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
@@ -154,7 +167,7 @@ function ff.begin(keys)
   if not now then
     local time = call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
-    -- A clock that is set back by little stands still until it has caught up; by more, the old time was wrong.
+    -- A clock that is set back a little is held until it has caught up; set back by more, the earlier time was wrong.
     if latest > now and latest - now <= ff.MOST_SET_BACK then
       now = latest
     end
@@ -166,7 +179,7 @@ function ff.begin(keys)
     now = now,
     now_text = ff.text(now),
     is_real_time = meta.is_real,
-    -- Ids of the feed never go back, whatever the clock does.
+    -- Ids of the feed never go back, even if the clock does.
     feed_now = math.max(now, latest),
     partition = partition,
     channel = prefix .. ':topic:',
@@ -198,26 +211,25 @@ end
 
 -- Functions ---------------------------------------------------------------------------------------------------------
 
--- Takes commands, and bytes that travel, from the budget of a call.
+-- Take commands and bytes of arguments from the work budget of a call.
 function ff.spend(ctx, commands, bytes)
   ctx.work = ctx.work - commands - bytes / ff.BYTES_PER_WORK
 end
 
--- How many things of so many commands each a share of what is left of the budget allows: at most `limit`, and one in any
--- case.
+-- Return how many things of `commands` commands each a share of the remaining budget allows: at least 1, at most `limit`.
 function ff.allowed(ctx, limit, commands, share)
   return math.min(limit, math.max(1, math.floor(ctx.work * share / commands)))
 end
 
--- Runs a function for each item of a call that carries many: `width` arguments an item, from `first` on, the first of
--- them the execution's uuid, and about so many commands each. `run` gets the context, the arguments and where the item
--- begins. An item that fails fails alone. What is over the budget of the call is answered 'again'.
+-- Run a function for each item of a call, in isolation. Items have `width` arguments from `first` on, the uuid first, and
+-- take about `commands` commands each. `run` gets the context, the arguments and the index of the item's first argument.
+-- Items over the call's work budget are answered 'batch_full'.
 function ff.each(ctx, args, first, width, commands, run)
   local answers, count = {}, 0
   for at = first, #args, width do
     local answer
-    if count >= ff.MAX_ITEMS or (ctx.work <= 0 and count > 0) then
-      answer = ff.failure('again')
+    if count >= ff.MAX_CALL_ITEMS or (ctx.work <= 0 and count > 0) then
+      answer = ff.failure('batch_full')
     else
       local bytes = 0
       for i = at, at + width - 1 do
@@ -233,8 +245,8 @@ function ff.each(ctx, args, first, width, commands, run)
   return answers
 end
 
--- Makes a function callable. It gets the context of the call and its arguments. flags: 'no-writes' for reads;
--- 'allow-oom' for what ends, keeps or removes work, which must go on when memory is full.
+-- Register a function that gets the context of the call and its arguments. Flags: 'no-writes' for reads; 'allow-oom' for
+-- functions that end, keep or remove work, which must run when memory is full.
 function ff.register(name, flags, run)
   redis.register_function({
     function_name = '@NAMES@' .. name,
@@ -245,7 +257,7 @@ function ff.register(name, flags, run)
   })
 end
 
--- Makes a function callable that writes to one execution, whose uuid is its first argument.
+-- Register a function that writes to one execution, whose uuid is its first argument, in isolation.
 function ff.register_single(name, flags, run)
   ff.register(name, flags, function(ctx, args)
     local answer = ff.isolated(ctx, args[1], run, args)

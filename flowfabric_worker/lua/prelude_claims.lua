@@ -1,7 +1,7 @@
--- Part of what every stored function shares: what the last claims of each worker instance got, to answer them again.
+-- The last claims of each worker instance, kept to answer repeated claims.
 
--- The last claims of a worker instance, or its last grants: until when they are kept, what each was answered, and the
--- worker id. An instance belongs to one worker id: of another one the failure is answered.
+-- Return the remembered claims (or grants) of a worker instance. An instance belongs to one worker id; for another worker
+-- id return nil and the failure.
 function ff.claims_of(ctx, instance, field, worker)
   local parts = ff.unpack(call('HGET', ctx.base .. ':claims', field) or '') or {}
   local claims = { field = field, parts = parts, kept = tonumber(parts[1]) or 0, memory = parts[2], worker = worker }
@@ -11,7 +11,7 @@ function ff.claims_of(ctx, instance, field, worker)
   return claims
 end
 
--- Keeps the answer of one more claim for as long as what it gave holds, and what stands in a further field.
+-- Remember the reply of one more claim for `ttl` ms, and store the fields that follow `ttl`.
 function ff.keep_claim(ctx, claims, claim_id, answer, ttl, ...)
   claims.kept = math.max(claims.kept, ctx.now + ttl)
   local parts = claims.parts
@@ -20,7 +20,7 @@ function ff.keep_claim(ctx, claims, claim_id, answer, ttl, ...)
   ff.due_at(ctx, 'retention', 'k' .. claims.field, claims.kept)
 end
 
--- What a claim got is many ids, so they stand in a field of their own, a slot, and the memory holds its number.
+-- A claim got many ids, so they are stored in a field of their own, a slot, and the memory holds the slot's number.
 local function slot_field(claims, slot)
   return claims.field .. '\0' .. slot
 end
@@ -28,10 +28,10 @@ end
 local function next_slot(claims)
   local parts = ff.unpack(claims.memory or '') or {}
   local last = #parts > 0 and ff.unpack(parts[#parts]) or {}
-  return ff.text(((tonumber(last[1]) or 0) + 1) % ff.CALLS_REMEMBERED)
+  return ff.text(((tonumber(last[1]) or 0) + 1) % ff.MAX_CALLS_REMEMBERED)
 end
 
--- The uuids of what a claim got; nil of a new claim.
+-- Return the uuids that a repeated claim got, or nil if the claim is new.
 function ff.got_before(ctx, claims, claim_id)
   local slot = ff.recall(claims.memory, claim_id)
   if not slot then
@@ -40,7 +40,7 @@ function ff.got_before(ctx, claims, claim_id)
   return ff.unpack(call('HGET', ctx.base .. ':claims', slot_field(claims, slot[1])) or '') or {}
 end
 
--- Keeps what a claim got for as long as its lease holds.
+-- Remember the items that a claim got for as long as its lease holds, in ms.
 function ff.keep_claimed(ctx, claims, claim_id, items, ttl)
   local uuids = {}
   for i, item in ipairs(items) do
@@ -50,10 +50,10 @@ function ff.keep_claimed(ctx, claims, claim_id, items, ttl)
   ff.keep_claim(ctx, claims, claim_id, { slot }, ttl, slot_field(claims, slot), ff.pack(uuids))
 end
 
--- Forgets the last claims of an instance.
+-- Remove the remembered claims of an instance.
 function ff.forget_claims(ctx, field)
   local fields = { field }
-  for slot = 1, ff.CALLS_REMEMBERED do
+  for slot = 1, ff.MAX_CALLS_REMEMBERED do
     fields[slot + 1] = slot_field({ field = field }, slot - 1)
   end
   call('HDEL', ctx.base .. ':claims', unpack(fields)) -- bounded: the slots of one instance

@@ -1,48 +1,11 @@
--- What a record says of itself in packed form: its policy and its class.
+-- The claim classes: what a class says, and the registry of the classes that hold work.
 
-local POLICY = {
-  'max_retries', 'backoff', 'initial', 'maximum', 'multiplier', 'jitter', 'categories', 'timeout', 'max_reclaims',
-  'max_replays', 'retention', 'dedup_window', 'execution_deadline',
-}
-
--- There are few policies and classes, so each is taken apart once; what is known of them is forgotten before it grows
--- large.
-local known_policies, known_policy_count = {}, 0
-
--- The values of a stored policy by their names; nil where it is damaged.
-function ff.parse_policy(text)
-  local known = known_policies[text]
-  if known then
-    return known
-  end
-  local policy, at = {}, 0
-  for value in string.gmatch(text, '([^|]*)|') do
-    at = at + 1
-    if POLICY[at] then
-      policy[POLICY[at]] = value ~= '' and value or nil
-    end
-  end
-  if text ~= '' and (at < #POLICY or string.sub(text, -1) ~= '|' or not ff.is_policy(policy)) then
-    return nil
-  end
-  policy.retention = tonumber(policy.retention or '')
-  if known_policy_count >= 4096 then
-    known_policies, known_policy_count = {}, 0
-  end
-  known_policies[text] = policy
-  known_policy_count = known_policy_count + 1
-  return policy
-end
-
-function ff.policy(record)
-  return ff.parse_policy(record.policy or '')
-end
-
--- What a class says of itself: its lane (packed), its namespace (packed), the lane's name, the task, and the index of the
--- lane's delayed executions; nil where it is damaged.
+-- There are few classes, so each is parsed once. The cache is emptied before it grows large.
 ff.known_classes = {}
 ff.known_class_count = 0
 
+-- Return the parts of a class: its packed lane, its packed namespace, the lane's name, the task, and the index of the lane's
+-- delays; nil if the class is damaged.
 function ff.class(class)
   local known = ff.known_classes[class]
   if not known then
@@ -63,4 +26,70 @@ function ff.class(class)
     ff.known_class_count = ff.known_class_count + 1
   end
   return known
+end
+
+-- Add a class to the registry and its lane to the list of lanes. With a limit, return false if the lane has that many
+-- classes; without one, for work that exists already, the class is always added.
+function ff.register_class(ctx, class, limit)
+  if ctx.registered[class] or call('ZSCORE', ctx.base .. ':classes', class) then
+    ctx.registered[class] = true
+    return true
+  end
+  local known, classes = ff.class(class), ctx.base .. ':classes'
+  -- Digits sort before ':', so this range holds exactly the lane's own classes.
+  if limit and call('ZLEXCOUNT', classes, '[' .. known.lane, '(' .. known.lane .. ':') >= limit then
+    return false
+  end
+  call('ZADD', classes, 0, class)
+  ff.register_lane(ctx, known.lane, known.namespace .. known.lane_name)
+  ctx.registered[class] = true
+  ff.revise(ctx, known.lane)
+  ff.due_at(ctx, 'retention', 'c' .. class, ctx.now + ff.HOUR)
+  ctx.new_in[known.lane] = true
+  return true
+end
+
+-- Add a lane to the list of lanes. `lane` is pack{namespace, lane}; `listed` is pack{namespace} followed by the name.
+function ff.register_lane(ctx, lane, listed)
+  if call('ZADD', ctx.base .. ':lanes', 0, listed) == 1 then
+    ff.due_at(ctx, 'retention', 'l' .. lane, ctx.now + ff.DAY)
+  end
+end
+
+-- Remove a lane that holds nothing, is not paused and has no classes. Each lane is checked once a day.
+function ff.forget_lane(ctx, lane)
+  local key = ctx.base .. ':lane:' .. lane
+  local depths = call('HMGET', key, 'paused', unpack(ff.PUBLIC_STATES)) -- bounded: a fixed list of names
+  local is_used = depths[1] ~= false or #ff.classes_of(ctx, lane, '') > 0
+  for i = 2, #ff.PUBLIC_STATES + 1 do
+    is_used = is_used or (ff.number(depths[i]) or 0) ~= 0
+  end
+  if is_used then
+    ff.due_at(ctx, 'retention', 'l' .. lane, ctx.now + ff.DAY)
+    return
+  end
+  local parts = ff.unpack(lane)
+  call('DEL', key, ctx.base .. ':of_lane:' .. lane)
+  call('ZREM', ctx.base .. ':lanes', ff.pack({ parts[1] }) .. parts[2])
+end
+
+-- Give a lane's classes a new revision, which never repeats, even after a snapshot was restored.
+function ff.revise(ctx, lane)
+  local key = ctx.base .. ':lane:' .. lane
+  local old = ff.number(call('HGET', key, 'revision')) or 0
+  call('HSET', key, 'revision', ff.text(math.max(old + 1, ctx.now)))
+end
+
+-- Return a page of the classes of a lane that hold work, after one of them or ''. A lane may have more classes than its
+-- limit, because work that exists is never refused.
+function ff.classes_of(ctx, lane, after)
+  local first, last = after ~= '' and '(' .. after or '[' .. lane, '(' .. lane .. ':'
+  return call('ZRANGE', ctx.base .. ':classes', first, last, 'BYLEX', 'LIMIT', 0, ff.MAX_CLASSES_PER_LANE)
+end
+
+-- Remove a class from the registry.
+function ff.forget_class(ctx, class)
+  call('ZREM', ctx.base .. ':classes', class)
+  call('HDEL', ctx.base .. ':held', class)
+  ff.revise(ctx, ff.class(class).lane)
 end

@@ -1,17 +1,17 @@
--- What is checked of a stored record before anything uses it, and what becomes of a damaged one: it harms itself alone.
+-- How stored records are checked before they are used, and how a damaged one is kept from harming others.
 
--- A damaged execution leaves the indexes that work is found by, and is listed instead. It stays counted under its state
--- until it is purged.
+-- How many damaged executions are listed. A damaged execution leaves the indexes that work is found by, and stays counted
+-- under its state until it is purged.
 local MAX_DAMAGED = 1000
 
 -- Checks ------------------------------------------------------------------------------------------------------------
 
--- A number that is written with few enough digits to be exact.
+-- Return whether a value is a whole number with few enough digits to be exact.
 local function is_whole(value)
   return #value <= 15 and string.find(value, '^%d+$') ~= nil
 end
 
--- A number or a moment that may be given up: an empty value is none.
+-- Return whether a value is a whole number, or empty for none.
 local function is_number(value)
   return value == '' or is_whole(value)
 end
@@ -33,7 +33,7 @@ local function is_attempt(value)
   return string.find(value, '^%d+|%l+|%l+|%d*|%d*$') ~= nil
 end
 
--- A holder is pack{worker id, instance}.
+-- Return whether a value is pack{worker id, instance, ...}.
 local function is_holder(value)
   local parts = ff.unpack(value)
   return parts ~= nil and #parts >= 2
@@ -54,7 +54,7 @@ local function is_marked(value)
   return value == '' or string.sub(value, 1, 1) == '='
 end
 
--- What a field must be where it is there.
+-- The check of each field, if the field is present.
 local CHECKS = {
   created = is_whole, deadline = is_number, delay_until = is_number, dedup_until = is_number,
   reserved_until = is_number, retry_count = is_whole, reclaim_count = is_whole, replay_count = is_whole,
@@ -64,7 +64,7 @@ local CHECKS = {
   timeout_left = is_number, max_signals = is_number,
 }
 
--- The first of some fields of a record, from number `first` on, that is damaged; nil when none is.
+-- Return the first damaged field among `fields` from index `first` on, or nil.
 function ff.damage_in(record, fields, first)
   for i = first or 1, #fields do
     local name = fields[i]
@@ -76,7 +76,7 @@ function ff.damage_in(record, fields, first)
   return nil
 end
 
--- The first field of the core of a record that is damaged; nil when none is.
+-- Return the first damaged field of a record's core, or nil.
 function ff.damage_in_core(record)
   local words, fence, expires, attempt = record.words, record.fence, record.expires, record.attempt
   if not words then
@@ -103,7 +103,7 @@ function ff.damage_in_core(record)
   return nil
 end
 
--- Whether the values of a policy are such that can be counted with.
+-- Return whether the numbers of a policy are valid.
 function ff.is_policy(policy)
   for _, name in ipairs({
     'max_retries', 'initial', 'maximum', 'timeout', 'max_reclaims', 'max_replays', 'retention', 'dedup_window',
@@ -124,8 +124,8 @@ end
 
 -- Setting aside -----------------------------------------------------------------------------------------------------
 
--- Takes a damaged execution out of the indexes that work is found by, and lists it; answers the failure.
--- `class` is its class if that is known.
+-- Take a damaged execution out of the indexes that work is found by, list it, and return the failure. `class` is its class,
+-- or nil if that is unknown.
 function ff.set_aside(ctx, uuid, field, class)
   local known = class and ff.class(class)
   if known then
@@ -143,12 +143,12 @@ function ff.set_aside(ctx, uuid, field, class)
   return ff.failure('corruption', uuid, field)
 end
 
--- Whether an error says that what is stored is damaged; else it says that the server does not do what it should.
+-- Return whether an error was caused by damaged data; any other error means that the server is disturbed.
 local function is_damage(problem)
   return string.find(problem, '^user_function:%d+:') ~= nil or string.find(problem, 'WRONGTYPE', 1, true) ~= nil
 end
 
--- The failure to answer for an error that one execution's record caused; another error fails the whole call.
+-- Return the failure for an error that one execution's record caused. Raise any other error, which fails the whole call.
 local function failure_of(ctx, uuid, problem)
   if not is_damage(type(problem) == 'table' and problem.err or tostring(problem)) then
     error(problem, 0)
@@ -156,7 +156,7 @@ local function failure_of(ctx, uuid, problem)
   return ff.set_aside(ctx, uuid, 'record')
 end
 
--- Runs one item of a call, about one execution, and answers what `run` answers. It fails alone.
+-- Run one item of a call, about one execution, so that an error fails this item alone. Return its reply.
 function ff.isolated(ctx, uuid, run, a, b)
   local good, answer = pcall(run, ctx, a, b)
   if good then
@@ -165,7 +165,7 @@ function ff.isolated(ctx, uuid, run, a, b)
   return failure_of(ctx, uuid, answer)
 end
 
--- Loads the record of an execution by `load`; answers it, or nil and the failure, whatever lies in its place.
+-- Load the record of an execution by `load`, whatever its key holds. Return the record, or nil and the failure.
 function ff.found(ctx, uuid, load, class)
   local good, record, failure = pcall(load, ctx, uuid, nil, class)
   if good then
@@ -174,37 +174,40 @@ function ff.found(ctx, uuid, load, class)
   return nil, failure_of(ctx, uuid, record)
 end
 
--- Whether an execution was set aside.
+-- Return whether an execution is listed as damaged.
 function ff.is_set_aside(ctx, uuid)
   return call('ZSCORE', ctx.base .. ':damaged', uuid) ~= false
 end
 
--- Removes the further keys that a record names in its field `keys`, each by what stands behind the partition's base.
+-- Delete the further keys that a record names in its field `keys`, without the partition's base.
 function ff.remove_keys(ctx, names)
   for _, name in ipairs(ff.unpack(names or '') or {}) do
     call('UNLINK', ctx.base .. name)
   end
 end
 
--- Removes a damaged execution, with every key that is still known of it. `namespace` is packed.
+-- Remove a damaged execution with every key that is still known of it. `namespace` is packed.
 function ff.remove_damaged(ctx, uuid, namespace)
   local key = ff.record_key(ctx, uuid)
   local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys', 'suspended_at')
+  local class
   if readable then
-    local words, known = values[1] and ff.words(values[1]), values[2] and ff.class(values[2])
-    if words and known then
-      ff.count(ctx, values[2], uuid, words.public, nil)
+    local state, idempotency_key, keys, suspended_at = values[1], values[3], values[4], values[5]
+    class = values[2]
+    local words = state and ff.words(state)
+    if words and class and ff.class(class) then
+      ff.count(ctx, class, uuid, words.public, nil)
     end
-    local key_of = ctx.base .. ':key:' .. (values[3] or '')
+    local key_of = ctx.base .. ':key:' .. (idempotency_key or '')
     if call('GET', key_of) == uuid then
       call('DEL', key_of)
     end
-    ff.remove_keys(ctx, values[4])
-    if known and tonumber(values[5] or '') then
-      ff.unlist_suspended(ctx, values[2], values[5], uuid)
+    ff.remove_keys(ctx, keys)
+    if class and ff.class(class) and tonumber(suspended_at or '') then
+      ff.unlist_suspended(ctx, class, suspended_at, uuid)
     end
   end
-  ff.set_aside(ctx, uuid, 'record', readable and values[2] or nil)
+  ff.set_aside(ctx, uuid, 'record', class or nil)
   call('DEL', key)
   call('ZREM', ctx.base .. ':ids', namespace .. uuid)
   call('ZREM', ctx.base .. ':damaged', uuid)

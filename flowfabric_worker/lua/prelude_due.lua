@@ -1,12 +1,10 @@
--- Second part of what every stored function shares: when something is due.
+-- The indexes of what time will change.
 --
--- Three kinds of index hold one entry for each thing that time will change. ':due' comes first: leases, time-outs,
--- deadlines and reservations. Delays stand in one index per lane, so that many delays of a lane hold up no other lane.
--- ':retention' holds what is kept for a time: ended executions, and entries that are no executions
--- (a waiter, a remembered claim, an idle class, a worker's registration, the feed). Removal has a budget to itself, so
--- it delays nothing.
+-- ':due' has leases, time-outs, deadlines and reservations, which are handled first. Each lane has its own index of delays,
+-- so the many delays of one lane do not hold up another. ':retention' has what is kept for a time: ended executions,
+-- waiters, remembered claims, empty classes, registrations and the feed. Removal has its own budget, so it delays nothing.
 
--- Notes when something is due: `member` at a moment in one of the due indexes, or false when it leaves that index.
+-- Note that `member` is due at a moment in one of the due indexes, or leaves that index if the moment is false.
 function ff.due_at(ctx, index, member, moment)
   local entries = ctx.due[index]
   if not entries then
@@ -16,29 +14,29 @@ function ff.due_at(ctx, index, member, moment)
   entries[member] = moment
 end
 
--- The lane of an index of delays, or nil for another index.
+-- Return the lane of an index of delays, or nil for another index.
 function ff.lane_of_delays(index)
   return string.match(index, '^delays:(.*)$')
 end
 
--- The first moment that an index holds, or nil.
+-- Return the first moment in an index, or nil.
 function ff.first_moment(ctx, index)
   return ff.number(call('ZRANGE', ctx.base .. index, 0, 0, 'WITHSCORES')[2])
 end
 
--- The next moment at which somebody has to come, or nil. What is kept for a time is removed in passing.
+-- Return the next moment at which a worker has to call, or nil. Removals are handled in passing and do not count.
 function ff.next_due(ctx)
   local due, delayed = ff.first_moment(ctx, ':due'), ff.first_moment(ctx, ':delayed')
   return due and delayed and math.min(due, delayed) or due or delayed
 end
 
--- The same, with removals.
+-- Return the next moment at which something is due, removals included, or nil.
 function ff.next_due_or_removal(ctx)
   local due, removal = ff.next_due(ctx), ff.first_moment(ctx, ':retention')
   return due and removal and math.min(due, removal) or due or removal
 end
 
--- Splits the notes of one index: { moment, member, ... }, { member, ... }, and the first moment among them.
+-- Split the notes of one index: { moment, member, ... } to add, { member, ... } to remove, and the first moment added.
 local function split(entries)
   local added, removed, first = {}, {}, math.huge
   for member, moment in pairs(entries) do
@@ -53,8 +51,8 @@ local function split(entries)
   return added, removed, first
 end
 
--- Sets the moment at which a lane's delays are due: that of its first, or now if some were just handled and some are
--- left, so that the lanes take turns. A lane without delays leaves the index.
+-- Set the moment at which a lane's delays are due: that of its first delay, but not before now, so that lanes take turns. A
+-- lane without delays leaves the index.
 function ff.settle_lane(ctx, lane)
   local head = ff.first_moment(ctx, ':delays:' .. lane)
   if head then
@@ -64,7 +62,7 @@ function ff.settle_lane(ctx, lane)
   end
 end
 
--- Brings the due indexes after. Answers whether something is due sooner than the waiting workers expect.
+-- Update the due indexes. Return whether something is due sooner than the waiting workers expect.
 function ff.flush_due(ctx)
   local noted = ctx.due
   if not next(noted) then

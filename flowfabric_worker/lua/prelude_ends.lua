@@ -1,7 +1,7 @@
--- The end of a lease and the end of an execution: what is written, who is told. Whatever ends one goes through here, so what
--- every end has to do is done here and nowhere else.
+-- The end of a lease and the end of an execution. Every operation that ends one goes through here, so what all ends have in
+-- common stands here only.
 
--- Ends a lease: `list` has the fields to write, with the new state. `told` says that the holder did not ask for it.
+-- End a lease. `list` has the fields to write, with the new state; `told` is true if the holder did not ask for the end.
 function ff.end_lease(ctx, record, list, told)
   ff.change(ctx, record, list)
   if told then
@@ -9,8 +9,8 @@ function ff.end_lease(ctx, record, list, told)
   end
 end
 
--- Ends an execution, and its lease if it has one; it is announced, and kept for its retention. `list` has the further
--- fields to write: name, value, name, value. `told` is as above.
+-- End an execution and its lease, if it has one; announce the end and keep the record for its retention. `list` has further
+-- fields to write as name, value, name, value. `told` is as in ff.end_lease.
 function ff.finish(ctx, record, outcome, list, told)
   local size, watchers = #list, record.watchers
   list[size + 1], list[size + 2] = 'state', ff.ended_state(outcome, record)
@@ -28,7 +28,7 @@ function ff.finish(ctx, record, outcome, list, told)
   ff.announce(ctx, record, outcome, watchers)
 end
 
--- Writes the end of an execution into the feed and tells those who wait for it.
+-- Write the end of an execution into the feed and tell the topics that wait for it.
 function ff.announce(ctx, record, outcome, watchers)
   if not ctx.announced then
     ff.open_feed(ctx)
@@ -42,7 +42,7 @@ function ff.announce(ctx, record, outcome, watchers)
       ff.append(entry, { 'tags', record.tags })
     end
     if ctx.feed_now ~= ctx.now then
-      -- The id does not tell when it ended.
+      -- The id is later than the end, so the moment is stored too.
       ff.append(entry, { 'ended', ctx.now_text })
     end
     call('XADD', ctx.feed, ctx.feed_id, unpack(entry)) -- bounded: five fields
@@ -54,20 +54,20 @@ function ff.announce(ctx, record, outcome, watchers)
   end
 end
 
--- Before the first end that a call writes into the feed.
+-- Prepare the feed before the first end that a call writes.
 function ff.open_feed(ctx)
   ctx.announced = true
   ctx.feed = ctx.base .. ':feed'
   ctx.feed_id = ff.text(ctx.feed_now) .. '-*'
   call('HSET', ctx.base .. ':meta', 'feed_last', ctx.feed_now)
   call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + ff.feed_pause(ctx), 'f')
-  -- Earlier in this call the feed may have been found empty, and its entry given up.
+  -- Earlier in this call the feed may have been empty and its entry given up, so that note is dropped.
   if ctx.due.retention and not ctx.due.retention.f then
     ctx.due.retention.f = nil
   end
 end
 
--- Tells the process that held a lease that it lost it. The fence says which one: the process may hold the next one too.
+-- Tell the process that held a lease that it is lost. The fence says which lease, since the process may hold the next too.
 function ff.tell_holder(ctx, record)
   local topic = call('HGET', record.key, 'topic')
   if topic and topic ~= '' then

@@ -1,34 +1,35 @@
--- The record of an execution: how it is loaded, what the indexes say of it, and the one way to change it.
+-- The record of an execution: how it is loaded, what the indexes must say of it, and how it is changed.
 --
--- A record is a hash. Its values are short, so that plain work stays in the compact encoding of hashes:
+-- A record is a hash. Its values are short, so plain work stays in the compact encoding of hashes:
 --
 --   state            six letters, see prelude_states.lua
 --   class            its class, see prelude.lua
 --   priority, place  where it stands among the ready ones
---   fence            <lease>:<epoch>:<attempt>, see prelude_leases.lua; expires: until when the lease holds
---   attempt          <index>|<type>|<kind>|<started>|<ended>, of the present or last attempt
---   holder, topic    pack{worker id, instance}, and where the process listens
---   policy           the values of its policy, each followed by '|'; timeout_at: when the attempt has run too long
---   more             '1' when a field of ff.MORE says something
+--   fence            <lease>:<epoch>:<attempt>, see prelude_leases.lua
+--   expires          until when the lease holds
+--   attempt          <index>|<type>|<kind>|<started>|<ended> of the present or last attempt
+--   holder, topic    pack{worker id, instance}, and the topic to which the process listens
+--   policy           the values of its policy, each followed by '|'
+--   timeout_at       when the attempt times out
+--   more             '1' if a field of ff.MORE is present
 
--- What every operation needs of a record. What plain work has no use for lies beyond.
+-- The fields that every operation reads, and the fields that plain work does not have.
 ff.CORE = { 'state', 'class', 'priority', 'place', 'fence', 'expires', 'attempt', 'policy', 'timeout_at', 'more' }
 ff.MORE = {
   'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'ended', 'reserved_for', 'reserved_until', 'retry_count',
   'reclaim_count', 'tags', 'watchers', 'suspension', 'suspended_at', 'suspended_until', 'timeout_left',
 }
--- The fields that make `more` true. Not the end: of what has ended all is read.
-local NEEDS_MORE = {
-  deadline = true, delay_until = true, idempotency_key = true, dedup_until = true,
-  reserved_for = true, reserved_until = true, retry_count = true, reclaim_count = true, tags = true, watchers = true,
-  suspension = true,
-}
+-- The fields that make `more` true: all but the end, since everything is read of ended work.
+local NEEDS_MORE = {}
+for i = 1, #ff.MORE do
+  NEEDS_MORE[ff.MORE[i]] = ff.MORE[i] ~= 'ended'
+end
 
 local CORE_COUNT = #ff.CORE
 
 -- Loading -----------------------------------------------------------------------------------------------------------
 
--- Reads further fields into a record; an absent field is false. Answers the name of a field that is damaged, or nil.
+-- Read further fields into a record; an absent field is false. Return the first damaged field, or nil.
 function ff.read(record, fields)
   local values = call('HMGET', record.key, unpack(fields)) -- bounded: a fixed list of names
   for i = 1, #fields do
@@ -37,17 +38,17 @@ function ff.read(record, fields)
   return ff.damage_in(record, fields)
 end
 
--- The execution's id as callers know it.
+-- Return the id of an execution as callers know it.
 function ff.id(ctx, record)
   return '{fp:' .. ctx.partition .. '}:' .. record.uuid
 end
 
+-- Return the key of an execution's record.
 function ff.record_key(ctx, uuid)
   return ctx.base .. ':x:' .. uuid
 end
 
--- Reads those of some fields, from number `first` on, that are yet unknown of a record; answers the name of a field that
--- is damaged, or nil.
+-- Read the fields from index `first` on that are not yet in a record. Return the first damaged field, or nil.
 local function read_missing(record, fields, first)
   local missing = {}
   for i = first, #fields do
@@ -58,26 +59,26 @@ local function read_missing(record, fields, first)
   return #missing > 0 and ff.read(record, missing) or nil
 end
 
--- A record as its values say; nil where there is none. `fields` begins with ff.CORE.
+-- Read a record whose `fields` begin with ff.CORE, or return nil if there is none.
 local function read_new(ctx, uuid, fields)
   local key = ctx.base .. ':x:' .. uuid
-  local v = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
-  local state = v[1]
+  local values = call('HMGET', key, unpack(fields)) -- bounded: a fixed list of names
+  local state, class, priority, place, fence, expires, attempt, policy, timeout_at, more =
+    unpack(values, 1, CORE_COUNT) -- bounded: the names of ff.CORE
   if not state and call('EXISTS', key) == 0 then
     return nil
   end
   local record = {
-    uuid = uuid, key = key, words = state and ff.words(state), class = v[2], priority = v[3], place = v[4], fence = v[5],
-    expires = v[6], attempt = v[7], policy = v[8], timeout_at = v[9],
-    more = v[10],
+    uuid = uuid, key = key, words = state and ff.words(state), class = class, priority = priority, place = place,
+    fence = fence, expires = expires, attempt = attempt, policy = policy, timeout_at = timeout_at, more = more,
   }
   for i = CORE_COUNT + 1, #fields do
-    record[fields[i]] = v[i]
+    record[fields[i]] = values[i]
   end
   return record
 end
 
--- What is damaged in a record that was just read; its further fields are read with it where there are any.
+-- Return the first damaged field of a record that was just read, or nil. Its fields of ff.MORE are read here if it has any.
 local function damage_in_new(record, fields)
   local damaged = ff.damage_in_core(record)
   if not damaged and #fields > CORE_COUNT then
@@ -89,9 +90,9 @@ local function damage_in_new(record, fields)
   return damaged
 end
 
--- The record of an execution, or nil and the failure to answer. An absent field is false. `fields`, if given, begins with
--- ff.CORE; `class`, if given, is the class under whose index the execution was found. A record is loaded once in a call,
--- and checked here, so what uses it need not.
+-- Load and check the record of an execution. Return it, or nil and the failure. An absent field is false. `fields`, if
+-- given, begin with ff.CORE; `class`, if given, is the class in whose index the execution was found. A record is loaded
+-- once per call.
 function ff.load(ctx, uuid, fields, class)
   fields = fields or ff.CORE
   local record, damaged = ctx.records[uuid], nil
@@ -116,7 +117,7 @@ end
 
 -- Indexes -----------------------------------------------------------------------------------------------------------
 
--- The earlier of a moment and a stored one, either of which may be missing.
+-- Return the earlier of a moment and a stored moment, either of which may be missing.
 local function sooner(due, stored)
   local moment = stored and tonumber(stored)
   if moment and not (due and due <= moment) then
@@ -125,13 +126,13 @@ local function sooner(due, stored)
   return due
 end
 
--- Until when an ended execution is kept: for its retention, and until its key's window is over.
+-- Return until when an ended execution is kept: its retention and the window of its idempotency key, whichever is longer.
 function ff.kept_until(record)
-  local kept = record.ended + (ff.policy(record).retention or ff.DAY)
+  local kept = record.ended + (ff.policy(record).retention or ff.DEFAULT_RETENTION_MS)
   return math.max(kept, tonumber(record.dedup_until or '') or 0)
 end
 
--- The next moment of work that has not ended, and the index that holds it, when fields of ff.MORE take part.
+-- Return the next moment of work that has fields of ff.MORE and has not ended, and the due index that holds it.
 local function next_moment(record)
   local words = record.words
   local due = sooner(sooner(nil, record.reserved_until), record.deadline)
@@ -148,9 +149,9 @@ local function next_moment(record)
   return due, due and 'due'
 end
 
--- What the indexes must say of a record: its public state, its score among the ready ones, its next moment, and which of
--- the due indexes holds that moment: 'due' what keeps leases and deadlines right, the lane's what is delayed,
--- 'retention' what has ended. An execution stands in one of them, at the earliest of its times.
+-- Return what the indexes must say of a record: its public state, its score among the ready ones, its next moment, and the
+-- due index of that moment: 'due' for leases, deadlines and reservations, the lane's delays, or 'retention' for ended work.
+-- An execution stands in one of these, at its earliest moment.
 function ff.derive(record)
   local words = record.words
   if words.phase == 'terminal' then
@@ -168,8 +169,8 @@ function ff.derive(record)
   return words.public, ready, due, index
 end
 
--- Counts and lists that an execution of a class went from one public state to another; nil of one that is new or gone.
--- Counted are the depths of its lane, and what of the class has not ended.
+-- Count and list that an execution of a class went from one public state to another; nil stands for a new or a removed one.
+-- Counted are the depths of its lane, and the executions of the class that have not ended.
 function ff.count(ctx, class, uuid, old, new)
   local known = ff.class(class)
   local lane = known.lane
@@ -193,7 +194,7 @@ function ff.count(ctx, class, uuid, old, new)
   ff.list(ctx, known, uuid, old, new)
 end
 
--- Notes that an execution is ready in a class with a score, or with false that it is not.
+-- Note that an execution is ready in a class with a score, or not ready if the score is false.
 function ff.ready_at(ctx, class, uuid, score)
   local entries = ctx.ready[class]
   if not entries then
@@ -203,8 +204,8 @@ function ff.ready_at(ctx, class, uuid, score)
   entries[uuid] = score
 end
 
--- Notes what the indexes must follow: what they must say of a record, and what they said before. Both are as ff.derive
--- answers them, and nothing of a record that is new or gone.
+-- Note what the indexes must say of a record and what they said before, both as ff.derive returns them. A new or removed
+-- record has none.
 function ff.follow(ctx, record, public, ready, due, index, old_public, old_ready, old_due, old_index)
   if old_public ~= public then
     ff.count(ctx, record.class, record.uuid, old_public, public)
@@ -225,8 +226,8 @@ end
 
 -- Changing ----------------------------------------------------------------------------------------------------------
 
--- The one way to change a record: `list` has name, value, name, value. The fields are written, the indexes follow. All is
--- computed before anything is written.
+-- Change a record and note what its indexes must say. `list` is name, value, name, value. Everything is computed before the
+-- first write.
 function ff.change(ctx, record, list)
   local public, ready, due, index = ff.derive(record)
   local more = record.more
@@ -248,8 +249,8 @@ function ff.change(ctx, record, list)
   ff.follow(ctx, record, new_public, new_ready, new_due, new_index, public, ready, due, index)
 end
 
--- The same for plain records that were ready and are all leased alike: what `list` writes and the words of the new state
--- are made once for all of them, and so is the moment at which their leases are due.
+-- Change plain ready records that are all leased alike. The fields to write, the words of the new state and the moment at
+-- which the leases are due are made once for all of them.
 function ff.lease_alike(ctx, record, list, words, due)
   local public = record.words.public
   for i = 1, #list, 2 do
@@ -260,7 +261,7 @@ function ff.lease_alike(ctx, record, list, words, due)
   ff.follow(ctx, record, words.public, nil, due, 'due', public, true, nil, nil)
 end
 
--- The same with the changes by their names, for what is rarely done; `state` nil keeps the state. It is noted when it was.
+-- Change a record by { name = value }, and note when it was changed; `state` nil keeps the state.
 function ff.move(ctx, record, state, changes)
   local list = { 'mutated', ctx.now_text }
   for field, value in pairs(changes) do

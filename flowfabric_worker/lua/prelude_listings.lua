@@ -1,20 +1,20 @@
--- What every stored function shares: the indexes of listings. Each is a sorted set in the order of ids.
+-- The indexes of listings. Each is a sorted set in the order of ids.
 
--- The states that have an index. Plain work waits, and is kept after it has completed: an index of these two would cost
--- every task more than the listings of them are worth, see docs/decisions/0037-listings.md.
+-- The states that have an index. Plain work is `waiting` and then `completed`; indexes of these two would cost every task
+-- more than their listings are worth, see docs/decisions/0037-listings.md.
 ff.LISTED = {
   'delayed', 'rate_limited', 'waiting_children', 'active', 'suspended', 'failed', 'cancelled', 'expired', 'skipped',
 }
 
--- How many commands are sent to find an execution whose class is damaged, and how many of them the delays of a lane cost.
+-- How many commands may be used to find an execution whose class is damaged, and how many the delays of a lane take.
 local MOST_SEARCHED, COMMANDS_OF_DELAYS = 1000, 3
 
--- The index of a namespace's executions in one state; the namespace is packed.
+-- Return the index of the executions of a packed namespace in one state.
 function ff.state_index(namespace, state)
   return 'of_state:' .. state .. ':' .. namespace
 end
 
--- The indexes of a namespace's states, by the states that have one.
+-- Return the indexes of a packed namespace by state.
 function ff.state_indexes(namespace)
   local indexes = {}
   for _, state in ipairs(ff.LISTED) do
@@ -23,7 +23,7 @@ function ff.state_indexes(namespace)
   return indexes
 end
 
--- Notes that an execution joins an index of listings, or leaves it.
+-- Note that an execution joins or leaves an index of listings.
 local function list_in(ctx, index, member, is_in)
   local entries = ctx.listed[index]
   if not entries then
@@ -33,7 +33,7 @@ local function list_in(ctx, index, member, is_in)
   entries[member] = is_in
 end
 
--- Notes that an execution went from one public state to another; nil of one that is new or gone. `known` is its class.
+-- Note that an execution went from one public state to another; nil stands for a new or a removed one. `known` is its class.
 function ff.list(ctx, known, uuid, old, new)
   local left, joined = old and known.of_states[old], new and known.of_states[new]
   if left then
@@ -48,8 +48,8 @@ function ff.list(ctx, known, uuid, old, new)
   end
 end
 
--- Takes an execution out of the indexes of lanes and states when it is set aside. What is known of its class says which
--- these are; without that, all are searched when the call ends.
+-- Take an execution out of the indexes of lanes and states when it is set aside. Its class says which these are; if the
+-- class is unknown, all are searched at the end of the call.
 function ff.unlist(ctx, uuid, known)
   if known then
     list_in(ctx, known.of_lane, uuid, false)
@@ -61,14 +61,14 @@ function ff.unlist(ctx, uuid, known)
   end
 end
 
--- Takes executions of unknown classes out of the indexes of every lane and state, as far as the bound allows.
+-- Take executions of unknown classes out of the indexes of all lanes and states, up to MOST_SEARCHED commands.
 local function search_lost(ctx)
   local left, last = MOST_SEARCHED, nil
   for _, listed in ipairs(call('ZRANGE', ctx.base .. ':lanes', 0, MOST_SEARCHED - 1)) do
     local name, namespace = ff.behind_first(listed)
     local lane = namespace .. ff.pack({ name })
     local indexes = { 'of_lane:' .. lane }
-    -- The lanes of a namespace stand together.
+    -- The list is ordered by namespace, so each namespace's states are searched once.
     for _, state in ipairs(namespace ~= last and ff.LISTED or {}) do
       indexes[#indexes + 1] = ff.state_index(namespace, state)
     end
@@ -86,7 +86,7 @@ local function search_lost(ctx)
   ctx.lost = {}
 end
 
--- Brings the indexes of listings after.
+-- Update the indexes of listings.
 function ff.flush_listings(ctx)
   for index, entries in pairs(ctx.listed) do
     local added, removed, size = {}, {}, 0

@@ -1,13 +1,13 @@
--- What every stored function shares: finding what is ready in the lanes that a call asks for.
+-- How ready work is found in the lanes that a call asks for.
 
--- How many entries that could not be handed out one call passes over. What it leaves is looked at by the next call.
+-- How many entries that cannot be handed out one call passes over. The next call continues behind them.
 local MOST_PASSED = 256
 
--- The least number of entries that a class gives at a time once some could not be handed out.
+-- How many entries of a class are read at least, once some could not be handed out.
 local LEAST_PAGE = 16
 
--- Reads the lanes that a call asks for, from argument `at` on: lane, limit, revision of the classes that the caller knows
--- or '' for any, number of classes, the classes.
+-- Return the lanes that a call asks for, from argument `at` on. Each lane is: pack{namespace, lane}, limit, revision of the
+-- classes that the caller knows or '' for any, number of classes, the classes.
 function ff.lanes_of(args, at)
   local lanes = {}
   while at <= #args do
@@ -22,15 +22,15 @@ function ff.lanes_of(args, at)
   return lanes
 end
 
--- Reads whether a lane is paused, and whether its classes are others than those that the caller knows.
+-- Read whether a lane is paused, and whether its classes are other than those that the caller knows.
 function ff.look_at_lane(ctx, lane)
   local stored = call('HMGET', ctx.base .. ':lane:' .. lane.name, 'paused', 'revision')
   lane.paused = stored[1] ~= false
   lane.stale = lane.revision ~= '' and lane.revision ~= (stored[2] or '0')
 end
 
--- The heads of several classes of a lane in their common order, { score, uuid, class } each, and whether there are more.
--- Each class gives a page; behind the end of a full page the order is not known, so the list ends there.
+-- Return the heads of several classes of a lane in their common order, { score, uuid, class } each, and whether there are
+-- more. Each class gives a page; behind the end of a full page the order is unknown, so the list ends there.
 local function heads(ctx, classes, wanted)
   local page = ctx.passed > 0 and math.max(LEAST_PAGE, wanted) or wanted
   page = math.min(page, math.max(2, math.floor(512 / math.max(1, #classes))))
@@ -63,14 +63,13 @@ local function heads(ctx, classes, wanted)
   return found, more
 end
 
--- Passes over an entry of a newer release: it stays where it is, and hides nothing behind it.
+-- Pass over an entry of a newer release: it stays in the index and does not hide what is behind it.
 function ff.skip(ctx, class)
   ctx.skipped[class] = (ctx.skipped[class] or 0) + 1
 end
 
--- Walks what is ready in a lane and gives up to `wanted` records to `use` until that answers false. `find` answers the
--- record of a head, or nil if it cannot be handed out. Looks again as long as that gets further, within a budget that the
--- lanes of a call share: ctx.passed.
+-- Give up to `wanted` ready records to `use` until it returns false. `find` returns the record of a head, or nil if it
+-- cannot be handed out. Read further heads while there is progress, within a budget that the lanes of a call share.
 function ff.each_ready(ctx, classes, wanted, find, use)
   local more = true
   while more and wanted > 0 do
@@ -98,12 +97,12 @@ function ff.each_ready(ctx, classes, wanted, find, use)
   end
 end
 
--- Whether a call ended because of what it passed over, not because there is nothing more.
+-- Return whether a call passed over as many entries as it may.
 function ff.has_passed_enough(ctx)
   return ctx.passed >= MOST_PASSED
 end
 
--- The classes of some lanes that hold work which may be handed out.
+-- Return the classes of some lanes that still hold work which may be handed out.
 function ff.classes_left(ctx, lanes)
   local left = {}
   for _, lane in ipairs(lanes) do
@@ -118,7 +117,7 @@ function ff.classes_left(ctx, lanes)
   return left
 end
 
--- A call that leaves work behind passes the wake-up on: one waiter for each class that still holds something.
+-- Wake one waiter for each class that still holds work after this call.
 function ff.wake_next(ctx, lanes)
   if call('EXISTS', ctx.base .. ':waiters') == 1 then
     for _, class in ipairs(ff.classes_left(ctx, lanes)) do

@@ -1,7 +1,7 @@
--- Fifth part of what every stored function shares: the state of an execution.
+-- The state of an execution: its six dimensions and the public state.
 
--- The six dimensions of a state are stored as one field, so that they change together. Each is a letter; a letter that
--- this release does not know stands for itself.
+-- The six dimensions of a state are stored as one field, so they change together. Each is one letter; a letter that this
+-- release does not know stands for itself.
 local DIMENSIONS = {
   { name = 'phase', r = 'runnable', a = 'active', s = 'suspended', t = 'terminal', b = 'submitted' },
   { name = 'ownership', u = 'unowned', l = 'leased', x = 'lease_expired_reclaimable', v = 'lease_revoked' },
@@ -10,7 +10,7 @@ local DIMENSIONS = {
     b = 'blocked_by_budget', q = 'blocked_by_quota', r = 'blocked_by_route', l = 'blocked_by_lane_state',
     o = 'blocked_by_operator', n = 'not_applicable',
   },
-  -- What it is blocked by: only readers want the word.
+  -- The reason for blocking, which only readers translate into a word.
   { name = 'blocking' },
   { name = 'outcome', n = 'none', s = 'success', f = 'failed', c = 'cancelled', e = 'expired', k = 'skipped' },
   {
@@ -19,7 +19,7 @@ local DIMENSIONS = {
   },
 }
 
--- States that wait for an attempt: runnable, unowned; the last letter says what for.
+-- States that wait for an attempt: runnable and unowned. The last letter says what kind of attempt.
 ff.READY = 'ruewn'
 ff.DELAYED = 'rutdn'
 ff.BACKOFF = 'rutbn'
@@ -34,7 +34,7 @@ ff.REVOKED = 'avnwni'
 
 local ENDINGS = { success = 'tunns', failed = 'tunnf', cancelled = 'tunnc', expired = 'tunne', skipped = 'tunnk' }
 
--- The state of an execution that ended; without an attempt it keeps what it waited for.
+-- Return the state of an execution that ended. Without an attempt, it keeps the kind of attempt that it waited for.
 function ff.ended_state(outcome, record)
   return ENDINGS[outcome] .. (record.attempt and 'z' or string.sub(record.words.state, 6))
 end
@@ -54,7 +54,7 @@ ff.PUBLIC_STATES = {
 ff.PHASES = { runnable = true, active = true, suspended = true, terminal = true }
 ff.known_states = {}
 
--- The public state follows from the six dimensions by this rule alone; it is never stored.
+-- Derive the public state from the six dimensions. It is never stored.
 function ff.public_state(words)
   if words.phase == 'terminal' then
     return ff.OUTCOMES[words.outcome] or 'failed'
@@ -64,7 +64,7 @@ function ff.public_state(words)
   return ff.ELIGIBILITIES[words.eligibility] or 'waiting'
 end
 
--- The words of a stored state; nil when it is damaged. There are few states, so each is read apart once.
+-- Return the words of a stored state, or nil if it is damaged. There are few states, so each is parsed once.
 function ff.words(state)
   local words = ff.known_states[state]
   if words then
@@ -78,7 +78,7 @@ function ff.words(state)
     words[dimension.name] = dimension[letter] or letter
   end
   words.public = ff.public_state(words)
-  -- A newer release wrote it: this one leaves it alone.
+  -- A newer release wrote this state, so this release must not touch the execution.
   words.foreign = not ff.PHASES[words.phase]
   words.leased = words.ownership == 'leased'
   words.claimable = (words.phase == 'runnable' and words.eligibility == 'eligible_now')

@@ -1,17 +1,17 @@
--- What every stored function shares: who waits for work, and who is woken.
+-- The waiters for work and for ends, and which of them a call wakes.
 --
--- A waiter is a topic on which one thread listens. It waits for one set of classes, which its claim asked for; a set is kept once, however
--- many wait for it, under a name that follows from what it holds. The set 'feed' waits for ends. Waiters have turns: of
--- those who can take some work the one that has waited longest is woken. A second waiter stands by: it looks if the first
--- does not come, as when its process is frozen.
+-- A waiter is a topic on which one thread listens. It waits for the set of classes that its claim asked for. A set is
+-- stored once, however many waiters it has, under a name that follows from its content; the set 'feed' waits for ends.
+-- Waiters take turns: the one that has waited longest is woken. A second waiter stands by and looks if the first does not,
+-- as when its process is frozen.
 
--- How many waiters of a set one call may wake.
+-- How many waiters of a set one call wakes at most.
 local MOST_WOKEN = 1000
 
 -- How long a waiter stands by before it looks, in ms.
 local STAND_BY = 50
 
--- The classes of each set by its name. What a name stands for never changes.
+-- The classes of each set by name. The meaning of a name never changes, so it can be cached.
 local known_sets, known_set_size = {}, 0
 
 local function classes_of_set(ctx, set)
@@ -32,7 +32,8 @@ local function classes_of_set(ctx, set)
   return known
 end
 
--- Registers a waiter of a set. `counted` is '1' if its server knows how many hear its topic.
+-- Register a waiter of a set for `wait_ms` and return its turn. `counted` is '1' if the server counts the topic's
+-- subscribers.
 local function register(ctx, waiter, set, wait_ms, counted)
   local expiry = ctx.now + wait_ms + 1000
   local turn = ff.add(ctx.base .. ':meta', 'turns', 1)
@@ -42,12 +43,12 @@ local function register(ctx, waiter, set, wait_ms, counted)
   return turn
 end
 
--- Waits for the next end.
+-- Register a waiter for the next end.
 function ff.wait_for_feed(ctx, waiter, wait_ms, counted)
   register(ctx, waiter, 'feed', wait_ms, counted)
 end
 
--- Waits for work of a set of classes: of those named in `lanes`, and of classes that are new in these lanes.
+-- Register a waiter for a set of classes: those named in `lanes`, and those that are new in these lanes.
 function ff.wait_for_work(ctx, waiter, set, lanes, wait_ms, counted)
   if call('HEXISTS', ctx.base .. ':sets', set) == 0 then
     local names, classes, entries = {}, {}, {}
@@ -64,15 +65,15 @@ function ff.wait_for_work(ctx, waiter, set, lanes, wait_ms, counted)
   call('ZADD', ctx.base .. ':waiting', register(ctx, waiter, set, wait_ms, counted), waiter)
 end
 
--- Notes that a waiter, which knows the next due moment, comes back at that moment: the watch is this waiter's.
+-- Note that a waiter knows the next due moment and calls again at that moment.
 function ff.watch(ctx, waiter, due)
   if due and due <= ctx.now + ff.FALLBACK then
     call('HSET', ctx.base .. ':meta', 'watcher', waiter)
   end
 end
 
--- Ends the waiting of a waiter. Answers until when it would have waited, and whether the server counts who hears its
--- topic; nil if it did not wait.
+-- Deregister a waiter. Return until when it would have waited, and whether the server counts its topic's subscribers; nil if
+-- it was not waiting.
 function ff.unwait(ctx, waiter)
   local entry = call('HGET', ctx.base .. ':waiters', waiter)
   if not entry then
@@ -92,7 +93,7 @@ function ff.unwait(ctx, waiter)
   return ff.number(parts[1]), parts[3] == '1'
 end
 
--- Forgets the sets that lost their last waiter in this call.
+-- Remove the sets that lost their last waiter in this call.
 function ff.flush_sets(ctx)
   for set in pairs(ctx.left_sets) do
     if set ~= 'feed' and call('EXISTS', ctx.base .. ':idle:' .. set) == 0 then
@@ -108,7 +109,7 @@ function ff.flush_sets(ctx)
   ctx.left_sets = {}
 end
 
--- The waiters under a key in turn, read once in a call: waiter, turn, waiter, turn, ... from `at` on.
+-- Return the waiters under a key in turn, read once per call: waiter, turn, waiter, turn, ... from index `at` on.
 local function queue_of(ctx, key)
   local queue = ctx.queues[key]
   if not queue then
@@ -119,7 +120,7 @@ local function queue_of(ctx, key)
   return queue
 end
 
--- The queues of those who wait for a lane; with a class only of those who wait for that class.
+-- Return the queues of the waiters for a lane or, with a class, of those for that class.
 local function queues_for(ctx, lane, class)
   local sets = ctx.lane_sets[lane]
   if not sets then
@@ -137,7 +138,7 @@ local function queues_for(ctx, lane, class)
   return queues
 end
 
--- The waiter whose turn is next, taken from its queue; nil if there is none.
+-- Take the waiter whose turn is next from its queue; return nil if there is none.
 local function take_next(queues)
   local first, turn
   for _, queue in ipairs(queues) do
@@ -153,7 +154,7 @@ local function take_next(queues)
   return first[first.at - 2]
 end
 
--- The waiter that came last, which is the least likely to be gone or frozen; nil if none is left.
+-- Return the waiter that registered last, which is the least likely to be frozen, or nil if there is none.
 local function last_of(queues)
   local last, turn
   for _, queue in ipairs(queues) do
@@ -165,12 +166,12 @@ local function last_of(queues)
   return last
 end
 
--- Sends a waiter a message; answers how many heard it.
+-- Send a waiter a message and return how many subscribers received it.
 function ff.tell_waiter(ctx, waiter, word, text)
   return call('PUBLISH', ctx.channel .. waiter, word .. ' ' .. text)
 end
 
--- Wakes a waiter; answers whether it may come. One that is gone is forgotten.
+-- Wake a waiter and return whether it may call. A waiter without a subscriber is removed.
 local function wake_one(ctx, waiter)
   local expiry, counted = ff.unwait(ctx, waiter)
   if not expiry or expiry < ctx.now then
@@ -179,7 +180,7 @@ local function wake_one(ctx, waiter)
   return ff.tell_waiter(ctx, waiter, 'wake', ctx.partition) > 0 or not counted
 end
 
--- Wakes up to `wanted` waiters of some queues, and lets the one that came last stand by for them.
+-- Wake up to `wanted` waiters of some queues, and let the waiter that registered last stand by for them.
 local function wake_some(ctx, queues, wanted)
   local woken = {}
   while #woken < wanted do
@@ -201,7 +202,7 @@ local function wake_some(ctx, queues, wanted)
   end
 end
 
--- A woken waiter came, or is forgotten: the one that stands by for it need not look.
+-- Tell the waiter that stands by for a woken waiter that it need not look.
 function ff.end_stand_by(ctx, waiter)
   local other = call('HGET', ctx.base .. ':woken', waiter)
   if other then
@@ -211,12 +212,12 @@ function ff.end_stand_by(ctx, waiter)
   end
 end
 
--- Whether some waiter waits for a class.
+-- Return whether a waiter waits for a class.
 function ff.is_waited_for(ctx, class)
   return #queues_for(ctx, ff.class(class).lane, class) > 0
 end
 
--- Wakes waiters for a class, never more than it holds by now.
+-- Wake waiters for a class, but no more than it has ready executions.
 local function wake_for_class(ctx, class, wanted)
   local queues = queues_for(ctx, ff.class(class).lane, class)
   if #queues > 0 then
@@ -224,8 +225,8 @@ local function wake_for_class(ctx, class, wanted)
   end
 end
 
--- Wakes those whom this call concerns; and one more when the next due moment came nearer, or lost the waiter that
--- watched it.
+-- Wake the waiters that this call concerns, and one more if the next due moment came nearer or lost the waiter that watched
+-- it.
 local function wake_all(ctx, sooner)
   for lane in pairs(ctx.new_in) do
     wake_some(ctx, queues_for(ctx, lane), MOST_WOKEN)
@@ -245,12 +246,12 @@ local function wake_all(ctx, sooner)
   end
 end
 
--- Notes that a class holds work for `count` more waiters.
+-- Note that a class has work for `count` more waiters.
 function ff.note_wake(ctx, class, count)
   ctx.wakes[class] = (ctx.wakes[class] or 0) + count
 end
 
--- Wakes whoever has to be woken, and forgets the sets that nothing waits for any more.
+-- Wake the waiters that this call concerns, and remove the sets without waiters.
 function ff.flush_wakes(ctx, sooner)
   local wanted = sooner or ctx.announced or ctx.watch_ended or next(ctx.wakes) or next(ctx.new_in)
   if wanted and call('EXISTS', ctx.base .. ':waiters') == 1 then

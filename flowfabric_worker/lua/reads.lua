@@ -1,12 +1,12 @@
--- reads: what is stored, as it is. What it means is said in Python, which decodes strictly.
+-- What is stored, as it is. Python decodes it strictly.
 
--- The values of some fields of a record; false where something else lies in its place.
+-- Return the values of some fields of a record, or false if the key does not hold a hash.
 local function values_of(key, fields)
   local readable, values = pcall(call, 'HMGET', key, unpack(fields)) -- bounded: the caller's fixed list of names
   return readable and values
 end
 
--- How many bytes some values have together.
+-- Return how many bytes some values have together.
 local function bytes_of(values)
   local bytes = 0
   for i = 1, values and #values or 0 do
@@ -15,9 +15,10 @@ local function bytes_of(values)
   return bytes
 end
 
--- read_executions: some fields of some executions. Arguments: pack{namespace}, number of fields, the fields, the uuids.
--- Answers per uuid: the values in that order, nothing for an execution that does not exist, false where something else
--- lies in its place.
+-- read_executions: read some fields of some executions.
+-- Arguments: pack{namespace}, number of fields, the fields, then the uuids.
+-- Replies per uuid: the values in the order of the fields; nothing if there is no such execution; false if its key does not
+-- hold a hash.
 ff.register('read_executions', { 'no-writes' }, function(ctx, args)
   local namespace, count = args[1], tonumber(args[2])
   local fields = { unpack(args, 3, count + 2) } -- bounded: the caller's fixed list of names
@@ -30,7 +31,7 @@ ff.register('read_executions', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- The uuids behind one in an index of listings, in order. Each member begins with `prefix`, '' where it is a uuid alone.
+-- Return the uuids after one in an index of listings, in order. Each member begins with `prefix`, '' if it is a bare uuid.
 local function uuids_in(ctx, index, prefix, after, limit)
   local from = after ~= '' and '(' .. prefix .. after or '[' .. prefix
   -- Ids begin with a hexadecimal digit, which sorts before 'g'.
@@ -41,7 +42,7 @@ local function uuids_in(ctx, index, prefix, after, limit)
   return uuids
 end
 
--- Two sorted lists as one, at most `limit` of them, none twice.
+-- Merge two sorted lists into one of at most `limit` elements, without repetition.
 local function merged(one, other, limit)
   local out, i, j = {}, 1, 1
   while #out < limit and (one[i] or other[j]) do
@@ -53,7 +54,7 @@ local function merged(one, other, limit)
   return out
 end
 
--- The index to walk for what a filter asks for, the smaller one of two; and the other one, if there is one.
+-- Return the index to walk for a filter, the smaller one of two, and the other one or nil.
 local function indexes_for(ctx, namespace, lane, state)
   local of_lane, of_state = lane ~= '' and 'of_lane:' .. lane, state ~= '' and ff.state_index(namespace, state)
   if not of_lane or not of_state then
@@ -64,8 +65,8 @@ local function indexes_for(ctx, namespace, lane, state)
   return of_state, of_lane
 end
 
--- The uuids of a namespace to look at behind one, in order, and which of them may be shown. Executions that were set aside
--- stand in no index of a lane or a state, so they are looked at whatever is asked for.
+-- Return the uuids of a namespace to look at after one, in order, and which of them may be shown. Damaged executions are in
+-- no index of a lane or a state, so they are looked at whatever the filter asks for.
 local function candidates(ctx, namespace, after, limit, lane, state)
   local index, other = indexes_for(ctx, namespace, lane, state)
   if not index then
@@ -85,14 +86,16 @@ local function candidates(ctx, namespace, after, limit, lane, state)
   return merged(found, damaged, limit), may_be_shown
 end
 
--- list_executions: a page of a namespace's executions by id. Arguments: pack{namespace}, after (a uuid) or '', limit,
--- lane (packed) or '', a state that has an index or '', then the fields to read of each. What is over the budget of the
--- call is left for the next one. Answers: '1' if there may be more, how many were looked at, the last of these; then per
--- execution: uuid, values.
+-- list_executions: read a page of a namespace's executions, by id. Executions beyond the call's work budget are left for
+-- the next call.
+-- Arguments: pack{namespace}, after (a uuid) or '', limit, pack{namespace, lane} or '', a state with an index or '', then
+-- the fields to read of each.
+-- Replies: '1' if there may be more, else '0'; how many were looked at; the last of these or ''; then per execution: uuid,
+-- the values in the order of the fields.
 ff.register('list_executions', { 'no-writes' }, function(ctx, args)
-  local namespace, limit = args[1], tonumber(args[3])
+  local namespace, after, limit, lane, state = args[1], args[2], tonumber(args[3]), args[4], args[5]
   local fields = { unpack(args, 6) } -- bounded: the caller's fixed list of names
-  local uuids, may_be_shown = candidates(ctx, namespace, args[2], limit, args[4], args[5])
+  local uuids, may_be_shown = candidates(ctx, namespace, after, limit, lane, state)
   local looked, rows = 0, {}
   while looked < #uuids and (ctx.work > 0 or looked == 0) do
     looked = looked + 1
@@ -110,12 +113,13 @@ ff.register('list_executions', { 'no-writes' }, function(ctx, args)
   return { more and '1' or '0', looked, uuids[looked] or '', unpack(rows) } -- bounded: one page
 end)
 
--- list_lanes: a page of a namespace's lanes by name. Arguments: pack{namespace}, after (a name) or '', limit, then the
--- names of the counters to read. Answers: per lane: name, values.
+-- list_lanes: read a page of a namespace's lanes, by name.
+-- Arguments: pack{namespace}, after (a name) or '', limit, then the names of the counters to read.
+-- Replies per lane: name, the counters in the order of their names.
 ff.register('list_lanes', { 'no-writes' }, function(ctx, args)
-  local namespace = args[1]
-  local from = args[2] ~= '' and '(' .. namespace .. args[2] or '[' .. namespace
-  local lanes = call('ZRANGE', ctx.base .. ':lanes', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
+  local namespace, after, limit = args[1], args[2], tonumber(args[3])
+  local from = after ~= '' and '(' .. namespace .. after or '[' .. namespace
+  local lanes = call('ZRANGE', ctx.base .. ':lanes', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
   local names = { unpack(args, 4) } -- bounded: the caller's fixed list of names
   local answer = {}
   for i, lane in ipairs(lanes) do
@@ -126,19 +130,23 @@ ff.register('list_lanes', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- explain_execution: where a ready execution stands. Arguments: uuid, lane, class. Answers: now, paused since or
--- nothing, place in its class from 0 or nothing, what its class holds.
+-- explain_execution: read where a ready execution stands.
+-- Arguments: uuid, pack{namespace, lane}, class.
+-- Replies: now; since when the lane is paused, or false; place in the class from 0, or false; number of ready executions of
+-- the class.
 ff.register('explain_execution', { 'no-writes' }, function(ctx, args)
-  local ready = ctx.base .. ':ready:' .. args[3]
+  local uuid, lane, class = args[1], args[2], args[3]
+  local ready = ctx.base .. ':ready:' .. class
   return {
     ctx.now,
-    call('HGET', ctx.base .. ':lane:' .. args[2], 'paused'),
-    call('ZRANK', ready, args[1]),
+    call('HGET', ctx.base .. ':lane:' .. lane, 'paused'),
+    call('ZRANK', ready, uuid),
     call('ZCARD', ready),
   }
 end)
 
--- server_time: now, in ms.
+-- server_time: read the store's clock.
+-- Replies: now, in ms.
 ff.register('server_time', { 'no-writes' }, function(ctx)
   return { ctx.now }
 end)

@@ -1,15 +1,14 @@
--- schedules: work that submits itself. When it does is the callers' business: here ticks are only moments, each of them
--- submitted once. A schedule is pack{namespace} and its name, and lies in the partition that this name gives it.
+-- Schedules: work that submits itself. The callers compute when; here a tick is a moment that is submitted once. A
+-- schedule is pack{namespace} and its name, and lies in the partition that its name gives.
 
--- An entry is pack{last tick, last submitted tick, paused since, first seen, next tick, about, answered, missed}: moments,
--- '' for none; pack{spec, task, lane}; what its last calls were answered; and how many ticks were missed. What a newer
--- release wrote behind is kept.
+-- The parts of an entry: last tick, last submitted tick, paused since, first seen, next tick (moments, '' for none),
+-- pack{spec, task, lane}, remembered calls, number of missed ticks. Further parts, which a newer release wrote, are kept.
 local FIELDS = { 'last', 'submitted', 'paused', 'since', 'next', 'about', 'answered', 'missed' }
 
--- How many schedules and executions one call of tick_schedules handles: about 3 ms of the server's time.
+-- How many schedules and executions one call of tick_schedules handles.
 local MOST_TICKED = 100
 
--- The entry of a schedule as it is stored; false if there is none; or nil and the failure to answer, when it is damaged.
+-- Return the entry of a schedule from its stored text: false if there is none, or nil and the failure if it is damaged.
 local function parse(schedule, stored)
   if not stored then
     return false
@@ -37,7 +36,7 @@ local function packed(entry)
   return ff.pack(parts)
 end
 
--- The ids of the executions that an item carries.
+-- Return the ids of the executions that an item creates.
 local function carried(args, first, count)
   local uuids = {}
   for i = 1, count do
@@ -46,6 +45,7 @@ local function carried(args, first, count)
   return uuids
 end
 
+-- Return the reply that tells how far a schedule is.
 local function how_far(entry)
   if entry.paused ~= '' then
     return { 'paused', entry.paused }
@@ -53,10 +53,10 @@ local function how_far(entry)
   return { 'already', entry.last }
 end
 
--- Of each item of tick_schedules the arguments before its creations.
+-- How many arguments an item of tick_schedules has before its creations.
 local HEAD = 8
 
--- The item whose arguments begin at `at`, by name, and where the next one begins.
+-- Return the item whose arguments begin at `at`, and where the next one begins.
 local function item(args, at)
   local count = tonumber(args[at + 7])
   return {
@@ -65,8 +65,8 @@ local function item(args, at)
   }, at + HEAD + count * ff.CREATION_WIDTH
 end
 
--- Creates what the ticks of an item make, and sets the entry's last tick. All are of one class, so if one is refused
--- the first one is, and nothing was written.
+-- Create the executions of an item's ticks, and move the entry's last tick. All executions have one class, so if any is
+-- refused, the first one is, before anything is written.
 local function submit(ctx, args, it, entry)
   for i = 1, it.count do
     local answer = ff.create(ctx, args, it.first + (i - 1) * ff.CREATION_WIDTH)
@@ -81,7 +81,7 @@ local function submit(ctx, args, it, entry)
   return { 'ticked', carried(args, it.first, it.count) }, entry
 end
 
--- Handles one item; answers it, and the entry if that has to be written.
+-- Handle one item. Return its reply, and the entry if it has to be written.
 local function tick(ctx, args, it, entry)
   local before = entry and ff.recall(entry.answered, it.call_id)
   if before then
@@ -104,7 +104,7 @@ local function tick(ctx, args, it, entry)
   return submit(ctx, args, it, entry)
 end
 
--- The items that one call handles, and the answers of those that are too many.
+-- Return the items that one call can handle, and the replies of the others.
 local function bounded(args)
   local items, over, work, bytes, at = {}, {}, 0, 0, 1
   while at <= #args do
@@ -114,7 +114,7 @@ local function bounded(args)
     end
     work = work + 1 + it.count
     if #items > 0 and (#over > 0 or work > MOST_TICKED or bytes > ff.MAX_WORK * ff.BYTES_PER_WORK) then
-      over[#over + 1] = ff.failure('again')
+      over[#over + 1] = ff.failure('batch_full')
     else
       items[#items + 1] = it
     end
@@ -123,11 +123,13 @@ local function bounded(args)
   return items, over
 end
 
--- tick_schedules: of each schedule, compares the last tick and sets it, and creates what the ticks make. An item without
--- a new last tick only asks; each tells what its schedule is now. Arguments per item: schedule, expected last tick, new
--- last tick or '', next tick or '', about, call, how many ticks were missed, how many are submitted; then of each of
--- these what create_executions takes. Answers per item: 'registered' last-tick of a schedule yet unknown, 'ticked'
--- uuids, 'already' last-tick, 'paused' since; or an error.
+-- tick_schedules: per schedule compare the last tick, move it, and create the executions of the new ticks. An item without
+-- a new last tick only asks.
+-- Arguments per item: schedule, expected last tick, new last tick or '', next tick or '', pack{spec, task, lane}, call id,
+-- number of missed ticks, number of executions; then per execution the arguments of one creation, see ff.CREATION_WIDTH.
+-- Replies per item: 'registered' and the last tick of a schedule that was unknown; 'ticked' and the uuids; 'already' and
+-- the last tick; or 'paused' and since when.
+-- Errors per item: tick_not_due, corruption, batch_full, those of create_executions.
 ff.register('tick_schedules', {}, function(ctx, args)
   local items, over = bounded(args)
   local names, answers, written, new = {}, {}, {}, {}
@@ -156,7 +158,7 @@ ff.register('tick_schedules', {}, function(ctx, args)
   return ff.joined({ answers, over })
 end)
 
--- The entry of a schedule that must exist; or nil and the failure to answer.
+-- Return the entry of a schedule that must exist, or nil and the failure.
 local function known(ctx, schedule)
   local entry, failure = read(ctx, schedule)
   if entry then
@@ -165,7 +167,7 @@ local function known(ctx, schedule)
   return nil, failure or ff.failure('schedule_not_found', (ff.behind_first(schedule)))
 end
 
--- Pauses a schedule or lets it go on, by a call that may come twice. Answers: 'ok', or 'already' if nothing changed.
+-- Pause or resume a schedule. Return 'ok', or 'already' if nothing changed.
 local function operate(ctx, schedule, call_id, paused)
   local entry, failure = known(ctx, schedule)
   if not entry then
@@ -177,7 +179,7 @@ local function operate(ctx, schedule, call_id, paused)
   end
   entry.paused = paused and ctx.now_text or ''
   if not paused then
-    -- What it would have done meanwhile is not made up for.
+    -- Ticks that passed during the pause are not submitted later.
     entry.last = ff.text(math.max(tonumber(entry.last), ctx.now))
   end
   entry.answered = ff.remember(entry.answered, call_id, { 'ok' })
@@ -185,35 +187,48 @@ local function operate(ctx, schedule, call_id, paused)
   return { 'ok' }
 end
 
--- pause_schedule, resume_schedule: a paused schedule submits nothing. Arguments: schedule, call.
+-- pause_schedule: stop submitting a schedule's ticks.
+-- Arguments: schedule, call id.
+-- Replies: 'ok', or 'already' if it was paused before.
+-- Errors: schedule_not_found, corruption.
 ff.register('pause_schedule', { 'allow-oom' }, function(ctx, args)
-  return operate(ctx, args[1], args[2], true)
+  local schedule, call_id = args[1], args[2]
+  return operate(ctx, schedule, call_id, true)
 end)
 
+-- resume_schedule: submit a paused schedule's ticks again, from now on.
+-- Arguments: schedule, call id.
+-- Replies: 'ok', or 'already' if it was not paused.
+-- Errors: schedule_not_found, corruption.
 ff.register('resume_schedule', { 'allow-oom' }, function(ctx, args)
-  return operate(ctx, args[1], args[2], false)
+  local schedule, call_id = args[1], args[2]
+  return operate(ctx, schedule, call_id, false)
 end)
 
--- remove_schedule: forgets a schedule, also a damaged one. Arguments: schedule, call.
+-- remove_schedule: remove a schedule, also a damaged one.
+-- Arguments: schedule, call id.
+-- Replies: 'removed'.
+-- Errors: schedule_not_found.
 ff.register('remove_schedule', { 'allow-oom' }, function(ctx, args)
-  if ff.was_removed(ctx, args[2]) then
+  local schedule, call_id = args[1], args[2]
+  if ff.was_removed(ctx, call_id) then
     return { 'removed' }
-  elseif call('ZREM', ctx.base .. ':schedules', args[1]) == 0 then
-    return ff.failure('schedule_not_found', (ff.behind_first(args[1])))
+  elseif call('ZREM', ctx.base .. ':schedules', schedule) == 0 then
+    return ff.failure('schedule_not_found', (ff.behind_first(schedule)))
   end
-  call('HDEL', ctx.base .. ':schedule', args[1])
-  ff.remember_removal(ctx, args[2])
+  call('HDEL', ctx.base .. ':schedule', schedule)
+  ff.remember_removal(ctx, call_id)
   return { 'removed' }
 end)
 
--- list_schedules: a page of a namespace's schedules in this partition. Arguments: pack{namespace}, after (a schedule) or
--- '', limit. Answers per schedule: schedule, then the fields of its entry in their order; of a damaged one its name
--- alone.
+-- list_schedules: read a page of a namespace's schedules in this partition.
+-- Arguments: pack{namespace}, after (a schedule) or '', limit.
+-- Replies per schedule: schedule, then the parts of its entry in order. A damaged schedule is its name alone.
 ff.register('list_schedules', { 'no-writes' }, function(ctx, args)
-  local namespace = args[1]
-  local from = args[2] ~= '' and '(' .. args[2] or '[' .. namespace
+  local namespace, after, limit = args[1], args[2], tonumber(args[3])
+  local from = after ~= '' and '(' .. after or '[' .. namespace
   local names =
-    call('ZRANGE', ctx.base .. ':schedules', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
+    call('ZRANGE', ctx.base .. ':schedules', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
   local answer = {}
   for i, schedule in ipairs(names) do
     local entry = read(ctx, schedule)
@@ -225,10 +240,10 @@ ff.register('list_schedules', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- Leaders: of the processes that have the same schedules one submits their ticks, and the others stand by. A group is
--- pack{namespace} and a digest of its schedules. That each tick is submitted once does not depend on the leader.
+-- Leaders. Of the processes that have the same schedules one submits their ticks, and the others stand by. A group is
+-- pack{namespace} and a digest of its schedules. Each tick is submitted once even with several leaders.
 
--- How many groups whose leaders are gone are forgotten in one call.
+-- How many groups with expired leaders one call removes.
 local MOST_FORGOTTEN = 8
 
 local function forget_leader(ctx, group)
@@ -236,10 +251,12 @@ local function forget_leader(ctx, group)
   call('HDEL', ctx.base .. ':leader', group)
 end
 
--- lead_schedules: makes a process the leader of a group for some time, unless another one is. Arguments: group, process,
--- time in ms. Answers: 'leader' or 'follower', until when there is a leader, the store's clock.
+-- lead_schedules: make a process the leader of a group for some time, unless another process is the leader.
+-- Arguments: group, process, time in ms.
+-- Replies: 'leader' or 'follower', until when the group has a leader, now.
 ff.register('lead_schedules', {}, function(ctx, args)
-  local group, process, until_ms = args[1], args[2], ctx.now + tonumber(args[3])
+  local group, process, ttl = args[1], args[2], tonumber(args[3])
+  local until_ms = ctx.now + ttl
   local known = call('ZSCORE', ctx.base .. ':leaders', group)
   if known and tonumber(known) > ctx.now and call('HGET', ctx.base .. ':leader', group) ~= process then
     return { 'follower', ff.text(tonumber(known)), ctx.now_text }
@@ -254,10 +271,13 @@ ff.register('lead_schedules', {}, function(ctx, args)
   return { 'leader', ff.text(until_ms), ctx.now_text }
 end)
 
--- resign_schedules: ends a leadership. Arguments: group, process. Answers: 'ok', also where another one leads.
+-- resign_schedules: end a process's leadership of a group.
+-- Arguments: group, process.
+-- Replies: 'ok', also if another process is the leader.
 ff.register('resign_schedules', { 'allow-oom' }, function(ctx, args)
-  if call('HGET', ctx.base .. ':leader', args[1]) == args[2] then
-    forget_leader(ctx, args[1])
+  local group, process = args[1], args[2]
+  if call('HGET', ctx.base .. ':leader', group) == process then
+    forget_leader(ctx, group)
   end
   return { 'ok' }
 end)

@@ -1,5 +1,6 @@
--- suspension: executions wait for signals, and go on.
+-- Executions that wait for signals, an operator or a time-out, and continue.
 
+-- The fields that a holder's call reads for waiting, and the fields that a delivered signal reads.
 local WAITING = ff.joined({ ff.CORE, { 'last', 'keys' } })
 local SIGNALLED = ff.joined({ ff.CORE, { 'max_signals', 'answered' } })
 
@@ -11,23 +12,26 @@ local MAX_SECRETS = 64
 
 -- Waitpoints ------------------------------------------------------------------------------------------------------------
 
--- create_waitpoint: a waitpoint ahead of its suspension; the same one for the same name. Arguments: uuid, fence, name, id,
--- kid, fingerprint of the secret, how long it waits in ms. Answers: 'waitpoint' id, kid, expires; or 'secret_moved'.
+-- create_waitpoint: create a waitpoint before its suspension, or return the one that has the name.
+-- Arguments: uuid, fence, name, id, kid, fingerprint of the secret, how long it waits in ms.
+-- Replies: 'waitpoint', id, kid, when it expires; or 'secret_moved' if another secret signs by now.
+-- Errors: those of ff.fenced, too_many_waitpoints.
 ff.register_single('create_waitpoint', {}, function(ctx, args)
-  local uuid, name = args[1], args[3]
-  local record, answer = ff.fenced(ctx, uuid, args[2], nil, WAITING)
+  local uuid, fence, name, id, kid, fingerprint = args[1], args[2], args[3], args[4], args[5], args[6]
+  local wait_ms = tonumber(args[7])
+  local record, answer = ff.fenced(ctx, uuid, fence, nil, WAITING)
   if not record then
     return answer
-  elseif not ff.is_signing(ctx, args[5], args[6]) then
+  elseif not ff.is_signing(ctx, kid, fingerprint) then
     return { 'secret_moved' }
   end
-  local waitpoint, standing = ff.asked_for(ctx, record, name, args[4], args[5])
+  local waitpoint, standing = ff.asked_for(ctx, record, name, id, kid)
   if standing == 'new' or standing == 'reopened' then
     if ff.count_open(ctx, uuid) >= ff.MAX_WAITPOINTS then
       return ff.failure('too_many_waitpoints', uuid, ff.MAX_WAITPOINTS)
     end
     local list = { 'mutated', ctx.now_text }
-    waitpoint.expires = ff.text(ctx.now + tonumber(args[7]))
+    waitpoint.expires = ff.text(ctx.now + wait_ms)
     ff.begin_waits(record, list)
     ff.write_waitpoint(ctx, uuid, waitpoint, waitpoint.expires)
     ff.change(ctx, record, list)
@@ -37,7 +41,7 @@ end)
 
 -- Suspending ------------------------------------------------------------------------------------------------------------
 
--- What a suspension does not take over, by where the waitpoint stands.
+-- Return the failure of a suspension that cannot take a waitpoint over, or nil if it can.
 local function refusal(waitpoint, standing, why, wants_pending)
   if standing == 'pending' or not wants_pending and (standing == 'new' or standing == 'reopened') then
     return nil
@@ -47,8 +51,8 @@ local function refusal(waitpoint, standing, why, wants_pending)
   return ff.failure('waitpoint_not_pending', waitpoint.id)
 end
 
--- The waitpoints of a suspension, from argument `first` on: name, id of the pending one or '', id of a new one, '1' if an
--- unknown id can only be another execution's. Answers them, or nil and the failure.
+-- Return the waitpoints of a suspension from argument `first` on, or nil and the failure. Each is: name, id of a pending
+-- waitpoint or '', id of a new one, '1' if an unknown id can only be that of another execution.
 local function bind(ctx, record, args, first)
   local waitpoints, opened = {}, 0
   for at = first, #args, 4 do
@@ -72,8 +76,8 @@ local function bind(ctx, record, args, first)
   return waitpoints
 end
 
--- Counts a page of the signals that were buffered at the waitpoints of a suspension that begins, behind the last one that
--- its draft has counted. Answers whether there are no more.
+-- Count a page of the signals that were buffered at the waitpoints of a new suspension, after the last one that its draft
+-- has counted. Return whether there are no more.
 local function count_buffered(ctx, uuid, draft, by_id)
   local signals = ff.waits_key(ctx, 'g', uuid)
   local last = tonumber(call('HGET', signals, 'last') or '0')
@@ -93,7 +97,7 @@ local function count_buffered(ctx, uuid, draft, by_id)
   return stop == last
 end
 
--- The draft of the next suspension: what an earlier call counted for the same request, or a new one.
+-- Return the draft of the next suspension: what an earlier call counted for the same request, or a new one.
 local function draft_of(ctx, record, args, waitpoints)
   local number = (ff.suspension_of(record) or 0) + 1
   local draft = {
@@ -112,7 +116,7 @@ local function draft_of(ctx, record, args, waitpoints)
   return draft
 end
 
--- Writes a suspension that begins now, with its waitpoints. Answers the fields of the record that say so.
+-- Write a suspension that begins now, with its waitpoints. Return the fields to write to the record.
 local function begin_suspension(ctx, record, args, draft, waitpoints)
   local until_ms = args[7] ~= '' and ff.text(ctx.now + tonumber(args[7])) or ''
   local ids = {}
@@ -136,13 +140,14 @@ local function begin_suspension(ctx, record, args, draft, waitpoints)
   return list
 end
 
--- suspend: the execution waits until its condition is met, and its lease ends; unless buffered signals meet it at once.
---
--- Arguments: uuid, fence, name of the ending (the same for the same request), suspension id, behavior and reason, timeout
--- in ms or '', delay of the resume in ms, continuation or '', condition, kid, fingerprint of the secret, request (as in a
--- draft), then the waitpoints, see bind.
--- Answers: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again, since
--- there are more buffered signals than one call counts; 'secret_moved'.
+-- suspend: end the lease and let the execution wait until its condition is met; unless buffered signals meet it at once.
+-- Arguments: uuid, fence, name of the ending (the same for the same request), suspension id, behavior, reason, timeout in
+-- ms or '', delay of the resume in ms, continuation or '', condition, kid, fingerprint of the secret, request (as in a
+-- draft), then the waitpoints as `bind` reads them.
+-- Replies: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again
+-- because there are more buffered signals than one call counts; 'secret_moved' if another secret signs by now.
+-- Errors: those of ff.fenced, pending_waitpoint_expired, waitpoint_not_pending, waitpoint_not_found,
+-- invalid_waitpoint_for_execution, too_many_waitpoints.
 ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
   local uuid, fence, ending = args[1], args[2], args[3]
   local record, answer = ff.fenced(ctx, uuid, fence, ending, WAITING)
@@ -187,7 +192,7 @@ end)
 
 -- Signals ---------------------------------------------------------------------------------------------------------------
 
--- The record that a signal goes to, with what time has decided of it; or nil and the failure.
+-- Load the record that a signal goes to, after handling what is due of it. Return it, or nil and the failure.
 local function load_signalled(ctx, namespace, uuid)
   local record, failure = ff.load_in(ctx, namespace, uuid, SIGNALLED)
   if record then
@@ -200,71 +205,85 @@ local function load_signalled(ctx, namespace, uuid)
   return record, failure
 end
 
--- deliver_signal: a signal from the bearer of a token. Arguments: uuid, pack{namespace}, call, waitpoint id, kid and
--- fingerprint of the secret that the token was checked with, '1' if it is right, the signal (see signal_of), window of its
--- key in ms. Answers: as deliver; or 'secret_moved', when the kid names another secret than the one it was checked with.
+-- deliver_signal: deliver a signal from the bearer of a token.
+-- Arguments: uuid, pack{namespace}, call id, waitpoint id, kid and fingerprint of the secret that the token was checked
+-- with, '1' if the token is right, the signal as ff.signal_of reads it, window of its key in ms.
+-- Replies: those of ff.deliver; or 'secret_moved' if the kid has another secret by now.
+-- Errors: execution_not_found, invalid_token, those of ff.deliver.
 ff.register_single('deliver_signal', {}, function(ctx, args)
-  local record, failure = load_signalled(ctx, args[2], args[1])
+  local uuid, namespace, call_id, waitpoint_id = args[1], args[2], args[3], args[4]
+  local kid, fingerprint, is_right, window_ms = args[5], args[6], args[7] == '1', tonumber(args[16])
+  local record, failure = load_signalled(ctx, namespace, uuid)
   if not record then
     return failure
   end
-  local secret = ff.secret_of(ctx, args[5])
+  local secret = ff.secret_of(ctx, kid)
   if not secret or ff.is_over(ctx, secret) then
     return ff.failure('invalid_token')
-  elseif secret[2] ~= args[6] then
+  elseif secret[2] ~= fingerprint then
     return { 'secret_moved' }
   end
-  local waitpoint = args[7] == '1' and ff.waitpoint(ctx, record.uuid, args[4])
+  local waitpoint = is_right and ff.waitpoint(ctx, record.uuid, waitpoint_id)
   if not waitpoint then
     return ff.failure('invalid_token')
   end
-  return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 8, args[4], args[3]), tonumber(args[16]))
+  return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 8, waitpoint_id, call_id), window_ms)
 end)
 
--- deliver_approval_signal: the decision of an operator. Arguments: uuid, pack{namespace}, call, waitpoint id, lane or '',
--- the signal (see signal_of), window of its key in ms. Answers: as deliver.
+-- deliver_approval_signal: deliver the decision of an operator.
+-- Arguments: uuid, pack{namespace}, call id, waitpoint id, lane or '', the signal as ff.signal_of reads it, window of its
+-- key in ms.
+-- Replies: those of ff.deliver.
+-- Errors: execution_not_found, lane_mismatch, waitpoint_not_found, those of ff.deliver.
 ff.register_single('deliver_approval_signal', {}, function(ctx, args)
-  local record, failure = load_signalled(ctx, args[2], args[1])
+  local uuid, namespace, call_id, waitpoint_id, wanted_lane = args[1], args[2], args[3], args[4], args[5]
+  local window_ms = tonumber(args[14])
+  local record, failure = load_signalled(ctx, namespace, uuid)
   if not record then
     return failure
   end
   local lane = ff.class(record.class).lane_name
-  if args[5] ~= '' and args[5] ~= lane then
+  if wanted_lane ~= '' and wanted_lane ~= lane then
     return ff.failure('lane_mismatch', record.uuid, lane)
   end
-  local waitpoint = ff.waitpoint(ctx, record.uuid, args[4])
+  local waitpoint = ff.waitpoint(ctx, record.uuid, waitpoint_id)
   if not waitpoint then
-    return ff.failure('waitpoint_not_found', args[4])
+    return ff.failure('waitpoint_not_found', waitpoint_id)
   end
-  return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 6, args[4], args[3]), tonumber(args[14]))
+  return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 6, waitpoint_id, call_id), window_ms)
 end)
 
--- resume_execution: an operator resumes an execution, whatever its condition says. Arguments: uuid, pack{namespace}, call,
--- delay in ms. Answers: 'resumed' and when it is ready.
+-- resume_execution: resume an execution on an operator's word, even if its condition is not met.
+-- Arguments: uuid, pack{namespace}, call id, delay in ms.
+-- Replies: 'resumed', the moment at which it is ready.
+-- Errors: execution_not_found, execution_not_suspended.
 ff.register_single('resume_execution', { 'allow-oom' }, function(ctx, args)
-  local record, failure = load_signalled(ctx, args[2], args[1])
+  local uuid, namespace, call_id, delay_ms = args[1], args[2], args[3], tonumber(args[4])
+  local record, failure = load_signalled(ctx, namespace, uuid)
   if not record then
     return failure
   end
-  local before = ff.recall(record.answered, args[3])
+  local before = ff.recall(record.answered, call_id)
   if before then
     return before
   elseif record.words.phase ~= 'suspended' then
-    return ff.failure('execution_not_suspended', args[1])
+    return ff.failure('execution_not_suspended', uuid)
   end
-  local answer = { 'resumed', ff.text(ctx.now + tonumber(args[4])) }
-  ff.resume(ctx, record, 'resumed', 'operator', tonumber(args[4]), {
-    'answered', ff.remember(record.answered, args[3], answer),
+  local answer = { 'resumed', ff.text(ctx.now + delay_ms) }
+  ff.resume(ctx, record, 'resumed', 'operator', delay_ms, {
+    'answered', ff.remember(record.answered, call_id, answer),
   })
   return answer
 end)
 
 -- Secrets ------------------------------------------------------------------------------------------------------------
 
--- rotate_secret: another secret signs from now on. Arguments: kid, secret, fingerprint, grace in ms, call.
--- Answers: 'rotated' previous kid, number of old secrets that went; or 'unchanged'.
+-- rotate_secret: sign waitpoint tokens with another secret from now on.
+-- Arguments: kid, secret, fingerprint, grace of the secret before in ms, call id.
+-- Replies: 'rotated', the kid before, number of expired secrets that were removed; or 'unchanged'.
+-- Errors: rotation_conflict, too_many_secrets.
 ff.register('rotate_secret', {}, function(ctx, args)
-  local kid, secret, fingerprint, call_id = args[1], args[2], args[3], args[5]
+  local kid, secret, fingerprint, grace_ms, call_id = args[1], args[2], args[3], tonumber(args[4]), args[5]
   local key = ctx.base .. ':secrets'
   local stored = call('HMGET', key, 'current', 'answered')
   local before = ff.recall(stored[2], call_id)
@@ -286,13 +305,14 @@ ff.register('rotate_secret', {}, function(ctx, args)
   for _, each in ipairs(over) do
     call('HDEL', key, 's' .. each)
   end
-  local previous = ff.promote(ctx, kept, kid, secret, fingerprint, tonumber(args[4]))
+  local previous = ff.promote(ctx, kept, kid, secret, fingerprint, grace_ms)
   local answer = { 'rotated', previous, ff.text(#over) }
   call('HSET', key, 'answered', ff.remember(stored[2], call_id, answer))
   return answer
 end)
 
--- read_secrets: Answers: the kid that signs, then kid, secret, fingerprint of each that holds.
+-- read_secrets: read the secrets of waitpoint tokens.
+-- Replies: the kid that signs, then kid, secret and fingerprint of each secret that is valid.
 ff.register('read_secrets', { 'no-writes' }, function(ctx)
   local answer = { call('HGET', ctx.base .. ':secrets', 'current') or '' }
   for _, kid in ipairs((ff.sort_kids(ctx))) do
@@ -304,7 +324,7 @@ end)
 
 -- Reading ---------------------------------------------------------------------------------------------------------------
 
--- Some fields of an execution's record; nil where it does not exist in a namespace.
+-- Return some fields of an execution's record, or nil if a namespace has no such execution.
 local function fields_of(ctx, namespace, uuid, ...)
   if not ff.is_in_namespace(ctx, namespace, uuid) then
     return nil
@@ -312,12 +332,13 @@ local function fields_of(ctx, namespace, uuid, ...)
   return call('HMGET', ff.record_key(ctx, uuid), ...)
 end
 
--- observe_signals: a page of what the last suspension brought. Arguments: uuid, pack{namespace}, behind which signal, most
--- signals.
--- Answers: reason of the resume or '', continuation, condition, next place or '', then head and payload of each signal.
+-- observe_signals: read a page of the signals that the last suspension received.
+-- Arguments: uuid, pack{namespace}, number of the signal to begin after, most signals.
+-- Replies: reason of the resume or '', continuation, condition, next place or '', then head and payload of each signal.
+-- Errors: execution_not_found.
 ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
-  local uuid, limit = args[1], tonumber(args[4])
-  local stored = fields_of(ctx, args[2], uuid, 'suspension')
+  local uuid, namespace, after, limit = args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local stored = fields_of(ctx, namespace, uuid, 'suspension')
   if not stored then
     return ff.failure('execution_not_found', uuid)
   end
@@ -332,12 +353,12 @@ ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
   for _, id in ipairs(ff.unpack(v[4])) do
     by_id[id] = true
   end
-  local at, last = math.max(tonumber(args[3]) + 1, tonumber(v[5])), tonumber(v[6])
+  local at, last = math.max(after + 1, tonumber(v[5])), tonumber(v[6])
   local stop = at + ff.MAX_WORK
   while at <= last and at < stop and #answer < 4 + 2 * limit and ctx.work > 0 do
     local values = call('HMGET', signals, 'h' .. ff.text(at), 'p' .. ff.text(at))
     local parts = ff.unpack(values[1] or '')
-    -- What is damaged is told where it is decoded.
+    -- A damaged signal is returned too, because the decoder reports it.
     if not parts or not parts[2] or by_id[parts[2]] then
       answer[#answer + 1], answer[#answer + 2] = values[1], values[2]
       ff.spend(ctx, 0, #(values[2] or ''))
@@ -349,14 +370,15 @@ ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- list_suspended: a page of a namespace's suspended executions. Arguments: pack{namespace}, after (15 digits and a uuid) or
--- '', limit. Answers per execution: 15 digits and the uuid, suspended_at and suspended_until of the record, then id,
--- behavior and reason of the suspension.
+-- list_suspended: read a page of a namespace's suspended executions.
+-- Arguments: pack{namespace}, after (15 digits and a uuid) or '', limit.
+-- Replies per execution: 15 digits and the uuid, { suspended_at, suspended_until } of the record, { id, behavior, reason }
+-- of the suspension; false for what is damaged.
 ff.register('list_suspended', { 'no-writes' }, function(ctx, args)
-  local namespace, after = args[1], args[2]
+  local namespace, after, limit = args[1], args[2], tonumber(args[3])
   local from = after ~= '' and '(' .. namespace .. after or '[' .. namespace
   local members = call(
-    'ZRANGE', ctx.base .. ':suspended', from, '(' .. namespace .. ':', 'BYLEX', 'LIMIT', 0, tonumber(args[3])
+    'ZRANGE', ctx.base .. ':suspended', from, '(' .. namespace .. ':', 'BYLEX', 'LIMIT', 0, limit
   )
   local answer = {}
   for i, member in ipairs(members) do
@@ -377,17 +399,20 @@ ff.register('list_suspended', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- Whether the last suspension of an execution counts as open: what time has decided counts, carried out or not.
+-- Return whether the last suspension of an execution is open. A time-out that has passed closes it, even if it has not been
+-- handled yet.
 local function is_open(ctx, suspension, suspended_until)
   local moment = ff.number(suspended_until)
   return not moment or moment > ctx.now or suspension[2] == 'escalate'
 end
 
--- list_pending_waitpoints: a page of an execution's open waitpoints by id. Arguments: uuid, pack{namespace}, after or '',
--- limit. Answers: condition of the open suspension or '', next place or '', then id, waitpoint and state of each.
+-- list_pending_waitpoints: read a page of an execution's open waitpoints, by id.
+-- Arguments: uuid, pack{namespace}, after (an id) or '', limit.
+-- Replies: condition of the open suspension or '', next place or '', then id, waitpoint and state of each.
+-- Errors: execution_not_found.
 ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
-  local uuid = args[1]
-  local stored = fields_of(ctx, args[2], uuid, 'suspension', 'suspended_at', 'suspended_until', 'deadline')
+  local uuid, namespace, after, limit = args[1], args[2], args[3], tonumber(args[4])
+  local stored = fields_of(ctx, namespace, uuid, 'suspension', 'suspended_at', 'suspended_until', 'deadline')
   if not stored then
     return ff.failure('execution_not_found', uuid)
   end
@@ -405,9 +430,9 @@ ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
     'ZRANGE', ff.waits_key(ctx, 'o', uuid), '(' .. ctx.now_text, '+inf', 'BYSCORE', 'LIMIT', 0, ff.MAX_WAITPOINTS
   )
   table.sort(open)
-  local answer, limit = { condition, '' }, tonumber(args[4])
+  local answer = { condition, '' }
   for _, id in ipairs(open) do
-    local waitpoint = id > args[3] and ff.waitpoint(ctx, uuid, id)
+    local waitpoint = id > after and ff.waitpoint(ctx, uuid, id)
     if waitpoint and (waitpoint.suspension == '' or is_suspended) then
       if #answer >= 2 + 3 * limit then
         answer[2] = answer[#answer - 2]

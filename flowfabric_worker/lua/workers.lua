@@ -1,12 +1,11 @@
--- workers: who is alive and what it offers. A worker is pack{namespace} and its instance id; of what it says of itself
--- only the first part is read here, its worker id. A task is pack{namespace}, what stands behind the last dot of its name,
--- a line feed, and its name.
+-- The registered workers and the published tasks. A worker is pack{namespace} and its instance id. A task is
+-- pack{namespace}, the part of its name behind the last dot, a line feed, and its whole name.
 
--- How long a worker that no longer answers stays listed.
+-- How long a worker stays listed after its registration expired, in ms.
 local REMEMBERED = ff.DAY
 
--- An entry is pack{expires-at, reason of death, registered-at, what it says of itself, what its last calls were answered}.
--- What a newer release wrote behind is kept.
+-- Write the entry of a worker: pack{expires at, reason of death, registered at, description, remembered calls}. Further
+-- parts, which a newer release wrote, are kept. The first part of a description is the worker id.
 local function write(ctx, worker, entry)
   local parts = entry.parts or {}
   parts[1], parts[2], parts[3] = ff.text(entry.expires), entry.died, ff.text(entry.since)
@@ -15,7 +14,7 @@ local function write(ctx, worker, entry)
   ff.due_at(ctx, 'retention', 'w' .. worker, entry.expires + REMEMBERED)
 end
 
--- The entry of a worker; or nil and the failure to answer, when there is none or it is damaged.
+-- Return the entry of a worker, or nil and the failure if there is none or it is damaged.
 local function read(ctx, worker)
   local stored = call('HGET', ctx.base .. ':worker', worker)
   if not stored then
@@ -31,74 +30,89 @@ local function read(ctx, worker)
   }
 end
 
--- register_worker: Arguments: worker, what it says of itself, alive for ms, call. Answers: 'registered' or 'refreshed'.
+-- register_worker: register a worker instance, or refresh its registration.
+-- Arguments: worker, description, how long it is alive in ms, call id.
+-- Replies: 'registered' or 'refreshed'.
+-- Errors: instance_of_other_worker.
 ff.register('register_worker', { 'allow-oom' }, function(ctx, args)
-  local known = read(ctx, args[1])
-  local before = known and ff.recall(known.answered, args[4])
+  local worker, about, alive_ms, call_id = args[1], args[2], tonumber(args[3]), args[4]
+  local known = read(ctx, worker)
+  local before = known and ff.recall(known.answered, call_id)
   if before then
     return before
   end
   local alive = known and known.died == '' and known.expires > ctx.now
-  if alive and ff.unpack(known.about)[1] ~= ff.unpack(args[2])[1] then
-    return ff.failure('instance_of_other_worker', (ff.behind_first(args[1])), ff.unpack(known.about)[1])
+  if alive and ff.unpack(known.about)[1] ~= ff.unpack(about)[1] then
+    return ff.failure('instance_of_other_worker', (ff.behind_first(worker)), ff.unpack(known.about)[1])
   end
   local answer = { known and 'refreshed' or 'registered' }
   local entry = known or { since = ctx.now }
-  entry.expires, entry.died, entry.about = ctx.now + tonumber(args[3]), '', args[2]
-  entry.answered = ff.remember(entry.answered, args[4], answer)
-  call('ZADD', ctx.base .. ':workers', 0, args[1])
-  write(ctx, args[1], entry)
+  entry.expires, entry.died, entry.about = ctx.now + alive_ms, '', about
+  entry.answered = ff.remember(entry.answered, call_id, answer)
+  call('ZADD', ctx.base .. ':workers', 0, worker)
+  write(ctx, worker, entry)
   ff.flush(ctx)
   return answer
 end)
 
--- heartbeat_worker: Arguments: worker, alive for ms. Answers: 'ok' expires-at.
+-- heartbeat_worker: extend the registration of a worker instance.
+-- Arguments: worker, how long it is alive in ms.
+-- Replies: 'ok', the moment at which the registration expires.
+-- Errors: worker_not_found, worker_dead, corruption.
 ff.register('heartbeat_worker', { 'allow-oom' }, function(ctx, args)
-  local entry, failure = read(ctx, args[1])
+  local worker, alive_ms = args[1], tonumber(args[2])
+  local entry, failure = read(ctx, worker)
   if not entry then
     return failure
   elseif entry.died ~= '' then
-    return ff.failure('worker_dead', (ff.behind_first(args[1])))
+    return ff.failure('worker_dead', (ff.behind_first(worker)))
   end
-  entry.expires = ctx.now + tonumber(args[2])
-  write(ctx, args[1], entry)
+  entry.expires = ctx.now + alive_ms
+  write(ctx, worker, entry)
   ff.flush(ctx)
   return { 'ok', ff.text(entry.expires) }
 end)
 
--- mark_worker_dead: Arguments: worker, reason, call. Answers: 'marked', or 'already'.
+-- mark_worker_dead: record that a worker instance died, and why.
+-- Arguments: worker, reason, call id.
+-- Replies: 'marked', or 'already' if it was marked before.
+-- Errors: worker_not_found, corruption.
 ff.register('mark_worker_dead', { 'allow-oom' }, function(ctx, args)
-  local entry, failure = read(ctx, args[1])
+  local worker, reason, call_id = args[1], args[2], args[3]
+  local entry, failure = read(ctx, worker)
   if not entry then
     return failure
   end
-  local before = ff.recall(entry.answered, args[3])
+  local before = ff.recall(entry.answered, call_id)
   if before or entry.died ~= '' then
     return before or { 'already' }
   end
   entry.expires = math.min(entry.expires, ctx.now)
-  entry.died = args[2]
-  entry.answered = ff.remember(entry.answered, args[3], { 'marked' })
-  write(ctx, args[1], entry)
+  entry.died = reason
+  entry.answered = ff.remember(entry.answered, call_id, { 'marked' })
+  write(ctx, worker, entry)
   ff.flush(ctx)
   return { 'marked' }
 end)
 
--- note_death: tells a partition that does not keep the registry why a worker died. Arguments: worker, reason, call.
+-- note_death: record in a partition without the registry why a worker died.
+-- Arguments: worker, reason, call id.
+-- Replies: 'ok'.
 ff.register('note_death', { 'allow-oom' }, function(ctx, args)
-  local answered = ff.remember(nil, args[3], { 'ok' })
-  write(ctx, args[1], { expires = ctx.now, died = args[2], since = ctx.now, about = '', answered = answered })
+  local worker, reason, call_id = args[1], args[2], args[3]
+  local answered = ff.remember(nil, call_id, { 'ok' })
+  write(ctx, worker, { expires = ctx.now, died = reason, since = ctx.now, about = '', answered = answered })
   ff.flush(ctx)
   return { 'ok' }
 end)
 
--- What the last holder of an execution said when it gave it up; nil if it said nothing.
+-- Return the reason that the last holder of an execution gave when it gave the execution up, or nil.
 local function said(record)
   local answer = ff.recall_end(record.last or call('HGET', record.key, 'last'), 'release', record.fence)
   return answer and answer[1] == 'lost' and answer[2] or nil
 end
 
--- Why the last holder of an execution lost it, in words: the holder said so, or the supervisor of one that died.
+-- Return in words why the last holder of an execution lost it: by the holder itself, or by the supervisor of one that died.
 function ff.why_lost(ctx, record)
   local holder = record.holder or call('HGET', record.key, 'holder')
   if record.words.ownership == 'lease_revoked' or not holder or holder == '' then
@@ -110,14 +124,15 @@ function ff.why_lost(ctx, record)
   return 'worker ' .. instance .. (why and ': ' .. why or ' stopped renewing its lease')
 end
 
--- list_workers: a page of a namespace's workers. Arguments: pack{namespace}, after (a worker) or '', limit.
--- Answers: now, then per worker: worker, expires-at, reason of death or '', registered-at, what it says of itself; of
--- one whose entry is damaged or gone its name alone, so that it hides nothing behind it.
+-- list_workers: read a page of a namespace's workers.
+-- Arguments: pack{namespace}, after (a worker) or '', limit.
+-- Replies: now; then per worker: worker, expires at, reason of death or '', registered at, description. A worker with a
+-- damaged or missing entry is its name alone.
 ff.register('list_workers', { 'no-writes' }, function(ctx, args)
-  local namespace = args[1]
-  local from = args[2] ~= '' and '(' .. args[2] or '[' .. namespace
+  local namespace, after, limit = args[1], args[2], tonumber(args[3])
+  local from = after ~= '' and '(' .. after or '[' .. namespace
   local workers =
-    call('ZRANGE', ctx.base .. ':workers', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
+    call('ZRANGE', ctx.base .. ':workers', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
   local answer = { ctx.now }
   for _, worker in ipairs(workers) do
     local entry = read(ctx, worker)
@@ -130,7 +145,7 @@ ff.register('list_workers', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- A worker is forgotten when its time is over.
+-- Remove a worker from the list when its time is over.
 function ff.forget_worker(ctx, worker)
   local entry = read(ctx, worker)
   if entry and entry.expires + REMEMBERED > ctx.now then
@@ -146,7 +161,7 @@ end
 -- How many tasks a namespace can have published at once.
 local MAX_TASKS = 10000
 
--- An entry is pack{expires-at, published-at, what it says of itself}; nil when there is none or it is damaged.
+-- Return the entry of a task, pack{expires at, published at, description}; nil if there is none or it is damaged.
 local function read_task(ctx, task)
   local stored = call('HGET', ctx.base .. ':task', task)
   if not stored then
@@ -159,6 +174,7 @@ local function read_task(ctx, task)
   return { expires = tonumber(parts[1]), published = parts[2], about = parts[3] }
 end
 
+-- Store the description of a task for `keep` ms; refuse it if its namespace has too many tasks.
 local function publish(ctx, task, about, keep)
   if not call('ZSCORE', ctx.base .. ':tasks', task) then
     local _, namespace = ff.behind_first(task)
@@ -172,23 +188,27 @@ local function publish(ctx, task, about, keep)
   return { 'published' }
 end
 
--- publish_tasks: says how each of many tasks is submitted; the last word on a task stands.
--- Arguments per item: task, what it says of itself, how long it is kept in ms.
--- Answers per item: 'published'; or too_many_tasks.
+-- publish_tasks: store how tasks are submitted. The last description of a task stands.
+-- Arguments per item: task, description, how long it is kept in ms.
+-- Replies per item: 'published'.
+-- Errors per item: too_many_tasks.
 ff.register('publish_tasks', { 'allow-oom' }, function(ctx, args)
   local answers = {}
   for at = 1, #args, 3 do
-    answers[#answers + 1] = publish(ctx, args[at], args[at + 1], tonumber(args[at + 2]))
+    local task, about, keep_ms = args[at], args[at + 1], tonumber(args[at + 2])
+    answers[#answers + 1] = publish(ctx, task, about, keep_ms)
   end
   ff.flush(ctx)
   return answers
 end)
 
--- list_tasks: a page of published tasks. Arguments: where they begin and end (bounds of ZRANGE), limit.
--- Answers: per task: task, expires-at, published-at, what it says of itself; of one whose entry is damaged or gone its
--- name alone. What is over and not removed yet is left out.
+-- list_tasks: read a page of published tasks.
+-- Arguments: the first and the last bound (as ZRANGE takes them), limit.
+-- Replies per task: task, expires at, published at, description, 1 if it has not expired, else 0. A task with a damaged or
+-- missing entry is its name alone.
 ff.register('list_tasks', { 'no-writes' }, function(ctx, args)
-  local tasks = call('ZRANGE', ctx.base .. ':tasks', args[1], args[2], 'BYLEX', 'LIMIT', 0, tonumber(args[3]))
+  local first, last, limit = args[1], args[2], tonumber(args[3])
+  local tasks = call('ZRANGE', ctx.base .. ':tasks', first, last, 'BYLEX', 'LIMIT', 0, limit)
   local answer = {}
   for i, task in ipairs(tasks) do
     local entry = read_task(ctx, task)
@@ -201,7 +221,7 @@ ff.register('list_tasks', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
--- A task is forgotten when nothing has published it for long enough.
+-- Remove a task that has not been published again in time.
 function ff.forget_task(ctx, task)
   local entry = read_task(ctx, task)
   if entry and entry.expires > ctx.now then

@@ -21,7 +21,7 @@ from tests.support.executions import BOOM, creation, request
 from tests.support.lossy_store import LosingStore
 from tests.support.operations import SECOND, beat
 
-AGAIN = [b"error", b"again"]
+BATCH_FULL = [b"error", b"batch_full"]
 WIDTHS = {"create_executions": 13, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
 
 
@@ -37,7 +37,7 @@ class Busy(LosingStore):
         if width is None:
             return super().call(function, partition, arguments, timeout)
         replies = super().call(function, partition, arguments[: self.most * width], timeout)
-        return [*replies, *[AGAIN] * (len(arguments) // width - len(replies))]
+        return [*replies, *[BATCH_FULL] * (len(arguments) // width - len(replies))]
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
         return [self.call(each.function, each.partition, each.arguments, timeout) for each in calls]
@@ -85,7 +85,7 @@ def test_a_store_that_handles_nothing_is_not_asked_for_ever(engine: Engine) -> N
 
     answers = tried.create_executions([creation() for _ in range(20)])
 
-    assert {answer.code for answer in answers if isinstance(answer, EngineError)} == {"again"}
+    assert {answer.code for answer in answers if isinstance(answer, EngineError)} == {"batch_full"}
     assert len(answers) == 20
 
 

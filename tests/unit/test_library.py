@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 import flowfabric_worker.engine.stores.library as module
+from flowfabric_worker.engine import limits
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR, Library, library, lua_files
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.support.servers import ValkeyServer
 
 ENGINE = Path(module.__file__).parents[1]
+LUA = ENGINE.parent / "lua"
 
 
 def registered() -> list[str]:
@@ -97,3 +100,34 @@ def test_loading_only_adds(valkey: ValkeyServer) -> None:
     assert {b"another_release", library().name.encode()} <= names
     assert client.fcall("another_release_ping", 0) == 1
     client.function_delete("another_release")
+
+
+def test_lua_has_the_same_constants_as_the_limits() -> None:
+    prelude = (LUA / "prelude.lua").read_text()
+    constants: dict[str, int] = {}
+    for name, expression in re.findall(r"^ff\.([A-Z_]+) = ([\w.* ]+)$", prelude, re.MULTILINE):
+        factors = [factor.strip() for factor in expression.split("*")]
+        constants[name] = math.prod(constants[f[3:]] if f.startswith("ff.") else int(f) for f in factors)
+    shared = constants.keys() & vars(limits).keys()
+
+    assert shared >= {"MAX_CALL_ITEMS", "MAX_CALLS_REMEMBERED", "MAX_CLASSES_PER_LANE", "DEFAULT_RETENTION_MS"}
+    assert {name: constants[name] for name in shared} == {name: getattr(limits, name) for name in shared}
+
+
+@pytest.mark.parametrize("name", registered())
+def test_a_stored_function_has_a_header(name: str) -> None:
+    text = next(text for _, text in lua_files() if f"register('{name}'" in text or f"register_single('{name}'" in text)
+    before = re.split(rf"ff\.register(?:_single)?\('{name}'", text)[0]
+    header = re.search(r"(?:^-- .*\n)+\Z", before, re.MULTILINE)
+
+    assert header is not None
+    assert header.group().startswith(f"-- {name}: ")
+    assert "\n-- Replies" in header.group()
+    takes_arguments = f"'{name}', {{" in text and "(ctx, args)" in text.split(f"'{name}', {{")[1].split("\n")[0]
+    assert ("\n-- Arguments" in header.group()) == takes_arguments
+
+
+@pytest.mark.parametrize(("name", "text"), lua_files(), ids=[name for name, _ in lua_files()])
+def test_a_lua_file_says_in_its_first_line_what_it_holds(name: str, text: str) -> None:
+    assert re.match(r"-- [A-Z][^:]+", text), name
+    assert "part of what every stored function shares" not in text
