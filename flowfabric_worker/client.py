@@ -1,4 +1,4 @@
-"""`Client`: submits and watches executions of tasks whose code is elsewhere."""
+"""`Client`: submits and watches executions of tasks whose code is not installed here."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
 from flowfabric_worker.task import Call, Run, Task
 
-# Seconds for which the options of a task are taken as they were read.
-_FRESH_FOR: Final = 10.0
-_MOST_REMEMBERED: Final = 1000
-# An error names at most so many tasks.
+# Seconds for which the published options of a task are cached.
+_CACHED_FOR: Final = 10.0
+_MOST_CACHED: Final = 1000
+# The most task names that an error lists.
 _MOST_NAMED: Final = 10
 
 T = TypeVar("T")
@@ -53,26 +53,26 @@ Runs: TypeAlias = list[Run[Any]]
 
 
 class Client:
-    """What producers and operators need of a store: it knows tasks by their names alone.
+    """Submit, watch and operate executions without the code of their tasks, which a client knows by name.
 
-    What a task's decorator says (lane, retries, timeout ...) is read from the store, where workers publish it.
-    Arguments and results are plain values, as the codec has them; whether a call fits the task's signature shows
-    when a worker takes it up. Nothing is connected before the first call. Safe to share between threads.
+    The client reads the options of a task (lane, retries, timeout ...) from the store, where workers publish them.
+    Arguments and results are plain values. Whether a call fits the task's signature is checked when a worker starts
+    it. The client connects at its first call. Threads may share it.
 
     Args:
-        url: the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
-        namespace: the tenant whose executions it sees.
-        codec: how arguments travel: "json", "msgpack", or an object with the members of `Codec`; None for msgpack
-            where the task has it, else JSON, which every worker reads.
-        limits: sizes that an operator allows.
+        url: the URL of the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
+        namespace: the tenant whose executions the client sees.
+        codec: how arguments are encoded: "json", "msgpack", or an object with the members of `Codec`; None for msgpack
+            where the task uses it, else JSON, which every worker reads.
+        limits: the sizes that an operator allows.
         retry_for: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
 
     Attributes:
-        name: what the client calls itself in messages.
-        engine: what it works with.
+        name: what messages call the client.
+        engine: the engine on the client's store.
 
     Raises:
-        ValidationError: the namespace is not valid. A wrong URL is told at the first call.
+        ValidationError: the namespace is not valid. A wrong URL is refused at the first call.
     """
 
     name = "client"
@@ -93,14 +93,14 @@ class Client:
         self._tasks: dict[str, tuple[Task[..., Any], float]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Client], tuple[str]]:
-        again = partial(
+        make = partial(
             Client,
             namespace=self.namespace,
             codec=self._codec,
             limits=self.engine.limits,
             retry_for=self.engine.retry_for,
         )
-        return again, (self.url,)
+        return make, (self.url,)
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +112,7 @@ class Client:
         """Close the connections to the store."""
         self.engine.close()
 
-    # Producing
+    # For producers
 
     def submit(
         self,
@@ -126,29 +126,29 @@ class Client:
         """Submit a durable execution of a task.
 
         Args:
-            task: its name, such as `shop.send_receipt`; `send_receipt` where only one task ends in it.
-            args: the arguments by place, or all of them by name as a mapping.
-            kwargs: arguments by name, beside those by place.
-            force: submit under this very name, with the default options, although no worker has published it.
-            options: of `TaskOptions`, but those that belong to the task: lease, codec, permanent. What is not given
-                is as the task's worker has published it.
+            task: the task's name, such as `shop.send_receipt`; `send_receipt` is enough if only one task ends in it.
+            args: the positional arguments, or a mapping with all arguments by name.
+            kwargs: keyword arguments, in addition to the positional ones.
+            force: submit under exactly this name, with the default options, even if no worker has published it.
+            options: options of `TaskOptions`, except those that belong to the task: lease, codec, permanent ... An
+                option that is not given has the value that the task's worker has published.
 
         Raises:
-            TypeError: an unknown option.
+            TypeError: an option is unknown.
             EncodingError: an argument is not a plain value.
             NotFoundError: `task_not_found`, no worker has published a task of that name in the last week.
             ValidationError: `ambiguous_task`, several tasks end in that name.
-            EngineError: the store refused it, or cannot be reached.
+            EngineError: the store refused the call, or cannot be reached.
         """
         call = _call(args, kwargs)
         return self._published(task, force).options(**options).submit(*call.args, **call.kwargs)
 
     def submit_many(self, task: str, calls: Iterable[Arguments], *, force: bool = False, **options: Any) -> Runs:
-        """Submit a durable execution of each call, in bounded batches; return the runs in order. See `submit`."""
+        """Submit a durable execution of each call in bounded batches, and return the runs in order. See `submit`."""
         return self._published(task, force).options(**options).submit_many(_call(each) for each in calls)
 
     def run(self, execution_id: Id) -> Run[Any]:
-        """Return the run of an execution that was submitted before.
+        """Return the handle of an execution that was submitted before.
 
         Raises:
             ValidationError: `invalid_execution_id`.
@@ -156,23 +156,27 @@ class Client:
         return self._any_task.run(execution_id)
 
     def result(self, execution_id: Id, timeout: float | timedelta | None = None) -> Any:
-        """Return what an execution returned, as a plain value; blocks until it ends. See `Run.result`.
+        """Wait until an execution ends, and return its result as a plain value. See `Run.result`.
+
+        Args:
+            execution_id: the execution.
+            timeout: seconds, or a timedelta; None to wait without a limit.
 
         Raises:
-            ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: it ended otherwise.
-            EngineTimeoutError: it did not end in time; it goes on.
+            ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: the execution did not succeed.
+            EngineTimeoutError: the execution did not end in time; it continues.
             NotFoundError: `execution_not_found`.
         """
         return self.run(execution_id).result(timeout)
 
-    # Watching
+    # For watchers
 
     def get(self, execution_id: Id) -> ExecutionInfo | None:
-        """Return everything about an execution but its arguments and result; None if there is none."""
+        """Return everything about an execution except its arguments and result; None if it does not exist."""
         return self.engine.read_execution_info(_identity(execution_id))
 
     def explain(self, execution_id: Id) -> Explanation | None:
-        """Why an execution is not running, in words; None if there is no such execution."""
+        """Explain in words why an execution is not running; return None if it does not exist."""
         return self.engine.explain_execution(_identity(execution_id))
 
     def list(
@@ -183,10 +187,10 @@ class Client:
         task: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Listing:
-        """List the executions that fit every filter, oldest first; page after page is read while it is iterated.
+        """List the executions that match every filter, oldest first; pages are read as the caller iterates.
 
-        A lane, and every state but `waiting` and `completed`, has an index. For other filters the store looks at every
-        execution that fits the indexed ones: `looked_at` of what is returned counts them.
+        Lanes, and all states except `waiting` and `completed`, are indexed. For other filters the store looks at every
+        execution that matches the indexed ones; `looked_at` of the returned listing counts them.
 
         Raises:
             ValidationError: no public state has that name; `ambiguous_task`, several tasks end in that name.
@@ -205,7 +209,7 @@ class Client:
         return _rows(read)
 
     def lanes(self) -> Iterator[LaneInfo]:
-        """Yield the lanes by name, with what each holds per state."""
+        """Yield the lanes in the order of their names, with the number of executions per state."""
 
         def read(cursor: str | None) -> tuple[Sequence[LaneInfo], str | None]:
             page = self.engine.list_lanes(cursor, MAX_PAGE_SIZE)
@@ -214,7 +218,7 @@ class Client:
         return _rows(read)
 
     def workers(self) -> Iterator[WorkerInfo | DamagedRow]:
-        """Yield the workers by instance id; dead ones are listed for a day."""
+        """Yield the workers in the order of their instance ids; dead workers are listed for a day."""
 
         def read(cursor: str | None) -> tuple[Sequence[WorkerInfo | DamagedRow], str | None]:
             page = self.engine.list_workers(cursor, MAX_PAGE_SIZE)
@@ -223,7 +227,7 @@ class Client:
         return _rows(read)
 
     def schedules(self) -> Iterator[ScheduleInfo | DamagedRow]:
-        """Yield the schedules by name: when each ticks, and how far it is."""
+        """Yield the schedules in the order of their names, with their last and next ticks."""
 
         def read(cursor: str | None) -> tuple[Sequence[ScheduleInfo | DamagedRow], str | None]:
             page = self.engine.list_schedules(cursor, MAX_PAGE_SIZE)
@@ -237,21 +241,22 @@ class Client:
         filter: CompletionFilter | None = None,  # noqa: A002  the name that the engine's operation has
         timeout: timedelta | None = None,
     ) -> Iterator[CompletionEvent]:
-        """Yield every end of an execution behind a cursor, and those to come; see
-        `EngineBackend.subscribe_completions`.
+        """Yield the end of every execution after a cursor, those to come included.
+
+        See `EngineBackend.subscribe_completions` for the arguments.
         """
         if filter is not None and filter.tasks:
             filter = attrs.evolve(filter, tasks={self._full_name(task) for task in filter.tasks})  # noqa: A001  as above
         return self.engine.subscribe_completions(cursor, filter, timeout)
 
-    # Operating
+    # For operators
 
     def cancel(self, execution_id: Id, reason: str = "") -> None:
-        """End an execution as cancelled, whatever it is doing.
+        """End an execution as cancelled, in whatever state it is.
 
         Raises:
             NotFoundError: `execution_not_found`.
-            StateError: `execution_not_active`, it ended otherwise.
+            StateError: `execution_not_active`, the execution has already ended in another way.
         """
         self.engine.cancel_execution(CancelExecutionArgs(execution_id=_identity(execution_id), reason=reason))
 
@@ -265,15 +270,15 @@ class Client:
         self.engine.replay_execution(ReplayExecutionArgs(execution_id=_identity(execution_id)))
 
     def pause_lane(self, lane: str) -> bool:
-        """Make a lane hand nothing out; it loses nothing. False if it was paused."""
+        """Stop handing out work of a lane, and keep that work; return False if the lane was already paused."""
         return self.engine.pause_lane(lane)
 
     def resume_lane(self, lane: str) -> bool:
-        """Make a paused lane hand work out again. False if it was not paused."""
+        """Hand out work of a paused lane again; return False if the lane was not paused."""
         return self.engine.resume_lane(lane)
 
     def pause_schedule(self, name: str) -> bool:
-        """Make a schedule submit nothing; what it leaves out is not made up for. False if it was paused.
+        """Stop a schedule from submitting; ticks during the pause are skipped. Return False if it was already paused.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -281,7 +286,7 @@ class Client:
         return self.engine.pause_schedule(name)
 
     def resume_schedule(self, name: str) -> bool:
-        """Let a paused schedule go on from now. False if it was not paused.
+        """Let a paused schedule submit again from now on; return False if it was not paused.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -289,7 +294,7 @@ class Client:
         return self.engine.resume_schedule(name)
 
     def remove_schedule(self, name: str) -> None:
-        """Forget a schedule whose code is gone. A worker that still has it registers it anew.
+        """Remove a schedule whose code is gone. A worker that still has the schedule registers it again.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -298,8 +303,8 @@ class Client:
 
     def _published(self, name: str, force: bool) -> Task[..., Any]:
         """Return the task of that name, with the options that its worker has published."""
-        task, fresh_until = self._tasks.get(name, (None, 0.0))
-        if task is not None and monotonic() < fresh_until:
+        task, cached_until = self._tasks.get(name, (None, 0.0))
+        if task is not None and monotonic() < cached_until:
             return task
         found = self._find(name)
         if found is None:
@@ -307,13 +312,13 @@ class Client:
                 return self._task(name, TaskOptions(), "json")
             raise self._unknown(name)
         task = self._task(found.name, published_options(found), "msgpack" if found.codec == "msgpack" else "json")
-        if len(self._tasks) >= _MOST_REMEMBERED:
+        if len(self._tasks) >= _MOST_CACHED:
             self._tasks.clear()
-        self._tasks[name] = task, monotonic() + _FRESH_FOR
+        self._tasks[name] = task, monotonic() + _CACHED_FOR
         return task
 
     def _find(self, name: str) -> TaskInfo | None:
-        """Return the published task that a name means; None if there is none.
+        """Return the published task of that name, which may be the end of its name; None if there is none.
 
         Raises:
             ValidationError: `ambiguous_task`.
@@ -326,7 +331,7 @@ class Client:
         return found[0] if found else None
 
     def _full_name(self, name: str) -> str:
-        """Return the name of a task in the store; the given one where none is published that it means."""
+        """Return the whole name of a published task; the given name if no worker has published such a task."""
         found = self._find(name)
         return name if found is None else found.name
 
@@ -348,13 +353,13 @@ class Client:
         return self._task("execution", TaskOptions(), "json")
 
     def _task(self, name: str, options: TaskOptions, codec: str) -> Task[..., Any]:
-        """Return a task of that name which takes any plain arguments; its code is elsewhere."""
-        return Task(_taking_anything(name), self, name, options, self._codec or codec)
+        """Return a task of that name which takes any plain arguments; its code is not installed here."""
+        return Task(_placeholder_function(name), self, name, options, self._codec or codec)
 
 
-def _taking_anything(name: str) -> Callable[..., Any]:
+def _placeholder_function(name: str) -> Callable[..., Any]:
     def function(*arguments: Any, **named: Any) -> Any:
-        raise NotImplementedError(f"The code of {name!r} is elsewhere: submit it.")
+        raise NotImplementedError(f"The code of {name!r} is not installed here: submit the task.")
 
     function.__name__ = name
     return function
@@ -367,11 +372,11 @@ def _call(args: Arguments, kwargs: Mapping[str, Any] | None = None) -> Call[...]
         return Call(**args, **(kwargs or {}))
     if isinstance(args, Sequence) and not isinstance(args, str | bytes):
         return Call(*args, **(kwargs or {}))
-    raise TypeError(f"The arguments of a call are a sequence, a mapping or a Call(...), not {type(args).__name__}.")
+    raise TypeError(f"The arguments of a call must be a sequence, a mapping or a Call(...), not {type(args).__name__}.")
 
 
 class Listing(Iterator[ExecutionSummary]):
-    """Iterate over the executions that a filter finds; each page is read when it is needed.
+    """Iterate over the executions that match a filter; each page is read when it is needed.
 
     Attributes:
         looked_at: how many executions the store has looked at so far.
@@ -399,7 +404,7 @@ def _identity(execution_id: Id) -> ExecutionId:
 
 
 def _rows(read: Callable[[C | None], tuple[Sequence[T], C | None]]) -> Iterator[T]:
-    """Yield the rows of every page, from the first one on."""
+    """Yield the rows of every page, beginning with the first page."""
     cursor: C | None = None
     while True:
         rows, cursor = read(cursor)

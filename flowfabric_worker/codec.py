@@ -1,4 +1,4 @@
-"""How the arguments and results of tasks travel: made plain by their annotations, written by a codec."""
+"""Encodes the arguments and results of tasks: annotations make them plain values, and a codec writes those."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ from flowfabric_worker._codecs import (
     Conversion,
     Conversions,
     Mismatch,
-    Taught,
+    RegisteredClass,
     brief,
     refusal_in,
     unsupported,
 )
 from flowfabric_worker._codecs.formats import Codec, find_codec
+from flowfabric_worker.engine.errors import FlowFabricError
 
 __all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec", "register"]
 
 T = TypeVar("T")
 
 
-class EncodingError(ValueError):
-    """A value cannot be sent, because it would not come back as it is; the message names where it stands."""
+class EncodingError(FlowFabricError, ValueError):
+    """A value cannot be encoded, because it would not come back equal; the message says where the value is."""
 
 
-class DecodingError(ValueError):
-    """What is stored cannot be read as the task's annotations say; trying again cannot help."""
+class DecodingError(FlowFabricError, ValueError):
+    """A stored value cannot be decoded by the task's annotations; trying again cannot help."""
 
 
 def register(kind: type[T], to: Callable[[T], Any], from_: Callable[[Any], T]) -> None:
-    """Teach how the instances of a class travel; before a task that names the class is decorated, in every process.
+    """Register how the instances of a class are encoded.
+
+    Call it in every process, before a task whose annotations name the class is decorated.
 
     Args:
         kind: the class; instances of its subclasses stay refused.
@@ -51,29 +54,29 @@ def register(kind: type[T], to: Callable[[T], Any], from_: Callable[[Any], T]) -
         from_: makes such a plain value an instance again, equal to the first one.
 
     Raises:
-        TypeError: it is no class, or one that travels as it is; or the others cannot be called.
+        TypeError: `kind` is no class, or one whose instances are plain; or `to` or `from_` cannot be called.
     """
     if not isinstance(kind, type) or kind in PLAIN:
-        raise TypeError(f"codec.register() takes a class that is not plain itself, not {kind!r}.")
+        raise TypeError(f"codec.register() takes a class whose instances are not plain values, not {kind!r}.")
     for what, function in (("to", to), ("from", from_)):
         if not callable(function):
             raise TypeError(f"codec.register() needs a function as {what!r}, not {function!r}.")
-    REGISTERED[kind] = Taught(to, from_)
+    REGISTERED[kind] = RegisteredClass(to, from_)
     _conversions.cache_clear()
 
 
 @lru_cache(maxsize=64)
 def _conversions(native: frozenset[type]) -> Conversions:
-    """Shared by all tasks whose codecs write the same classes by themselves."""
+    """Return the conversions that all tasks share whose codecs write the same classes natively."""
     return Conversions(native)
 
 
 class _Port:
-    """A place where values leave and enter a task: a parameter, the result, the frames.
+    """A place where values enter or leave a task: a parameter, the result, the frames.
 
     Attributes:
-        where: how errors name it.
-        plain: the classes whose instances need no conversion; callers look here before they call.
+        where: the name of the place in errors.
+        plain: the classes whose instances need no conversion; callers skip the call for them, to save time.
     """
 
     __slots__ = ("_conversion", "plain", "where")
@@ -84,7 +87,7 @@ class _Port:
         self._conversion = conversion
 
     def refusal(self) -> tuple[str, bool]:
-        """Return why no value of this port can travel, or "", and whether that is a name which does not resolve."""
+        """Return why no value of this port can be encoded, or "", and whether the reason is an unresolved name."""
         return refusal_in(self._conversion)
 
     def send(self, value: Any) -> Any:
@@ -108,7 +111,7 @@ def _reason(error: Exception) -> str:
 
 @attrs.frozen(kw_only=True, eq=False)
 class _Ports:
-    """All ports of a task. `rest` and `more` stand for `*args` and `**kwargs`."""
+    """All ports of a task. `rest` and `more` are those of `*args` and `**kwargs`."""
 
     places: Sequence[_Port]
     rest: _Port
@@ -125,18 +128,18 @@ class _Ports:
 
 
 class TaskCodec:
-    """Encodes and decodes the calls, results and frames of one task by the annotations of its function.
+    """Encode and decode the calls, results and frames of one task by the annotations of its function.
 
-    Annotations are resolved at first use, so they may name what is defined later. A call travels as
-    `[args, kwargs]`, in the way it was written; what was left out takes the default of the day when it runs.
+    Annotations are resolved at first use, so they may name classes that are defined later. A call is stored as
+    `[args, kwargs]`, in the form in which it was made; an omitted argument gets the default value of the worker.
 
     Args:
         function: the task's function.
-        codec: what writes and reads plain values.
-        skip: the names of parameters that the runtime fills, by keyword; callers do not pass them.
+        codec: writes and reads plain values.
+        skip: the names of parameters that the runtime fills by keyword, and callers do not pass.
 
     Raises:
-        TypeError: a parameter to skip cannot be filled by keyword.
+        TypeError: a skipped parameter cannot be filled by keyword.
     """
 
     def __init__(self, function: Callable[..., Any], codec: Codec, *, skip: Collection[str] = ()) -> None:
@@ -151,35 +154,34 @@ class TaskCodec:
         self._bind = _binder(function, self._parameters)
 
     def check(self, *, final: bool) -> None:
-        """Refuse annotations that cannot travel, so that no work is done for a result that nothing can keep.
+        """Refuse annotations that cannot be encoded, so that no work is done for a result that cannot be stored.
 
         Args:
-            final: whether what an annotation names has to be there by now.
+            final: True if every name in an annotation must be defined by now.
 
         Raises:
-            TypeError: one cannot travel, or does not resolve; the message names it.
+            TypeError: an annotation cannot be encoded, or does not resolve; the message names it.
         """
         ports = self._ports
         every = [*ports.names.values(), *ports.places, ports.rest, ports.more, ports.result]
         for port in every:
             refusal, unresolved = port.refusal()
             if unresolved and not final:
-                # It may name what is defined further down: nothing of this is kept.
+                # The name may be defined further down in the module, so nothing of this attempt is cached.
                 del self.__dict__["_ports"]
                 _conversions.cache_clear()
                 return
             if refusal:
-                raise TypeError(f"{port.where} cannot travel: {refusal.rstrip('.')}.")
+                raise TypeError(f"{port.where} cannot be encoded: {refusal.rstrip('.')}.")
 
     def named(self, name: str) -> TaskCodec:
-        """Return the same task's values in the codec of a stored execution; this one, unless it was written with
-        another.
+        """Return the `TaskCodec` of this task for the codec that a stored execution was written with.
 
         Args:
-            name: of the codec, as it is stored; empty where none is.
+            name: the stored name of the codec; empty if none is stored, which means this codec.
 
         Raises:
-            DecodingError: the other codec is neither json nor msgpack, so it is not taken on a stored word alone.
+            DecodingError: the stored codec is another one, and neither json nor msgpack, which run no code.
         """
         if name in ("", self._codec.name):
             return self
@@ -188,11 +190,11 @@ class TaskCodec:
         return TaskCodec(self._function, find_codec(name), skip=self._skip)
 
     def encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """Return the payload of a call.
+        """Encode a call, and return its payload.
 
         Raises:
             TypeError: the call does not fit the signature; it is Python's own error.
-            EncodingError: an argument would not come back as it is.
+            EncodingError: an argument would not come back equal.
         """
         self._bind(*args, **kwargs)
         ports = self._ports
@@ -210,10 +212,10 @@ class TaskCodec:
             raise self._refused_call(call, error) from error
 
     def decode_call(self, payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call: what the function takes, beside the skipped parameters.
+        """Decode a call, and return the arguments of the function without the skipped parameters.
 
         Raises:
-            DecodingError: the payload is no call, or not one of this function.
+            DecodingError: the payload is no call, or does not fit this function.
         """
         sent_args, sent_kwargs = self._read_call(payload)
         try:
@@ -233,27 +235,27 @@ class TaskCodec:
         return tuple(received), kwargs
 
     def encode_result(self, value: Any) -> bytes:
-        """Return what the task returned, as bytes.
+        """Encode the result of the task.
 
         Raises:
-            EncodingError: it would not come back as it is.
+            EncodingError: the result would not come back equal.
         """
         return self._encode(self._ports.result, value)
 
     def decode_result(self, data: bytes | None) -> Any:
-        """Return what the task returned, as its return annotation says; None where nothing is stored.
+        """Decode the result of the task by its return annotation; return None if no result is stored.
 
         Raises:
-            DecodingError: the bytes hold something else.
+            DecodingError: the bytes are not such a result.
         """
         return self._decode(self._ports.result, data)
 
     def encode_frame(self, value: Any) -> bytes:
-        """Return one value that the task yielded, as bytes; raises as `encode_result` does."""
+        """Encode one value that the task yielded; raise the errors of `encode_result`."""
         return self._encode(self._ports.frame, value)
 
     def decode_frame(self, data: bytes) -> Any:
-        """Return one value that the task yielded; raises as `decode_result` does."""
+        """Decode one value that the task yielded; raise the errors of `decode_result`."""
         return self._decode(self._ports.frame, data)
 
     def _encode(self, port: _Port, value: Any) -> bytes:
@@ -286,7 +288,7 @@ class TaskCodec:
         raise DecodingError(f"The payload of {self._name} is not a call: it must be [args] or [args, kwargs].")
 
     def _refused_call(self, call: list[Any], error: Exception) -> EncodingError:
-        """Return the error for a call that the codec refused; it names the first argument that is at fault."""
+        """Return the error for a call that the codec refused; the error names the first argument that it refuses."""
         args, kwargs = call if len(call) == 2 else (call[0], {})
         ports = self._ports
         named = ((ports.named(name), value) for name, value in kwargs.items())
@@ -298,7 +300,7 @@ class TaskCodec:
         return EncodingError(f"The call of {self._name} cannot be encoded{_reason(error)}")
 
     def _hints(self) -> dict[str, Any]:
-        """Return the annotations of what travels; what the runtime fills may be known to type checkers alone."""
+        """Return the annotations of the encoded values; skipped parameters may have names for type checkers only."""
         function: Any = inspect.unwrap(self._function)
         while isinstance(function, functools.partial):
             function = inspect.unwrap(function.func)
@@ -337,7 +339,7 @@ class TaskCodec:
         )
 
 
-# Codecs that whoever can write to the store may choose: reading them runs no code.
+# The codecs that a stored record may choose, because decoding them runs no code.
 _SAFE: Final = ("json", "msgpack")
 
 _BY_PLACE: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -345,7 +347,7 @@ _BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Callable[..., None]:
-    """Return a function of the same name and parameters that does nothing: calling it is the check of a call."""
+    """Return a function of the same name and parameters that does nothing; calling it checks a call."""
     bare = [
         parameter.replace(
             annotation=Parameter.empty,
@@ -354,13 +356,13 @@ def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Ca
         for parameter in parameters
     ]
     binder: Callable[..., None] = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: None")
-    # Python takes the name in its messages from here.
+    # Python's TypeError takes the name of the function from its __qualname__.
     binder.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
     return binder
 
 
 def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str], name: str) -> int | None:
-    """Return how many arguments can stay positional when skipped parameters are filled by keyword; None if all."""
+    """Return how many arguments can stay positional if skipped parameters are filled by keyword; None for all."""
     for count, parameter in enumerate(parameters):
         if parameter.name in skip and parameter.kind is not Parameter.KEYWORD_ONLY:
             followers = {follower.kind for follower in parameters[count:]}
@@ -371,7 +373,7 @@ def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str]
 
 
 def _outputs(function: Callable[..., Any], annotation: Any) -> tuple[Any, Any]:
-    """Return what a function returns and what it yields, from its return annotation."""
+    """Return the annotations of the result and of the yielded values, from the return annotation of a function."""
     if not inspect.isgeneratorfunction(inspect.unwrap(function)):
         return annotation, Any
     match typing.get_args(annotation):

@@ -1,4 +1,4 @@
-"""Settings that come from outside: the store's URL, and what a worker process is told."""
+"""Settings from outside: the URL of the store, and the settings of a worker process."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ DEFAULT_MAX_STUCK_THREADS: Final = 4
 def store_url(url: str | None = None) -> str:
     """Return the given URL, else `$FLOWFABRIC_URL`, else that of an embedded store in the working directory.
 
-    An empty one is returned as it is, and refused where it is used: falling back would open another store.
+    An empty URL is returned unchanged, and refused when it is used: a fallback would open another store.
     """
     return url if url is not None else os.environ.get(URL_VARIABLE, DEFAULT_URL)
 
 
 def shown_url(url: str) -> str:
-    """Return a store's URL without user, password and options, as logs may show it."""
+    """Return the URL of a store without user, password and options, so that it may be logged."""
     scheme, mark, rest = url.partition("://")
     return f"{scheme}{mark}{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def _positive(_: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
     if value <= timedelta():
-        raise ValueError(f"{attribute.name} must be longer than 0, not {value}")
+        raise ValueError(f"{attribute.name} must be longer than 0, not {value}.")
 
 
 def _at_least_one(_: object, attribute: attrs.Attribute[int], value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{attribute.name} must be a whole number from 1, not {value!r}")
+        raise ValueError(f"{attribute.name} must be a whole number from 1, not {value!r}.")
 
 
 @attrs.frozen(kw_only=True)
 class WorkerSettings:
-    """How a worker process runs.
+    """The settings of a worker process.
 
     Attributes:
-        threads: handlers that run at the same time.
-        lanes: where to take work from, and how often each lane goes first; empty for the lanes of the worker's tasks.
-        capabilities: words of this process.
-        lease: how long a claim holds without renewal; it is renewed three times as often.
-        grace: how long a stop waits for handlers that run.
-        interrupt_grace: how long a handler may go on after it was told that its result will not count; then its thread
-            is counted as lost, and replaced.
-        max_stuck_threads: with so many lost threads the process ends, to be started anew.
-        memory_limit: bytes that the process may use. An allocation beyond them raises MemoryError, and a process that
-            stays close to them ends, to be started anew. None for no limit.
+        threads: the number of handlers that run at the same time, 1 to 1000.
+        lanes: the lanes to claim from, each with its weight; empty for the lanes of the worker's tasks.
+        capabilities: the capabilities of this process, which tasks may require.
+        lease: how long a claim holds without renewal; it is renewed after a third of this time.
+        grace: how long a stop waits for running handlers.
+        interrupt_grace: how long a handler may run after it was told that its result will not count; then its thread
+            counts as stuck, and is replaced.
+        max_stuck_threads: the number of stuck threads at which the process stops for a restart.
+        memory_limit: the most bytes that the process may use. A larger allocation raises MemoryError, and a process
+            that stays close to the limit stops for a restart. None for no limit.
     """
 
     threads: int = attrs.field(default=DEFAULT_THREADS, validator=attrs.validators.and_(
@@ -74,4 +74,4 @@ class WorkerSettings:
         for lane, weight in self.lanes.items():
             check_lane(lane)
             if not isinstance(weight, int) or weight < 1:
-                raise ValueError(f"the weight of the lane {lane!r} must be a whole number from 1, not {weight!r}")
+                raise ValueError(f"the weight of the lane {lane!r} must be a whole number from 1, not {weight!r}.")

@@ -28,25 +28,25 @@ LOG_FIELDS: Final = ("ff_task", "ff_lane", "ff_attempt", "ff_execution_id")
 
 
 def log_fields(task: str, lane: str, attempt: int, execution_id: str) -> dict[str, object]:
-    """Return what a log record about a run carries. The prefix keeps clear of what applications put into theirs."""
+    """Return the fields of a log record about an attempt; their prefix avoids clashes with fields of applications."""
     return {"ff_task": task, "ff_lane": lane, "ff_attempt": attempt, "ff_execution_id": execution_id}
 
 
 class TaskContext(ABC):
-    """The run that a handler is in.
+    """The attempt that a handler runs in.
 
     Attributes:
         id: the execution's id, as text; in a plain call a text that no other call has.
         task: the task's name.
-        lane: the lane that it came from.
+        lane: the lane of the execution.
         attempt: the number of this attempt, from 0.
-        retry_count: retries made before this attempt.
-        kind: how the work came here: fresh, resumed (the same attempt goes on), reclaimed (a worker was lost), or
-            local (a plain call).
+        retry_count: the number of retries before this attempt.
+        kind: how the worker claimed the execution: fresh, resumed (the same attempt continues), reclaimed (its former
+            worker was lost), or local (a plain call).
         deadline: when the execution expires; None if it does not.
-        tags: its tags.
-        headers: what came with its submission beside its arguments.
-        cancelled: set when the result of this run will not count any more.
+        tags: the tags of the execution.
+        headers: the headers that were submitted with the execution.
+        cancelled: set when the result of this attempt will not count any more.
         log: a logger whose records carry the execution's id, task and attempt.
     """
 
@@ -66,42 +66,51 @@ class TaskContext(ABC):
 
     @abstractmethod
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
-        """Say how far the work is, 0 to 100; None keeps what was said before."""
+        """Report the progress of the work.
+
+        Args:
+            percent: 0 to 100; None to keep the value that was reported before.
+            message: a text for operators; None to keep the text that was reported before.
+        """
 
     @abstractmethod
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run `function` once per execution: later runs get the result that was recorded under `name`.
+        """Run `function` once per execution, and return its result; later attempts return the recorded result.
 
-        The result travels as `function`'s return annotation says. If the process dies between the step and its
+        The result is encoded by `function`'s return annotation. If the process dies between the step and its
         recording, the step runs again. An exception of the function that the handler catches is recorded with the next
-        durable call, and raised again in later runs.
+        durable call, and raised again in later attempts.
+
+        Args:
+            name: the name of the step, used once in a handler.
+            function: what to run, with `args` and `kwargs`.
 
         Raises:
-            DurableCallError: the name was used before in this run, or is reserved; the function is async or a
+            DurableCallError: the name was used before in this attempt, or is reserved; the function is async or a
                 generator; or no durable call may be made here, such as inside another step.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `Interrupted` when the result of this run will not count any more."""
+        """Raise `Interrupted` if the result of this attempt will not count any more."""
 
     @abstractmethod
     def shield(self) -> AbstractContextManager[None]:
-        """Hold the interruption of a task with `interrupt=True` back while a block runs; it comes at the block's end.
+        """Defer the interruption of a task with `interrupt=True` to the end of a block.
 
-        For what must not stop half-way, such as writing a file and renaming it.
+        Use it where the work must not stop half-way, such as between writing a file and renaming it.
         """
 
     @abstractmethod
     def sleep(self, duration: timedelta) -> None:
         """Free this thread; after `duration` the handler runs again from its start, and this call returns at once.
 
-        Calls are told apart by their order, so a handler must make them in the same order each time. No retry is used.
-        What is raised to leave the run is no `Exception`.
+        Calls are identified by their order, so a handler must make them in the same order each time. No retry is
+        used. The handler is left by an exception that is not an `Exception`.
 
         Raises:
             DurableCallError: no durable call may be made here, such as inside a step or in another thread.
-            RuntimeError: this is a plain call.
+            RuntimeError: the task was called as a plain function.
         """
 
     @property
@@ -110,11 +119,11 @@ class TaskContext(ABC):
 
 
 class LocalContext(TaskContext):
-    """The context of a plain call: steps run, nothing is kept, and sleeping is refused.
+    """The context of a plain call: steps run and are not recorded, and sleeping is refused.
 
     Args:
         task: the task's name.
-        step_codec: how the result of a step travels; it comes back as it would in an execution.
+        step_codec: returns the codec of a step's function; results come back as they would in an execution.
     """
 
     def __init__(self, task: str, step_codec: Callable[[Callable[..., Any]], TaskCodec]) -> None:
@@ -150,40 +159,40 @@ class LocalContext(TaskContext):
 
     def sleep(self, duration: timedelta) -> None:
         raise RuntimeError(
-            f"current().sleep({duration}) works in a durable execution only: submit the task instead of calling it."
+            f"current().sleep({duration}) works only in a durable execution: submit the task instead of calling it."
         )
 
 
 _current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("flowfabric_current", default=None)
 
-# For the runtime, which sets the context of each run.
+# The runtime sets the context of each attempt with these.
 enter = _current.set
 leave = _current.reset
 
 
-# What this code runs in: a run, a plain call of a task, or None.
-run_of_this_thread = _current.get
+# The context of the attempt or plain call that this code runs in, or None.
+context_of_this_thread = _current.get
 
 
 def current() -> TaskContext:
-    """Return the context of the run, or of the plain call of a task, that this code is in.
+    """Return the context of the attempt, or of the plain call of a task, that this code runs in.
 
-    A task that is called as a function inside a run is part of that run.
+    A task that is called as a function inside a handler is part of that handler's attempt.
 
     Raises:
-        RuntimeError: this code is in neither, or in a thread that context variables do not reach.
+        RuntimeError: this code runs in neither, or in a thread that context variables do not reach.
     """
     context = _current.get()
     if context is None:
         raise RuntimeError(
-            "current() was called outside of a task. A thread has to be given the context of the handler that starts "
-            "it: Thread(target=contextvars.copy_context().run, args=(function,)), or in a pool: "
+            "current() was called outside of a task. Pass the context of the handler to a thread that it starts: "
+            "Thread(target=contextvars.copy_context().run, args=(function,)), or in a pool: "
             "pool.submit(contextvars.copy_context().run, function)."
         )
     return context
 
 
-def inside_run() -> bool:
+def inside_handler() -> bool:
     """Return True if this code runs inside a handler of a worker."""
     context = _current.get()
     return context is not None and not isinstance(context, LocalContext)

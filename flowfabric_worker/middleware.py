@@ -1,4 +1,4 @@
-"""What goes around every handler of a worker, and what is told of each execution."""
+"""Middleware: context managers around the handlers of a worker, and hooks that are called for its executions."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from flowfabric_worker.context import TaskContext
 
 @attrs.frozen(kw_only=True)
 class AttemptEvent:
-    """Something that happened to one run of an execution.
+    """An event in the life of one attempt.
 
     Attributes:
-        execution_id: which one, as text.
-        task: its task's name.
-        lane: the lane that it came from.
-        attempt: the number of its attempt, from 0.
-        retry_count: retries made before this attempt.
-        tags: its tags.
-        seconds: how long its handler ran; None if it did not begin or has not ended.
-        error: why it failed or was lost, in one line; empty where nothing went wrong.
-        outcome: of `on_ended`, how the execution ended: completed, failed, cancelled or expired; empty elsewhere.
+        execution_id: the execution's id, as text.
+        task: the task's name.
+        lane: the lane of the execution.
+        attempt: the number of the attempt, from 0.
+        retry_count: the number of retries before this attempt.
+        tags: the tags of the execution.
+        seconds: how long the handler ran; None if it did not begin or has not ended.
+        error: why the attempt failed or was lost, in one line; empty if nothing went wrong.
+        outcome: for `on_ended`, how the execution ended: completed, failed, cancelled or expired; else empty.
     """
 
     execution_id: str
@@ -39,53 +39,53 @@ class AttemptEvent:
 
 
 class Middleware:
-    """Behaviour that all tasks of a worker share. Override what is wanted; the rest costs nothing.
+    """Share behaviour between all tasks of a worker. Override the methods that are wanted; the others cost nothing.
 
-    `around` runs in the handler's thread. The hooks run one after the other in a thread of their own, once the store
-    has acknowledged what they tell of. What a hook raises is logged, and changes nothing. Nothing waits for a hook: up
-    to 10,000 events are kept for those that cannot keep up, then the oldest are dropped, and the log says how many.
+    `around` runs in the handler's thread. All hooks run one after the other in one separate thread, after the store
+    has acknowledged the event. An exception of a hook is logged, and changes nothing. No other thread waits for a
+    hook: up to 10,000 events are queued, then the oldest are dropped, and the log says how many.
     """
 
-    def around(self, context: TaskContext) -> AbstractContextManager[object]:  # noqa: ARG002  for who overrides it
+    def around(self, context: TaskContext) -> AbstractContextManager[object]:  # noqa: ARG002  for overriding methods
         """Return a context manager that the handler runs in.
 
-        What it raises counts as raised by the handler. It cannot swallow what the handler raised: that counts too. The
-        interruption of a task with `interrupt=True` reaches the handler alone.
+        An exception of the context manager counts as one of the handler. The context manager cannot suppress an
+        exception of the handler. The interruption of a task with `interrupt=True` is raised only in the handler.
         """
         return nullcontext()
 
     def on_claim(self, event: AttemptEvent) -> None:
-        """The worker has claimed an execution."""
+        """Handle the claim of an execution by this worker."""
 
     def on_success(self, event: AttemptEvent) -> None:
-        """An execution has completed."""
+        """Handle the success of an execution."""
 
     def on_failure(self, event: AttemptEvent) -> None:
-        """An execution has ended failed, or its handler has cancelled it; it is not tried again."""
+        """Handle the failure of an execution, or its cancellation by its handler; no retry follows."""
 
     def on_retry(self, event: AttemptEvent) -> None:
-        """An attempt has failed and is tried again."""
+        """Handle the failure of an attempt that is followed by a retry."""
 
     def on_suspend(self, event: AttemptEvent) -> None:
-        """A handler has left its execution to go on later: it sleeps or waits."""
+        """Handle an attempt whose handler was left to continue later, because it sleeps or waits."""
 
     def on_lost(self, event: AttemptEvent) -> None:
-        """What a run returns will not count: its lease was lost, its time is over, or somebody cancelled it."""
+        """Handle an attempt whose result will not count: lease lost, timeout, deadline, or cancelled from outside."""
 
     def on_ended(self, event: AttemptEvent) -> None:
-        """An execution that this worker had has ended, in whatever way; `event.outcome` says how.
+        """Handle the end of an execution that this worker had claimed; `event.outcome` says how it ended.
 
-        Beside what its handler brought about, these are timeouts and deadlines, cancellations from outside, and
-        executions that are given up because their workers were lost too often.
+        This includes timeouts and deadlines, cancellations from outside, and executions that fail because their
+        workers were lost too often.
         """
 
 
 Around: TypeAlias = Callable[[TaskContext], AbstractContextManager[object]]
-"""Makes the context manager that a handler runs in."""
+"""Returns the context manager that a handler runs in."""
 
 
 def arounds_of(middleware: tuple[Middleware | Around, ...]) -> tuple[Around, ...]:
-    """Return what goes around a handler, the outermost first."""
+    """Return the functions that make the context managers around a handler, the outermost first."""
     return tuple(
         each.around if isinstance(each, Middleware) else each
         for each in middleware
@@ -94,7 +94,7 @@ def arounds_of(middleware: tuple[Middleware | Around, ...]) -> tuple[Around, ...
 
 
 def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Callable[[AttemptEvent], None], ...]:
-    """Return the hooks of a name that somebody overrides."""
+    """Return the hooks of a name that a middleware overrides."""
     return tuple(
         getattr(each, name)
         for each in middleware
@@ -103,17 +103,19 @@ def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Ca
 
 
 def check_middleware(middleware: object) -> tuple[Middleware | Around, ...]:
-    """Return a collection of middleware.
+    """Return a collection of middleware as a tuple, after checking it.
 
     Raises:
-        TypeError: one of them is a class, or cannot be called.
+        TypeError: it is not a collection, or an item is a class or cannot be called.
     """
     if isinstance(middleware, Middleware) or not hasattr(middleware, "__iter__"):
-        raise TypeError(f"middleware is a collection, such as [Timing()], not {middleware!r}")
+        raise TypeError(f"middleware must be a collection, such as [Timing()], not {middleware!r}")
     each_one = tuple(middleware)
     for each in each_one:
         if isinstance(each, type):
             raise TypeError(f"middleware takes objects: write {each.__name__}() instead of {each.__name__}")
         if not (isinstance(each, Middleware) or callable(each)):
-            raise TypeError(f"middleware is a Middleware, or a function that returns a context manager, not {each!r}")
+            raise TypeError(
+                f"each middleware must be a Middleware, or a function that returns a context manager, not {each!r}"
+            )
     return each_one

@@ -1,6 +1,6 @@
-"""What a handler may raise, and what waiting for a result may raise.
+"""The exceptions that a handler may raise, and those that waiting for a result may raise.
 
-What a handler raises to end its run is no `Exception`, so that an `except Exception` of its own does not catch it.
+An exception that ends an attempt on purpose is not an `Exception`, so `except Exception` in a handler lets it pass.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
+from flowfabric_worker.engine.errors import FlowFabricError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.policies import milliseconds
 
 
 class HandlerExit(BaseException):
-    """The root of what a handler raises to say how its run ends."""
+    """The root of the exceptions by which a handler chooses the outcome of its attempt."""
 
 
 class Retry(HandlerExit):
-    """This attempt failed; try again.
+    """Fail this attempt, and try again.
 
     Args:
-        reason: why, for operators.
-        after: how long to wait; None for what the task's policy says. The retry counts.
+        reason: the reason, for operators.
+        after: how long to wait before the retry, which counts; None for the delay of the task's retry policy.
 
     Raises:
         ValidationError: `after` is no duration.
@@ -36,11 +37,11 @@ class Retry(HandlerExit):
 
 
 class Fail(HandlerExit):
-    """The execution failed for good; no retry would help.
+    """Fail the execution for good, because no retry would help.
 
     Args:
-        reason: why.
-        detail: more of it.
+        reason: the reason, in one line.
+        detail: a longer text, such as a traceback.
     """
 
     def __init__(self, reason: object, *, detail: object = "") -> None:
@@ -50,10 +51,10 @@ class Fail(HandlerExit):
 
 
 class Delay(HandlerExit):
-    """Run again from the start at a moment, or after a time; no retry is used.
+    """Run the handler again from its start, at a moment or after a duration; no retry is used.
 
     Raises:
-        ValidationError: the time is no duration.
+        ValidationError: `until` is neither a moment nor a valid duration.
         ValueError: the moment has no time zone.
     """
 
@@ -75,14 +76,14 @@ def plain_time(time: datetime | timedelta) -> datetime | timedelta: ...
 
 
 def plain_time(time: datetime | timedelta) -> datetime | timedelta:
-    """Return a moment in UTC, or a duration in whole milliseconds, without classes of the user."""
+    """Return a moment in UTC, or a duration in whole milliseconds, as an instance of the plain class."""
     if isinstance(time, datetime):
         return datetime.fromtimestamp(time.timestamp(), UTC)
     return timedelta(milliseconds=milliseconds(time, "a duration"))
 
 
 class WaitChildren(HandlerExit):
-    """Run again when the children of this execution have ended."""
+    """Run the handler again when the children of this execution have ended."""
 
 
 class Cancel(HandlerExit):
@@ -94,12 +95,13 @@ class Cancel(HandlerExit):
 
 
 class Interrupted(HandlerExit):
-    """Raised by `current().check()`, and anywhere in the handler of a task with `interrupt=True`.
+    """Tell a handler that its result will not count, so that it cleans up and returns.
 
-    Whatever this run returns will not count. Clean up and leave.
+    `current().check()` raises it; in the handler of a task with `interrupt=True` any line may raise it.
 
     Attributes:
-        reason: "cancelled or revoked", "timeout", "lease lost", "stopping", or "interrupted" where Python raised it.
+        reason: "cancelled or revoked", "timeout", "lease lost" or "stopping"; "interrupted" if it was raised between
+            two lines of the handler.
     """
 
     def __init__(self, reason: str = "interrupted") -> None:
@@ -107,20 +109,20 @@ class Interrupted(HandlerExit):
         self.reason = reason
 
 
-class DurableCallError(RuntimeError):
-    """A durable call, such as `step` or `sleep`, that cannot be made in this place or under this name.
+class DurableCallError(FlowFabricError, RuntimeError):
+    """A durable call, such as `step` or `sleep`, was made in a wrong place or under a wrong name.
 
-    It fails the execution for good: the same code would make the same call again.
+    It fails the execution for good, because the same code would make the same call again.
     """
 
 
 class StepFailed(Exception):  # noqa: N818  it says what happened
-    """Stands for the exception of a step in an earlier run, whose class cannot be had in this one.
+    """Stand for the exception that a step raised in an earlier attempt, if its class is not available in this one.
 
     Attributes:
         step: the name of the step.
         class_name: the class of the exception, with its module.
-        text: its text.
+        text: the text of the exception.
     """
 
     def __init__(self, step: str, class_name: str, text: str) -> None:
@@ -133,13 +135,13 @@ class StepFailed(Exception):  # noqa: N818  it says what happened
         return type(self), (self.step, self.class_name, self.text)
 
 
-class ResultError(Exception):
-    """The execution that was waited for did not succeed.
+class ResultError(FlowFabricError):
+    """The execution whose result was asked for did not succeed.
 
     Attributes:
-        execution_id: which one.
-        reason: what is known of why.
-        detail: more of it, such as the traceback of the last attempt.
+        execution_id: the id of the execution.
+        reason: why it did not succeed, in one line.
+        detail: a longer text, such as the traceback of the last attempt.
     """
 
     def __init__(self, execution_id: ExecutionId, reason: str, detail: str = "") -> None:
@@ -153,16 +155,16 @@ class ResultError(Exception):
 
 
 class ExecutionFailed(ResultError):  # noqa: N818  it says what happened
-    """It failed, and is not tried again."""
+    """The execution failed, and no retry follows."""
 
 
 class ExecutionCancelled(ResultError):  # noqa: N818  it says what happened
-    """It was cancelled."""
+    """The execution was cancelled."""
 
 
 class ExecutionExpired(ResultError):  # noqa: N818  it says what happened
-    """Its deadline passed before it ended."""
+    """The deadline of the execution passed before it ended."""
 
 
 class ExecutionSkipped(ResultError):  # noqa: N818  it says what happened
-    """What it depended on did not succeed, so it never ran."""
+    """The execution never ran, because an execution that it depends on did not succeed."""

@@ -33,7 +33,7 @@ from flowfabric_worker._runtime.supervisor_channel import SupervisorChannel
 from flowfabric_worker._runtime.ticker import Ticker
 from flowfabric_worker.config import WorkerSettings
 from flowfabric_worker.engine import log_queue
-from flowfabric_worker.engine.errors import EngineError, ValidationError
+from flowfabric_worker.engine.errors import EngineError, FlowFabricError, ValidationError
 from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
@@ -53,7 +53,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SILENT_LEASES = 2
 
 
-class RestartRequired(Exception):  # noqa: N818  it says what happened
+class RestartRequired(FlowFabricError):  # noqa: N818  it says what happened
     """A worker process stopped in order, so that a fresh one takes its place."""
 
 
@@ -160,7 +160,7 @@ class Runtime:
         Raises:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
-            TypeError: an annotation of one cannot travel, or does not resolve.
+            TypeError: an annotation of one cannot be encoded, or does not resolve.
             RestartRequired: too many threads of the process are stuck, or it comes too close to its memory limit. It
                 stopped in order; start another one.
             RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.

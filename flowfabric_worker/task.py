@@ -1,4 +1,4 @@
-"""A registered task: its options, and how it is submitted."""
+"""`Task`, a registered function, and what its submission returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
-from flowfabric_worker.context import LocalContext, TaskContext, enter, inside_run, leave, run_of_this_thread
+from flowfabric_worker.context import LocalContext, TaskContext, context_of_this_thread, enter, inside_handler, leave
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name
@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 
 class Owner(Protocol):
-    """Whose task it is: what a task needs of its worker."""
+    """The worker or client that a task belongs to."""
 
     @property
     def name(self) -> str: ...
@@ -55,45 +55,45 @@ class Call(Generic[P]):
 
 
 class Run(Generic[R]):
-    """A submitted execution.
+    """The handle of a submitted execution.
 
     Attributes:
-        id: its id.
-        created: False when the submission found an execution under its key.
+        id: the execution's id.
+        created: False if the submission found an execution under its key.
     """
 
-    __slots__ = ("_codec", "_engine", "_source", "created", "id")
+    __slots__ = ("_codec", "_engine", "_task", "created", "id")
 
-    def __init__(self, execution_id: ExecutionId, source: Task[..., R], created: bool) -> None:
+    def __init__(self, execution_id: ExecutionId, task: Task[..., R], created: bool) -> None:
         self.id = execution_id
         self.created = created
-        self._source = source
-        self._engine = source.engine
-        self._codec = source.codec
+        self._task = task
+        self._engine = task._owner.engine
+        self._codec = task.codec
 
     def __reduce__(self) -> tuple[Callable[..., Run[Any]], tuple[object, ExecutionId, bool]]:
-        # A client's task has no code to be found by: its client makes it again.
-        owner = self._source.owner
-        return _run_again, (owner if hasattr(owner, "submit") else self._source, self.id, self.created)
+        # A task of a client cannot be imported, so the copy is made by a client.
+        owner = self._task._owner
+        return _restore_run, (owner if hasattr(owner, "submit") else self._task, self.id, self.created)
 
     def __repr__(self) -> str:
         return f"Run({str(self.id)!r})"
 
     def result(self, timeout: float | timedelta | None = None) -> R:
-        """Return what the task returned; blocks until the execution ends.
+        """Wait until the execution ends, and return its result.
 
         Args:
-            timeout: seconds, or a timedelta; None waits as long as it takes.
+            timeout: seconds, or a timedelta; None to wait without a limit.
 
         Raises:
-            ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: it ended otherwise.
-            EngineTimeoutError: it did not end in time; it goes on.
-            RuntimeError: called inside a handler, where it would hold a thread while it waits.
+            ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: the execution did not succeed.
+            EngineTimeoutError: the execution did not end in time; it continues.
+            RuntimeError: the call was made inside a handler, where it would block a handler thread.
         """
-        if inside_run():
+        if inside_handler():
             raise RuntimeError(
-                "result() inside a handler would hold a thread while it waits, and a worker whose threads all wait "
-                "stands still: use current().gather(...)."
+                "result() inside a handler would block its thread, and a worker whose threads all wait makes no "
+                "progress: use current().gather(...)."
             )
         limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
         outcome = self._engine.wait_for_result(self.id, limit)
@@ -103,11 +103,11 @@ class Run(Generic[R]):
         return cast(R, codec.decode_result(outcome.result) if codec else outcome.result)
 
     def state(self) -> PublicState | None:
-        """Return the execution's state at this moment; None when its retention is over."""
+        """Return the present state of the execution; None if its retention is over."""
         return self._engine.read_execution_state(self.id)
 
     def cancel(self, reason: str = "") -> None:
-        """End the execution as cancelled, whatever it is doing."""
+        """End the execution as cancelled, in whatever state it is."""
         self._engine.cancel_execution(CancelExecutionArgs(execution_id=self.id, reason=reason))
 
 
@@ -120,27 +120,27 @@ _ERRORS: dict[TerminalOutcome, type[ResultError]] = {
 
 
 def result_error(outcome: ExecutionOutcome) -> ResultError:
-    """Return the error that stands for an end that is no success."""
+    """Return the error for an execution that did not succeed."""
     reason = outcome.error or outcome.outcome.value
     return _ERRORS[outcome.outcome](outcome.execution_id, reason, outcome.detail.decode("utf-8", "replace"))
 
 
 class Task(Generic[P, R]):
-    """A function that can be called here and now, or submitted as a durable execution.
+    """A function that can be called directly, or submitted as a durable execution.
 
     Args:
-        function: what was decorated.
-        owner: the worker that it is registered with.
-        name: what executions call it.
-        options: as they were given to the decorator.
-        codec: the worker's.
+        function: the decorated function.
+        owner: the worker that the task is registered with, or the client that submits it.
+        name: the task's name in the store.
+        options: the options that were given to the decorator.
+        codec: the codec of the owner, for a task without its own.
 
     Attributes:
-        schedule: when it runs by itself; None if it does not.
+        schedule: when the task is submitted by itself; None if it is not.
 
     Raises:
-        TypeError: the function is async, a generator or a method, or an annotation of it cannot travel.
-        TypeError, ValueError: its schedule is not valid, or it needs arguments that a schedule does not have.
+        TypeError: the function is async, a generator or a method, or an annotation cannot be encoded.
+        TypeError, ValueError: the schedule is not valid, or the function needs arguments that a schedule does not give.
     """
 
     __name__: str
@@ -156,29 +156,24 @@ class Task(Generic[P, R]):
         self._owner = owner
         skip = {self.context_parameter} if self.context_parameter else set()
         self.schedule = _schedule(function, options, skip)
-        self._port = find_codec(options.codec or codec)
-        self.codec = TaskCodec(function, self._port, skip=skip)
+        self._codec = find_codec(options.codec or codec)
+        self.codec = TaskCodec(function, self._codec, skip=skip)
         self.codec.check(final=False)
         self._submission = Submission(self, options)
         self._step_codecs: dict[Callable[..., Any], TaskCodec] = {}
         functools.update_wrapper(self, function, updated=())
 
     def __reduce__(self) -> str:
-        # By reference: it is what its module has under the name of the function.
+        # A task is pickled by reference: its module has it under the name of the function.
         return self.__qualname__
-
-    @property
-    def owner(self) -> Owner:
-        """The worker, or the client, that the task belongs to."""
-        return self._owner
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} of {self._owner.name!r}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function here and now, without a store; inside a run it is part of that run."""
-        around = run_of_this_thread()
-        context = around or LocalContext(self.name, self.step_codec)
+        """Run the function in the caller's thread, without a store; inside a handler it is part of that attempt."""
+        around = context_of_this_thread()
+        context = around or LocalContext(self.name, functools.partial(step_codec_of, self))
         args, kwargs = self._with_context(context, args, kwargs)  # type: ignore[assignment]  # the same, and the context
         if around is not None:
             return self.function(*args, **kwargs)
@@ -191,7 +186,7 @@ class Task(Generic[P, R]):
     def _with_context(
         self, context: TaskContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return the arguments of a plain call and the context in its place, unless the caller gave one."""
+        """Return the arguments of a plain call with the context added, unless the caller gave one."""
         name = self.context_parameter
         if name is None or name in kwargs or any(isinstance(each, TaskContext) for each in args):
             return args, kwargs
@@ -200,59 +195,39 @@ class Task(Generic[P, R]):
             return (*args[:place], context, *args[place:]), kwargs
         return args, {**kwargs, name: context}
 
-    @property
-    def codec_name(self) -> str:
-        """How payloads of this task are marked."""
-        return self._port.name
-
-    @property
-    def engine(self) -> EngineBackend:
-        """The worker's engine."""
-        return self._owner.engine
-
-    def step_codec(self, function: Callable[..., Any]) -> TaskCodec:
-        """Return how the result of a step of this task travels: as the return annotation of `function` says."""
-        codec = self._step_codecs.get(function) if inspect.isfunction(function) else None
-        if codec is None:
-            codec = _result_codec(function, self._port)
-            if inspect.isfunction(function) and "<" not in function.__qualname__:
-                # Such a function lives as long as its module; others may hold what nobody wants kept.
-                self._step_codecs[function] = codec
-        return codec
-
     def options(self, **changes: Any) -> Submission[P, R]:
-        """Return the same task with other options for what is submitted through the result.
+        """Return the task with other options, for the executions that are submitted through the returned object.
 
         Raises:
-            TypeError: an unknown option, or one that belongs to the task itself.
+            TypeError: an option is unknown, or belongs to the task itself.
         """
         return self._submission.options(**changes)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Make a durable execution of this call.
+        """Submit a durable execution of this call, and return its handle.
 
         Raises:
             TypeError: the call does not fit the signature; it is Python's own error.
-            EncodingError: an argument cannot travel.
-            ConflictError: `key_conflict`, the key stands for other arguments.
-            EngineError: the store refused it, or cannot be reached.
+            EncodingError: an argument cannot be encoded.
+            ConflictError: `key_conflict`, the key was used for other arguments.
+            EngineError: the store refused the call, or cannot be reached.
         """
         return self._submission.submit(*args, **kwargs)
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
-        """Submit a durable execution of each call, in bounded batches; return the runs in order.
+        """Submit a durable execution of each call in bounded batches, and return the runs in order.
 
-        A call that is wrong leaves its whole batch out; the error's attribute `runs` has what was submitted before it.
+        If a call is wrong, its batch is not submitted; the attribute `runs` of the error has the runs before it.
         """
         return self._submission.submit_many(calls)
 
     def publication(self) -> TaskPublication:
-        """Return how the task is submitted, for clients that do not have its code."""
+        """Return the options that a worker publishes, for clients that do not have the task's code."""
         options = self.options_given
         return TaskPublication(
             name=self.name,
             lane=options.lane,
-            codec=self.codec_name,
+            codec=self._codec.name,
             priority=options.priority,
             delay=options.delay,
             tags=options.tags,
@@ -260,18 +235,14 @@ class Task(Generic[P, R]):
             policy=options.policy(),
         )
 
-    def creation(self, *args: P.args, **kwargs: P.kwargs) -> CreateExecutionArgs:
-        """Return what `submit` would ask the engine for; raises as it does."""
-        return self._submission._creation(args, kwargs)
-
     def run(self, execution_id: ExecutionId | str) -> Run[R]:
-        """Return the run of an execution of this task that was submitted before."""
+        """Return the handle of an execution of this task that was submitted before."""
         identity = ExecutionId.parse(execution_id) if isinstance(execution_id, str) else execution_id
         return Run(identity, self, created=False)
 
 
 class Submission(Generic[P, R]):
-    """A task with the options of a submission."""
+    """A task with the options that `Task.options` changed."""
 
     def __init__(self, task: Task[P, R], options: TaskOptions) -> None:
         self._task = task
@@ -279,22 +250,21 @@ class Submission(Generic[P, R]):
         self._policy = options.policy()
 
     def options(self, **changes: Any) -> Submission[P, R]:
-        """Return the same with further changes; see `Task.options`."""
+        """Return the task with further changes to its options; see `Task.options`."""
         fixed = TASK_ONLY & changes.keys()
         if fixed:
             raise TypeError(f"{', '.join(sorted(fixed))} belongs to the task: give it to @worker.task().")
         return Submission(self._task, change_options(self._options, changes))
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
-        """Make a durable execution of this call; see `Task.submit`."""
-        engine = self._task.engine
-        result = engine.create_execution(self._creation(args, kwargs))
+        """Submit a durable execution of this call; see `Task.submit`."""
+        result = self._task._owner.engine.create_execution(self._creation(args, kwargs))
         if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
             raise error_from_code("key_conflict", (str(result.execution_id), self._options.key))
         return Run(result.execution_id, self._task, created=isinstance(result, Created))
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
-        """Make a durable execution of each call; see `Task.submit_many`."""
+        """Submit a durable execution of each call; see `Task.submit_many`."""
         if self._options.key is not None:
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
         runs: list[Run[R]] = []
@@ -302,14 +272,14 @@ class Submission(Generic[P, R]):
             for batch in _batched(self._creation(*_arguments(call)) for call in calls):
                 runs += self._submit_batch(batch, runs)
         except Exception as error:
-            error.runs = runs  # type: ignore[attr-defined]  # whatever it is, also Python's own TypeError
+            error.runs = runs  # type: ignore[attr-defined]  # also on Python's own TypeError
             error.add_note(f"{len(runs)} runs were submitted before; they are the attribute `runs` of this error.")
             raise
         return runs
 
     def _submit_batch(self, batch: Sequence[CreateExecutionArgs], runs: list[Run[R]]) -> list[Run[R]]:
-        """Return the runs of a batch; those that were made beside a refused one are added to `runs`."""
-        results = self._task.engine.create_executions(batch)
+        """Return the runs of a batch; if one call is refused, add those of the others to `runs` and raise its error."""
+        results = self._task._owner.engine.create_executions(batch)
         made = [
             Run(result.execution_id, self._task, created=True)
             for result in results
@@ -327,7 +297,7 @@ class Submission(Generic[P, R]):
             lane=options.lane,
             task=self._task.name,
             payload=self._task.codec.encode_call(args, kwargs),
-            codec=self._task.codec_name,
+            codec=self._task._codec.name,
             priority=options.priority,
             idempotency_key=options.key,
             delay=options.delay,
@@ -338,8 +308,24 @@ class Submission(Generic[P, R]):
         )
 
 
+def creation_of(task: Task[..., Any]) -> CreateExecutionArgs:
+    """Return what submitting a task without arguments asks of the engine."""
+    return task._submission._creation((), {})
+
+
+def step_codec_of(task: Task[..., Any], function: Callable[..., Any]) -> TaskCodec:
+    """Return the codec of the results of a step, by the return annotation of the step's function."""
+    codec = task._step_codecs.get(function) if inspect.isfunction(function) else None
+    if codec is None:
+        codec = _result_codec(function, task._codec)
+        if inspect.isfunction(function) and "<" not in function.__qualname__:
+            # A function of a module lives as long as the module; a local one may hold large objects.
+            task._step_codecs[function] = codec
+    return codec
+
+
 def _schedule(function: Callable[..., Any], options: TaskOptions, skip: set[str]) -> Schedule | None:
-    """Return when a task runs by itself; None if it does not."""
+    """Return the schedule of a task; None if it has none."""
     schedule = schedule_of(options.every, options.cron, options.timezone, options.missed)
     if schedule is not None:
         check_needs_nothing(function, given=skip)
@@ -353,11 +339,11 @@ def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapp
         return call.args, call.kwargs
     if isinstance(call, tuple):
         return call, {}
-    raise TypeError(f"submit_many() takes Call(...) objects or tuples of arguments, not {type(call).__name__}")
+    raise TypeError(f"submit_many() takes Call(...) objects or tuples of arguments, not {type(call).__name__}.")
 
 
 def _batched(items: Iterable[CreateExecutionArgs]) -> Iterator[list[CreateExecutionArgs]]:
-    """Cut items into batches of a bounded number of items and bytes."""
+    """Split items into batches of a bounded number of items and bytes."""
     batch: list[CreateExecutionArgs] = []
     size = 0
     for item in items:
@@ -371,19 +357,19 @@ def _batched(items: Iterable[CreateExecutionArgs]) -> Iterator[list[CreateExecut
         yield batch
 
 
-def _run_again(source: Any, execution_id: ExecutionId, created: bool) -> Run[Any]:
-    """Return a run that was pickled, from its task or its client."""
+def _restore_run(source: Any, execution_id: ExecutionId, created: bool) -> Run[Any]:
+    """Return a run that was pickled; `source` is its task or its client."""
     run: Run[Any] = source.run(execution_id)
     run.created = created
     return run
 
 
-def _result_codec(function: Callable[..., Any], port: Codec) -> TaskCodec:
+def _result_codec(function: Callable[..., Any], codec: Codec) -> TaskCodec:
     try:
-        return TaskCodec(function, port)
+        return TaskCodec(function, codec)
     except ValueError:
         # Some functions of Python itself, such as time.time, have no signature; they return plain values.
-        return TaskCodec(_unannotated, port)
+        return TaskCodec(_unannotated, codec)
 
 
 def _unannotated() -> Any: ...

@@ -155,7 +155,7 @@ class Worker:
         return register if function is None else register(function)
 
     def check(self) -> None:
-        """Refuse tasks whose annotations cannot travel or do not resolve, now that everything is imported.
+        """Refuse tasks whose annotations cannot be encoded or do not resolve, now that everything is imported.
 
         A worker that starts does this by itself.
 

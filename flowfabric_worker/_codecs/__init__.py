@@ -9,7 +9,7 @@ from flowfabric_worker._codecs.annotations import UNRESOLVED
 from flowfabric_worker._codecs.conversions import Conversions
 from flowfabric_worker._codecs.kinds import ANYTHING as PLAIN
 from flowfabric_worker._codecs.kinds import FAULTS, Conversion, Mismatch, brief, refusal_in, unsupported
-from flowfabric_worker._codecs.models import REGISTERED, Taught
+from flowfabric_worker._codecs.models import REGISTERED, RegisteredClass
 
 __all__ = [
     "FAULTS",
@@ -19,7 +19,7 @@ __all__ = [
     "Conversion",
     "Conversions",
     "Mismatch",
-    "Taught",
+    "RegisteredClass",
     "brief",
     "refusal_in",
     "unsupported",

@@ -56,7 +56,7 @@ class Conversions:
         self._cattrs = CattrsConverter(self.of)
 
     def of(self, annotation: Any) -> Conversion:
-        """Return the conversion of an annotation; for one that cannot travel, a conversion that says so in use."""
+        """Return the conversion of an annotation; for one that cannot be encoded, a conversion that says so in use."""
         if object in self._native:
             return self._any
         annotation = strip(annotation)

@@ -91,7 +91,7 @@ def untouched() -> Conversion:
 
 def unsupported(label: str, reason: str = "", *, unresolved: bool = False) -> Conversion:
     """Return the conversion of an annotation that has none: using it says so."""
-    why = reason or f"values annotated {label} cannot travel; use a type that can, or codec.register()"
+    why = reason or f"values annotated {label} cannot be encoded; use a type that can, or codec.register()"
 
     def refuse(_: Any) -> Any:
         raise Mismatch(why)

@@ -74,7 +74,7 @@ def default_mapping(label: str, items: Conversion) -> Conversion:
         factory = value.default_factory
         name = None if factory is None else getattr(factory, "__name__", "")
         if name is not None and _FACTORIES.get(name) is not factory:
-            raise Mismatch(f"the factory of a defaultdict cannot travel unless it is one of {', '.join(_FACTORIES)}")
+            raise Mismatch(f"the factory of a defaultdict is not encoded unless it is one of {', '.join(_FACTORIES)}")
         return {"default_factory": name, "items": items.encode(dict(value))}
 
     def decode(plain: Any) -> Any:

@@ -19,7 +19,7 @@ from flowfabric_worker._codecs.kinds import (
 
 
 @attrs.frozen
-class Taught:
+class RegisteredClass:
     """How the instances of a class travel, as its author says.
 
     Attributes:
@@ -55,7 +55,7 @@ def _can_be_equal(kind: Any) -> bool:
     return kind.__eq__ is not object.__eq__
 
 
-REGISTERED: Final[dict[type, Taught]] = {}
+REGISTERED: Final[dict[type, RegisteredClass]] = {}
 
 
 def is_pydantic_model(kind: type) -> bool:

@@ -1,4 +1,4 @@
-"""One run of a handler: the task is called, and what it returns or raises becomes an outcome."""
+"""Runs one attempt: calls the task, and turns what it returns or raises into an outcome."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from flowfabric_worker.outcomes import (
 
 log = log_queue.Log(__name__)
 
-# What the store grants to a failure that asks for a retry where the task has no policy.
+# The retries that a task without a retry policy is granted when its handler raises Retry.
 _GRANTED = RetryPolicy(max_retries=3)
-# An exception may stand in a chain with others, which may be a circle.
+# A chain of exceptions may be a circle, so only so many of its members are visited.
 _MOST_CHAINED = 100
 _MOST_IN_GROUPS = 1000
 
 
 class AttemptRunner:
-    """Runs handlers.
+    """Run handlers, and queue their outcomes.
 
     Args:
-        committer: takes what becomes of them.
-        engine: for what handlers ask of the store.
-        payload_limit: how many bytes a result may have.
-        arounds: what each handler runs inside of, the outermost first.
+        completer: takes the outcomes.
+        engine: serves the calls that handlers make to the store.
+        payload_limit: the most bytes that a result may have.
+        arounds: the context managers of middleware that each handler runs in, the outermost first.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class AttemptRunner:
         self._arounds = arounds
 
     def run(self, execution: LeasedExecution) -> None:
-        """Run one handler in this thread and queue what becomes of it; nothing that a task raises gets out.
+        """Run one handler in this thread, and queue its outcome. No exception of a task is raised here.
 
-        It has context variables to itself, none of which is set when it begins. A process that it forks ends where the
-        handler does.
+        The handler has its own context variables, none of which is set when it begins. A process that the handler
+        forks ends where the handler ends.
         """
         if execution.lost is not None or now() >= execution.lease_until or not execution.begin():
             execution.lose("lease lost")
@@ -80,7 +80,7 @@ class AttemptRunner:
         enter(context)
         try:
             result = self._call(execution, context)
-        except BaseException as error:  # noqa: BLE001  whatever a task raises becomes its outcome, even SystemExit
+        except BaseException as error:  # noqa: BLE001  every exception of a task becomes its outcome, even SystemExit
             self._end(execution, context, error)
         else:
             if context.leaving is None:
@@ -89,22 +89,22 @@ class AttemptRunner:
                 self._end(execution, context, None)
 
     def _end(self, execution: LeasedExecution, context: HandlerContext, error: BaseException | None) -> None:
-        """Queue the outcome of a handler that raised, or that was to leave its run and returned."""
+        """Queue the outcome of a handler that raised, or that returned although a durable call was leaving it."""
         leaving = context.leaving
         outcome = error if leaving is None else leaving
-        # Not by isinstance(), which asks the exception what it is: it may have a class of the user.
+        # isinstance() would call code of the exception's own class.
         if outcome is not None and issubclass(type(outcome), HandlerExit):
             try:
                 self._leave(execution, context, outcome)
-            except BaseException as wrong:  # noqa: BLE001  what it carries may be anything
+            except BaseException as wrong:  # noqa: BLE001  an argument of the exit may be of any class
                 self._fail(execution, wrong)
         elif outcome is not None:
             self._fail(execution, outcome)
         if leaving is not error and leaving is not None and execution.lost is None:
             log.error(
-                "%s of %s caught the %s by which a durable call left its run; what it did then is dropped (%s), and "
-                "the run goes on later. Catch Exception there, not BaseException, and keep durable calls out of "
-                "`finally`.",
+                "%s of %s caught the %s by which a durable call leaves the handler; what it did afterwards is dropped "
+                "(%s), and the execution continues later. Catch Exception there, not BaseException, and keep durable "
+                "calls out of `finally`.",
                 execution.task.name, execution.key, type(leaving).__name__,
                 "it returned" if error is None else message_of(error), extra=execution.fields,
             )  # fmt: skip
@@ -113,7 +113,7 @@ class AttemptRunner:
         """Call the task; return its encoded result."""
         task = execution.task
         try:
-            # The result goes back in the codec that the call came in: whoever submitted it reads that one.
+            # The result is encoded by the codec of the call, which the caller can read.
             codec = task.codec.named(execution.claimed.codec)
             args, kwargs = codec.decode_call(execution.claimed.payload)
         except DecodingError as error:
@@ -128,10 +128,10 @@ class AttemptRunner:
         return result
 
     def _invoke(self, execution: LeasedExecution, context: HandlerContext, args: Any, kwargs: Any) -> Any:
-        """Run code of users: the handler, and what goes around it."""
+        """Run code of users: the handler, inside the context managers of middleware."""
         function: Callable[..., Any] = partial(forks.confined, execution.task.function)
         if execution.interruption is not None:
-            # What goes around it has opened something that it must be able to close: it cannot be interrupted.
+            # Only the handler can be interrupted: middleware must be able to close what it has opened.
             function = partial(execution.interruption.run, function)
         if not self._arounds:
             return function(*args, **kwargs)
@@ -144,13 +144,13 @@ class AttemptRunner:
             except BaseException as error:
                 raised = error
                 raise
-        # Only a context manager that swallows leads here. A failure that it hides would count as success.
-        raise raised or RuntimeError("A middleware swallowed what another one raised; it has to let it out.")
+        # A context manager has suppressed the exception, which would make a failure count as a success.
+        raise raised or RuntimeError("A middleware suppressed an exception of another one; it must let it pass.")
 
     def _leave(self, execution: LeasedExecution, context: HandlerContext, exit_: BaseException) -> None:
-        """Queue the outcome that a handler chose.
+        """Queue the outcome that a handler chose by raising a `HandlerExit`.
 
-        What it carries is made plain in this thread: classes of the user may raise in any method.
+        Its arguments are converted to plain types in this thread, because classes of users may raise in any method.
         """
         match exit_:
             case Retry(reason=reason, after=after):
@@ -172,7 +172,7 @@ class AttemptRunner:
                 text = plain_text(reason)
                 self._completer.run(execution, "cancel", lambda: self._engine.cancel(execution.handle, text))
             case Interrupted() if execution.lost is not None:
-                # The store has given the execution a fate already, or will when the lease is handed back.
+                # The store has decided how the execution goes on, or will when its lease is released.
                 self._completer.drop(execution, "was interrupted")
             case _:
                 self._fail(execution, exit_)
@@ -182,14 +182,14 @@ class AttemptRunner:
         if execution.claimed.policy.retry is None:
             retries = execution.claimed.retry_count
             if retries >= _GRANTED.max_retries:
-                reason = f"{reason} (raise Retry is granted {_GRANTED.max_retries} times to a task without retry=)"
+                reason = f"{reason} (a task without retry= may raise Retry {_GRANTED.max_retries} times)"
             if after is None:
                 after = timedelta(milliseconds=_GRANTED.delay_ms(retries, random.random()))
         self._completer.fail(execution, FailureReason(message=reason), FailureClass.TRANSIENT, after)
 
     def _fail(self, execution: LeasedExecution, error: BaseException) -> None:
         if issubclass(type(error), MemoryError):
-            # What filled the memory goes first: there may be too little left to say what happened.
+            # Free the locals of the handler first: there may be too little memory left to format the traceback.
             _clear_frames(error)
         permanent = _is_one_of(error, (DecodingError, DurableCallError, EncodingError)) or _is_one_of(
             error, execution.task.options_given.permanent
@@ -197,7 +197,7 @@ class AttemptRunner:
         message, detail = message_of(error), traceback_of(error)
         reason = FailureReason(message=message, detail=detail.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])
         self._completer.fail(execution, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
-        # The frames hold the handler's locals; what is kept is text.
+        # The frames keep the handler's locals alive, and the outcome holds only text.
         _clear_frames(error)
 
 
@@ -206,11 +206,8 @@ def _enter(stack: ExitStack, around: Around, context: HandlerContext) -> None:
 
 
 def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
-    """Return True if an exception, or one in its group, is of one of the classes.
-
-    It is judged by what it is and not by what it says that it is.
-    """
-    # A group may hold groups, and what a class of the user calls its exceptions may have no end.
+    """Return True if an exception, or one in its group, is of one of the classes, by its real type."""
+    # Groups may be nested, and a class of a user may return any number of exceptions.
     looking = [error]
     try:
         for _ in range(_MOST_IN_GROUPS):
@@ -221,14 +218,14 @@ def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -
                 return True
             if issubclass(type(each), BaseExceptionGroup):
                 looking += list(each.exceptions)  # type: ignore[attr-defined]  # it is a group
-    except BaseException:  # noqa: BLE001  a class of the user may answer such a question itself
+    except BaseException:  # noqa: BLE001  a class of a user may override these methods
         return False
     return False
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Drop the locals of every frame that an exception, or what led to it, went through."""
-    # What is asked for, and what is freed, may be code of the user.
+    """Drop the locals of every frame in the tracebacks of an exception and of its causes."""
+    # Attributes and finalizers may run code of users.
     with contextlib.suppress(BaseException):
         for _ in range(_MOST_CHAINED):
             if error is None:

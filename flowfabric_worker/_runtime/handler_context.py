@@ -24,6 +24,7 @@ from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
+from flowfabric_worker.task import step_codec_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,7 +77,7 @@ class HandlerContext(TaskContext):
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_step(name, function)
         self._begin(name, caller())
-        codec = self._execution.task.step_codec(function).named(self._execution.claimed.codec)
+        codec = step_codec_of(self._execution.task, function).named(self._execution.claimed.codec)
         if name not in self._journal:
             raised = self._journal.get(_RAISED + name)
             if raised is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from flowfabric_worker.context import LOG_FIELDS, log_fields, run_of_this_thread
+from flowfabric_worker.context import LOG_FIELDS, context_of_this_thread, log_fields
 
 EXECUTION_LOG: Final = "flowfabric_worker.executions"
 """The logger that tells how each execution ended."""
@@ -21,7 +21,7 @@ class ExecutionLogFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "ff_execution_id"):
-            run = run_of_this_thread()
+            run = context_of_this_thread()
             if run is not None and run.kind != "local":
                 record.__dict__.update(log_fields(run.task, run.lane, run.attempt, run.id))
         return True

@@ -21,7 +21,7 @@ from flowfabric_worker.engine.call_retries import disable_call_retries
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs, TickScheduleResult
 from flowfabric_worker.schedule import MAX_COUNTED, Due, Missed, Schedule
-from flowfabric_worker.task import Task
+from flowfabric_worker.task import Task, creation_of
 
 log = log_queue.Log(__name__)
 
@@ -219,7 +219,7 @@ def _args(each: _Scheduled, due: Due, moment: datetime) -> TickScheduleArgs:
     return TickScheduleArgs(
         name=each.task.name,
         spec=each.schedule.spec,
-        creation=each.task.creation(),
+        creation=creation_of(each.task),
         expected=each.last if due else None,
         ticks=due.ticks,
         missed=due.missed,

@@ -1,7 +1,8 @@
-"""The options of a task: what may be said where it is decorated, and again for a submission."""
+"""The options of a task, which its decorator sets and a submission may change."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -21,15 +22,15 @@ from flowfabric_worker.schedule import Missed
 OnConflict = Literal["raise", "return"]
 
 DEFAULT_LANE: Final = "default"
-# A task that takes its worker down with it is not handed to all of them.
+# An execution that kills its workers is not handed to all of them.
 DEFAULT_MAX_RECLAIMS: Final = 5
-# What belongs to the task itself and cannot differ from one submission to the next.
+# The options that belong to the task, and cannot be changed for a submission.
 TASK_ONLY: Final = frozenset({"lease", "codec", "permanent", "interrupt", "every", "cron", "timezone", "missed"})
 
 
 def _names(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
-        raise TypeError(f"a collection of names is needed, not the single text {value!r}")
+        raise TypeError(f"a collection of names is needed, not the single text {value!r}: write [{value!r}]")
     return tuple(value)
 
 
@@ -47,7 +48,7 @@ def _lease(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) 
 
 
 def _duration(least: int) -> Any:
-    """Return the validator of a duration of at least so many ms; the error has the name that the caller gave."""
+    """Return a validator of durations of at least `least` ms; the error names the option."""
 
     def check(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
         if value is not None:
@@ -57,7 +58,7 @@ def _duration(least: int) -> Any:
 
 
 def _count(most: int) -> Any:
-    """Return the validator of a whole number from 0."""
+    """Return a validator of whole numbers from 0 to `most`."""
 
     def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if type(value) is not int or not 0 <= value <= most:
@@ -79,42 +80,42 @@ def _optional_name(_: object, attribute: attrs.Attribute[Any], value: str | None
 
 
 def _checked(check: Callable[[Any], object]) -> Any:
-    """Return the validator that is a check of the engine, whose errors name what is wrong."""
+    """Return a validator that runs a check of the engine."""
     return lambda _, __, value: check(value)
 
 
 @attrs.frozen(kw_only=True)
 class TaskOptions:
-    """What may be said of a task where it is decorated, and again for a submission.
+    """The options of a task, which its decorator sets and a submission may change.
 
     Attributes:
-        lane: the queue that its executions wait in.
-        retry: how a failed attempt is tried again; None for no retries.
+        lane: the queue that the executions wait in.
+        retry: how a failed attempt is retried; None for no retries.
         timeout: how long one attempt may take.
-        deadline: how long everything may take from submission; then it ends expired.
-        priority: 0 to 9000, higher first.
-        delay: begin not before this long after submission.
-        at: begin not before this moment; only one of `delay` and `at`.
-        key: an idempotency key: a second submission of this task under it answers with the first run.
-        on_conflict: what a submission does whose key stands for other arguments: "raise" a `ConflictError`, or
-            "return" the first run all the same.
-        tags: names to find it by.
-        headers: texts that the handler finds in `current().headers`, such as a trace's context; they are not searched.
-        requires: capabilities that a worker must offer.
-        budgets: budgets that it spends from.
-        quota: the quota that it is admitted under.
-        lease: how long a claim holds without renewal; None for the worker's.
-        codec: how arguments and results travel; None for the worker's.
+        deadline: how long the execution may take from its submission; then it ends as expired.
+        priority: 0 to 9000; executions with a higher priority are claimed first.
+        delay: how long after its submission the execution may begin.
+        at: the moment from which the execution may begin; only one of `delay` and `at`.
+        key: an idempotency key: a second submission of this task under the same key returns the first run.
+        on_conflict: what a submission does if its key was used for other arguments: "raise" a `ConflictError`, or
+            "return" the first run.
+        tags: names and values to find the execution by.
+        headers: texts that the handler finds in `current().headers`, such as a trace context; they are not indexed.
+        requires: the capabilities that a worker must have.
+        budgets: the budgets that the execution spends from.
+        quota: the quota policy that admits the execution.
+        lease: how long a claim holds without renewal; None for the worker's lease.
+        codec: how arguments and results are encoded; None for the worker's codec.
         retention: how long the ended execution is kept; None for 24 h.
-        max_reclaims: how often it is handed out again after its worker was lost, or stopped by the handler's fault.
-            What has 0 and has begun is ended by a stop too.
-        permanent: exceptions that no retry would help against.
+        max_reclaims: how often the execution is claimed again after its worker was lost, or was stopped because of
+            the handler. With 0, a worker's stop also ends an execution whose handler has begun.
+        permanent: exceptions for which no retry is made.
         interrupt: raise `Interrupted` in the handler's thread when its result will not count any more; without it
             the handler has to ask, by `current().check()` or `current().cancelled`.
-        every: run it by itself in this interval, without arguments; counted from the beginning of 1970 in UTC.
-        cron: run it by itself at these times, such as `*/5 * * * *`; only one of `every` and `cron`.
-        timezone: whose clocks `cron` speaks of; see `Schedule` for what it does when they are changed.
-        missed: what becomes of ticks while no worker ran: "latest", "all" or "none" of them run.
+        every: submit the task by itself at this interval, without arguments; counted from the beginning of 1970 in UTC.
+        cron: submit the task by itself at these times, such as `*/5 * * * *`; only one of `every` and `cron`.
+        timezone: the time zone of `cron`; see `Schedule` for what happens when its clocks change.
+        missed: which ticks run that were due while no worker ran: "latest", "all" or "none".
     """
 
     lane: str = attrs.field(default=DEFAULT_LANE, converter=check_lane)
@@ -146,7 +147,7 @@ class TaskOptions:
 
     def __attrs_post_init__(self) -> None:
         if self.delay is not None and self.at is not None:
-            raise ValidationError("invalid_input", "delay and at both say when it begins: give one of them.")
+            raise ValidationError("invalid_input", "delay and at both set the time of the start: give one of them.")
 
     def policy(self) -> ExecutionPolicy:
         """Return what the engine is told of these options."""
@@ -163,7 +164,7 @@ class TaskOptions:
 
 
 def published_options(published: TaskPublication) -> TaskOptions:
-    """Return the options that a worker has published of a task."""
+    """Return the options of a task from its publication."""
     policy = published.policy
     return TaskOptions(
         lane=published.lane,
@@ -183,13 +184,15 @@ def published_options(published: TaskPublication) -> TaskOptions:
 
 
 def change_options(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
-    """Options with changes.
+    """Return options with changes.
 
     Raises:
-        TypeError: an unknown option; the message lists the known ones.
+        TypeError: an option is unknown; the message names a similar one, and lists all options.
     """
     known = attrs.fields_dict(TaskOptions)
     unknown = sorted(changes.keys() - known.keys())
     if unknown:
-        raise TypeError(f"unknown option {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+        similar = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {similar[0]!r}?" if similar else ""
+        raise TypeError(f"unknown option {', '.join(map(repr, unknown))}.{hint} The options are {', '.join(known)}.")
     return attrs.evolve(options, **changes)

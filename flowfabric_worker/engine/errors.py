@@ -1,5 +1,6 @@
 """The errors of the engine: one tree, one table.
 
+    FlowFabricError              the root of every error of this package, also of codecs and results
     EngineError
     ├── NotFoundError            what was named does not exist; `entity` says what it is
     ├── ValidationError          the call itself is wrong; sending it again cannot help
@@ -23,7 +24,11 @@ from typing import Any, ClassVar
 import attrs
 
 
-class EngineError(Exception):
+class FlowFabricError(Exception):
+    """The root of every error that this package raises for a reason of its own: engine, codec and result errors."""
+
+
+class EngineError(FlowFabricError):
     """The root of every error that the engine raises.
 
     Attributes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import flowfabric_worker
 from flowfabric_worker.engine import errors
 from flowfabric_worker.engine.errors import (
     CODES,
@@ -263,3 +264,14 @@ def test_a_pickled_error_keeps_what_only_its_class_has(error: EngineError, attri
 
     assert getattr(again, attribute) == value
     assert str(again) == str(error)
+
+
+def test_every_public_error_derives_from_one_root() -> None:
+    public = [getattr(flowfabric_worker, name) for name in flowfabric_worker.__all__]
+    raised = [each for each in public if isinstance(each, type) and issubclass(each, Exception)]
+    # StepFailed takes the place of an exception of the application.
+    outside = [each.__name__ for each in raised if not issubclass(each, flowfabric_worker.FlowFabricError)]
+
+    assert outside == ["StepFailed"]
+    assert issubclass(flowfabric_worker.EncodingError, ValueError)
+    assert issubclass(flowfabric_worker.DurableCallError, RuntimeError)

@@ -212,7 +212,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (Grows, Grows(1), "another 'a'"),
     (Counts, Counts(1), "another 'a'"),
     (NeedsInitOnly, NeedsInitOnly(1, 2), "init-only 'scale'"),
-    (collections.deque[int], collections.deque([1]), "cannot travel"),
+    (collections.deque[int], collections.deque([1]), "cannot be encoded"),
 ]
 
 

@@ -174,7 +174,7 @@ def test_a_handler_that_a_middleware_kept_from_running_has_failed(
     run = worker.task(name="send")(lambda: 1).submit()
     run_all(worker, start)
 
-    with pytest.raises(ExecutionFailed, match="A middleware swallowed"):
+    with pytest.raises(ExecutionFailed, match="A middleware suppressed"):
         run.result(10)
 
 
@@ -196,8 +196,8 @@ def test_a_function_that_returns_no_context_manager_fails_the_run(
 @pytest.mark.parametrize(
     ("middleware", "message"),
     [
-        (Middleware(), r"is a collection, such as \[Timing\(\)\]"),
-        (7, "is a collection"),
+        (Middleware(), r"must be a collection, such as \[Timing\(\)\]"),
+        (7, "must be a collection"),
         ([Middleware], r"write Middleware\(\) instead of Middleware"),
         ([Measuring], r"write Measuring\(\) instead of Measuring"),
         (["timing"], "not 'timing'"),

@@ -460,4 +460,4 @@ def test_a_retry_without_a_policy_is_granted_three_times(worker: Worker, after: 
             run.result(1)
 
     assert attempts == [0, 1, 2, 3]
-    assert caught.value.reason == ("the bank is closed (raise Retry is granted 3 times to a task without retry=)")
+    assert caught.value.reason == "the bank is closed (a task without retry= may raise Retry 3 times)"

@@ -127,7 +127,7 @@ class Opaque:
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        (Opaque, "annotated Opaque cannot travel"),
+        (Opaque, "annotated Opaque cannot be encoded"),
         (list[dict[str, Opaque]], "Opaque"),
         (Opaque | None, "Opaque"),
         (tuple[int, Opaque], "Opaque"),
@@ -148,7 +148,7 @@ def test_an_annotation_that_cannot_travel_is_refused_where_it_is_decorated(
 
     task.__annotations__ = {"value" if place == "argument" else "return": annotation}
 
-    with pytest.raises(TypeError, match=rf"(?s){place}.*task\(\) cannot travel.*{reason}"):
+    with pytest.raises(TypeError, match=rf"(?s){place}.*task\(\) cannot be encoded.*{reason}"):
         worker.task(task)
     assert worker.tasks == {}
 

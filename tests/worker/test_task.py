@@ -58,7 +58,10 @@ def test_two_tasks_of_one_name_are_refused(worker: Worker) -> None:
 
 
 def test_an_unknown_option_is_a_type_error_that_names_the_known_ones(worker: Worker) -> None:
-    with pytest.raises(TypeError, match=r"unknown option 'lanes'; there are lane, retry, timeout.*permanent"):
+    with pytest.raises(
+        TypeError,
+        match=r"'lanes'\. Did you mean 'lane'\? The options are lane, retry.*permanent",
+    ):
         worker.task(lanes="mail")
     with pytest.raises(TypeError, match="unknown option 'prio'"):
         worker.task(add).options(prio=1)
