@@ -109,7 +109,7 @@ def test_in_the_end_a_store_holds_its_configuration_and_nothing_else(engine: Eng
         clock.move(HOUR)
         by_keeper(engine)
     kinds = {key.split("}:", 1)[1].split(":")[0] for key in dump()}
-    assert kinds == {"meta"}
+    assert kinds == {"meta", "secrets"}
 
 
 @pytest.mark.parametrize("used", ["delayed work", "paused"])

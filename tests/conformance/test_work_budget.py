@@ -19,7 +19,7 @@ from tests.support.executions import creation, raw_client, request
 from tests.support.lossy_store import LosingStore
 
 # Calls that carry many items, with the arguments of one; and how many commands one call may send besides.
-WIDTHS = {"create_executions": 13, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
+WIDTHS = {"create_executions": 14, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
 MOST_COMMANDS = 600
 
 
