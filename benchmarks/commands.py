@@ -22,7 +22,7 @@ _MOST_COMMANDS = {"create": 5, "claim": 6, "complete": 5}
 
 @attrs.frozen(kw_only=True)
 class Cost:
-    """Commands of one operation: what each execution adds, what a batch costs besides, and the former by name."""
+    """The commands of one operation: per execution, per batch, and per execution by name."""
 
     each: float
     batch: float
@@ -30,7 +30,7 @@ class Cost:
 
 
 def tables() -> list[Table]:
-    """Count on a server of its own."""
+    """Count the commands on a separate server."""
     with Server() as server:
         engine = open_engine(server.url)
         engine.prepare()
@@ -41,7 +41,7 @@ def tables() -> list[Table]:
 
 
 def _costs(engine: Engine, server: Server) -> dict[str, Cost]:
-    # The first use of a lane registers it: that is no cost of later ones.
+    # The first use of a lane registers it, which later uses do not pay for.
     _count(engine, server, 1)
     small, large = _count(engine, server, 1), _count(engine, server, BATCH)
     return {name: cost_of(small[name], large[name], BATCH) for name in small}
@@ -69,7 +69,7 @@ def cost_of(small: Mapping[str, int], large: Mapping[str, int], size: int) -> Co
 
 
 def _calls_per_task(server: Server) -> float:
-    """Functions called per task while a worker of 8 threads is at full load."""
+    """Return how many functions are called per task while a worker of 8 threads is at full load."""
     worker = Worker("benchmark", server.url)
 
     @worker.task

@@ -26,7 +26,7 @@ Tell: TypeAlias = Callable[[str], None]
 
 
 def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) -> dict[str, str]:
-    """Return what is measured in which versions, by peer; makes the environments that are not there."""
+    """Return the measured versions by peer; make the environments that do not exist yet."""
     tell("Preparing the environments")
     answers = {script.name: ask(script, python_for(script, cache), "versions", 0, server.url) for script in chosen}
     return {
@@ -38,11 +38,11 @@ def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) 
 def compare(
     server: Server, chosen: Sequence[Script], rows: Collection[Row], *, tasks: int, rounds: int, cache: Path, tell: Tell
 ) -> Figures:
-    """Measure everyone.
+    """Measure every peer.
 
     Args:
         tasks: how many each gets, or its share of them.
-        rounds: in each of them the order is drawn anew, so that nobody always comes first, or behind the same one.
+        rounds: the order is drawn again for each, so that no peer is always first, or always behind the same one.
         cache: where their environments are kept.
         tell: is told how far it is.
     """

@@ -83,10 +83,10 @@ def surroundings(url: str, variant: str = "") -> dict[str, str]:
 
 
 def ask(script: Script, python: Path, step: str, tasks: int, url: str, *, variant: str = "") -> dict[str, Any]:
-    """Have a peer take one step, and return its answer.
+    """Ask a peer to take one step, and return its answer.
 
     Raises:
-        ClickException: it failed; why stands on stderr.
+        ClickException: the peer failed; its stderr says why.
     """
     command = [str(python), "-m", f"benchmarks.peers.{script.name}", step, str(tasks)]
     environment = surroundings(url, variant)

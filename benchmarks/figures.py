@@ -12,7 +12,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def advantage(ours: float, theirs: float, *, more_is_better: bool) -> float:
-    """Return how many times as good ours is; above 1 is better, whatever is measured."""
+    """Return how many times as good our figure is; above 1 is better for every unit."""
     return ours / theirs if more_is_better else theirs / ours
 
 

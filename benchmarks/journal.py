@@ -34,7 +34,7 @@ class Killed:
     Attributes:
         interrupted: the killed worker had begun them, and not ended them.
         unsettled: it had ended them, but only just.
-        missing: nobody ended them while we looked.
+        missing: no worker ended them while the benchmark watched.
         again: begun more than once.
         twice: ended more than once.
         whole_after: seconds from the kill until nothing was missing; None if something still is.
@@ -62,7 +62,7 @@ class Stopped:
     """What became of the tasks after a worker was told to stop.
 
     Attributes:
-        lost: nobody ended them.
+        lost: no worker ended them.
         twice: ended more than once.
         seconds: how long the worker took to end.
     """

@@ -98,7 +98,7 @@ def _page(engine: Engine, server: Server, wanted: ExecutionFilter) -> Page:
 
 
 def table_of(pages: Mapping[str, Sequence[Page]], queued: int) -> Table:
-    """The medians, whether a call is short enough, and whether an indexed page is there soon enough."""
+    """Return the medians, whether a call is short enough, and whether an indexed page is fast enough."""
 
     def line(name: str, rounds: Sequence[Page]) -> list[str]:
         took = statistics.median(each.seconds * 1000 for each in rounds)

@@ -20,7 +20,7 @@ MEGABYTE = 1_000_000
 _WARM_UP = 100
 _MOST = 60 * MEGABYTE
 _MOST_GROWTH = 1.1
-# Ours gets more: it is ours that must stay flat.
+# This library runs more tasks, because its memory must stay flat.
 _OURS_TIMES = 5
 
 
@@ -45,11 +45,11 @@ class Usage:
     after_failures: int | None = None
 
     def is_small(self) -> bool:
-        """Return whether it was always under 60 MB."""
+        """Return True if the worker always used less than 60 MB."""
         return max(self._measured()) < _MOST
 
     def is_flat(self) -> bool:
-        """Return whether nothing that came after the first tenth made it a tenth larger."""
+        """Return True if the memory grew by less than a tenth after the first tenth of the tasks."""
         return max(self._measured()) <= _MOST_GROWTH * self.at_tenth
 
     def _measured(self) -> list[int]:
@@ -57,7 +57,7 @@ class Usage:
 
 
 def table(chosen: Sequence[Script], *, tasks: int, cache: Path, tell: Tell) -> Table:
-    """Weighs one worker of each peer.
+    """Weigh one worker of each peer.
 
     Args:
         tasks: how many a peer runs, or its share of them; ours runs five times as many, and half as many that fail.

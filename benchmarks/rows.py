@@ -46,13 +46,13 @@ class Row:
         return self.unit == "per s"
 
     def advantage(self, figures: Mapping[str, float], peer: str) -> float | None:
-        """Return how many times as good ours is; None if one of them was not measured."""
+        """Return how many times as good our figure is; None if one of the two was not measured."""
         if OURS not in figures or peer not in figures:
             return None
         return advantage(figures[OURS], figures[peer], more_is_better=self.more_is_better)
 
     def reaches(self, figures: Mapping[str, float], target: Target) -> bool | None:
-        """Return whether ours is good enough; None if that cannot be told."""
+        """Return True if our figure reaches the target; None if one of the two was not measured."""
         if target.against is not None:
             times = self.advantage(figures, target.against)
             return None if times is None else times >= target.factor

@@ -72,7 +72,7 @@ def tables(*, queued: int, tell: Tell) -> list[Table]:
 
 
 def _full_store(queued: int, tell: Tell) -> Table:
-    """Return the same operations on three stores, in turns, so that what else the machine does falls on all of them."""
+    """Measure the same operations on three stores, in turns, so that other load on the machine affects all of them."""
     with contextlib.ExitStack() as stack:
         few = stack.enter_context(_state(f"{FEW:,} queued"))
         many = stack.enter_context(_state(f"{queued:,} queued"))
@@ -132,7 +132,7 @@ def _full_table(few: State, full: Sequence[State], bytes_each: float) -> Table:
     def line(what: str) -> list[str]:
         ratios = [values[what] / base[what] for values in medians]
         columns = [text for values, times in zip(medians, ratios, strict=True) for text in (values[what], times)]
-        # The way there and back is shown, not judged: it depends on what else the machine does.
+        # The round trip is shown but not judged: it depends on the other load of the machine.
         judged = what.endswith(_IN_SERVER)
         verdicts = [f"{_MOST_TIMES:g} x", verdict([times <= _MOST_TIMES for times in ratios])]
         return [what, number(base[what]), *map(number, columns), *(verdicts if judged else [NOTHING, NOTHING])]
@@ -150,7 +150,7 @@ def _full_table(few: State, full: Sequence[State], bytes_each: float) -> Table:
 
 
 def _idle_workers(tell: Tell) -> Table:
-    """Return what workers cost that have nothing to do."""
+    """Measure what idle workers cost."""
     with Server() as server, Client(server.url) as client:
         client.engine.prepare()
         tell(f"Starting {_IDLE_WORKERS} idle workers")
@@ -181,7 +181,7 @@ def _wait_until_ready(client: Client) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return how long a process has used a processor; from /proc, where fields 14 and 15 count ticks."""
+    """Return the processor time of a process in seconds, from fields 14 and 15 of its stat file in /proc."""
     behind_name = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(behind_name[11]) + int(behind_name[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -22,8 +22,8 @@ _OWN_COMMANDS = ("config|resetstat", "info", "flushall", "ping")
 class Server:
     """A server for the length of a `with` block; peers reach it by TCP, the only way that all of them have.
 
-    It keeps an append-only file, flushed every second. The file is never rewritten: whoever was being measured at that
-    moment would pay for it.
+    It keeps an append-only file, flushed every second. The file is never rewritten, because the peer that is being
+    measured at that moment would pay for it.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Server:
         self._client.flushall()
 
     def memory(self) -> int:
-        """Bytes that its data takes."""
+        """Return the bytes that its data takes."""
         return int(self._client.info("memory")["used_memory"])
 
     def reset(self) -> None:
@@ -94,11 +94,11 @@ class Server:
             time.sleep(0.05)
 
     def file_bytes(self) -> int:
-        """Bytes that the append-only file has."""
+        """Return the bytes of the append-only file."""
         return int(self._client.info("persistence")["aof_current_size"])
 
     def replication_bytes(self) -> int:
-        """Bytes that every replica was sent."""
+        """Return the bytes that every replica was sent."""
         return int(self._client.info("replication")["master_repl_offset"])
 
     def load(self, source: str) -> None:

@@ -23,7 +23,7 @@ _ROUNDS = 40
 _MOST_TIMES = 2.5
 _LONGEST_US = 3000
 _OPERATIONS = ("create", "claim", "complete")
-_FLOOR = Path(__file__).with_name("floor.lua")
+_BARE = Path(__file__).with_name("bare_commands.lua")
 
 
 @attrs.define
@@ -53,7 +53,7 @@ def tables() -> list[Table]:
     with Server() as server:
         engine = open_engine(server.url)
         engine.prepare()
-        server.load(_FLOOR.read_text())
+        server.load(_BARE.read_text())
         # The first use of a lane registers it: that is no cost of later ones.
         work.complete(engine, work.claim(engine, _created(engine, 1)))
         times, large = Times(), Times()
@@ -74,7 +74,7 @@ def _ours(engine: Engine, server: Server, times: Times, size: int) -> None:
 
 def _bare(server: Server, times: Times, turn: int) -> None:
     for name in _OPERATIONS:
-        _timed(server, times, f"bare {name}", BATCH, lambda name=name: server.run(f"floor_{name}", turn * BATCH, BATCH))
+        _timed(server, times, f"bare {name}", BATCH, lambda name=name: server.run(f"bare_{name}", turn * BATCH, BATCH))
 
 
 def _created(engine: Engine, size: int) -> int:

@@ -53,7 +53,7 @@ class WorkerProcess:
         return took
 
     def resident(self) -> int:
-        """Bytes of memory that it has resident now, all its processes added up."""
+        """Return the resident memory of all its processes, in bytes."""
         return sum(resident_in(status) for status in map(_status, self._members()))
 
     def _members(self) -> list[int]:

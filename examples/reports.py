@@ -1,4 +1,4 @@
-"""Reports for an office: work that runs by itself, in steps, with retries, and somebody who is told of failures.
+"""Reports for an office: work that runs by itself, in steps, with retries, and an alert for failures.
 
     flowfabric-worker run examples.reports:worker
 
@@ -32,7 +32,7 @@ TURNOVER = {"Bern": 1200, "Basel": 900, "Chur": 400}
 
 
 class Duty(Middleware):
-    """Tells whoever is on duty of what went wrong for good, once the store knows it too."""
+    """Alert the engineer on duty of failures, after the store has recorded them."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -62,7 +62,7 @@ worker = Worker(
         "lane": "reports",
         "timeout": timedelta(minutes=1),
         "retry": RetryPolicy(max_retries=3, initial=timedelta(seconds=1)),
-        # A branch that does not exist will not exist at the next try.
+        # A retry cannot help against an unknown branch.
         "permanent": (KeyError,),
     },
 )
@@ -78,18 +78,18 @@ class Report:
 
 @worker.task(every=timedelta(minutes=1), missed="latest")
 def daily_report() -> Report:
-    """Run by itself, without arguments, on one of the workers that have it."""
+    """Report on all branches; its schedule submits it without arguments."""
     return collect(BRANCHES)
 
 
 @worker.task(interrupt=True)
 def report_of(branches: list[str]) -> Report:
-    """Run when somebody asks for it."""
+    """Report on some branches, on request."""
     return collect(branches)
 
 
 def collect(branches: list[str]) -> Report:
-    """Ask branch after branch; each answer is kept, so that a retry goes on where the last attempt failed."""
+    """Ask each branch; answers are recorded, so that a retry continues where the last attempt failed."""
     total = 0
     for number, branch in enumerate(branches):
         current().progress(100 * number // len(branches), f"asking {branch}")
@@ -98,7 +98,7 @@ def collect(branches: list[str]) -> Report:
 
 
 def ask(branch: str, tries: int) -> int:
-    """Return a step. The line to Chur is bad: it takes a second try."""
+    """Return the takings of a branch, as a step. The connection to Chur fails at the first try."""
     turnover = TURNOVER[branch]
     if branch == "Chur" and tries == 0:
         raise ConnectionError(f"{branch} does not answer")

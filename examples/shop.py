@@ -1,10 +1,10 @@
-"""A small shop: what happens in the background after somebody has ordered.
+"""A small shop: the work in the background after an order.
 
 In one terminal, a worker that runs the tasks:
 
     python -m flowfabric_worker run examples.shop:worker
 
-In another one, in the same directory, somebody who orders:
+In another one, in the same directory, a customer who orders:
 
     python -m examples.shop
 """
@@ -26,7 +26,7 @@ PRICES = {"tea": 4.5, "cups": 9.0}
 
 @attrs.frozen(kw_only=True)
 class Order:
-    """What somebody ordered. Values like this one travel as they are annotated, and come back as objects."""
+    """An order. Values of this class are encoded by their annotations, and decoded to objects of the class."""
 
     number: int
     mail: str
@@ -35,7 +35,7 @@ class Order:
 
 @attrs.frozen(kw_only=True)
 class Receipt:
-    """What somebody paid, and where it was sent."""
+    """What the customer paid, and where the receipt was sent."""
 
     order: int
     amount: float
@@ -44,7 +44,7 @@ class Receipt:
 
 @worker.task(retry=RetryPolicy(max_retries=5, initial=timedelta(milliseconds=200)), timeout=timedelta(seconds=30))
 def charge(order: Order) -> Receipt:
-    """Take the money. The bank is busy at first; each failure is tried again, a little later every time."""
+    """Charge the card. The bank is busy at first; each failure is retried after a longer delay."""
     if current().retry_count < 2:
         raise ConnectionError("the bank is busy")
     amount = sum(PRICES[item] * count for item, count in order.items.items())
@@ -53,7 +53,7 @@ def charge(order: Order) -> Receipt:
 
 @worker.task(lane="warehouse", timeout=timedelta(minutes=5))
 def pack(order: Order) -> list[str]:
-    """Pack item after item. What a step has returned is remembered, so a crash does not pack it twice."""
+    """Pack item after item. The result of a step is recorded, so a crash packs no item twice."""
     packed = []
     for number, item in enumerate(order.items):
         current().progress(100 * number // len(order.items), f"packing {item}")
@@ -62,9 +62,9 @@ def pack(order: Order) -> list[str]:
 
 
 def take_from_shelf(item: str, count: int) -> str:
-    """Return a step of `pack`."""
+    """Take an item from its shelf: a step of `pack`."""
     if count > STOCK[item]:
-        # No retry helps against this one.
+        # A retry cannot help against this failure.
         raise Fail(f"there are only {STOCK[item]} {item} left")
     return f"{count} x {item}"
 

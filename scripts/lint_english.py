@@ -74,32 +74,34 @@ WORDS = re.compile(
 
 # The first words that a docstring of a function may have. Add a verb when a new one is needed; never a noun.
 VERB_LINES = """
-abort accept acquire add adjust advance allow announce answer append apply approve archive arm ask
-assemble assert assign attach attempt await back begin bind block bound bring build calculate call
-cancel capture change check choose claim clean clear close collect combine compare complete compute
-configure connect consume convert copy count create cut decide declare decode decorate deduplicate
-defer delay delete deliver deregister derive describe detach detect determine disable disarm discard
-dispatch distribute divide do download drain draw drop dump emit empty enable encode end enforce
-enqueue ensure enter erase escape establish estimate evaluate exclude execute exit expand expect
-expire explain export expose extend extract fail feed fetch fill filter find finish fit fix flatten
-flush follow force forget fork format forward free gather generate get give go group guard hand
-handle hash hide hold identify ignore import include increase increment index inform inherit
-initialize insert inspect install interpret interrupt invoke issue iterate join judge keep kill
-label launch lay leave lend let limit link lint list listen load lock log look loop lose make map
-mark match measure merge mint mirror modify monitor move name note notify obtain offer omit open
-order override own pack parse pass patch pause peek perform persist pick place plan play poll pop
-post postpone prefer prefix prepare present preserve prevent print process produce promise promote
-propagate protect prove provide prune publish pull purge push put queue quote raise range rank rate
-read reap rebuild recall receive reclaim recognize recompute reconnect record recover redeem reduce
-refresh refuse register reject release reload remain remember remove rename render renew repeat
-replace replay reply report represent request require reschedule reserve reset resolve respond
-restart restore restrict resume retain retrieve retry return reuse reverse revoke rewrite rotate
-round route run sample save scan schedule seal search seed select send separate serialize serve set
-settle share shift shorten show shut sign signal simulate skip sleep snapshot sort spawn specify
-split spread stage stamp start state stop store stream strip submit subscribe sum summarize supply
-suspend sweep switch synchronize tail take tell terminate test tick time trace track transform
-translate traverse treat trim try turn unbind unblock undo unlock unpack unregister unsubscribe
-unwrap update upgrade use validate verify visit wait wake walk warn watch weigh wrap write yield
+abort accept acquire add adjust advance allow analyze announce answer append apply approve archive
+arm ask assemble assert assign attach attempt await back begin bind block bound bring build
+calculate call cancel capture change charge check choose claim clean clear close collect combine
+compare complete compose compute configure connect consume convert copy count crawl create cut
+decide declare decode decorate deduplicate defer delay delete deliver deregister derive describe
+detach detect determine disable disarm discard dispatch distribute divide do download drain draw
+drive drop dump echo emit empty enable encode end enforce enqueue ensure enter erase escape
+establish estimate evaluate exclude execute exit expand expect expire explain export expose extend
+extract fail feed fetch fill filter find finish fit fix flatten flush follow force forget fork
+format forward free fulfil gather gauge generate get give go greet group grow guard hand handle hash
+hide hit hold identify ignore import include increase increment index inform inherit initialize
+insert inspect install interpret interrupt invoke issue iterate join judge keep kill label launch
+lay leave lend let limit link lint list listen load lock log look loop lose make map mark match
+measure merge mint mirror model modify monitor move multiply name note notify obtain offer omit open
+order override own pack parametrize parse pass patch pause pay peek perform persist pick place plan
+play poll pop post postpone prefer prefix prepare present preserve prevent print process produce
+promise promote propagate protect prove provide prune publish pull purge push put queue quote raise
+range rank rate read reap rebalance rebuild recall receive reclaim recognize recompute reconnect
+record recover redeem reduce refresh refund refuse register reject release reload remain remember
+remove rename render renew repeat replace replay reply report represent request require reschedule
+reserve reset resize resolve respond restart restore restrict resume retain retrieve retry return
+reuse reverse revoke rewrite ring rotate round route run sample save scan schedule seal search seed
+select send separate serialize serve set settle share shift ship shorten show shut sign signal
+simulate skip sleep snapshot sort spawn specify split spread stage stamp start state stop store
+stream strip submit subscribe sum summarize supply suspend sweep switch synchronize tail take tell
+terminate test tick tidy time total trace track transcode transform translate traverse treat trim
+try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update upgrade use validate
+verify visit wait wake walk warn watch weigh wrap write yield
 """
 VERBS = frozenset(VERB_LINES.split())
 

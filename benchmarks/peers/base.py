@@ -258,7 +258,7 @@ class TwoLanes(Peer):
         return figures
 
     def _submitted(self, more: Callable[[Sequence[Any]], bool]) -> list[tuple[float, float]]:
-        """Submit for as long as it is to; of each how long the submission took, and its start, in ms."""
+        """Submit until told to stop; return for each task how long its submission and its start took, in ms."""
         sent: list[tuple[float, float, Any]] = []
         while more(sent):
             began = time.time()
@@ -271,7 +271,7 @@ class TwoLanes(Peer):
 
 
 def stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End processes that lead groups of their own; in order, or with all their children if they do not go."""
+    """End processes that lead process groups: in order first, then with all their children."""
     for process in running:
         process.terminate()
     for process in running:
@@ -288,7 +288,7 @@ def median_ms(seconds: Sequence[float]) -> float:
 
 
 def serve(peer: Peer) -> None:
-    """Do what the command line asks for and return on stdout: the peer's side of the protocol."""
+    """Run the step that the command line names and print its figures: the peer's side of the protocol."""
     name, tasks = sys.argv[1], int(sys.argv[2])
     if name == "versions":
         answer: dict[str, Any] = {"versions": peer.versions()}

@@ -42,7 +42,7 @@ def slow(number: int) -> int:
 
 
 def failing(number: int) -> int:
-    """Always fails."""
+    """Raise an error."""
     raise ValueError(f"number {number} does not please")
 
 

@@ -1,12 +1,12 @@
-#!lua name=ff_floor
+#!lua name=ff_bare
 -- The bare commands of creating, claiming and completing executions: what any functions over this layout would cost.
 
 local function key_of(base, i)
   return base .. ':x:01a220a6-f2c8-7000-8000-' .. string.format('%012d', i)
 end
 
--- floor_create: Arguments: first number, how many.
-redis.register_function('floor_create', function(keys, args)
+-- bare_create: Arguments: first number, how many.
+redis.register_function('bare_create', function(keys, args)
   local base, first, count = keys[1], tonumber(args[1]), tonumber(args[2])
   local ready, ids = {}, {}
   for i = first, first + count - 1 do
@@ -23,8 +23,8 @@ redis.register_function('floor_create', function(keys, args)
   return count
 end)
 
--- floor_claim: Arguments: first number, how many.
-redis.register_function('floor_claim', function(keys, args)
+-- bare_claim: Arguments: first number, how many.
+redis.register_function('bare_claim', function(keys, args)
   local base, count = keys[1], tonumber(args[2])
   local heads = redis.call('ZRANGE', base .. ':ready', 0, count - 1, 'WITHSCORES')
   local due, gone, items, active = {}, {}, {}, {}
@@ -44,8 +44,8 @@ redis.register_function('floor_claim', function(keys, args)
   return items
 end)
 
--- floor_complete: Arguments: first number, how many.
-redis.register_function('floor_complete', function(keys, args)
+-- bare_complete: Arguments: first number, how many.
+redis.register_function('bare_complete', function(keys, args)
   local base, first, count = keys[1], tonumber(args[1]), tonumber(args[2])
   local due, kept, answers = {}, {}, {}
   for i = first, first + count - 1 do
