@@ -13,12 +13,23 @@ from flowfabric_worker.engine.reads import Reads
 from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.schedules import Schedules
 from flowfabric_worker.engine.stores import anchored_url, open_store
+from flowfabric_worker.engine.streams import Streams
 from flowfabric_worker.engine.suspension import Suspension
 from flowfabric_worker.engine.workers import Workers
 
 
 class Engine(
-    Schedules, Suspension, Reservations, AttemptOperations, Admin, Reads, Workers, Feed, Maintenance, EngineBackend
+    Schedules,
+    Suspension,
+    Streams,
+    Reservations,
+    AttemptOperations,
+    Admin,
+    Reads,
+    Workers,
+    Feed,
+    Maintenance,
+    EngineBackend,
 ):
     """An engine on a store. Nothing is connected before the first call; safe to share between threads.
 

@@ -172,6 +172,13 @@ CODES: dict[str, Row] = {
         ValidationError, False, "The payload is over the limit; store it elsewhere and pass its address."
     ),
     "journal_full": Row(ValidationError, False, "The execution's journal of steps is full.", ("execution_id", "limit")),
+    "stream_full": Row(
+        ValidationError,
+        False,
+        "The attempt's stream holds as many durable frames as it may; nothing that stands is lost. Append fewer "
+        "or smaller ones, or live ones.",
+        ("execution_id", "limit", "what"),
+    ),
     "handle_from_other_backend": Row(ValidationError, False, "That handle belongs to another kind of store."),
     "corruption": Row(ValidationError, False, "A stored record is damaged.", ("execution_id", "field")),
     "clock_not_settable": Row(
@@ -206,6 +213,9 @@ CODES: dict[str, Row] = {
     "stale_graph_revision": Row(
         ContentionError, True, "The flow has changed: read its revision again.", ("flow_id", "graph_revision")
     ),
+    "stale_summary_version": Row(
+        ContentionError, True, "The summary was changed meanwhile: merge into the present one.", _ID
+    ),
     "tick_not_due": Row(
         ContentionError, True, "The tick lies in the future of the store's clock.", ("schedule", "tick_ms")
     ),
@@ -225,6 +235,12 @@ CODES: dict[str, Row] = {
         False,
         "The key stands for another request: use another one, or on_conflict='return' to get its run.",
         ("execution_id", "key"),
+    ),
+    "frame_conflict": Row(
+        ConflictError,
+        False,
+        "Another frame stands under that seq, or a later one does: number frames in their order.",
+        ("execution_id", "seq"),
     ),
     "rotation_conflict": Row(ConflictError, False, "That kid names another secret: choose a new kid.", ("kid",)),
     "self_referencing_edge": Row(ConflictError, False, "An edge cannot lead back to its own execution.", _ID),
@@ -300,6 +316,9 @@ CODES: dict[str, Row] = {
         True,
         "Too many secrets are within their grace; rotate again when the first of them is over.",
         ("limit",),
+    ),
+    "too_many_tails": Row(
+        ResourceExhaustedError, True, "Too many tails of this engine are waiting; end some.", ("limit",)
     ),
     "store_full": Row(ResourceExhaustedError, True, "The store has no memory left for new work."),
     # what took too long

@@ -41,6 +41,11 @@ MAX_JOURNAL_BYTES: Final = MIB
 
 MAX_SIGNAL_PAYLOAD_BYTES: Final = 64 * KIB
 MAX_FRAME_BYTES: Final = 64 * KIB
+MAX_FRAMES_PER_ITEM: Final = 100
+MAX_DURABLE_FRAMES: Final = 100_000
+MAX_DURABLE_BYTES: Final = 64 * MIB
+MAX_SEQ: Final = 2**53 - 1
+MAX_TAILS: Final = 1000
 MAX_CONDITION_BYTES: Final = 8 * KIB
 MAX_CONDITION_DEPTH: Final = 4
 MAX_WAITPOINTS: Final = 64
@@ -74,10 +79,14 @@ class Limits:
     Attributes:
         payload_bytes: largest payload and largest result of an execution.
         signals_per_execution: signals that one execution accepts in its life; fixed when the execution is created.
+        durable_frames: durable frames that one attempt may append.
+        durable_bytes: bytes that their payloads may have together.
         feed_age_ms: how long ends stay in the feed, for all that use the store; None to leave that as it is, which is
             a day for a new store.
     """
 
     payload_bytes: int = attrs.field(default=MIB, validator=attrs.validators.ge(1))
     signals_per_execution: int = attrs.field(default=DEFAULT_SIGNALS_PER_EXECUTION, validator=attrs.validators.ge(1))
+    durable_frames: int = attrs.field(default=MAX_DURABLE_FRAMES, validator=attrs.validators.ge(1))
+    durable_bytes: int = attrs.field(default=MAX_DURABLE_BYTES, validator=attrs.validators.ge(1))
     feed_age_ms: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1000)))

@@ -11,6 +11,7 @@ One thread per engine hears what is for all its other threads:
 
     done EXECUTION                an execution ended
     lost EXECUTION FENCE          a lease of this process is over
+    frames EXECUTION              tails of the execution have frames to read, or the end of an attempt
 
 A message may be lost with its connection. So after a reconnect each waiter looks, and what is watched is looked up
 every few seconds, by one thread for all. A message that cannot be read is left out.
@@ -25,7 +26,8 @@ from collections.abc import Callable, Iterable
 from uuid import uuid4
 
 from flowfabric_worker.engine import log_queue as reporting
-from flowfabric_worker.engine.errors import TransportError
+from flowfabric_worker.engine.errors import TransportError, error_from_code
+from flowfabric_worker.engine.limits import MAX_TAILS
 from flowfabric_worker.engine.stores.base import Store, Subscription
 
 log = reporting.Log(__name__)
@@ -227,6 +229,8 @@ class Listener:
         self.topic = uuid4().hex
         self.rechecked_at = -math.inf
         self._results: dict[str, list[threading.Event]] = {}
+        self._tails: dict[str, set[threading.Event]] = {}
+        self._tail_count = 0
         self._lock = threading.Lock()
         self._lost: list[Callable[[str, str], None]] = []
         self._recheck: Callable[[list[str]], Iterable[str]] | None = None
@@ -275,6 +279,29 @@ class Listener:
             if not events:
                 self._results.pop(execution_id, None)
 
+    def tail(self, execution_id: str) -> threading.Event:
+        """Return an event that is set when an execution has new frames, an attempt of it ends, or messages were lost.
+
+        Raises:
+            ResourceExhaustedError: `too_many_tails`.
+        """
+        self.revive()
+        event = threading.Event()
+        with self._lock:
+            if self._tail_count >= MAX_TAILS:
+                raise error_from_code("too_many_tails", (MAX_TAILS,))
+            self._tail_count += 1
+            self._tails.setdefault(execution_id, set()).add(event)
+        return event
+
+    def end_tail(self, execution_id: str, event: threading.Event) -> None:
+        """End what `tail` began."""
+        with self._lock:
+            self._tail_count -= 1
+            self._tails[execution_id].remove(event)
+            if not self._tails[execution_id]:
+                del self._tails[execution_id]
+
     def revive(self) -> None:
         """Start the thread again if something has ended it."""
         with self._lock:
@@ -289,7 +316,7 @@ class Listener:
         self._reader.close()
         self._thread.join(timeout=2 * _LISTEN)
         with self._lock:
-            for events in self._results.values():
+            for events in [*self._results.values(), *self._tails.values()]:
                 for event in events:
                     event.set()
 
@@ -311,6 +338,7 @@ class Listener:
     def _listen(self) -> None:
         """Pass messages on until the listener is closed, or something fails."""
         if self._reader.connect():
+            self._wake_tails(list(self._tails))
             self._recheck_due = -math.inf
         while not self.is_closed:
             now = time.monotonic()
@@ -326,6 +354,8 @@ class Listener:
             if word == "done":
                 (execution_id,) = rest
                 self._finish(execution_id)
+            elif word == "frames":
+                self._wake_tails(rest)
             elif word == "lost":
                 execution_id, fence = rest
                 for callback in list(self._lost):
@@ -339,6 +369,12 @@ class Listener:
         with self._lock:
             for event in self._results.pop(execution_id, []):
                 event.set()
+
+    def _wake_tails(self, execution_ids: list[str]) -> None:
+        with self._lock:
+            for execution_id in execution_ids:
+                for event in self._tails.get(execution_id, ()):
+                    event.set()
 
     # Looking up what is watched, in a thread of its own: a part of the store that is away must not hold messages up.
 

@@ -121,10 +121,11 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
     return { 'already', 'different_worker_instance_id' }
   end
   answer = { 'revoked', lease, ff.text(epoch) }
-  ff.end_lease(ctx, record, {
-    'state', ff.REVOKED, 'revoke_reason', reason, 'attempt', ff.ended_attempt(ctx, record), 'answered',
-    ff.remember(record.answered, call_id, answer),
-  }, true)
+  local list = {
+    'state', ff.REVOKED, 'revoke_reason', reason, 'answered', ff.remember(record.answered, call_id, answer),
+  }
+  ff.append(list, ff.end_attempt(ctx, record, 'lease_revoked'))
+  ff.end_lease(ctx, record, list, true)
   return answer
 end)
 

@@ -131,7 +131,9 @@ local function give_up(ctx, record, fence, why)
   if ff.exhausted(ctx, record, ended) then
     return { 'failed' }
   end
-  ff.move(ctx, record, ff.LAPSED, { attempt_ended = ctx.now, last = record.last })
+  local list = { 'state', ff.LAPSED, 'mutated', ctx.now_text, 'last', record.last }
+  ff.append(list, ff.end_attempt(ctx, record, 'lease_expired'))
+  ff.end_lease(ctx, record, list)
   return answer
 end
 

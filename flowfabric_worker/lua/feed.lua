@@ -30,16 +30,6 @@ ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- Return whether the id of one entry is older than that of another.
-local function is_older(id, other)
-  local ms, number = string.match(id, '^(%d+)-(%d+)$')
-  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
-  if ms ~= other_ms then
-    return tonumber(ms) < tonumber(other_ms)
-  end
-  return tonumber(number) < tonumber(other_number)
-end
-
 -- Return how long the feed may stay untrimmed, in ms.
 function ff.feed_pause(ctx)
   return math.min(ff.HOUR, math.max(1000, math.floor(ctx.feed_age / 4)))
@@ -60,7 +50,7 @@ function ff.trim_feed(ctx)
   local oldest = call('XRANGE', feed, '-', '+', 'COUNT', 1)[1]
   if newest then
     -- Until the trim is complete, the oldest entry that is left bounds what was removed.
-    local gone = oldest and is_older(oldest[1], newest[1]) and oldest[1] or newest[1]
+    local gone = oldest and ff.is_older(oldest[1], newest[1]) and oldest[1] or newest[1]
     call('HSET', ctx.base .. ':meta', 'feed_floor', gone)
   end
   if not oldest then
@@ -82,7 +72,7 @@ end
 ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   local after, limit, waiter, wait_ms, counted = args[1], tonumber(args[2]), args[3], tonumber(args[4]), args[5]
   local floor = call('HGET', ctx.base .. ':meta', 'feed_floor')
-  if after ~= '' and floor and is_older(after, floor) then
+  if after ~= '' and floor and ff.is_older(after, floor) then
     return ff.failure('cursor_expired', after)
   end
   ff.unwait(ctx, waiter)
@@ -107,5 +97,5 @@ ff.register('feed_places', { 'no-writes' }, function(ctx)
   local newest = call('XREVRANGE', ctx.base .. ':feed', '+', '-', 'COUNT', 1)[1]
   -- No later entry has an id before this moment.
   local last = newest and newest[1] or ff.text(ctx.feed_now - 1) .. '-0'
-  return { is_older(last, first) and first or last, first }
+  return { ff.is_older(last, first) and first or last, first }
 end)

@@ -76,7 +76,9 @@ local function lapse(ctx, record)
     })
   else
     -- The holder needs no message, because it knows when its lease expires.
-    ff.end_lease(ctx, record, { 'state', ff.LAPSED, 'attempt', ff.ended_attempt(ctx, record) })
+    local list = { 'state', ff.LAPSED }
+    ff.append(list, ff.end_attempt(ctx, record, 'lease_expired'))
+    ff.end_lease(ctx, record, list)
   end
 end
 

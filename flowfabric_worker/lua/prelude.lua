@@ -23,6 +23,9 @@
 --   :key:<key>       string  the execution that an idempotency key stands for
 --   :damaged, :damage        the executions with damaged records in order, and the damaged field of each; at most 1000
 --   :feed            stream  every end of an execution, in order
+--   :stream:<uuid>   hash    how far the streams of an execution's attempts are, see prelude_streams.lua
+--   :frames:<uuid>, :deltas:<uuid>, :live:<uuid>   streams   its durable frames, its newest summary frames, its newest
+--                            live frames
 --   :workers, :worker        the registered workers in order, and the entry of each
 --   :tasks, :task            the published tasks in order, and the entry of each
 --   :schedules, :schedule    the schedules in order, and the entry of each; kept until they are removed
@@ -120,6 +123,17 @@ function ff.moment(text, now)
     return now + tonumber(string.sub(text, 2))
   end
   return nil
+end
+
+-- Return whether the id of one entry of a stream is older than that of another. The numbers in ids have up to 20 digits, so
+-- they are compared as texts.
+function ff.is_older(id, other)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
+  if ms ~= other_ms then
+    return #ms < #other_ms or #ms == #other_ms and ms < other_ms
+  end
+  return #number < #other_number or #number == #other_number and number < other_number
 end
 
 -- Return the elements of several lists in one. It uses no function of Lua, since those are missing while a library is

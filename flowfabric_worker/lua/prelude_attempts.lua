@@ -41,7 +41,8 @@ function ff.fail_attempt(ctx, record, failed)
     local at = ctx.now + (failed.after or ff.backoff(policy, retries, failed.draw))
     answer = { 'retry', ff.text(at) }
     state = (at > ctx.now and ff.BACKOFF or ff.READY) .. ff.RETRY
-    ff.append(list, { 'state', state, 'attempt', ff.ended_attempt(ctx, record), 'retry_count', retries + 1 })
+    ff.append(list, { 'state', state, 'retry_count', retries + 1 })
+    ff.append(list, ff.end_attempt(ctx, record, failed.class == 'timeout' and 'timed_out' or 'attempt_failure'))
     if at > ctx.now then
       ff.append(list, { 'delay_until', at })
     end
@@ -62,7 +63,7 @@ end
 -- Attempts ----------------------------------------------------------------------------------------------------------
 
 -- The fields beyond the core that a past attempt is made of.
-ff.ATTEMPT = { 'attempts', 'ended', 'holder', 'error', 'error_class' }
+ff.ATTEMPT = { 'attempts', 'ended', 'holder', 'error', 'error_class', 'closed' }
 
 -- Return the parts of the field `attempt`: number, type, kind of its claim, start, end; '' if a moment is unknown.
 function ff.attempt_parts(text)
@@ -72,12 +73,6 @@ end
 -- Return the field `attempt` made of its parts.
 function ff.attempt_text(index, kind, came, started, ended)
   return index .. '|' .. kind .. '|' .. came .. '|' .. started .. '|' .. (ended or '')
-end
-
--- Return the field `attempt` of an attempt that ends now while its execution continues.
-function ff.ended_attempt(ctx, record)
-  local index, kind, came, started = ff.attempt_parts(record.attempt)
-  return ff.attempt_text(index, kind, came, started, ctx.now_text)
 end
 
 -- Return the first `limit` bytes of a UTF-8 text at most, without half a character.
@@ -109,6 +104,7 @@ function ff.archive(ctx, record, how)
   local why = failed and record.error or how == 'interrupted_reclaimed' and ff.why_lost(ctx, record) or ''
   past[#past + 1] = ff.pack({
     index, kind, how, started, ended, record.holder or '', failed and record.error_class or '', cut(why, 256),
+    (ff.why_closed(record)),
   })
   return ff.pack(past)
 end

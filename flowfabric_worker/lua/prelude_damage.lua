@@ -182,6 +182,7 @@ end
 -- Delete the further keys that a record names in its field `keys`, without the partition's base.
 function ff.remove_keys(ctx, names)
   for _, name in ipairs(ff.unpack(names or '') or {}) do
+    -- A key may be large, so the server frees it in the background.
     call('UNLINK', ctx.base .. name)
   end
 end

@@ -9,6 +9,13 @@ function ff.end_lease(ctx, record, list, told)
   end
 end
 
+-- End an attempt whose execution continues. Return the fields to write; `reason` closes the stream of the attempt.
+function ff.end_attempt(ctx, record, reason)
+  local index, kind, came, started = ff.attempt_parts(record.attempt)
+  ff.wake_tails(ctx, record)
+  return { 'attempt', ff.attempt_text(index, kind, came, started, ctx.now_text), 'closed', reason }
+end
+
 -- End an execution and its lease, if it has one; announce the end and keep the record for its retention. `list` has further
 -- fields to write as name, value, name, value. `told` is as in ff.end_lease.
 function ff.finish(ctx, record, outcome, list, told)
@@ -24,6 +31,7 @@ function ff.finish(ctx, record, outcome, list, told)
   else
     ff.change(ctx, record, list)
   end
+  ff.wake_tails(ctx, record)
   ctx.ended = ctx.ended + 1
   ff.announce(ctx, record, outcome, watchers)
 end

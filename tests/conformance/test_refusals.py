@@ -15,17 +15,21 @@ from flowfabric_worker.engine.types.attempts import FailureReason
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
+from flowfabric_worker.engine.types.streams import Frame, FrameAppend
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, LANE, creation, refused, request
-from tests.support.operations import OPERATIONS, PUBLISHED, SECOND, START, beat
+from tests.support.operations import NUMBERED, OPERATIONS, PUBLISHED, SECOND, START, SUMMARY, beat
 from tests.support.refusals import (
     BY_ID,
     CHANGING,
     HOLDING,
     READING,
+    STREAMING,
     WRONG_CREATIONS,
     WRONG_HANDLES,
+    WRONG_READS,
     Case,
+    appended,
     claiming,
     creating,
     creating_many,
@@ -37,6 +41,7 @@ from tests.support.refusals import (
     other_setup,
     plain,
     publishing,
+    reading,
     real_store,
     redeeming,
     registering,
@@ -44,6 +49,7 @@ from tests.support.refusals import (
     reserving,
     scheduled,
     subscribing,
+    tailing,
     when_completed,
     while_running,
     while_waiting,
@@ -66,7 +72,7 @@ NEVER_REFUSED = {
 # The operation, and behind a colon why it is refused.
 REFUSALS: dict[str, Case] = {
     **{f"{name}: handle {why}": with_handle(name, why) for name in HOLDING for why in WRONG_HANDLES},
-    **{f"{name}: missing": missing(name) for name in CHANGING},
+    **{f"{name}: missing": missing(name) for name in CHANGING | STREAMING},
     **{f"{name}: in a partition that is not there": elsewhere(name) for name in BY_ID},
     **{f"{name}: by a text": no_id(name, str(ExecutionId.mint())) for name in BY_ID},
     **{f"{name}: by an id that is none": no_id(name, ExecutionId(0, "\ud800")) for name in BY_ID},
@@ -114,6 +120,37 @@ REFUSALS: dict[str, Case] = {
     ),
     "record_step: too large a journal": held(
         "journal_full", lambda engine, handle: engine.record_step(handle, "step", b"x" * 2**20)
+    ),
+    # streams
+    "append_frame: of something else": held("invalid_input", lambda engine, handle: engine.append_frame(handle, None)),
+    "append_frame: too large": held(
+        "payload_too_large", lambda engine, handle: engine.append_frame(handle, Frame(payload=b"x" * (2**16 + 1)))
+    ),
+    "append_frame: a patch that is none": held(
+        "invalid_patch", lambda engine, handle: engine.append_frame(handle, attrs.evolve(SUMMARY, payload=b"{"))
+    ),
+    "append_frame: another one under its number": (
+        "frame_conflict",
+        appended(lambda engine, handle: engine.append_frame(handle, Frame(payload=b"other", seq=NUMBERED.seq))),
+    ),
+    "append_frame: a number that was left out": (
+        "frame_conflict",
+        appended(lambda engine, handle: engine.append_frame(handle, Frame(payload=b"other", seq=NUMBERED.seq - 1))),
+    ),
+    "append_frames: one number twice": held(
+        "duplicate_in_call",
+        lambda engine, handle: engine.append_frames([FrameAppend(handle=handle, frame=NUMBERED)] * 2),
+    ),
+    "append_frames: of something else": plain("invalid_input", lambda engine: engine.append_frames([None])),
+    **{
+        f"{name}: {why}": while_waiting(
+            code, lambda engine, target, act=act, changes=changes: act(engine, target, **changes)
+        )
+        for name, act in {"read_stream": reading, "tail_stream": tailing}.items()
+        for why, (code, changes) in WRONG_READS[name].items()
+    },
+    "read_summary: of no attempt": while_waiting(
+        "invalid_input", lambda engine, target: engine.read_summary(target, -1)
     ),
     # operating
     "cancel_execution: that completed": when_completed("execution_not_active", CHANGING["cancel_execution"]),

@@ -25,6 +25,7 @@ from flowfabric_worker.engine.types.claiming import (
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.schedules import TickScheduleArgs
+from flowfabric_worker.engine.types.streams import Frame, FrameAppend, StreamCursor, StreamMode
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.support.executions import BOOM, LANE, created, creation, request, running
 from tests.support.suspension_operations import SUSPENSION_OPERATIONS
@@ -34,6 +35,10 @@ Arrange: TypeAlias = Callable[[Engine], Act]
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+FRAME = Frame(payload=b"text")
+NUMBERED = Frame(payload=b"text", seq=7)
+LIVE = Frame(payload=b"text", mode=StreamMode.BEST_EFFORT_LIVE)
+SUMMARY = Frame(payload=b'{"words": 1}', mode=StreamMode.DURABLE_SUMMARY)
 RETRY = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
 
 
@@ -66,6 +71,27 @@ def _ended(act: Callable[[Engine, ExecutionId], Any]) -> Arrange:
         return lambda: act(engine, claimed.execution_id)
 
     return arrange
+
+
+def _streaming(act: Callable[[Engine, ExecutionId], Any]) -> Arrange:
+    """An operation on an execution that has frames of every mode."""
+
+    def arrange(engine: Engine) -> Act:
+        claimed = running(engine, lane=LANE)
+        _append_all(engine, claimed)
+        return lambda: act(engine, claimed.execution_id)
+
+    return arrange
+
+
+def _append_all(engine: Engine, claimed: Claimed) -> Any:
+    return engine.append_frames(
+        [FrameAppend(handle=claimed.handle, frame=frame) for frame in (FRAME, FRAME, LIVE, SUMMARY, SUMMARY, NUMBERED)]
+    )
+
+
+def _tail(engine: Engine, target: ExecutionId, block: timedelta) -> Any:
+    return engine.tail_stream(target, 0, StreamCursor.from_beginning(), block, 10)
 
 
 def _registered(act: Callable[[Engine], Any]) -> Arrange:
@@ -252,6 +278,16 @@ OPERATIONS: dict[str, Arrange] = {
     "delay": _held(lambda engine, claimed: engine.delay(claimed.handle, SECOND)),
     "wait_children": _held(lambda engine, claimed: engine.wait_children(claimed.handle)),
     "record_step": _held(lambda engine, claimed: engine.record_step(claimed.handle, "step", b"5")),
+    "append_frame": _held(lambda engine, claimed: engine.append_frame(claimed.handle, FRAME)),
+    "append_frame: with a number": _held(lambda engine, claimed: engine.append_frame(claimed.handle, NUMBERED)),
+    "append_frame: to the summary": _held(lambda engine, claimed: engine.append_frame(claimed.handle, SUMMARY)),
+    "append_frames": _held(lambda engine, claimed: _append_all(engine, claimed)),
+    "read_stream": _streaming(
+        lambda engine, target: engine.read_stream(target, 0, StreamCursor.start(), StreamCursor.end(), 10)
+    ),
+    "tail_stream": _streaming(lambda engine, target: _tail(engine, target, SECOND)),
+    "tail_stream: of nothing yet": _waiting(lambda engine, target: _tail(engine, target, SECOND / 50)),
+    "read_summary": _streaming(lambda engine, target: engine.read_summary(target, 0)),
     "cancel_execution": _waiting(
         lambda engine, execution: engine.cancel_execution(CancelExecutionArgs(execution_id=execution, reason="no"))
     ),

@@ -27,10 +27,11 @@ from flowfabric_worker.engine.types.claiming import (
     ReclaimToken,
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
+from flowfabric_worker.engine.types.streams import FrameAppend, StreamCursor
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.support.executions import BOOM, LANE, LEASE, created, creation, request, running
 from tests.support.lossy_store import empty_store_beside
-from tests.support.operations import SECOND, START, beat
+from tests.support.operations import FRAME, NUMBERED, SECOND, START, SUMMARY, beat
 from tests.support.suspension_operations import SUSPENSION_BY_ID, SUSPENSION_HOLDING
 
 Act: TypeAlias = Callable[[], Any]
@@ -71,6 +72,8 @@ HOLDING: dict[str, Callable[[Engine, Handle], Any]] = {
     "wait_children": lambda engine, handle: engine.wait_children(handle),
     "record_step": lambda engine, handle: engine.record_step(handle, "step", b"5"),
     **SUSPENSION_HOLDING,
+    "append_frame": lambda engine, handle: engine.append_frame(handle, FRAME),
+    "append_frames": lambda engine, handle: only(engine.append_frames([FrameAppend(handle=handle, frame=SUMMARY)])),
 }
 
 
@@ -154,7 +157,60 @@ READING: dict[str, Callable[[Engine, ExecutionId], Any]] = {
     "get_execution_result": lambda engine, target: engine.get_execution_result(target),
     "explain_execution": lambda engine, target: engine.explain_execution(target),
 }
-BY_ID = CHANGING | READING
+STREAMING: dict[str, Callable[[Engine, ExecutionId], Any]] = {
+    "read_stream": lambda engine, target: reading(engine, target),
+    "tail_stream": lambda engine, target: tailing(engine, target),
+    "read_summary": lambda engine, target: engine.read_summary(target, 0),
+}
+BY_ID = CHANGING | READING | STREAMING
+
+
+def tailing(engine: Engine, target: ExecutionId, **changes: Any) -> Any:
+    """Tail an attempt, with changes."""
+    arguments: dict[str, Any] = {"after": StreamCursor.from_beginning(), "block": SECOND, "count_limit": 10, **changes}
+    return engine.tail_stream(target, arguments.pop("attempt_index", 0), **arguments)
+
+
+def reading(engine: Engine, target: ExecutionId, **changes: Any) -> Any:
+    """Read a range of an attempt's stream, with changes."""
+    arguments: dict[str, Any] = {"first": StreamCursor.start(), "last": StreamCursor.end(), "count": 10, **changes}
+    return engine.read_stream(
+        target, arguments.get("attempt_index", 0), arguments["first"], arguments["last"], arguments["count"]
+    )
+
+
+WRONG_READS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "read_stream": {
+        "of no attempt": ("invalid_input", {"attempt_index": -1}),
+        "of no frame": ("invalid_input", {"count": 0}),
+        "of more than a call holds": ("invalid_input", {"count": 10_001}),
+        "of a true number": ("invalid_input", {"count": True}),
+        "from a text": ("invalid_input", {"first": "start"}),
+        "to a text": ("invalid_input", {"last": "end"}),
+    },
+    "tail_stream": {
+        "of no attempt": ("invalid_input", {"attempt_index": 0.5}),
+        "of no frame": ("invalid_input", {"count_limit": 0}),
+        "of more than a call holds": ("invalid_input", {"count_limit": 10_001}),
+        "after the start": ("invalid_cursor", {"after": StreamCursor.start()}),
+        "after the end": ("invalid_cursor", {"after": StreamCursor.end()}),
+        "after a text": ("invalid_input", {"after": "0-0"}),
+        "for too long": ("invalid_input", {"block": timedelta(seconds=30, milliseconds=1)}),
+        "for a negative time": ("invalid_input", {"block": -SECOND}),
+        "of frames that nothing is": ("invalid_input", {"visibility": "some"}),
+    },
+}
+
+
+def appended(act: Callable[[Engine, Handle], Any]) -> Callable[[Engine], Act]:
+    """Return a call by a holder that has appended a frame with a number."""
+
+    def arrange(engine: Engine) -> Act:
+        handle = running(engine).handle
+        engine.append_frame(handle, NUMBERED)
+        return lambda: act(engine, handle)
+
+    return arrange
 
 
 def missing(operation: str) -> Case:

@@ -56,7 +56,7 @@ OPERATIONS = {
         "list_pending_waitpoints",
         "rotate_waitpoint_hmac_secret_all",
     },
-    "streams": {"append_frame", "read_stream", "tail_stream", "read_summary"},
+    "streams": {"append_frame", "append_frames", "read_stream", "tail_stream", "read_summary"},
     "flows": {
         "create_flow",
         "add_execution_to_flow",

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
-from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.errors import EngineError, UnavailableError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.streams import (
     AppendFrameOutcome,
     Frame,
+    FrameAppend,
     StreamCursor,
     StreamFrames,
     SummaryDocument,
@@ -27,17 +29,34 @@ class StreamsBackend:
 
         Args:
             handle: the execution's.
-            frame: the frame; with a `seq` it may be appended again without effect.
+            frame: the frame. Appended again under its `seq`, also after a suspension, it is answered as before.
 
         Returns:
             The frame's id, and how many frames the attempt has appended.
 
         Raises:
-            ValidationError: `invalid_patch`, a summary frame is no merge patch, or nests the document over
-                16 deep.
+            ValidationError: `stream_full`, the attempt has 100,000 durable frames or 64 MiB of them; `invalid_patch`, a
+                summary frame is no merge patch, nests the document over 16 deep, or makes it larger than 1 MiB.
+            ConflictError: `frame_conflict`, another frame stands under this `seq`, or a later one does.
+            ContentionError: `stale_summary_version`, others change the summary all the time.
             StateError: the lease is over.
         """
         raise UnavailableError("append_frame")
+
+    def append_frames(self, appends: Sequence[FrameAppend]) -> list[AppendFrameOutcome | EngineError]:
+        """Append many frames, of one holder or of many, in bounded calls; those of a holder in their order.
+
+        Args:
+            appends: the frames, each with its holder.
+
+        Returns:
+            Of each what `append_frame` returns, or the error that it raises. A frame is refused by itself. Where a call
+            fails as a whole, or a lease is over, so do all later frames of that holder.
+
+        Raises:
+            ValidationError: `duplicate_in_call`, one `seq` twice; nothing was appended.
+        """
+        raise UnavailableError("append_frames")
 
     def read_stream(
         self,
@@ -50,18 +69,19 @@ class StreamsBackend:
         """Read a range of an attempt's stream; both ends belong to it.
 
         Args:
-            execution_id: the execution; it need not exist any more.
+            execution_id: the execution.
             attempt_index: the attempt, counted from 0.
             from_cursor: the first place.
             to_cursor: the last place.
             count_limit: frames at most, 1 to 10,000.
 
         Returns:
-            The frames, and whether the stream is closed. One that was never written is empty, and open while
-            its attempt runs.
+            The frames, and whether the stream is closed. One that was never written is empty, and closed with its
+            attempt. That of an attempt that has not begun is open until the execution ends.
 
         Raises:
-            ValidationError: `invalid_input`.
+            NotFoundError: `execution_not_found`.
+            ValidationError: `invalid_input`, `invalid_cursor`.
         """
         raise UnavailableError("read_stream")
 
@@ -85,10 +105,14 @@ class StreamsBackend:
             visibility: which frames are shown.
 
         Returns:
-            The frames; none when the time is over first. Also once closed, more may lie behind the last one.
+            The frames that one look finds, which may be fewer; none when the time is over first, or the attempt.
+            `next_cursor` is what to give as `after` next.
 
         Raises:
+            NotFoundError: `execution_not_found`.
             ValidationError: `invalid_input`; `invalid_cursor`, `after` is `start` or `end`.
+            ResourceExhaustedError: `too_many_tails`, over 1,000 wait in this engine.
+            TransportError: `engine_closed`, this engine was closed while the caller waited.
         """
         raise UnavailableError("tail_stream")
 
@@ -101,5 +125,9 @@ class StreamsBackend:
 
         Returns:
             The document, or None when no summary frame was ever appended.
+
+        Raises:
+            NotFoundError: `execution_not_found`.
+            ValidationError: `invalid_input`.
         """
         raise UnavailableError("read_summary")

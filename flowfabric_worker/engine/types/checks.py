@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -17,6 +18,7 @@ from flowfabric_worker.engine.ids import check_capabilities, check_name
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 _LONGEST = timedelta(milliseconds=MAX_DURATION_MS)
@@ -79,6 +81,18 @@ def at_most(limit: int) -> Validator:
             )
 
     return check
+
+
+def word(kind: type[E], value: object, what: str) -> E:
+    """Return the member of an enumeration that `value` is or names.
+
+    Raises:
+        ValidationError: it is none; the message names `what` and the words that there are.
+    """
+    try:
+        return kind(value)  # type: ignore[arg-type]  # what is no text is none of its words
+    except ValueError:
+        raise ValidationError("invalid_input", f"{what} must be one of {', '.join(kind)}, not {value!a:.40}.") from None
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:

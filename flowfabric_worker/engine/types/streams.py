@@ -1,4 +1,4 @@
-"""The records of the streams room: frames, how they are kept, and summaries."""
+"""The records of the area streams: frames, how they are kept, and summaries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import attrs
 from attrs.validators import optional
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.limits import MAX_FRAME_BYTES
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.limits import MAX_FRAME_BYTES, MAX_SEQ
 from flowfabric_worker.engine.types import checks
 
 _FRAME_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
@@ -29,8 +30,9 @@ class FrameKind(StrEnum):
 class StreamMode(StrEnum):
     """How a frame is kept.
 
-    DURABLE frames stay as long as the stream; DURABLE_SUMMARY frames are merged into the attempt's summary
-    document; BEST_EFFORT_LIVE frames are for whoever watches now, and the oldest go first.
+    DURABLE frames stay as long as the execution. DURABLE_SUMMARY frames are merged into the attempt's summary document,
+    which stays; of the frames themselves the newest 256 are kept. BEST_EFFORT_LIVE frames are for readers that watch
+    now: the oldest are dropped first.
     """
 
     DURABLE = "durable"
@@ -70,39 +72,65 @@ class BestEffortLiveConfig:
             raise ValidationError("invalid_input", "BestEffortLiveConfig.maxlen_ceiling is below maxlen_floor.")
 
 
+def _kind(value: FrameKind | str) -> FrameKind:
+    return checks.word(FrameKind, value, "Frame.kind")
+
+
+def _mode(value: StreamMode | str) -> StreamMode:
+    return checks.word(StreamMode, value, "Frame.mode")
+
+
+def _seq(_record: Frame, _field: attrs.Attribute[int | None], value: int | None) -> None:
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_SEQ):
+        raise ValidationError("invalid_input", f"Frame.seq must be an int from 0 to {MAX_SEQ}, not {value!a:.40}.")
+
+
 @attrs.frozen(kw_only=True)
 class Frame:
     """One frame to append.
 
     Attributes:
         payload: at most 64 KiB; in mode DURABLE_SUMMARY a merge patch in JSON.
+        kind: what it is.
         frame_type: a word of the writer's choice; None means the kind's word.
         correlation_id: a word of the writer's choice, handed on.
-        seq: the writer's own number; the same number in the same attempt is the same frame.
+        seq: the writer's own number, growing in an attempt; appended again under it, the frame is not repeated.
         mode: how it is kept.
         live: for mode BEST_EFFORT_LIVE, how many are kept; None means the defaults.
     """
 
     payload: bytes = attrs.field(repr=False, validator=checks.payload(MAX_FRAME_BYTES))
-    kind: FrameKind = FrameKind.EVENT
+    kind: FrameKind = attrs.field(default=FrameKind.EVENT, converter=_kind)
     frame_type: str | None = attrs.field(default=None, validator=optional(checks.name))
     correlation_id: str | None = attrs.field(default=None, validator=optional(checks.name))
-    seq: int | None = attrs.field(default=None, validator=optional(checks.integer(0)))
-    mode: StreamMode = StreamMode.DURABLE
+    seq: int | None = attrs.field(default=None, validator=_seq)
+    mode: StreamMode = attrs.field(default=StreamMode.DURABLE, converter=_mode)
     live: BestEffortLiveConfig | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.live is not None and self.mode is not StreamMode.BEST_EFFORT_LIVE:
+        if self.live is None:
+            return
+        checks.check_record(self.live, BestEffortLiveConfig)
+        if self.mode is not StreamMode.BEST_EFFORT_LIVE:
             raise ValidationError("invalid_input", f"Frame.live means nothing in mode {self.mode.value}; leave it out.")
 
 
 @attrs.frozen(kw_only=True)
+class FrameAppend:
+    """A frame, and the holder that appends it."""
+
+    handle: Handle
+    frame: Frame
+
+
+@attrs.frozen(kw_only=True)
 class AppendFrameOutcome:
-    """A frame that was appended.
+    """A frame that was appended, now or by an earlier call with the same `seq`.
 
     Attributes:
-        frame_id: its id in the stream, `<ms>-<number>`.
-        frame_count: frames appended in this attempt so far, those that are no longer kept included.
+        frame_id: its id in the stream, `<ms>-<number>`; "" for a repeated frame that is not durable and that over a
+            thousand others followed.
+        frame_count: frames appended in this attempt so far, those that were dropped included; 0 where the id is "".
         summary_version: the document's version after it; None unless it is a summary frame.
     """
 
@@ -113,7 +141,10 @@ class AppendFrameOutcome:
 
 @attrs.frozen
 class StreamCursor:
-    """A place in a stream: `start`, `end`, or a frame's id, `<ms>` or `<ms>-<number>`."""
+    """A place in a stream: `start`, `end`, or a frame's id, `<ms>` or `<ms>-<number>`.
+
+    A bare `<ms>` means the first frame of that millisecond where a range begins, and the last where it ends.
+    """
 
     value: str = attrs.field()
 
@@ -127,17 +158,17 @@ class StreamCursor:
 
     @classmethod
     def start(cls) -> StreamCursor:
-        """Before the first frame, for `read_stream`."""
+        """Return the place before the first frame, for `read_stream`."""
         return cls("start")
 
     @classmethod
     def end(cls) -> StreamCursor:
-        """Behind the last frame, for `read_stream`."""
+        """Return the place behind the last frame, for `read_stream`."""
         return cls("end")
 
     @classmethod
     def from_beginning(cls) -> StreamCursor:
-        """Before the first frame, for `tail_stream`, which takes nothing but ids."""
+        """Return the place before the first frame, for `tail_stream`, which takes only ids."""
         return cls("0-0")
 
     @property
@@ -159,11 +190,10 @@ class StreamCloseReason(StrEnum):
     ATTEMPT_SUCCESS = "attempt_success"
     ATTEMPT_FAILURE = "attempt_failure"
     ATTEMPT_CANCELLED = "attempt_cancelled"
-    LEASE_EXPIRED = "lease_expired"
-    RECLAIMED = "reclaimed"
     EXPIRED = "expired"
-    SUSPENSION_TIMEOUT = "suspension_timeout"
-    DEPENDENCY_IMPOSSIBLE = "dependency_impossible"
+    TIMED_OUT = "timed_out"
+    LEASE_EXPIRED = "lease_expired"
+    LEASE_REVOKED = "lease_revoked"
 
 
 @attrs.frozen(kw_only=True)
@@ -183,20 +213,33 @@ class StreamFrame:
 
 @attrs.frozen(kw_only=True)
 class StreamFrames:
-    """Frames in the order of their ids, and whether more can come.
+    """Frames of one attempt in the order of their ids, and whether more can come.
 
     Attributes:
+        frames: the frames.
+        next_cursor: the place behind everything that was looked at; `tail_stream` goes on from it.
+        more: whether some lie behind it already.
+        dropped: whether live or summary frames were dropped that this read would have shown, before `frames`.
+        first_kept_id: the first of them that is kept; None where none is, or none was dropped.
         closed_at_ms: when the stream was closed; None while its attempt goes on.
-        closed_reason: what closed it.
+        closed_reason: what closed it; None also for an attempt before the last hundred.
+        latest_attempt: the execution's present or last attempt; None before the first one begins.
+        has_ended: whether the execution has ended, so that no further attempt begins unless it is replayed.
     """
 
     frames: tuple[StreamFrame, ...] = ()
+    next_cursor: StreamCursor = StreamCursor("0-0")
+    more: bool = False
+    dropped: bool = False
+    first_kept_id: str | None = None
     closed_at_ms: int | None = None
     closed_reason: StreamCloseReason | None = None
+    latest_attempt: int | None = None
+    has_ended: bool = False
 
     @property
     def is_closed(self) -> bool:
-        """Whether no further frame can be appended. Some may lie behind the last one of `frames`."""
+        """Whether no further frame can be appended; `more` tells whether some were not read yet."""
         return self.closed_at_ms is not None
 
 

@@ -1,0 +1,119 @@
+"""Frames on their way into streams: what goes out in one item, and the summaries that they are merged into."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import attrs
+
+from flowfabric_worker.engine.core import new_call_id
+from flowfabric_worker.engine.errors import EngineError, ValidationError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.limits import MAX_FRAMES_PER_ITEM, MIB
+from flowfabric_worker.engine.merge_patch import merge
+from flowfabric_worker.engine.types.streams import AppendFrameOutcome, Frame, FrameAppend, StreamMode
+
+Outcome = AppendFrameOutcome | EngineError
+Summary = tuple[int, bytes | None]
+"""A summary's version, and its document; 0 and None before the first frame."""
+
+_MOST_SUMMARIES = 256
+_MOST_SUMMARY_BYTES = 16 * MIB
+
+
+@attrs.define(eq=False)
+class Append:
+    """Consecutive frames of one holder that go out as one item.
+
+    They have numbers that grow, or none has; and all are summary frames, or none is.
+
+    Attributes:
+        frames: by the places of their outcomes, those that have no outcome yet.
+        outcomes: where outcomes go, of all items of the call.
+        call_id: by which a repeat is known.
+        size: bytes of the payloads.
+        version: of the summary into which summary frames are merged; and `document`, what comes of it.
+        failure: why it failed as a whole.
+    """
+
+    handle: Handle
+    frames: dict[int, Frame]
+    outcomes: dict[int, Outcome]
+    call_id: str = attrs.field(factory=new_call_id)
+    size: int = 0
+    version: int = 0
+    document: bytes | None = None
+    failure: EngineError | None = None
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether the frames are summary frames."""
+        return any(frame.mode is StreamMode.DURABLE_SUMMARY for frame in self.frames.values())
+
+    def takes(self, frame: Frame) -> bool:
+        """Return whether a frame may follow those that it has."""
+        last = next(reversed(self.frames.values()))
+        if len(self.frames) >= MAX_FRAMES_PER_ITEM or self.size + len(frame.payload) > MIB:
+            return False
+        if (frame.mode is StreamMode.DURABLE_SUMMARY) is not self.is_summary:
+            return False
+        if frame.seq is None or last.seq is None:
+            return frame.seq is last.seq
+        return frame.seq > last.seq
+
+    def merge_into(self, summary: Summary) -> None:
+        """Merge summary frames into a document; those that cannot be merged are refused by themselves."""
+        self.version, self.document = summary
+        for place, frame in list(self.frames.items()):
+            try:
+                self.document = merge(self.document, frame.payload)
+            except ValidationError as error:
+                self.outcomes[place] = error
+                del self.frames[place]
+
+    def fail(self, failure: EngineError) -> None:
+        """Refuse every frame that has no outcome yet."""
+        self.failure = failure
+        self.outcomes.update(dict.fromkeys(self.frames, failure))
+
+
+def queues_of(appends: Sequence[FrameAppend], outcomes: dict[int, Outcome]) -> list[deque[Append]]:
+    """Return the items of each holder, in the order of its frames; their outcomes go into `outcomes`."""
+    queues: dict[tuple[object, str], deque[Append]] = {}
+    for place, each in enumerate(appends):
+        handle, frame = each.handle, each.frame
+        queue = queues.setdefault((handle.execution_id, handle.fence), deque())
+        if not queue or not queue[-1].takes(frame):
+            queue.append(Append(handle, {}, outcomes))
+        queue[-1].frames[place] = frame
+        queue[-1].size += len(frame.payload)
+    return list(queues.values())
+
+
+class Summaries:
+    """The summaries that this process wrote or read last, so that a merge need not read first. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, Summary] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, attempt_id: str) -> Summary:
+        """Return an attempt's summary as it was last seen."""
+        with self._lock:
+            return self._known.get(attempt_id, (0, None))
+
+    def put(self, attempt_id: str, summary: Summary) -> None:
+        """Remember an attempt's summary; the oldest ones are forgotten."""
+        with self._lock:
+            self._bytes -= _size(self._known.pop(attempt_id, (0, None)))
+            self._known[attempt_id] = summary
+            self._bytes += _size(summary)
+            while len(self._known) > _MOST_SUMMARIES or self._bytes > _MOST_SUMMARY_BYTES:
+                self._bytes -= _size(self._known.popitem(last=False)[1])
+
+
+def _size(summary: Summary) -> int:
+    return len(summary[1] or b"")

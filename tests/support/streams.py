@@ -1,0 +1,69 @@
+"""Short ways to append frames and to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.streams import (
+    AppendFrameOutcome,
+    Frame,
+    FrameAppend,
+    StreamCursor,
+    StreamFrames,
+    StreamMode,
+)
+
+START = StreamCursor.start()
+END = StreamCursor.end()
+BEGINNING = StreamCursor.from_beginning()
+NOW = timedelta()
+LIVE = StreamMode.BEST_EFFORT_LIVE
+SUMMARY = StreamMode.DURABLE_SUMMARY
+
+
+def frame(payload: bytes | str, **changes: Any) -> Frame:
+    """Return a durable frame, with changes."""
+    return Frame(payload=payload.encode() if isinstance(payload, str) else payload, **changes)
+
+
+def live(payload: bytes | str, **changes: Any) -> Frame:
+    """Return a live frame, with changes."""
+    return frame(payload, mode=LIVE, **changes)
+
+
+def patch(payload: bytes | str, **changes: Any) -> Frame:
+    """Return a summary frame, with changes."""
+    return frame(payload, mode=SUMMARY, **changes)
+
+
+def append_all(engine: Engine, handle: Handle, frames: Sequence[Frame]) -> list[AppendFrameOutcome]:
+    """Append frames, each of which must be taken, in one call."""
+    outcomes = engine.append_frames([FrameAppend(handle=handle, frame=each) for each in frames])
+    taken = [each for each in outcomes if not isinstance(each, EngineError)]
+    assert len(taken) == len(frames), outcomes
+    return taken
+
+
+def read_all(engine: Engine, execution_id: ExecutionId, attempt_index: int = 0) -> StreamFrames:
+    """Read everything that an attempt's stream holds."""
+    return engine.read_stream(execution_id, attempt_index, START, END, 10_000)
+
+
+def tail(
+    engine: Engine, execution_id: ExecutionId, after: StreamCursor = BEGINNING, block: timedelta = NOW, **changes: Any
+) -> StreamFrames:
+    """Tail the first attempt, with changes; without a block only look."""
+    return engine.tail_stream(
+        execution_id, changes.pop("attempt_index", 0), after, block, changes.pop("count_limit", 1000), **changes
+    )
+
+
+def payloads(found: StreamFrames) -> list[bytes]:
+    """Return what the frames hold."""
+    return [each.payload for each in found.frames]
