@@ -26,6 +26,9 @@ MOST_COMPLETIONS: Final = 20
 # Failures in a second that get a line each, with their tracebacks; the rest is summed up.
 MOST_FAILURES: Final = 100
 _SECOND: Final = 1.0
+# Ends that wait to be told, of those with a line and of those without; the oldest is dropped for the next one. A worker
+# at full load has a third of this in a second.
+MOST_WAITING: Final = 100_000
 # Tasks that one summary names, those with the most executions first.
 _MOST_NAMED: Final = 5
 # Characters of a reason that a line shows; the store keeps more.
@@ -75,6 +78,8 @@ class ExecutionLog(OwnedThread):
         self._ended: collections.deque[Ended] = collections.deque()
         # Of what completes while it sums up, only task and seconds are kept.
         self._times: collections.deque[tuple[str, float]] = collections.deque()
+        self._dropping = threading.Lock()
+        self._dropped = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
         # While it sums up, it looks once a second, and is not to be woken for each execution.
@@ -98,7 +103,7 @@ class ExecutionLog(OwnedThread):
         if not log.wants(logging.INFO):
             return
         if self._summing:
-            self._times.append((execution.task.name, _seconds(execution)))
+            self._keep(self._times, (execution.task.name, _seconds(execution)))
         else:
             self._tell("completed", execution)
 
@@ -132,13 +137,28 @@ class ExecutionLog(OwnedThread):
     def _tell(self, how: str, execution: LeasedExecution, reason: str = "", detail: str = "") -> None:
         handle = execution.handle
         seconds, reason = _seconds(execution), reason[:_LONGEST_REASON]
-        self._ended.append(
-            Ended(how, execution.task.name, handle.lane, handle.attempt_index, execution.key, seconds, reason, detail)
+        self._keep(
+            self._ended,
+            Ended(how, execution.task.name, handle.lane, handle.attempt_index, execution.key, seconds, reason, detail),
         )
         if self._over:
             self.flush()
         elif not self._summing:
             self._wake.set()
+
+    def _keep(self, told: collections.deque[T], item: T) -> None:
+        """Add an item to a queue; of a full one the oldest is dropped, and counted."""
+        if len(told) >= MOST_WAITING:
+            with self._dropping, contextlib.suppress(IndexError):
+                told.popleft()
+                self._dropped += 1
+        told.append(item)
+
+    def _take_dropped(self) -> int:
+        """Return how many were dropped since the last call."""
+        with self._dropping:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
 
     # The thread
 
@@ -170,6 +190,8 @@ class ExecutionLog(OwnedThread):
             stopping = self._stopping.wait(_SECOND)
             ended, times = _taken(self._ended), _taken(self._times)
             _log_summary(ended, times)
+            if dropped := self._take_dropped():
+                log.warning("%s further executions ended; there were too many to count them by task.", f"{dropped:,}")
             few = stopping or len(ended) + len(times) <= MOST_COMPLETIONS
         self._summing = False
         self._wake.set()

@@ -107,9 +107,9 @@ def test_the_namespace_of_the_command_is_the_workers(url: str, start_worker: Sta
 
 def test_records_of_a_handler_say_which_execution_they_are_of(client: Client, start_worker: StartWorker) -> None:
     worker = start_worker()
-    nap = client.submit("nap", (0.0,), lane="naps")
+    nap = client.submit("nap", (0.5,), lane="naps")
 
-    worker.await_log("sleeping for 0 s")
+    worker.await_log("sleeping for 0.5 s")
 
     (line,) = (line for line in worker.log.splitlines() if "sleeping" in line)
     assert f"[task=nap lane=naps attempt=0 execution_id={nap.id}]" in line

@@ -11,8 +11,12 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker import Cancel, RetryPolicy, Worker
-from flowfabric_worker._runtime.execution_log import MOST_COMPLETIONS, MOST_FAILURES, short, spoken
+from flowfabric_worker._runtime import execution_log
+from flowfabric_worker._runtime.claimer import hold
+from flowfabric_worker._runtime.execution_log import MOST_COMPLETIONS, MOST_FAILURES, ExecutionLog, short, spoken
+from flowfabric_worker._runtime.lease_table import now
 from flowfabric_worker._runtime.log_filter import EXECUTION_LOG, ExecutionLogFormatter
+from tests.support.executions import claim_one
 from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
@@ -269,3 +273,24 @@ def test_a_line_of_the_run_log_repeats_no_field_that_it_tells() -> None:
         == "pay e1 failed for good: X [lane=mail attempt=0]\nTraceback"
     )
     assert ExecutionLogFormatter("%(message)s", brief=True).format(record) == record.getMessage()
+
+
+def test_ends_that_wait_to_be_told_are_bounded_and_the_rest_counted(
+    worker: Worker, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_log, "MOST_WAITING", 100)
+    task = worker.task(name="add", lane="sums")(lambda: None)
+    task.submit()
+    held = hold(claim_one(worker.engine, "sums"), task, now())
+    run_log = ExecutionLog()
+
+    for _ in range(1000):
+        run_log.completed(held)
+    run_log.start()
+    run_log.stop()
+
+    assert run_log.join(10)
+    lines = of_runs(told)
+    assert len([line for line in lines if "completed in" in line and "a second" not in line]) == MOST_COMPLETIONS
+    assert len([line for line in lines if line.startswith("completed in a second: add 80 ")]) == 1
+    assert lines[-1] == "900 further executions ended; there were too many to count them by task."
