@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
@@ -15,7 +15,6 @@ from flowfabric_worker.context import LocalContext, TaskContext, context_of_this
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name
-from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
@@ -269,27 +268,21 @@ class Submission(Generic[P, R]):
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
         runs: list[Run[R]] = []
         try:
-            for batch in _batched(self._creation(*_arguments(call)) for call in calls):
-                runs += self._submit_batch(batch, runs)
+            creations = (self._creation(*_arguments(call)) for call in calls)
+            for results in self._task._owner.engine.create_in_batches(creations):
+                refused = [result for result in results if isinstance(result, EngineError)]
+                runs += [
+                    Run(result.execution_id, self._task, created=True)
+                    for result in results
+                    if not isinstance(result, EngineError)
+                ]
+                if refused:
+                    raise refused[0]
         except Exception as error:
             error.runs = runs  # type: ignore[attr-defined]  # also on Python's own TypeError
             error.add_note(f"{len(runs)} runs were submitted before; they are the attribute `runs` of this error.")
             raise
         return runs
-
-    def _submit_batch(self, batch: Sequence[CreateExecutionArgs], runs: list[Run[R]]) -> list[Run[R]]:
-        """Return the runs of a batch; if one call is refused, add those of the others to `runs` and raise its error."""
-        results = self._task._owner.engine.create_executions(batch)
-        made = [
-            Run(result.execution_id, self._task, created=True)
-            for result in results
-            if not isinstance(result, EngineError)
-        ]
-        for result in results:
-            if isinstance(result, EngineError):
-                runs += made
-                raise result
-        return made
 
     def _creation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CreateExecutionArgs:
         options = self._options
@@ -340,21 +333,6 @@ def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapp
     if isinstance(call, tuple):
         return call, {}
     raise TypeError(f"submit_many() takes Call(...) objects or tuples of arguments, not {type(call).__name__}.")
-
-
-def _batched(items: Iterable[CreateExecutionArgs]) -> Iterator[list[CreateExecutionArgs]]:
-    """Split items into batches of a bounded number of items and bytes."""
-    batch: list[CreateExecutionArgs] = []
-    size = 0
-    for item in items:
-        grown = size + len(item.payload or b"")
-        if batch and (len(batch) == MAX_BATCH_ITEMS or grown > MAX_BATCH_BYTES):
-            yield batch
-            batch, grown = [], len(item.payload or b"")
-        batch.append(item)
-        size = grown
-    if batch:
-        yield batch
 
 
 def _restore_run(source: Any, execution_id: ExecutionId, created: bool) -> Run[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 
 from flowfabric_worker._runtime.inline import INSTANCE, InlineRuntime
+from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
@@ -78,6 +79,12 @@ class EagerEngine(Engine):
         results = super().create_executions([_kept(each) for each in args])
         self._run(result.execution_id for result in results if not isinstance(result, EngineError))
         return results
+
+    def create_in_batches(
+        self, args: Iterable[CreateExecutionArgs]
+    ) -> Iterator[list[CreateExecutionResult | EngineError]]:
+        # Each batch has run before the next one is taken.
+        return EngineBackend.create_in_batches(self, args)
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
         if self.read_outcome(execution_id) is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flowfabric_worker.engine.attempts import cut
-from flowfabric_worker.engine.core import EngineCore, Item, new_call_id
+from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_TAGS

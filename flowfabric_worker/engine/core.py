@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 from uuid import uuid4
 
 from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish, windows
 from flowfabric_worker.engine.call_retries import InFlightCalls, with_patience
 from flowfabric_worker.engine.errors import (
     CODES,
@@ -22,7 +23,7 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
-from flowfabric_worker.engine.limits import MAX_CALL_BYTES, MAX_CALL_ITEMS, Limits
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, Limits
 from flowfabric_worker.engine.listener import Listener, Waiter
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
@@ -31,7 +32,6 @@ from flowfabric_worker.engine.waitpoint_secrets import Secret, SecretRing, first
 from flowfabric_worker.engine.wire import pack
 
 T = TypeVar("T")
-Item = Sequence[Argument]
 
 DEFAULT_RETRY_FOR = 5.0
 
@@ -212,39 +212,54 @@ class EngineCore:
         """
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
-        answers: list[Reply | EngineError] = [TransportError()] * len(items)
+        return finish(self.item_steps(function, items, timeout))
+
+    def item_steps(
+        self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
+    ) -> Steps[list[Reply | EngineError]]:
+        """Do as `call_items`, and yield while a call is under way; return the answers."""
+        answers: list[Reply | EngineError | None] = [None] * len(items)
         waiting: Sequence[int] = range(len(items))
+        lost: dict[int, TransportError] = {}
         most = MAX_CALL_ITEMS
         with self.under_way:
             while waiting:
-                batches = list(self._batches(items, waiting, most))
-                for indices, replies in zip(
-                    batches, self._send_batches(function, items, batches, timeout), strict=True
-                ):
-                    for index, reply in zip(indices, replies, strict=True):
-                        answers[index] = reply
+                batches = list(cut_items(items, waiting, most))
+                for window in windows(batches):
+                    # A partition that was away for as long as calls are sent again is not waited for once more.
+                    together = [batch for batch in window if self.check_partition(items[batch[0]][0]) not in lost]
+                    replies = yield from self._send_batches(function, items, together, timeout)
+                    for batch, answered in zip(together, replies, strict=True):
+                        for index, reply in zip(batch, answered, strict=True):
+                            answers[index] = reply
+                        if isinstance(answered[0], TransportError):
+                            lost[items[batch[0]][0]] = answered[0]
                 left = [index for index in waiting if is_put_off(answers[index])]
                 if len(left) == len(waiting):
                     break
                 most = max(1, min(most, (len(waiting) - len(left)) // len(batches)))
                 waiting = left
-        return answers
+        return [lost[items[index][0]] if answer is None else answer for index, answer in enumerate(answers)]
 
     def _send_batches(
         self, function: str, items: Sequence[tuple[int, Item]], batches: Sequence[Sequence[int]], timeout: float
-    ) -> Iterator[Sequence[Reply | EngineError]]:
-        """Send each batch of items as one call; yield the answers of each, in the order of its items."""
-        for together in _windows(batches):
-            calls = [
-                Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
-                for batch in together
-            ]
-            replies = [self._send(calls[0], timeout)] if len(calls) == 1 else self._send_many(calls, timeout)
-            for call, batch, reply in zip(calls, together, replies, strict=True):
-                if isinstance(reply, EngineError):
-                    yield [reply] * len(batch)
-                else:
-                    yield [as_error(answer, call.partition) for answer in reply]
+    ) -> Steps[list[Sequence[Reply | EngineError]]]:
+        """Send each batch of items as one call; return the answers of each, in the order of its items."""
+        calls = [
+            Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
+            for batch in batches
+        ]
+        if len(calls) == 1:
+            replies = [(yield from self._send(calls[0], timeout))]
+        else:
+            yield
+            replies = self._send_many(calls, timeout)
+        return [
+            [reply] * len(batch)
+            if isinstance(reply, EngineError)
+            else [as_error(answer, call.partition) for answer in reply]
+            for call, batch, reply in zip(calls, batches, replies, strict=True)
+        ]
 
     def call_item(
         self, function: str, partition: int, item: Item, timeout: float = CALL_TIMEOUT
@@ -259,8 +274,17 @@ class EngineCore:
         with self.under_way:
             return list(self.store.call_many(calls, timeout))
 
-    def _send(self, call: Call, timeout: float) -> Reply | EngineError:
-        return self._call_with_retries(lambda: self.store.call(call.function, call.partition, call.arguments, timeout))
+    def _send(self, call: Call, timeout: float) -> Steps[Reply | EngineError]:
+        """Send one call; it is sent again for a while when it got lost."""
+        sent = call.function, call.partition, call.arguments, timeout
+        begun: list[Callable[[], Reply]] = []
+        with contextlib.suppress(TransportError):
+            begun.append(self.store.begin(*sent))
+        yield
+        try:
+            return self._call_with_retries(lambda: begun.pop()() if begun else self.store.call(*sent))
+        except EngineError as error:
+            return error
 
     def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
         """Send many calls at once, and those that got lost again together for a while."""
@@ -282,21 +306,6 @@ class EngineCore:
         with contextlib.suppress(TransportError):
             self._call_with_retries(attempt)
         return replies
-
-    def _batches(self, items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: int) -> Iterator[list[int]]:
-        """Yield the indices of the chosen items that go into one call, of one partition and within its limits."""
-        open_batches: dict[int, tuple[list[int], int]] = {}
-        for index in chosen:
-            partition, arguments = items[index]
-            self.check_partition(partition)
-            size = size_of(arguments)
-            indices, total = open_batches.get(partition, ([], 0))
-            if indices and (len(indices) >= most or total + size > MAX_CALL_BYTES):
-                yield indices
-                indices, total = [], 0
-            indices.append(index)
-            open_batches[partition] = indices, total + size
-        yield from (indices for indices, _ in open_batches.values())
 
     def check_partition(self, partition: int) -> int:
         """Return a partition that the store has.
@@ -394,20 +403,6 @@ class EngineCore:
         return pack((self.namespace, lane))
 
 
-def _windows(batches: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Yield the batches that go out together: small ones, of several partitions, that are no more than one full one."""
-    together: list[Sequence[int]] = []
-    count = 0
-    for batch in batches:
-        if together and count + len(batch) > MAX_CALL_ITEMS:
-            yield together
-            together, count = [], 0
-        together.append(batch)
-        count += len(batch)
-    if together:
-        yield together
-
-
 def as_error(reply: Reply, partition: int) -> Reply | EngineError:
     """Return the error that a partition's reply stands for, or the reply."""
     if not reply or reply[0] != b"error":
@@ -423,17 +418,6 @@ def as_error(reply: Reply, partition: int) -> Reply | EngineError:
 def is_put_off(answer: object) -> bool:
     """Return whether a call was full before this item."""
     return isinstance(answer, EngineError) and answer.code == "batch_full"
-
-
-def size_of(arguments: Item) -> int:
-    """Return an upper bound of the bytes that the arguments of one item have in the store."""
-    size = 16 * len(arguments)
-    for argument in arguments:
-        if isinstance(argument, bytes) or (isinstance(argument, str) and argument.isascii()):
-            size += len(argument)
-        elif isinstance(argument, str):
-            size += len(argument.encode())
-    return size
 
 
 def new_call_id() -> str:

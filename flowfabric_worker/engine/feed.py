@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from flowfabric_worker.engine.core import EngineCore, Item
+from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import (
     EngineError,
     EngineTimeoutError,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import threading
 import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NewType, Self
 from uuid import UUID
 
@@ -78,8 +79,7 @@ class ExecutionId(str):
     @classmethod
     def mint(cls, partitions: int = 1) -> Self:
         """Make a new id in the partition that its UUID falls into; ids sort by the time they were made."""
-        uuid = uuid7()
-        return cls(0 if partitions == 1 else partition_of_uuid(uuid, partitions), str(uuid))
+        return cls(*mint_parts(partitions))
 
     @property
     def plain(self) -> str:
@@ -104,6 +104,9 @@ class ExecutionId(str):
         return f"ExecutionId({str(self)!r})"
 
 
+_SIX_BYTES = struct.Struct(">IH")
+
+
 class _Uuid7:
     """Mints UUIDv7 that grow strictly inside a process: 48 bits of ms, a counter of 12 + 14 bits, 48 random bits."""
 
@@ -115,20 +118,37 @@ class _Uuid7:
     def reset_after_fork(self) -> None:
         """Take a new lock in a forked process: a thread of the parent may have held the old one."""
         self._lock = threading.Lock()
+        # The parent goes on with the random bytes that it has read.
+        self._random: Iterator[tuple[int, ...]] = iter(())
 
     def __call__(self) -> UUID:
-        random = int.from_bytes(os.urandom(8), "big")
+        return UUID(int=self.number())
+
+    def number(self) -> int:
+        """Return a new one as a number."""
         with self._lock:
+            random = next(self._random, None)
+            if random is None:
+                # Many are read at once: each read is a call of the system.
+                self._random = _SIX_BYTES.iter_unpack(os.urandom(_SIX_BYTES.size * 64))
+                random = next(self._random)
             # One number holds the time and the counter, so an overflow of the counter borrows from the future.
             moment = max((time.time_ns() // 1_000_000) << 26, self._last + 1)
             self._last = moment
         milliseconds, counter = moment >> 26, moment & 0x3FFFFFF
         value = (milliseconds & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (counter >> 14) << 64
-        value |= 0b10 << 62 | (counter & 0x3FFF) << 48 | (random & 0xFFFFFFFFFFFF)
-        return UUID(int=value)
+        return value | 0b10 << 62 | (counter & 0x3FFF) << 48 | random[0] << 16 | random[1]
 
 
 uuid7 = _Uuid7()
+
+
+def mint_parts(partitions: int) -> tuple[int, str]:
+    """Return partition and UUID of a new execution id; see `ExecutionId.mint`."""
+    number = uuid7.number()
+    digits = f"{number:032x}"
+    text = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return 0 if partitions == 1 else partition_of_uuid(UUID(int=number), partitions), text
 
 
 def check_name(value: object, what: str) -> str:

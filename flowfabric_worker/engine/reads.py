@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from flowfabric_worker.engine.core import EngineCore, Item
+from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import attrs
 
-from flowfabric_worker.engine.core import Item, as_error, execution_id, is_put_off, new_call_id, size_of
+from flowfabric_worker.engine.batches import Item, cut_items, size_of
+from flowfabric_worker.engine.core import as_error, execution_id, is_put_off, new_call_id
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_CALL_ITEMS
@@ -91,7 +92,7 @@ class Schedules(Submission):
         self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs], chosen: Iterable[int]
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the indices of the items of one call, which handles a bounded number of schedules and ticks."""
-        for indices in self._batches(items, chosen, MAX_CALL_ITEMS):
+        for indices in cut_items(items, chosen, MAX_CALL_ITEMS):
             partition = items[indices[0]][0]
             batch: list[int] = []
             work = 0

@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from flowfabric_worker.engine.appends import Append, Outcome, Summaries, queues_of
-from flowfabric_worker.engine.core import EngineCore, Item, as_error
+from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.core import EngineCore, as_error
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError, error_from_code
 from flowfabric_worker.engine.frames import (
     FrameId,

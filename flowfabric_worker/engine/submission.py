@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from uuid import UUID
 
 import attrs
 
-from flowfabric_worker.engine.core import EngineCore, Item, execution_id
+from flowfabric_worker.engine.backend.submission import batches_of
+from flowfabric_worker.engine.batches import Item, Steps, finish
+from flowfabric_worker.engine.core import EngineCore, execution_id
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name, refuse_reserved
+from flowfabric_worker.engine.ids import (
+    ExecutionId,
+    check_capabilities,
+    check_lane,
+    check_name,
+    mint_parts,
+    refuse_reserved,
+)
 from flowfabric_worker.engine.limits import (
     DEFAULT_DEDUP_WINDOW_MS,
     DEFAULT_SIGNALS_PER_EXECUTION,
+    MAX_BATCH_ITEMS,
+    MAX_CALL_BYTES,
+    MAX_CALL_ITEMS,
     MAX_HEADER_VALUE_BYTES,
     MAX_HEADERS,
     MAX_PRIORITY,
@@ -40,14 +52,48 @@ class Submission(EngineCore):
         return result
 
     def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
+        batch = self._batch(args)
+        return self._results(batch, finish(batch.steps))
+
+    def create_in_batches(
+        self, args: Iterable[CreateExecutionArgs]
+    ) -> Iterator[list[CreateExecutionResult | EngineError]]:
+        # One call each where there is one partition; calls to several partitions are only full with more items.
+        most = min(MAX_CALL_ITEMS * self.partitions, MAX_BATCH_ITEMS)
+        batches = map(self._batch, batches_of(args, most, MAX_CALL_BYTES))
+        batch = next(batches, None)
+        if batch is not None:
+            next(batch.steps)
+        while batch is not None:
+            following: _Batch | None = None
+            problem: Exception | None = None
+            try:
+                # The server works on the batch before meanwhile.
+                following = next(batches, None)
+            except Exception as error:  # noqa: BLE001  raised when the results of the batch before are told
+                problem = error
+            replies = finish(batch.steps)
+            # The caller may end here when one is refused, so nothing else is under way then.
+            if following is not None and not any(isinstance(reply, EngineError) for reply in replies):
+                next(following.steps)
+            yield self._results(batch, replies)
+            if problem is not None:
+                raise problem
+            batch = following
+
+    def _batch(self, args: Sequence[CreateExecutionArgs]) -> _Batch:
         items = [self._item(each) for each in args]
         if len(args) > 1:
             self.refuse_repeats((item[0] for _, item in items), "The execution id")
             self.refuse_repeats((item[5] for _, item in items if item[5]), "An idempotency key")
-        replies = self.call_items("create_executions", items)
+        return _Batch(args, items, self.item_steps("create_executions", items))
+
+    def _results(
+        self, batch: _Batch, replies: Sequence[Reply | EngineError]
+    ) -> list[CreateExecutionResult | EngineError]:
         return [
             self._result(each, partition, str(item[0]), reply)
-            for each, (partition, item), reply in zip(args, items, replies, strict=True)
+            for each, (partition, item), reply in zip(batch.args, batch.items, replies, strict=True)
         ]
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
@@ -90,14 +136,14 @@ class Submission(EngineCore):
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
         """Return partition, uuid and packed key: with a key it is the key's partition, else the uuid's."""
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
-        minted = ExecutionId.mint(self.partitions) if given is None else given
+        minted, uuid = mint_parts(self.partitions) if given is None else (given.partition, given.uuid)
         key = b""
         if args.idempotency_key is not None:
             # A key belongs to its task: two tasks may use the same order number as their key.
             names = self.namespace, args.task, check_name(args.idempotency_key, "idempotency key")
             partition, key = partition_of_names(names, self.partitions), pack(names)
         elif given is None:
-            partition = minted.partition
+            partition = minted
         else:
             partition = partition_of_uuid(UUID(given.uuid), self.partitions)
         if given is not None and given.partition != partition:
@@ -105,7 +151,7 @@ class Submission(EngineCore):
                 "partition_mismatch",
                 f"{given} must lie in partition {partition}, that of its {'key' if args.idempotency_key else 'uuid'}.",
             )
-        return partition, minted.uuid, key
+        return partition, uuid, key
 
     @staticmethod
     def _result(
@@ -115,12 +161,21 @@ class Submission(EngineCore):
             return reply
         existing = execution_id(partition, reply[1])
         if reply[0] == b"created":
-            return Created(execution_id=existing, state=StateVector.parse(reply[2].decode()).public_state)
+            return Created(execution_id=existing, state=_public_state(reply[2]))
         if args.execution_id is None and existing.uuid == uuid:
             # The id was made for this call, so the first reply was lost. The state may have changed since the creation.
             state = PublicState.DELAYED if args.delay or args.delay_until else PublicState.WAITING
             return Created(execution_id=existing, state=state)
         return Duplicate(execution_id=existing, same_request=bool(reply[3]))
+
+
+@attrs.frozen
+class _Batch:
+    """Creations, what the stored function gets of each, and the steps in which they are made."""
+
+    args: Sequence[CreateExecutionArgs]
+    items: Sequence[tuple[int, Item]]
+    steps: Steps[list[Reply | EngineError]]
 
 
 @attrs.frozen(kw_only=True)
@@ -171,6 +226,12 @@ def _shared(
         policy=encode_policy(policy),
         creator=check_name(creator, "creator") if creator else "",
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _public_state(state: bytes) -> PublicState:
+    """Return what users see of a stored state."""
+    return StateVector.parse(state.decode()).public_state
 
 
 def clamp_priority(priority: int) -> int:

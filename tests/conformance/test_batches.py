@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from flowfabric_worker.engine.core import size_of
+from flowfabric_worker.engine.batches import size_of
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError, EngineTimeoutError
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply

@@ -82,6 +82,12 @@ REFUSALS: dict[str, Case] = {
         "duplicate_in_call", lambda engine: engine.create_executions([creation(idempotency_key="k")] * 2)
     ),
     "create_executions: of something else": plain("invalid_input", lambda engine: engine.create_executions([None])),
+    "create_in_batches: of something else": plain(
+        "invalid_input", lambda engine: list(engine.create_in_batches([creation(), None]))
+    ),
+    "create_in_batches: one key twice": plain(
+        "duplicate_in_call", lambda engine: list(engine.create_in_batches([creation(idempotency_key="k")] * 2))
+    ),
     # suspension
     **SUSPENSION_REFUSALS,
     # holding

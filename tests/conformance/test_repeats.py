@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from flowfabric_worker.engine import claiming, core, ids, suspension
+from flowfabric_worker.engine import claiming, core, ids
 from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
@@ -30,14 +30,9 @@ ASKS_NO_STORE = ("backend_label", "capabilities", "shutdown_prepare")
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every new id the next one of a fixed row."""
     numbers = count(1)
-    for module, name in (
-        (claiming, "uuid4"),
-        (core, "uuid4"),
-        (listening, "uuid4"),
-        (ids, "uuid7"),
-        (suspension, "uuid7"),
-    ):
-        monkeypatch.setattr(module, name, lambda: spread_id(next(numbers)))
+    for module in (claiming, core, listening):
+        monkeypatch.setattr(module, "uuid4", lambda: spread_id(next(numbers)))
+    monkeypatch.setattr(type(ids.uuid7), "number", lambda _: spread_id(next(numbers)).int)
     monkeypatch.setenv("FLOWFABRIC_WAITPOINT_SECRET", "5" * 64)
 
 

@@ -244,6 +244,7 @@ OPERATIONS: dict[str, Arrange] = {
     "create_execution: with a known key": _waiting(
         lambda engine, _: engine.create_execution(creation(idempotency_key="k")), idempotency_key="k"
     ),
+    "create_in_batches": _plain(lambda engine: list(engine.create_in_batches([creation(), creation(lane="other")]))),
     "create_executions": _plain(
         lambda engine: engine.create_executions([creation(), creation(idempotency_key="k"), creation(lane="other")])
     ),

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker import Call, Client, EncodingError, Worker
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.errors import TransportError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.task import Run
@@ -33,28 +33,92 @@ def closed() -> Iterator[None]:
     worker.close()
 
 
-def test_submitting_many_large_calls_holds_about_one_batch() -> None:
+def test_submitting_many_large_calls_holds_about_two_batches() -> None:
     sizes: list[int] = []
-    engine = worker.engine
-    create = engine.create_executions
+    store = worker.engine.store  # type: ignore[attr-defined]  # the store is looked at here
 
-    def created(batch: Any) -> Any:
-        sizes.append(sum(len(each.payload) for each in batch))
-        return [create([each])[0] for each in batch[:1]] * len(batch)
+    def begin(function: str, partition: int, arguments: Any, timeout: float) -> Any:
+        count = len(arguments) // 14
+        sizes.append(sum(len(each) for each in arguments if isinstance(each, bytes)))
+        # One of them is stored, without its payload.
+        stored = [*arguments[:7], b"", *arguments[8:14]]
+        return lambda: store.call(function, partition, stored, timeout) * count
 
-    engine.create_executions = created  # type: ignore[method-assign]  # how much comes together is looked at here
     try:
         measure.submit("warm")
+        store.begin = begin
         tracemalloc.start()
         runs = measure.submit_many((str(number) * (MIB // 2),) for number in [7] * 200)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        del engine.create_executions  # type: ignore[method-assign]  # as above
+        del store.begin
 
     assert len(runs) == 200
-    assert max(sizes) <= 8 * MIB
-    assert most < 40 * MIB
+    assert max(sizes) <= 3 * MIB
+    assert most < 24 * MIB
+
+
+def test_the_next_batch_is_encoded_while_one_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    store = worker.engine.store  # type: ignore[attr-defined]  # the store is looked at here
+    begin = store.begin
+
+    def noted(*arguments: Any) -> Any:
+        reply = begin(*arguments)
+        told.append("sent")
+
+        def received() -> Any:
+            told.append("answered")
+            return reply()
+
+        return received
+
+    def calls() -> Iterator[tuple[str]]:
+        for number in range(300):
+            if number % 100 == 99:
+                told.append("encoded")
+            yield (str(number),)
+
+    monkeypatch.setattr(store, "begin", noted)
+    assert len(measure.submit_many(calls())) == 300
+    first = ["encoded", "sent", "encoded", "answered", "sent"]
+    assert told == [*first, "encoded", "answered", "sent", "answered"]
+
+
+def test_what_is_under_way_is_told_when_the_calls_break_off() -> None:
+    def calls() -> Iterator[tuple[str]]:
+        yield from ((str(number),) for number in range(100))
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more") as broken:
+        measure.submit_many(calls())
+
+    assert len(broken.value.runs) == 100  # type: ignore[attr-defined]  # submit_many puts it there
+
+
+def test_a_batch_whose_reply_is_lost_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = worker.engine.store  # type: ignore[attr-defined]  # the store is looked at here
+    begin, lost = store.begin, [True, False, True]
+
+    def losing(*arguments: Any) -> Any:
+        reply = begin(*arguments)
+
+        def received() -> Any:
+            answer = reply()
+            if lost.pop():
+                raise TransportError
+            return answer
+
+        return received
+
+    before = waiting()
+    monkeypatch.setattr(store, "begin", losing)
+    runs = measure.submit_many((str(number),) for number in range(300))
+
+    assert len({run.id for run in runs}) == 300
+    assert all(run.created for run in runs)
+    assert waiting() - before == 300
 
 
 def waiting() -> int:
@@ -64,7 +128,7 @@ def waiting() -> int:
 
 def test_a_wrong_call_submits_nothing_of_its_batch_and_lists_earlier_runs() -> None:
     def calls() -> Iterator[Any]:
-        yield from ((str(number),) for number in range(700))
+        yield from ((str(number),) for number in range(650))
         yield Call("a", unknown=1)
 
     before = waiting()
@@ -72,10 +136,10 @@ def test_a_wrong_call_submits_nothing_of_its_batch_and_lists_earlier_runs() -> N
         measure.submit_many(calls())
 
     runs: list[Run[int]] = wrong.value.runs  # type: ignore[attr-defined]  # submit_many puts it there
-    assert len(runs) == 500
+    assert len(runs) == 600
     assert all(run.state() == "waiting" for run in runs)
-    assert waiting() - before == 500
-    assert "500 runs were submitted before" in wrong.value.__notes__[0]
+    assert waiting() - before == 600
+    assert "600 runs were submitted before" in wrong.value.__notes__[0]
 
 
 def test_an_argument_that_cannot_be_encoded_lists_the_runs_before_it() -> None:

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from flowfabric_worker.engine.errors import EngineError, UnavailableError
+from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
 
 
@@ -29,3 +30,37 @@ class SubmissionBackend:
             ValidationError: an argument is not valid, or an id or key stands twice; then nothing was made.
         """
         raise UnavailableError("create_executions")
+
+    def create_in_batches(
+        self, args: Iterable[CreateExecutionArgs]
+    ) -> Iterator[list[CreateExecutionResult | EngineError]]:
+        """Make executions of any number in bounded batches; yield the results of one batch after the other.
+
+        The engine may take the next batch from `args` while one is under way, and holds no more than these two. A batch
+        with an argument that is not valid, and those behind it, are left out; so is the batch that `args` breaks off.
+
+        Raises:
+            ValidationError: an argument is not valid, or an id or key stands twice in a batch.
+        """
+        for batch in batches_of(args, MAX_BATCH_ITEMS, MAX_BATCH_BYTES):
+            yield self.create_executions(batch)
+
+
+def batches_of(args: Iterable[CreateExecutionArgs], most: int, most_bytes: int) -> Iterator[list[CreateExecutionArgs]]:
+    """Cut creations into batches of at most so many, with so many bytes of payload."""
+    batch: list[CreateExecutionArgs] = []
+    size = 0
+    for each in args:
+        # What is no creation is refused where it is written down.
+        payload = getattr(each, "payload", None)
+        added = len(payload) if isinstance(payload, bytes) else 0
+        if batch and size + added > most_bytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += added
+        if len(batch) == most:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -7,7 +7,7 @@ once, waits on a topic, wakes a topic, and turns its driver's errors into `Engin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -116,6 +116,16 @@ class Store(ABC):
             TransportError: what became of the call is not known, or it did not reach the store.
             ResourceExhaustedError: `store_full`.
         """
+
+    def begin(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Callable[[], Reply]:
+        """Send one call, and return a function that waits for its reply: the caller may do other work meanwhile.
+
+        That function is called once, in the same thread, and raises what `call` raises, as this one does. A store that
+        cannot send without waiting calls when the reply is asked for.
+        """
+        return lambda: self.call(function, partition, arguments, timeout)
 
     @abstractmethod
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:

@@ -139,6 +139,20 @@ class ValkeyStore(Store):
             (reply,) = self._exchange(pool, [command], timeout)
         return cast(Reply, reply)
 
+    def begin(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Callable[[], Reply]:
+        steps = self._call_window(self.pool_of(partition), [Call(function, partition, arguments)], timeout)
+        next(steps)
+
+        def reply() -> Reply:
+            ((answer,),) = _in_turns([steps])
+            if isinstance(answer, EngineError):
+                raise answer
+            return answer
+
+        return reply
+
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
         replies: list[Reply | EngineError] = [TransportError(backend=self.label)] * len(calls)
         groups: dict[Pool, list[int]] = {}
