@@ -19,8 +19,9 @@ from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_CALL_ROWS, MAX_P
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.suspension_replies import (
     MOMENT_DIGITS,
+    damage_told,
     delivery_of,
-    signals_of,
+    observed_of,
     suspended_row,
     waitpoint_row,
 )
@@ -40,7 +41,6 @@ from flowfabric_worker.engine.types.suspension import (
     PendingWaitpointInfo,
     ResumeExecutionResult,
     ResumePolicy,
-    ResumeReason,
     ResumeSignal,
     SignalSource,
     SuspendArgs,
@@ -80,13 +80,14 @@ class Suspension(EngineCore):
             partition,
             lambda ring: [uuid, fence, name, minted, ring.signing.kid, ring.signing.fingerprint, expires],
         )
-        waitpoint_id = WaitpointId(reply[1].decode())
-        return PendingWaitpoint(
-            waitpoint_id=waitpoint_id,
-            waitpoint_key=name,
-            token=self._token(handle.execution_id, waitpoint_id, reply[2].decode()),
-            expires_at_ms=int(reply[3]) if reply[3] else None,
-        )
+        with damage_told(handle.execution_id):
+            waitpoint_id, kid, expires_at = WaitpointId(reply[1].decode()), reply[2].decode(), reply[3]
+            return PendingWaitpoint(
+                waitpoint_id=waitpoint_id,
+                waitpoint_key=name,
+                token=self._token(handle.execution_id, waitpoint_id, kid),
+                expires_at_ms=int(expires_at) if expires_at else None,
+            )
 
     def suspend(self, handle: Handle, args: SuspendArgs) -> SuspendOutcome:
         partition, uuid, fence = self.fenced(handle)
@@ -107,7 +108,8 @@ class Suspension(EngineCore):
         while reply[0] == b"more":
             # A call counts a page of the signals that were buffered.
             reply = self._call_with_secret("suspend", partition, arguments)
-        details = self._details(handle.execution_id, reply)
+        with damage_told(handle.execution_id):
+            details = self._details(handle.execution_id, reply)
         if reply[0] == b"suspended":
             return Suspended(details=details, handle=attrs.evolve(handle, kind=HandleKind.SUSPENDED))
         observed = self.observe_signals(handle, limit=MAX_PAGE_SIZE)
@@ -159,7 +161,9 @@ class Suspension(EngineCore):
             proof = _proof(args.token, ring, target, args.waitpoint_id)
             return [target.uuid, self._packed_namespace, call_id, args.waitpoint_id, *proof, *signal, window]
 
-        return delivery_of(self._call_with_secret("deliver_signal", target.partition, arguments))
+        reply = self._call_with_secret("deliver_signal", target.partition, arguments)
+        with damage_told(target):
+            return delivery_of(reply)
 
     def deliver_approval_signal(self, args: DeliverApprovalSignalArgs) -> DeliverSignalResult:
         target = check_execution_id(check_record(args, DeliverApprovalSignalArgs).execution_id)
@@ -175,7 +179,9 @@ class Suspension(EngineCore):
             *signal,
             milliseconds(args.dedup_window, "dedup_window"),
         ]
-        return delivery_of(self.call("deliver_approval_signal", target.partition, arguments))
+        reply = self.call("deliver_approval_signal", target.partition, arguments)
+        with damage_told(target):
+            return delivery_of(reply)
 
     def resume_execution(self, execution_id: ExecutionId, delay: timedelta = timedelta(0)) -> ResumeExecutionResult:
         target = check_execution_id(execution_id)
@@ -192,22 +198,14 @@ class Suspension(EngineCore):
             raise _invalid_cursor()
         signals: list[ResumeSignal] = []
         while True:
-            reason, continuation, condition, behind, *entries = self.call(
-                "observe_signals",
-                partition,
-                [uuid, self._packed_namespace, after, min(count - len(signals), MAX_CALL_ITEMS)],
-            )
-            if not reason:
-                return ObservedSignals()
-            signals += signals_of(handle.execution_id, condition, entries)
-            after = behind.decode()
+            wanted = min(count - len(signals), MAX_CALL_ITEMS)
+            reply = self.call("observe_signals", partition, [uuid, self._packed_namespace, after, wanted])
+            with damage_told(handle.execution_id):
+                page = observed_of(reply)
+            signals += page.signals
+            after = page.next_cursor or ""
             if not after or len(signals) >= count:
-                return ObservedSignals(
-                    reason=ResumeReason(reason.decode()),
-                    signals=tuple(signals),
-                    continuation=continuation.decode() or None,
-                    next_cursor=after or None,
-                )
+                return attrs.evolve(page, signals=tuple(signals))
 
     def list_suspended(self, partition: int, cursor: str | None = None, limit: int = 100) -> ListSuspendedPage:
         count = _page(limit)
@@ -240,7 +238,8 @@ class Suspension(EngineCore):
                 "list_pending_waitpoints", target.partition, [target.uuid, self._packed_namespace, after, wanted]
             )
             rows += [waitpoint_row(target, ring, condition, entries[at : at + 3]) for at in range(0, len(entries), 3)]
-            after = behind.decode()
+            with damage_told(target):
+                after = behind.decode()
             if not after or len(rows) >= count:
                 return ListPendingWaitpointsPage(waitpoints=tuple(rows), next_cursor=after or None)
 

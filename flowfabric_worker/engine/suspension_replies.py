@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -13,8 +14,10 @@ from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import (
     DeliverSignalResult,
+    ObservedSignals,
     PendingWaitpointInfo,
     ResumeCondition,
+    ResumeReason,
     ResumeSignal,
     SignalAccepted,
     SignalDuplicate,
@@ -74,20 +77,40 @@ def signal_of(condition: ResumeCondition, head: bytes, payload: bytes | None) ->
     return attrs.evolve(signal, matched=bool(matching_signals(condition, [signal])))
 
 
-def signals_of(execution_id: ExecutionId, condition: bytes, entries: Sequence[bytes | None]) -> list[ResumeSignal]:
-    """Return the signals of a page: head, payload, head, payload ...
+def observed_of(reply: Reply) -> ObservedSignals:
+    """Return a page of what the last suspension brought.
 
     Raises:
-        ValidationError: `corruption`, one of them is damaged.
+        ValueError, ValidationError: it is damaged.
+    """
+    reason, continuation, condition, behind, *entries = reply
+    if not reason:
+        return ObservedSignals()
+    waited = condition_of(condition)
+    heads, payloads = entries[::2], entries[1::2]
+    return ObservedSignals(
+        reason=ResumeReason(reason.decode()),
+        signals=tuple(signal_of(waited, *entry) for entry in zip(heads, payloads, strict=True)),
+        continuation=continuation.decode() or None,
+        next_cursor=behind.decode() or None,
+    )
+
+
+@contextlib.contextmanager
+def damage_told(execution_id: ExecutionId) -> Iterator[None]:
+    """Tell what cannot be decoded inside as damage of an execution.
+
+    Raises:
+        ValidationError: `corruption`.
     """
     try:
-        waited = condition_of(condition)
-        return [
-            signal_of(waited, head or b"", payload) for head, payload in zip(entries[::2], entries[1::2], strict=True)
-        ]
+        yield
     except DAMAGE:
         raise ValidationError(
-            "corruption", f"{execution_id}: a signal is damaged.", execution_id=str(execution_id), field="signals"
+            "corruption",
+            f"{execution_id}: what is kept of its suspension is damaged.",
+            execution_id=str(execution_id),
+            field="suspension",
         ) from None
 
 

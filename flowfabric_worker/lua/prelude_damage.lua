@@ -165,6 +165,17 @@ function ff.isolated(ctx, uuid, run, a, b)
   return failure_of(ctx, uuid, answer)
 end
 
+-- Run what only reads of one execution, and return its reply. Damage is told, but the execution is not set aside.
+function ff.isolated_read(ctx, uuid, run, args)
+  local good, answer = pcall(run, ctx, args)
+  if good then
+    return answer
+  elseif not is_damage(type(answer) == 'table' and answer.err or tostring(answer)) then
+    error(answer, 0)
+  end
+  return ff.failure('corruption', uuid, 'suspension')
+end
+
 -- Load the record of an execution by `load`, whatever its key holds. Return the record, or nil and the failure.
 function ff.found(ctx, uuid, load, class)
   local good, record, failure = pcall(load, ctx, uuid, nil, class)

@@ -71,13 +71,15 @@ end
 -- are fields that join `list`. `reason` says what resumed the execution, nil when the execution ended.
 function ff.close_suspension(ctx, record, why, reason, list)
   local uuid, number = record.uuid, ff.suspension_of(record)
-  local key = ff.suspension_key(ctx, uuid, number)
+  local key, kept, open = ff.suspension_key(ctx, uuid, number), ff.waits_key(ctx, 'w', uuid), ff.waits_key(ctx, 'o', uuid)
   local waitpoints = ff.unpack(call('HGET', key, 'waitpoints'))
   local last = call('HGET', ff.waits_key(ctx, 'g', uuid), 'last') or '0'
-  ff.spend(ctx, 6, 0)
+  -- Damage must raise an error before the first write.
+  local _ = #waitpoints + call('HLEN', kept) + call('ZCARD', open)
+  ff.spend(ctx, 8, 0)
   call('HSET', key, 'closed', ctx.now_text, 'why', why, 'resumed', reason or '', 'last', last)
-  call('HSET', ff.waits_key(ctx, 'w', uuid), 's' .. number, ff.pack({ why, reason and '1' or '' }))
-  ff.chunked('ZREM', ff.waits_key(ctx, 'o', uuid), waitpoints)
+  call('HSET', kept, 's' .. number, ff.pack({ why, reason and '1' or '' }))
+  ff.chunked('ZREM', open, waitpoints)
   ff.unlist_suspended(ctx, record.class, record.suspended_at, uuid)
   record.suspended_at = ''
   ff.append(list, { 'suspended_at', '', 'suspended_until', '' })

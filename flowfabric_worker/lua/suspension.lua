@@ -70,7 +70,7 @@ local function bind(ctx, record, args, first)
     opened = opened + (standing == 'pending' and 0 or 1)
     waitpoints[#waitpoints + 1] = waitpoint
   end
-  if opened > 0 and ff.count_open(ctx, record.uuid) + opened > ff.MAX_WAITPOINTS then
+  if #waitpoints > 0 and ff.count_open(ctx, record.uuid) + opened > ff.MAX_WAITPOINTS then
     return nil, ff.failure('too_many_waitpoints', record.uuid, ff.MAX_WAITPOINTS)
   end
   return waitpoints
@@ -332,11 +332,8 @@ local function fields_of(ctx, namespace, uuid, ...)
   return call('HMGET', ff.record_key(ctx, uuid), ...)
 end
 
--- observe_signals: read a page of the signals that the last suspension received.
--- Arguments: uuid, pack{namespace}, number of the signal to begin after, most signals.
--- Replies: reason of the resume or '', continuation, condition, next place or '', then head and payload of each signal.
--- Errors: execution_not_found.
-ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
+-- Return what observe_signals replies.
+local function observe(ctx, args)
   local uuid, namespace, after, limit = args[1], args[2], tonumber(args[3]), tonumber(args[4])
   local stored = fields_of(ctx, namespace, uuid, 'suspension')
   if not stored then
@@ -368,6 +365,14 @@ ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
   end
   answer[4] = at <= last and ff.text(at - 1) or ''
   return answer
+end
+
+-- observe_signals: read a page of the signals that the last suspension received.
+-- Arguments: uuid, pack{namespace}, number of the signal to begin after, most signals.
+-- Replies: reason of the resume or '', continuation, condition, next place or '', then head and payload of each signal.
+-- Errors: execution_not_found, corruption.
+ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
+  return ff.isolated_read(ctx, args[1], observe, args)
 end)
 
 -- list_suspended: read a page of a namespace's suspended executions.
@@ -406,11 +411,8 @@ local function is_open(ctx, suspension, suspended_until)
   return not moment or moment > ctx.now or suspension[2] == 'escalate'
 end
 
--- list_pending_waitpoints: read a page of an execution's open waitpoints, by id.
--- Arguments: uuid, pack{namespace}, after (an id) or '', limit.
--- Replies: condition of the open suspension or '', next place or '', then id, waitpoint and state of each.
--- Errors: execution_not_found.
-ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
+-- Return what list_pending_waitpoints replies.
+local function list_waitpoints(ctx, args)
   local uuid, namespace, after, limit = args[1], args[2], args[3], tonumber(args[4])
   local stored = fields_of(ctx, namespace, uuid, 'suspension', 'suspended_at', 'suspended_until', 'deadline')
   if not stored then
@@ -430,16 +432,27 @@ ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
     'ZRANGE', ff.waits_key(ctx, 'o', uuid), '(' .. ctx.now_text, '+inf', 'BYSCORE', 'LIMIT', 0, ff.MAX_WAITPOINTS
   )
   table.sort(open)
-  local answer = { condition, '' }
+  local answer, key = { condition, '' }, ff.waits_key(ctx, 'w', uuid)
   for _, id in ipairs(open) do
-    local waitpoint = id > after and ff.waitpoint(ctx, uuid, id)
-    if waitpoint and (waitpoint.suspension == '' or is_suspended) then
+    local stored_waitpoint = id > after and (call('HGET', key, 'w' .. id) or '')
+    local parts = stored_waitpoint and ff.unpack(stored_waitpoint) or {}
+    -- A damaged waitpoint is returned too, because the decoder reports it.
+    local is_active = parts[6] ~= nil and parts[6] ~= ''
+    if stored_waitpoint and (is_suspended or not is_active) then
       if #answer >= 2 + 3 * limit then
         answer[2] = answer[#answer - 2]
         break
       end
-      ff.append(answer, { id, ff.pack_waitpoint(waitpoint), waitpoint.suspension == '' and 'pending' or 'active' })
+      ff.append(answer, { id, stored_waitpoint, is_active and 'active' or 'pending' })
     end
   end
   return answer
+end
+
+-- list_pending_waitpoints: read a page of an execution's open waitpoints, by id.
+-- Arguments: uuid, pack{namespace}, after (an id) or '', limit.
+-- Replies: condition of the open suspension or '', next place or '', then id, waitpoint and state of each.
+-- Errors: execution_not_found, corruption.
+ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
+  return ff.isolated_read(ctx, args[1], list_waitpoints, args)
 end)
