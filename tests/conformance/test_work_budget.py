@@ -14,8 +14,9 @@ from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MIB
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.reads import ExecutionFilter
 from tests.conftest import Clock
-from tests.support.executions import creation, raw_client, request
+from tests.support.executions import LANE, creation, raw_client, request
 from tests.support.lossy_store import LosingStore
 
 # Calls that carry many items, with the arguments of one; and how many commands one call may send besides.
@@ -51,6 +52,8 @@ class Counting(LosingStore):
             self.items.append(len(arguments) // WIDTHS[function])
         elif function == "claim_many":
             self.items.append(len(reply[3]))
+        elif function == "list_executions":
+            self.items.append(len(reply) - 3)
 
     def _sent(self) -> int:
         try:
@@ -108,4 +111,18 @@ def test_a_backlog_of_removals_and_timers_keeps_every_call_short(counting: Engin
     store = counting.store
     assert isinstance(store, Counting)
     assert max(store.items) <= MAX_CALL_ITEMS
+    assert max(store.commands, default=0) <= MOST_COMMANDS
+
+
+def test_a_listing_reads_large_records_a_few_at_a_time_and_all_of_them(counting: Engine) -> None:
+    tags = {f"tag {number}": "x" * 1024 for number in range(60)}
+    counting.create_executions([creation(tags=tags) for _ in range(150)])
+    store = counting.store
+    assert isinstance(store, Counting)
+    store.items, store.commands = [], []
+
+    page = counting.list_executions(limit=1000, filter=ExecutionFilter(lane=LANE))
+
+    assert (len(page.executions), page.next_cursor, sum(store.items)) == (150, None, 150)
+    assert max(store.items) <= 50
     assert max(store.commands, default=0) <= MOST_COMMANDS
