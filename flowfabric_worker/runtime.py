@@ -47,6 +47,8 @@ log = log_queue.Log(__name__)
 _LAST_WORDS = 0.7
 # How long a stop waits at first for what the claimer may still bring.
 _CLAIMER_WITHIN = 1.0
+# How long a stop waits for hooks once the handlers are done: one may hang.
+_HOOKS_WITHIN = 5.0
 _LOOK_EVERY = 0.25
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A process that was silent for so many of its leases holds none of them any more.
@@ -343,8 +345,9 @@ class Runtime:
         self._lease_keeper.stop()
         self._hooks.stop()
         leaving: BackgroundCall[None] = BackgroundCall(self._leave)
-        for part in (self._lease_keeper, self._hooks, self._execution_log, self._ticker, leaving):
+        for part in (self._lease_keeper, self._execution_log, self._ticker, leaving):
             deadline.await_at_all(part.join)
+        deadline.await_at_all(self._hooks.join, _HOOKS_WITHIN)
         self._hooks.tell_rest()
         self._tell_end(unstarted.answer([]) + unfinished.answer([]))
         log_queue.stop(_LAST_WORDS)

@@ -115,12 +115,12 @@ class AttemptRunner:
         try:
             # The result is encoded by the codec of the call, which the caller can read.
             codec = task.codec.named(execution.claimed.codec)
-            args, kwargs = codec.decode_call(execution.claimed.payload)
+            args, kwargs = forks.confined(codec.decode_call, execution.claimed.payload)
         except DecodingError as error:
             raise DecodingError(f"payload_decode: {error}") from error
         if task.context_parameter:
             kwargs[task.context_parameter] = context
-        result = codec.encode_result(self._invoke(execution, context, args, kwargs))
+        result = forks.confined(codec.encode_result, self._invoke(execution, context, args, kwargs))
         if len(result) > self._payload_limit:
             raise EncodingError(
                 f"payload_too_large: the result has {len(result)} bytes; at most {self._payload_limit} are allowed."

@@ -87,12 +87,12 @@ class HandlerContext(TaskContext):
                 with inside_step(name):
                     value = forks.confined(function, *args, **kwargs)
                 check_step_result(name, value)
-                encoded = codec.encode_result(value)
+                encoded = forks.confined(codec.encode_result, value)
             except Exception as error:
                 self._raised[_RAISED + name] = encode_error(error)
                 raise
             self._record(name, encoded)
-        result: R = codec.decode_result(self._journal[name])
+        result: R = forks.confined(codec.decode_result, self._journal[name])
         return result
 
     def shield(self) -> AbstractContextManager[None]:

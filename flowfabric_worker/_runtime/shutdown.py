@@ -50,9 +50,9 @@ class Deadline:
         """Wait for something while handlers have time, at most `most` seconds; return True if it came."""
         return _wait(join, self.grace, most)
 
-    def await_at_all(self, join: Callable[[float], bool]) -> bool:
-        """Wait for something while there is time at all; return True if it came."""
-        return _wait(join, self.left, None)
+    def await_at_all(self, join: Callable[[float], bool], most: float | None = None) -> bool:
+        """Wait for something while there is time at all, at most `most` seconds; return True if it came."""
+        return _wait(join, self.left, most)
 
 
 def _wait(join: Callable[[float], bool], left: Callable[[], float], most: float | None) -> bool:

@@ -89,3 +89,13 @@ def test_a_durable_call_in_a_forked_process_is_refused(forked: Forked) -> None:
     run = forking_app.step_in_child.submit()
 
     assert run.result(WITHIN) == 4
+
+
+def test_a_process_that_a_conversion_forks_ends_with_the_conversion(forked: Forked) -> None:
+    run = forking_app.copy.submit(forking_app.Sheet(21))
+
+    assert run.result(WITHIN) == forking_app.Sheet(42)
+    begun = forked.begun()
+    assert (begun["copy"], begun["double"]) == (1, 1)
+    assert begun["encode"] >= 2
+    assert begun["decode"] >= 2

@@ -11,20 +11,65 @@ import time
 from pathlib import Path
 from typing import Final
 
-from flowfabric_worker import Worker, current
+import attrs
+
+from flowfabric_worker import Worker, codec, current
 
 JOURNAL_VARIABLE: Final = "FORKING_JOURNAL"
 LIMIT_MIB: Final = 400
 # More than the worker may use.
 MUCH: Final = 600 << 20
+_PROCESS: Final = os.getpid()
 
 worker = Worker("forking")
+
+
+@attrs.frozen
+class Sheet:
+    """A value whose conversions fork in the worker."""
+
+    number: int
+
+
+def _number_of(sheet: Sheet) -> int:
+    _fork_in_worker("encode")
+    return sheet.number
+
+
+def _sheet_of(number: int) -> Sheet:
+    _fork_in_worker("decode")
+    return Sheet(number)
+
+
+codec.register(Sheet, _number_of, _sheet_of)
 
 
 def note(what: object) -> None:
     """Write down that something began, in which process."""
     with Path(os.environ[JOURNAL_VARIABLE]).open("a") as journal:
         journal.write(f"{what} {os.getpid()}\n")
+
+
+def _fork_in_worker(what: str) -> None:
+    # One conversion of the forked process may call for the next.
+    if JOURNAL_VARIABLE not in os.environ or os.getpid() != _PROCESS:
+        return
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        note(what)
+
+
+@worker.task
+def copy(sheet: Sheet) -> Sheet:
+    """Take, keep in a step and return values whose conversions fork."""
+    note("copy")
+    return current().step("double", _doubled, sheet)
+
+
+def _doubled(sheet: Sheet) -> Sheet:
+    note("double")
+    return Sheet(2 * sheet.number)
 
 
 @worker.task

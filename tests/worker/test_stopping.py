@@ -16,6 +16,7 @@ import pytest
 from flowfabric_worker import Interrupted, Runtime, Worker, WorkerSettings, current
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.middleware import AttemptEvent, Middleware
 from tests.support.observation import info_of
 from tests.support.servers import wait_until
 from tests.worker.conftest import Another, Start
@@ -281,3 +282,26 @@ def test_the_last_line_counts_what_the_store_has_acknowledged(
 
     assert "stopped; it handed back 0, of which 0 had begun." in caplog.text
     assert "The store has not acknowledged 0 outcomes and 1 executions that were to be handed back" in caplog.text
+
+
+def test_a_hook_that_hangs_does_not_keep_a_stop_waiting_for_the_grace(
+    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.runtime._HOOKS_WITHIN", 0.5)
+    over = threading.Event()
+
+    class Hanging(Middleware):
+        def on_success(self, event: AttemptEvent) -> None:  # noqa: ARG002  the name that all hooks have
+            over.wait(60)
+
+    worker = another(Hanging())
+    run = worker.task(name="add")(lambda: 1).submit()
+    runtime = start(worker)
+    assert run.result(10) == 1
+    begun_at = time.monotonic()
+    runtime.stop(timedelta(seconds=30))
+    took = time.monotonic() - begun_at
+    over.set()
+
+    assert took < 10
+    assert "events were not told to hooks: " in caplog.text
