@@ -13,6 +13,8 @@ from flowfabric_worker.engine.types.claiming import ClaimRequest
 
 # A registration ends in the store a second after the worker would have looked.
 _FORGET_AFTER = FALLBACK + 1.0
+# Each has a connection, so callers that come once, under new ids, must not pile them up.
+_MOST_IDLE = 16
 
 
 @attrs.define(eq=False)
@@ -84,7 +86,9 @@ class WaitingWorkers:
     def _prune(self) -> None:
         """Forget the workers that did not come back while they were registered."""
         until = time.monotonic() - _FORGET_AFTER
-        self._drop(worker for worker in self._workers if not worker.is_used and worker.used < until)
+        idle = sorted((worker for worker in self._workers if not worker.is_used), key=lambda worker: worker.used)
+        surplus = len(idle) - _MOST_IDLE
+        self._drop(worker for place, worker in enumerate(idle) if place < surplus or worker.used < until)
 
     def _drop(self, workers: Iterable[WaitingWorker]) -> list[WaitingWorker]:
         dropped = list(workers)

@@ -7,9 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores import valkey
 from flowfabric_worker.engine.stores.base import Call
@@ -50,6 +52,17 @@ def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server:
 
         assert time.monotonic() - began < 6 * SHORT
         assert {type(result) for result in results} == {TransportError}
+
+
+@pytest.mark.parametrize("pool_size", [1, 2, 3])
+def test_a_submission_in_bulk_may_read_from_a_small_pool_meanwhile(server: ValkeyServer, pool_size: int) -> None:
+    def submit(engine: Engine) -> int:
+        calls = (creation(priority=len(engine.list_executions(limit=1).executions)) for _ in range(350))
+        return sum(len(results) for results in engine.create_in_batches(calls))
+
+    with opened(f"{server.url}?pool_size={pool_size}") as engine, ThreadPoolExecutor(4) as threads:
+        engine.prepare()
+        assert sum(threads.map(submit, [engine] * 4)) == 4 * 350
 
 
 def test_calls_that_wait_behind_a_silent_server_fail_with_the_first_one(server: ValkeyServer) -> None:

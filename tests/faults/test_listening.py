@@ -27,7 +27,7 @@ from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from tests.support.embedded import guardian_pids, server_pids
 from tests.support.engines import opened
-from tests.support.executions import claim_one, created, refused
+from tests.support.executions import claim_one, created, refused, request
 from tests.support.servers import ValkeyServer, wait_until
 from tests.support.waiters import known_class, waiting
 
@@ -133,6 +133,15 @@ def test_claims_of_one_instance_that_wait_at_once_are_all_woken(server: ValkeySe
         made = {created(engine) for _ in range(3)}
 
         assert {each.execution_id for waiter in waiters for each in waiter.result()} == made
+
+
+def test_workers_that_wait_once_do_not_pile_up_connections(server: ValkeyServer) -> None:
+    with opened(server.url) as engine:
+        engine.prepare()
+        for number in range(60):
+            engine.claim_many(request(worker=f"w{number}", max_wait=timedelta()))
+
+        assert len(server.client().client_list(_type="pubsub")) <= 20
 
 
 def test_a_waiter_whose_connection_dies_at_once_claims_seldom(server: ValkeyServer) -> None:

@@ -84,6 +84,10 @@ class Pool(ConnectionPool):
         kept = kept_by_thread.get()
         return bool(self._idle) if kept is None else self in kept.connections
 
+    def has_spare(self) -> bool:
+        """Return True if a thread may hold a connection and call over others meanwhile: fewer than half are in use."""
+        return kept_by_thread.get() is not None or 2 * len(self._used) + 1 < self.max_connections
+
     def release(self, connection: Any) -> None:
         """Take back a connection on which no reply is outstanding."""
         kept = kept_by_thread.get()

@@ -142,7 +142,10 @@ class ValkeyStore(Store):
     def begin(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Callable[[], Reply]:
-        steps = self._call_window(self.pool_of(partition), [Call(function, partition, arguments)], timeout)
+        pool = self.pool_of(partition)
+        if not pool.has_spare():
+            return super().begin(function, partition, arguments, timeout)
+        steps = self._call_window(pool, [Call(function, partition, arguments)], timeout)
         next(steps)
 
         def reply() -> Reply:
