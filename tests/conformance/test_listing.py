@@ -31,6 +31,7 @@ from tests.support.executions import (
     tenant,
     upkeep_all,
 )
+from tests.support.suspensions import signal, suspended
 
 SECOND = timedelta(seconds=1)
 
@@ -257,6 +258,20 @@ def test_a_condition_without_an_index_walks_the_index_of_another_one(engine: Eng
     page = engine.list_executions(filter=wanted)
 
     assert (page.executions, page.looked_at, page.unindexed) == ((), len(ids), ("state", "task", "tags"))
+
+
+def test_a_suspended_execution_is_listed_until_it_goes_on(engine: Engine) -> None:
+    resumed, waitpoint = suspended(engine)
+    kept, _ = suspended(engine)
+    wanted = ExecutionFilter(state=PublicState.SUSPENDED)
+
+    before = engine.list_executions(filter=wanted)
+    signal(engine, resumed, waitpoint)
+    after = engine.list_executions(filter=wanted)
+
+    assert {row.execution_id for row in before.executions} == {resumed, kept}
+    assert [row.execution_id for row in after.executions] == [kept]
+    assert (before.looked_at, after.looked_at, after.unindexed) == (2, 1, ())
 
 
 def test_large_indexes_with_few_common_executions_hide_nothing_behind(engine: Engine) -> None:
