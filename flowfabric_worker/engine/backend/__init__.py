@@ -1,8 +1,8 @@
-"""The contract of the engine: every operation with its promise, one file for each area.
+"""The contract of the engine: every operation and what it promises, one file per area.
 
-Every operation is one atomic step: it happens whole or not at all, and a refused call leaves no trace. Every
-operation may be sent again after a lost reply and gives the same answer. The store's clock alone decides about time.
-Every operation may raise `TransportError`; the docstrings name what else is to be expected.
+Every operation is one atomic step: it happens whole or not at all, and a refused call leaves no trace. Every operation
+may be sent again after a lost reply and returns the same answer. Time is decided by the store's clock alone. Every
+operation may raise `TransportError`; the docstrings name its other errors.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class EngineBackend(
     FeedBackend,
     MaintenanceBackend,
 ):
-    """What an engine offers; bring your own by overriding. What is not overridden raises `UnavailableError`.
+    """The operations of an engine. A subclass overrides what it offers; the others raise `UnavailableError`.
 
-    Operations that take a handle check in this order: the execution exists (`execution_not_found`), the call is no
-    repeat of the one that ended this lease, the execution is active (`execution_not_active`, with its outcome), the
-    lease is not revoked (`lease_revoked`), has not run out (`lease_expired`) and is the one that holds the execution
-    (`stale_lease`). Operations on many items answer each by itself: an error takes the place of a result.
+    Operations that take a handle check in this order: the execution exists (`execution_not_found`); the call does not
+    repeat the one that ended this lease; the execution is active (`execution_not_active`, with its outcome); the lease
+    is not revoked (`lease_revoked`), has not expired (`lease_expired`), and holds the execution (`stale_lease`).
+    Operations on many items answer each by itself, with an error in place of a result.
     """
 
     def capabilities(self) -> BackendCapabilities:
-        """Return which operations this engine has a body for."""
+        """Return which operations this engine implements."""
         operations = [name for name in dir(EngineBackend) if not name.startswith("_")]
         own = {name for name in operations if getattr(type(self), name) is not getattr(EngineBackend, name)}
         return BackendCapabilities(

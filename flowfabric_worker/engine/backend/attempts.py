@@ -1,6 +1,6 @@
-"""The operations of the area attempts, with their promises."""
+"""The operations of the area attempts, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -22,22 +22,56 @@ from flowfabric_worker.engine.types.policies import FailureClass
 
 
 class AttemptsBackend:
-    """What the holder of a lease does with its execution."""
+    """What the holder of a lease does with its execution.
+
+    Each operation may raise the errors of a lost lease: `execution_not_found`, `execution_not_active`, `lease_revoked`,
+    `lease_expired` and `stale_lease`. An operation on many handles returns them in place of a result.
+    """
 
     def renew(self, handle: Handle) -> LeaseRenewal:
-        """Make a lease hold for its full time again, from now. A lease that ran out stays lost."""
+        """Extend a lease to its full time from now. An expired lease stays lost.
+
+        Args:
+            handle: the lease.
+
+        Returns:
+            When the lease expires, in ms of the store's clock.
+        """
         raise UnavailableError("renew")
 
     def renew_many(self, handles: Sequence[Handle]) -> list[LeaseRenewal | EngineError]:
-        """Renew many leases in one round trip."""
+        """Extend many leases in one round trip.
+
+        Args:
+            handles: the leases, each once.
+
+        Returns:
+            For each handle its renewal, or the error.
+
+        Raises:
+            ValidationError: `duplicate_in_call`; no lease was renewed.
+        """
         raise UnavailableError("renew_many")
 
     def progress(self, handle: Handle, percent: int | None = None, message: str | None = None) -> None:
-        """Say how far the work is: 0 to 100 percent, and a message. None keeps what was said before."""
+        """Record how far the handler has come.
+
+        Args:
+            handle: the lease.
+            percent: 0 to 100; None keeps the value before.
+            message: a message; None keeps the one before.
+
+        Raises:
+            ValidationError: `invalid_input`.
+        """
         raise UnavailableError("progress")
 
     def complete(self, handle: Handle, payload: bytes | None = None) -> None:
-        """End the execution with success and this result; None and `b""` differ.
+        """End an execution with success.
+
+        Args:
+            handle: the lease.
+            payload: the result; None and `b""` differ.
 
         Raises:
             ValidationError: `payload_too_large`.
@@ -45,7 +79,17 @@ class AttemptsBackend:
         raise UnavailableError("complete")
 
     def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
-        """Complete many executions in one round trip."""
+        """End many executions with success in one round trip.
+
+        Args:
+            completions: the leases and results, each lease once.
+
+        Returns:
+            For each completion None, or the error.
+
+        Raises:
+            ValidationError: `payload_too_large`, `duplicate_in_call`; no execution was completed.
+        """
         raise UnavailableError("complete_many")
 
     def fail(
@@ -55,23 +99,56 @@ class AttemptsBackend:
         classification: FailureClass,
         retry_after: timedelta | None = None,
     ) -> FailOutcome:
-        """End the attempt as failed; the execution's policy decides whether it is tried again.
+        """End an attempt as failed. The execution's policy decides whether it is tried again.
 
-        Permanent failures are never retried, cancelled ones end the execution cancelled. `retry_after` takes the
-        place of the policy's backoff.
+        Args:
+            handle: the lease.
+            reason: a message, and details as bytes.
+            classification: the class of the failure. A permanent failure is never retried; a cancelled one ends the
+                execution as cancelled.
+            retry_after: the delay before the next attempt, in place of the policy's backoff.
+
+        Returns:
+            `RetryScheduled`, `TerminalFailed` or `TerminalCancelled`.
+
+        Raises:
+            ValidationError: `invalid_input`.
         """
         raise UnavailableError("fail")
 
     def fail_many(self, failures: Sequence[Failure]) -> list[FailOutcome | EngineError]:
-        """Fail many attempts in one round trip."""
+        """End many attempts as failed in one round trip.
+
+        Args:
+            failures: the arguments of `fail`, each lease once.
+
+        Returns:
+            For each failure what `fail` returns, or the error.
+
+        Raises:
+            ValidationError: `invalid_input`, `duplicate_in_call`; no attempt was ended.
+        """
         raise UnavailableError("fail_many")
 
     def cancel(self, handle: Handle, reason: str = "") -> None:
-        """End the execution as cancelled by its holder."""
+        """End an execution as cancelled by its holder.
+
+        Args:
+            handle: the lease.
+            reason: why, for operators.
+        """
         raise UnavailableError("cancel")
 
     def release(self, handle: Handle, delay: timedelta | None = None) -> None:
-        """Hand a claim back, ready at once or after a delay: same place, same attempt, no retry used."""
+        """Hand a claim back. The execution keeps its place and its attempt, and no retry is used.
+
+        Args:
+            handle: the lease.
+            delay: how long until the execution is ready; None for at once.
+
+        Raises:
+            ValidationError: `invalid_input`.
+        """
         raise UnavailableError("release")
 
     def release_many(
@@ -82,31 +159,56 @@ class AttemptsBackend:
         if_wanted: bool = False,
         lost: str | None = None,
     ) -> list[bool | TerminalFailed | EngineError]:
-        """Hand many claims back in one round trip.
+        """Hand many claims back in one round trip; at most one of `delay`, `if_wanted` and `lost` may be given.
 
         Args:
-            if_wanted: only those that another worker waits for.
-            lost: why the runs are lost, as in "killed by SIGKILL". They count as reclaims then: the attempt is over,
-                the next claim begins another one, and an execution that was reclaimed too often ends failed.
+            handles: the leases, each once.
+            delay: how long until the executions are ready; None for at once.
+            if_wanted: hand back only the claims that another worker waits for.
+            lost: why the attempts are lost, such as "killed by SIGKILL". Each attempt ends and counts as a reclaim; an
+                execution that has used up its reclaims ends as failed.
 
         Returns:
-            For each claim True if it was handed back; False if no worker waits for it, and the caller still holds it;
-            `TerminalFailed` if that ended the execution.
+            For each claim True if it was handed back; False if no worker waits for it and the caller still holds it;
+            `TerminalFailed` if the execution ended; or the error.
+
+        Raises:
+            ValidationError: `invalid_input`, `duplicate_in_call`; no claim was handed back.
         """
         raise UnavailableError("release_many")
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
-        """Parks the execution until a moment, or for a time; the same attempt goes on, no retry used."""
+        """End a lease and let the attempt continue later; no retry is used.
+
+        Args:
+            handle: the lease.
+            delay_until: the moment at which the execution is ready, or the time until then.
+
+        Raises:
+            ValidationError: `invalid_input`.
+        """
         raise UnavailableError("delay")
 
     def wait_children(self, handle: Handle) -> None:
-        """Parks the execution until its children ended; ready at once when none is outstanding."""
+        """End a lease and let the attempt continue when its children have ended; at once if none is outstanding.
+
+        Args:
+            handle: the lease.
+        """
         raise UnavailableError("wait_children")
 
     def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:
-        """Keep a step's result for every later run of the execution; the first one under a name stands.
+        """Keep the result of a step for every later attempt. The first result under a name stands.
+
+        Args:
+            handle: the lease.
+            name: the step's name.
+            value: the step's result.
+
+        Returns:
+            The result that stands, and whether this call recorded it.
 
         Raises:
-            ValidationError: `journal_full`, 1,000 steps or 1 MiB.
+            ValidationError: `invalid_input`, `payload_too_large`; `journal_full`, the journal has 1,000 steps or 1 MiB.
         """
         raise UnavailableError("record_step")

@@ -1,6 +1,6 @@
-"""The operations of the area budgets, with their promises."""
+"""The operations of the area budgets, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BudgetsBackend:
             args: its id and its limits.
 
         Returns:
-            Whether it was created now; the same call again changes nothing.
+            Whether this call created it; the same call again changes nothing.
 
         Raises:
             ConflictError: `conflict`, a budget of that id exists with other limits; see `update_budget`.
@@ -86,8 +86,8 @@ class BudgetsBackend:
         """List the namespace's budgets by id.
 
         Args:
-            cursor: the page before's `next_cursor`; None begins.
-            limit: rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most rows of the page, 1 to 1,000.
 
         Returns:
             A page.
@@ -101,7 +101,7 @@ class BudgetsBackend:
         """Add what an execution used to a budget: everything, or nothing if a hard limit would be passed.
 
         Args:
-            handle: the execution's.
+            handle: the lease of the execution.
             budget_id: the budget.
             dimensions: what was used; with a `dedup_key` the report may be sent again.
 

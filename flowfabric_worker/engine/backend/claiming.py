@@ -1,6 +1,6 @@
-"""The operations of the area claiming, with their promises."""
+"""The operations of the area claiming, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -21,40 +21,103 @@ class ClaimingBackend:
     """Claim work under a lease, reserve it and redeem it."""
 
     def claim(self, lane: str, capabilities: frozenset[str], policy: ClaimPolicy) -> Handle | None:
-        """Claim the next execution of a lane; None when nothing is ready."""
+        """Claim the next execution of a lane.
+
+        Args:
+            lane: the lane.
+            capabilities: what the worker has; it is given only work that requires no more.
+            policy: the worker, the time of the lease, and how long to wait.
+
+        Returns:
+            The lease, or None if nothing is ready.
+
+        Raises:
+            ValidationError: `invalid_input`, `invalid_capabilities`.
+            StateError: `instance_of_other_worker`.
+        """
         raise UnavailableError("claim")
 
     def claim_many(self, request: ClaimRequest) -> list[Claimed]:
-        """Claim everything that is ready, up to a limit: new, retried, replayed and resumed work, and work whose
-        lease was lost. With `max_wait` it blocks until there is something, without polling.
+        """Claim what is ready: new, retried, replayed and resumed work, and work whose lease was lost.
+
+        Args:
+            request: lanes in their order, capabilities, tasks, limit, and the worker's policy. With `max_wait` the call
+                blocks until there is work, without polling.
+
+        Returns:
+            The claimed executions with everything that is needed to run them, at most `limit`.
+
+        Raises:
+            ValidationError: `invalid_input`, `invalid_capabilities`, `duplicate_in_call`.
+            StateError: `instance_of_other_worker`.
         """
         raise UnavailableError("claim_many")
 
     def forward_wakeup(self, request: ClaimRequest) -> None:
-        """Wake another waiter for each class of the request that holds work: this worker has no room for it."""
+        """Pass a wake-up on, for a woken worker that has no capacity: wake a waiter per class that holds work.
+
+        Args:
+            request: the worker's claim request.
+
+        Raises:
+            ValidationError: `invalid_input`.
+        """
         raise UnavailableError("forward_wakeup")
 
     def stop_waiting(self, worker_instance_id: str) -> None:
-        """End the waiting of a worker that goes."""
+        """Stop a worker's waiting; a claim that waits returns without work.
+
+        Args:
+            worker_instance_id: the worker instance.
+
+        Raises:
+            ValidationError: `invalid_input`.
+        """
         raise UnavailableError("stop_waiting")
 
     def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
-        """Set the next execution of a lane aside for a named worker, for a time; None when nothing is ready."""
+        """Reserve the next execution of a lane for a named worker, for a time.
+
+        Args:
+            args: the lane, the worker and its capabilities, and how long the reservation holds.
+
+        Returns:
+            A grant, or None if nothing is ready.
+
+        Raises:
+            ValidationError: `invalid_input`, `invalid_capabilities`.
+            StateError: `instance_of_other_worker`.
+        """
         raise UnavailableError("claim_for_worker")
 
     def claim_resumed_execution(self, args: ClaimResumedExecutionArgs) -> Claimed:
-        """Redeem a grant for an execution whose attempt was interrupted: the same attempt goes on.
+        """Redeem a grant for an execution whose attempt was interrupted; the same attempt continues.
+
+        Args:
+            args: the execution, the worker, and the time of the lease.
+
+        Returns:
+            The claimed execution.
 
         Raises:
+            NotFoundError: `execution_not_found`.
             ContentionError: `execution_not_leaseable`, `not_a_resumed_execution`, `invalid_claim_grant`,
                 `claim_grant_expired`.
+            ValidationError: `invalid_input`; `corruption`, the execution is damaged and was set aside.
         """
         raise UnavailableError("claim_resumed_execution")
 
     def claim_from_reclaim(self, token: ReclaimToken) -> Handle | None:
-        """Redeem a grant for any kind of work; None when the execution cannot be claimed any more.
+        """Redeem a grant for any kind of work.
+
+        Args:
+            token: the grant, the worker, and the time of the lease.
+
+        Returns:
+            The lease, or None if the execution can no longer be claimed.
 
         Raises:
             ContentionError: `invalid_claim_grant`, `claim_grant_expired`.
+            ValidationError: `invalid_input`; `corruption`, the execution is damaged and was set aside.
         """
         raise UnavailableError("claim_from_reclaim")

@@ -1,6 +1,6 @@
-"""The operations of the area damage, with their promises."""
+"""The operations of the area damage, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -15,9 +15,20 @@ class DamageBackend:
     def list_damaged(
         self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
     ) -> ListDamagedPage:
-        """List a page of the executions whose records are damaged, by id, with what is wrong with each.
+        """List the executions whose records are damaged, by id.
 
-        A damaged execution is handed out no more and changes no more; at most 1,000 are listed per partition. `purge`
-        removes it.
+        A damaged execution is not handed out and does not change any more; `purge` removes it. At most 1,000 are listed
+        per partition.
+
+        Args:
+            partition: the key of one partition, such as `{fp:0}`; None for all.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most executions of the page, 0 to 1,000.
+
+        Returns:
+            A page of damaged executions, each with what is damaged.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_partition_key`, `partition_mismatch`, `invalid_input`.
         """
         raise UnavailableError("list_damaged")

@@ -1,6 +1,6 @@
-"""The operations of the area flows, with their promises."""
+"""The operations of the area flows, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class FlowsBackend:
     """Build, cancel and read flows."""
 
     def create_flow(self, args: CreateFlowArgs) -> CreateFlowResult:
-        """Create an empty flow. Its members are added one by one, and wired before or while they run.
+        """Create an empty flow. Members are added one by one, and linked before or while they run.
 
         Args:
             args: the flow.
 
         Returns:
-            Whether it was created now; the same call again changes nothing.
+            Whether this call created it; the same call again changes nothing.
 
         Raises:
             ConflictError: `conflict`, a flow of that id exists with another kind.
@@ -103,7 +103,7 @@ class FlowsBackend:
         raise UnavailableError("apply_dependency_to_child")
 
     def link(self, edge: DependencyEdge) -> LinkResult:
-        """Stage an edge, puts it into force and look at the upstream execution's outcome, in one step.
+        """Stage an edge, apply it, and look at the upstream execution's outcome, in one step.
 
         Args:
             edge: the edge.
@@ -119,7 +119,7 @@ class FlowsBackend:
     def set_edge_group_policy(
         self, flow_id: FlowId, downstream_execution_id: ExecutionId, policy: EdgeDependencyPolicy
     ) -> SetEdgeGroupPolicyResult:
-        """Say when the edges into an execution let it run; before the first of them is staged.
+        """Set when the edges into an execution let it run, before the first of them is staged.
 
         Args:
             flow_id: the flow.
@@ -163,7 +163,7 @@ class FlowsBackend:
             flow_id: the flow.
             policy: which members it takes along.
             wait: how long to wait until these have ended.
-            reason: for whoever looks at it.
+            reason: why, for operators.
 
         Returns:
             How far it got. A flow that is cancelled already gives its first answer.
@@ -190,7 +190,7 @@ class FlowsBackend:
         raise UnavailableError("cancel_flow_header")
 
     def ack_cancel_member(self, flow_id: FlowId, execution_id: ExecutionId) -> None:
-        """Note that a member of a cancelled flow has ended, so that nobody cancels it again.
+        """Record that a member of a cancelled flow has ended, so that it is not cancelled again.
 
         Args:
             flow_id: the flow; an unknown one is no error.
@@ -235,8 +235,8 @@ class FlowsBackend:
         Args:
             flow_id: the flow.
             direction: Outgoing or Incoming, with the execution.
-            cursor: the page before's `next_cursor`; None begins.
-            limit: rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most rows of the page, 1 to 1,000.
 
         Returns:
             A page; empty for a flow or member that does not exist.
@@ -251,8 +251,8 @@ class FlowsBackend:
 
         Args:
             partition: the partition's number.
-            cursor: the page before's `next_cursor`; None begins.
-            limit: rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most rows of the page, 1 to 1,000.
 
         Returns:
             A page.

@@ -1,6 +1,6 @@
-"""The operations of the area quotas, with their promises."""
+"""The operations of the area quotas, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ class QuotasBackend:
         """Create a quota policy.
 
         Args:
-            args: its id and what it allows.
+            args: the id of the policy and what it allows.
 
         Returns:
-            Whether it was created now; the same call again changes nothing.
+            Whether the policy was created by this call; the same call again changes nothing.
 
         Raises:
-            ConflictError: `conflict`, one of that id exists that allows something else; see
-                `update_quota_policy`.
+            ConflictError: `conflict`, a policy of that id allows something else; see `update_quota_policy`.
         """
         raise UnavailableError("create_quota_policy")
 
     def read_quota_policy(self, quota_policy_id: QuotaPolicyId) -> QuotaPolicyStatus | None:
-        """Read a quota policy and what it counts at one moment.
+        """Read a quota policy and its counters at one moment.
 
         Args:
             quota_policy_id: the policy.
@@ -50,7 +49,7 @@ class QuotasBackend:
         raise UnavailableError("read_quota_policy")
 
     def update_quota_policy(self, quota_policy_id: QuotaPolicyId, policy: QuotaPolicy) -> QuotaPolicyStatus:
-        """Let a quota policy allow something else. Slots that are held stay held.
+        """Change what a quota policy allows. Slots that are held stay held.
 
         Args:
             quota_policy_id: the policy.
@@ -68,8 +67,8 @@ class QuotasBackend:
         """List the namespace's quota policies by id.
 
         Args:
-            cursor: the page before's `next_cursor`; None begins.
-            limit: rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most rows of the page, 1 to 1,000.
 
         Returns:
             A page.

@@ -1,6 +1,6 @@
-"""The operations of the area reads, with their promises."""
+"""The operations of the area reads, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -19,16 +19,34 @@ from flowfabric_worker.engine.types.states import PublicState
 
 
 class ReadsBackend:
-    """Read what is stored."""
+    """Read executions, lanes and the store's clock."""
 
     def list_expired_leases(
         self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
     ) -> ListExpiredLeasesPage:
-        """Return a page of executions whose lease ran out or was revoked, and that nobody claimed since."""
+        """List the executions whose lease expired or was revoked, and that no worker has claimed since.
+
+        Args:
+            partition: the key of one partition, such as `{fp:0}`; None for all.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most executions of the page, 0 to 1,000.
+
+        Returns:
+            A page of leases, by execution id.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_partition_key`, `partition_mismatch`, `invalid_input`.
+        """
         raise UnavailableError("list_expired_leases")
 
     def describe_execution(self, execution_id: ExecutionId) -> ExecutionSnapshot | None:
-        """Return an execution at this moment; None if there is none.
+        """Read an execution as it is now.
+
+        Args:
+            execution_id: the execution.
+
+        Returns:
+            The execution, or None if there is none.
 
         Raises:
             ValidationError: `corruption`, the record is damaged; the message names the field.
@@ -36,7 +54,13 @@ class ReadsBackend:
         raise UnavailableError("describe_execution")
 
     def read_execution_info(self, execution_id: ExecutionId) -> ExecutionInfo | None:
-        """Return everything about an execution but its payload and result; None if there is none.
+        """Read everything of an execution except its payload and its result.
+
+        Args:
+            execution_id: the execution.
+
+        Returns:
+            The execution, or None if there is none.
 
         Raises:
             ValidationError: `corruption`.
@@ -44,7 +68,13 @@ class ReadsBackend:
         raise UnavailableError("read_execution_info")
 
     def read_execution_state(self, execution_id: ExecutionId) -> PublicState | None:
-        """Return an execution's public state; None if there is no such execution.
+        """Read an execution's public state.
+
+        Args:
+            execution_id: the execution.
+
+        Returns:
+            The state, or None if there is no such execution.
 
         Raises:
             ValidationError: `corruption`.
@@ -52,7 +82,17 @@ class ReadsBackend:
         raise UnavailableError("read_execution_state")
 
     def get_execution_result(self, execution_id: ExecutionId) -> bytes | None:
-        """Return the result of a completed execution; None if it has none, is not completed, or does not exist."""
+        """Read the result of a completed execution.
+
+        Args:
+            execution_id: the execution.
+
+        Returns:
+            The result, or None if there is none, the execution is not completed, or does not exist.
+
+        Raises:
+            ValidationError: `corruption`.
+        """
         raise UnavailableError("get_execution_result")
 
     def list_executions(
@@ -62,30 +102,63 @@ class ReadsBackend:
         limit: int = 100,
         filter: ExecutionFilter | None = None,  # noqa: A002  the name that the operation has
     ) -> ListExecutionsPage:
-        """Return a page of the namespace's executions by id, of one partition or of all, with filters.
+        """List the namespace's executions by id.
 
-        A lane and the states of `INDEXED_STATES` have indexes. For others, executions are looked at one by one,
-        about 10,000 a page at most. So a page may be short, even empty, and yet have a next one; its `looked_at` and
-        `unindexed` say why. A damaged execution that was set aside is shown whatever the filter asks for.
+        A lane and the states of `INDEXED_STATES` have indexes. For other filters executions are looked at one by one,
+        at most about 10,000 per page, so a page may be short or empty although there is a next one; its `looked_at` and
+        `unindexed` tell why. A damaged execution that was set aside is listed whatever the filter asks for.
+
+        Args:
+            partition: the key of one partition, such as `{fp:0}`; None for all.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most executions of the page, 0 to 1,000.
+            filter: which executions to list; None for all.
+
+        Returns:
+            A page of executions; a damaged one is a row that says what is damaged.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_partition_key`, `partition_mismatch`, `invalid_input`.
         """
         raise UnavailableError("list_executions")
 
     def list_lanes(self, cursor: str | None = None, limit: int = 100) -> ListLanesPage:
-        """Return a page of the namespace's lanes by name, with what each holds per public state."""
+        """List the namespace's lanes by name, with the number of executions per public state.
+
+        Args:
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most lanes of the page, 0 to 1,000.
+
+        Returns:
+            A page of lanes.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_input`.
+        """
         raise UnavailableError("list_lanes")
 
     def explain_execution(self, execution_id: ExecutionId) -> Explanation | None:
-        """Why an execution is not running, in words; None if there is no such execution."""
+        """Explain in words why an execution is not running.
+
+        Args:
+            execution_id: the execution.
+
+        Returns:
+            A code and a sentence, or None if there is no such execution.
+
+        Raises:
+            ValidationError: `corruption`.
+        """
         raise UnavailableError("explain_execution")
 
     def ping(self) -> None:
-        """Return when the store answers."""
+        """Return if the store answers, or raise `TransportError`."""
         raise UnavailableError("ping")
 
     def backend_label(self) -> str:
-        """Return the kind of store, for logs and metrics."""
+        """Return the kind of the store, for logs and metrics."""
         return "unknown"
 
     def server_time(self) -> int:
-        """Return the store's clock, in ms since 1970."""
+        """Return the moment of the store's clock, in ms since 1970."""
         raise UnavailableError("server_time")

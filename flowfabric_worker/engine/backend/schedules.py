@@ -1,6 +1,6 @@
-"""The operations of the area schedules, with their promises."""
+"""The operations of the area schedules, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from flowfabric_worker.engine.types.schedules import (
 
 
 class SchedulesBackend:
-    """Tick schedules, and operate them."""
+    """Submit the ticks of schedules, and pause, resume, remove and list them."""
 
     def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
-        """Submit ticks of a schedule: compares its last tick with the expected one, sets it, and make what they make.
+        """Submit ticks of a schedule: compare its last tick, move it, and create the executions of the new ticks.
 
-        The first call for an unknown schedule registers it and submits nothing, whatever it carries. A call without
-        ticks asks how far the schedule is. Each call keeps what the schedule is now: spec, task, lane, next tick.
+        The first call for an unknown schedule registers it and submits nothing. A call without ticks asks how far the
+        schedule is. Each call stores the schedule's present spec, task, lane and next tick.
 
         Args:
-            args: the schedule, what its ticks make, and which ones to submit.
+            args: the schedule, its expected last tick, the ticks to submit, and what each creates.
 
         Returns:
-            `Ticked` with the new executions; `Registered`; `AlreadyTicked` when the last tick is another one;
-            `Paused`.
+            `Ticked` with the new executions; `Registered`; `AlreadyTicked` if the last tick is not the expected one;
+            or `Paused`.
 
         Raises:
             ContentionError: `tick_not_due`, a tick lies in the future of the store's clock.
@@ -40,31 +40,31 @@ class SchedulesBackend:
         raise UnavailableError("tick_schedule")
 
     def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
-        """Do what `tick_schedule` does for many schedules, in bounded calls; each is answered by itself, in order.
+        """Submit ticks of many schedules in bounded calls; each is answered by itself, in order.
 
         Args:
             args: the schedules, each once.
 
         Returns:
-            Of each what `tick_schedule` returns, or the error that it raises.
+            For each schedule what `tick_schedule` returns, or the error that it raises.
 
         Raises:
-            ValidationError: `duplicate_in_call`; nothing was done.
+            ValidationError: `duplicate_in_call`; nothing was submitted.
         """
         raise UnavailableError("tick_schedules")
 
     def lead_schedules(self, group: str, process: str, duration: timedelta) -> Leadership:
-        """Make a process the leader of a group of schedules, or renews its leadership; unless another one leads.
+        """Make a process the leader of a group of schedules, or renew its leadership, unless another process leads.
 
-        Only spares the store calls: each tick is submitted once, whichever process submits it.
+        Leadership only saves calls to the store: each tick is submitted once, whichever process submits it.
 
         Args:
-            group: names the processes of which one leads.
-            process: names the caller; never used again by another one.
-            duration: for how long, unless it is renewed.
+            group: the name of the group.
+            process: the name of the calling process; no other process may ever use it.
+            duration: how long the leadership holds if it is not renewed.
 
         Returns:
-            Whether the caller leads, until when there is a leader, and the store's clock.
+            Whether the caller leads, until when the group has a leader, and the store's clock, both in ms.
 
         Raises:
             ValidationError: an argument is not valid; the message names it.
@@ -72,11 +72,11 @@ class SchedulesBackend:
         raise UnavailableError("lead_schedules")
 
     def resign_schedules(self, group: str, process: str) -> None:
-        """End the leadership of a process; change nothing if another one leads.
+        """End the leadership of a process. Nothing changes if another process leads.
 
         Args:
-            group: as in `lead_schedules`.
-            process: as in `lead_schedules`.
+            group: the name of the group.
+            process: the name of the calling process.
 
         Raises:
             ValidationError: an argument is not valid; the message names it.
@@ -84,28 +84,28 @@ class SchedulesBackend:
         raise UnavailableError("resign_schedules")
 
     def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
-        """Return a page of the namespace's schedules by name.
+        """List the namespace's schedules by name.
 
         Args:
-            cursor: the cursor of the page before; None for the first page.
-            limit: most schedules on the page, 0 to 1000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most schedules of the page, 0 to 1,000.
 
         Returns:
-            The schedules, and the cursor of the next page; None at the end.
+            A page of schedules; a damaged one is a row that says what is damaged.
 
         Raises:
-            ValidationError: `invalid_cursor`, or a limit out of range.
+            ValidationError: `invalid_cursor`, `invalid_input`.
         """
         raise UnavailableError("list_schedules")
 
     def pause_schedule(self, name: str) -> bool:
-        """Make a schedule submit nothing.
+        """Stop submitting a schedule's ticks.
 
         Args:
-            name: the schedule's.
+            name: the schedule.
 
         Returns:
-            False if it was paused already.
+            False if the schedule was paused before.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -113,13 +113,13 @@ class SchedulesBackend:
         raise UnavailableError("pause_schedule")
 
     def resume_schedule(self, name: str) -> bool:
-        """Let a paused schedule go on from now; its ticks meanwhile are not made up for.
+        """Submit a paused schedule's ticks again, from now on. Ticks that passed during the pause are not submitted.
 
         Args:
-            name: the schedule's.
+            name: the schedule.
 
         Returns:
-            False if it was not paused.
+            False if the schedule was not paused.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -127,10 +127,10 @@ class SchedulesBackend:
         raise UnavailableError("resume_schedule")
 
     def remove_schedule(self, name: str) -> None:
-        """Forget a schedule. A worker that still has it registers it anew, from that moment on.
+        """Remove a schedule. A worker that still has it registers it again, from that moment on.
 
         Args:
-            name: the schedule's.
+            name: the schedule.
 
         Raises:
             NotFoundError: `schedule_not_found`.

@@ -1,6 +1,6 @@
-"""The operations of the area submission, with their promises."""
+"""The operations of the area submission, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -15,19 +15,33 @@ class SubmissionBackend:
     """Create executions."""
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
-        """Make an execution, or return with the one that exists under its id or idempotency key.
+        """Create an execution, or return the one that exists under its id or idempotency key.
+
+        Args:
+            args: what to run, where and when.
+
+        Returns:
+            `Created`, or `Duplicate` with the existing execution and whether it is the same request.
 
         Raises:
             ValidationError: an argument is not valid; the message names it.
+            NotFoundError: `budget_not_found`, `quota_policy_not_found`.
             ResourceExhaustedError: `too_many_classes`, `store_full`.
         """
         raise UnavailableError("create_execution")
 
     def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
-        """Make many executions, each by itself, in one round trip for 500 of a partition.
+        """Create many executions, each by itself, in bounded calls.
+
+        Args:
+            args: what to run, where and when; each id and each idempotency key once.
+
+        Returns:
+            For each what `create_execution` returns, or the error.
 
         Raises:
-            ValidationError: an argument is not valid, or an id or key stands twice; then nothing was made.
+            ValidationError: an argument is not valid, or `duplicate_in_call`; nothing was created.
+            NotFoundError: `budget_not_found`, `quota_policy_not_found`; nothing was created.
         """
         raise UnavailableError("create_executions")
 

@@ -1,6 +1,6 @@
-"""The operations of the area suspension, with their promises."""
+"""The operations of the area suspension, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class SuspensionBackend:
     """Suspend executions, and resume them by signals."""
 
     def create_waitpoint(self, handle: Handle, waitpoint_key: str, expires_in: timedelta) -> PendingWaitpoint:
-        """Make a waitpoint ahead of its suspension, so that its token can be handed out first.
+        """Create a waitpoint before its suspension, so that its token can be handed out first.
 
-        Signals to it are buffered until `suspend` takes it over or it expires. The lease goes on.
+        Signals to it are buffered until `suspend` takes it over or it expires. The lease continues.
 
         A waitpoint belongs to the execution: asked for again under its name, in any attempt, it is the same one with
         the same token, also when its suspension is over. One that expired, or closed because the execution ended, is
         opened again.
 
         Args:
-            handle: the execution's.
+            handle: the lease of the execution.
             waitpoint_key: the name that a condition will call it by; it stands once in an execution.
             expires_in: how long it may wait for its suspension, on the store's clock.
 
@@ -57,10 +57,10 @@ class SuspensionBackend:
     def suspend(self, handle: Handle, args: SuspendArgs) -> SuspendOutcome:
         """Suspend the execution until its condition is met, and end the lease.
 
-        The attempt timeout stands still meanwhile; the stream stays open.
+        The attempt timeout is paused during the suspension; the stream stays open.
 
         Args:
-            handle: the execution's.
+            handle: the lease of the execution.
             args: the condition, its waitpoints, and the timeout.
 
         Returns:
@@ -84,7 +84,7 @@ class SuspensionBackend:
 
         Args:
             handle: the resumed execution's; it is not fenced.
-            cursor: the page before's `next_cursor`; None begins.
+            cursor: the `next_cursor` of the page before; None for the first page.
             limit: signals of the page, 1 to 1,000.
 
         Returns:
@@ -155,8 +155,8 @@ class SuspensionBackend:
 
         Args:
             partition: the partition's number.
-            cursor: the page before's `next_cursor`; None begins.
-            limit: rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most rows of the page, 1 to 1,000.
 
         Returns:
             A page.
@@ -173,8 +173,8 @@ class SuspensionBackend:
 
         Args:
             execution_id: the execution.
-            cursor: the page before's `next_cursor`; None begins.
-            limit: rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most rows of the page, 1 to 1,000.
 
         Returns:
             A page.

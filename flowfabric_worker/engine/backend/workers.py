@@ -1,6 +1,6 @@
-"""The operations of the area workers, with their promises."""
+"""The operations of the area workers, and what each promises."""
 
-# ruff: noqa: ARG002 - the arguments are named for those who override these methods.
+# ruff: noqa: ARG002 - subclasses that override these methods use the arguments.
 
 from __future__ import annotations
 
@@ -21,45 +21,96 @@ class WorkersBackend:
     """Register workers, and publish how their tasks are submitted."""
 
     def register_worker(self, args: RegisterWorkerArgs) -> RegisterWorkerResult:
-        """Write a worker into the registry, or write it anew."""
+        """Register a worker instance, or refresh its registration.
+
+        Args:
+            args: the worker, its lanes, tasks and capabilities, and how long it counts as alive.
+
+        Returns:
+            Whether the registration was refreshed.
+
+        Raises:
+            ValidationError: `invalid_input`, `invalid_capabilities`.
+            StateError: `instance_of_other_worker`.
+        """
         raise UnavailableError("register_worker")
 
     def heartbeat_worker(self, worker_instance_id: str, alive_for: timedelta = timedelta(seconds=60)) -> int:
-        """Say that a worker is alive; return until when it counts as alive, ms of the store's clock.
+        """Extend the registration of a worker instance.
+
+        Args:
+            worker_instance_id: the worker instance.
+            alive_for: how long it counts as alive.
+
+        Returns:
+            Until when it counts as alive, in ms of the store's clock.
 
         Raises:
             NotFoundError: `worker_not_found`.
-            StateError: `worker_dead`, it was marked dead.
+            StateError: `worker_dead`, the worker was marked dead.
+            ValidationError: `invalid_input`.
         """
         raise UnavailableError("heartbeat_worker")
 
     def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
-        """Mark a worker dead in the registry; its leases run out by themselves. False if it was marked.
+        """Record that a worker instance died. Its leases expire by themselves.
 
-        What is reclaimed from it afterwards keeps the reason with the attempt, and as the detail of
+        Work that is reclaimed from it afterwards keeps the reason with the attempt, and as the detail of
         `reclaims_exhausted`.
+
+        Args:
+            worker_instance_id: the worker instance.
+            reason: why it died, for operators.
+
+        Returns:
+            False if it was marked dead before.
 
         Raises:
             NotFoundError: `worker_not_found`.
+            ValidationError: `invalid_input`.
         """
         raise UnavailableError("mark_worker_dead")
 
     def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:
-        """Return a page of the namespace's workers by instance id; dead ones are listed for a day."""
+        """List the namespace's workers by instance id. Expired registrations are listed for a day.
+
+        Args:
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most workers of the page, 0 to 1,000.
+
+        Returns:
+            A page of workers; a damaged registration is a row that says what is damaged.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_input`.
+        """
         raise UnavailableError("list_workers")
 
     def publish_tasks(self, tasks: Sequence[TaskPublication], keep: timedelta = timedelta(days=7)) -> None:
-        """Tell producers how tasks are submitted, for as long as `keep`; the last publication of a task stands.
+        """Publish how tasks are submitted. The last publication of a task stands.
+
+        Args:
+            tasks: the tasks, each once.
+            keep: how long the publication is kept.
 
         Raises:
-            ResourceExhaustedError: `too_many_tasks`, a namespace has at most 10,000; those before it are published.
+            ValidationError: `invalid_input`, `duplicate_in_call`; nothing was published.
+            ResourceExhaustedError: `too_many_tasks`, the namespace has 10,000; the tasks before it were published.
         """
         raise UnavailableError("publish_tasks")
 
     def list_tasks(self, cursor: str | None = None, limit: int = 100, name: str | None = None) -> ListTasksPage:
-        """Return a page of the namespace's published tasks, ordered by what stands behind the last dot of each name.
+        """List the namespace's published tasks, ordered by the part of each name behind its last dot.
 
         Args:
-            name: only the task of this name or, where there is none, those whose last part it is.
+            cursor: the `next_cursor` of the page before; None for the first page.
+            limit: most tasks of the page, 0 to 1,000.
+            name: list only the task of this name or, if there is none, those whose last part it is.
+
+        Returns:
+            A page of tasks; a damaged publication is a row that says what is damaged.
+
+        Raises:
+            ValidationError: `invalid_cursor`, `invalid_input`.
         """
         raise UnavailableError("list_tasks")
