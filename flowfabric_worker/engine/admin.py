@@ -1,4 +1,4 @@
-"""operating: what an operator or a producer does to an execution, without a lease."""
+"""What operators and producers do to executions and lanes, without a lease."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from flowfabric_worker.engine.wire import pack_texts
 
 
 class Admin(EngineCore):
-    """The room `operating`."""
+    """The operations of the area admin."""
 
     def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
         target = check_execution_id(check_record(args, CancelExecutionArgs).execution_id)
@@ -69,7 +69,7 @@ class Admin(EngineCore):
         return AlreadySatisfied(reason=reply[1].decode())
 
     def _once(self, target: ExecutionId) -> Item:
-        """Return the first arguments of a call about an execution of this namespace, which may be sent again."""
+        """Return the first arguments of a repeatable call about an execution of this namespace."""
         return target.uuid, self._packed_namespace, new_call_id()
 
     def pause_lane(self, lane: str) -> bool:

@@ -1,4 +1,4 @@
-"""running: what the holder of a lease does with its execution."""
+"""What the holder of a lease does with its execution."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from flowfabric_worker.engine.wire import epoch_ms, optional, pack_moment
 
 T = TypeVar("T")
 
-# A renewal that takes longer than this part of the lease is better sent again.
+# A renewal may take this part of the lease; after that, sending it again is better than waiting.
 RENEWAL_TIMEOUT_SHARE = 6
 
 
 class AttemptOperations(EngineCore):
-    """The room `running`."""
+    """The operations of the area attempts."""
 
     def renew(self, handle: Handle) -> LeaseRenewal:
         return _only(self.renew_many([handle]))
@@ -52,7 +52,7 @@ class AttemptOperations(EngineCore):
         for handle in handles:
             partition, uuid, fence = self.fenced(handle)
             if not 1 <= handle.lease_ttl_ms <= MAX_LEASE_MS:
-                raise ValidationError("invalid_input", f"A lease holds 1 to {MAX_LEASE_MS} ms; the handle is damaged.")
+                raise ValidationError("invalid_input", f"A lease is 1 to {MAX_LEASE_MS} ms; the handle is damaged.")
             items.append((partition, (uuid, fence, str(handle.lease_ttl_ms))))
         self._refuse_repeats_in(items)
         shortest = min((handle.lease_ttl_ms for handle in handles), default=30_000)
@@ -66,7 +66,7 @@ class AttemptOperations(EngineCore):
 
     def progress(self, handle: Handle, percent: int | None = None, message: str | None = None) -> None:
         if percent is not None and (type(percent) is not int or not 0 <= percent <= 100):
-            raise ValidationError("invalid_input", f"percent is a whole number from 0 to 100, not {percent!r}.")
+            raise ValidationError("invalid_input", f"percent must be a whole number from 0 to 100, not {percent!r}.")
         partition, uuid, fence = self.fenced(handle)
         text = optional(None if message is None else cut(message, MAX_MESSAGE_BYTES))
         arguments: Item = [uuid, fence, "" if percent is None else str(percent), text, new_call_id()]
@@ -124,7 +124,7 @@ class AttemptOperations(EngineCore):
             cut(failure.reason.message, MAX_MESSAGE_BYTES),
             failure.reason.detail[:MAX_DETAIL_BYTES],
             after,
-            # The store does not draw: what it writes must follow from its arguments.
+            # The caller draws the number, so that the stored function depends on its arguments only.
             repr(random.random()),
         )
 
@@ -144,7 +144,7 @@ class AttemptOperations(EngineCore):
         lost: str | None = None,
     ) -> list[bool | TerminalFailed | EngineError]:
         if sum((if_wanted, delay is not None, lost is not None)) > 1:
-            raise ValidationError("invalid_input", "Give only one of delay, if_wanted and lost.")
+            raise ValidationError("invalid_input", "Give at most one of delay, if_wanted and lost.")
         moment: Argument = "?" if if_wanted else pack_moment(delay, None, "delay")
         if lost is not None:
             moment = b"!" + cut(lost, MAX_MESSAGE_BYTES)
@@ -172,7 +172,7 @@ class AttemptOperations(EngineCore):
         partition, uuid, fence = self.fenced(handle)
         check_name(name, "a step's name")
         if value is None:
-            raise ValidationError("invalid_input", "A step's result must be bytes; None cannot be kept.")
+            raise ValidationError("invalid_input", "A step's result must be bytes, not None.")
         self.check_payload(value, "step's result")
         arguments: Item = [uuid, fence, name, value, MAX_STEPS, MAX_JOURNAL_BYTES, new_call_id()]
         reply = self.call("record_step", partition, arguments)
@@ -183,7 +183,7 @@ class AttemptOperations(EngineCore):
 
 
 def _only(results: Sequence[T | EngineError]) -> T:
-    """Return the result of a batch of one."""
+    """Return the result of a batch of one, or raise its error."""
     result = results[0]
     if isinstance(result, EngineError):
         raise result
@@ -201,10 +201,10 @@ def _fail_outcome(reply: Reply) -> FailOutcome:
 
 
 def cut(text: str, limit: int) -> bytes:
-    """Return a text as UTF-8 of at most `limit` bytes; what cannot be encoded is replaced.
+    """Return a text as UTF-8 of at most `limit` bytes; characters that cannot be encoded are replaced.
 
     Raises:
-        ValidationError: not a text.
+        ValidationError: `invalid_input`, not a str.
     """
     if not isinstance(text, str):
         raise ValidationError("invalid_input", f"A message or reason must be a str, not {type(text).__name__}.")

@@ -1,4 +1,4 @@
-"""How calls are sent: again for a while after the connection failed, or once, and counted until they come back."""
+"""How calls are sent: repeated for a time after the connection failed, or once; and counted until they return."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _call_retries_disabled: ContextVar[bool] = ContextVar("flowfabric_sends_once", d
 
 
 def disable_call_retries() -> None:
-    """Send each call of this thread once from now on: it tries again by itself, and has other work meanwhile."""
+    """Send each call of this thread once from now on, for a thread that retries by itself."""
     _call_retries_disabled.set(True)
 
 
 def dedicate_thread(engine: EngineBackend) -> None:
-    """Prepare a thread with one task of its own, on which leases depend.
+    """Prepare a thread that leases depend on.
 
-    Its calls go out once, over connections that no other thread uses, and that are opened now.
+    Its calls are sent once, over connections that no other thread uses, and that are opened now.
     """
     disable_call_retries()
     keep_connections()
@@ -36,10 +36,10 @@ def dedicate_thread(engine: EngineBackend) -> None:
 
 
 class InFlightCalls:
-    """Count the calls that have not come back yet: `with` it around each of them."""
+    """Count the calls that have not returned yet. Use it as a context manager around each call."""
 
     def __init__(self) -> None:
-        # Every call passes through here, so what only a shutdown needs is done for a shutdown alone.
+        # Every call passes through here, so what only a shutdown needs is set up at the shutdown.
         self._lock = threading.Lock()
         self._none_left = threading.Condition(self._lock)
         self._count = 0
@@ -56,15 +56,18 @@ class InFlightCalls:
                 self._none_left.notify_all()
 
     def wait(self, timeout: float) -> int:
-        """Wait until there is none, at most `timeout` seconds; return how many there are."""
+        """Wait at most `timeout` seconds until no call is in flight; return how many are."""
         with self._lock:
             self._awaited = True
             self._none_left.wait_for(lambda: not self._count, timeout)
             return self._count
 
 
-def with_patience(attempt: Callable[[], T], retry_for: float) -> T:
-    """Run `attempt`, and again for `retry_for` seconds while the connection fails; once where calls go out once."""
+def call_with_retries(attempt: Callable[[], T], retry_for: float) -> T:
+    """Call `attempt`, and repeat it for `retry_for` seconds while the connection fails.
+
+    It is called once in a thread with `disable_call_retries`.
+    """
     try:
         return attempt()
     except TransportError as error:

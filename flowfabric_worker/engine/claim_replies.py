@@ -1,4 +1,4 @@
-"""What a claim hands out, as it comes from the store."""
+"""How the claimed executions in a reply are decoded."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _NO_FURTHER = (b"",) * 6
 
 
 class Decoding(Damage):
-    """Decodes claimed items, each by itself."""
+    """Decode claimed items, each by itself."""
 
     def decode_items(self, partition: int, items: Reply, claim_id: str, instance: str, lease: int) -> list[Claimed]:
-        """Decode each claimed item by itself; set aside in the store what is damaged."""
+        """Decode each claimed item by itself, and set the damaged ones aside."""
         decoded = []
         for item in items:
             try:
@@ -42,7 +42,7 @@ class Decoding(Damage):
         return decoded
 
     def decode_claimed(self, partition: int, item: Reply, claim_id: str, instance: str, lease: int) -> Claimed:
-        """Decode what a claim handed out under a lease of so many ms."""
+        """Decode one item that was claimed under a lease of `lease` ms."""
         uuid, fence, attempt, expires, class_data, priority, created, payload, codec, policy, further = item
         work_class = decode_class(class_data)
         _, epoch, attempt_id = decode_fence(fence)

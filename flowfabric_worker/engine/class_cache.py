@@ -1,7 +1,7 @@
-"""The classes that hold work: which there are, and which of them a worker fits.
+"""The classes that hold work, and which of them match a worker.
 
-A partition keeps a registry of its classes, with a revision for each lane. A lane's classes are read once per revision,
-and matched here, so what a worker may not take costs the store nothing.
+A partition keeps a registry of its classes, with a revision per lane. The classes of a lane are read once per revision
+and matched here, so work that a worker may not claim costs the store nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
 from flowfabric_worker.engine.wire import DAMAGE, WorkClass, decode_class
 
-# For how many requests the match is remembered: a worker asks for its lanes in changing orders.
+# How many requests have their match cached. A worker asks for its lanes in changing orders.
 _REMEMBERED = 64
 
 
 @attrs.frozen
 class _KnownLane:
-    """The classes of a lane that hold work, under their revision."""
+    """The classes of a lane that hold work, at one revision."""
 
     revision: bytes
     classes: Sequence[tuple[bytes, WorkClass]]
@@ -35,13 +35,13 @@ class _KnownLane:
 
 @attrs.frozen(kw_only=True)
 class Lane:
-    """A lane as a stored function gets it.
+    """A lane as a stored function reads it.
 
     Attributes:
-        address: its packed name.
-        limit: how many may be taken from it.
-        classes: from which classes.
-        revision: of which list of classes these were chosen; empty if it does not matter.
+        address: pack{namespace, lane}.
+        limit: how many executions may be claimed from it.
+        classes: the classes to claim from.
+        revision: the revision of the lane's classes from which these were chosen; empty for any.
     """
 
     address: bytes
@@ -51,11 +51,11 @@ class Lane:
 
 
 @attrs.frozen
-class Fitting:
-    """The lanes that a claim asks for, with the classes that the worker fits.
+class MatchingLanes:
+    """The lanes of a claim, each with the classes that match the worker.
 
     Attributes:
-        set_name: the same for all who wait for the same classes of the same lanes, in whichever order.
+        set_name: a name that is the same for all claims for the same classes of the same lanes, in any order.
     """
 
     lanes: Sequence[Lane]
@@ -64,22 +64,22 @@ class Fitting:
 
 @attrs.define
 class _Known:
-    """What is known of a partition: its lanes, and what earlier requests fitted."""
+    """What is known of a partition: its lanes, and the matches of earlier requests."""
 
     lanes: dict[str, _KnownLane] = attrs.field(factory=dict)
-    matches: dict[object, Fitting] = attrs.field(factory=dict)
+    matches: dict[object, MatchingLanes] = attrs.field(factory=dict)
 
 
 class ClassCache(EngineCore):
-    """What claims know of the registries of all partitions."""
+    """The cached registries of all partitions."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._known: dict[int, _Known] = {}
         self._turns = itertools.count()
 
-    def matching_lanes(self, partition: int, request: ClaimRequest, claimed: Sequence[Claimed] = ()) -> Fitting:
-        """Return the lanes that a claim may still take from, with the classes that the worker fits."""
+    def matching_lanes(self, partition: int, request: ClaimRequest, claimed: Sequence[Claimed] = ()) -> MatchingLanes:
+        """Return the lanes that a claim may still take from, with the classes that match the worker."""
         known = self._known.setdefault(partition, _Known())
         if claimed:
             taken = Counter(each.handle.lane for each in claimed)
@@ -108,29 +108,29 @@ class ClassCache(EngineCore):
         return [lane for lane in lanes if lane.limit > 0]
 
     def lane_batches(self, lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
-        """Yield lanes for as many calls as they need, at most 64 classes a call; of a lane each time others first."""
+        """Yield lanes in batches of at most 64 classes, one per call. A lane with more classes rotates them."""
         if sum(len(lane.classes) for lane in lanes) <= MAX_CLASSES_PER_CLAIM:
             yield list(lanes)
             return
-        portion: list[Lane] = []
-        room = MAX_CLASSES_PER_CLAIM
+        batch: list[Lane] = []
+        space = MAX_CLASSES_PER_CLAIM
         for lane in lanes:
             turn = 0
             if len(lane.classes) > MAX_CLASSES_PER_CLAIM:
                 turn = next(self._turns) * MAX_CLASSES_PER_CLAIM % len(lane.classes)
             classes = [*lane.classes[turn:], *lane.classes[:turn]]
             while True:
-                portion.append(attrs.evolve(lane, classes=classes[:room]))
-                taken, classes = len(classes[:room]), classes[room:]
-                room -= taken
+                batch.append(attrs.evolve(lane, classes=classes[:space]))
+                taken, classes = len(classes[:space]), classes[space:]
+                space -= taken
                 if not classes:
                     break
-                yield portion
-                portion, room = [], MAX_CLASSES_PER_CLAIM
-        yield portion
+                yield batch
+                batch, space = [], MAX_CLASSES_PER_CLAIM
+        yield batch
 
     def forget_lanes(self, partition: int, addresses: Iterable[bytes]) -> None:
-        """Forget the classes of lanes in which there are others by now."""
+        """Forget the classes of lanes whose revision has changed."""
         known = self._known.get(partition)
         if known is not None:
             known.matches.clear()
@@ -139,9 +139,9 @@ class ClassCache(EngineCore):
                 known.lanes.pop(lane, None)
 
     def _read(self, partition: int, known: _Known, request: ClaimRequest) -> Mapping[str, _KnownLane]:
-        """Return the lanes that a claim asks for; those that are not known are read."""
+        """Return the lanes of a request; read those that are not known."""
         names: list[str] = [check_lane(lane.lane) for lane in request.lanes]
-        # Another thread may forget a lane meanwhile.
+        # Another thread may forget a lane at the same time.
         lanes = {name: found for name in names if (found := known.lanes.get(name)) is not None}
         wanted = [name for name in names if name not in lanes]
         if wanted:
@@ -153,33 +153,33 @@ class ClassCache(EngineCore):
         return lanes
 
     def _rest_of(self, partition: int, lane: str, page: Sequence[bytes]) -> Sequence[bytes]:
-        """Return a lane's classes, beginning with their first page."""
+        """Return all classes of a lane, given its first page."""
         classes = list(page)
         while len(page) >= MAX_CLASSES_PER_LANE:
-            # Classes that come meanwhile give the lane a new revision, which the next claim notices.
+            # Classes that are added now give the lane a new revision, which the next claim notices.
             ((_, page),) = self.call("list_classes", partition, [self.packed_lane(lane), page[-1]])
             classes += page
         return classes
 
 
 def _readable(data: bytes) -> Iterator[tuple[bytes, WorkClass]]:
-    """Yield a class of the registry, stored and decoded; nothing if it is damaged: no work is found by it."""
+    """Yield a class of the registry, stored and decoded; skip a damaged one."""
     try:
         yield data, decode_class(data)
     except DAMAGE:
         return
 
 
-def _match(lanes: Sequence[Lane]) -> Fitting:
+def _match(lanes: Sequence[Lane]) -> MatchingLanes:
     digest = hashlib.blake2b(digest_size=16)
     for lane in sorted(lanes, key=lambda lane: lane.address):
         for text in (lane.address, b"", *sorted(lane.classes), b""):
             digest.update(b"%d:%b" % (len(text), text))
-    return Fitting(lanes, digest.hexdigest())
+    return MatchingLanes(lanes, digest.hexdigest())
 
 
 def lane_arguments(lanes: Iterable[Lane]) -> list[Argument]:
-    """Return lanes as the arguments of a stored function."""
+    """Return lanes as the arguments of a stored function (ff.lanes_of reads them)."""
     arguments: list[Argument] = []
     for lane in lanes:
         arguments += [lane.address, lane.limit, lane.revision, len(lane.classes), *lane.classes]

@@ -1,9 +1,9 @@
-"""What a resume condition means, what makes one unfit, and how it travels to a stored function.
+"""The meaning of resume conditions, their validation, and their encoding for stored functions.
 
-`evaluate` is the meaning: the stored functions give its answer for every condition and every set of signals.
+`evaluate` defines the meaning; the stored functions agree with it for every condition and every set of signals.
 
-A condition travels as a flat list of words in postfix order. Each node is its operator followed by its
-operands; an `all_of` comes after its members and says how many of the results before it are its own:
+A condition is encoded as a flat list of words in postfix order. Each node is its operator followed by its operands; an
+`all_of` comes after its members and says how many of the results before it belong to it:
 
     single <waitpoint key> <name, empty for any>
     operator_only
@@ -38,7 +38,7 @@ _DEFAULT_LIMITS = Limits()
 
 
 class SignalLike(Protocol):
-    """What a condition looks at in a signal."""
+    """The part of a signal that a condition looks at."""
 
     @property
     def signal_id(self) -> str: ...
@@ -52,13 +52,13 @@ class SignalLike(Protocol):
 
 _Signal = TypeVar("_Signal", bound=SignalLike)
 
-# ── meaning ──
+# ── Meaning ──
 
 
 def evaluate(condition: ResumeCondition, signals: Sequence[SignalLike]) -> bool:
     """Return whether these signals meet the condition.
 
-    Neither their order nor a repetition matters, and further signals never turn a yes into a no.
+    Order and repetition do not matter, and further signals never make a condition that is met unmet.
     """
     match condition:
         case Single():
@@ -73,18 +73,18 @@ def evaluate(condition: ResumeCondition, signals: Sequence[SignalLike]) -> bool:
 
 
 def matching_signals(condition: ResumeCondition, signals: Sequence[_Signal]) -> list[_Signal]:
-    """Return the signals that count somewhere in the condition, in the order given."""
+    """Return the signals that count somewhere in the condition, in the given order."""
     leaves = list(_leaves(condition))
     return [signal for signal in signals if any(_accepts(leaf, signal) for leaf in leaves)]
 
 
 def referenced_waitpoint_keys(condition: ResumeCondition) -> tuple[str, ...]:
-    """Return the keys of the waitpoints that the condition speaks of, each once, in the order of first mention."""
+    """Return the keys of the waitpoints that the condition names, each once, in the order of first mention."""
     return tuple(dict.fromkeys(key for leaf in _leaves(condition) for key in _keys(leaf)))
 
 
 def required_names(condition: ResumeCondition, waitpoint_key: str) -> tuple[str, ...]:
-    """Return the names of signals that count at a waitpoint, sorted; empty when any does, or none."""
+    """Return the names of the signals that count at a waitpoint, sorted; empty if any name counts, or none."""
     names = {leaf.matcher.name for leaf in _leaves(condition) if waitpoint_key in _keys(leaf)}
     return () if None in names else tuple(sorted(name for name in names if name is not None))
 
@@ -112,7 +112,7 @@ _IDENTITIES: dict[CountKind, Callable[[SignalLike], object]] = {
     CountKind.SOURCES: lambda signal: signal.source,
 }
 
-# ── fitness ──
+# ── Validation ──
 
 
 def validate(
@@ -122,12 +122,12 @@ def validate(
     has_timeout: bool = True,
     limits: Limits = _DEFAULT_LIMITS,
 ) -> None:
-    """Refuse a condition that could never be met, or that does not fit the waitpoints it is suspended with.
+    """Refuse a condition that can never be met, or that does not fit the waitpoints of its suspension.
 
     Args:
         condition: the condition.
-        waitpoint_keys: the keys of the suspension's waitpoints. OperatorOnly and TimeoutOnly speak of none,
-            so any may stand beside them; every other condition must speak of each.
+        waitpoint_keys: the keys of the suspension's waitpoints. OperatorOnly and TimeoutOnly name none, so any may be
+            given with them; every other condition must name each.
         has_timeout: whether the suspension has a timeout.
         limits: how many signals an execution accepts.
 
@@ -145,7 +145,7 @@ def validate(
 
 
 def _nodes(condition: object, path: str = _ROOT, depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Yield every node with its path, members after their AllOf; stops before it goes too deep."""
+    """Yield every node with its path, members after their AllOf; raise where the nesting is too deep."""
     depth += isinstance(condition, AllOf | Count)
     if depth > MAX_CONDITION_DEPTH:
         raise _unfit(path, f"conditions are nested {MAX_CONDITION_DEPTH} deep at most")
@@ -194,18 +194,18 @@ def _check_bindings(referenced: Sequence[str], bound: Sequence[str]) -> None:
     if missing := [key for key in referenced if key not in bound]:
         raise _unfit(_ROOT, f"no waitpoint has the key {missing[0]!r}")
     if referenced and (idle := [key for key in bound if key not in referenced]):
-        raise _unfit(_ROOT, f"it does not speak of the waitpoint {idle[0]!r}")
+        raise _unfit(_ROOT, f"it does not name the waitpoint {idle[0]!r}")
 
 
 def _unfit(path: str, why: str) -> ValidationError:
     return ValidationError("invalid_condition", f"The resume condition is not valid at {path}: {why}.", path=path)
 
 
-# ── travel ──
+# ── Encoding ──
 
 
 def to_postfix(condition: ResumeCondition) -> list[str]:
-    """Return the condition as words, in the one spelling that there is for it."""
+    """Return the condition as words, in the one canonical spelling."""
     match condition:
         case Single():
             return ["single", condition.waitpoint_key, condition.matcher.name or ""]
@@ -229,10 +229,10 @@ def to_postfix(condition: ResumeCondition) -> list[str]:
 
 
 def from_postfix(words: Sequence[str]) -> ResumeCondition:
-    """Return the condition that `to_postfix` made these words of.
+    """Return the condition that `to_postfix` encoded.
 
     Raises:
-        ValidationError: `corruption`, the words are not those of a condition.
+        ValidationError: `corruption`, the words do not encode a condition.
     """
     reader = iter(words)
     done: list[ResumeCondition] = []

@@ -1,4 +1,4 @@
-"""What all rooms of the engine share: calling stored functions, and how a store was set up."""
+"""What all areas of the engine share: calling stored functions, and setting a store up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish, windows
-from flowfabric_worker.engine.call_retries import InFlightCalls, with_patience
+from flowfabric_worker.engine.call_retries import InFlightCalls, call_with_retries
 from flowfabric_worker.engine.errors import (
     CODES,
     ConflictError,
@@ -37,13 +37,14 @@ DEFAULT_RETRY_FOR = 5.0
 
 
 class EngineCore:
-    """The ground of the rooms.
+    """The base of the areas.
 
     Args:
-        open_store: opens the store and says how many partitions its URL asks for; called once, at the first call.
-        namespace: whose lanes, keys and listings this engine works with.
-        limits: what an operator set.
-        retry_for: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
+        open_store: opens the store and returns it with the number of partitions that its URL asks for, or None; called
+            once, at the first call.
+        namespace: the tenant whose lanes, keys and listings the engine works with.
+        limits: the limits of this installation; None for the defaults.
+        retry_for: for how many seconds a call is repeated after the connection failed; 0 to send it once.
     """
 
     def __init__(
@@ -71,18 +72,18 @@ class EngineCore:
         self._waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
         self.is_closed = False
         self.under_way = InFlightCalls()
-        # What signs waitpoint tokens, by partition, as far as it is known.
+        # Per partition, the known secrets that sign waitpoint tokens.
         self.secret_rings: dict[int, SecretRing] = {}
 
     def reset_after_fork(self) -> None:
-        """In a forked process: the connections are the parent's, so this one opens its own."""
+        """Drop the connections in a forked process, which are the parent's."""
         self._begin()
 
     # Set-up
 
     @property
     def store(self) -> Store:
-        """The store; opened at its first use."""
+        """Return the store; it is opened at the first use."""
         if self._opened is None:
             with self._starting:
                 if self._opened is None:
@@ -91,23 +92,23 @@ class EngineCore:
 
     @property
     def partitions(self) -> int:
-        """How many partitions the store has; it is set up at the first use if it was not."""
+        """Return how many partitions the store has; a store that is new is set up."""
         if not self._partitions:
             self.set_up(testing=False)
         return self._partitions
 
     def set_up(self, *, testing: bool) -> tuple[bool, bool]:
-        """Set the store up, or check that it was set up as it is wanted.
+        """Set the store up if it is new, with a clock that can be set if `testing`; or check how it is set up.
 
-        Returns whether this call set it up, and whether its clock can be set.
+        Returns whether this call set the store up, and whether its clock can be set.
 
         Raises:
             ConflictError: `configuration_mismatch`.
-            TransportError: `permission_denied`, the store's user lacks a right that will be needed.
-            UnavailableError: `store_not_supported`, a newer major of the contract wrote it.
+            TransportError: `permission_denied`, the store's user lacks a right that is needed.
+            UnavailableError: `store_not_supported`, a release with a newer contract wrote the store.
         """
         store = self.store
-        # Before anything is written: what is refused in the middle of a function leaves half of its work behind.
+        # Rights are checked first, because a command refused inside a function leaves half of its writes behind.
         self.call_with_retries(store.check_rights)
         wanted = self._wanted_partitions or store.default_partitions
         status, major, count, stored_testing, *stored_secret = self._prepare_partition(
@@ -143,14 +144,14 @@ class EngineCore:
         return self.call_with_retries(lambda: self.store.call("prepare", partition, arguments))
 
     def _remember_secret(self, partition: int, stored: Sequence[bytes]) -> Secret:
-        """Keep the secret with which a partition signs waitpoint tokens."""
+        """Keep the secret with which a partition signs waitpoint tokens, and return it."""
         secret = Secret(stored[0].decode(), bytes.fromhex(stored[1].decode()))
         self.secret_rings[partition] = SecretRing.of(secret)
         return secret
 
     @property
     def listener(self) -> Listener:
-        """What this engine hears from others; listening begins at the first use."""
+        """Return the listener; it subscribes at the first use."""
         if self._listener is None:
             with self._starting:
                 if self._listener is None:
@@ -160,7 +161,7 @@ class EngineCore:
         return self._listener
 
     def waiter(self) -> Waiter:
-        """Return a new waiter, which is stopped when this engine is closed."""
+        """Return a new waiter. It is stopped when this engine is closed."""
         waiter = Waiter(lambda topic: self.call_with_retries(lambda: self.store.subscribe(topic)), self.partitions)
         with self._starting:
             self._waiters.add(waiter)
@@ -169,7 +170,7 @@ class EngineCore:
         return waiter
 
     def close(self) -> None:
-        """End listening and waiting, and close every connection. May be called again."""
+        """Stop listening and waiting, and close every connection. It may be called again."""
         with self._starting:
             self.is_closed = True
             for waiter in self._waiters:
@@ -182,17 +183,17 @@ class EngineCore:
     # Calls
 
     def call_with_retries(self, attempt: Callable[[], T]) -> T:
-        """Run `attempt`; again for a while if the connection fails, since every call of the engine may be repeated."""
+        """Call `attempt`, and repeat it for a time while the connection fails; any call may be repeated."""
         with self.under_way:
             return self._call_with_retries(attempt)
 
     def _call_with_retries(self, attempt: Callable[[], T]) -> T:
-        return with_patience(attempt, self.retry_for)
+        return call_with_retries(attempt, self.retry_for)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        """Run a stored function and return its reply, or raise the error that it answers."""
+        """Call a stored function and return its reply, or raise the error that it replies with."""
         self.check_partition(partition)
         answer = as_error(
             self.call_with_retries(lambda: self.store.call(function, partition, arguments, timeout)), partition
@@ -204,11 +205,10 @@ class EngineCore:
     def call_items(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
     ) -> list[Reply | EngineError]:
-        """Run a function that takes many items, each `(partition, arguments)`, and answers each by itself.
+        """Call a function that takes many items, each `(partition, arguments)`, and replies to each by itself.
 
-        The items go out in bounded batches per partition, one batch after the other, so that others get their turn at
-        the server. Items that are answered `batch_full` are sent again in another round, as long as each round
-        progresses.
+        Items are sent in bounded batches per partition, one after the other, so that other clients are served between
+        them. Items that are answered `batch_full` are sent again in another round, as long as each round progresses.
         """
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
@@ -244,7 +244,7 @@ class EngineCore:
     def _send_batches(
         self, function: str, items: Sequence[tuple[int, Item]], batches: Sequence[Sequence[int]], timeout: float
     ) -> Steps[list[Sequence[Reply | EngineError]]]:
-        """Send each batch of items as one call; return the answers of each, in the order of its items."""
+        """Send each batch of items as one call; return the replies of each, in the order of its items."""
         calls = [
             Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
             for batch in batches
@@ -264,13 +264,13 @@ class EngineCore:
     def call_item(
         self, function: str, partition: int, item: Item, timeout: float = CALL_TIMEOUT
     ) -> Reply | EngineError:
-        """Run such a function for one item, as many calls do: it needs no sorting into batches."""
+        """Call such a function for one item, without sorting it into batches."""
         self.check_partition(partition)
         reply = self.call_with_retries(lambda: self.store.call(function, partition, item, timeout))
         return as_error(reply[0], partition)
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
-        """Run many functions at once, each of them once."""
+        """Call many functions at once, each of them once."""
         with self.under_way:
             return list(self.store.call_many(calls, timeout))
 
@@ -287,7 +287,7 @@ class EngineCore:
             return error
 
     def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
-        """Send many calls at once, and those that got lost again together for a while."""
+        """Send many calls at once, and repeat those that were lost together for a time."""
         replies: list[Reply | EngineError] = [TransportError()] * len(calls)
         lost = list(range(len(calls)))
 
@@ -308,22 +308,24 @@ class EngineCore:
         return replies
 
     def check_partition(self, partition: int) -> int:
-        """Return a partition that the store has.
+        """Return the partition if the store has it.
 
         Raises:
             ValidationError: `partition_mismatch`.
         """
         if not 0 <= partition < self.partitions:
             raise ValidationError(
-                "partition_mismatch", f"The store has {self.partitions} partitions; there is no partition {partition}."
+                "partition_mismatch",
+                f"The store has {self.partitions} partitions; partition {partition} does not exist.",
             )
         return partition
 
     def partitions_behind(self, partition: str | None, cursor: ExecutionId | None) -> range:
-        """Return the partitions that a listing goes through, from its cursor's on.
+        """Return the partitions that a listing reads, from its cursor's partition on.
 
         Raises:
-            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, of another partition.
+            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, the cursor is not an id or
+                is not of a listed partition.
         """
         count = self.partitions
         partitions = range(count)
@@ -335,18 +337,18 @@ class EngineCore:
         try:
             first = check_execution_id(cursor).partition
         except ValidationError as error:
-            raise ValidationError("invalid_cursor", f"The cursor of a listing is an execution's id: {error}") from None
+            raise ValidationError("invalid_cursor", f"The cursor of this listing is an execution id: {error}") from None
         if first not in partitions:
-            raise ValidationError("invalid_cursor", f"{cursor} does not lie in what is listed.")
+            raise ValidationError("invalid_cursor", f"The cursor {cursor} is not in the partition that is listed.")
         return range(first, partitions.stop)
 
     # Arguments
 
     def check_payload(self, payload: bytes | None, what: str) -> None:
-        """A payload or a result within the limit.
+        """Check that a payload or a result is bytes or None, within the limit.
 
         Raises:
-            ValidationError: `payload_too_large`, or not bytes; the message names `what`.
+            ValidationError: `payload_too_large`, `invalid_input`; the message names `what`.
         """
         if payload is None:
             return
@@ -363,13 +365,13 @@ class EngineCore:
     # Handles
 
     def check_handle(self, handle: Handle) -> Handle:
-        """Return a handle of this kind of store.
+        """Return the handle if it belongs to this kind of store.
 
         Raises:
-            ValidationError: `handle_from_other_backend`.
+            ValidationError: `handle_from_other_backend`, `invalid_input`.
         """
         if not isinstance(handle, Handle):
-            raise ValidationError("invalid_input", f"A Handle is needed, not {type(handle).__name__}.")
+            raise ValidationError("invalid_input", f"Pass a Handle, not {type(handle).__name__}.")
         if handle.backend != self.store.label:
             raise ValidationError(
                 "handle_from_other_backend",
@@ -378,7 +380,7 @@ class EngineCore:
         return handle
 
     def fenced(self, handle: Handle) -> tuple[int, str, str]:
-        """Partition, uuid and fence of a handle of this kind of store."""
+        """Return partition, uuid and fence of a handle of this kind of store."""
         self.check_handle(handle)
         uuid, fence = handle.execution_id.uuid, handle.fence
         if not (uuid.isascii() and fence.isascii()):
@@ -387,7 +389,7 @@ class EngineCore:
 
     @staticmethod
     def refuse_repeats(keys: Iterable[object], what: str) -> None:
-        """An id or key stands once in a call.
+        """Refuse a call in which an id or key stands twice.
 
         Raises:
             ValidationError: `duplicate_in_call`.
@@ -395,35 +397,33 @@ class EngineCore:
         seen = set()
         for key in keys:
             if key in seen:
-                raise ValidationError("duplicate_in_call", f"{what} {key} stands twice in one call.")
+                raise ValidationError("duplicate_in_call", f"{what} {key} stands twice in one call; give it once.")
             seen.add(key)
 
     def packed_lane(self, lane: str) -> bytes:
-        """Return the address of a lane of this engine's namespace."""
+        """Return the address of a lane of this engine's namespace, pack{namespace, lane}."""
         return pack((self.namespace, lane))
 
 
 def as_error(reply: Reply, partition: int) -> Reply | EngineError:
-    """Return the error that a partition's reply stands for, or the reply."""
+    """Return the error that a partition replied with, or the reply."""
     if not reply or reply[0] != b"error":
         return reply
     code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
     row = CODES.get(code)
     if row is not None and row.details[:1] == ("execution_id",) and details and details[0]:
-        # A partition knows its executions by their uuids; callers know them by their whole ids.
+        # A partition knows executions by uuid, and callers know them by their full ids.
         details[0] = str(ExecutionId(partition, details[0]))
     return error_from_code(code, details)
 
 
 def is_put_off(answer: object) -> bool:
-    """Return whether a call was full before this item."""
+    """Return whether an item was not handled because its call was full."""
     return isinstance(answer, EngineError) and answer.code == "batch_full"
 
 
 def new_call_id() -> str:
-    """Return a name for one call: sent again after a lost reply, it is known by it and gets the answer of its first
-    time.
-    """
+    """Return a new name for one call, by which a repeated call is recognized and gets its first reply."""
     return uuid4().hex
 
 

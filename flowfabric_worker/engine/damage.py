@@ -1,4 +1,4 @@
-"""damage: executions whose records are damaged, set aside so that they harm nothing else."""
+"""Executions whose records are damaged, and how they are set aside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Damage(EngineCore):
-    """The room `damage`."""
+    """The operations of the area damage."""
 
     def list_damaged(
         self, partition: str | None = None, cursor: ExecutionId | None = None, limit: int = 100
@@ -30,7 +30,7 @@ class Damage(EngineCore):
             for uuid, entry in self.call("list_damaged", number, [after, MAX_PAGE_SIZE]):
                 each = execution_id(number, uuid)
                 field, namespace = unpack(entry) if entry else (b"record", b"")
-                # Of an execution whose class is damaged, the namespace is not known: every namespace shows it.
+                # The namespace of a damaged class is unknown, so the execution is listed in every namespace.
                 if namespace in (b"", self._packed_namespace):
                     if len(rows) == count:
                         return ListDamagedPage(executions=tuple(rows), next_cursor=last)
@@ -39,12 +39,12 @@ class Damage(EngineCore):
         return ListDamagedPage(executions=tuple(rows), next_cursor=None)
 
     def set_aside(self, damaged: ExecutionId, claim_id: str, error: Exception) -> str:
-        """Tell the store that a claimed execution cannot be read; return what is wrong with it."""
+        """Set a claimed execution aside that cannot be decoded; return what is wrong with it."""
         problem = f"the claimed record ({error})"
         log.error("%s is damaged and was set aside: %s. See list_damaged; purge removes it.", damaged, error)
         try:
             self.call("set_aside", damaged.partition, [damaged.uuid, claim_id, cut(problem, MAX_MESSAGE_BYTES)])
         except EngineError as failure:
-            # Its lease runs out, and the next claim meets it again.
+            # The lease will expire, and the next claim finds the execution again.
             log.warning("%s could not be set aside: %s", damaged, failure)
         return problem

@@ -1,4 +1,4 @@
-"""The one implementation of the engine, assembled from its rooms; it runs on every store."""
+"""The implementation of the engine, assembled from its areas. It runs on every store."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Engine(
     Maintenance,
     EngineBackend,
 ):
-    """An engine on a store. Nothing is connected before the first call; safe to share between threads.
+    """An engine on a store. It connects at the first call, and may be shared between threads.
 
-    Its constructor is that of `EngineCore`; `open_engine` makes one from a URL.
+    Its constructor is that of `EngineCore`; `open_engine` creates one from a URL.
     """
 
 
@@ -43,23 +43,23 @@ def open_engine(
     """Return an engine on the store that a URL names.
 
     Args:
-        url: such as `memory://`, `embedded://.flowfabric` or `valkey://localhost:6379`; a relative directory begins at
-            the working directory of this moment.
-        namespace: the tenant whose lanes, keys and listings it works with.
-        limits: what an operator set; None for the defaults.
-        retry_for: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
+        url: such as `memory://`, `embedded://.flowfabric` or `valkey://localhost:6379`; a relative directory is
+            resolved against the present working directory.
+        namespace: the tenant whose lanes, keys and listings the engine works with.
+        limits: the limits of this installation; None for the defaults.
+        retry_for: for how many seconds a call is repeated after the connection failed; 0 to send it once.
 
     Raises:
-        ValidationError: the namespace is not valid. A wrong URL is told at the first call.
+        ValidationError: the namespace is not valid. An invalid URL is reported at the first call.
     """
-    # Once, here: a process that goes to another directory before its first call, or after a fork, means the same store.
+    # The URL is made absolute here, so that a process means the same store after it changed its directory or forked.
     anchored = anchored_url(url)
     return Engine(lambda: open_store(anchored), namespace=namespace, limits=limits, retry_for=retry_for)
 
 
 def forget_memory(name: str) -> None:
-    """Let go of the store `memory://NAME`, which else lives as long as this process; open engines keep it."""
-    # Here, so that nobody loads a driver who does not use it.
+    """Delete the store `memory://NAME`, which otherwise lives as long as this process. Open engines keep it."""
+    # The import stands here, so that the driver is loaded only if a memory store is used.
     from flowfabric_worker.engine.stores.memory import forget_memory as forget
 
     forget(name)

@@ -1,19 +1,19 @@
-"""The errors of the engine: one tree, one table.
+"""The errors of the engine: a tree of classes, and a table of codes.
 
     FlowFabricError              the root of every error of this package, also of codecs and results
     EngineError
-    ├── NotFoundError            what was named does not exist; `entity` says what it is
-    ├── ValidationError          the call itself is wrong; sending it again cannot help
-    ├── ContentionError          somebody else was first; trying again is sensible
-    ├── ConflictError            it contradicts what is stored, for good
-    ├── StateError               not possible in the present state; a lost lease is one of these
+    ├── NotFoundError            an object does not exist; `entity` says of which kind
+    ├── ValidationError          the call is wrong, and repeating it cannot help
+    ├── ContentionError          another call was first; try again
+    ├── ConflictError            the call contradicts what is stored
+    ├── StateError               the operation is not possible in the present state, such as after a lost lease
     ├── UnavailableError         this engine does not offer the operation; `op` names it
-    ├── ResourceExhaustedError   a limit is reached; room may come later
-    ├── EngineTimeoutError       a wait ended before what it waited for came
+    ├── ResourceExhaustedError   a limit is reached; try again later
+    ├── EngineTimeoutError       a wait ended before the event
     └── TransportError           the store could not be reached or did not answer; `backend` names it
 
-Every code that a stored function or this package can give has one row in `CODES`: its class, whether the same
-call may succeed later, the names of the details that come with it, and a sentence that says what to do.
+Every code that a stored function or this package can raise has one row in `CODES`: its class, whether the same call may
+succeed later, the names of its details, and a sentence that says what happened and what to do.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class FlowFabricError(Exception):
 
 
 class EngineError(FlowFabricError):
-    """The root of every error that the engine raises.
+    """The base of every error that the engine raises.
 
     Attributes:
-        code: snake_case word that names the error; stable.
-        retryable: whether the same call may succeed when it is sent again later.
-        details: what the error speaks of: ids, limits, outcomes.
+        code: the stable name of the error, in snake_case.
+        retryable: whether the same call may succeed later.
+        details: ids, limits and outcomes that the error is about.
     """
 
     default_code: ClassVar[str] = "engine_error"
@@ -51,7 +51,7 @@ class EngineError(FlowFabricError):
 
 
 class NotFoundError(EngineError):
-    """What was named does not exist (any more). `entity` says what it is."""
+    """An object does not exist, or was removed; `entity` says of which kind."""
 
     default_code = "not_found"
 
@@ -61,25 +61,25 @@ class NotFoundError(EngineError):
 
 
 class ValidationError(EngineError):
-    """The call itself is wrong; sending it again cannot help."""
+    """The call is wrong, and repeating it cannot help."""
 
     default_code = "invalid_input"
 
 
 class ContentionError(EngineError):
-    """Somebody else was first; trying again is sensible."""
+    """Another call was first; try again."""
 
     default_code = "contention"
 
 
 class ConflictError(EngineError):
-    """The call contradicts what is stored, for good."""
+    """The call contradicts what is stored, and repeating it cannot help."""
 
     default_code = "conflict"
 
 
 class StateError(EngineError):
-    """Not possible in the present state. A lost lease is one of these, and is never worth a retry."""
+    """The operation is not possible in the present state, such as after a lost lease."""
 
     default_code = "invalid_state"
 
@@ -97,21 +97,21 @@ class UnavailableError(EngineError):
 
 
 class ResourceExhaustedError(EngineError):
-    """A limit is reached; room may come later."""
+    """A limit is reached; try again later."""
 
     default_code = "resource_exhausted"
 
 
 class EngineTimeoutError(EngineError):
-    """A wait ended before what it waited for came."""
+    """A wait ended before the event."""
 
     default_code = "timeout"
 
 
 class TransportError(EngineError):
-    """The store could not be reached, or did not answer in a way that tells what happened.
+    """The store could not be reached, or its answer does not tell what happened.
 
-    `backend` names the store, and `__cause__` is the driver's own error.
+    `backend` names the store, and `__cause__` is the error of the driver.
     """
 
     default_code = "transport"
@@ -123,7 +123,7 @@ class TransportError(EngineError):
 
 @attrs.frozen
 class Row:
-    """One line of the table of codes."""
+    """One row of the table of codes."""
 
     error: type[EngineError]
     retryable: bool
@@ -132,220 +132,245 @@ class Row:
 
 
 _ID = ("execution_id",)
+_STATE = ("execution_id", "state")
+_LIMIT = ("execution_id", "limit")
 
 CODES: dict[str, Row] = {
-    # what is not there
-    "not_found": Row(NotFoundError, False, "It does not exist."),
+    # What does not exist
+    "not_found": Row(NotFoundError, False, "The object does not exist; check its id."),
     "execution_not_found": Row(
-        NotFoundError, False, "There is no such execution: the id is wrong, or its retention is over.", _ID
+        NotFoundError, False, "The execution does not exist: check the id, or its retention is over.", _ID
     ),
-    "flow_not_found": Row(NotFoundError, False, "There is no such flow.", ("flow_id",)),
-    "lane_not_found": Row(NotFoundError, False, "There is no such lane: it exists from its first use.", ("lane",)),
-    "budget_not_found": Row(NotFoundError, False, "There is no such budget: create it first.", ("budget_id",)),
+    "flow_not_found": Row(NotFoundError, False, "The flow does not exist; create it first.", ("flow_id",)),
+    "budget_not_found": Row(NotFoundError, False, "The budget does not exist; create it first.", ("budget_id",)),
     "quota_policy_not_found": Row(
-        NotFoundError, False, "There is no such quota policy: create it first.", ("quota_policy_id",)
+        NotFoundError, False, "The quota policy does not exist; create it first.", ("quota_policy_id",)
     ),
-    "waitpoint_not_found": Row(NotFoundError, False, "There is no such waitpoint.", ("waitpoint_id",)),
-    "edge_not_found": Row(NotFoundError, False, "The flow has no such edge: stage it first.", ("edge_id",)),
+    "waitpoint_not_found": Row(
+        NotFoundError, False, "The execution has no such waitpoint; list its pending waitpoints.", ("waitpoint_id",)
+    ),
+    "edge_not_found": Row(NotFoundError, False, "The flow has no such edge; stage it first.", ("edge_id",)),
     "worker_not_found": Row(
-        NotFoundError, False, "No worker of that instance id is registered: register it first.", ("worker_instance_id",)
+        NotFoundError, False, "The worker instance is not registered; register it first.", ("worker_instance_id",)
     ),
-    "task_not_found": Row(NotFoundError, False, "No worker has published a task of that name.", ("task",)),
+    "task_not_found": Row(
+        NotFoundError, False, "No worker has published that task; check the name, or start a worker.", ("task",)
+    ),
     "schedule_not_found": Row(
-        NotFoundError, False, "There is no such schedule: it exists once a worker that has it runs.", ("schedule",)
+        NotFoundError, False, "The schedule does not exist; start a worker with it.", ("schedule",)
     ),
-    # what is wrong with the call
-    "ambiguous_task": Row(ValidationError, False, "Several tasks have that name: give the whole name.", ("task",)),
-    "invalid_input": Row(ValidationError, False, "An argument is not valid."),
-    "invalid_execution_id": Row(ValidationError, False, "That is not an execution id."),
-    "invalid_partition_key": Row(ValidationError, False, "That is not a partition key."),
+    # What is wrong with the call
+    "ambiguous_task": Row(ValidationError, False, "Several tasks have that name; give the full name.", ("task",)),
+    "invalid_input": Row(ValidationError, False, "An argument is not valid; correct it."),
+    "invalid_execution_id": Row(ValidationError, False, "The text is not an execution id; write it as {fp:N}:<uuid>."),
+    "invalid_partition_key": Row(ValidationError, False, "The text is not a partition key; write it as {fp:N}."),
     "partition_mismatch": Row(
-        ValidationError, False, "The execution id lies in another partition than its key or flow."
+        ValidationError, False, "The id belongs to another partition than its key or flow; leave it out."
     ),
-    "duplicate_in_call": Row(ValidationError, False, "An id or key may stand once in a call."),
-    "invalid_capabilities": Row(ValidationError, False, "A capability is not valid."),
-    "invalid_policy": Row(ValidationError, False, "The policy is not valid."),
-    "invalid_tag_key": Row(ValidationError, False, "A tag's key is not valid."),
-    "invalid_cursor": Row(ValidationError, False, "That cursor is not one that this engine gave."),
-    "invalid_url": Row(ValidationError, False, "That is not the URL of a store."),
+    "duplicate_in_call": Row(ValidationError, False, "An id or key stands twice in one call; give it once."),
+    "invalid_capabilities": Row(ValidationError, False, "A capability is not valid; correct it."),
+    "invalid_policy": Row(ValidationError, False, "The policy is not valid; correct it."),
+    "invalid_tag_key": Row(ValidationError, False, "The key of a tag is not valid; correct it."),
+    "invalid_cursor": Row(ValidationError, False, "The cursor is not one of this listing; begin again without one."),
+    "invalid_url": Row(ValidationError, False, "The store's URL is not valid; correct it."),
     "payload_too_large": Row(
-        ValidationError, False, "The payload is over the limit; store it elsewhere and pass its address."
+        ValidationError, False, "The payload is larger than the limit; store it elsewhere and pass its address."
     ),
-    "journal_full": Row(ValidationError, False, "The execution's journal of steps is full.", ("execution_id", "limit")),
+    "journal_full": Row(
+        ValidationError, False, "The execution's journal is full; record fewer or smaller steps.", _LIMIT
+    ),
     "stream_full": Row(
         ValidationError,
         False,
-        "The attempt's stream holds as many durable frames as it may; nothing that stands is lost. Append fewer "
-        "or smaller ones, or live ones.",
+        "The attempt's stream of durable frames is full; append fewer or smaller ones.",
         ("execution_id", "limit", "what"),
     ),
-    "handle_from_other_backend": Row(ValidationError, False, "That handle belongs to another kind of store."),
-    "corruption": Row(ValidationError, False, "A stored record is damaged.", ("execution_id", "field")),
-    "clock_not_settable": Row(
-        ValidationError, False, "The clock can be set only in a store that was prepared for tests."
+    "handle_from_other_backend": Row(
+        ValidationError, False, "The handle belongs to another kind of store; use the engine that issued it."
     ),
-    "invalid_condition": Row(ValidationError, False, "The resume condition is not valid."),
-    "invalid_token": Row(ValidationError, False, "The token does not open that waitpoint."),
+    "corruption": Row(
+        ValidationError, False, "A stored record is damaged; see list_damaged, and purge it.", ("execution_id", "field")
+    ),
+    "clock_not_settable": Row(
+        ValidationError, False, "The clock can be set only in a store that was prepared with testing=True."
+    ),
+    "invalid_condition": Row(ValidationError, False, "The resume condition is not valid; correct it."),
+    "invalid_token": Row(
+        ValidationError, False, "The token is not valid for this waitpoint; use the token that was issued with it."
+    ),
     "invalid_waitpoint_for_execution": Row(
-        ValidationError, False, "The waitpoint is not one of this execution's.", ("waitpoint_id",)
+        ValidationError, False, "The waitpoint belongs to another execution; name one of this one.", ("waitpoint_id",)
     ),
     "signal_limit_exceeded": Row(
-        ValidationError, False, "The execution accepts no more signals.", ("execution_id", "limit")
+        ValidationError, False, "The execution accepts no more signals; resume or cancel it.", _LIMIT
     ),
-    "lane_mismatch": Row(ValidationError, False, "The execution lies in another lane.", ("execution_id", "lane")),
-    "invalid_kid": Row(ValidationError, False, "The secret's kid is not valid."),
-    "invalid_secret": Row(ValidationError, False, "The secret is not valid."),
-    "invalid_patch": Row(ValidationError, False, "The summary frame is not a valid merge patch."),
-    "invalid_graph": Row(ValidationError, False, "The graph is not valid."),
-    # who was faster
-    "contention": Row(ContentionError, True, "Somebody else was first."),
+    "lane_mismatch": Row(
+        ValidationError, False, "The execution is in another lane; name its lane, or none.", ("execution_id", "lane")
+    ),
+    "invalid_kid": Row(ValidationError, False, "The kid of a secret is not valid; correct it."),
+    "invalid_secret": Row(ValidationError, False, "The secret is not valid; use 1 to 1024 bytes."),
+    "invalid_patch": Row(ValidationError, False, "The summary frame is not a valid JSON merge patch; correct it."),
+    "invalid_graph": Row(ValidationError, False, "The graph is not valid; correct its keys and edges."),
+    # Lost races
+    "contention": Row(ContentionError, True, "Another call was first; try again."),
     "execution_not_leaseable": Row(
-        ContentionError, True, "The execution cannot be claimed now.", ("execution_id", "state")
+        ContentionError, True, "The execution cannot be claimed in its state; claim another one.", _STATE
     ),
     "not_a_resumed_execution": Row(
-        ContentionError, True, "The execution has no interrupted attempt to go on with.", _ID
+        ContentionError, True, "The execution was not interrupted; redeem it with claim_from_reclaim.", _ID
     ),
-    "invalid_claim_grant": Row(ContentionError, True, "No such reservation is held for this worker.", _ID),
-    "claim_grant_expired": Row(ContentionError, True, "The reservation lapsed; ask for another one.", _ID),
+    "invalid_claim_grant": Row(
+        ContentionError, True, "The execution is not reserved for this worker; reserve it.", _ID
+    ),
+    "claim_grant_expired": Row(ContentionError, True, "The reservation has expired; ask for another one.", _ID),
     "execution_not_eligible": Row(
-        ContentionError, True, "The execution is not waiting to run.", ("execution_id", "state")
+        ContentionError, True, "The execution is not waiting to run; read its state.", _STATE
     ),
     "stale_graph_revision": Row(
-        ContentionError, True, "The flow has changed: read its revision again.", ("flow_id", "graph_revision")
+        ContentionError, True, "The flow has changed; read its revision and try again.", ("flow_id", "graph_revision")
     ),
     "stale_summary_version": Row(
-        ContentionError, True, "The summary was changed meanwhile: merge into the present one.", _ID
+        ContentionError, True, "The summary was changed by another call; merge the patch into the present one.", _ID
     ),
     "tick_not_due": Row(
-        ContentionError, True, "The tick lies in the future of the store's clock.", ("schedule", "tick_ms")
+        ContentionError, True, "The tick is in the future; submit it when it is due.", ("schedule", "tick_ms")
     ),
-    # what contradicts the store
+    # What contradicts the store
     "configuration_mismatch": Row(
-        ConflictError, False, "The store was set up differently.", ("what", "stored", "given")
+        ConflictError, False, "The store was set up differently; use its settings.", ("what", "stored", "given")
     ),
-    "conflict": Row(ConflictError, False, "It contradicts what is stored."),
+    "conflict": Row(ConflictError, False, "The call contradicts what is stored; read it and decide."),
     "instance_of_other_worker": Row(
         ConflictError,
         False,
-        "The worker instance belongs to another worker id: give each process an instance id.",
+        "The worker instance belongs to another worker id; give each process its own instance id.",
         ("worker_instance_id", "worker_id"),
     ),
     "key_conflict": Row(
         ConflictError,
         False,
-        "The key stands for another request: use another one, or on_conflict='return' to get its run.",
+        "The key stands for another request; use another key, or on_conflict='return' to get its run.",
         ("execution_id", "key"),
     ),
     "frame_conflict": Row(
         ConflictError,
         False,
-        "Another frame stands under that seq, or a later one does: number frames in their order.",
+        "Another frame has that seq, or a later one exists; number them in order.",
         ("execution_id", "seq"),
     ),
-    "rotation_conflict": Row(ConflictError, False, "That kid names another secret: choose a new kid.", ("kid",)),
+    "rotation_conflict": Row(ConflictError, False, "The kid belongs to another secret; choose a new kid.", ("kid",)),
     "self_referencing_edge": Row(ConflictError, False, "An edge cannot lead back to its own execution.", _ID),
-    "cycle_detected": Row(ConflictError, False, "The edge would close a cycle.", ("edge_id",)),
-    "dependency_already_exists": Row(ConflictError, False, "Another edge has that id.", ("edge_id",)),
+    "cycle_detected": Row(ConflictError, False, "The edge would close a cycle; leave it out.", ("edge_id",)),
+    "dependency_already_exists": Row(ConflictError, False, "Another edge has that id; choose another.", ("edge_id",)),
     "edge_group_policy_fixed": Row(
-        ConflictError, False, "The group's policy is fixed: set it before its first edge.", _ID
+        ConflictError, False, "The group's policy is fixed; set it before its first edge.", _ID
     ),
-    "edge_group_fired": Row(ConflictError, False, "The group has fired; no edge can be added to it.", _ID),
+    "edge_group_fired": Row(
+        ConflictError, False, "The group has fired and takes no more edges; add edges before their executions end.", _ID
+    ),
     "execution_already_in_flow": Row(
-        ConflictError, False, "The execution is a member of another flow.", ("execution_id", "flow_id")
+        ConflictError, False, "The execution is in another flow; create another one.", ("execution_id", "flow_id")
     ),
-    # what the state forbids
-    "invalid_state": Row(StateError, False, "Not possible in the present state."),
+    # What the state forbids
+    "invalid_state": Row(StateError, False, "The operation is not possible in the present state; read the state."),
     "execution_not_active": Row(
         StateError,
         False,
-        "The execution is not running under this lease any more; its outcome stands.",
+        "The execution is no longer running under this lease, and its outcome stands; stop working on it.",
         ("execution_id", "outcome", "lease_epoch", "phase", "attempt_id"),
     ),
-    "lease_expired": Row(StateError, False, "The lease ran out; another worker goes on with the execution.", _ID),
-    "lease_revoked": Row(
-        StateError, False, "The lease was taken away; another worker goes on with the execution.", _ID
+    "lease_expired": Row(
+        StateError, False, "The lease has expired, and another worker may claim the execution; stop working on it.", _ID
     ),
-    "stale_lease": Row(StateError, False, "Another lease holds the execution now.", _ID),
-    "execution_not_terminal": Row(StateError, False, "The execution has not ended yet.", ("execution_id", "state")),
-    "max_replays_exhausted": Row(StateError, False, "The execution was replayed as often as its policy allows.", _ID),
-    "already_suspended": Row(StateError, False, "The execution is suspended already.", _ID),
-    "execution_not_suspended": Row(StateError, False, "The execution is not suspended.", _ID),
+    "lease_revoked": Row(
+        StateError, False, "The lease was revoked, and another worker may claim the execution; stop working on it.", _ID
+    ),
+    "stale_lease": Row(StateError, False, "Another lease holds the execution; stop working on it.", _ID),
+    "execution_not_terminal": Row(
+        StateError, False, "The execution has not ended; wait for its end, or cancel it.", _STATE
+    ),
+    "max_replays_exhausted": Row(
+        StateError, False, "The execution was replayed as often as allowed; submit a new one.", _ID
+    ),
+    "already_suspended": Row(StateError, False, "The execution is already suspended; wait until it is resumed.", _ID),
+    "execution_not_suspended": Row(StateError, False, "The execution is not suspended, so it cannot be resumed.", _ID),
     "waitpoint_not_pending": Row(
-        StateError, False, "The waitpoint is in use or closed: create another one.", ("waitpoint_id",)
+        StateError, False, "The waitpoint is in use or closed; create another one.", ("waitpoint_id",)
     ),
     "pending_waitpoint_expired": Row(
-        StateError, False, "The waitpoint expired before it was used: create another one.", ("waitpoint_id",)
+        StateError, False, "The waitpoint expired before a suspension used it; create another one.", ("waitpoint_id",)
     ),
     "waitpoint_closed": Row(
         StateError,
         False,
-        "The waitpoint takes no more signals; what closed it stands.",
+        "The waitpoint is closed and takes no more signals; what closed it stands.",
         ("waitpoint_id", "why", "decision", "decided_by"),
     ),
-    "flow_already_terminal": Row(StateError, False, "The flow has ended.", ("flow_id", "state")),
+    "flow_already_terminal": Row(StateError, False, "The flow has ended; create another one.", ("flow_id", "state")),
     "execution_not_in_flow": Row(
-        StateError, False, "The execution is not a member of the flow: add it first.", ("execution_id", "flow_id")
+        StateError, False, "The execution is not a member of the flow; add it first.", ("execution_id", "flow_id")
     ),
     "worker_dead": Row(
-        StateError, False, "The worker was marked dead; it must register again.", ("worker_instance_id",)
+        StateError, False, "The worker instance was marked dead; register it again.", ("worker_instance_id",)
     ),
-    # what this engine lacks
-    "unavailable": Row(UnavailableError, False, "This engine does not offer the operation."),
-    "embedded_unavailable": Row(UnavailableError, False, "The embedded store cannot run here."),
-    "store_not_supported": Row(UnavailableError, False, "The store cannot be used."),
-    # what is full
-    "resource_exhausted": Row(ResourceExhaustedError, True, "A limit is reached."),
-    "batch_full": Row(ResourceExhaustedError, True, "The call was full before this item; send it again."),
+    # What this engine lacks
+    "unavailable": Row(UnavailableError, False, "This engine does not offer the operation; see capabilities()."),
+    "embedded_unavailable": Row(
+        UnavailableError, False, "The embedded store cannot run here; name a server in the URL."
+    ),
+    "store_not_supported": Row(
+        UnavailableError, False, "The store cannot be used; see the message for the version or setting that it needs."
+    ),
+    # Limits
+    "resource_exhausted": Row(ResourceExhaustedError, True, "A limit is reached; try again later."),
+    "batch_full": Row(ResourceExhaustedError, True, "The call's work budget was used up; send this item again."),
     "too_many_classes": Row(
-        ResourceExhaustedError, True, "The lane holds work of too many kinds; use more lanes.", ("lane", "limit")
+        ResourceExhaustedError, True, "The lane has too many kinds of work; use more lanes.", ("lane", "limit")
     ),
     "too_many_tasks": Row(
-        ResourceExhaustedError,
-        True,
-        "Too many tasks are published; those that no worker has any more end in a week.",
-        ("limit",),
+        ResourceExhaustedError, True, "Too many tasks are published; unused ones expire after a week.", ("limit",)
     ),
     "too_many_waitpoints": Row(
-        ResourceExhaustedError,
-        True,
-        "The execution has too many open waitpoints; wait for some of them first.",
-        ("execution_id", "limit"),
+        ResourceExhaustedError, True, "The execution has too many open waitpoints; wait for some first.", _LIMIT
     ),
     "too_many_secrets": Row(
         ResourceExhaustedError,
         True,
-        "Too many secrets are within their grace; rotate again when the first of them is over.",
+        "Too many secrets are in their grace; rotate again when one has expired.",
         ("limit",),
     ),
     "too_many_tails": Row(
-        ResourceExhaustedError, True, "Too many tails of this engine are waiting; end some.", ("limit",)
+        ResourceExhaustedError, True, "Too many tails of this engine are waiting; end some of them.", ("limit",)
     ),
-    "store_full": Row(ResourceExhaustedError, True, "The store has no memory left for new work."),
-    # what took too long
-    "timeout": Row(EngineTimeoutError, True, "It did not happen in time."),
-    # what lies between us and the store
-    "transport": Row(TransportError, True, "The store could not be reached."),
-    "store_timeout": Row(TransportError, True, "The store did not answer in time."),
-    "store_busy": Row(TransportError, True, "The store is loading or failing over."),
-    "authentication_failed": Row(TransportError, False, "The store refused the user or the password."),
-    "tls_failed": Row(TransportError, False, "The store and this client do not accept each other's TLS."),
-    "permission_denied": Row(TransportError, False, "The store's user lacks a right that is needed."),
-    "function_missing": Row(TransportError, False, "The function library is not loaded in the store."),
-    "function_failed": Row(TransportError, False, "A stored function failed; this is a bug, please report it."),
+    "store_full": Row(ResourceExhaustedError, True, "The store has no memory left for new work; free memory."),
+    # Waits
+    "timeout": Row(EngineTimeoutError, True, "The wait ended before the event; wait again."),
+    # The connection to the store
+    "transport": Row(TransportError, True, "The store could not be reached; check its address and the network."),
+    "store_timeout": Row(
+        TransportError, True, "The store did not answer in time; the call may have taken effect, and may be sent again."
+    ),
+    "store_busy": Row(TransportError, True, "The store is loading its data or failing over; try again."),
+    "authentication_failed": Row(TransportError, False, "The store refused the user or the password; correct the URL."),
+    "tls_failed": Row(
+        TransportError, False, "The store and this client could not agree on TLS; check the TLS options."
+    ),
+    "permission_denied": Row(TransportError, False, "The store's user lacks a right that is needed; grant it."),
+    "function_failed": Row(TransportError, False, "A stored function failed; please report this defect."),
     "engine_closed": Row(
-        TransportError, False, "The engine was closed while the caller waited; open another one, and wait again.", _ID
+        TransportError, False, "The engine was closed while the caller waited; open another one and wait again.", _ID
     ),
-    "protocol": Row(TransportError, False, "The store answered something that cannot be understood."),
+    "protocol": Row(TransportError, False, "The store's answer could not be understood; check its address."),
     "cursor_expired": Row(
-        StateError, False, "What lay behind that cursor was trimmed; begin anew without a cursor.", ("cursor",)
+        StateError, False, "Events after the cursor were trimmed; subscribe again without it.", ("cursor",)
     ),
 }
 
 
 def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", **context: Any) -> EngineError:
-    """Return the exception for a code of the table; `details` fill the names that the row gives them.
+    """Return the exception for a code of the table, with details named as the row names them.
 
-    A code without a row is a defect of this package: it becomes a `TransportError` that says so.
+    A code without a row is a defect of this package; it becomes a `TransportError` that says so.
     """
     row = CODES.get(code)
     if row is None:
@@ -365,7 +390,7 @@ def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", *
 def _restore(
     kind: type[EngineError], code: str, message: str, details: dict[str, Any], state: dict[str, Any]
 ) -> EngineError:
-    """Rebuild a pickled error; what crosses a process keeps its code and its sentence."""
+    """Rebuild a pickled error with its code and its message."""
     error = kind.__new__(kind)
     Exception.__init__(error, message)
     error.__dict__.update(state)

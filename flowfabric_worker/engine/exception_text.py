@@ -1,11 +1,11 @@
-"""Words for exceptions of users, whose own code may raise, lie or refuse while it is asked."""
+"""Text of exceptions of user code, whose own methods may raise or return anything."""
 
 from __future__ import annotations
 
 import traceback
 from typing import Final
 
-# The innermost frames tell most.
+# How many of the innermost frames a traceback shows.
 _TRACEBACK_FRAMES: Final = -50
 _MAX_CHARACTERS: Final = 1 << 20
 _class_name = type.__dict__["__name__"].__get__
@@ -13,7 +13,7 @@ _traceback_of = BaseException.__dict__["__traceback__"].__get__
 
 
 def class_name(error: BaseException) -> str:
-    """Return the name of an exception's class, also where its metaclass has another `__name__`."""
+    """Return the name of an exception's class, even if its metaclass has another `__name__`."""
     name: str = _class_name(type(error))
     return name
 
@@ -28,17 +28,17 @@ def text_of(error: BaseException) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return a text, cut to a size that can be handled, without the methods that a subclass of str may have."""
+    """Return a text as a plain str, without the methods of a subclass, cut to a bounded size."""
     return str.__getitem__(text, slice(_MAX_CHARACTERS))
 
 
 def message_of(error: BaseException) -> str:
-    """Return an exception in one line: its class and its text."""
+    """Return an exception as one line: its class and its text."""
     return f"{class_name(error)}: {text_of(error)}"
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the end of an exception's traceback as text, with as much as the exception lets be read."""
+    """Return the end of an exception's traceback as text, with as much as can be read of it."""
     try:
         return "".join(traceback.format_exception(error, limit=_TRACEBACK_FRAMES))[-_MAX_CHARACTERS:]
     except BaseException:  # noqa: BLE001  its causes, notes and text are asked for, and may raise anything

@@ -1,4 +1,4 @@
-"""feed: every end of an execution, in order, and waiting for one."""
+"""The feed: every end of an execution in order, and waiting for one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PAGE = 500
 
 
 class Feed(EngineCore):
-    """The room `feed`."""
+    """The operations of the area feed."""
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
         seconds = _seconds(timeout)
@@ -41,7 +41,7 @@ class Feed(EngineCore):
         outcome = self.read_outcome(execution_id)
         while outcome is None:
             self._await_end(execution_id, deadline)
-            # Looked up in any case: what ended meanwhile is told, however the wait ended.
+            # The outcome is read after every wait, because the execution may have ended however the wait ended.
             is_closed = self.listener.is_closed
             try:
                 outcome = self.read_outcome(execution_id)
@@ -60,7 +60,7 @@ class Feed(EngineCore):
         return outcome
 
     def _await_end(self, execution_id: ExecutionId, deadline: float | None) -> None:
-        """Return when an execution may have ended, time is over, or the listener has not looked for a while."""
+        """Return when an execution may have ended, the time is over, or the listener has not looked for a while."""
         listener = self.listener
         event = listener.watch(str(execution_id), self._ended_of)
         try:
@@ -69,7 +69,7 @@ class Feed(EngineCore):
             while status == b"watched":
                 since = time.monotonic()
                 remaining = _remaining(deadline)
-                # The listener looks for all who wait; where it did not, each looks by itself.
+                # The listener looks for all waiting threads; if it could not, each thread looks by itself.
                 if event.wait(remaining) or remaining < FALLBACK or listener.rechecked_at < since:
                     listener.revive()
                     return
@@ -77,10 +77,10 @@ class Feed(EngineCore):
             listener.unwatch(str(execution_id), event)
 
     def read_outcome(self, execution_id: ExecutionId) -> ExecutionOutcome | None:
-        """Return how an execution ended; None while it has not.
+        """Return how an execution ended, or None if it has not ended.
 
         Raises:
-            NotFoundError: there is no such execution.
+            NotFoundError: `execution_not_found`.
         """
         check_execution_id(execution_id)
         arguments: Item = [self._packed_namespace, len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
@@ -90,10 +90,10 @@ class Feed(EngineCore):
         return Record(execution_id, _OUTCOME_FIELDS, values).outcome()
 
     def _ended_of(self, ids: list[str]) -> Iterator[str]:
-        """Yield those of the watched executions that ended, or are gone; the others are watched again in the same step.
+        """Yield the watched executions that have ended or do not exist, and watch the others again in the same step.
 
         Raises:
-            EngineError: a part of the store did not answer; those of the other parts were yielded before.
+            EngineError: a partition did not answer; the executions of the others were yielded before.
         """
         by_partition: dict[int, list[ExecutionId]] = {}
         for each in map(ExecutionId.parse, ids):
@@ -127,7 +127,7 @@ class Feed(EngineCore):
         return self._follow(positions, wanted, _seconds(timeout))
 
     def feed_cursor(self) -> str:
-        """Return a cursor behind the newest end: a subscription from it sees only what is still to come."""
+        """Return a cursor after the newest end; a subscription from it yields later ends only."""
         return _encode_cursor(self._places({}, 0))
 
     def _follow(
@@ -139,7 +139,7 @@ class Feed(EngineCore):
         counted = "1" if self.store.counts_listeners else ""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            # It listens before it asks to be woken.
+            # The waiter subscribes before it registers, so that no wake-up is missed.
             waiter.wait(0)
             while True:
                 found = False
@@ -164,7 +164,7 @@ class Feed(EngineCore):
             waiter.stop()
 
     def _places(self, known: dict[int, str], which: int) -> dict[int, str]:
-        """Return a place in every partition: the known one, else behind the newest end (0) or before the oldest (1)."""
+        """Return a place per partition: the known one, else after the newest end (0) or before the oldest one (1)."""
         return {
             partition: known.get(partition) or self.call("feed_places", partition, [])[which].decode()
             for partition in range(self.partitions)
@@ -176,12 +176,12 @@ class Feed(EngineCore):
             return positions
         for match in map(_POSITION.fullmatch, cursor.split(",") if isinstance(cursor, str) else [""]):
             if match is None or int(match[1]) >= self.partitions or int(match[1]) in positions:
-                raise ValidationError("invalid_cursor", f"{cursor!a:.200} is no cursor of this feed.")
+                raise ValidationError("invalid_cursor", f"{cursor!a:.200} is not a cursor of this feed.")
             positions[int(match[1])] = match[2]
-        # A cursor names a place in every partition; of one that does not nothing is known to have been seen.
+        # In a partition that the cursor does not name, nothing is known to have been seen.
         for partition in range(self.partitions):
             positions.setdefault(partition, "0-0")
-        # What is too old is refused at once, not when the first event is asked for.
+        # An expired cursor is refused now, not when the first event is read.
         for partition, entry in positions.items():
             self.call("read_feed", partition, [entry, 1, "", 0, ""])
         return positions
@@ -208,7 +208,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 
 
 def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEvent]:
-    """Return an entry of the feed, and whose it is."""
+    """Return the event of a feed entry, and its namespace."""
     try:
         fields = unpack_pairs(entry[1:])
         work_class = decode_class(fields["class"])
@@ -224,7 +224,7 @@ def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEv
     except (ValueError, LookupError) as error:
         raise ValidationError(
             "corruption",
-            f"The feed's entry {cursor} is damaged ({error}); subscribe again from behind it.",
+            f"The feed's entry {cursor} is damaged ({error}); subscribe again with this cursor to skip it.",
             cursor=cursor,
         ) from None
     return work_class.namespace, event

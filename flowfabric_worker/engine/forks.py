@@ -1,7 +1,7 @@
-"""After `os.fork()`: what a process has of its parent, and must not use, is given up at once.
+"""What a process gives up after `os.fork()`.
 
-Connections are shared with the parent, threads are not there, and locks may have been held by them. A process that user
-code forks inside a worker's thread ends where that user code does: it is not a second worker.
+The child shares connections with its parent, has none of its threads, and inherits locks that those may hold. A child
+that user code forks inside a worker's thread ends where that user code ends, so that it is not a second worker.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ R = TypeVar("R")
 
 
 class Inherited(Protocol):
-    """Something that has connections, threads or locks."""
+    """An object that has connections, threads or locks."""
 
     def reset_after_fork(self) -> None:
-        """Start afresh in a process that was just forked: one thread runs, and no connection may be used."""
+        """Reset itself in a forked process: only one thread runs, and no inherited connection may be used."""
 
 
 _inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
-# How many forks lie between this process and the one that imported the module.
+# How many forks lie between this process and the process that imported the module.
 _depth = 0
 
-# Told to start afresh whenever this process is forked; by reference only, so that nothing lives longer for it.
+# Register an object to be reset whenever this process is forked. Only a weak reference is kept.
 remember = _inherited.add
 
 
@@ -38,9 +38,9 @@ def depth() -> int:
 
 
 def confined(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function of the user; a process that was forked inside of it ends here, as a script would.
+    """Call a function of the user. A process that the function forks ends when the function does, as a script would.
 
-    Its exit code is 0 when the function returned there, that of SystemExit, or 1 after any other exception.
+    The exit code of the child is 0 after a return, that of SystemExit, or 1 after any other exception.
     """
     before = _depth
     try:
@@ -68,7 +68,7 @@ def _end_child(error: BaseException | None) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        # Nothing else ends a process without the loops of the worker that it was forked from.
+        # os._exit is the only way to end the child without running the loops of the worker that it was forked from.
         os._exit(code & 0xFF)
 
 

@@ -1,6 +1,6 @@
 """Handles: what a worker shows to prove that it holds a lease.
 
-A handle is not a secret. What protects an execution is its fence, which every call carries and the store compares.
+A handle is not a secret. An execution is protected by its fence, which every call carries and the store compares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIXED = struct.Struct("<BBHIQQ")
 
 
 class HandleKind(IntEnum):
-    """How the work came to its holder."""
+    """What kind of work was claimed."""
 
     FRESH = 1
     RESUMED = 2
@@ -32,8 +32,8 @@ class Handle:
     """A lease on an execution.
 
     Attributes:
-        backend: the kind of store that it belongs to.
-        lease_ttl_ms: what a renewal asks for.
+        backend: the kind of store that issued it.
+        lease_ttl_ms: how long a renewal extends the lease, in ms.
     """
 
     backend: str
@@ -49,9 +49,9 @@ class Handle:
 
     @property
     def fence(self) -> str:
-        """Return lease, epoch and attempt: what every call of the holder carries.
+        """Return lease, epoch and attempt, which every call of the holder carries.
 
-        An attempt has the id of its first lease; under that lease it is left out.
+        An attempt has the id of its first lease; the fence of that lease leaves the attempt out.
         """
         attempt = "" if self.attempt_id == self.lease_id else self.attempt_id
         return f"{self.lease_id}:{self.lease_epoch}:{attempt}"
@@ -71,7 +71,7 @@ class Handle:
         """Read a handle back.
 
         Raises:
-            ValidationError: `corruption`, the bytes are no handle: cut short, too long, or damaged.
+            ValidationError: `corruption`, the bytes are not a handle: cut short, too long, or damaged.
         """
         try:
             return cls._read(data)
@@ -111,5 +111,5 @@ class Handle:
         )
 
 
-# By the words of the store.
+# The kinds by the words that the stored functions use.
 HANDLE_KINDS = {kind.name.lower().encode(): kind for kind in HandleKind}

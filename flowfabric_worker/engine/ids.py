@@ -1,4 +1,4 @@
-"""Identities: execution ids, lanes and names, and how they are minted and checked."""
+"""Execution ids, lanes and names: how they are minted and checked."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
 
 
 class ExecutionId(str):
-    """The id of an execution, `{fp:N}:<uuid>`: its partition and a UUID, in the one canonical spelling.
+    """The id of an execution, `{fp:N}:<uuid>`: its partition and a UUID, in canonical spelling.
 
-    It is that text, and sorts by partition and UUID.
+    It is a str of that text, and sorts by partition, then by UUID.
 
     Attributes:
-        partition: where the execution lies.
+        partition: the partition of the execution.
         uuid: its UUID, in lower case.
     """
 
@@ -63,10 +63,10 @@ class ExecutionId(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an id back from its text, or from the form that `plain` has.
+        """Parse an id, from its text or from its `plain` form.
 
         Raises:
-            ValidationError: another spelling, a partition over 65535, or not an id at all.
+            ValidationError: `invalid_execution_id`, another spelling, a partition over 65535, or not an id.
         """
         match = _EXECUTION_ID.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[1] or match[2]) > 0xFFFF:
@@ -78,12 +78,12 @@ class ExecutionId(str):
 
     @classmethod
     def mint(cls, partitions: int = 1) -> Self:
-        """Make a new id in the partition that its UUID falls into; ids sort by the time they were made."""
+        """Mint an id in the partition that its UUID belongs to. Ids sort by the time at which they were minted."""
         return cls(*mint_parts(partitions))
 
     @property
     def plain(self) -> str:
-        """The id without braces, colons and blanks, as shells, curl and URLs take it: `N-<uuid>`."""
+        """Return the id as `N-<uuid>`, without braces and colons, for shells and URLs."""
         return f"{self.partition}-{self.uuid}"
 
     def __lt__(self, other: str) -> bool:
@@ -108,7 +108,7 @@ _SIX_BYTES = struct.Struct(">IH")
 
 
 class _Uuid7:
-    """Mints UUIDv7 that grow strictly inside a process: 48 bits of ms, a counter of 12 + 14 bits, 48 random bits."""
+    """Mint UUIDv7 that increase strictly within a process: 48 bits of ms, a counter of 12 + 14 bits, 48 random bits."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -116,7 +116,7 @@ class _Uuid7:
         forking.remember(self)
 
     def reset_after_fork(self) -> None:
-        """Take a new lock in a forked process: a thread of the parent may have held the old one."""
+        """Take a new lock in a forked process, because a thread of the parent may have held the old one."""
         self._lock = threading.Lock()
         # The parent goes on with the random bytes that it has read.
         self._random: Iterator[tuple[int, ...]] = iter(())
@@ -129,10 +129,10 @@ class _Uuid7:
         with self._lock:
             random = next(self._random, None)
             if random is None:
-                # Many are read at once: each read is a call of the system.
+                # Random bytes are read for many ids at once, because each read is a system call.
                 self._random = _SIX_BYTES.iter_unpack(os.urandom(_SIX_BYTES.size * 64))
                 random = next(self._random)
-            # One number holds the time and the counter, so an overflow of the counter borrows from the future.
+            # One number holds time and counter, so an overflow of the counter borrows from the next millisecond.
             moment = max((time.time_ns() // 1_000_000) << 26, self._last + 1)
             self._last = moment
         milliseconds, counter = moment >> 26, moment & 0x3FFFFFF
@@ -152,10 +152,10 @@ def mint_parts(partitions: int) -> tuple[int, str]:
 
 
 def check_name(value: object, what: str) -> str:
-    """Return `value` when it is a valid name: UTF-8 of 1 to 256 bytes, no control character, no surrogate.
+    """Return `value` if it is a valid name: UTF-8 of 1 to 256 bytes, no control character, no surrogate.
 
     Raises:
-        ValidationError: it is not; the message names `what`.
+        ValidationError: `invalid_input`; the message names `what`.
     """
     if not isinstance(value, str):
         raise ValidationError("invalid_input", f"{what} must be a str, not {type(value).__name__}.")
@@ -169,10 +169,10 @@ def check_name(value: object, what: str) -> str:
 
 
 def check_lane(value: object) -> LaneId:
-    """Return `value` when it is a lane id: 1 to 64 printable ASCII characters.
+    """Return `value` if it is a lane: 1 to 64 printable ASCII characters.
 
     Raises:
-        ValidationError: it is not.
+        ValidationError: `invalid_input`.
     """
     if not isinstance(value, str) or _LANE.fullmatch(value) is None:
         raise ValidationError(
@@ -182,31 +182,31 @@ def check_lane(value: object) -> LaneId:
 
 
 def check_execution_id(value: object) -> ExecutionId:
-    """Return `value` when it is an execution id in its canonical form.
+    """Return `value` if it is an execution id in canonical spelling.
 
     Raises:
         ValidationError: `invalid_execution_id`.
     """
     if not isinstance(value, ExecutionId):
-        raise ValidationError("invalid_execution_id", f"An ExecutionId is needed, not {type(value).__name__}.")
+        raise ValidationError("invalid_execution_id", f"Pass an ExecutionId, not {type(value).__name__}.")
     return ExecutionId.parse(str(value))
 
 
 def check_capabilities(tokens: object) -> tuple[str, ...]:
-    """Return the capability tokens sorted and without repetition.
+    """Return capabilities sorted and without repetition.
 
-    A token holds no comma, no white space and no control character; at most 256 tokens and 4096 bytes, commas
-    between them included.
+    A capability has no comma, no white space and no control character. At most 256 are allowed, and 4096 bytes with the
+    commas between them.
 
     Raises:
-        ValidationError: `invalid_capabilities`, with the token that is at fault.
+        ValidationError: `invalid_capabilities`; the message names the capability.
     """
     if isinstance(tokens, str) or not hasattr(tokens, "__iter__"):
-        raise ValidationError("invalid_capabilities", "Capabilities are a collection of words, not a single value.")
+        raise ValidationError("invalid_capabilities", "Pass capabilities as a collection of words, not one value.")
     unique: set[str] = set()
     for token in tokens:
         if not isinstance(token, str) or not token:
-            raise ValidationError("invalid_capabilities", f"{token!a} is not a capability: it must be a word.")
+            raise ValidationError("invalid_capabilities", f"{token!a} is not a capability: pass a word.")
         if "," in token or any(c.isspace() or unicodedata.category(c) in ("Cc", "Cs") for c in token):
             raise ValidationError(
                 "invalid_capabilities", f"The capability {token!a} holds a comma, white space or a control character."
@@ -221,10 +221,10 @@ def check_capabilities(tokens: object) -> tuple[str, ...]:
 
 
 def refuse_reserved(tokens: Iterable[str]) -> None:
-    """Refuse capabilities that begin with `@`: a newer release marks with them what needs more than this one knows.
+    """Refuse capabilities that begin with `@`, which newer releases use for what this release cannot do.
 
     Raises:
-        ValidationError: `invalid_capabilities`, with the token that is at fault.
+        ValidationError: `invalid_capabilities`; the message names the capability.
     """
     for token in tokens:
         if token.startswith("@"):

@@ -1,4 +1,4 @@
-"""The limits of the engine, named once. Sizes are bytes, times are milliseconds."""
+"""The limits of the engine, each named once. Sizes are in bytes, times in milliseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PRIORITY: Final = 9000
 
 MAX_BATCH_ITEMS: Final = 500
 MAX_BATCH_BYTES: Final = 8 * MIB
-# What one call of a stored function carries, so that it holds the server for no more than about 3 ms.
+# What one call of a stored function may carry, so that it holds the server for at most about 3 ms.
 MAX_CALL_ITEMS: Final = 100
 MAX_CALL_BYTES: Final = 2 * MIB
 MAX_CALL_ROWS: Final = 200
@@ -77,12 +77,12 @@ class Limits:
     """The limits that an operator may set for one engine.
 
     Attributes:
-        payload_bytes: largest payload and largest result of an execution.
-        signals_per_execution: signals that one execution accepts in its life; fixed when the execution is created.
-        durable_frames: durable frames that one attempt may append.
-        durable_bytes: bytes that their payloads may have together.
-        feed_age_ms: how long ends stay in the feed, for all that use the store; None to leave that as it is, which is
-            a day for a new store.
+        payload_bytes: the largest payload and the largest result of an execution, in bytes.
+        signals_per_execution: how many signals an execution accepts; fixed when the execution is created.
+        durable_frames: how many durable frames one attempt may append.
+        durable_bytes: how large their payloads may be together, in bytes.
+        feed_age_ms: how long ends stay in the feed, for every user of the store, in ms; None to keep the present value,
+            which is a day for a new store.
     """
 
     payload_bytes: int = attrs.field(default=MIB, validator=attrs.validators.ge(1))

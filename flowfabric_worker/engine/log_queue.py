@@ -1,8 +1,8 @@
-"""What this package logs, isolated from the log handlers, filters and record factories of the application.
+"""The log of this package, isolated from the log handlers, filters and record factories of the application.
 
 While a `Runtime` or a supervisor runs, a thread passes the lines on to `logging`, so that no thread that holds a lease
-waits for an application's log handler, or for a full pipe. Else they are logged where they are written. Either way
-nothing that happens on the way is raised: a line that cannot be logged is printed to stderr.
+waits for an application's log handler or a full pipe. Otherwise a line is logged by the thread that wrote it. No error
+on the way is raised: a line that cannot be logged is printed to stderr.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import attrs
 from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.exception_text import class_name
 
-# Lines that wait to be logged; the oldest is dropped for the next one.
+# How many lines may wait to be logged; beyond that the oldest is dropped.
 MAX_WAITING: Final = 10_000
-# Seconds between two lines that tell how many were dropped.
+# Seconds between two lines that report how many lines were dropped.
 TELL_DROPPED_EVERY: Final = 10.0
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ ErrorInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType |
 
 
 class Log:
-    """A logger of this package, used as those of `logging` are."""
+    """A logger of this package, used like a logger of `logging`."""
 
     __slots__ = ("_logger",)
 
@@ -53,11 +53,11 @@ class Log:
         self._write(logging.ERROR, message, values, extra)
 
     def exception(self, message: str, *values: object, extra: Mapping[str, Any] | None = None) -> None:
-        """Log an error with the traceback of the exception that is handled."""
+        """Log an error with the traceback of the present exception."""
         self._write(logging.ERROR, message, values, extra, sys.exc_info())
 
     def wants(self, level: int) -> bool:
-        """Return True if lines of this level are logged, or if the application's class of loggers cannot tell."""
+        """Return True if lines of this level are logged, or if the application's logger cannot tell."""
         try:
             return self._logger.isEnabledFor(level)
         except (Exception, SystemExit):  # noqa: BLE001  whatever the application's own code raises
@@ -77,7 +77,7 @@ class Log:
 
 @attrs.frozen
 class _Line:
-    """One line, as the thread that wrote it saw things."""
+    """One line, with the place and the thread that wrote it."""
 
     logger: logging.Logger
     level: int
@@ -99,14 +99,14 @@ class _Line:
         record.created = self.written_at
         record.msecs = int(self.written_at % 1 * 1000) + 0.0
         record.thread, record.threadName = self.thread, self.thread_name
-        # Not by `extra`: where a record factory of the application sets the same names, that would raise.
+        # `extra` would raise if the application's record factory sets the same names.
         record.__dict__.update(self.extra)
         self.logger.handle(record)
 
 
 @attrs.frozen
 class _Text:
-    """A text that is printed to stderr as it is."""
+    """A text to print to stderr as it is."""
 
     text: str
 
@@ -129,14 +129,14 @@ def _line(
 
 
 class _Reporter:
-    """The thread that passes lines on, while it is wanted."""
+    """The thread that passes lines on, while it is started."""
 
     def __init__(self) -> None:
         self.reset_after_fork()
         forking.remember(self)
 
     def reset_after_fork(self) -> None:
-        """Start without a thread and without lines: those of the parent are the parent's to log."""
+        """Start a forked process without a thread and without lines; the parent logs its own lines."""
         self._lock = threading.RLock()
         self._wanted = 0
         self._dropped = 0
@@ -148,7 +148,7 @@ class _Reporter:
         with self._lock:
             self._wanted += 1
             if self._wanted == 1:
-                # The former thread may still be in a log handler that does not return; it keeps its own queue.
+                # The thread before may still be in a log handler that does not return, so it keeps its own queue.
                 self._queue = queue.SimpleQueue()
                 self._thread = threading.Thread(
                     target=self._work, args=(self._queue,), name="flowfabric-reporter", daemon=True
@@ -169,7 +169,7 @@ class _Reporter:
                 self._log_rest()
 
     def flush(self, timeout: float) -> None:
-        """Wait, for so many seconds at most, until the lines so far are logged."""
+        """Wait at most `timeout` seconds until the lines written so far are logged."""
         if self._thread is not None:
             logged = threading.Event()
             self._queue.put(logged)
@@ -210,7 +210,7 @@ class _Reporter:
             dropped, self._dropped = self._dropped, 0
         self._told_at = time.monotonic()
         message = "%s log lines were dropped: the application's log handlers take longer than the lines."
-        # Past the queue, which would drop another line for this one.
+        # This line does not go through the queue, where it would drop another line.
         _log(_line(_logger, logging.WARNING, message, (dropped,), {}, None, sys._getframe()))
 
 
@@ -236,17 +236,17 @@ def _print(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text to stderr, in the order of the lines that are logged, and without waiting for a full pipe."""
+    """Print a text to stderr, in order with the lines that are logged, without waiting for a full pipe."""
     _reporter.take(_Text(text))
 
 
 _reporter = _Reporter()
 
 start = _reporter.start
-"""Have lines passed on by a thread from now on; as often as it is called, `stop` has to be called."""
+"""Start the thread that passes lines on. Each call needs a later call of `stop`."""
 
 flush = _reporter.flush
-"""Wait, for so many seconds at most, until the lines so far are logged: what follows may end the process."""
+"""Wait at most so many seconds until the lines written so far are logged, before the process ends."""
 
 stop = _reporter.stop
-"""Wait, for so many seconds at most, until the lines so far are logged; the last `stop` ends the thread."""
+"""Wait at most so many seconds until the lines written so far are logged; the last `stop` ends the thread."""

@@ -1,4 +1,4 @@
-"""upkeep: what time alone brings about, and setting a store up."""
+"""Setting a store up, handling what is due, and closing the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowfabric_worker.engine.wire import epoch_ms
 
 
 class Maintenance(EngineCore):
-    """The room `upkeep`."""
+    """The operations of the area maintenance."""
 
     def prepare(self, *, testing: bool = False) -> PrepareResult:
         store = self.store
@@ -34,7 +34,7 @@ class Maintenance(EngineCore):
         )
 
     def _warnings(self) -> tuple[str, ...]:
-        """Return what an operator should know of the secret that signs waitpoint tokens."""
+        """Return warnings for an operator about the secret that signs waitpoint tokens."""
         named = secret_of_environment()
         if named is None or named.value == self.secret_rings[0].signing.value:
             return ()
@@ -59,14 +59,14 @@ class Maintenance(EngineCore):
                 stored=False,
                 given=True,
             )
-        # The first one last: it alone says how many there are.
+        # Partition 0 is erased last, because only it knows how many partitions there are.
         for partition in reversed(range(self.partitions)):
             while self.call("erase", partition, [MAX_CALL_ITEMS])[0] == b"more":
                 pass
 
     def run_upkeep(self, limit: int = 200) -> MaintenanceResult:
         if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:
-            raise ValidationError("invalid_input", f"Upkeep handles 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
+            raise ValidationError("invalid_input", f"The limit is 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
         total = 0
         call_id = new_call_id()
         next_due: int | None = None
@@ -89,5 +89,5 @@ class Maintenance(EngineCore):
         self.close()
         if left:
             raise EngineTimeoutError(
-                message=f"{left} calls were still under way after {grace}; their fate is not known."
+                message=f"{left} calls had not finished after {grace}; whether they took effect is unknown."
             )

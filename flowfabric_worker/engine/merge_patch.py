@@ -1,4 +1,4 @@
-"""JSON Merge Patch, exactly as RFC 7396 says: how a summary frame changes an attempt's summary document."""
+"""JSON Merge Patch (RFC 7396): how a summary frame changes an attempt's summary document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowfabric_worker.engine.limits import MAX_SUMMARY_BYTES, MAX_SUMMARY_DEPTH
 def merge(document: bytes | None, patch: bytes) -> bytes:
     """Return a document with a patch merged in.
 
-    Integers keep every digit, `{}` and `[]` stay what they are, and object members keep their order.
+    Integers keep every digit, `{}` and `[]` are kept, and the members of an object keep their order.
 
     Args:
         document: JSON in UTF-8; None for a document that does not exist yet.
@@ -25,7 +25,7 @@ def merge(document: bytes | None, patch: bytes) -> bytes:
     """
     change = _read(patch, "invalid_patch", "The summary frame is not a JSON patch")
     current = None if document is None else _read(document, "corruption", "The summary document is damaged")
-    # The merged document nests no deeper than the deeper one of the two.
+    # The merged document is nested no deeper than the deeper one of the two.
     data = _write(apply(current, change))
     if len(data) > MAX_SUMMARY_BYTES:
         raise ValidationError(
@@ -61,7 +61,7 @@ def _write(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        # A lone surrogate has no UTF-8; it keeps the escape that it came in.
+        # A lone surrogate has no UTF-8, so it keeps the escape that it was written in.
         return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -77,7 +77,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _depth(value: Any) -> int:
-    """Return how many objects and arrays lie inside each other."""
+    """Return how many objects and arrays are nested in each other."""
     if isinstance(value, dict):
         return 1 + max(map(_depth, value.values()), default=0)
     if isinstance(value, list):

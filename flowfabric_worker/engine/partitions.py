@@ -1,6 +1,6 @@
-"""Partitions: the unit of atomicity and of order. One everywhere but on a cluster.
+"""Partitions, the unit of atomicity and of order. A store has one, except on a cluster.
 
-A partition's number is part of every execution id, so nothing is ever hashed again to find a record.
+The number of a partition is part of every execution id, so no id is hashed to find a record.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEY = re.compile(r"\{fp:(0|[1-9][0-9]{0,4})\}")
 
 
 def crc16(data: bytes) -> int:
-    """CRC16/XMODEM of `data`: polynomial 0x1021, initial value 0, nothing reflected."""
+    """Return the CRC16/XMODEM of `data`: polynomial 0x1021, initial value 0, not reflected."""
     return binascii.crc_hqx(data, 0)
 
 
@@ -31,22 +31,22 @@ def partition_of_uuid(uuid: UUID, partitions: int) -> int:
 def partition_of_names(names: Iterable[str], partitions: int) -> int:
     """Return the partition that some names lead to.
 
-    Namespace, task and key place an execution with an idempotency key, in whichever lane it waits; namespace and name
-    place a schedule.
+    Namespace, task and key place an execution with an idempotency key, in any lane. Namespace and name place a
+    schedule.
     """
     return crc16("\0".join(names).encode()) % partitions
 
 
 def partition_key(partition: int) -> str:
-    """Return the text form of a partition, `{fp:N}`: the hash tag of all its keys on a cluster."""
+    """Return a partition as text, `{fp:N}`, which is the hash tag of all its keys on a cluster."""
     return f"{{fp:{partition}}}"
 
 
 def parse_partition_key(text: str) -> int:
-    """Return the number in a partition's text form.
+    """Return the number of a partition from its text.
 
     Raises:
-        ValidationError: `text` is not of the form `{fp:N}` with a canonical number.
+        ValidationError: `invalid_partition_key`, the text is not `{fp:N}` with a canonical number.
     """
     match = _KEY.fullmatch(text) if isinstance(text, str) else None
     if match is None:

@@ -1,4 +1,4 @@
-"""reads: what is stored, decoded strictly. A damaged record raises `corruption` and names the field."""
+"""Reading what is stored, decoded strictly: a damaged record raises `corruption`, which names the field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from flowfabric_worker.engine.types.states import OwnershipState, PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.engine.workers import Workers, page_size
 
-# How many executions a filtered listing looks at before it returns what it has: every call has a bound.
+# How many executions a filtered listing looks at before it returns the page that it has.
 _MOST_WALKED = 10 * MAX_PAGE_SIZE
 
 _COUNTERS = (*PublicState, "paused")
@@ -40,7 +40,7 @@ _LEASE_FIELDS = ("state", "fence", "holder", "expires")
 
 
 class Reads(Workers, EngineCore):
-    """The room `reads`."""
+    """The operations of the area reads."""
 
     def describe_execution(self, execution_id: ExecutionId) -> ExecutionSnapshot | None:
         record = self._record(execution_id)
@@ -92,7 +92,7 @@ class Reads(Workers, EngineCore):
         return walk.page(None)
 
     def _listing(self, walk: _Walk, after: str) -> list[Argument]:
-        """Return the arguments of the call that goes on with a walk, but the fields."""
+        """Return the arguments of the call that continues a walk, without the fields."""
         lane, state = walk.wanted.lane, walk.wanted.state
         return [
             self._packed_namespace,
@@ -143,7 +143,7 @@ class Reads(Workers, EngineCore):
         return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
-        """Lanes, tasks and capabilities of each worker that is alive."""
+        """Return lanes, tasks and capabilities of each worker that is alive."""
         living = []
         cursor = None
         while True:
@@ -171,7 +171,7 @@ class Reads(Workers, EngineCore):
         return next(self._records([execution_id], fields), None)
 
     def _records(self, execution_ids: Sequence[ExecutionId], fields: tuple[str, ...]) -> Iterator[Record]:
-        """Yield those of some executions that exist, read in bounded calls; the ids come in partition order."""
+        """Yield those of some executions that exist, read in bounded calls. The ids must be in partition order."""
         head: Item = [self._packed_namespace, len(fields), *fields]
         for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition):
             while ids := list(itertools.islice(group, MAX_CALL_ROWS)):
@@ -182,9 +182,9 @@ class Reads(Workers, EngineCore):
 
 
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
-    """Return the lease of an execution that nobody holds any more; None if it is held.
+    """Return the expired or revoked lease of an execution, or None if its lease is valid.
 
-    Of a damaged record it is not known, so that one is left to list_executions, which shows it.
+    A damaged record is left to list_executions, which shows it.
     """
     try:
         lease, ownership = record.lease(), record.state().ownership_state
@@ -202,7 +202,7 @@ def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
 
 @attrs.define(kw_only=True)
 class _Walk:
-    """A listing that goes from call to call until its page is full.
+    """A listing that continues from call to call until its page is full.
 
     Attributes:
         last: the last execution that was looked at.
@@ -215,15 +215,12 @@ class _Walk:
     looked_at: int = 0
 
     def rows_wanted(self) -> int:
-        """Return how many executions the next call looks at.
-
-        One more than the page lacks tells whether there is another page.
-        """
+        """Return how many executions the next call looks at: one more than the page lacks, to see if it ends."""
         one_index = not self.wanted.unindexed() and not (self.wanted.lane and self.wanted.state)
         return min(self.limit - len(self.found) + 1, MAX_CALL_ROWS) if one_index else MAX_CALL_ROWS
 
     def add(self, partition: int, rows: Sequence[Reply]) -> bool:
-        """Take the rows that match; return False if one of them is too many."""
+        """Add the rows that match; return False if the page has no space for one of them."""
         for uuid, values in rows:
             summary = summary_of(ExecutionId(partition, uuid.decode()), values)
             if _matches(summary, self.wanted):
@@ -233,7 +230,7 @@ class _Walk:
         return True
 
     def note(self, looked: int, last: ExecutionId | None) -> None:
-        """Count executions that were looked at, and remember the last of them."""
+        """Count executions that were looked at, and remember the last one."""
         self.looked_at += looked
         self.last = last or self.last
 
@@ -247,7 +244,7 @@ class _Walk:
 
 
 def _matches(summary: ExecutionSummary, wanted: ExecutionFilter) -> bool:
-    # A damaged row is shown whatever is asked for: nothing tells what it was.
+    # A damaged row matches every filter, because its fields are unknown.
     if summary.corruption is not None:
         return True
     return (

@@ -46,7 +46,7 @@ Offer = tuple[frozenset[str], frozenset[str], frozenset[str]]
 
 
 class Record:
-    """The fields of one execution as they lie in the store."""
+    """The fields of one execution as they are stored."""
 
     SUMMARY_FIELDS: ClassVar = ("state", "class", "priority", "created", "tags")
     FIELDS: ClassVar = (
@@ -58,15 +58,15 @@ class Record:
 
     def __init__(self, execution_id: ExecutionId, fields: Sequence[str], values: Sequence[bytes | None] | None) -> None:
         self.execution_id = execution_id
-        # No values at all: something else lies where the record should be.
+        # Without values, the key of the record holds another type.
         self._values = None if values is None else dict(zip(fields, values, strict=True))
 
     # Single values
 
     def raw(self, field: str) -> bytes | None:
-        """Return a value as it is stored; None where it is absent or empty."""
+        """Return a value as it is stored, or None if it is absent or empty."""
         if self._values is None:
-            raise self._corruption("record", "another kind of value lies in its place")
+            raise self._corruption("record", "its key holds another type of value")
         return self._values[field] or None
 
     def _read(self, field: str, read: Callable[[bytes], T]) -> T | None:
@@ -90,27 +90,27 @@ class Record:
         )
 
     def text(self, field: str) -> str | None:
-        """Return a text."""
+        """Return a field as text, or None if it is absent."""
         return self._read(field, bytes.decode)
 
     def number(self, field: str) -> int | None:
-        """Return a whole number."""
+        """Return a field as a whole number, or None if it is absent."""
         return self._read(field, int)
 
     def needed_number(self, field: str) -> int:
-        """Return a whole number that every record has."""
+        """Return a field as a whole number; every record must have it."""
         return self._needed(field, int)
 
     def count(self, field: str) -> int:
-        """Return a whole number that is 0 where it is absent."""
+        """Return a field as a whole number, 0 if it is absent."""
         return self.number(field) or 0
 
     def state(self) -> StateVector:
-        """Return the six dimensions."""
+        """Return the six dimensions of the state."""
         return self._needed("state", lambda data: StateVector.parse(data.decode()))
 
     def work_class(self) -> WorkClass:
-        """Namespace, lane, task and what a worker must offer."""
+        """Return namespace, lane, task and what a worker must have."""
         return self._needed("class", decode_class)
 
     def tags(self) -> dict[str, str]:
@@ -134,12 +134,12 @@ class Record:
         return self._read("attempt", decode_attempt)
 
     def attempt(self) -> AttemptSummary | None:
-        """Return the present or last attempt."""
+        """Return the present or the last attempt."""
         now = self._attempt()
         return None if now is None else AttemptSummary(attempt_id=self._fence()[2], attempt_index=now.index)
 
     def attempt_count(self) -> int:
-        """Return how many attempts began."""
+        """Return how many attempts have begun."""
         now = self._attempt()
         return 0 if now is None else now.index + 1
 
@@ -149,7 +149,7 @@ class Record:
         return self.number("started") or (now.started_at_ms if now else None)
 
     def changed(self) -> int:
-        """Return when it last changed, as far as is noted."""
+        """Return when the record last changed, as far as it is recorded, in ms."""
         now = self._attempt()
         moments = [self._needed("created", int), *(self.number(name) for name in ("mutated", "ended"))]
         if now is not None:
@@ -157,7 +157,7 @@ class Record:
         return max(moment for moment in moments if moment is not None)
 
     def kept_until(self) -> int | None:
-        """Return until when an ended execution is kept."""
+        """Return until when an ended execution is kept, in ms."""
         ended = self.number("ended")
         if ended is None:
             return None
@@ -183,7 +183,7 @@ class Record:
         return self._read("attempts", lambda data: tuple(_past_attempt(entry) for entry in unpack(data))) or ()
 
     def _when(self, field: str, applies: bool) -> int | None:
-        """Return a moment that means something only in some states."""
+        """Return a moment that has a meaning in some states only."""
         return self.number(field) if applies else None
 
     def blocking_detail(self) -> str | None:
@@ -196,7 +196,7 @@ class Record:
     # Views
 
     def snapshot(self) -> ExecutionSnapshot:
-        """Return what describe_execution shows."""
+        """Return what describe_execution returns."""
         state, work_class = self.state(), self.work_class()
         return ExecutionSnapshot(
             execution_id=self.execution_id,
@@ -218,7 +218,7 @@ class Record:
         )
 
     def info(self) -> ExecutionInfo:
-        """Return what read_execution_info shows."""
+        """Return what read_execution_info returns."""
         state, work_class = self.state(), self.work_class()
         leased = state.lifecycle_phase is LifecyclePhase.ACTIVE
         ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
@@ -265,7 +265,7 @@ class Record:
         )
 
     def outcome(self) -> ExecutionOutcome | None:
-        """Return how it ended; None while it has not."""
+        """Return how the execution ended, or None if it has not."""
         ending = self.state().terminal_outcome
         if ending is TerminalOutcome.NONE:
             return None
@@ -287,14 +287,14 @@ class Record:
     def explain(
         self, *, now: int, paused: bool, place: int | None, held: int, workers: Sequence[Offer]
     ) -> tuple[str, str]:
-        """Why it is not running: a word for programs and a sentence for people.
+        """Explain why the execution is not running, as a code and a sentence.
 
         Args:
-            now: the store's clock, ms.
-            paused: whether its lane is paused.
-            place: how many of its class go before it; None when it is not ready.
-            held: how many its class holds.
-            workers: lanes, tasks and capabilities of each living worker.
+            now: the moment of the store's clock, in ms.
+            paused: whether the lane is paused.
+            place: how many executions of the class are before it; None if it is not ready.
+            held: how many ready executions the class has.
+            workers: lanes, tasks and capabilities of each worker that is alive.
         """
         state = self.state()
         if state.public_state.is_terminal:
@@ -324,7 +324,7 @@ class Record:
         return self._explain_ready(place, held, workers)
 
     def _explain_ready(self, place: int, held: int, workers: Sequence[Offer]) -> tuple[str, str]:
-        """Why nobody took a ready execution yet: the first thing that the living workers lack."""
+        """Explain why no worker has claimed a ready execution: the first thing that the workers alive lack."""
         work_class = self.work_class()
         serving = [worker for worker in workers if work_class.lane in worker[0]]
         knowing = [worker for worker in serving if work_class.task in worker[1]]
@@ -342,18 +342,18 @@ class Record:
 
 
 def _moment(milliseconds: int) -> str:
-    """Return a moment of the store's clock for people."""
+    """Return a moment of the store's clock as text."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(" ", "seconds")
 
 
 def _span(milliseconds: int) -> str:
-    """Return a duration for people, such as 0.5 s or 1:30:00."""
+    """Return a duration as text, such as 0.5 s or 1:30:00."""
     seconds = max(0, milliseconds) / 1000
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None] | None) -> ExecutionSummary:
-    """Return a row of a listing; a damaged record becomes a row that says what is wrong."""
+    """Return a row of a listing; a damaged record becomes a row that says what is damaged."""
     record = Record(execution_id, Record.SUMMARY_FIELDS, values)
     try:
         work_class = record.work_class()
@@ -396,6 +396,6 @@ def _past_attempt(entry: bytes) -> PastAttempt:
         ended_at_ms=int(ended),
         worker_instance_id=_worker_of(holder)[1] if holder else "",
         error_class=error_class.decode() or None,
-        # It is cut after so many bytes, which may be in the middle of a character.
+        # The text was cut after a number of bytes, which may be inside a character.
         error=error.decode("utf-8", "ignore") or None,
     )

@@ -1,4 +1,4 @@
-"""schedules: work that submits itself, each tick once."""
+"""Schedules: work that is submitted at each tick, each tick once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SOME_TICK = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Schedules(Submission):
-    """The area `schedules`; what a tick makes is made as the area `submission` makes it."""
+    """The operations of the area schedules."""
 
     def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
         (result,) = self.tick_schedules([args])
@@ -55,14 +55,14 @@ class Schedules(Submission):
             try:
                 items.append(self._ticks(each))
             except EngineError as error:
-                # A schedule of work that cannot be submitted keeps no other from ticking.
+                # The error of one schedule must not keep the others from ticking.
                 items.append((0, ()))
                 results[index] = error
         away: dict[int, TransportError] = {}
         waiting: Sequence[int] = [index for index, (_, item) in enumerate(items) if item]
         while waiting:
             self._tick(items, args, waiting, results, away)
-            # What a full call left over goes out again, as long as each round gets on.
+            # Items that were answered `batch_full` are sent again, as long as each round progresses.
             left = [index for index in waiting if is_put_off(results[index])]
             waiting = left if len(left) < len(waiting) else ()
         return results
@@ -75,7 +75,7 @@ class Schedules(Submission):
         results: list[TickScheduleResult | EngineError],
         away: dict[int, TransportError],
     ) -> None:
-        """Send some items and note their results, and the partitions that are away."""
+        """Send some items; note their results, and the partitions that cannot be reached."""
         for partition, indices in self._tick_batches(items, args, waiting):
             arguments = [argument for index in indices for argument in items[index][1]]
             replies: Reply = [away.get(partition)] * len(indices)
@@ -91,7 +91,7 @@ class Schedules(Submission):
     def _tick_batches(
         self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs], chosen: Iterable[int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yield the indices of the items of one call, which handles a bounded number of schedules and ticks."""
+        """Yield the indices of the items of one call each, with a bounded number of schedules and ticks."""
         for indices in cut_items(items, chosen, MAX_CALL_ITEMS):
             partition = items[indices[0]][0]
             batch: list[int] = []
@@ -141,12 +141,12 @@ class Schedules(Submission):
         return ListSchedulesPage(schedules=page, next_cursor=names[count - 1] if len(names) > count else None)
 
     def _place(self, name: str) -> tuple[int, bytes]:
-        """Return the partition of a schedule, and its address there."""
+        """Return the partition of a schedule and its address there."""
         partition = partition_of_names((self.namespace, check_name(name, "a schedule's name")), self.partitions)
         return partition, self._packed_namespace + name.encode()
 
     def _ticks(self, args: TickScheduleArgs) -> tuple[int, Item]:
-        """Check what is asked of one schedule and write it down for the stored function."""
+        """Check the arguments of one schedule and return them as the stored function reads them."""
         check_record(args, TickScheduleArgs)
         expected, last = _checked_ticks(args)
         partition, schedule = self._place(args.name)
@@ -157,8 +157,8 @@ class Schedules(Submission):
         return partition, [*head, *creations]
 
     def _creations(self, args: TickScheduleArgs) -> Item:
-        """Return what the ticks make, written down for the stored function. They lie where the schedule lies."""
-        # A call that only asks is checked as if it had a tick: what can never be submitted is refused at once.
+        """Return the executions of the ticks as the stored function reads them, in the schedule's partition."""
+        # A call without ticks is checked as if it had one, so that an invalid execution is refused at once.
         made = [self._item(_creation(args, tick))[1] for tick in args.ticks or (_SOME_TICK,)]
         creations = [argument for item in made for argument in item] if args.ticks else []
         size = size_of(creations)
@@ -172,17 +172,15 @@ class Schedules(Submission):
 
 
 def _checked_ticks(args: TickScheduleArgs) -> tuple[str, str]:
-    """Return the expected last tick and the new one as the stored function takes them; both empty of a call that only
-    asks.
-    """
+    """Return the expected last tick and the new one as texts; both are empty if the call has no ticks."""
     new = args.ticks or (() if args.missed_until is None else (args.missed_until,))
     if args.expected is None or not new:
         if args.expected is not None or new or args.missed:
-            raise ValidationError("invalid_input", "A call has both ticks and the expected last one, or neither.")
+            raise ValidationError("invalid_input", "Give both the expected last tick and new ticks, or neither.")
         return "", ""
     moments = [epoch_ms(args.expected, "expected"), *(epoch_ms(tick, "a tick") for tick in new)]
     if any(earlier >= later for earlier, later in pairwise(moments)):
-        raise ValidationError("invalid_input", "Ticks come in their order, each once, behind the expected last one.")
+        raise ValidationError("invalid_input", "Give ticks in order, each once, after the expected last one.")
     return str(moments[0]), str(moments[-1])
 
 
@@ -201,7 +199,7 @@ def _tick_result(reply: Reply | EngineError, partition: int) -> TickScheduleResu
 def _creation(args: TickScheduleArgs, tick: datetime) -> CreateExecutionArgs:
     tags = args.creation.tags
     if not hasattr(tags, "items"):
-        # Submission says what is wrong with them.
+        # create_executions refuses such tags with a message.
         return args.creation
     return attrs.evolve(args.creation, tags={**tags, "schedule": args.name, "tick": _iso(tick)})
 

@@ -1,4 +1,4 @@
-"""submission: executions come into being."""
+"""Creating executions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pa
 
 
 class Submission(EngineCore):
-    """The room `submission`."""
+    """The operations of the area submission."""
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
         partition, item = self._item(args)
@@ -97,13 +97,13 @@ class Submission(EngineCore):
         ]
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
-        """Check one creation and write it down for the stored function."""
+        """Check one creation and return its partition and arguments."""
         check_record(args, CreateExecutionArgs)
         kind = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
         try:
             shared = _shared(self.namespace, *kind)
         except TypeError:
-            # What cannot be remembered is not valid either, and is told so.
+            # An unhashable value cannot be cached; it is not valid either, and this call raises the error that says so.
             shared = _shared.__wrapped__(self.namespace, *kind)
         self.check_payload(args.payload, "payload")
         if args.deadline is not None and args.policy.execution_deadline is not None:
@@ -129,17 +129,17 @@ class Submission(EngineCore):
         )
 
     def _signal_limit(self) -> str:
-        """Return how many signals an execution of this engine accepts, or nothing where that is the default."""
+        """Return how many signals an execution of this engine accepts; empty for the default."""
         limit = self.limits.signals_per_execution
         return "" if limit == DEFAULT_SIGNALS_PER_EXECUTION else str(limit)
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
-        """Return partition, uuid and packed key: with a key it is the key's partition, else the uuid's."""
+        """Return partition, uuid and packed key. The partition is that of the key or, without a key, of the uuid."""
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
         minted, uuid = mint_parts(self.partitions) if given is None else (given.partition, given.uuid)
         key = b""
         if args.idempotency_key is not None:
-            # A key belongs to its task: two tasks may use the same order number as their key.
+            # A key belongs to its task, so two tasks may use the same order number as their key.
             names = self.namespace, args.task, check_name(args.idempotency_key, "idempotency key")
             partition, key = partition_of_names(names, self.partitions), pack(names)
         elif given is None:
@@ -163,7 +163,7 @@ class Submission(EngineCore):
         if reply[0] == b"created":
             return Created(execution_id=existing, state=_public_state(reply[2]))
         if args.execution_id is None and existing.uuid == uuid:
-            # The id was made for this call, so the first reply was lost. The state may have changed since the creation.
+            # The id was minted for this call, so the first reply was lost. The state may have changed since.
             state = PublicState.DELAYED if args.delay or args.delay_until else PublicState.WAITING
             return Created(execution_id=existing, state=state)
         return Duplicate(execution_id=existing, same_request=bool(reply[3]))
@@ -180,7 +180,7 @@ class _Batch:
 
 @attrs.frozen(kw_only=True)
 class _Shared:
-    """What many creations have in common, as the stored function gets it."""
+    """What many creations have in common, as the stored function reads it."""
 
     work_class: bytes
     priority: str
@@ -191,15 +191,15 @@ class _Shared:
     creator: str
 
 
-# By type too: True is no priority, though it equals 1.
+# The cache compares types too, because True equals 1 but is not a priority.
 @functools.lru_cache(maxsize=4096, typed=True)
 def _shared(
     namespace: str, lane: str, task: str, codec: str, priority: int, policy: ExecutionPolicy, creator: str
 ) -> _Shared:
-    """Check and write down what many creations have in common: there are few kinds, and many of each.
+    """Check what many creations have in common and return it encoded. There are few kinds, so it is cached.
 
     Raises:
-        ValidationError: one of them is not valid.
+        ValidationError: a value is not valid.
         NotFoundError: `budget_not_found`, `quota_policy_not_found`.
     """
     check_record(policy, ExecutionPolicy)
@@ -235,38 +235,40 @@ def _public_state(state: bytes) -> PublicState:
 
 
 def clamp_priority(priority: int) -> int:
-    """Return a priority within 0 to 9000.
+    """Return a priority clamped to 0 to 9000.
 
     Raises:
-        ValidationError: not a whole number.
+        ValidationError: `invalid_input`, not a whole number.
     """
     if not isinstance(priority, int) or isinstance(priority, bool):
-        raise ValidationError("invalid_input", f"A priority is a whole number, not {priority!r}.")
+        raise ValidationError("invalid_input", f"A priority must be a whole number, not {priority!r}.")
     return min(max(priority, 0), MAX_PRIORITY)
 
 
 def check_tags(tags: object) -> dict[str, str]:
-    """Return tags with valid keys and values.
+    """Return tags if their keys and values are valid.
 
     Raises:
-        ValidationError: `invalid_tag_key`, or a value that is no text of at most 1 KiB, or more than 64 tags.
+        ValidationError: `invalid_tag_key`; `invalid_input`, a value is not a text of at most 1 KiB, or more than
+            64 tags.
     """
     return _check_texts(tags, "tag", "invalid_tag_key", MAX_TAGS, MAX_TAG_VALUE_BYTES)
 
 
 def check_headers(headers: object) -> dict[str, str]:
-    """Return headers with valid names and values.
+    """Return headers if their names and values are valid.
 
     Raises:
-        ValidationError: a name is not valid, or a value is no text of at most 8 KiB, or there are more than 64 headers.
+        ValidationError: `invalid_input`, a name is not valid, a value is not a text of at most 8 KiB, or more than 64
+            headers.
     """
     return _check_texts(headers, "header", "invalid_input", MAX_HEADERS, MAX_HEADER_VALUE_BYTES)
 
 
 def _check_texts(texts: object, what: str, code: str, most: int, value_bytes: int) -> dict[str, str]:
-    """Return a mapping of names to bounded texts; `code` is the error of a name that is not valid."""
+    """Return a mapping of names to bounded texts; `code` is the error of an invalid name."""
     if not hasattr(texts, "items"):
-        raise ValidationError("invalid_input", f"A {what} is a name with a text, in a mapping: not {texts!r:.100}.")
+        raise ValidationError("invalid_input", f"Give {what}s as a mapping of names to texts, not {texts!r:.100}.")
     checked = {}
     for key, value in texts.items():
         try:
@@ -274,7 +276,7 @@ def _check_texts(texts: object, what: str, code: str, most: int, value_bytes: in
         except ValidationError as error:
             raise ValidationError(code, str(error)) from None
         if not isinstance(value, str) or "\0" in value:
-            raise ValidationError("invalid_input", f"The {what} {key!r} is no text without NUL: {value!r:.100}.")
+            raise ValidationError("invalid_input", f"The {what} {key!r} must be text without NUL, not {value!r:.100}.")
         try:
             size = len(value.encode())
         except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""suspension: executions wait for signals, and go on."""
+"""Suspending executions until signals, an operator or a time-out resume them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _PLACE = re.compile(rf"[0-9]{{{MOMENT_DIGITS}}}[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}
 
 
 class Suspension(EngineCore):
-    """Suspend executions, and resume them by signals."""
+    """The operations of the area suspension."""
 
     # Waitpoints
 
@@ -106,7 +106,7 @@ class Suspension(EngineCore):
 
         reply = self._call_with_secret("suspend", partition, arguments)
         while reply[0] == b"more":
-            # A call counts a page of the signals that were buffered.
+            # One call counts a page of the buffered signals, and answers 'more' if there are others.
             reply = self._call_with_secret("suspend", partition, arguments)
         with damage_told(handle.execution_id):
             details = self._details(handle.execution_id, reply)
@@ -116,7 +116,7 @@ class Suspension(EngineCore):
         return AlreadySatisfied(details=details, signals=observed.matched)
 
     def _request(self, args: SuspendArgs) -> list[bytes | str]:
-        """Check what a worker suspends its execution with, and write it down for the stored function.
+        """Check the arguments of a suspension and return them as the stored function reads them.
 
         Raises:
             ValidationError: `invalid_condition`, or an argument is not valid.
@@ -140,7 +140,7 @@ class Suspension(EngineCore):
         ]
 
     def _details(self, execution_id: ExecutionId, reply: Reply) -> SuspensionDetails:
-        """Return what a suspension handed out; its tokens are signed here."""
+        """Return the suspension that a reply tells of, and sign its tokens."""
         issued = []
         for waitpoint, kid, name in zip(reply[2::3], reply[3::3], reply[4::3], strict=True):
             waitpoint_id = WaitpointId(waitpoint.decode())
@@ -274,10 +274,10 @@ class Suspension(EngineCore):
         return ring
 
     def _call_with_secret(self, function: str, partition: int, arguments: Callable[[SecretRing], Item]) -> Reply:
-        """Run a stored function that depends on secrets; if they moved, once more with those of now.
+        """Call a stored function that depends on secrets; if they were rotated, call it once more with the new ones.
 
         Raises:
-            ContentionError: they moved again.
+            ContentionError: they were rotated again.
         """
         self.check_partition(partition)
         ring = self.secret_rings.get(partition) or self._read_secrets(partition)
@@ -289,10 +289,10 @@ class Suspension(EngineCore):
         return reply
 
     def _token(self, execution_id: ExecutionId, waitpoint_id: WaitpointId, kid: str) -> str:
-        """Return the token of a waitpoint that the secret of this kid signs.
+        """Return the token of a waitpoint, signed with the secret of this kid.
 
         Raises:
-            ContentionError: the secret went meanwhile.
+            ContentionError: the secret has expired meanwhile.
         """
         partition = execution_id.partition
         ring = self.secret_rings.get(partition)
@@ -304,9 +304,9 @@ class Suspension(EngineCore):
 
 
 def _proof(token: str, ring: SecretRing, execution_id: ExecutionId, waitpoint_id: str) -> Item:
-    """Return kid, fingerprint of the secret that a token was checked with, and whether it is right.
+    """Return kid, fingerprint of the secret that a token was checked with, and whether the token is right.
 
-    A wrong token goes to the store too, which first looks for the execution, and whether the secret is another one now.
+    A wrong token is sent too, because the store first checks the execution and whether the secret was rotated.
     """
     try:
         kid = kid_of(token)
@@ -323,7 +323,7 @@ def _proof(token: str, ring: SecretRing, execution_id: ExecutionId, waitpoint_id
 
 
 def _signal(signal_id: str, name: str, category: str, source: SignalSource, payload: bytes | None) -> list[bytes | str]:
-    """Return a signal as a stored function gets it, without correlation id and idempotency key."""
+    """Return a signal as a stored function reads it, without correlation id and idempotency key."""
     return [signal_id, name, category, source.type, source.identity, "", optional(payload), ""]
 
 
@@ -332,7 +332,7 @@ def _digest(request: list[bytes | str]) -> str:
 
 
 def _ending(args: SuspendArgs, request: list[bytes | str]) -> str:
-    """Return the name under which a suspension is known again: its key, else what it asks for."""
+    """Return the name by which a repeated suspension is recognized: its key, else a digest of what it asks for."""
     return f"suspend ={args.idempotency_key}" if args.idempotency_key else f"suspend {_digest(request)}"
 
 

@@ -1,4 +1,4 @@
-"""What the stored functions of suspension answer, decoded strictly."""
+"""How the replies of the stored functions of suspension are decoded."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from flowfabric_worker.engine.waitpoint_secrets import SecretRing
 from flowfabric_worker.engine.waitpoint_tokens import fingerprint, sign
 from flowfabric_worker.engine.wire import DAMAGE, read_optional, unpack_text
 
-# Digits of the moment in a place of the list of suspended executions; the uuid follows.
+# How many digits the moment has in a place of the list of suspended executions; the uuid follows.
 MOMENT_DIGITS = 15
 
 
 def condition_of(data: bytes) -> ResumeCondition:
-    """Return a condition as it is stored.
+    """Decode a condition.
 
     Raises:
         ValidationError, ValueError: it is damaged.
@@ -46,7 +46,7 @@ def condition_of(data: bytes) -> ResumeCondition:
 
 
 def delivery_of(reply: Reply) -> DeliverSignalResult:
-    """Return what became of a signal."""
+    """Return the result of a delivery."""
     signal_id = SignalId(reply[1].decode())
     if reply[0] == b"duplicate":
         return SignalDuplicate(existing_signal_id=signal_id)
@@ -57,7 +57,7 @@ def delivery_of(reply: Reply) -> DeliverSignalResult:
 
 
 def signal_of(condition: ResumeCondition, head: bytes, payload: bytes | None) -> ResumeSignal:
-    """Return a signal as it is stored.
+    """Decode a signal.
 
     Raises:
         ValueError, ValidationError: it is damaged.
@@ -78,7 +78,7 @@ def signal_of(condition: ResumeCondition, head: bytes, payload: bytes | None) ->
 
 
 def observed_of(reply: Reply) -> ObservedSignals:
-    """Return a page of what the last suspension brought.
+    """Decode a page of the signals that the last suspension received.
 
     Raises:
         ValueError, ValidationError: it is damaged.
@@ -115,7 +115,7 @@ def damage_told(execution_id: ExecutionId) -> Iterator[None]:
 
 
 def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | DamagedRow:
-    """Return one row of the list of suspended executions."""
+    """Return a row of the list of suspended executions; a damaged one says what is damaged."""
     place, record, suspension = row
     execution_id = ExecutionId(partition, place[MOMENT_DIGITS:].decode())
     try:
@@ -136,7 +136,7 @@ def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | Damag
 def waitpoint_row(
     execution_id: ExecutionId, secrets: SecretRing, condition: bytes, row: Sequence[bytes]
 ) -> PendingWaitpointInfo | DamagedRow:
-    """Return one row of the list of open waitpoints. Its fingerprint is empty once its secret is gone."""
+    """Return a row of the list of open waitpoints. Its fingerprint is empty if its secret has expired."""
     waitpoint_id, data, state = row
     try:
         key, kid, created, expires, activated = unpack_text(data)[:5]

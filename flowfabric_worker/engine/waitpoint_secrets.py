@@ -1,4 +1,4 @@
-"""The secrets that sign waitpoint tokens, as an engine knows them; and the first one of a store."""
+"""The secrets that sign waitpoint tokens, as an engine caches them, and the first secret of a store."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ FIRST_SECRET_VARIABLE: Final = "FLOWFABRIC_WAITPOINT_SECRET"
 
 @attrs.frozen
 class Secret:
-    """A secret under its kid; its bytes are never shown."""
+    """A secret under its kid. Its bytes are never shown."""
 
     kid: str
     value: bytes = attrs.field(repr=False)
 
     @property
     def fingerprint(self) -> str:
-        """Return what tells two secrets of one kid apart and does not tell their bytes."""
+        """Return a digest that tells two secrets of one kid apart without revealing them."""
         return hashlib.sha256(b"flowfabric waitpoint secret\0" + self.value).hexdigest()[:32]
 
     @property
     def stored(self) -> tuple[str, str, str]:
-        """Return kid, bytes as hexadecimal digits, and fingerprint: what a stored function gets."""
+        """Return kid, bytes as hexadecimal digits, and fingerprint, as a stored function reads them."""
         return self.kid, self.value.hex(), self.fingerprint
 
 
 @attrs.frozen
 class SecretRing:
-    """The secrets of one partition that hold: the one that signs, and all by their kids."""
+    """The valid secrets of one partition: the one that signs, and all by their kids."""
 
     signing: Secret
     by_kid: dict[str, Secret] = attrs.field(repr=False)
 
     @classmethod
     def read(cls, reply: Sequence[bytes]) -> SecretRing:
-        """Read the answer of the stored function `read_secrets`."""
+        """Decode the reply of the stored function `read_secrets`."""
         kids, values = reply[1::3], reply[2::3]
         known = {
             kid.decode(): Secret(kid.decode(), bytes.fromhex(value.decode()))
@@ -57,21 +57,21 @@ class SecretRing:
 
     @classmethod
     def of(cls, signing: Secret) -> SecretRing:
-        """Return a ring of which only the secret that signs is known."""
+        """Return a ring of which only the signing secret is known."""
         return cls(signing, {signing.kid: signing})
 
 
 def first_secret() -> Secret:
-    """Return the secret that a store is set up with if it has none: the environment's, else a random one.
+    """Return the secret to set a new store up with: the one in the environment, else a random one.
 
     Raises:
-        ValidationError: `invalid_secret`, the environment's is not valid; the message does not show it.
+        ValidationError: `invalid_secret`, the one in the environment is not valid; the message does not show it.
     """
     return secret_of_environment() or Secret(FIRST_KID, secrets.token_bytes(32))
 
 
 def secret_of_environment() -> Secret | None:
-    """Return the first secret that the environment names, in hexadecimal digits; None when it names none."""
+    """Return the secret in the environment, given in hexadecimal digits, or None."""
     text = os.environ.get(FIRST_SECRET_VARIABLE)
     if not text:
         return None

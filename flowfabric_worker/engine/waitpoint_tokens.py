@@ -5,7 +5,7 @@ texts are signed, each behind its length in bytes and a colon (`pack` in `engine
 
     version ("1"), kid, execution id, waitpoint id, creation time of the waitpoint in ms since 1970
 
-The creation time is read from the waitpoint id, which is a UUIDv7, so a token is checked without reading the waitpoint.
+The creation time is part of the waitpoint id, which is a UUIDv7, so a token is checked without reading the waitpoint.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from flowfabric_worker.engine.wire import pack, unpack_text
 _VERSION: Final = "1"
 _BEARER_PREFIX: Final = "ffw1_"
 _TOKEN = re.compile(r"([^:]+):([0-9a-f]{64})")
-# Digits of a digest that may be shown, to tell tokens apart.
+# How many digits of a digest may be shown, to tell tokens apart.
 FINGERPRINT_DIGITS: Final = 16
 
 
 class BearerToken(NamedTuple):
-    """What the text that a run hands out holds: all that a delivery needs."""
+    """What an opaque token holds: all that a delivery needs."""
 
     execution_id: ExecutionId
     waitpoint_id: WaitpointId
@@ -41,8 +41,8 @@ def sign(secret: bytes, kid: str, execution_id: ExecutionId, waitpoint_id: Waitp
     """Return the token `kid:hex` of a waitpoint.
 
     Args:
-        secret: the bytes behind `kid`.
-        kid: the id of the secret, without a colon.
+        secret: the secret's bytes.
+        kid: the secret's id, without a colon.
         execution_id: the execution that the waitpoint belongs to.
         waitpoint_id: a UUIDv7.
     """
@@ -54,7 +54,7 @@ def kid_of(token: object) -> str:
     """Return the id of the secret that signed a token.
 
     Raises:
-        ValidationError: `invalid_token`, it is not spelled as a token is.
+        ValidationError: `invalid_token`, the text is not a token.
     """
     match = _TOKEN.fullmatch(token) if isinstance(token, str) and token.isascii() else None
     if match is None:
@@ -66,20 +66,20 @@ def check(token: str, secret: bytes, execution_id: ExecutionId, waitpoint_id: Wa
     """Check a token against the secret of its kid, in constant time.
 
     Raises:
-        ValidationError: `invalid_token`, it was not signed for this waitpoint with this secret.
+        ValidationError: `invalid_token`, the token was not signed for this waitpoint with this secret.
     """
     kid = kid_of(token)
     try:
         expected = sign(secret, kid, execution_id, waitpoint_id)
     except ValueError:
-        # A waitpoint id that is no UUIDv7 answers like any other unknown one.
+        # A waitpoint id that is not a UUIDv7 is answered like any other unknown one.
         expected = ""
     if not hmac.compare_digest(token.encode(), expected.encode()):
         raise invalid_token()
 
 
 def invalid_token() -> ValidationError:
-    """Return the one error for every token that opens nothing: it tells nothing of the waitpoint."""
+    """Return the error for every invalid token; it reveals nothing about the waitpoint."""
     return ValidationError("invalid_token", "The token does not open that waitpoint.")
 
 
@@ -92,7 +92,7 @@ def created_at_ms(waitpoint_id: str) -> int:
     """Return the creation time that a waitpoint id carries, in ms since 1970.
 
     Raises:
-        ValueError: it is not the canonical text of a UUIDv7.
+        ValueError: the id is not the canonical text of a UUIDv7.
     """
     value = UUID(waitpoint_id)
     if value.version != 7 or str(value) != waitpoint_id:
@@ -101,16 +101,16 @@ def created_at_ms(waitpoint_id: str) -> int:
 
 
 def to_bearer(execution_id: ExecutionId, waitpoint_id: WaitpointId, token: str) -> str:
-    """Return the opaque text by which its bearer can signal a waitpoint; it can stand in a URL."""
+    """Return the opaque text with which its bearer can signal a waitpoint; it is safe in a URL."""
     packed = pack((str(execution_id), waitpoint_id, token))
     return _BEARER_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def from_bearer(text: object) -> BearerToken:
-    """Read the text that `to_bearer` made.
+    """Read the text that `to_bearer` returned.
 
     Raises:
-        ValidationError: `invalid_token`, the text is cut short or was never one.
+        ValidationError: `invalid_token`, the text is cut short or not such a text.
     """
     if not isinstance(text, str) or not text.startswith(_BEARER_PREFIX):
         raise invalid_token()

@@ -1,4 +1,4 @@
-"""How values travel to stored functions and lie in records: arrays of bytes, never JSON."""
+"""How values are encoded for stored functions and in records: arrays of bytes, never JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import attrs
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 
-# What reading a stored value raises when it is damaged.
+# The exceptions that decoding a damaged value raises.
 DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ValidationError)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:
-    """Join texts so that none can pass for two: each stands behind its length."""
+    """Join texts into one, each behind its length, so that different lists never give the same bytes."""
     out = bytearray()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -31,7 +31,7 @@ def unpack(data: bytes) -> list[bytes]:
     """Return the texts that `pack` joined.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: the bytes are not packed texts.
     """
     parts = []
     at = 0
@@ -51,17 +51,17 @@ def unpack_text(data: bytes) -> list[str]:
 
 
 def optional(data: bytes | None) -> bytes:
-    """Bytes or None: a mark stands before bytes, so that None and `b""` differ."""
+    """Encode bytes or None: a mark is put before bytes, so that None and `b""` differ."""
     return b"" if data is None else b"=" + data
 
 
 def read_optional(data: bytes | None) -> bytes | None:
-    """Return the bytes or None that `optional` wrote; an absent field is None."""
+    """Return the bytes or None that `optional` encoded; an absent field is None."""
     return data[1:] if data else None
 
 
 def pack_texts(texts: Mapping[str, str]) -> bytes:
-    """Join names and their texts in the order of the names, so that equal mappings are equal bytes."""
+    """Join names and their texts in the order of the names, so that equal mappings give equal bytes."""
     return pack(text for key in sorted(texts) for text in (key, texts[key])) if texts else b""
 
 
@@ -74,18 +74,18 @@ def unpack_texts(data: bytes | None) -> dict[str, str]:
 
 
 def unpack_pairs(entries: Sequence[bytes]) -> dict[str, bytes]:
-    """Name, value, name, value ... as a dict."""
+    """Return name, value, name, value, ... as a dict."""
     return {name.decode(): value for name, value in zip(entries[::2], entries[1::2], strict=True)}
 
 
 def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
-    """Return a moment for a stored function: `+ms` from the store's now, `@ms` absolute, or nothing.
+    """Return a moment as a stored function reads it: `+ms` from the store's now, `@ms` absolute, or empty for none.
 
     Raises:
         ValidationError: both are given, `at` has no time zone, or one is out of range; the message names `what`.
     """
     if after is not None and at is not None:
-        raise ValidationError("invalid_input", f"{what} takes a duration or a moment, not both.")
+        raise ValidationError("invalid_input", f"Give {what} as a duration or as a moment, not as both.")
     if after is not None:
         return f"+{milliseconds(after, what)}"
     return "" if at is None else f"@{epoch_ms(at, what)}"
@@ -95,19 +95,19 @@ def epoch_ms(moment: datetime, what: str) -> int:
     """Return a moment in ms since 1970.
 
     Raises:
-        ValidationError: not a datetime, or one without a time zone, or before 1970; the message names `what`.
+        ValidationError: not a datetime with a time zone, or before 1970; the message names `what`.
     """
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise ValidationError("invalid_input", f"{what} must be a datetime with a time zone, not {moment!r}.")
     value = (moment - _EPOCH) // timedelta(milliseconds=1)
     if value < 0:
-        raise ValidationError("invalid_input", f"{what} lies before 1970.")
+        raise ValidationError("invalid_input", f"{what} must not be before 1970.")
     return value
 
 
 @attrs.frozen(kw_only=True)
 class WorkClass:
-    """What a worker must fit to claim an execution; also the address of the ready index that it waits in."""
+    """What a worker must match to claim an execution. It is also the address of the ready index of that work."""
 
     namespace: str
     lane: str
@@ -123,10 +123,10 @@ class WorkClass:
         )
 
     def fits(self, capabilities: frozenset[str], tasks: frozenset[str] | None) -> bool:
-        """Return whether a worker that offers these may claim work of this class.
+        """Return whether a worker with these capabilities and tasks may claim work of this class.
 
-        What needs more than this release knows carries a reserved capability (`@...`), which no worker offers.
-        Budgets and quotas are gates that this release cannot open.
+        Work that needs more than this release knows has a reserved capability (`@...`), which no worker has. Budgets
+        and quotas are gates that this release cannot open.
         """
         if self.budgets or self.quota:
             return False
@@ -135,7 +135,7 @@ class WorkClass:
 
 @functools.lru_cache(maxsize=4096)
 def decode_class(data: bytes) -> WorkClass:
-    """Read a class back.
+    """Decode a class.
 
     Raises:
         ValueError: it is damaged.
@@ -153,7 +153,7 @@ def decode_class(data: bytes) -> WorkClass:
 
 @functools.lru_cache(maxsize=1024)
 def decode_fence(data: bytes) -> tuple[str, int, str]:
-    """Return lease id, epoch and attempt id of a stored fence.
+    """Decode a fence into lease id, epoch and attempt id.
 
     Raises:
         ValueError: it is damaged.
@@ -164,13 +164,13 @@ def decode_fence(data: bytes) -> tuple[str, int, str]:
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """The present or last attempt as a record has it.
+    """The present or last attempt of a record.
 
     Attributes:
         kind: initial, retry, reclaim or replay.
-        came: how its holder came to it, as it is stored: fresh, resumed or reclaimed.
-        started_at_ms: None of an attempt that is over and archived.
-        ended_at_ms: None while it runs, and where its end is the execution's.
+        came: the stored kind of its last claim: fresh, resumed or reclaimed.
+        started_at_ms: None if the attempt has ended and was archived.
+        ended_at_ms: None while it runs, or if it ended with its execution.
     """
 
     index: int
@@ -182,7 +182,7 @@ class Attempt:
 
 @functools.lru_cache(maxsize=1024)
 def decode_attempt(data: bytes) -> Attempt:
-    """Return what the field `attempt` says.
+    """Decode the field `attempt`.
 
     Raises:
         ValueError: it is damaged.
@@ -203,9 +203,7 @@ def _ms(duration: timedelta | None, what: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def encode_policy(policy: ExecutionPolicy) -> bytes:
-    """Return the stored form of a policy: its values in a fixed order, each followed by `|`; empty for the default
-    policy.
-    """
+    """Encode a policy: its values in a fixed order, each followed by `|`; empty for the default policy."""
     retry = policy.retry
     values = (
         [""] * 7
@@ -234,7 +232,7 @@ def encode_policy(policy: ExecutionPolicy) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
-    """Read a policy back; what a worker must offer and spends from stands in the class.
+    """Decode a policy. Required capabilities, budgets and quota are taken from the class.
 
     Raises:
         ValueError, ArithmeticError, ValidationError: it is damaged.
@@ -247,7 +245,7 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     if not data:
         return bare
     values = data.decode().split("|")
-    # What a newer release wrote behind is not known here.
+    # Further values, which a newer release wrote, are ignored.
     if len(values) < 14 or values[-1]:
         raise ValueError("a policy has 13 values")
 

@@ -1,4 +1,4 @@
-"""workers: who is alive and what it offers."""
+"""The registered workers, and the published tasks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from flowfabric_worker.engine.wire import (
     unpack_texts,
 )
 
-# The registry of a store lies in its first partition: workers belong to no partition.
+# The registry is in the first partition, because workers belong to no partition.
 _REGISTRY = 0
 
 
 class Workers(EngineCore):
-    """The room `workers`."""
+    """The operations of the area workers."""
 
     def register_worker(self, args: RegisterWorkerArgs) -> RegisterWorkerResult:
         worker = self._worker(check_record(args, RegisterWorkerArgs).worker_instance_id)
@@ -59,7 +59,7 @@ class Workers(EngineCore):
         arguments: Item = [self._worker(worker_instance_id), why, new_call_id()]
         marked = bool(self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked")
         if marked and self.partitions > 1:
-            # The others tell the reason of those whose work they find, so it counts less than the mark itself.
+            # Other partitions only tell the reason to claims that find the worker's work, so errors are ignored.
             others = [partition for partition in range(self.partitions) if partition != _REGISTRY]
             self.call_many([Call("note_death", partition, arguments) for partition in others])
         return marked
@@ -76,7 +76,7 @@ class Workers(EngineCore):
 
     def publish_tasks(self, tasks: Sequence[TaskPublication], keep: timedelta = timedelta(days=7)) -> None:
         if not isinstance(tasks, Sequence):
-            raise ValidationError("invalid_input", f"A sequence of tasks is needed, not {type(tasks).__name__}.")
+            raise ValidationError("invalid_input", f"Pass a sequence of tasks, not {type(tasks).__name__}.")
         keep_ms = milliseconds(keep, "keep", least=1)
         items: list[tuple[int, Item]] = [
             (_REGISTRY, [self._task(check_record(task, TaskPublication).name), _published(task), keep_ms])
@@ -100,7 +100,7 @@ class Workers(EngineCore):
         return self._tasks_page(task.partition(b"\n")[0] + b"\n", cursor, count)
 
     def _tasks_page(self, prefix: bytes, cursor: str | None, count: int) -> ListTasksPage:
-        """Return the tasks whose addresses begin so."""
+        """Return a page of the tasks whose addresses begin with `prefix`."""
         start = b"[" + prefix if cursor is None else b"(" + self._behind_task(cursor)
         return self._tasks_between(start, b"(" + prefix + b"\xff", count)
 
@@ -114,7 +114,7 @@ class Workers(EngineCore):
         )
 
     def _task(self, name: str) -> bytes:
-        """Return the address of a task: those of one last part stand together."""
+        """Return the address of a task. Tasks with the same last part are next to each other."""
         checked = check_name(name, "task")
         return self._packed_namespace + f"{checked.rpartition('.')[2]}\n{checked}".encode()
 
@@ -139,18 +139,18 @@ class Workers(EngineCore):
 
 
 def page_size(limit: int) -> int:
-    """Return a page's size within 0 to 1000.
+    """Return the limit of a page if it is 0 to 1000.
 
     Raises:
-        ValidationError: it is not.
+        ValidationError: `invalid_input`.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
-        raise ValidationError("invalid_input", f"A page holds 0 to {MAX_PAGE_SIZE} entries, not {limit!r}.")
+        raise ValidationError("invalid_input", f"The limit of a page is 0 to {MAX_PAGE_SIZE}, not {limit!r}.")
     return limit
 
 
 def _about(args: RegisterWorkerArgs) -> bytes:
-    """Return what a worker says of itself, as it is stored."""
+    """Return the description of a worker as it is stored."""
     capabilities = check_capabilities(args.capabilities)
     refuse_reserved(capabilities)
     about = pack(
@@ -198,7 +198,7 @@ def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
 
 
 def _published(task: TaskPublication) -> bytes:
-    """Return what is said of a task, as it is stored."""
+    """Return the description of a task as it is stored."""
     check_record(task.policy, ExecutionPolicy)
     refuse_reserved(task.policy.requires)
     published = pack(
@@ -225,7 +225,7 @@ def _published(task: TaskPublication) -> bytes:
 
 
 def _task_row(name: str, row: Reply) -> TaskInfo | DamagedRow | None:
-    """Return a published task; None for one that is over."""
+    """Return a published task, or None if it has expired."""
     try:
         _, expires, published, about, current = row
         return _task_info(name, int(expires), int(published), about) if current else None
@@ -234,7 +234,7 @@ def _task_row(name: str, row: Reply) -> TaskInfo | DamagedRow | None:
 
 
 def _task_info(name: str, expires: int, published: int, about: bytes) -> TaskInfo:
-    # A newer release may say more.
+    # Further parts, which a newer release wrote, are ignored.
     lane, codec, priority, delay, tags, headers, policy, capabilities, budgets, quota = unpack(about)[:10]
     work_class = WorkClass(
         namespace="",

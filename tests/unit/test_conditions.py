@@ -194,7 +194,7 @@ UNFIT: list[tuple[str, ResumeCondition, Sequence[str], str]] = [
         "at members[0].members[1]: no signal meets TimeoutOnly",
     ),
     ("a key without a waitpoint", Single("a"), ["b"], "no waitpoint has the key 'a'"),
-    ("a waitpoint without a mention", Single("a"), ["a", "b"], "does not speak of the waitpoint 'b'"),
+    ("a waitpoint without a mention", Single("a"), ["a", "b"], "does not name the waitpoint 'b'"),
     ("two waitpoints of one key", Single("a"), ["a", "a"], "two waitpoints have the key 'a'"),
     ("something else", WRONG, [], "at the root: str is not a condition"),
     ("something else inside", AllOf((WRONG,)), [], "at members[0]: str is not a condition"),

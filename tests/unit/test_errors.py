@@ -61,7 +61,6 @@ TRANSPORT = {
     "permission_denied": False,
     "tls_failed": False,
     "engine_closed": False,
-    "function_missing": False,
     "function_failed": False,
     "protocol": False,
 }

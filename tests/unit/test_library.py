@@ -26,7 +26,8 @@ def registered() -> list[str]:
 
 def called() -> set[str]:
     """Return the functions that the engine calls."""
-    pattern = r"""(?:\.(?:call|call_items|_on_every_partition|_call_with_secret|remove)|\bCall)\(\s*"(\w+)\""""
+    methods = "call|call_items?|item_steps|remove|_on_every_partition|_call_with_secret"
+    pattern = rf"""(?:\.(?:{methods})|\bCall)\(\s*"(\w+)\""""
     return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
 
 
