@@ -1,4 +1,4 @@
-"""The runtime of a worker process: claimer, handler threads, committer and keeper, started and stopped together."""
+"""The runtime of a worker process: it starts and stops the claimer, handler pool, completer and other parts."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ from flowfabric_worker.worker import Worker
 _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 log = log_queue.Log(__name__)
 
-# How long a stop waits for log handlers that are slow.
-_LAST_WORDS = 0.7
-# How long a stop waits at first for what the claimer may still bring.
+# Seconds that a stop waits for slow log handlers.
+_LOG_WITHIN = 0.7
+# Seconds that a stop waits first for a claim that is in flight.
 _CLAIMER_WITHIN = 1.0
-# How long a stop waits for hooks once the handlers are done: one may hang.
+# Seconds that a stop waits for hooks after the handlers have ended, because a hook may hang.
 _HOOKS_WITHIN = 5.0
-_LOOK_EVERY = 0.25
+_CHECK_EVERY = 0.25
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A process that was silent for so many of its leases holds none of them any more.
+# A process that was silent for this many lease times holds no lease any more.
 _SILENT_LEASES = 2
 
 
-class RestartRequired(FlowFabricError):  # noqa: N818  it says what happened
-    """A worker process stopped in order, so that a fresh one takes its place."""
+class RestartRequired(FlowFabricError):  # noqa: N818  the name says what happened
+    """The worker process stopped in order, and needs a restart."""
 
 
 class Runtime:
-    """Runs the tasks of a worker until it is stopped. It is started once.
+    """Run the tasks of a worker in this process until it is stopped. A runtime is started once.
 
     Args:
-        worker: whose tasks to run.
-        settings: how.
-        line: this process's end of the line to its supervisor; None if it has none.
+        worker: the worker whose tasks to run.
+        settings: the settings of this process; None for the defaults.
+        channel_socket: this process's end of the channel to its supervisor; None if it has no supervisor.
 
     Attributes:
-        instance_id: names this start of this process; never used again.
+        instance_id: the unique name of this start of the process.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class Runtime:
             None if channel_socket is None or runs_isolated else IsolatedProcess(self._leases, self._lease_keeper)
         )
         self._ticker = Ticker(self._engine, () if runs_isolated else worker.tasks.values())
-        # A queue of this kind may be filled in the middle of anything, as signals come; an Event may not. What is put
-        # in is why the process itself wants to stop; empty where the request came from outside.
+        # Signal handlers may put into a SimpleQueue, but must not set an Event. Each item is the reason of a stop that
+        # the process itself wants; it is empty if the request came from outside.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
         self._asked = False
         self._listening = False
         self._restart_reason = ""
-        # Why the process stops, if a handler may be the reason.
+        # Why the process stops, if a handler may have caused the stop.
         self._own_reason = ""
 
     def _make_handler_pool(self) -> HandlerPool:
@@ -135,7 +135,7 @@ class Runtime:
         return SupervisorChannel(end, self._ask_once, self._hurry, self._on_death, reclaimed, run, self._on_lost)
 
     def _watches(self) -> Iterator[Callable[[], None]]:
-        """Yield what the keeper calls each time that it looks around."""
+        """Yield the functions that the lease keeper calls in each round."""
         yield self._handler_pool.replace_lost
         yield self._hooks.watch
         if self._memory is not None:
@@ -146,7 +146,7 @@ class Runtime:
             yield self._tell_done
 
     def _tell_done(self) -> None:
-        """Tell the process that gave an execution to this one that it is done with."""
+        """Tell the starter of this isolated process that the assigned execution is finished."""
         assert self._assigned_work is not None
         assert self._channel is not None
         if self._assigned_work.is_done():
@@ -155,33 +155,33 @@ class Runtime:
     # For the main thread
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT: then what runs may finish within the grace, and the rest is handed back.
+        """Run until SIGTERM or SIGINT; then let handlers finish within the grace, and release the other executions.
 
-        A second signal hands everything back at once. SIGUSR1 prints what every thread does.
+        A second signal releases everything at once. SIGUSR1 prints the stack of every thread.
 
         Raises:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
-            TypeError: an annotation of one cannot be encoded, or does not resolve.
-            RestartRequired: too many threads of the process are stuck, or it comes too close to its memory limit. It
-                stopped in order; start another one.
-            RuntimeError: one of its threads ended by a defect of this package; what could be handed back was.
+            TypeError: an annotation of a task cannot be encoded, or does not resolve.
+            RestartRequired: too many threads of the process are stuck, or it is close to its memory limit. It stopped
+                in order; start another process.
+            RuntimeError: a thread ended because of a defect in this package; what it could release is released.
         """
         previous = {number: signal_handlers.handle(number, self._on_signal) for number in _STOP_SIGNALS}
         previous[signal.SIGUSR1] = signal_handlers.handle(signal.SIGUSR1, signal_handlers.print_threads)
         try:
             if not self._prepare_unless_stopped():
                 return
-            # What the application is made of stays: collections would go through all of it again and again.
+            # Objects of the application's modules live on, so exempt them from garbage collection.
             gc.collect()
             gc.freeze()
             self._start()
-            fallen = self._await_request()
+            ended_part = self._await_request()
             self.stop()
-            if fallen:
-                raise RuntimeError(f"The {fallen} of {self.instance_id} ended by itself; its traceback says why.")
+            if ended_part:
+                raise RuntimeError(f"The {ended_part} of {self.instance_id} ended by itself; see its traceback.")
             if self._restart_reason:
-                raise RestartRequired(f"The process is to be started anew: {self._restart_reason}.")
+                raise RestartRequired(f"The process needs a restart: {self._restart_reason}.")
         finally:
             for number, handler in previous.items():
                 signal_handlers.handle(number, handler)
@@ -189,23 +189,23 @@ class Runtime:
     def _prepare_unless_stopped(self) -> bool:
         """Prepare the store; return False if a request to stop came before the store was ready."""
         prepared = BackgroundCall(self._prepare)
-        while not prepared.join(_LOOK_EVERY):
+        while not prepared.join(_CHECK_EVERY):
             if not self._stop_requests.empty():
-                log.info("%s stopped before it had begun: the store was not ready.", self.instance_id)
+                log.info("%s stopped before it started: the store was not ready.", self.instance_id)
                 return False
         prepared.answer(None)
         return True
 
     def _await_request(self) -> str:
-        """Wait for a request to stop, and return ""; or until a thread has ended, and return its name."""
+        """Wait for a request to stop, and return ""; if a part ends by itself, return its name."""
         with signal_handlers.awaited(_STOP_SIGNALS) as received:
             self._listening = True
             try:
                 while self._stop_requests.empty():
-                    own = received(_LOOK_EVERY)
+                    own = received(_CHECK_EVERY)
                     if own is not None:
                         self._on_stop_signal(own=own)
-                    # A worker that only seems to work is worse than none.
+                    # Stop if a thread has ended by a defect, because the worker would not work.
                     for part in self._parts:
                         if not part.alive:
                             name = _CAPITAL.sub(" ", type(part).__name__).lower()
@@ -218,7 +218,7 @@ class Runtime:
 
     @property
     def _parts(self) -> tuple[Part, ...]:
-        """Everything that has threads."""
+        """The parts that own threads."""
         parts = (
             self._claimer, self._lease_keeper, self._completer, self._handler_pool, self._hooks, self._ticker,
             self._execution_log,
@@ -226,18 +226,18 @@ class Runtime:
         return parts if self._isolated_process is None else (*parts, self._isolated_process)
 
     def request_stop(self) -> None:
-        """Make `run` stop; asked a second time, it does not wait for handlers any more. Returns at once."""
+        """Request that `run` stops, and return at once; a second request ends the wait for handlers."""
         self._stop_requests.put("")
 
     def _on_restart_required(self, reason: str) -> None:
-        """Stop once, in order, because the process had better be replaced."""
+        """Stop in order, once, because the process needs a restart."""
         if self._running and not self._restart_reason:
             self._restart_reason, self._asked = reason, True
-            log.error("%s stops to be started anew: %s.", self.instance_id, reason)
+            log.error("%s stops for a restart: %s.", self.instance_id, reason)
             self._stop_requests.put(reason)
 
     def _ask_once(self) -> None:
-        """Make it stop, if nobody did."""
+        """Request a stop, unless a stop was requested before."""
         if not self._asked:
             self._asked = True
             self.request_stop()
@@ -249,12 +249,12 @@ class Runtime:
         self.request_stop()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
-        # While the main thread waits for signals, what reaches a handler was sent to another thread, so from inside.
+        # While the main thread waits for signals, only a signal that this process sent to a thread gets here.
         self._on_stop_signal(own=self._listening and signal_handlers.CAN_AWAIT)
 
     def _on_stop_signal(self, *, own: bool) -> None:
         if self._channel is not None and self._asked:
-            # A service manager may signal this process beside its supervisor, which alone says whether to hurry.
+            # A service manager may signal this process too, but only the supervisor may request a second stop.
             return
         self._asked = True
         self._stop_requests.put("it sent itself a signal" if own else "")
@@ -309,13 +309,13 @@ class Runtime:
         log.info("%s", start_line(self.worker.url, tasks, self.settings, self._lanes, self.instance_id))
 
     def stop(self, grace: timedelta | None = None) -> None:
-        """Claim nothing more, let what runs finish within the grace, and hand the rest back, ready at once.
+        """Stop claiming, let handlers finish within the grace, and release the other executions, ready at once.
 
-        Whatever the store does, this ends a few seconds after the grace; what the store has not acknowledged by then
-        runs again when its lease is over.
+        This ends a few seconds after the grace even if the store does not answer. Executions whose outcome or release
+        the store has not acknowledged by then run again when their leases expire.
 
         Args:
-            grace: how long to wait for handlers; None for what the settings say. A requested stop cuts it short.
+            grace: how long to wait for handlers; None for the grace of the settings. A request to stop ends the wait.
         """
         if not self._running:
             return
@@ -350,15 +350,15 @@ class Runtime:
         deadline.await_at_all(self._hooks.join, _HOOKS_WITHIN)
         self._hooks.tell_rest()
         self._tell_end(unstarted.answer([]) + unfinished.answer([]))
-        log_queue.stop(_LAST_WORDS)
+        log_queue.stop(_LOG_WITHIN)
 
     def _return_unstarted(self, deadline: Deadline) -> list[LeasedExecution]:
-        """Hand back what no handler has begun, once the claimer brings no more; return what the store acknowledged."""
+        """Release what no handler has begun, after the claimer has ended; return what the store acknowledged."""
         deadline.await_at_all(self._claimer.join)
         return self._lease_keeper.release_waiting()
 
     def _withhold_unfinished(self) -> list[LeasedExecution]:
-        """Take everything that has no outcome: nothing that its handlers may still return is sent from here on."""
+        """Return the executions without an outcome; from now on no outcome of their handlers is sent."""
         left = self._leases.unfinished()
         for execution in left:
             execution.withhold()
@@ -366,14 +366,14 @@ class Runtime:
         return left
 
     def _hand_back(self, left: Sequence[LeasedExecution]) -> list[LeasedExecution]:
-        """Hand back what handlers have not ended; return what the store acknowledged."""
+        """Release executions whose handlers have not ended; return what the store acknowledged."""
         by_reason: dict[str | None, list[LeasedExecution]] = {}
         for execution in left:
             by_reason.setdefault(self._why_it_counts(execution), []).append(execution)
         return [each for why, some in by_reason.items() for each in self._lease_keeper.release(some, why)]
 
     def _why_it_counts(self, execution: LeasedExecution) -> str | None:
-        """Return why the stop counts as a loss of the worker; None if the execution may simply go on elsewhere."""
+        """Return why the release counts as a reclaim; None if the execution may continue at another worker."""
         if execution.started_at is None:
             return None
         if self._own_reason:
@@ -384,7 +384,7 @@ class Runtime:
         return "was told to stop"
 
     def _tell_end(self, handed_back: Sequence[LeasedExecution]) -> None:
-        """Log what became of everything that was held, as far as the store has acknowledged it."""
+        """Log how many executions were released, and what the store has not acknowledged."""
         begun = sum(execution.started_at is not None for execution in handed_back)
         log.info("%s stopped; it handed back %s, of which %s had begun.", self.instance_id, len(handed_back), begun)
         outcomes, execution = len(self._leases.unacknowledged()), len(self._leases.executions)
@@ -396,7 +396,7 @@ class Runtime:
             )  # fmt: skip
 
     def _leave(self) -> None:
-        """Take leave of the store, as far as it can be reached."""
+        """Deregister the worker, if the store can be reached."""
         calls: tuple[Callable[[], object], ...] = (
             lambda: self._engine.listener.off_lost(self._on_lost),
             lambda: self._engine.mark_worker_dead(self.instance_id, "stopped"),
@@ -405,11 +405,11 @@ class Runtime:
             try:
                 call()
             except EngineError as error:
-                log.debug("Leaving: %s", error)
+                log.debug("The worker could not deregister: %s", error)
 
     def _on_death(self, instance_id: str, how: str) -> None:
         """Tell the store how another process of this supervisor died."""
-        # The line is heard in this thread, and may say next that it is time to stop.
+        # The channel is read in this thread, and its next message may be a request to stop.
         BackgroundCall(lambda: self._note_death(instance_id, how))
 
     def _note_death(self, instance_id: str, how: str) -> None:
@@ -427,10 +427,10 @@ class Runtime:
         elif self._isolated_process is not None:
             self._isolated_process.lost(execution_id, fence)
 
-    # What others are told
+    # The registration
 
     def _claim_lease(self) -> timedelta:
-        """Return the shortest lease among the tasks: a claim does not know yet what it will get."""
+        """Return the shortest lease among the tasks, because a claim does not know which tasks it will get."""
         own = [task.options_given.lease for task in self.worker.tasks.values() if task.options_given.lease is not None]
         return min([self.settings.lease, *own])
 

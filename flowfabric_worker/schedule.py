@@ -18,6 +18,7 @@ import attrs
 from croniter import croniter
 
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
+from flowfabric_worker.engine.moments import EPOCH
 from flowfabric_worker.engine.types.schedules import MAX_TICKS
 
 Missed: TypeAlias = Literal["latest", "all", "none"]
@@ -28,7 +29,7 @@ ON_TIME: Final = timedelta(seconds=30)
 # Missed ticks of a cron expression are counted one by one, and no further than this.
 MAX_COUNTED: Final = 100
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
 _SECOND: Final = timedelta(seconds=1)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _LONGEST: Final = timedelta(milliseconds=MAX_DURATION_MS)
@@ -147,7 +148,7 @@ class Schedule:
     def _count(self, last: datetime, end: datetime) -> int:
         """Count the ticks behind `last` and until `end`."""
         if self.every is not None:
-            return (end - _EPOCH) // self.every - (last - _EPOCH) // self.every
+            return (end - EPOCH) // self.every - (last - EPOCH) // self.every
         return sum(1 for _ in islice(self._ticks(last, end), MAX_COUNTED))
 
     def _latest(self, last: datetime, now: datetime) -> datetime | None:
@@ -209,7 +210,7 @@ class _Interval:
         self._every = every
 
     def next_after(self, moment: datetime) -> datetime:
-        return _EPOCH + ((moment - _EPOCH) // self._every + 1) * self._every
+        return EPOCH + ((moment - EPOCH) // self._every + 1) * self._every
 
 
 def _spoken(duration: timedelta) -> str:
@@ -243,7 +244,7 @@ def _cron_rule(cron: str, zone: ZoneInfo) -> _Rule:
     try:
         hours = croniter.expand(cron)[0][1]
         rule = _EveryHour(cron, zone) if hours == ["*"] or len(set(hours)) == 24 else _NamedHours(cron, zone)
-        rule.next_after(_EPOCH)
+        rule.next_after(EPOCH)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{cron!r} is no cron expression that ever fits: {str(error).rstrip('.')}.") from error
     return rule

@@ -21,9 +21,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.worker import Worker
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
@@ -43,7 +42,7 @@ class Clock:
     @property
     def now(self) -> datetime:
         """What it shows, in UTC."""
-        return _EPOCH + timedelta(milliseconds=self._worker.engine.server_time())
+        return moment_of(self._worker.engine.server_time())
 
     def move(self, duration: timedelta) -> None:
         """Set the clock forward; what has become due by then runs with the next `worker.run_until_idle()`."""

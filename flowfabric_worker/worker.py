@@ -1,4 +1,4 @@
-"""`Worker`: where tasks are registered."""
+"""`Worker`: registers tasks, and runs them in tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class Decorator(Protocol):
-    """What `worker.task(...)` returns: it keeps the types of the function, without a context in first place."""
+    """The decorator that `worker.task(...)` returns; it keeps the types of the function without its context."""
 
     @overload
     def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
@@ -40,7 +40,7 @@ class Decorator(Protocol):
 
 
 class Tasks(dict[str, Task[..., Any]]):
-    """The tasks of a worker by name; what stands behind the last dot finds a task too, where only one has it."""
+    """The tasks of a worker by name; the part after the last dot is enough if only one task has it."""
 
     def __missing__(self, name: str) -> Task[..., Any]:
         found = [task for full, task in self.items() if full.rpartition(".")[2] == name]
@@ -50,25 +50,25 @@ class Tasks(dict[str, Task[..., Any]]):
 
 
 class Worker:
-    """A set of tasks, and the store that their executions live in.
+    """A set of tasks, and the store of their executions.
 
-    Creating one, decorating functions and importing connect to nothing; the first submission does.
+    A worker connects at its first submission, not when it is created, decorates functions or is imported.
 
     Args:
-        name: what operators call it; the names of its tasks begin with it.
-        url: the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
-        namespace: separates tenants in one store.
-        codec: how arguments and results travel: "json", "msgpack", or an object of one's own.
-        defaults: options of every task that does not say otherwise.
-        limits: sizes that an operator allows.
-        middleware: what goes around every handler, the outermost first: `Middleware` objects, or functions that take
+        name: the worker's name for operators; the names of its tasks begin with it.
+        url: the URL of the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
+        namespace: the tenant in the store.
+        codec: how arguments and results are encoded: "json", "msgpack", or an object with the members of `Codec`.
+        defaults: the options of every task that does not set them.
+        limits: the sizes that an operator allows.
+        middleware: what runs around every handler, the outermost first: `Middleware` objects, or functions that take
             the `TaskContext` and return a context manager.
 
     Attributes:
-        middleware: the same, checked.
+        middleware: the middleware as a tuple.
 
     Raises:
-        TypeError: an unknown option among the defaults, or something that is no middleware.
+        TypeError: a default is not an option, or an item of `middleware` is no middleware.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Worker:
         self._tasks = Tasks()
         self._engine: Engine | None = None
         self._lends = False
-        # What `eager` offers while it lasts.
+        # The capabilities inside of `eager`; None outside of it.
         self._eager_capabilities: frozenset[str] | None = None
         self.reset_after_fork()
         forks.remember(self)
 
     def reset_after_fork(self) -> None:
-        """In a forked process: a lock may have been held by a thread that is not there. The engine sees to itself."""
+        """Replace the lock in a forked child, where the thread that held it does not run; the engine resets itself."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -106,7 +106,7 @@ class Worker:
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
-        """The registered tasks by their names in the store; `tasks["send"]` finds "shop.send" too."""
+        """The registered tasks by their names in the store; `tasks["send"]` returns "shop.send" too."""
         return MappingProxyType(self._tasks)
 
     @property
@@ -134,16 +134,16 @@ class Worker:
     def task(self, /, *, name: str | None = None, **options: Any) -> Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
-        """Register a function; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
+        """Register a function as a task; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
 
         Args:
-            name: the whole of what executions call it; None for the worker's name and the function's, such as
+            name: the task's whole name in the store; None for the worker's name and the function's, such as
                 `shop.send_receipt`. Give the former name when the worker or the function is renamed.
             options: see `TaskOptions`.
 
         Raises:
-            TypeError: an unknown option, or a schedule for a function that needs arguments.
-            ValueError: another task of this worker has the name, or its schedule is not valid.
+            TypeError: an option is unknown, or a function with a schedule needs arguments.
+            ValueError: another task of this worker has the name, or the schedule is not valid.
         """
         given = change_options(self._defaults, options)
 
@@ -157,22 +157,22 @@ class Worker:
     def check(self) -> None:
         """Refuse tasks whose annotations cannot be encoded or do not resolve, now that everything is imported.
 
-        A worker that starts does this by itself.
+        A worker does this by itself when it starts.
 
         Raises:
-            TypeError: there is one; the message names it.
+            TypeError: an annotation of a task cannot be encoded or resolved; the message names it.
         """
         for task in self._tasks.values():
             task.codec.check(final=True)
 
     def publish(self) -> None:
-        """Write into the store how the tasks are submitted, for clients that do not have their code.
+        """Publish the options of the tasks in the store, for clients that do not have their code.
 
-        A worker that runs does this by itself; call it where producers come first. A publication is kept for a week.
+        A worker does this by itself when it starts; call it if producers start first. A publication is kept for a week.
 
         Raises:
             TypeError: see `check`.
-            EngineError: the store refused it, or cannot be reached.
+            EngineError: the store refused the call, or cannot be reached.
         """
         self.check()
         self.engine.publish_tasks([task.publication() for task in self._tasks.values()])
@@ -197,14 +197,14 @@ class Worker:
     # For tests
 
     def run_until_idle(self, *, capabilities: Iterable[str] = ()) -> int:
-        """Run everything that is due, in this thread and without sleeping, also what that brings about.
+        """Run everything that is due, and what those handlers submit, in this thread and without sleeping.
 
-        All lanes are served. What a handler raises becomes the outcome of its execution, as it does in a worker; only
-        KeyboardInterrupt comes out as well. A schedule begins with the first call: ticks after it run when the clock
-        has come to them.
+        All lanes are served. An exception of a handler becomes the outcome of its execution, as it does in a worker;
+        only KeyboardInterrupt is raised here as well. A schedule begins with the first call: later ticks run when the
+        clock has reached them.
 
         Args:
-            capabilities: words, beside those that the tasks need.
+            capabilities: capabilities in addition to those that the tasks require.
 
         Returns:
             How many times a handler ran.
@@ -219,7 +219,7 @@ class Worker:
 
     @contextmanager
     def in_memory(self) -> Iterator[Self]:
-        """Lend the worker a fresh store in this process, whose clock can be set; then it has its own store again.
+        """Put the worker on a fresh store in memory, whose clock can be set, for the length of a block.
 
         Used as `with worker.in_memory():`.
         """
@@ -230,19 +230,19 @@ class Worker:
 
     @contextmanager
     def eager(self, *, capabilities: Iterable[str] = ()) -> Iterator[Self]:
-        """Run every submission in place, on a fresh store in this process; used as `with worker.eager():`.
+        """Run every submission in the caller's thread, on a fresh store in memory; used as `with worker.eager():`.
 
-        `submit` and `submit_many` come back when what they submitted has ended, and what its handlers submitted too.
-        Everything else is as in a worker: encoding, retries, timeouts, steps. A failure comes out of `result()`.
-        Nothing is waited for: the store's clock moves forward over delays, sleeps and back-offs. Inside a handler
-        `submit` comes back at once, and the work follows when the handler has ended. Of several threads that submit
-        at the same time, one runs the work of all.
+        `submit` and `submit_many` return when the executions have ended, and those that their handlers submitted too.
+        Everything else is as in a worker: encoding, retries, timeouts, steps. `result()` raises the failure of an
+        execution. No time passes: the store's clock moves forward over delays, sleeps and back-offs. Inside a handler
+        `submit` returns at once, and the work runs when the handler has ended. If several threads submit at the same
+        time, one of them runs all the work.
 
         Args:
-            capabilities: words, beside those that the tasks need.
+            capabilities: capabilities in addition to those that the tasks require.
 
         Raises:
-            RuntimeError: from `submit`: an execution cannot end, and why; or one makes new work for ever.
+            RuntimeError: raised by `submit` if an execution cannot end, or submits new work without end.
         """
         with self._lent(as_capabilities(capabilities)):
             self.publish()
@@ -250,7 +250,7 @@ class Worker:
 
     @contextmanager
     def _lent(self, eager_capabilities: frozenset[str] | None) -> Iterator[None]:
-        """Put the worker on a fresh store in this process; its own connections stay open meanwhile."""
+        """Put the worker on a fresh store in memory; its own connections stay open meanwhile."""
         own = self.url, self._engine, self._eager_capabilities, self._lends
         name = uuid4().hex
         self.url, self._engine, self._eager_capabilities, self._lends = (
@@ -278,5 +278,5 @@ def _name_of(function: Any) -> str:
         inner = inner.func
     name = getattr(inner, "__name__", None)
     if not isinstance(name, str):
-        raise TypeError(f"{function!r:.100} has no name of its own: give the task a name=.")
+        raise TypeError(f"{function!r:.100} has no name: give the task a name=.")
     return name

@@ -1,4 +1,4 @@
-"""What a worker process says of itself when it starts, and when a stop waits."""
+"""The log lines of a worker process about its start and its stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowfabric_worker._version import __version__
 from flowfabric_worker.config import WorkerSettings, shown_url, store_url
 from flowfabric_worker.task import Task
 
-# Names of one kind that a line holds; how many more there are is said.
+# The most names of one kind in a line; the line tells how many more there are.
 _MOST_NAMES: Final = 8
 
 
@@ -23,7 +23,7 @@ def start_line(
     lanes: Mapping[str, int],
     instance_id: str,
 ) -> str:
-    """Say what a worker process runs, where, and how it is stopped."""
+    """Format the line that tells what a worker process runs, where, and how it is stopped."""
     ordered = sorted(tasks, key=lambda task: task.name)
     scheduled = [f"{task.name} ({task.schedule.spec})" for task in ordered if task.schedule is not None]
     weighed = [lane if weight == 1 else f"{lane}={weight}" for lane, weight in lanes.items()]
@@ -36,20 +36,20 @@ def start_line(
 
 
 def unknown_lanes(worker_name: str, tasks: Iterable[Task[..., Any]], lanes: Mapping[str, int]) -> list[str]:
-    """Return a warning for each lane that was asked for and that no task of the worker names."""
+    """Return a warning for each lane in `--lanes` that no task of the worker uses."""
     known = sorted({task.options_given.lane for task in tasks})
     warnings = []
     for lane in sorted(lanes.keys() - set(known)):
         close = difflib.get_close_matches(lane, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         warnings.append(
-            f"--lanes names {lane!r}, which no task of {worker_name!r} has; they have {', '.join(known)}.{hint}"
+            f"--lanes names {lane!r}, which no task of {worker_name!r} uses; they use {', '.join(known)}.{hint}"
         )
     return warnings
 
 
 def waiting_line(running: Sequence[LeasedExecution], grace: float) -> str:
-    """Say what a stop waits for, and how to stop at once."""
+    """Format the line that tells what a stop waits for, and how to stop at once."""
     waited_for = [
         f"{each.task.name} {short(each.key)} ({spoken(now() - (each.started_at or now()))})"
         for each in sorted(running, key=lambda each: each.started_at or 0.0)
@@ -69,7 +69,7 @@ def _named(noun: str, names: Sequence[str]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Return some names, as many as a line holds."""
+    """Join names for a line, and count those beyond the most that it holds."""
     listed = list(names)
     more = [f"{len(listed) - _MOST_NAMES:,} more"] if len(listed) > _MOST_NAMES else []
     return ", ".join([*listed[:_MOST_NAMES], *more])

@@ -18,6 +18,7 @@ from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker._runtime.suspects import Suspects
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.backoff import Backoff
 from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
@@ -26,11 +27,13 @@ from flowfabric_worker.task import Task
 
 log = log_queue.Log(__name__)
 
-# What the recent pace will start within this time is claimed ahead, so that threads do not wait for the store.
+# Work that will start within this many seconds at the recent throughput is prefetched, so that no thread waits.
 PREFETCH_SECONDS = 0.05
 MAX_PREFETCH = 480
 MAX_WAIT = timedelta(seconds=60)
-_BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+# Seconds to wait after a failed claim: at first, and at most.
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
 _MS = timedelta(milliseconds=1)
 
 
@@ -38,7 +41,7 @@ class Claimer(OwnedThread):
     """Claim work for the handler threads, in one thread.
 
     Args:
-        on_reclaimed: called before work begins whose worker was lost before; it does not wait for anything.
+        on_reclaimed: called before a reclaimed execution begins; it must not block.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Claimer(OwnedThread):
         self._policy = attrs.evolve(policy, max_wait=MAX_WAIT)
         self._tasks = tasks
         self._names = frozenset(tasks)
-        # Each lane goes first as often as its weight says, so none starves.
+        # Each lane is first in a claim as often as its weight says, so that no lane starves.
         self._turns = itertools.cycle([lane for lane, weight in lanes.items() for _ in range(weight)])
         self._lanes = tuple(lanes)
         self._capabilities = capabilities
@@ -72,15 +75,15 @@ class Claimer(OwnedThread):
         self._suspects = Suspects(leases)
 
     def stop(self) -> None:
-        """Claim nothing more."""
+        """Stop claiming."""
         self._stopping.set()
         self._leases.space.set()
 
     def join(self, timeout: float) -> bool:
         """End the wait in the store, and wait for the thread; return True if it has ended.
 
-        It asks the store, so it may take longer than `timeout` seconds. It is to be called again until the thread has
-        ended, which may have been on its way into the wait.
+        This calls the store, so it may take longer than `timeout` seconds. Call it again until the thread has ended:
+        the thread may have begun another wait meanwhile.
         """
         if self._thread.is_alive():
             self._end_wait()
@@ -94,7 +97,7 @@ class Claimer(OwnedThread):
 
     def _work(self) -> None:
         dedicate_thread(self._engine)
-        failures = 0
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             self._leases.space.clear()
             if self._stopping.is_set():
@@ -107,19 +110,18 @@ class Claimer(OwnedThread):
             try:
                 claimed = self._engine.claim_many(self._request(capacity))
             except EngineError as error:
-                # A claimer never gives up: the store may be away for an hour.
+                # The claimer tries again without a limit, because an outage may last for hours.
                 self._outage_log.note(error)
-                self._stopping.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
-                failures += 1
+                self._stopping.wait(backoff.next())
                 continue
-            failures = 0
+            backoff.reset()
             self._outage_log.over()
             self._take(claimed)
 
     def _free_capacity(self) -> int:
-        """Return how many to claim: for the free threads, and ahead what the pace will start at once."""
+        """Return how many executions to claim: one for each free thread, and what is prefetched; 0 to wait."""
         ahead = min(MAX_PREFETCH, int(self._throughput.per_second() * PREFETCH_SECONDS))
-        # Many in one call are cheaper than many calls: with work ahead, wait until half of it is done.
+        # A few large claims are cheaper than many small ones, so wait until half of the prefetched work is done.
         self._leases.low_water = ahead // 2
         capacity = self._leases.threads + ahead - self._leases.outstanding()
         return capacity if capacity >= max(1, ahead // 2) else 0
@@ -144,7 +146,7 @@ class Claimer(OwnedThread):
         for execution in taken:
             self._leases.hold(execution)
         if self._tells:
-            # Before any of them begins, so that no end is told before its claim.
+            # The hooks are told of the claims before any handler begins, so that no end is told before its claim.
             for execution in taken:
                 self._hooks.tell("on_claim", execution)
         if self._on_reclaimed is not None and any(each.reclaim_count for each in claimed):
@@ -152,14 +154,14 @@ class Claimer(OwnedThread):
         for execution in taken:
             self._leases.queue(execution)
         if self._leases.outstanding() <= self._leases.threads:
-            # A thread waited for this. It goes first: the next claim is not in a hurry.
+            # Let the waiting handler thread run before the next claim.
             time.sleep(0)
 
 
 def hold(
     claimed: Claimed, task: Task[..., Any], moment: float, on_lost: Callable[[LeasedExecution], None] | None = None
 ) -> LeasedExecution:
-    """Return a claimed execution as this process holds it; its renewals ask for the task's own lease."""
+    """Return a claimed execution as an entry of the lease table; its renewals ask for the task's own lease."""
     handle, lease = claimed.handle, task.options_given.lease
     if lease is not None:
         handle = attrs.evolve(handle, lease_ttl_ms=lease // _MS)
@@ -167,7 +169,7 @@ def hold(
 
 
 class _ThroughputEstimate:
-    """How many handlers end in a second, as it was lately."""
+    """Estimate how many handlers end per second, from the recent past."""
 
     def __init__(self, leases: LeaseTable) -> None:
         self._leases = leases
@@ -180,7 +182,7 @@ class _ThroughputEstimate:
         if elapsed >= 0.01:
             finished = self._leases.finished_in_all()
             lately = (finished - self._finished) / elapsed
-            # Quick to slow down, so that nothing is claimed that a slow task would keep waiting.
+            # The estimate falls quickly, so that no execution is prefetched to wait behind a slow one.
             self._rate = min(lately, self._rate) if lately < self._rate / 2 else (self._rate + lately) / 2
             self._since, self._finished = now(), finished
         return self._rate

@@ -1,4 +1,4 @@
-"""The committer: sends outcomes to the store, all that have gathered since its last answer in one call."""
+"""The completer: sends outcomes to the store, all that were queued since its last answer in one call."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, 
 from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.backoff import Backoff
 from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
@@ -31,18 +32,18 @@ from flowfabric_worker.engine.types.states import PublicState
 
 log = log_queue.Log(__name__)
 
-# What the store says of an outcome itself; every other error is about the store, which may be well again in time.
+# The errors that refuse an outcome for good; after every other error the outcome is sent again.
 _REFUSALS = (StateError, NotFoundError, ValidationError)
-# Handler threads wait when the store is so far behind.
+# Handler threads wait while this many outcomes are queued.
 MAX_QUEUED = 1000
-# How long it waits before it sends again what got no answer; twice as long each time.
-_PAUSE = 0.05
+# Seconds before outcomes without an answer are sent again: at first, and at most.
+_FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
 
 @attrs.frozen
 class _Outcome:
-    """What became of one run: a result, a failure, or another call to make."""
+    """The outcome of one attempt: a result, a failure, or another call to make."""
 
     execution: LeasedExecution
     what: str
@@ -52,42 +53,41 @@ class _Outcome:
 
 
 class _Unanswered:
-    """What a part of the store that is away has not acknowledged. What is for other parts does not wait for it."""
+    """The outcomes that the store has not acknowledged; outcomes for other partitions do not wait for them."""
 
     def __init__(self) -> None:
         self._outcomes: list[_Outcome] = []
         self._due_at = 0.0
-        self._pause = _PAUSE
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
 
     def __bool__(self) -> bool:
         return bool(self._outcomes)
 
     def due_in(self) -> float | None:
-        """Return in how many seconds it is to be sent again; None when there is nothing."""
+        """Return the seconds until the outcomes are sent again; None if there are none."""
         return max(0.0, self._due_at - now()) if self._outcomes else None
 
     def take_due(self) -> list[_Outcome]:
-        """Return everything, if it is to be sent again by now."""
+        """Take all outcomes if they are due to be sent again; return an empty list if they are not."""
         if not self._outcomes or now() < self._due_at:
             return []
         taken, self._outcomes = self._outcomes, []
-        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
         return taken
 
     def add(self, outcomes: Sequence[_Outcome]) -> None:
-        """Keep what got no answer; the pause begins anew when everything was answered."""
+        """Add outcomes that got no answer; reset the back-off if none are left."""
         if outcomes and not self._outcomes:
-            self._due_at = now() + self._pause
+            self._due_at = now() + self._backoff.next()
         self._outcomes += outcomes
         if not self._outcomes:
-            self._pause = _PAUSE
+            self._backoff.reset()
 
 
 class Completer(OwnedThread):
     """Send outcomes to the store, in one thread.
 
-    An outcome counts when the store acknowledged it; until then its lease is renewed. It is sent again after a failure
-    of the connection for as long as its lease may live.
+    An outcome counts once the store has acknowledged it; until then its lease is renewed. After a failure of the
+    connection it is sent again until its lease expires.
     """
 
     def __init__(self, leases: LeaseTable, engine: EngineBackend, hooks: Hooks, execution_log: ExecutionLog) -> None:
@@ -100,17 +100,17 @@ class Completer(OwnedThread):
         self._moved = threading.Event()
 
     def stop(self) -> None:
-        """End the thread when everything that is queued was sent."""
+        """End the thread after everything that is queued was sent."""
         self._queue.put(None)
 
     def flush(self) -> None:
-        """Send everything that is queued, in the caller's thread; for those who start none."""
+        """Send everything that is queued, in the caller's thread; for a runtime that starts no thread."""
         while not self._queue.empty():
             self._send_until_answered(self._gather(0)[0])
 
     def _send_until_answered(self, batch: Sequence[_Outcome]) -> None:
         while batch := self._send(batch):
-            time.sleep(_PAUSE)
+            time.sleep(_FIRST_PAUSE)
 
     # Called by handler threads
 
@@ -133,7 +133,7 @@ class Completer(OwnedThread):
         self._put(_Outcome(execution, what, call=call))
 
     def drop(self, execution: LeasedExecution, what: str) -> None:
-        """Send nothing: the execution is not this worker's any more."""
+        """Remove an execution without an outcome: this worker does not hold it any more."""
         execution.ended = True
         self._execution_log.lost(execution, what)
         self._leases.drop(execution)
@@ -158,7 +158,11 @@ class Completer(OwnedThread):
             self._moved.set()
 
     def _gather(self, timeout: float | None) -> tuple[list[_Outcome], bool]:
-        """Wait for an outcome; return all that are queued, up to one call's limit, and whether these are the last."""
+        """Wait for an outcome; return all that are queued, up to the limit of one call, and True if they are the last.
+
+        Args:
+            timeout: seconds to wait for the first outcome; None to wait without a limit.
+        """
         try:
             first = self._queue.get(timeout=timeout)
         except queue.Empty:
@@ -177,7 +181,7 @@ class Completer(OwnedThread):
         return batch, False
 
     def _send(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
-        """Send what still counts; return what got no answer, and have to be sent again."""
+        """Send the outcomes that still count; return those that got no answer and must be sent again."""
         batch = [outcome for outcome in batch if self._counts(outcome)]
         completions = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
         failures = [outcome for outcome in batch if outcome.failure is not None]
@@ -188,7 +192,7 @@ class Completer(OwnedThread):
         return again
 
     def _counts(self, outcome: _Outcome) -> bool:
-        """Return whether an outcome may be sent. If its lease is lost another worker goes on with the execution."""
+        """Return True if an outcome may be sent; drop it if its lease is lost, because another worker continues."""
         execution = outcome.execution
         if execution.lost is None and now() < execution.lease_until:
             return True
@@ -197,7 +201,7 @@ class Completer(OwnedThread):
         return False
 
     def _sent(self, mine: Sequence[_Outcome], send: Callable[[Sequence[_Outcome]], Sequence[object]]) -> list[_Outcome]:
-        """Send some outcomes; return those that are worth sending again."""
+        """Send some outcomes; return those that must be sent again."""
         if not mine:
             return []
         try:
@@ -207,7 +211,7 @@ class Completer(OwnedThread):
         again: list[_Outcome] = []
         for outcome, answer in zip(mine, answers, strict=True):
             if len(mine) > 1 and isinstance(answer, EngineError) and not answer.retryable and answers.count(answer) > 1:
-                # The whole call failed, perhaps for one of them: each is sent by itself.
+                # Retry items individually so that one bad item cannot fail the batch.
                 again += self._sent([outcome], send)
             elif self._is_open(outcome, answer):
                 again.append(outcome)
@@ -222,7 +226,7 @@ class Completer(OwnedThread):
         return self._engine.fail_many([outcome.failure for outcome in mine if outcome.failure is not None])
 
     def _is_open(self, outcome: _Outcome, answer: object) -> bool:
-        """Take one answer; whether the outcome has to be sent again."""
+        """Handle one answer; return True if the outcome must be sent again."""
         if not isinstance(answer, EngineError):
             self._leases.drop(outcome.execution)
             self._tell(outcome, answer)
@@ -262,7 +266,7 @@ class Completer(OwnedThread):
 
 
 def _describe_uncounted(outcome: _Outcome) -> str:
-    """Return what a handler came to whose execution is not this worker's any more."""
+    """Describe the outcome of a handler whose execution this worker does not hold any more."""
     why = "" if outcome.failure is None else f": {outcome.failure.reason.message}"
     return f"ended ({outcome.what}{why}), which does not count"
 

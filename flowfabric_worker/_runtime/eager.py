@@ -1,4 +1,4 @@
-"""Submissions that run in place: an engine on a store of its own that does all the work before it answers."""
+"""The engine of `worker.eager()`: a submission runs its work, on a store in memory, before it returns."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
+from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.reads import ExecutionInfo
@@ -25,28 +26,26 @@ from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.middleware import Around, Middleware
 from flowfabric_worker.task import Task
 
-# So often one submission may move the clock; more means that its work makes new work for ever.
+# The most moves of the clock for one submission; more mean that its work submits new work without end.
 MOST_MOVES: Final = 1000
-# So often handlers may run without a move of the clock; more means the same.
+# The most runs of handlers without a move of the clock; more mean the same.
 MOST_RUNS: Final = 10_000
-# Tests look at results long after the clock has gone over their default retention.
+# Tests read results long after the clock has passed their default retention.
 _RETENTION: Final = timedelta(milliseconds=MAX_DURATION_MS)
-_MS: Final = timedelta(milliseconds=1)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class EagerEngine(Engine):
-    """An engine that runs what it is given before it answers, in the thread of the caller.
+    """Run every submission in the caller's thread before returning.
 
-    It moves its store's clock: along with real time, and forward to the next moment that an execution waits for. What
-    handlers submit is run after them, by whoever runs them. A thread that submits while another one runs handlers
-    leaves its work to that one.
+    The engine moves the clock of its store with real time, and forward to the next moment that an execution waits
+    for. The executions that handlers submit run after those handlers, in the same thread. A thread that submits while
+    another thread runs handlers leaves its work to that thread.
 
     Args:
-        store: an engine on a new store that nobody else uses.
-        tasks: what may run.
-        middleware: what goes around their handlers.
-        capabilities: words, beside those that the tasks need.
+        store: an engine on a new store that no other engine uses.
+        tasks: the tasks that may run, by name.
+        middleware: the middleware of their worker.
+        capabilities: capabilities in addition to those that the tasks require.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class EagerEngine(Engine):
         self._running = False
         self._taking = threading.Lock()
         self._setting = threading.Lock()
-        # What the clock showed at a moment of this process; from there it goes on with real time.
-        self._shown = _moment(super().server_time())
+        # The store's clock showed `_shown` at `_shown_at` of this process, and has followed real time since.
+        self._shown = moment_of(super().server_time())
         self._shown_at = monotonic()
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
@@ -88,7 +87,7 @@ class EagerEngine(Engine):
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
         if self.read_outcome(execution_id) is None:
-            # An operator may have made it ready again.
+            # A replay may have made the execution ready again.
             self._run([execution_id])
         return super().wait_for_result(execution_id, timeout)
 
@@ -102,14 +101,14 @@ class EagerEngine(Engine):
             super().set_clock(self._shown)
 
     def _follow_time(self) -> None:
-        """Let the clock show the time that has gone by since it was set."""
+        """Advance the clock by the real time that has passed since it was set."""
         with self._setting:
             super().set_clock(self._shown + timedelta(seconds=monotonic() - self._shown_at))
 
     # Running
 
     def _run(self, execution_ids: Iterable[ExecutionId]) -> None:
-        """Run executions to their ends, and whatever they bring about; or leave them to who runs already."""
+        """Run executions until they end, and those that they submit; leave them to another thread that runs already."""
         with self._taking:
             self._pending.update(execution_ids)
             if self._running:
@@ -119,7 +118,7 @@ class EagerEngine(Engine):
             self._run_pending()
         except BaseException:
             with self._taking:
-                # Whoever submits next has nothing to do with what went wrong here.
+                # The next submission must not fail because of this one.
                 self._pending.clear()
                 self._running = False
             raise
@@ -143,7 +142,7 @@ class EagerEngine(Engine):
                     "moment: a task that submits itself again and again, or fails for ever, cannot run in eager().",
                 )
             if not tried.issuperset(self._pending):
-                # Another thread has brought new work, perhaps after the last look for some.
+                # Another thread has added work, perhaps after the last claim.
                 continue
             if moves == MOST_MOVES:
                 raise self._given_up(
@@ -155,7 +154,7 @@ class EagerEngine(Engine):
             moves += 1
 
     def _left(self) -> list[ExecutionInfo]:
-        """Return those that have not ended."""
+        """Return the pending executions that have not ended."""
         infos = [self.read_execution_info(each) for each in self._pending]
         return [info for info in infos if info is not None and not info.public_state.is_terminal]
 
@@ -163,7 +162,7 @@ class EagerEngine(Engine):
         """Return when time will change an execution that cannot run now.
 
         Raises:
-            RuntimeError: it never will; the message says why.
+            RuntimeError: time will never change it; the message says why.
         """
         moments = [info.deadline_at_ms]
         if info.public_state is PublicState.DELAYED:
@@ -174,19 +173,17 @@ class EagerEngine(Engine):
         if info.public_state is PublicState.WAITING or not known:
             why = self._explain(info)
             raise self._given_up(left, f"{info.execution_id} of {info.task!r} cannot end in eager(): {why}")
-        # Time goes on: it may have come meanwhile.
-        return _moment(max(self.server_time(), min(known)))
+        # The clock follows real time, so it may have passed that moment already.
+        return moment_of(max(self.server_time(), min(known)))
 
     def _given_up(self, left: Iterable[ExecutionInfo], why: str) -> RuntimeError:
-        """Return the error for executions that do not end; they are cancelled, so that the next submission is rid of
-        them.
-        """
+        """Cancel executions that do not end, so that the next submission does not run them; return the error."""
         for info in left:
             self.cancel_execution(CancelExecutionArgs(execution_id=info.execution_id, reason=why))
         return RuntimeError(why)
 
     def _explain(self, info: ExecutionInfo) -> str:
-        """Why an execution does not run, as far as this engine is the only worker."""
+        """Explain why an execution does not run, with this engine as the only worker."""
         self.register_worker(
             RegisterWorkerArgs(
                 worker_id=INSTANCE,
@@ -197,15 +194,11 @@ class EagerEngine(Engine):
             )
         )
         explanation = self.explain_execution(info.execution_id)
-        return "it is gone." if explanation is None else explanation.text
+        return "it was removed." if explanation is None else explanation.text
 
 
 def _kept(args: CreateExecutionArgs) -> CreateExecutionArgs:
-    """Return the same execution, kept for as long as a test may want it, unless it says itself for how long."""
+    """Return the same submission with the longest retention, unless it has a retention."""
     if args.policy.retention is not None:
         return args
     return attrs.evolve(args, policy=attrs.evolve(args.policy, retention=_RETENTION))
-
-
-def _moment(milliseconds: int) -> datetime:
-    return _EPOCH + milliseconds * _MS

@@ -1,4 +1,4 @@
-"""What becomes of executions, told in the log: a line for each, or one a second where there are many."""
+"""The log of how executions end: a line for each, or one line per second if there are many."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from flowfabric_worker.engine.types.attempts import FailureReason
 
 log = log_queue.Log(EXECUTION_LOG)
 
-# Completions in a second that get a line each; with more, one line a second sums up those of each task.
+# The most completions in a second that get a line each; more are summarized per task, in one line per second.
 MOST_COMPLETIONS: Final = 20
-# Failures in a second that get a line each, with their tracebacks; the rest is summed up.
+# The most failures in a second that get a line each, with their tracebacks; the others are counted.
 MOST_FAILURES: Final = 100
 _SECOND: Final = 1.0
-# Ends that wait to be told, of those with a line and of those without; the oldest is dropped for the next one. A worker
-# at full load has a third of this in a second.
+# The most ends that wait to be logged, of each of both kinds; the oldest is dropped for the next one. A worker at
+# full load has a third of this in a second.
 MOST_WAITING: Final = 100_000
-# Tasks that one summary names, those with the most executions first.
+# The most tasks that a summary names, those with the most executions first.
 _MOST_NAMED: Final = 5
-# Characters of a reason that a line shows; the store keeps more.
+# The most characters of a reason in a line; the store keeps more.
 _LONGEST_REASON: Final = 500
 
 _LINES: Final = "\n\t"
@@ -42,13 +42,13 @@ T = TypeVar("T")
 # Not frozen: one is made for each execution, and a frozen one takes three times as long.
 @attrs.define(slots=True)
 class Ended:
-    """How a run of a handler ended, as the store acknowledged it. It keeps nothing of the payload.
+    """How an attempt ended, as the store acknowledged it. It keeps nothing of the payload.
 
     Attributes:
         how: "completed", "cancelled", "retried", "failed" or "lost".
         seconds: how long the handler ran.
-        reason: why it failed, and what comes then.
-        detail: lines that tell more, such as a traceback.
+        reason: why the attempt failed, and when the next one begins.
+        detail: further lines, such as a traceback.
     """
 
     how: str
@@ -62,7 +62,7 @@ class Ended:
 
     @property
     def is_failure(self) -> bool:
-        """Whether it went otherwise than its handler wanted."""
+        """Whether the attempt failed or was lost."""
         return self.how in ("retried", "failed", "lost")
 
 
@@ -76,18 +76,18 @@ class ExecutionLog(OwnedThread):
     def __init__(self) -> None:
         super().__init__("execution-log")
         self._ended: collections.deque[Ended] = collections.deque()
-        # Of what completes while it sums up, only task and seconds are kept.
+        # While completions are summarized, only their tasks and seconds are kept.
         self._times: collections.deque[tuple[str, float]] = collections.deque()
         self._dropping = threading.Lock()
         self._dropped = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        # While it sums up, it looks once a second, and is not to be woken for each execution.
+        # While completions are summarized, the thread runs once per second and is not woken for each execution.
         self._summing = False
         self._over = False
 
     def stop(self) -> None:
-        """End the thread when it has told everything."""
+        """End the thread after it has logged everything."""
         self._stopping.set()
         self._wake.set()
 
@@ -96,7 +96,7 @@ class ExecutionLog(OwnedThread):
         for ended in _taken(self._ended):
             _log_one(ended)
 
-    # What is told, by the thread that hears it from the store
+    # Called by the thread that gets the store's answers
 
     def completed(self, execution: LeasedExecution) -> None:
         """Tell that an execution completed."""
@@ -124,13 +124,13 @@ class ExecutionLog(OwnedThread):
     def failed(self, execution: LeasedExecution, reason: FailureReason) -> None:
         """Tell that an execution failed for good."""
         if log.wants(logging.ERROR):
-            # In a storm most failures are only counted: their tracebacks would fill the memory meanwhile.
+            # If very many executions fail at once, most are only counted: their tracebacks would fill the memory.
             counted = len(self._ended) >= MOST_FAILURES
             detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
             self._tell("failed", execution, reason.message, detail)
 
     def lost(self, execution: LeasedExecution, what: str) -> None:
-        """Tell that what became of a run does not count."""
+        """Tell that the outcome of an attempt does not count."""
         if log.wants(logging.WARNING):
             self._tell("lost", execution, f"{what}: {execution.lost}")
 
@@ -175,7 +175,7 @@ class ExecutionLog(OwnedThread):
         self.flush()
 
     def _log_each(self, window: _Window) -> bool:
-        """Log each of what was told; False when it is too much for this second."""
+        """Log a line for each end; return False if there are too many for this second."""
         while self._ended:
             if not window.takes(self._ended[0]):
                 return False
@@ -183,7 +183,7 @@ class ExecutionLog(OwnedThread):
         return True
 
     def _sum_up(self) -> None:
-        """Log one summary a second, until a second has little to tell."""
+        """Log one summary per second, until a second has few ends."""
         self._summing = True
         few = False
         while not few:
@@ -198,10 +198,10 @@ class ExecutionLog(OwnedThread):
 
 
 def _taken(told: collections.deque[T]) -> list[T]:
-    """Take everything out of a queue that other threads fill."""
+    """Remove and return everything in a queue that other threads fill."""
     taken: list[T] = []
     with contextlib.suppress(IndexError):
-        # Another thread may take from it too; what was taken before that shows stays taken.
+        # Another thread may empty the queue meanwhile; the items taken so far are returned.
         taken.extend(told.popleft() for _ in range(len(told)))
     return taken
 
@@ -212,7 +212,7 @@ def _seconds(execution: LeasedExecution) -> float:
 
 
 class _Window:
-    """A second, and how many lines are left in it."""
+    """The number of lines that may still be logged in the present second."""
 
     def __init__(self) -> None:
         self._begin()
@@ -222,7 +222,7 @@ class _Window:
         self._completions, self._failures = MOST_COMPLETIONS, MOST_FAILURES
 
     def takes(self, ended: Ended) -> bool:
-        """Count one more line; False if there are enough of its kind."""
+        """Count one more line; return False if its kind has had enough lines in this second."""
         if now() >= self._ends_at:
             self._begin()
         if ended.is_failure:
@@ -280,7 +280,7 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
 
 
 def shown(text: str, keep: str = "") -> str:
-    """Return a text of the application without what would steer a terminal or begin another line, but for `keep`."""
+    """Escape the characters of a text that would control a terminal or begin another line, except those in `keep`."""
     if text.isprintable():
         return text
     return "".join(
@@ -289,15 +289,13 @@ def shown(text: str, keep: str = "") -> str:
 
 
 def short(execution_id: str) -> str:
-    """Return both ends of an execution's id: when it was submitted, and what tells it apart from others of that
-    moment.
-    """
+    """Return both ends of an execution's id: its time of submission, and the part that makes it unique."""
     uuid = execution_id.rpartition(":")[2]
     return f"{uuid[:8]}…{uuid[-4:]}"
 
 
 def spoken(seconds: float) -> str:
-    """Return a duration in few letters, such as `6 ms`, `1.2 s` or `3 min 20 s`."""
+    """Format a duration briefly, such as `6 ms`, `1.2 s` or `3 min 20 s`."""
     if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 0.00995:

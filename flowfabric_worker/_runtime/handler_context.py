@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, ParamSpec, TypeVar
 
 from flowfabric_worker._runtime.lease_table import LeasedExecution
@@ -23,21 +23,22 @@ from flowfabric_worker.context import ClaimKind, TaskContext
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import StateError
+from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
 from flowfabric_worker.task import step_codec_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Under this and the name of a step its exception is kept.
+# The journal has the exception of a step under this prefix and the step's name.
 _RAISED: Final = f"{RESERVED}raised "
 
-# In the order of `HandleKind`, whose numbers are read faster than its names.
+# In the order of `HandleKind`, whose members are indexes into this.
 _KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
 
 
 class HandlerContext(TaskContext):
-    """What `current()` answers in the handler of an execution."""
+    """The context that `current()` returns in the handler of an execution."""
 
     def __init__(self, execution: LeasedExecution, engine: EngineBackend) -> None:
         claimed = execution.claimed
@@ -45,7 +46,7 @@ class HandlerContext(TaskContext):
         self._engine = engine
         self._calls = DurableCalls()
         self._sleeps = 0
-        # What steps raised that no durable call has followed yet, as it is kept.
+        # The encoded exceptions of steps that are not recorded yet: the next durable call records them.
         self._raised: dict[str, bytes] = {}
         self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
         self.id = execution.key
@@ -58,9 +59,9 @@ class HandlerContext(TaskContext):
         self.headers: Mapping[str, str] = claimed.headers
 
     @property
-    def deadline(self) -> datetime | None:  # type: ignore[override]  # made when it is asked for: few handlers do
+    def deadline(self) -> datetime | None:  # type: ignore[override]  # computed when it is read, because few handlers do
         moment = self._execution.claimed.deadline_at_ms
-        return None if moment is None else _moment(moment)
+        return None if moment is None else moment_of(moment)
 
     @property
     def cancelled(self) -> threading.Event:
@@ -105,43 +106,43 @@ class HandlerContext(TaskContext):
         self._begin(name, caller(), leaves=True)
         self._sleeps += 1
         if name not in self._journal:
-            # Written before the delay: when the handler comes back, it knows that it has slept.
+            # The end of the sleep is recorded before the delay, so that the next run finds it.
             with self.shield():
                 ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
             self._record(name, str(ends_at).encode())
             raise self._calls.leave(pause)
         ends_at = _read_moment(self._journal[name])
         if self._execution.claimed_at_ms < ends_at:
-            # The worker was lost before the delay was: the sleep goes on.
-            raise self._calls.leave(Delay(_moment(ends_at)))
+            # The worker was lost before it could delay the execution, so the sleep continues.
+            raise self._calls.leave(Delay(moment_of(ends_at)))
 
     @property
     def leaving(self) -> HandlerExit | None:
-        """What a durable call raised to leave this run; None if none did."""
+        """The exception by which a durable call left the handler; None if no call did."""
         return self._calls.leaving
 
     def keep_raised(self) -> None:
-        """Record what steps raised and the handler caught, so that later runs raise it again."""
+        """Record the exceptions of steps that the handler caught, so that later runs raise them again."""
         while self._raised:
             name, error = self._raised.popitem()
             self._record(name, error)
 
     def _begin(self, name: str, place: str, *, leaves: bool = False) -> None:
-        """Begin a durable call."""
+        """Check that a durable call may be made here, and record the exceptions of earlier steps."""
         self._calls.begin(name, place, leaves=leaves)
         self._check_running()
         self.keep_raised()
 
     def _check_running(self) -> None:
         if self._execution.ended:
-            raise DurableCallError(f"The run of {self.id} has ended: a thread that it started cannot go on with it.")
+            raise DurableCallError(f"The attempt of {self.id} has ended: a thread that it started cannot continue it.")
 
     def _record(self, name: str, value: bytes) -> None:
         record = self._fenced(lambda: self._engine.record_step(self._execution.handle, name, value))
         self._journal[name] = record.value
 
     def _fenced(self, call: Callable[[], R]) -> R:
-        """Run a call of the lease holder, undisturbed; a lost lease interrupts the handler."""
+        """Make a call to the store under this lease, shielded from interruption; interrupt the handler on its loss."""
         with self.shield():
             try:
                 return call()
@@ -154,8 +155,4 @@ def _read_moment(data: bytes) -> int:
     try:
         return int(data)
     except ValueError:
-        raise DecodingError(f"What is kept of a sleep is damaged: {data!r:.50} is no moment.") from None
-
-
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+        raise DecodingError(f"The record of a sleep is damaged: {data!r:.50} is not a time in ms.") from None

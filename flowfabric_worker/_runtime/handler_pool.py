@@ -1,4 +1,4 @@
-"""Handler threads: each runs one execution after the other, and is replaced when it does not come back."""
+"""The handler threads: each runs one execution after the other, and is replaced if it gets stuck."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ log = log_queue.Log(__name__)
 class HandlerThread:
     """One thread that runs handlers.
 
-    A thread cannot be ended from outside. One whose handler goes on although nobody wants its result is counted as
-    lost: another takes its place, and it ends itself when the handler does.
+    A thread cannot be ended from outside. If a handler runs on although its result does not count, its thread counts
+    as stuck: another thread replaces it, and the stuck thread ends when its handler does.
     """
 
     def __init__(self, number: int, leases: LeaseTable, attempt_runner: AttemptRunner) -> None:
@@ -37,7 +37,7 @@ class HandlerThread:
 
     @property
     def fallen(self) -> bool:
-        """Whether the thread has ended by itself. One that was given up may end before it is replaced."""
+        """Whether the thread has ended by a defect. A stuck thread may end before it is replaced."""
         return not self._thread.is_alive() and not self._lost
 
     def overdue(self, seconds: float) -> LeasedExecution | None:
@@ -46,7 +46,7 @@ class HandlerThread:
         return execution if execution is not None and now() - execution.lost_at > seconds else None
 
     def give_up(self, execution: LeasedExecution) -> bool:
-        """Count the thread as lost; False if its handler has just ended."""
+        """Count the thread as stuck; return False if its handler has just ended."""
         with self._lock:
             if self._execution is not execution:
                 return False
@@ -63,7 +63,7 @@ class HandlerThread:
                 return
             self._execution = execution
             self._attempt_runner.run(execution)
-            # While this thread waits for the next one, nothing of this one is kept.
+            # Free the execution before waiting for the next one.
             del execution
             if not self._finish():
                 return
@@ -71,7 +71,7 @@ class HandlerThread:
                 space.set()
 
     def _finish(self) -> bool:
-        """Count a handler as ended; False if the thread was given up meanwhile and another works in its place."""
+        """Count a handler as ended; return False if the thread was replaced meanwhile."""
         with self._lock:
             self._execution = None
             if not self._lost:
@@ -83,9 +83,9 @@ class HandlerPool:
     """The handler threads of a worker.
 
     Args:
-        interrupt_grace: seconds for which a handler may go on after it was told that its result will not count.
-        on_worn: called, each time, when so many threads are lost that the process had better be replaced.
-        max_stuck_threads: how many those are.
+        interrupt_grace: seconds for which a handler may run after it was told that its result will not count.
+        max_stuck_threads: the number of stuck threads at which the process needs a restart.
+        on_restart_required: called with the reason while that many threads are stuck.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class HandlerPool:
 
     @property
     def alive(self) -> bool:
-        """Whether all of its threads run."""
+        """Whether all threads run."""
         return not any(thread.fallen for thread in self._threads)
 
     @property
     def lost(self) -> int:
-        """How many threads are lost at this moment: their handlers go on, and nobody wants their results."""
+        """How many threads are stuck now: their handlers run on, and their results do not count."""
         self._lost = [thread for thread in self._lost if thread.alive]
         return len(self._lost)
 
@@ -120,19 +120,19 @@ class HandlerPool:
             thread.start()
 
     def stop(self) -> None:
-        """Tell each thread to end after what it runs now."""
+        """Tell each thread to end after its present handler."""
         for _ in self._threads:
             self._leases.waiting.put(None)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the threads that are not lost, at most `timeout` seconds in all; whether all have ended."""
+        """Wait at most `timeout` seconds for the threads that are not stuck; return True if all have ended."""
         deadline = now() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - now()))
         return not any(thread.alive for thread in self._threads)
 
     def replace_lost(self) -> None:
-        """Put new threads in the place of those whose handlers do not come back. Called by one thread."""
+        """Replace the threads that are stuck. One thread calls this."""
         for place, thread in enumerate(self._threads):
             execution = thread.overdue(self._interrupt_grace)
             if execution is None or not thread.give_up(execution):
@@ -143,9 +143,9 @@ class HandlerPool:
             self._threads[place] = successor
             self._leases.space.set()
             log.error(
-                "%s of %s goes on although its result does not count (%s); its thread is lost, and replaced. "
-                "%s threads are lost.",
+                "%s of %s runs on although its result does not count (%s); its thread is stuck, and is replaced. "
+                "%s threads are stuck.",
                 execution.task.name, execution.key, execution.lost, self.lost, extra=execution.fields,
             )  # fmt: skip
         if self._lost and self.lost >= self._max_stuck_threads:
-            self._on_restart_required(f"{self.lost} threads are lost to handlers that do not end")
+            self._on_restart_required(f"{self.lost} threads are stuck in handlers that do not end")

@@ -22,16 +22,16 @@ T = TypeVar("T")
 Hook: TypeAlias = Callable[[AttemptEvent], None]
 
 _NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost", "on_ended")
-# With more events than this waiting the oldest are dropped.
+# The most events that wait for hooks; then the oldest are dropped.
 MAX_QUEUED: Final = 10_000
-# Seconds between two lines about hooks that do not keep up.
-SAY_AGAIN: Final = 10.0
-# Seconds after which the thread looks whether it is to end.
-_LOOK_EVERY: Final = 1.0
+# Seconds between two log lines about hooks that do not keep up.
+LOG_EVERY: Final = 10.0
+# Seconds between two checks of the thread whether to end.
+_CHECK_EVERY: Final = 1.0
 
 
 class Backlog(Generic[T]):
-    """A queue in which nothing waits for space: the oldest items make room for new ones, and are counted."""
+    """A bounded queue that never blocks: when it is full, the oldest items are dropped and counted."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -43,7 +43,7 @@ class Backlog(Generic[T]):
         return self._items.qsize()
 
     def put(self, item: T) -> None:
-        """Add an item, and drop the oldest ones of a full queue."""
+        """Add an item; drop the oldest items of a full queue."""
         while self._items.qsize() >= self._size:
             try:
                 self._items.get_nowait()
@@ -57,7 +57,7 @@ class Backlog(Generic[T]):
         """Take the oldest item; wait for one at most `timeout` seconds.
 
         Raises:
-            queue.Empty: none came.
+            queue.Empty: no item came in time.
         """
         return self._items.get(timeout=timeout)
 
@@ -72,7 +72,7 @@ class Hooks(OwnedThread):
     """Call the hooks of middleware, in one thread, which starts only if a middleware overrides a hook.
 
     Args:
-        engine: tells how an execution ended that was lost.
+        engine: answers how a lost execution ended.
     """
 
     def __init__(self, middleware: tuple[Middleware | Around, ...], engine: EngineBackend) -> None:
@@ -80,9 +80,9 @@ class Hooks(OwnedThread):
         self._hooks = {name: hooks for name in _NAMES if (hooks := hooks_of(middleware, name))}
         self._told: Backlog[tuple[tuple[Hook, ...], AttemptEvent] | LeasedExecution | None] = Backlog(MAX_QUEUED)
         self._ending = False
-        # The hook that runs now, and since when.
+        # The name of the hook that runs now, and the time of its start.
         self._calling: tuple[str, float] | None = None
-        self._said_at = -math.inf
+        self._logged_at = -math.inf
         super().__init__("hooks", needed=bool(self._hooks))
 
     def wants(self, name: str) -> bool:
@@ -90,48 +90,48 @@ class Hooks(OwnedThread):
         return name in self._hooks
 
     def stop(self) -> None:
-        """End the thread when it has told everything."""
+        """End the thread after it has told all events."""
         self._ending = True
         self._told.put(None)
 
     def tell_rest(self) -> None:
-        """Log how many events were not told, if the thread has not ended in time."""
+        """Log how many events were not told to the hooks, if the thread has not ended in time."""
         if self._thread.is_alive():
             log.warning("%s events were not told to hooks: %s.", len(self._told), self._trouble())
 
     def flush(self) -> None:
-        """Call the hooks for everything that is queued, in the caller's thread; for those who start none."""
+        """Call the hooks for everything that is queued, in the caller's thread; for a runtime that starts no thread."""
         while len(self._told):
             self._call(self._told.get())
 
     def tell(self, name: str, execution: LeasedExecution, error: str = "", outcome: str = "") -> None:
-        """Queue an event for the hooks of this name; never wait."""
+        """Queue an event for the hooks of this name, without blocking."""
         hooks = self._hooks.get(name)
         if hooks is not None:
             self._told.put((hooks, _event(execution, error, outcome)))
 
     def ended(self, execution: LeasedExecution, outcome: PublicState, error: str = "") -> None:
-        """Tell how an execution ended, as the store acknowledged it."""
+        """Tell how an execution ended, once the store has acknowledged it."""
         self.tell("on_ended", execution, error, outcome.value)
 
     @property
     def wants_losses(self) -> bool:
-        """Whether a middleware has a hook that is told when a run will not count, or how it ended."""
+        """Whether a middleware has one of the hooks that are called for lost executions."""
         return self.wants("on_lost") or self.wants("on_ended")
 
     def lost(self, execution: LeasedExecution) -> None:
-        """Tell of a run that will not count; and then how its execution ended, if the store has ended it."""
+        """Tell that an attempt will not count, and then how its execution ended, if the store has ended it."""
         self.tell("on_lost", execution, execution.lost or "")
         if self.wants("on_ended") and execution.lost != "stopping":
             self._told.put(execution)
 
     def watch(self) -> None:
-        """Log, every few seconds, that the hooks do not keep up."""
-        if now() - self._said_at < SAY_AGAIN:
+        """Log every few seconds while the hooks do not keep up."""
+        if now() - self._logged_at < LOG_EVERY:
             return
         dropped, calling = self._told.take_dropped(), self._calling
-        if dropped or (calling is not None and now() - calling[1] > SAY_AGAIN):
-            self._said_at = now()
+        if dropped or (calling is not None and now() - calling[1] > LOG_EVERY):
+            self._logged_at = now()
             log.warning(
                 "The hooks do not keep up: %s. %s events wait, and %s were dropped.",
                 self._trouble(), len(self._told), dropped,
@@ -139,18 +139,18 @@ class Hooks(OwnedThread):
 
     def _trouble(self) -> str:
         calling = self._calling
-        return "none runs now" if calling is None else f"{calling[0]} runs since {now() - calling[1]:.1f} s"
+        return "no hook runs now" if calling is None else f"{calling[0]} has run for {now() - calling[1]:.1f} s"
 
     def _work(self) -> None:
         while not (self._ending and not len(self._told)):
             try:
-                told = self._told.get(_LOOK_EVERY)
+                told = self._told.get(_CHECK_EVERY)
             except queue.Empty:
                 continue
             self._call(told)
 
     def _call(self, told: tuple[tuple[Hook, ...], AttemptEvent] | LeasedExecution | None) -> None:
-        """Call the hooks for one event; look up how an execution ended that was lost."""
+        """Call the hooks for one event; for a lost execution, ask the store first how it ended."""
         if isinstance(told, LeasedExecution):
             told = self._end_of(told)
         if told is None:
@@ -160,18 +160,18 @@ class Hooks(OwnedThread):
             self._calling = getattr(hook, "__qualname__", "a hook"), now()
             try:
                 forks.confined(hook, event)
-            # A hook is code of the application, and no defect of it may end this thread.
+            # A defect in a hook, which is code of the application, must not end this thread.
             except BaseException:
                 log.exception("A hook failed for %s of %s.", event.task, event.execution_id)
             finally:
                 self._calling = None
 
     def _end_of(self, execution: LeasedExecution) -> tuple[tuple[Hook, ...], AttemptEvent] | None:
-        """Return what to tell of the end of an execution that was lost; None if it goes on."""
+        """Return the event of the end of a lost execution, with its hooks; None if the execution continues."""
         try:
             info = self._engine.read_execution_info(execution.handle.execution_id)
             if info is not None and execution.lost == "timeout" and info.public_state is PublicState.ACTIVE:
-                # Its time is over, and nothing has looked yet.
+                # Its time is over, but no maintenance has ended it yet.
                 self._engine.run_upkeep()
                 info = self._engine.read_execution_info(execution.handle.execution_id)
         except EngineError as error:
@@ -182,7 +182,7 @@ class Hooks(OwnedThread):
         if info is None or info.ended_at_ms is None or info.current_attempt is None:
             return None
         if info.current_attempt.attempt_index != execution.handle.attempt_index:
-            # Another worker has it, and tells its end.
+            # Another worker has claimed it, and will tell its end.
             return None
         why = info.error or info.cancel_reason or ""
         return self._hooks["on_ended"], _event(execution, why, info.public_state.value)

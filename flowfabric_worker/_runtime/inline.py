@@ -1,4 +1,4 @@
-"""The runtime of a worker without threads of its own: what is due runs in the caller's thread."""
+"""A runtime without threads: it runs what is due in the caller's thread."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from flowfabric_worker.middleware import Around, Middleware, arounds_of
 from flowfabric_worker.task import Task
 
 INSTANCE: Final = "inline"
-# Nothing renews a lease here.
+# No lease is renewed here, so each one is as long as possible.
 _POLICY: Final = ClaimPolicy(
     worker_id=INSTANCE, worker_instance_id=INSTANCE, lease=timedelta(milliseconds=MAX_LEASE_MS)
 )
 
 
 class InlineRuntime:
-    """Runs the tasks of a worker in the thread that asks for it.
+    """Run the tasks of a worker in the caller's thread.
 
     Args:
-        engine: where their executions live.
-        limits: sizes that an operator allows.
-        tasks: the tasks, by name; looked at anew for each claim.
-        middleware: what goes around their handlers.
-        capabilities: words, beside those that the tasks need.
-        schedules: whether the tasks that run by themselves do so here.
+        engine: the engine on the store of their executions.
+        limits: the sizes that an operator allows.
+        tasks: the tasks by name; each claim reads them again.
+        middleware: the middleware of the worker.
+        capabilities: capabilities in addition to those that the tasks require.
+        schedules: True to submit the ticks of the tasks' schedules too.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class InlineRuntime:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """The capabilities that work is claimed with."""
+        """The capabilities that claims name."""
         return self._given_capabilities.union(*(task.options_given.requires for task in self._tasks.values()))
 
     def run_until_idle(self, most: float = math.inf) -> int:
-        """Run everything that is due, also what that brings about; return how many times a handler ran.
+        """Run everything that is due, and what those handlers submit; return how many times a handler ran.
 
         Args:
-            most: stop when handlers have run so often.
+            most: the number of handler runs after which to stop.
         """
         count = 0
         while count < most and (claimed := self._next()):
@@ -82,16 +82,16 @@ class InlineRuntime:
         return count
 
     def _next(self) -> list[Claimed]:
-        """Return the next execution; none when nothing is due any more."""
+        """Claim the next executions; return an empty list if no execution is due any more."""
         while True:
             self._ticker.tick()
-            # A claim handles little of what is due: there may be more.
+            # A claim handles only a part of the timers that are due, so there may be more work.
             claimed = self._claim()
             if claimed or not self._handle_due():
                 return claimed
 
     def _handle_due(self) -> bool:
-        """Do what time alone brings about; whether there was anything."""
+        """Handle the timers that are due; return True if there was one."""
         return self._engine.run_upkeep().handled > 0
 
     def _claim(self) -> list[Claimed]:
@@ -109,7 +109,7 @@ class InlineRuntime:
         return []
 
     def _lanes(self) -> Iterator[str]:
-        """Yield every lane that was ever used, by name; a handler may have used a new one."""
+        """Yield every lane of the store by name, because a handler may have submitted to a new one."""
         cursor: str | None = None
         while True:
             page = self._engine.list_lanes(cursor, MAX_PAGE_SIZE)
@@ -124,7 +124,7 @@ class InlineRuntime:
         with self._watched(execution):
             self._attempt_runner.run(execution)
         if execution.ends_at < math.inf:
-            # What became over while the handler ran is over before its outcome comes.
+            # A timeout that passed while the handler ran must end the execution before its outcome is sent.
             self._handle_due()
         self._completer.flush()
         self._execution_log.flush()
@@ -135,7 +135,7 @@ class InlineRuntime:
 
     @contextmanager
     def _watched(self, execution: LeasedExecution) -> Iterator[None]:
-        """Tell the handler when its time is over, as the keeper of a worker does."""
+        """Tell the handler when its time is over, as the lease keeper of a worker does."""
         if execution.ends_at == math.inf:
             yield
             return
@@ -148,14 +148,14 @@ class InlineRuntime:
             timer.cancel()
 
     def _end_if_over(self, execution: LeasedExecution) -> None:
-        """The store's clock decides: one that stands still lets a handler take any time."""
+        """Lose the execution if its time is over by the store's clock, which may stand still in tests."""
         moments = [execution.claimed.timeout_at_ms, execution.claimed.deadline_at_ms]
         if self._engine.server_time() >= min(moment for moment in moments if moment is not None):
             execution.lose("timeout")
 
     @contextmanager
     def _note_interrupt(self, _context: TaskContext) -> Iterator[None]:
-        """Whoever presses Ctrl-C in this thread means the caller, not the task alone."""
+        """Note a Ctrl-C during a handler, so that it is raised in the caller too."""
         try:
             yield
         except KeyboardInterrupt as interrupt:

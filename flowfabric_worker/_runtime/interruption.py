@@ -1,8 +1,9 @@
-"""Raising `Interrupted` in the thread of a handler, and only while that thread runs the handler's own code.
+"""Raises `Interrupted` in the thread of a handler, and only while that thread runs the handler's own code.
 
-Python can make another thread raise an exception at its next step. Aimed badly, it strikes the thread's own loop or
-the next handler. So a lock says whether the handler's code runs: the exception is armed and disarmed under it, at most
-once per run. A C function that blocks is not reached before it returns.
+Python can make another thread raise an exception at its next bytecode instruction. At a wrong time the exception would
+be raised in the loop of the thread, or in the next handler. So a lock guards whether the handler's code runs: the
+exception is armed and disarmed under the lock, at most once per run. A C function that blocks is not interrupted
+before it returns.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ _NOTHING = ctypes.py_object()
 
 
 class Interruption:
-    """The interruption of one run."""
+    """The interruption of one attempt."""
 
     __slots__ = ("_armed", "_lock", "_reached", "_shields", "_thread", "_wanted")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._thread = 0
-        # Whether the handler's code runs, and an interruption may strike.
+        # Whether the handler's code runs, so that an interruption may be raised.
         self._reached = False
         self._armed = False
         self._wanted = False
         self._shields = 0
 
     def interrupt(self) -> None:
-        """Make the handler raise `Interrupted`, now or when it leaves its shields. May be called again."""
+        """Raise `Interrupted` in the handler, now or when it leaves its last shield; a second call does nothing."""
         with self._lock:
             if not self._wanted:
                 self._wanted = True
                 self._arm()
 
     def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a handler's code in this thread; afterwards no interruption can come any more."""
+        """Run a handler's code in this thread; after that, no interruption can be raised."""
         try:
             try:
                 self._enter()
@@ -53,13 +54,13 @@ class Interruption:
             finally:
                 self._leave()
         except Interrupted:
-            # It may have struck while this thread was leaving. It strikes once, so now it can leave for good.
+            # The exception may have been raised inside _leave(). It is raised only once, so this call completes.
             self._leave()
             raise
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """Hold an interruption back while the block runs; it is raised at the end of the block."""
+        """Defer an interruption to the end of the block."""
         with self._lock:
             self._shields += 1
         try:
@@ -70,7 +71,7 @@ class Interruption:
                 due = self._wanted and self._reached and not self._shields and not self._armed
                 self._armed = self._armed or due
             if due:
-                # Also where the block raises: who catches that shall not go on as if nothing had been wanted.
+                # This replaces an exception of the block, which the handler might catch and then continue.
                 raise Interrupted
 
     def _enter(self) -> None:
@@ -84,11 +85,11 @@ class Interruption:
         with self._lock:
             self._reached = False
             if self._armed:
-                # If it has not struck yet, it shall not any more.
+                # Disarm an exception that was not raised yet.
                 _raise_in(self._thread, _NOTHING)
 
     def _arm(self) -> None:
-        """Once it is armed it strikes at the thread's next step, so it is never armed again."""
+        """Arm the exception, once: it is raised at the thread's next instruction."""
         if self._reached and not self._shields and not self._armed:
             self._armed = True
             _raise_in(self._thread, Interrupted)

@@ -1,7 +1,7 @@
-"""Suspects run in a process that does nothing else: the worker that holds them starts it, and tells how it ended.
+"""Runs suspects in a separate process, which the worker that holds their leases starts and observes.
 
-The worker goes on with other work, and goes on renewing their leases. The process renews them too, and sends the
-outcomes to the store by itself. If it dies, the worker hands the suspect back with the reason: a reclaim.
+The worker continues with other work, and renews the leases of its suspects. The isolated process renews them too, and
+sends the outcomes to the store by itself. If it dies, the worker releases the suspect as a reclaim, with the reason.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from flowfabric_worker._runtime.lease_keeper import LeaseKeeper
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker._runtime.supervisor_channel import ISOLATED_VARIABLE, RESTART_EXIT_CODE
-from flowfabric_worker._runtime.worker_process import Absence, WorkerProcess, ending_of
+from flowfabric_worker._runtime.worker_process import PauseMeter, WorkerProcess, describe_ending
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.task import Task
 
 log = log_queue.Log(__name__)
 
-_LOOK_EVERY: Final = 0.2
-# Seconds after which the process ends when there is no suspect.
+_CHECK_EVERY: Final = 0.2
+# Seconds without a suspect after which the process is stopped.
 IDLE_FOR: Final = 30.0
 
 
@@ -38,17 +38,17 @@ class IsolatedProcess(OwnedThread):
     """Run suspects in another process, one at a time; one thread starts that process and listens to it.
 
     Args:
-        keeper: hands back what was lost with that process.
+        lease_keeper: releases the execution that was lost with that process.
     """
 
     def __init__(self, leases: LeaseTable, lease_keeper: LeaseKeeper) -> None:
         super().__init__("isolated-process")
         self._leases = leases
         self._lease_keeper = lease_keeper
-        # As this process was started, so that the application loads in the same way.
+        # The process is started by the command of this one, so that the application loads in the same way.
         self._command = [sys.executable, *sys.orig_argv[1:]]
         self._process: WorkerProcess | None = None
-        self._absence = Absence()
+        self._pauses = PauseMeter()
         self._running: LeasedExecution | None = None
         self._stopping = threading.Event()
 
@@ -62,7 +62,7 @@ class IsolatedProcess(OwnedThread):
         super().start()
 
     def stop(self) -> None:
-        """Tell the process to stop, as this one does."""
+        """Tell the process to stop in order."""
         self._stopping.set()
         process = self._process
         if process is not None:
@@ -75,7 +75,7 @@ class IsolatedProcess(OwnedThread):
             process.stop(hurry=True)
 
     def lost(self, execution_id: str, fence: str) -> None:
-        """Pass on that a lease is over, if its execution runs there."""
+        """Tell the process that a lease is lost, if it runs that execution."""
         execution, process = self._running, self._process
         if execution is not None and process is not None and execution.key == execution_id:
             process.tell(f"lost {execution_id} {fence}")
@@ -90,15 +90,15 @@ class IsolatedProcess(OwnedThread):
             except IndexError:
                 if self._process is not None and now() - idle_since > IDLE_FOR:
                     self._end_process()
-                self._stopping.wait(_LOOK_EVERY)
+                self._stopping.wait(_CHECK_EVERY)
                 continue
             self._run(execution)
             idle_since = now()
         self._end_process()
 
     def _run(self, execution: LeasedExecution) -> None:
-        """Have one suspect run."""
-        # Its outcome comes from another process: nothing here waits for one.
+        """Run one suspect in the process, and wait for its end."""
+        # The isolated process sends the outcome, so this process must not wait for one.
         execution.ended = True
         if not self._has_process():
             execution.ended = False
@@ -115,55 +115,55 @@ class IsolatedProcess(OwnedThread):
         )  # fmt: skip
         self._running = execution
         done = process.done
-        process.give(pack_claimed(execution.claimed))
+        process.assign(pack_claimed(execution.claimed))
         while self._is_well(process) and process.done == done:
             pass
         self._running = None
-        # What it said last may still be on the line.
+        # The last message of the process may still be unread.
         process.hear()
         if process.done == done:
             self._tell_loss(execution)
         self._leases.drop(execution)
 
     def _tell_loss(self, execution: LeasedExecution) -> None:
-        """Hand back what was lost with the process; one that ended in order has done that itself."""
+        """Release the execution that was lost with the process; a process that ended in order has released it."""
         code = self._end_process()
         if code in (0, RESTART_EXIT_CODE):
             return
-        how = ending_of(code)
+        how = describe_ending(code)
         log.error("%s of %s ended its process: %s.", execution.task.name, execution.key, how, extra=execution.fields)
         self._lease_keeper.release([execution], how)
 
     def _has_process(self) -> bool:
-        """Return True if the process is there, and start it if it is not."""
+        """Start the process if it does not run; return True if it runs."""
         if self._process is not None and self._process.exit_code is None:
             return True
         self._end_process()
         try:
             process = self._process = WorkerProcess(self._command, {ISOLATED_VARIABLE: "1"})
         except OSError as error:
-            log.error("No process can be started for suspects: %s. They run beside other work, in turns.", error)
+            log.error("The process for suspects cannot be started: %s. They run in this one, one at a time.", error)
             self._leases.suspects_isolated = False
             return False
         while not process.instance_id and self._is_well(process):
             if self._stopping.is_set():
                 return False
         if not process.instance_id:
-            how = ending_of(self._end_process())
-            log.error("The process for suspects did not begin (%s). They run beside other work, in turns.", how)
+            how = describe_ending(self._end_process())
+            log.error("The process for suspects did not start (%s). They run in this one, one at a time.", how)
             self._leases.suspects_isolated = False
         return self._leases.suspects_isolated
 
     def _is_well(self, process: WorkerProcess) -> bool:
-        """Hear what the process says for a moment; return False when it has ended. One that is silent is killed."""
-        open_ = process.wait(_LOOK_EVERY)
-        process.excuse(self._absence.look())
+        """Wait briefly for messages of the process; return False if it has ended. Kill a process that is silent."""
+        open_ = process.wait(_CHECK_EVERY)
+        process.ignore_silence(self._pauses.measure())
         if open_ and process.silent():
-            process.kill("has fallen silent; it is killed")
+            process.kill("was silent for too long; it is killed")
         return open_ and process.exit_code is None
 
     def _end_process(self) -> int:
-        """Wait for the end of the process, which has ended or is told to; return its exit code."""
+        """Stop the process, wait for its end, and return its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -171,7 +171,7 @@ class IsolatedProcess(OwnedThread):
         while process.exit_code is None and self._is_well(process):
             pass
         if process.exit_code is None:
-            # The end of its line is the last thing that is heard of a process that dies.
+            # A process that dies closes its channel a moment before it has ended.
             process.join()
         process.hear()
         process.close()
@@ -180,10 +180,10 @@ class IsolatedProcess(OwnedThread):
 
 
 class AssignedWork:
-    """Takes the place of the claimer in a process that runs what it is given.
+    """Replace the claimer in an isolated process, which runs the executions that its starter assigns.
 
     Args:
-        on_lost: called when a run will not count.
+        on_lost: called when an attempt will not count.
     """
 
     alive = True
@@ -197,17 +197,17 @@ class AssignedWork:
         self._is_assigned = False
 
     def start(self) -> None:
-        """Do nothing: what is given comes by the line."""
+        """Do nothing: executions arrive over the channel."""
 
     def stop(self) -> None:
-        """Do nothing: the starter gives nothing to a process that it stops."""
+        """Do nothing: the starter assigns nothing to a process that it stops."""
 
     def join(self, _: float) -> bool:
         """Return True: there is no thread."""
         return True
 
     def run(self, word: str) -> None:
-        """Take up an execution, and begin it. The starter renews its lease too, so that it lives."""
+        """Begin an assigned execution. The starter renews its lease too, so the lease is valid."""
         claimed = unpack_claimed(word)
         execution = hold(claimed, self._tasks[claimed.task], now(), self._on_lost)
         execution.renew_at = now()
@@ -216,31 +216,31 @@ class AssignedWork:
         self._leases.begin(execution)
 
     def is_done(self) -> bool:
-        """Return True, once, when the store knows what became of the execution that was given last."""
+        """Return True, once, after the store has acknowledged the outcome of the assigned execution."""
         done = self._is_assigned and not self._leases.executions
         self._is_assigned = self._is_assigned and not done
         return done
 
 
 def pack_claimed(claimed: Claimed) -> str:
-    """Write a claimed execution as one word. It is for a process of the same release, which this one has started."""
+    """Encode a claimed execution as one word, for a process of the same release that this process has started."""
     packed = io.BytesIO()
     pickler = pickle.Pickler(packed)
-    # Mappings that nothing may change are none of those that pickle knows.
-    pickler.dispatch_table = {**copyreg.dispatch_table, MappingProxyType: _reduced}
+    # pickle does not support read-only mappings.
+    pickler.dispatch_table = {**copyreg.dispatch_table, MappingProxyType: _reduce_mapping}
     pickler.dump(claimed)
     return base64.b64encode(packed.getvalue()).decode("ascii")
 
 
-def _reduced(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
-    return _unchangeable, (dict(mapping),)
+def _reduce_mapping(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
+    return _make_read_only, (dict(mapping),)
 
 
-def _unchangeable(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+def _make_read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
     return MappingProxyType(mapping)
 
 
 def unpack_claimed(word: str) -> Claimed:
-    """Read what `pack_claimed` has written."""
+    """Decode a word of `pack_claimed`."""
     claimed: Claimed = pickle.loads(base64.b64decode(word))
     return claimed

@@ -1,4 +1,4 @@
-"""The keeper: renews leases, says that the worker is alive, and handles what time brings about."""
+"""The lease keeper: renews leases, sends heartbeats, and runs maintenance."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPubli
 
 log = log_queue.Log(__name__)
 
-UPKEEP_EVERY = 5.0
-# How long the keeper handles what is due before it looks at its leases again.
-UPKEEP_TURN = 0.1
+# All times are in seconds.
+MAINTENANCE_EVERY = 5.0
+# How long one turn of maintenance may take before leases are renewed again.
+MAINTENANCE_TURN = 0.1
 HEARTBEAT_EVERY = 20.0
 PUBLISH_EVERY = 24 * 3600.0
 ALIVE_FOR = timedelta(seconds=60)
-# What waits longer than this for a thread of this worker is better off with another one.
+# An execution that has waited longer than this for a thread is offered to other workers.
 RELEASE_UNSTARTED_AFTER = 0.25
-# With less nobody needs to bother.
+# Do not log renewals that are late by less than this.
 LATE = 1.0
-# How long it waits after the store could not be reached.
-_BACKOFF = 0.2
+# The pause after a failed call: it does not grow, because leases expire meanwhile.
+_PAUSE_AFTER_ERROR = 0.2
 
 
 class LeaseKeeper(OwnedThread):
     """Renew the leases of the worker, in one thread. It runs no code of users.
 
     Args:
-        lease: the shortest lease that the worker claims under; the keeper looks around several times within it.
-        watches: called each time that it looks around; they are quick, and ask nothing of the store.
-        publications: how the worker's tasks are submitted.
+        lease: the shortest lease that the worker claims with; several rounds fit into it.
+        watches: called in each round; they must be quick, and must not call the store.
+        publications: the options of the worker's tasks, for clients.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class LeaseKeeper(OwnedThread):
         self._publications = publications
         self._pause = min(RELEASE_UNSTARTED_AFTER, lease.total_seconds() / RENEWALS_PER_LEASE) / 2
         self._stopping = threading.Event()
-        self._next_upkeep = now() + UPKEEP_EVERY / 2
+        self._next_maintenance = now() + MAINTENANCE_EVERY / 2
         self._next_heartbeat = now() + HEARTBEAT_EVERY
         self._next_publication = now() + PUBLISH_EVERY
-        # A stop hands back what is offered, and must not do so while an offer is under way.
+        # A stop releases what is offered, but not while a call that offers it is in flight.
         self._offering = threading.Lock()
         self._offered: list[LeasedExecution] = []
         self._offered_at = -math.inf
@@ -77,17 +78,18 @@ class LeaseKeeper(OwnedThread):
         self._stopping.set()
 
     def release_waiting(self) -> list[LeasedExecution]:
-        """Hand back everything that no thread has begun, ready at once; return what the store acknowledged."""
+        """Release everything that no thread has begun, ready at once; return what the store acknowledged."""
         with self._offering:
             taken = [*self._offered, *self._leases.take_back_waiting()]
             self._offered = []
         return self.release(taken)
 
     def release(self, some: Sequence[LeasedExecution], lost: str | None = None) -> list[LeasedExecution]:
-        """Hand executions back: same place, same attempt, no retry used; return what the store acknowledged.
+        """Release executions to their places in the lane, without using a retry; return what the store acknowledged.
 
         Args:
-            lost: why their runs are lost, if that is to count as a reclaim.
+            some: the executions to release.
+            lost: why their worker was lost, if the release counts as a reclaim; None if it does not.
         """
         acknowledged: list[LeasedExecution] = []
         for first in range(0, len(some), MAX_BATCH_ITEMS):
@@ -127,21 +129,21 @@ class LeaseKeeper(OwnedThread):
                 with self._offering:
                     self._release_unstarted()
                 self._heartbeat()
-                self._keep_up()
+                self._run_maintenance()
             except EngineError as error:
-                # A keeper never gives up: the store may be away for an hour.
+                # The lease keeper tries again without a limit, because an outage may last for hours.
                 self._outage_log.note(error)
-                self._stopping.wait(_BACKOFF)
+                self._stopping.wait(_PAUSE_AFTER_ERROR)
             else:
                 self._outage_log.over()
 
     def _pause_between_rounds(self) -> bool:
-        """Wait a little; whether to end."""
+        """Wait for the next round; return True if the thread has to end."""
         wanted = now() + self._pause
         stopping = self._stopping.wait(self._pause)
         late = now() - wanted
         if late > LATE:
-            # The guilty one may have ended by now; it is held until the store has heard of that.
+            # A handler that blocked this thread may have ended, but its execution is held until the store knows.
             held_now = list(self._leases.executions.values())
             running = sorted({execution.task.name for execution in held_now if execution.started_at is not None})
             log.warning(
@@ -152,7 +154,7 @@ class LeaseKeeper(OwnedThread):
         return stopping
 
     def _renew(self) -> None:
-        """Renew every lease of which a third has passed."""
+        """Renew every lease that is due: a third of its time has passed."""
         asked_at = now()
         due = [execution for execution in list(self._leases.executions.values()) if self._is_due(execution, asked_at)]
         for first in range(0, len(due), MAX_BATCH_ITEMS):
@@ -180,24 +182,24 @@ class LeaseKeeper(OwnedThread):
             execution.renew_again()
             log.warning("The lease of %s could not be renewed: %s", execution.key, answer, extra=execution.fields)
         elif not execution.ended:
-            # Of what has ended the committer learns what became of it.
+            # The completer gets the store's answer for an execution whose handler has ended.
             execution.lose("lease lost")
             log.warning("%s of %s is lost: %s", execution.task.name, execution.key, answer, extra=execution.fields)
 
     def _release_unstarted(self) -> None:
-        """Hand back what has waited for a thread, if another worker waits for such work."""
+        """Release executions that have waited for a thread, if another worker waits for such work."""
         if not self._offered and self._should_offer():
             self._offered = self._leases.take_back_waiting()
         while self._offered:
             batch = self._offered[:MAX_BATCH_ITEMS]
-            # After a failure the same ones are offered again: only then is it known who holds them.
+            # After a failed call the same executions are offered again, to learn which worker holds them.
             answers = self._engine.release_many([execution.handle for execution in batch], if_wanted=True)
             del self._offered[: len(batch)]
             self._offered_at = now()
             self._take_answers(batch, answers)
 
     def _should_offer(self) -> bool:
-        """Return whether something has waited for long, and was not offered a moment ago."""
+        """Return True if an execution has waited for too long, and was not offered a moment ago."""
         oldest = self._leases.oldest_unstarted()
         return oldest is not None and now() - max(oldest, self._offered_at) > RELEASE_UNSTARTED_AFTER
 
@@ -206,26 +208,26 @@ class LeaseKeeper(OwnedThread):
             if answer is True:
                 self._leases.hand_over(execution)
             else:
-                # Of a lost lease the thread learns that comes to it in its turn.
+                # If the lease is lost, the handler thread finds that out when it takes the execution.
                 self._leases.put_back(execution)
-        log.debug("Handed %s of %s executions over that no thread was free for.", answers.count(True), len(batch))
+        log.debug("Handed over %s of %s executions that waited for a thread.", answers.count(True), len(batch))
 
     def _heartbeat(self) -> None:
         if now() < self._next_heartbeat:
             return
-        # Registering anew is a heartbeat too, and brings back an entry that was lost.
+        # A registration is a heartbeat too, and restores an entry that was lost.
         self._engine.register_worker(self._worker)
         self._next_heartbeat = now() + HEARTBEAT_EVERY
         if now() >= self._next_publication:
             self._next_publication = now() + PUBLISH_EVERY
             self._engine.publish_tasks(self._publications)
 
-    def _keep_up(self) -> None:
+    def _run_maintenance(self) -> None:
         """Handle what is due, every few seconds, and at once when a running handler's time is over."""
         moment = now()
-        if moment < self._next_upkeep and all(execution.ends_at > moment for execution in self._leases.running()):
+        if moment < self._next_maintenance and all(execution.ends_at > moment for execution in self._leases.running()):
             return
-        # Leases are renewed between two of these turns, so a turn ends in time.
-        while (result := self._engine.run_upkeep()).more and now() < moment + UPKEEP_TURN:
+        # A turn is short, because leases are renewed between two turns.
+        while (result := self._engine.run_upkeep()).more and now() < moment + MAINTENANCE_TURN:
             pass
-        self._next_upkeep = now() + (0 if result.more else UPKEEP_EVERY)
+        self._next_maintenance = now() + (0 if result.more else MAINTENANCE_EVERY)

@@ -1,4 +1,4 @@
-"""What a worker process holds: the executions under its leases, from their claim until the store knows their end."""
+"""The executions that a worker process has leased, from their claim until the store knows their outcome."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.task import Task
 
 RENEWALS_PER_LEASE = 3
-# An execution whose lease was lost so often may be what kills its processes.
+# An execution whose worker was lost this many times may be what kills its processes.
 SUSPECT_AFTER = 2
-# Several threads may learn of a loss at once, and it is told once. A lock of all: few executions are ever lost.
+# Several threads may notice one loss, which is told once. One lock serves all executions, because few are lost.
 _losing = threading.Lock()
-# The part of its time that a handler has nearly used up.
+# A handler is near its end after this part of its time.
 _NEARLY = 0.9
-# How much later than the store this process may see a moment come, in seconds.
-_CLOCKS_DIFFER = 0.1
+# The most seconds by which this process may see a timeout earlier or later than the store.
+_CLOCK_TOLERANCE = 0.1
 
 
 def now() -> float:
-    """Return the clock of this process, in seconds; it never goes back."""
+    """Return the monotonic clock of this process, in seconds."""
     return time.monotonic()
 
 
 class LeasedExecution:
-    """One execution under a lease of this process. Times are of `now()`.
+    """One execution under a lease of this process. Times are seconds of `now()`.
 
     Attributes:
-        claimed: what the claim handed out.
-        handle: the lease; renewals ask for its task's own time.
+        claimed: what the store returned for the claim.
+        handle: the lease; renewals ask for the task's own lease time.
         key: the execution's id, as text.
-        claimed_at: when the claim's answer came.
-        lease_until: when the lease runs out unless it is renewed.
-        renew_at: when it is to be renewed.
-        ends_at: when the store takes the execution away: its timeout or its deadline.
-        started_at: when its handler began, or None.
-        ended_at: when its handler ended, or None.
-        lost: why what its handler returns will not count, or None.
-        lost_at: since when that is so.
-        ended: whether its outcome is on its way to the store.
-        counted: whether it counts as outstanding; see `LeaseTable`.
-        interruption: how its handler is interrupted, if its task wants that.
-        on_lost: called when it is lost.
+        claimed_at: when the claim was answered.
+        lease_until: when the lease expires unless it is renewed.
+        renew_at: when to renew the lease.
+        ends_at: when the store ends the attempt: its timeout or the deadline.
+        started_at: when the handler began; None before.
+        ended_at: when the handler ended; None before.
+        lost: why the result of the handler will not count; None while it will.
+        lost_at: when the execution was lost; infinity while it is not.
+        ended: True if the outcome is queued for the store, or dropped.
+        counted: True if the execution counts as outstanding; see `LeaseTable`.
+        interruption: interrupts the handler; None if the task does not want that.
+        on_lost: called when the execution is lost.
     """
 
     __slots__ = (
@@ -85,42 +85,42 @@ class LeasedExecution:
         self.on_lost = on_lost
         self.counted = False
         self._event: threading.Event | None = None
-        # Two threads may want to decide whether the handler begins: the one that takes this out does.
+        # Two threads may decide whether the handler begins; the one that removes this item decides.
         self._start = [True]
 
     def begin(self) -> bool:
-        """Note that the handler begins; return False if another thread has withheld it."""
+        """Begin the handler; return False if another thread has withheld it."""
         if not self.withhold():
             return False
         self.started_at = now()
         return True
 
     def withhold(self) -> bool:
-        """Make sure that the handler does not begin any more; return False if it has begun."""
+        """Prevent the handler from beginning; return False if it has begun."""
         try:
             return self._start.pop()
         except IndexError:
             return False
 
     def is_near_its_end(self) -> bool:
-        """Return True if its handler has used nearly all of the time that it may take."""
+        """Return True if the handler has used nearly all of its time."""
         if self.started_at is None or self.ends_at == math.inf:
             return False
         return now() - self.started_at > _NEARLY * (self.ends_at - self.started_at)
 
     @property
     def is_suspect(self) -> bool:
-        """Whether its lease was lost so often that it may be what kills its processes."""
+        """Whether its worker was lost so often that the execution may be what kills its processes."""
         return self.claimed.reclaim_count >= SUSPECT_AFTER
 
     @property
     def claimed_at_ms(self) -> int:
-        """When it was claimed, in ms of the store's clock."""
+        """The time of the claim, in ms of the store's clock."""
         return self.claimed.lease_expires_at_ms - self.claimed.handle.lease_ttl_ms
 
     @property
     def cancelled(self) -> threading.Event:
-        """Set when `lost` is; made at its first use, since most handlers never ask."""
+        """The event that is set when the execution is lost; created at its first use, because few handlers read it."""
         if self._event is None:
             self._event = threading.Event()
             if self.lost is not None:
@@ -129,59 +129,57 @@ class LeasedExecution:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What a log record about it carries."""
+        """The fields of a log record about this execution."""
         handle = self.handle
         return log_fields(self.task.name, handle.lane, handle.attempt_index, self.key)
 
     def lose(self, reason: str) -> None:
-        """Tell the handler that its result will not count; the first reason stands.
+        """Tell the handler that its result will not count; only the first reason is kept.
 
-        When its time is over, that is the reason, whichever thread noticed it.
+        If the time of the attempt is over, the reason is "timeout", whatever the caller gives.
         """
         with _losing:
             first = self.lost is None
             if first:
-                self.lost = "timeout" if now() >= self.ends_at - _CLOCKS_DIFFER else reason
+                self.lost = "timeout" if now() >= self.ends_at - _CLOCK_TOLERANCE else reason
                 self.lost_at = now()
         if self._event is not None:
             self._event.set()
         if first and self.on_lost is not None:
             self.on_lost(self)
-        # Comes last: in the handler's own thread it raises here.
+        # This comes last, because in the handler's own thread it raises here.
         if self.interruption is not None:
             self.interruption.interrupt()
 
     def renewed(self, asked_at: float) -> None:
-        """The lease holds for its full time from when its renewal was asked for."""
+        """Note a renewal: the lease holds for its full time from `asked_at`, when the renewal was sent."""
         lease = self.handle.lease_ttl_ms / 1000
         self.lease_until = asked_at + lease
         self.renew_at = asked_at + lease / RENEWALS_PER_LEASE
 
     def renew_again(self) -> None:
-        """A renewal failed: there are some more tries before the lease runs out."""
+        """Note that a renewal failed, so that it is tried a few more times before the lease expires."""
         self.renew_at = now() + self.handle.lease_ttl_ms / 1000 / RENEWALS_PER_LEASE**2
 
     def _here(self, *moments_ms: int | None) -> float:
-        """Return the first of some moments of the store's clock by the clock of this process; infinity if there is
-        none.
-        """
+        """Return the earliest of some times of the store's clock (ms), by `now()`; infinity if all are None."""
         known = [moment for moment in moments_ms if moment is not None]
         return self.claimed_at + (min(known) - self.claimed_at_ms) / 1000 if known else math.inf
 
 
 class LeaseTable:
-    """Everything that the threads of a worker share.
+    """The leased executions of a worker process, which its threads share.
 
-    What was put into `waiting` counts as outstanding until its handler has ended, or another worker has it. Each
-    execution remembers whether it was counted, so that nothing is taken off that was not added.
+    An execution in `waiting` counts as outstanding until its handler has ended, or another worker has it. Each
+    execution knows whether it was counted, so that it is subtracted only once.
 
     Attributes:
-        executions: what is held, by execution id; a dict's single operations need no lock.
-        waiting: what waits for a free handler thread; None tells a thread to end.
-        suspects: what waits to run apart from other work.
-        suspects_apart: whether they run in another process, not in turns in this one.
-        low_water: with how few waiting the claimer wants to be told that there is space.
-        space: set when there is room for more.
+        executions: the leased executions by id; single operations of a dict need no lock.
+        waiting: the executions that wait for a free handler thread; None tells a thread to end.
+        suspects: the executions that wait to run isolated from other work.
+        suspects_isolated: True if suspects run in another process, False if they take turns in this one.
+        low_water: the number of waiting executions at which the claimer is woken.
+        space: set when the claimer may claim more.
     """
 
     def __init__(self, threads: int) -> None:
@@ -194,54 +192,54 @@ class LeaseTable:
         self.space = threading.Event()
         self.claimed = 0
         self.released = 0
-        # Each handler thread counts for itself, so that no lock is shared per task.
+        # Each handler thread has its own counter, so that the threads share no lock.
         self.finished = [0] * threads
 
     def hold(self, execution: LeasedExecution) -> None:
-        """Take up a claimed execution: from now on its lease is renewed."""
+        """Add a claimed execution; from now on its lease is renewed."""
         former = self.executions.get(execution.key)
         if former is not None and not former.ended:
-            # The store would not hand it out again if the former lease were alive. Of one that has ended the committer
-            # learns what became of it: its retry may be here before the answer is.
+            # The store hands an execution out again only after the former lease has ended. If the former handler has
+            # ended, its retry may arrive before the answer for its outcome, which the completer handles.
             former.lose("lease lost")
         self.executions[execution.key] = execution
 
     def queue(self, execution: LeasedExecution) -> None:
-        """Let a claimed execution wait for a thread, or apart if it is a suspect. Called by the claimer alone."""
+        """Queue a claimed execution for a thread, or among the suspects. Only the claimer calls this."""
         if execution.is_suspect:
             self.suspects.append(execution)
         else:
             self.begin(execution)
 
     def begin(self, execution: LeasedExecution) -> None:
-        """Hand an execution to the threads. Called by the claimer alone."""
+        """Queue an execution for the handler threads. Only the thread that claims calls this."""
         execution.counted = True
         self.claimed += 1
         self.waiting.put(execution)
 
     def outstanding(self) -> int:
-        """Return how many were claimed whose handlers have not ended."""
+        """Return the number of claimed executions whose handlers have not ended."""
         return self.claimed - self.released - sum(self.finished)
 
     def finished_in_all(self) -> int:
-        """Return how many handlers have ended."""
+        """Return the number of handlers that have ended."""
         return sum(self.finished)
 
     def holds_reclaimed(self) -> bool:
-        """Return True if an execution is held whose worker was lost before."""
+        """Return True if the former worker of a leased execution was lost."""
         return any(execution.claimed.reclaim_count for execution in list(self.executions.values()))
 
     def holds(self, execution: LeasedExecution) -> bool:
-        """Return True if an execution is held, and was not claimed again since."""
+        """Return True if this very lease of an execution is in the table."""
         return self.executions.get(execution.key) is execution
 
     def drop(self, execution: LeasedExecution) -> None:
-        """The store knows how it ended, or somebody else holds it now."""
+        """Remove an execution, because the store knows its outcome or another worker holds it."""
         if self.holds(execution):
             del self.executions[execution.key]
 
     def take_back_waiting(self) -> list[LeasedExecution]:
-        """Take everything that no thread has begun; until it is handed over it still counts as outstanding."""
+        """Take everything that no thread has begun; it counts as outstanding until it is handed over."""
         taken: list[LeasedExecution] = []
         ends = 0
         with contextlib.suppress(queue.Empty):
@@ -252,7 +250,7 @@ class LeaseTable:
                 else:
                     taken.append(execution)
         for _ in range(ends):
-            # Meant for handler threads: they must not be lost.
+            # These tell handler threads to end, so they must stay in the queue.
             self.waiting.put(None)
         while self.suspects:
             with contextlib.suppress(IndexError):
@@ -260,7 +258,7 @@ class LeaseTable:
         return taken
 
     def put_back(self, execution: LeasedExecution) -> None:
-        """Let an execution that was taken back wait as it did before."""
+        """Queue an execution again that was taken back."""
         if execution.counted:
             self.waiting.put(execution)
         else:
@@ -268,14 +266,14 @@ class LeaseTable:
             self.space.set()
 
     def hand_over(self, execution: LeasedExecution) -> None:
-        """Note that an execution which was taken back is another worker's now."""
+        """Remove an execution that was taken back, because another worker may claim it now."""
         self.drop(execution)
         if execution.counted:
             self.released += 1
             self.space.set()
 
     def oldest_unstarted(self) -> float | None:
-        """Since when the oldest execution waits to begin; None when none does. Dicts keep the order of claims."""
+        """Return when the oldest waiting execution was claimed, by `now()`; None if none waits."""
         if self.waiting.empty() and not self.suspects:
             return None
         for execution in list(self.executions.values()):
@@ -284,15 +282,15 @@ class LeaseTable:
         return None
 
     def unfinished(self) -> list[LeasedExecution]:
-        """Return the executions whose results will count, and are not there yet."""
+        """Return the executions that have no outcome yet and are not lost."""
         return [
             execution for execution in list(self.executions.values()) if not execution.ended and execution.lost is None
         ]
 
     def unacknowledged(self) -> list[LeasedExecution]:
-        """Return the executions whose outcomes are on their way to the store."""
+        """Return the executions whose outcomes the store has not acknowledged."""
         return [each for each in list(self.executions.values()) if each.ended and each.lost is None]
 
     def running(self) -> list[LeasedExecution]:
-        """Return those of them whose handlers run now."""
+        """Return the executions whose handlers run now and are not lost."""
         return [execution for execution in self.unfinished() if execution.started_at is not None]

@@ -1,4 +1,4 @@
-"""Log records that say of which execution they speak."""
+"""A filter and a formatter that add the execution's id to log records."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final
 from flowfabric_worker.context import LOG_FIELDS, context_of_this_thread, log_fields
 
 EXECUTION_LOG: Final = "flowfabric_worker.executions"
-"""The logger that tells how each execution ended."""
+"""The logger of the lines about how each execution ended."""
 
 
 class ExecutionLogFilter(logging.Filter):
-    """Gives each record that is logged inside a handler the ids of its run; by whatever logger, of whatever library.
+    """Add the ids of the attempt to each log record that a handler causes, with any logger of any library.
 
     Put it on a handler of the `logging` module: `handler.addFilter(ExecutionLogFilter())`. The fields are
-    `ff_execution_id`, `ff_task`, `ff_lane` and `ff_attempt`; the prefix keeps clear of fields of the application.
-    Records that have them already keep theirs; others get none outside of a run.
+    `ff_execution_id`, `ff_task`, `ff_lane` and `ff_attempt`; the prefix avoids clashes with fields of the application.
+    A record that has these fields keeps them; a record outside of an attempt gets none.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -28,12 +28,12 @@ class ExecutionLogFilter(logging.Filter):
 
 
 class ExecutionLogFormatter(logging.Formatter):
-    """Puts the ids of a run behind the message, where a record has them and the message does not tell them.
+    """Append the ids of an attempt to the message of a record that has them, except those that the message tells.
 
     Args:
-        format_: what a line shows, as for `logging.Formatter`.
-        moment: how a line shows its time; None for date and time with milliseconds.
-        brief: leave the ids out where the worker itself tells how a run ended, for the narrow lines of a terminal.
+        format_: the format of a line, as for `logging.Formatter`.
+        moment: the format of the time; None for date and time with milliseconds.
+        brief: leave the ids out of the lines about how executions ended, for narrow terminals.
     """
 
     def __init__(self, format_: str, moment: str | None = None, *, brief: bool = False) -> None:
@@ -44,7 +44,7 @@ class ExecutionLogFormatter(logging.Formatter):
         message = super().formatMessage(record)
         if not hasattr(record, "ff_execution_id") or (self._brief and record.name == EXECUTION_LOG):
             return message
-        # The run log begins with task and, of failures, id.
+        # A line of the execution log begins with the task, and that of a failure continues with the id.
         told = record.message.split(" ", 2)[:2] if record.name == EXECUTION_LOG else ()
         fields = {name.removeprefix("ff_"): getattr(record, name, None) for name in LOG_FIELDS}
         behind = " ".join(f"{name}={value}" for name, value in fields.items() if value not in told)

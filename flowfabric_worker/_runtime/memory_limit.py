@@ -1,4 +1,4 @@
-"""The memory of a worker process: a limit that it cannot exceed, and a look at how close it is."""
+"""The memory limit of a worker process, and a check of how close the process is to it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any, Final
 from flowfabric_worker._runtime.lease_table import now
 from flowfabric_worker.engine import forks
 
-LOOK_EVERY: Final = 1.0
-# A process that stays above this part of its limit had better be replaced, before handlers fail for want of memory.
+CHECK_EVERY: Final = 1.0
+# A process that stays above this part of its limit is restarted, before handlers run out of memory.
 CLOSE: Final = 0.9
-# For how many looks: what a handler lets go of is given back to the system a little later.
-LOOKS: Final = 3
+# The number of checks for which it stays there: memory that a handler has freed returns to the system later.
+CHECKS: Final = 3
 
-# What starts a program without `os.fork()`, by the names that the standard library calls.
+# The functions that start a program without `os.fork()`, under the names that the standard library calls.
 _STARTERS: Final = (
     (subprocess, "_fork_exec"),
     (_posixsubprocess, "fork_exec"),
@@ -35,21 +35,21 @@ _STARTERS: Final = (
 _STATM: Final = Path("/proc/self/statm")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MIB: Final = 1 << 20
-# What a process may allocate beyond its limit while it stops.
+# The bytes that a process may allocate beyond its limit while it stops.
 TO_STOP: Final = 128 * _MIB
 
 
 class MemoryLimit:
-    """Makes allocations fail that would bring this process above a limit; Python raises MemoryError then.
+    """Make allocations fail that would bring this process above a limit; Python then raises MemoryError.
 
-    To be made when its threads run: what is only reserved by then, such as their stacks, does not count. Where the
-    system knows no such limit nothing happens; `MemoryWatch` works everywhere.
+    Create it after the threads have started: memory that is only reserved by then, such as their stacks, does not
+    count. Where the system has no such limit this does nothing; `MemoryWatch` works everywhere.
 
-    What handlers start has the limits that this process was started with. The system hands a limit on to every new
-    process, so it is lifted while one is being started.
+    Programs that handlers start get the limits that this process was started with. A new process inherits the limit,
+    so the limit is lifted while a program is being started.
 
     Args:
-        limit: in bytes.
+        limit: the limit in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -64,13 +64,13 @@ class MemoryLimit:
         forks.remember(self)
 
     def reset_after_fork(self) -> None:
-        """Lift the limit in a forked process, for good."""
+        """Remove the limit in a forked child for good."""
         self._lock = threading.Lock()
         self._limit = self._former
         _set_limit(self._limit)
 
     def raise_by(self, more: int = TO_STOP) -> None:
-        """Allow so many bytes more: a stop needs threads, and each reserves its stack."""
+        """Raise the limit by `more` bytes: a stop starts threads, and each reserves its stack."""
         with self._lock:
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
             self._limit += more
@@ -79,7 +79,7 @@ class MemoryLimit:
             _set_limit(self._former if self._starting else self._limit)
 
     def _lifting(self, start: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that starts a process while the limit is lifted."""
+        """Wrap a function that starts a process, so that the limit is lifted during the call."""
 
         @functools.wraps(start)
         def start_unlimited(*args: Any, **kwargs: Any) -> Any:
@@ -102,9 +102,7 @@ def _set_limit(limit: int) -> None:
 
 
 def resident_bytes() -> int:
-    """Return how much memory this process has at this moment; where the system does not say, the most that it ever
-    had.
-    """
+    """Return the resident memory of this process in bytes; where the system does not tell it, its maximum so far."""
     pages = _statm()
     if pages is None:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -113,21 +111,19 @@ def resident_bytes() -> int:
 
 
 def _left_bytes() -> float:
-    """Return how much memory this process may still allocate: it may run out of what is allowed before it uses it
-    all.
-    """
+    """Return how many bytes this process may still allocate; reserved memory counts, whether it is used or not."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return math.inf if allowed == resource.RLIM_INFINITY else allowed - _reserved_bytes()
 
 
 def _reserved_bytes() -> int:
-    """Return how much memory this process may write to, whether it ever did or not."""
+    """Return how many bytes of memory this process has reserved for writing."""
     pages = _statm()
     return 0 if pages is None else pages[5] * _PAGE
 
 
 def _statm() -> list[int] | None:
-    """Return what Linux says of this process's memory, in pages; None elsewhere."""
+    """Return the memory figures of Linux for this process, in pages; None on other systems."""
     try:
         return [int(number) for number in _STATM.read_text("ascii").split()]
     except OSError:
@@ -135,29 +131,29 @@ def _statm() -> list[int] | None:
 
 
 class MemoryWatch:
-    """Looks how close the process is to its limit.
+    """Check how close the process is to its memory limit.
 
     Args:
-        limit: in bytes.
-        on_worn: called, with the reason, when the process has stayed close to it.
+        limit: the limit in bytes.
+        on_restart_required: called with the reason when the process has stayed close to its limit.
     """
 
     def __init__(self, limit: int, on_restart_required: Callable[[str], None]) -> None:
         self._limit = limit
         self._on_restart_required = on_restart_required
-        self._next_look = now()
+        self._next_check = now()
         self._close = 0
 
     @property
     def is_close(self) -> bool:
-        """Whether the process was close to its limit at the last look."""
+        """Whether the process was close to its limit at the last check."""
         return self._close > 0
 
     def __call__(self) -> None:
-        if now() < self._next_look:
+        if now() < self._next_check:
             return
-        self._next_look = now() + LOOK_EVERY
+        self._next_check = now() + CHECK_EVERY
         used = max(resident_bytes(), self._limit - _left_bytes())
         self._close = self._close + 1 if used > CLOSE * self._limit else 0
-        if self._close >= LOOKS:
+        if self._close >= CHECKS:
             self._on_restart_required(f"it uses {used / _MIB:.0f} MiB of {self._limit / _MIB:.0f} MiB")

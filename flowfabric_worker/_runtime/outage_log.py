@@ -1,34 +1,35 @@
-"""Telling operators that the store is away, and that it is back, without a line for every try."""
+"""Logs that the store is unavailable, and that it works again, without a line for every try."""
 
 from __future__ import annotations
 
 from flowfabric_worker._runtime.lease_table import now
 from flowfabric_worker.engine.log_queue import Log
 
-SAY_AGAIN = 10.0
+# Seconds between two lines about one outage.
+LOG_EVERY = 10.0
 
 
 class OutageLog:
-    """The times when one thread cannot use the store.
+    """Log the outages that one thread notices.
 
     Args:
-        log: where to say so.
-        what: what the thread does, as in "Claiming".
+        log: the logger.
+        what: what the thread does, such as "Claiming".
     """
 
     def __init__(self, log: Log, what: str) -> None:
         self._log = log
         self._what = what
-        self._said_at: float | None = None
+        self._logged_at: float | None = None
 
     def note(self, error: Exception) -> None:
-        """The store could not be used; said at first, and again every few seconds."""
-        if self._said_at is None or now() - self._said_at >= SAY_AGAIN:
-            self._said_at = now()
+        """Note that a call to the store failed; log the first failure, and one every few seconds."""
+        if self._logged_at is None or now() - self._logged_at >= LOG_EVERY:
+            self._logged_at = now()
             self._log.warning("%s fails; trying again: %s", self._what, error)
 
     def over(self) -> None:
-        """The store could be used; said if it was away."""
-        if self._said_at is not None:
-            self._said_at = None
+        """Note that a call to the store succeeded; log it if an outage has ended."""
+        if self._logged_at is not None:
+            self._logged_at = None
             self._log.warning("%s works again.", self._what)

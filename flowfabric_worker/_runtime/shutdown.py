@@ -1,4 +1,4 @@
-"""What a stop needs: one deadline for everything, and calls that it can stop waiting for."""
+"""The deadline of a stop, and calls in the background that a stop need not wait for."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from flowfabric_worker._runtime.lease_table import now
 
 T = TypeVar("T")
 
-# Seconds that a stop takes beyond the grace at most, whatever the store does.
+# The most seconds that a stop takes beyond the grace, even if the store does not answer.
 FINISH_WITHIN: Final = 2.5
-_LOOK_EVERY: Final = 0.05
+_CHECK_EVERY: Final = 0.05
 
 
 class Deadline:
-    """The end of a stop. A second request brings it closer, at every moment.
+    """The deadline of a stop; a second request to stop brings it forward.
 
     Args:
         grace: seconds that handlers may take.
-        requests: returns how many requests came since the stop began.
+        requests: returns the number of requests since the stop began.
     """
 
     def __init__(self, grace: float, requests: Callable[[], int]) -> None:
@@ -31,43 +31,43 @@ class Deadline:
 
     def grace(self) -> float:
         """Return the seconds that handlers still have."""
-        self._look()
+        self._check_requests()
         return max(0.0, self._grace_until - now())
 
     def left(self) -> float:
-        """Return the seconds that everything else still has."""
-        self._look()
+        """Return the seconds until the whole stop must end."""
+        self._check_requests()
         return max(0.0, self._until - now())
 
-    def _look(self) -> None:
-        """Bring the end closer if a second request came."""
+    def _check_requests(self) -> None:
+        """Bring the deadline forward if a second request came."""
         if not self._hurried and self._requests():
             self._hurried = True
             self._grace_until = min(self._grace_until, now())
             self._until = min(self._until, now() + FINISH_WITHIN)
 
     def await_within_grace(self, join: Callable[[float], bool], most: float | None = None) -> bool:
-        """Wait for something while handlers have time, at most `most` seconds; return True if it came."""
+        """Wait for the end of a part during the grace, at most `most` seconds; return True if it has ended."""
         return _wait(join, self.grace, most)
 
     def await_at_all(self, join: Callable[[float], bool], most: float | None = None) -> bool:
-        """Wait for something while there is time at all, at most `most` seconds; return True if it came."""
+        """Wait for a part until the whole stop must end, at most `most` seconds; return True if the part has ended."""
         return _wait(join, self.left, most)
 
 
 def _wait(join: Callable[[float], bool], left: Callable[[], float], most: float | None) -> bool:
     until = None if most is None else now() + most
-    while not join(min(_LOOK_EVERY, left())):
+    while not join(min(_CHECK_EVERY, left())):
         if left() <= 0 or (until is not None and now() >= until):
             return False
     return True
 
 
 class BackgroundCall(Generic[T]):
-    """A call that another thread makes, so that the caller can stop waiting for it.
+    """Make a call in another thread, so that the caller can stop waiting for it.
 
     Args:
-        call: what to do; it may never return.
+        call: the call, which may never return.
     """
 
     def __init__(self, call: Callable[[], T]) -> None:
@@ -78,18 +78,18 @@ class BackgroundCall(Generic[T]):
         try:
             threading.Thread(target=self._work, name="flowfabric-background-call", daemon=True).start()
         except RuntimeError:
-            # There is no memory left for another thread.
+            # No memory is left for another thread.
             self._work()
 
     def join(self, timeout: float) -> bool:
-        """Wait for its end, at most `timeout` seconds; return True if it has ended."""
+        """Wait for the call, at most `timeout` seconds; return True if it has ended."""
         return self._ended.wait(timeout)
 
     def answer(self, otherwise: T) -> T:
-        """Return what the call returned; `otherwise` if it has not ended.
+        """Return what the call returned, or `otherwise` if it has not ended.
 
         Raises:
-            BaseException: what the call raised.
+            BaseException: the exception of the call.
         """
         if self._error is not None:
             raise self._error
@@ -98,7 +98,7 @@ class BackgroundCall(Generic[T]):
     def _work(self) -> None:
         try:
             self._answer = self._call()
-        except BaseException as error:  # noqa: BLE001  it is raised where the answer is asked for
+        except BaseException as error:  # noqa: BLE001  answer() raises it in the caller
             self._error = error
         finally:
             self._ended.set()

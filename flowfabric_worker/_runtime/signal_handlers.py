@@ -1,7 +1,7 @@
-"""The signal handlers of a worker process, and of that process alone.
+"""The signal handlers of a worker process, which its forked children do not inherit.
 
-A process that is forked from it, such as those of `multiprocessing`, has the handlers that were there before: it ends
-by SIGTERM, as `Process.terminate` expects.
+A forked child, such as one of `multiprocessing`, has the handlers from before the worker set its own: SIGTERM ends it,
+as `Process.terminate` expects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flowfabric_worker.engine import log_queue
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
-# By signal: what was there before, and what the worker put in its place.
+# The former handler of each signal, and the worker's handler.
 _before: dict[int, Any] = {}
 _ours: dict[int, Any] = {}
 _forking = threading.local()
@@ -30,7 +30,7 @@ CAN_AWAIT: Final = hasattr(signal, "sigtimedwait")
 
 
 def handle(number: int, handler: Handler) -> Handler:
-    """Set the handler of a signal, as `signal.signal` does, for this process alone; return the former one."""
+    """Set the handler of a signal for this process but not for its forked children; return the former handler."""
     former: Handler = signal.signal(number, handler)
     _before.setdefault(number, former)
     _ours[number] = handler
@@ -41,9 +41,9 @@ def handle(number: int, handler: Handler) -> Handler:
 def awaited(numbers: Collection[int]) -> Iterator[Callable[[float], bool | None]]:
     """Receive signals in this thread, by waiting for them, while the block runs.
 
-    The value is a function that waits for one, at most so many seconds, and returns None if none came. Else it returns
-    True if this very process sent it. A signal that is sent to one other thread, or comes while this thread is not in
-    the wait, still gets to its handler. Where the system knows no such wait, every signal does.
+    The value is a function that waits at most the given seconds for a signal. It returns None if none came, True if
+    this process sent the signal itself, else False. A signal to another thread, or outside of the wait, is still
+    handled by its handler; on systems without such a wait, every signal is.
     """
     if not CAN_AWAIT:
         yield lambda timeout: time.sleep(timeout)
@@ -51,7 +51,7 @@ def awaited(numbers: Collection[int]) -> Iterator[Callable[[float], bool | None]
 
     def wait(timeout: float) -> bool | None:
         received = signal.sigtimedwait(numbers, timeout)
-        # After a wait that ended late because the process was stopped, Python returns a signal of no meaning.
+        # If the process was stopped during the wait, Python may return a signal number that was not asked for.
         if received is None or received.si_signo not in numbers:
             return None
         return received.si_pid == os.getpid()
@@ -64,11 +64,10 @@ def awaited(numbers: Collection[int]) -> Iterator[Callable[[float], bool | None]
 
 
 def print_threads(_: int, __: FrameType | None) -> None:
-    """Print what every thread does.
+    """Print the stack of every thread.
 
-    As an ordinary handler, which runs when the other threads stand still: read while they run, their frames may be
-    gone in the middle, and the process with them. They would all stand still for as long as a pipe is full, so another
-    thread does the printing.
+    This runs as a Python signal handler, while the other threads do not run: reading frames of running threads may
+    crash the process. Another thread prints the text, because a full pipe would block all threads here.
     """
     try:
         with tempfile.TemporaryFile("w+") as file:
@@ -76,12 +75,12 @@ def print_threads(_: int, __: FrameType | None) -> None:
             file.seek(0)
             text = file.read()
     except OSError as error:
-        text = f"What the threads do cannot be told: {error}.\n"
+        text = f"The stacks of the threads cannot be written: {error}.\n"
     log_queue.print_text(text)
 
 
 def _hold() -> None:
-    """Hold signals back while this thread forks: Python forgets those that a child gets before it runs."""
+    """Block signals while this thread forks, because Python drops those that a child gets before it runs."""
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ours)
 
 
@@ -90,7 +89,7 @@ def _release() -> None:
 
 
 def _restore() -> None:
-    """Set the handlers in a child that were there before those of the worker."""
+    """Restore the former handlers in a forked child."""
     for number, former in _before.items():
         if signal.getsignal(number) is _ours[number]:
             signal.signal(number, signal.SIG_DFL if former is None else former)

@@ -1,8 +1,8 @@
-"""Several worker processes under one: started, kept alive, replaced when they die or fall silent, stopped together.
+"""The supervisor of several worker processes: it starts them, replaces those that die or hang, and stops them.
 
-The supervisor runs no task and knows no store. It starts processes by exec, never by fork, and keeps a line to each
-(see `supervised`): the kernel closes it when either side dies, so that no process outlives its supervisor and none that
-died goes unnoticed.
+The supervisor runs no task and does not use the store. It starts processes by exec, never by fork, and has a channel
+to each (see `supervisor_channel`). The kernel closes the channel when either side dies, so no process outlives its
+supervisor, and the supervisor notices every death.
 """
 
 from __future__ import annotations
@@ -18,60 +18,59 @@ from typing import Final
 
 from flowfabric_worker._runtime import signal_handlers
 from flowfabric_worker._runtime.supervisor_channel import RESTART_EXIT_CODE
-from flowfabric_worker._runtime.worker_process import Absence, WorkerProcess, ending_of
+from flowfabric_worker._runtime.worker_process import PauseMeter, WorkerProcess, describe_ending
 from flowfabric_worker.engine import log_queue
+from flowfabric_worker.engine.backoff import Backoff
 
 log = log_queue.Log(__name__)
 
-# Seconds before the successor of a process that died starts: at first, and at most when they die again and again.
-_BACKOFF: Final = (0.1, 30.0)
-# After a process that worked for so many seconds the first pause is enough.
+# Seconds before a dead process is replaced: at first, and at most if processes die again and again.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 30.0
+# A process that has worked for this many seconds is replaced after the first pause.
 STEADY_AFTER: Final = 10.0
-# How much longer than the grace a process may take to stop; it is ready a little earlier by itself.
+# The seconds beyond the grace that a process may take to stop; its own deadline is a little earlier.
 STOP_WITHIN: Final = 4.6
-_LOOK_EVERY: Final = 0.2
+_CHECK_EVERY: Final = 0.2
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Slot:
-    """The place of one worker process, which others take after it.
+    """The place of one worker process and of its successors.
 
     Attributes:
-        child: the process that is there now.
-        start_at: when the next one starts.
+        process: the present process; None between two of them.
+        start_at: when the next process starts.
     """
 
     def __init__(self) -> None:
         self.process: WorkerProcess | None = None
         self.start_at = time.monotonic()
-        self._pause = _BACKOFF[0]
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
 
     def plan(self, process: WorkerProcess, *, in_order: bool) -> float:
-        """Plan the successor of a process that has ended; return how many seconds it waits.
+        """Plan the successor of a process that has ended; return the seconds until it starts.
 
-        Only deaths in one place that no execution explains make the pause longer: one bad application or host is
-        spared, and the other places, or good work beside tasks that kill their process, do not wait for it.
+        The pause grows only with deaths in this slot that no suspect explains. So an application that cannot run is
+        not restarted all the time, while other slots, and work beside a task that kills its process, are not delayed.
         """
-        least, most = _BACKOFF
         pause = 0.0
         if not in_order:
-            pause = least if process.holds_suspect else self._pause
             if time.monotonic() - process.started_at > STEADY_AFTER:
-                pause = self._pause = least
-            if not process.holds_suspect:
-                self._pause = min(most, 2 * self._pause)
+                self._backoff.reset()
+            pause = self._backoff.first if process.holds_suspect else self._backoff.next()
         self.process, self.start_at = None, time.monotonic() + pause
         return pause
 
 
 class Supervisor:
-    """Keeps a number of worker processes running until it is told to stop.
+    """Keep a number of worker processes running until a signal stops them.
 
     Args:
-        command: starts one of them.
-        count: how many.
-        grace: seconds that each takes for its own stop at most.
-        hopeless: exit codes of a process that never began which no new start would cure, unless others did begin.
+        command: the command that starts one process.
+        count: the number of processes.
+        grace: the most seconds that each process waits for its handlers when it stops.
+        hopeless: exit codes at a process's start that a restart cannot mend, unless another process has started.
     """
 
     def __init__(self, command: Sequence[str], count: int, grace: float, hopeless: Collection[int] = ()) -> None:
@@ -79,23 +78,23 @@ class Supervisor:
         self._grace = grace
         self._hopeless = hopeless
         self._slots = [Slot() for _ in range(count)]
-        self._absence = Absence()
+        self._pauses = PauseMeter()
         self._stop_by: float | None = None
-        # Whether any process has ever begun: what stands in the way of another one then may pass.
+        # Whether any process has ever begun; then a failure at a later start may be temporary.
         self._began = False
         self._exit_code = 0
-        # What died and how, until a living process has passed it on to the store.
+        # The deaths that no living process has reported to the store yet.
         self._deaths: list[str] = []
         self._selector = selectors.DefaultSelector()
         self._signals, self._signalled = socket.socketpair()
 
     def run(self) -> int:
-        """Run until SIGTERM or SIGINT, which go on to every process; a second one stops them at once.
+        """Run until SIGTERM or SIGINT, which is forwarded to every process; a second one stops them at once.
 
-        SIGUSR1 goes on to them too.
+        SIGUSR1 is forwarded too.
 
         Returns:
-            The exit code: 0 if every process ended in order, else that of one which did not.
+            The exit code: 0 if every process ended in order, else that of a process which did not.
         """
         for end in (self._signals, self._signalled):
             end.setblocking(False)
@@ -103,7 +102,7 @@ class Supervisor:
         with ExitStack() as undo:
             for number in _FORWARDED:
                 undo.callback(signal_handlers.handle, number, signal_handlers.handle(number, self._on_signal))
-            # Its pipe to the terminal, or to a log collector, may be full.
+            # Log from another thread, because the pipe to the terminal or log collector may be full.
             log_queue.start()
             undo.callback(log_queue.stop, 0.2)
             undo.callback(self._kill_all)
@@ -115,11 +114,11 @@ class Supervisor:
 
     @property
     def _processes(self) -> list[WorkerProcess]:
-        """The processes that are there now."""
+        """The processes that run now."""
         return [slot.process for slot in self._slots if slot.process is not None]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # A handler may interrupt anything, so it only leaves a note.
+        # A signal handler may interrupt any code, so it only writes to a socket.
         self._signalled.send(bytes([number]))
 
     def _start_missing(self) -> None:
@@ -131,8 +130,8 @@ class Supervisor:
             log.info("Started the worker process %s.", process.pid)
 
     def _listen(self) -> None:
-        """Wait a little for signals and for what the processes say."""
-        for key, _ in self._selector.select(_LOOK_EVERY):
+        """Wait briefly for signals, and for messages of the processes."""
+        for key, _ in self._selector.select(_CHECK_EVERY):
             process = key.data
             if process is None:
                 for number in self._signals.recv(64):
@@ -140,7 +139,7 @@ class Supervisor:
             elif process.hear():
                 self._began = self._began or bool(process.instance_id)
             else:
-                # Its end closed, so it dies or is dead; how it ended shows when it is waited for.
+                # The process has closed its end, so it is dying; its exit code follows.
                 self._selector.unregister(process)
 
     def _forward(self, number: int) -> None:
@@ -154,7 +153,7 @@ class Supervisor:
             process.stop(hurry=hurry)
 
     def _look_after(self) -> None:
-        self._excuse_own_absence()
+        self._ignore_own_pauses()
         for slot in self._slots:
             process = slot.process
             if process is None:
@@ -163,39 +162,39 @@ class Supervisor:
             if code is not None:
                 self._replace(slot, process, code)
             elif self._stop_by is None and process.silent():
-                process.kill("has fallen silent; it is killed and replaced")
+                process.kill("was silent for too long; it is killed and replaced")
             elif self._stop_by is not None and time.monotonic() > self._stop_by:
-                # That it is silent by now means nothing: what it held is handed back already.
+                # Silence means nothing here: a process that stops has released its leases before.
                 process.kill("does not stop; it is killed")
         self._pass_on_deaths()
 
-    def _excuse_own_absence(self) -> None:
-        """Give everything more time if this process was stopped: so were its children, and nothing was heard."""
-        absence = self._absence.look()
-        if not absence:
+    def _ignore_own_pauses(self) -> None:
+        """Extend all limits if this process was stopped, because it read no messages meanwhile."""
+        paused = self._pauses.measure()
+        if not paused:
             return
         for process in self._processes:
-            process.excuse(absence)
+            process.ignore_silence(paused)
         if self._stop_by is not None:
-            self._stop_by += absence
+            self._stop_by += paused
 
     def _replace(self, slot: Slot, process: WorkerProcess, code: int) -> None:
-        """Take note of the end of a process, and plan its successor."""
+        """Record the end of a process, and plan its successor."""
         if process in self._selector.get_map():
             self._selector.unregister(process)
-        # It may have said hello in its last moments.
+        # Its last message may have been its `hello`.
         process.hear()
         process.close()
-        began, how = bool(process.instance_id), ending_of(code)
+        began, how = bool(process.instance_id), describe_ending(code)
         self._began = self._began or began
         in_order = began and code in (0, RESTART_EXIT_CODE)
         if self._stop_by is not None:
             slot.process = None
-            # One that had not begun had nothing to put in order.
+            # A process that had not begun had nothing to stop, so its exit code does not count.
             self._exit_code = self._exit_code or int(began and not in_order)
             return
         if code in self._hopeless and not self._began:
-            # The others would end in the same way, one after the other.
+            # The other processes would end in the same way.
             slot.process = None
             self._exit_code = code
             self._forward(signal.SIGTERM)
@@ -206,7 +205,7 @@ class Supervisor:
         log.warning("The worker process %s ended (%s); another one starts in %.1f s.", process.pid, how, pause)
 
     def _pass_on_deaths(self) -> None:
-        """Have a living process tell the store how others died."""
+        """Let a living process tell the store how others died."""
         living = [process for process in self._processes if process.instance_id]
         while living and self._deaths:
             if living[-1].tell(self._deaths[0]):
@@ -215,7 +214,7 @@ class Supervisor:
                 living.pop()
 
     def _kill_all(self) -> None:
-        """However this ends, nothing is left behind."""
+        """Kill all processes, so that none is left behind after an error."""
         for process in self._processes:
             process.signal(signal.SIGKILL)
             process.close()

@@ -1,11 +1,11 @@
-"""A worker process under a supervisor: its side of the line between the two.
+"""The channel between a supervisor and a worker process: the end of the worker process.
 
-The line is a pair of sockets, one message a line. The process says `hello INSTANCE SILENCE` when it works, and `.` from
-time to time while it lives; `. suspect` while it holds an execution whose worker was lost before. The supervisor says
-`stop` and `hurry`, and `died INSTANCE HOW` of another process. The end of the line is the end of the other side.
+The channel is a pair of sockets with one message per line. The process sends `hello INSTANCE SILENCE` when it has
+started, and `.` every second; `. suspect` while it holds an execution whose worker was lost before. The supervisor
+sends `stop` and `hurry`, and `died INSTANCE HOW` when another process has died. A side that dies closes the channel.
 
-A worker process has such a line to the process that runs its suspects (`apart`): it says `run EXECUTION` and `lost ID
-FENCE`, and hears `done`.
+A worker process has such a channel to its isolated process (see `isolation`): it sends `run EXECUTION` and
+`lost ID FENCE`, and receives `done`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from flowfabric_worker.engine import log_queue
 log = log_queue.Log(__name__)
 
 CHANNEL_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_CHANNEL"
-# Set for a process that claims nothing, and runs what it is given.
+# Set for a process that does not claim, and runs the executions that are assigned to it.
 ISOLATED_VARIABLE: Final = "FLOWFABRIC_RUN_ISOLATED"
 BEAT_EVERY: Final = 1.0
-# The exit code of a process that stopped in order because it wants to be started anew.
+# The exit code of a process that stopped in order because it needs a restart.
 RESTART_EXIT_CODE: Final = 7
 
 
 class SupervisorChannel:
-    """What a worker process says to its supervisor, and hears from it.
+    """Exchange messages with the supervisor of this process, or with the starter of an isolated process.
 
     Args:
-        end: this process's end of the line.
-        on_stop: called when this process is to stop, which is so too when the supervisor is gone.
-        on_hurry: called when it is to stop without waiting for handlers.
+        end: this process's end of the channel.
+        on_stop: called when this process has to stop: on `stop`, and when the channel is closed.
+        on_hurry: called when it has to stop without waiting for handlers.
         on_death: called with the instance id of another worker process, and how it died.
-        holds_suspect: whether this process holds an execution whose worker was lost before.
-        on_run: called with an execution that this process is to run.
-        on_lost: called with the id of an execution whose lease is over, and that lease's fence.
+        holds_suspect: returns True if this process holds an execution whose worker was lost before.
+        on_run: called with an execution that this process has to run.
+        on_lost: called with the id of an execution whose lease is lost, and that lease's fence.
     """
 
     def __init__(
@@ -63,34 +63,39 @@ class SupervisorChannel:
         self._thread = threading.Thread(target=self._listen, name="flowfabric-supervisor-channel", daemon=True)
 
     def start(self, instance_id: str, silence: float) -> None:
-        """Say that this process works; after so many seconds without a beat it is of no use any more."""
-        self._say(f"hello {instance_id} {silence:.1f}")
+        """Tell the supervisor that this process has started, and start to listen.
+
+        Args:
+            instance_id: the instance id of this process.
+            silence: seconds without a beat after which the supervisor may kill this process.
+        """
+        self._send(f"hello {instance_id} {silence:.1f}")
         self._thread.start()
 
     def done(self) -> None:
-        """Say that an execution which this process was given is done with."""
-        self._say("done")
+        """Tell the starter that the assigned execution is finished."""
+        self._send("done")
 
     def beat(self) -> None:
-        """Tell the supervisor, from time to time, that this process lives; never wait for it."""
+        """Tell the supervisor every second that this process is alive, without blocking."""
         if now() >= self._next_beat:
             self.beat_now()
 
     def beat_now(self) -> None:
-        """Tell the supervisor that this process lives, and whether it holds a suspect."""
+        """Tell the supervisor that this process is alive, and whether it holds a suspect."""
         self._next_beat = now() + BEAT_EVERY
         try:
             self._end.send(b". suspect\n" if self._holds_suspect() else b".\n", socket.MSG_DONTWAIT)
         except OSError as error:
-            # A supervisor that is stopped reads nothing, and leases have to be renewed all the same.
-            log.debug("The supervisor does not hear this process: %s", error)
+            # A stopped supervisor reads nothing, and must not delay the renewal of leases.
+            log.debug("A beat to the supervisor was not sent: %s", error)
 
-    def _say(self, message: str) -> None:
+    def _send(self, message: str) -> None:
         try:
             self._end.sendall(message.encode() + b"\n")
         except OSError:
-            # The listening thread finds the end of the line, and acts on it.
-            log.debug("The supervisor does not hear %r.", message)
+            # The listening thread notices the closed channel, and stops this process.
+            log.debug("The message %r to the supervisor was not sent.", message)
 
     def _listen(self) -> None:
         with self._end.makefile("r", encoding="utf-8", errors="replace") as lines:
@@ -98,7 +103,7 @@ class SupervisorChannel:
                 for line in lines:
                     self._obey(*line.rstrip("\n").split(" ", 2))
             except OSError as error:
-                log.debug("The line to the supervisor broke: %s", error)
+                log.debug("The channel to the supervisor broke: %s", error)
         self._on_stop()
 
     def _obey(self, word: str, what: str = "", how: str = "") -> None:
@@ -115,7 +120,7 @@ class SupervisorChannel:
 
 
 def socket_from_environment() -> socket.socket | None:
-    """This process's end of the line, if a supervisor started it. It is not handed on to further processes."""
+    """Return this process's end of the channel if a supervisor started it; processes that it starts do not get it."""
     number = os.environ.pop(CHANNEL_VARIABLE, None)
     if number is None:
         return None
@@ -125,5 +130,5 @@ def socket_from_environment() -> socket.socket | None:
 
 
 def runs_isolated() -> bool:
-    """Return True if this process was started to run what it is given. That is not handed on to further processes."""
+    """Return True if this process was started to run assigned executions; processes that it starts are not."""
     return os.environ.pop(ISOLATED_VARIABLE, None) is not None

@@ -1,4 +1,4 @@
-"""Executions that may be what kills their processes: they run apart from other work, for a bounded time."""
+"""Suspects, executions that may kill their process: in a process with other work they take turns of bounded time."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from flowfabric_worker.engine import log_queue
 
 log = log_queue.Log(__name__)
 
-# Seconds that a suspect waits for other handlers to end, and seconds that it then has this process to itself.
+# The most seconds that a suspect waits for other handlers to end, and that it then runs isolated.
 ISOLATE_WITHIN: Final = 5.0
 ISOLATE_FOR: Final = 5.0
-# Seconds that a suspect waits until the line that names it is logged.
+# The most seconds that a suspect waits until the line that names it is written.
 LOGGED_WITHIN: Final = 0.5
 
 
 class Suspects:
-    """The turns of the suspects in a process that also does other work. Used by the claimer's thread alone.
+    """Run suspects in turns, in a process that also does other work. Only the claimer's thread uses this.
 
-    A turn is quiet: nothing new begins. It waits until the other handlers have ended, begins one suspect, and waits for
-    its end; each wait is bounded. Afterwards other work goes on for at least as long as the turn took.
+    During a turn no other execution begins: the turn waits until the other handlers have ended, begins one suspect,
+    and waits for its end. Each wait is bounded. After a turn other work runs for at least as long as the turn took.
     """
 
     def __init__(self, leases: LeaseTable) -> None:
         self._leases = leases
         self._running: LeasedExecution | None = None
         self._turn_began = 0.0
-        # Until when the present part of a turn lasts at most; None between two turns.
+        # The end of the present wait of a turn; None between two turns.
         self._until: float | None = None
         self._next_turn = 0.0
 
@@ -40,7 +40,7 @@ class Suspects:
         return bool(self._leases.suspects) and not self._leases.suspects_isolated
 
     def take_turn(self) -> float:
-        """Go on with a turn, or begin one that is due; return for how many seconds nothing else is to begin."""
+        """Advance a turn, or begin one that is due; return the seconds for which no other execution may begin."""
         moment = now()
         if self._until is None:
             if not self._waits() or moment < self._next_turn:
@@ -53,20 +53,20 @@ class Suspects:
         return self._until - moment
 
     def _begin(self, moment: float) -> bool:
-        """Begin a suspect if it is time to; return True if one runs."""
+        """Begin a suspect if no other handler runs or the wait is over; return True if a suspect runs."""
         assert self._until is not None
         if self._leases.outstanding() > 0 and moment < self._until:
             return False
         try:
             execution = self._leases.suspects.popleft()
         except IndexError:
-            # The keeper has handed it to a worker that was waiting.
+            # The lease keeper has handed it over to a worker that was waiting.
             return False
         log.warning(
-            "%s of %s runs alone: it was lost with its worker %s times.",
+            "%s of %s runs isolated: its worker was lost %s times.",
             execution.task.name, execution.key, execution.claimed.reclaim_count, extra=execution.fields,
         )  # fmt: skip
-        # It may end the process in its first moment.
+        # Write the log first, because the suspect may kill this process at once.
         log_queue.flush(LOGGED_WITHIN)
         self._running, self._until = execution, moment + ISOLATE_FOR
         self._leases.begin(execution)
@@ -79,7 +79,7 @@ class Suspects:
         return moment >= self._until or running.ended or running.lost is not None or not self._leases.holds(running)
 
     def _end(self, moment: float) -> float:
-        """End the turn: other work begins again."""
+        """End the turn, so that other work begins again."""
         self._running, self._until = None, None
         self._next_turn = moment + (moment - self._turn_began)
         return 0.0

@@ -1,4 +1,4 @@
-"""The scheduler: submits the ticks of tasks that run by themselves."""
+"""The ticker: submits the ticks of schedules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,29 +17,29 @@ from flowfabric_worker._runtime.outage_log import OutageLog
 from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.backoff import Backoff
 from flowfabric_worker.engine.call_retries import disable_call_retries
 from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.moments import EPOCH, moment_of
 from flowfabric_worker.engine.types.schedules import Paused, Ticked, TickScheduleArgs, TickScheduleResult
 from flowfabric_worker.schedule import MAX_COUNTED, Due, Missed, Schedule
 from flowfabric_worker.task import Task, creation_of
 
 log = log_queue.Log(__name__)
 
-# How long a process leads unless it renews that. Another one takes over within this time, long before a tick is missed.
+# How long a process leads without renewal. Another process takes over within this time, long before a tick is missed.
 LEADS_FOR: Final = timedelta(seconds=6)
-# The leader asks for the store's time, and renews, at least so often, in seconds.
+# The most seconds between two calls by which the leader renews its leadership.
 _RENEW_EVERY: Final = 2.0
-# How long it waits after something went wrong, seconds; twice as long each time, up to the longest.
-_BACKOFF: Final = 0.2
-_LONGEST_BACKOFF: Final = 2.0
-# A schedule that the store refused is offered again after this.
+# Seconds to wait after an error: at first, and at most.
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 2.0
+# A schedule that the store refused is sent again after this.
 _RETRY_AFTER: Final = timedelta(seconds=1)
-# Followers spread their questions over so many seconds.
+# Followers spread their calls over this many seconds.
 _SPREAD: Final = 0.5
-# Schedules that are written down for the store before they are sent, so that the first ones start early.
-_PORTION: Final = 100
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# The most schedules in one call, so that the first ones are submitted early.
+_BATCH: Final = 100
 
 
 @attrs.define(kw_only=True)
@@ -47,18 +47,18 @@ class _Scheduled:
     """A task with its schedule.
 
     Attributes:
-        last: up to where the store has its ticks done with; None while that is to be asked.
-        following: when to look at it next: at the first tick behind `last`, or later after an error.
+        last: the last tick that the store has handled; None while it is not known.
+        following: when to serve the schedule next: at the first tick after `last`, or later after an error.
     """
 
     task: Task[..., Any]
     schedule: Schedule
     missed: Missed
     last: datetime | None = None
-    following: datetime = _EPOCH
+    following: datetime = EPOCH
 
     def due(self, moment: datetime) -> Due | None:
-        """Return what to submit: None if nothing is due; nothing where the store has to be asked first."""
+        """Return the ticks to submit; None if none is due, and an empty `Due` if `last` has to be read first."""
         if self.following > moment:
             return None
         return Due() if self.last is None else self.schedule.due(self.last, moment, self.missed) or None
@@ -67,12 +67,12 @@ class _Scheduled:
 class Ticker(OwnedThread):
     """Submit ticks when they are due by the store's clock, in one thread. It runs no code of users.
 
-    Any number of workers may have one for the same tasks. One of them leads and submits; the others stand by, and one
-    takes over when the leader has not been heard of. Each tick is submitted once even if two of them lead.
+    Any number of workers may have a ticker for the same tasks. One of them leads and submits. The others are followers,
+    and one of them takes over when the leader is silent. Each tick is submitted once, even if two tickers lead.
 
     Args:
-        engine: where to submit.
-        tasks: those without a schedule are left alone.
+        engine: the engine that submits.
+        tasks: the tasks of the worker; those without a schedule are ignored.
     """
 
     def __init__(self, engine: EngineBackend, tasks: Iterable[Task[..., Any]]) -> None:
@@ -89,21 +89,21 @@ class Ticker(OwnedThread):
         super().__init__("ticker", needed=bool(self._scheduled))
 
     def stop(self) -> None:
-        """Tell the thread to end after the call that it waits for."""
+        """Tell the thread to end after its present call."""
         self._stopping.set()
 
     def tick(self) -> float | None:
         """Submit every tick that is due, in this thread, whichever process leads.
 
         Returns:
-            The seconds until the next one, by the store's clock; None when no task has a schedule.
+            The seconds until the next tick, by the store's clock; None if no task has a schedule.
 
         Raises:
-            EngineError: the store cannot be reached, or refused a schedule; the others were served all the same.
+            EngineError: the store cannot be reached, or refused a schedule; the other schedules were served.
         """
         if not self._scheduled:
             return None
-        moment = _moment(self._engine.server_time())
+        moment = moment_of(self._engine.server_time())
         error = self._serve(moment)
         if error is not None:
             raise error
@@ -113,51 +113,51 @@ class Ticker(OwnedThread):
 
     def _work(self) -> None:
         disable_call_retries()
-        backoff = _BACKOFF
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         wait = 0.0
         leading = False
         while not self._stopping.wait(wait):
             wait, leading, error = self._round(leading)
             if error is None:
-                backoff = _BACKOFF
+                backoff.reset()
                 self._outage_log.over()
             else:
                 self._outage_log.note(error)
-                wait = min(wait, backoff)
-                backoff = min(2 * backoff, _LONGEST_BACKOFF)
+                wait = min(wait, backoff.next())
         if leading:
             self._resign()
 
     def _round(self, led: bool) -> tuple[float, bool, EngineError | None]:
         """Serve every schedule if this process leads.
 
-        Returns how many seconds to wait before the next round, whether this process leads, and what went wrong.
+        Returns:
+            The seconds until the next round, True if this process leads, and the first error.
         """
         unled: EngineError | None = None
         try:
             leadership = self._engine.lead_schedules(self._group, self._process, LEADS_FOR)
-            moment = _moment(leadership.now_ms)
+            moment = moment_of(leadership.now_ms)
             if not leadership.leads:
                 self._forget_progress()
                 lasts = (leadership.until_ms - leadership.now_ms) / 1000
                 return min(LEADS_FOR.total_seconds(), lasts) + random.uniform(0.001, _SPREAD), False, None
         except EngineError as error:
-            # The other partitions may be there, and each tick is submitted once in any case.
+            # Serve the schedules all the same: their partitions may be available, and each tick is submitted once.
             unled = error
             try:
-                moment = _moment(self._engine.server_time())
+                moment = moment_of(self._engine.server_time())
             except EngineError:
-                return _LONGEST_BACKOFF, led, error
+                return _LONGEST_PAUSE, led, error
         asked_at = now()
         failed = self._serve(moment)
-        # What serving took is no part of the wait.
+        # The time that serving took is subtracted from the wait.
         wait = self._until_next(moment) - (now() - asked_at)
         return min(_RENEW_EVERY, max(0.0, wait)), True, unled or failed
 
     def _forget_progress(self) -> None:
-        """Ask the store again how far each schedule is when this process leads: another one does meanwhile."""
+        """Forget the last ticks, which another leader changes; read them again when this process leads."""
         for each in self._scheduled:
-            each.last, each.following = None, _EPOCH
+            each.last, each.following = None, EPOCH
 
     def _resign(self) -> None:
         try:
@@ -166,29 +166,29 @@ class Ticker(OwnedThread):
             log.debug("Another process leads in %s s: %s", LEADS_FOR.total_seconds(), error)
 
     def _until_next(self, moment: datetime) -> float:
-        """Return the seconds from a moment to the first tick behind it."""
+        """Return the seconds from a moment to the next tick of any schedule."""
         return max(0.0, (min(each.following for each in self._scheduled) - moment).total_seconds())
 
     # Serving
 
     def _serve(self, moment: datetime) -> EngineError | None:
-        """Submit what is due at a moment; return the first error."""
+        """Submit the ticks that are due at a moment; return the first error."""
         failed: EngineError | None = None
         open_ = self._scheduled
         while open_ and not self._stopping.is_set():
             asked = [(each, due) for each in open_ if (due := each.due(moment)) is not None]
-            # What was asked for the first time, or is far behind, has more that is due.
+            # A schedule that was read for the first time, or is far behind, may have more ticks that are due.
             open_ = []
-            for first in range(0, len(asked), _PORTION):
-                portion = asked[first : first + _PORTION]
+            for first in range(0, len(asked), _BATCH):
+                batch = asked[first : first + _BATCH]
                 if self._stopping.is_set():
                     return failed
                 try:
-                    answers = self._engine.tick_schedules([_args(each, due, moment) for each, due in portion])
+                    answers = self._engine.tick_schedules([_args(each, due, moment) for each, due in batch])
                 except EngineError as error:
-                    # The others would have to wait for the same store.
+                    # The other schedules are in the same store.
                     return error
-                for (each, due), answer in zip(portion, answers, strict=True):
+                for (each, due), answer in zip(batch, answers, strict=True):
                     if isinstance(answer, EngineError):
                         each.following = moment + _RETRY_AFTER
                         failed = failed or answer
@@ -198,23 +198,23 @@ class Ticker(OwnedThread):
 
     @staticmethod
     def _note(each: _Scheduled, due: Due, answer: TickScheduleResult) -> bool:
-        """Learn how far a schedule is; return whether more of it may be due."""
+        """Record the last tick of a schedule; return True if more of its ticks may be due."""
         if isinstance(answer, Paused):
-            # How far it is shows when it goes on: what would have been due meanwhile is skipped.
+            # The last tick is read again after the pause, whose ticks are skipped.
             each.last = None
             return False
         if isinstance(answer, Ticked):
             each.last = due.ticks[-1] if due.ticks else due.missed_until
             _tell(each, due)
         else:
-            each.last = _moment(answer.last_tick_ms)
-        assert each.last is not None, "what was submitted or missed has a last tick"
+            each.last = moment_of(answer.last_tick_ms)
+        assert each.last is not None, "ticks that were submitted or missed have a last one"
         each.following = each.schedule.next_after(each.last)
         return True
 
 
 def _args(each: _Scheduled, due: Due, moment: datetime) -> TickScheduleArgs:
-    """Return what to ask of the store."""
+    """Return the arguments of the call for one schedule."""
     each.following = each.schedule.next_after(moment)
     return TickScheduleArgs(
         name=each.task.name,
@@ -233,18 +233,14 @@ def _tell(each: _Scheduled, due: Due) -> None:
         more = "or more " if each.schedule.cron is not None and due.missed >= MAX_COUNTED else ""
         then = f"the one of {due.ticks[-1]:%Y-%m-%d %H:%M:%S} runs" if due.ticks else "none of them runs"
         log.warning(
-            "%s missed %s %stick(s), which no worker was there for within 30 s; %s (missed=%r).",
+            "%s missed %s %stick(s), because no worker ran within 30 s of them; %s (missed=%r).",
             each.task.name, due.missed, more, then, each.missed,
         )  # fmt: skip
     else:
-        log.debug("%s is submitted by its schedule: %s tick(s).", each.task.name, len(due.ticks))
+        log.debug("The schedule of %s submitted %s tick(s).", each.task.name, len(due.ticks))
 
 
 def _group_of(scheduled: Sequence[_Scheduled]) -> str:
-    """Name the processes that have these very schedules: one of them can serve for all."""
+    """Return a name for the processes with exactly these schedules, of which one serves for all."""
     text = "\n".join(sorted(f"{each.task.name}\0{each.schedule.spec}\0{each.missed}" for each in scheduled))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _moment(milliseconds: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=milliseconds)

@@ -1,4 +1,4 @@
-"""A process that this one starts and listens to: the starter's side of the line of `supervised`."""
+"""A worker process that this process has started, and the starter's end of the channel to it."""
 
 from __future__ import annotations
 
@@ -17,45 +17,44 @@ from flowfabric_worker.engine import log_queue
 
 log = log_queue.Log(__name__)
 
-# Seconds after which a process that has not said hello is not going to.
+# A process that has not sent `hello` within this many seconds is killed.
 START_WITHIN: Final = 60.0
 # Seconds that a process may take to receive an execution.
-GIVE_WITHIN: Final = 10.0
-# When a process has not looked for longer than this, in seconds, it was stopped itself: by a debugger, or with the
-# machine that it runs on.
-ABSENT_AFTER: Final = 1.0
+ASSIGN_WITHIN: Final = 10.0
+# A supervisor that has not run for longer than this, in seconds, was stopped itself, such as by a debugger.
+STOPPED_AFTER: Final = 1.0
 
 
-class Absence:
-    """Tells for how long this process was stopped, so that it does not take that for the silence of others."""
+class PauseMeter:
+    """Measure for how long this process was stopped, so that it does not count that time as the silence of others."""
 
     def __init__(self) -> None:
-        self._looked_at = time.monotonic()
+        self._measured_at = time.monotonic()
 
-    def look(self) -> float:
-        """Return for how many seconds this process was stopped since the last look; 0 if it was not."""
+    def measure(self) -> float:
+        """Return for how many seconds this process was stopped since the last call; 0 if it was not."""
         moment = time.monotonic()
-        passed, self._looked_at = moment - self._looked_at, moment
-        return passed if passed > ABSENT_AFTER else 0.0
+        passed, self._measured_at = moment - self._measured_at, moment
+        return passed if passed > STOPPED_AFTER else 0.0
 
 
 class WorkerProcess:
-    """One worker process, and its starter's end of the line to it.
+    """One worker process, and the starter's end of the channel to it.
 
     Args:
-        command: starts it.
-        environment: variables beside those of this process.
+        command: the command that starts the process.
+        environment: variables in addition to those of this process.
 
     Attributes:
-        instance_id: what it calls itself; empty before it has said hello.
-        holds_suspect: whether it holds an execution whose worker was lost before.
-        done: how many executions it has done that it was given.
+        instance_id: the instance id that the process has sent with `hello`; empty before.
+        holds_suspect: True if the process holds an execution whose worker was lost before.
+        done: the number of assigned executions that the process has finished.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self._end, theirs = socket.socketpair()
         with theirs:
-            # Apart from the terminal: Ctrl-C is for the supervisor, which passes it on.
+            # In its own session the process gets no Ctrl-C; the supervisor forwards it.
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -81,11 +80,11 @@ class WorkerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended: an exit code, or a signal's number below zero; None while it runs."""
+        """The exit code of the process, or the negative number of the signal that killed it; None while it runs."""
         return self._process.poll()
 
     def hear(self) -> bool:
-        """Read what it says; False at the end of the line."""
+        """Read the messages of the process; return False if it has closed the channel."""
         try:
             data = self._end.recv(65536)
         except BlockingIOError:
@@ -105,51 +104,58 @@ class WorkerProcess:
         return bool(data)
 
     def tell(self, message: str) -> bool:
-        """Say something to it; return True if that could be sent."""
+        """Send a message to the process; return True if it could be sent."""
         try:
             self._end.sendall(message.encode() + b"\n")
         except OSError:
             return False
         return True
 
-    def give(self, execution: str) -> bool:
-        """Give it an execution to run; return True if that could be sent. It may be more than fits into the line."""
-        self._end.settimeout(GIVE_WITHIN)
+    def assign(self, execution: str) -> bool:
+        """Assign an execution to the process; return True if it could be sent.
+
+        An execution may be larger than the buffer of the socket, so this call waits up to `ASSIGN_WITHIN` seconds.
+        """
+        self._end.settimeout(ASSIGN_WITHIN)
         given = self.tell(f"run {execution}")
         self._end.setblocking(False)
         return given
 
     def wait(self, timeout: float) -> bool:
-        """Wait until it says something, at most `timeout` seconds, and hear it; return False at the end of the line."""
+        """Wait at most `timeout` seconds for a message and read it; return False if the channel is closed."""
         select.select([self], [], [], timeout)
         return self.hear()
 
     def stop(self, *, hurry: bool) -> None:
-        """Tell it to stop; by the line, since the system may signal all processes of a service by itself."""
+        """Tell the process to stop, over the channel: a service manager may signal all processes by itself.
+
+        Args:
+            hurry: stop without waiting for handlers.
+        """
         if not (self.instance_id and self.tell("hurry" if hurry else "stop")):
             self.signal(signal.SIGTERM)
 
     def silent(self) -> bool:
-        """Return whether nothing was heard for so long that it holds no lease any more, or never began."""
+        """Return True if the process was silent for so long that its leases have expired, or it never started."""
         return time.monotonic() - self._heard_at > self._silence
 
     def join(self) -> None:
-        """Wait for the end of a process whose line has ended; kill it if it does not end by itself."""
+        """Wait for the end of a process that has closed its channel; kill it if it does not end by itself."""
         try:
-            self._process.wait(GIVE_WITHIN)
+            self._process.wait(ASSIGN_WITHIN)
         except subprocess.TimeoutExpired:
             self.kill("does not end; it is killed")
             self._process.wait()
 
-    def excuse(self, seconds: float) -> None:
-        """Do not count a time in which the supervisor did not listen as silence."""
+    def ignore_silence(self, seconds: float) -> None:
+        """Reduce by `seconds` the silence of the process, in which the starter itself was stopped."""
         self._heard_at += seconds
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
     def kill(self, reason: str) -> None:
-        """End it at once; it is gone a moment later."""
+        """Send SIGKILL to the process once, and log the reason."""
         if not self._killed:
             self._killed = True
             log.error("The worker process %s %s.", self.pid, reason)
@@ -159,8 +165,8 @@ class WorkerProcess:
         self._end.close()
 
 
-def ending_of(code: int) -> str:
-    """Say how a process ended."""
+def describe_ending(code: int) -> str:
+    """Describe how a process ended, from its exit code or the negative number of its signal."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.moments import EPOCH
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
 
 # The exceptions that decoding a damaged value raises.
 DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ValidationError)
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:
@@ -99,7 +98,7 @@ def epoch_ms(moment: datetime, what: str) -> int:
     """
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise ValidationError("invalid_input", f"{what} must be a datetime with a time zone, not {moment!r}.")
-    value = (moment - _EPOCH) // timedelta(milliseconds=1)
+    value = (moment - EPOCH) // timedelta(milliseconds=1)
     if value < 0:
         raise ValidationError("invalid_input", f"{what} must not be before 1970.")
     return value

@@ -66,10 +66,10 @@ def test_a_handler_that_never_frees_the_interpreter_ends_its_process(crew: Crew)
     began = crew.pids("begin", "hold_interpreter")
     assert len(began) == len(set(began)) == 1 + poisoned_app.MAX_RECLAIMS
     for pid in began:
-        supervisor.await_log(f"The worker process {pid} has fallen silent")
+        supervisor.await_log(f"The worker process {pid} was silent for too long")
     wait_until(lambda: len(ends_of(supervisor)) == poisoned_app.MAX_RECLAIMS, "they have ended")
     assert set(ends_of(supervisor)) == {"killed by SIGKILL"}
-    assert "runs alone" in supervisor.log
+    assert "runs isolated" in supervisor.log
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_handler_that_kills_its_process_is_isolated_and_fails_with_why(
     faulty = failed_among_others(crew, task)
 
     assert_exhausted(crew, faulty, task.name.rpartition(".")[2], how)
-    assert supervisor.log.count(f"{task.name} of {faulty.id} runs alone") == poisoned_app.MAX_RECLAIMS - 1
+    assert supervisor.log.count(f"{task.name} of {faulty.id} runs isolated") == poisoned_app.MAX_RECLAIMS - 1
     # It costs its worker twice, and then a process that does nothing else; the count is kept.
     await_workers(supervisor, 2 + poisoned_app.MAX_RECLAIMS)
     assert len(supervisor.children()) == 2

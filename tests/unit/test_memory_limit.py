@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowfabric_worker._runtime import memory_limit as memory
-from flowfabric_worker._runtime.memory_limit import CLOSE, LOOK_EVERY, MemoryWatch, resident_bytes
+from flowfabric_worker._runtime.memory_limit import CHECK_EVERY, CLOSE, MemoryWatch, resident_bytes
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 100 << 20
@@ -30,7 +30,7 @@ class Looks:
         """Look at the memory, at a part of the limit."""
         self.used = int(part * LIMIT)
         self.watch()
-        self.moment += LOOK_EVERY
+        self.moment += CHECK_EVERY
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_it_looks_once_a_second_however_often_it_is_called(looks: Looks) -> None
     for _ in range(100):
         looks.watch()
     assert looks.worn == []
-    looks.moment += LOOK_EVERY * 0.9
+    looks.moment += CHECK_EVERY * 0.9
     looks.watch()
     looks.watch()
 

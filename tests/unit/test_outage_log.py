@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from flowfabric_worker._runtime import outage_log as outages
-from flowfabric_worker._runtime.outage_log import SAY_AGAIN, OutageLog
+from flowfabric_worker._runtime.outage_log import LOG_EVERY, OutageLog
 from flowfabric_worker.engine.log_queue import Log
 
 AWAY = ConnectionError("refused")
@@ -23,7 +23,7 @@ def test_an_outage_is_told_once_and_again_after_a_while(
     said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage = OutageLog(Log("here"), "Claiming")
-    for moment in (0.0, 1.0, SAY_AGAIN - 1, SAY_AGAIN, SAY_AGAIN + 1):
+    for moment in (0.0, 1.0, LOG_EVERY - 1, LOG_EVERY, LOG_EVERY + 1):
         monkeypatch.setattr(outages, "now", lambda moment=moment: moment)
         outage.note(AWAY)
 

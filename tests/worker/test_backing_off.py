@@ -13,7 +13,7 @@ from flowfabric_worker import TransportError, Worker
 from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
-PAUSES = (0.05, 0.1, 0.2, 0.5)
+PAUSES = (0.05, 0.1, 0.2, 0.4)
 
 
 def test_claims_pause_longer_and_longer_while_the_store_is_away(

@@ -489,4 +489,6 @@ def test_a_damaged_record_of_a_sleep_fails_the_execution_for_good(worker: Worker
     worker.engine.release(lost)
     start(worker)
 
-    assert ended(worker, run).error == "DecodingError: What is kept of a sleep is damaged: b'tomorrow' is no moment."
+    assert (
+        ended(worker, run).error == "DecodingError: The record of a sleep is damaged: b'tomorrow' is not a time in ms."
+    )

@@ -281,7 +281,7 @@ def test_work_that_comes_back_is_lost_to_its_former_holder(worker: Worker) -> No
 def test_an_error_of_the_store_does_not_end_the_keeper(
     worker: Worker, start: Start, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    monkeypatch.setattr("flowfabric_worker._runtime.lease_keeper.UPKEEP_EVERY", 0.1)
+    monkeypatch.setattr("flowfabric_worker._runtime.lease_keeper.MAINTENANCE_EVERY", 0.1)
     monkeypatch.setattr("flowfabric_worker._runtime.lease_keeper.HEARTBEAT_EVERY", 0.1)
     task = worker.task(name="nap")(lambda: time.sleep(1.5))
     start(worker, lease=SECOND)

@@ -157,7 +157,7 @@ def test_the_formatter_puts_the_ids_behind_messages_that_have_them() -> None:
 
 
 def test_no_record_tells_the_password_of_the_store(start: Start, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowfabric_worker._runtime.outage_log.SAY_AGAIN", 0.0)
+    monkeypatch.setattr("flowfabric_worker._runtime.outage_log.LOG_EVERY", 0.0)
     secret = "hunter2-hunter2"
     (port,) = free_ports(1)
     with running(ValkeyServer(port=port)) as server:

@@ -359,4 +359,4 @@ def test_a_lane_that_no_task_has_is_told_with_a_likely_one(worker: Worker, caplo
     runtime.start()
     runtime.stop()
 
-    assert "--lanes names 'mial', which no task of 'shop' has; they have mail. Did you mean 'mail'?" in caplog.text
+    assert "--lanes names 'mial', which no task of 'shop' uses; they use mail. Did you mean 'mail'?" in caplog.text

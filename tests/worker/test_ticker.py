@@ -206,7 +206,7 @@ def test_what_was_missed_is_counted_and_told(
 
     assert {name: row.missed_ticks for name, row in rows(worker.engine).items()} == {"beat": 2, "quiet": 3}
     assert "beat missed 2 tick(s)" in caplog.text
-    assert "quiet missed 3 tick(s), which no worker was there for within 30 s; none of them runs" in caplog.text
+    assert "quiet missed 3 tick(s), because no worker ran within 30 s of them; none of them runs" in caplog.text
 
 
 class Counting(Engine):
