@@ -109,10 +109,11 @@ local function handle_one(ctx, record)
   return true
 end
 
--- Handle everything of an execution that is due.
+-- Handle everything of an execution that is due. Return whether its record still exists: its retention may be over, too.
 function ff.catch_up(ctx, record)
   while handle_one(ctx, record) do
   end
+  return record.words ~= nil
 end
 
 -- Handle the entry of an execution in a due index. The entry may be older than the record, so it is corrected first; what
@@ -130,8 +131,7 @@ local function handle_execution(ctx, uuid, index)
   if right then
     ff.due_at(ctx, right, member, due)
   end
-  ff.catch_up(ctx, record)
-  if record.words then
+  if ff.catch_up(ctx, record) then
     _, _, due, right = ff.derive(record)
     if due and due <= ctx.now then
       ff.due_at(ctx, right, member, ctx.now + ff.POSTPONED)

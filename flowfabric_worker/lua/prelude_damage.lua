@@ -146,6 +146,7 @@ end
 -- Return whether an error was caused by damaged data; any other error means that the server is disturbed.
 local function is_damage(problem)
   return string.find(problem, '^user_function:%d+:') ~= nil or string.find(problem, 'WRONGTYPE', 1, true) ~= nil
+    or string.find(problem, 'specified in XADD', 1, true) ~= nil
 end
 
 -- Return the failure for an error that one execution's record caused. Raise any other error, which fails the whole call.

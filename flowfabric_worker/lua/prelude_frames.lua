@@ -49,13 +49,13 @@ end
 function ff.load_stream(ctx, record, index)
   local key = ff.stream_key(ctx, record)
   local values = record.stream and call('HMGET', key, 'last', 'a' .. index, 'calls', 'live', 'deltas') or {}
-  local state = read_state(values[2])
-  if not state then
+  local state, last = read_state(values[2]), values[1] or ff.FIRST_FRAME
+  if not state or not string.find(last, '^%d+%-%d+$') then
     return nil, ff.set_aside(ctx, record.uuid, 'stream', record.class)
   end
   local first = ff.FIRST_FRAME
   return {
-    key = key, index = index, state = state, last = values[1] or first, calls = values[3], live = values[4] or first,
+    key = key, index = index, state = state, last = last, calls = values[3], live = values[4] or first,
     deltas = values[5] or first, fields = {},
   }
 end

@@ -16,6 +16,15 @@ function ff.load_in(ctx, namespace, uuid, fields)
   return record, failure
 end
 
+-- Load the record of an execution of a namespace, and handle what is due of it. Return it, or nil and the failure.
+function ff.load_now(ctx, namespace, uuid, fields)
+  local record, failure = ff.load_in(ctx, namespace, uuid, fields)
+  if record and not ff.catch_up(ctx, record) then
+    return nil, ff.failure('execution_not_found', uuid)
+  end
+  return record, failure
+end
+
 -- Fences ------------------------------------------------------------------------------------------------------------
 
 -- The fields that a holder's call reads: the core, and the operations that ended the last leases.
@@ -67,10 +76,10 @@ function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
   if before then
     return nil, before
   end
-  if record.words.phase == 'active' and (is_over(ctx, record.timeout_at) or is_over(ctx, record.deadline)) then
-    ff.catch_up(ctx, record)
-  end
-  if record.words.phase ~= 'active' then
+  local is_due = record.words.phase == 'active' and (is_over(ctx, record.timeout_at) or is_over(ctx, record.deadline))
+  if is_due and not ff.catch_up(ctx, record) then
+    return nil, ff.failure('execution_not_found', uuid)
+  elseif record.words.phase ~= 'active' then
     return nil, ff.not_active(record)
   elseif record.words.ownership == 'lease_revoked' then
     return nil, ff.failure('lease_revoked', uuid)

@@ -34,15 +34,20 @@ end
 -- Wake the processes that wait for frames of an execution, or for the end of an attempt. A process that reads on and finds
 -- nothing registers again.
 function ff.wake_tails(ctx, record)
+  if not record.stream then
+    return
+  end
   local key = ff.stream_key(ctx, record)
-  local waiting = record.stream and call('HGET', key, 'readers')
-  if not waiting then
+  -- A damaged stream must not prevent an end.
+  local readable, waiting = pcall(call, 'HGET', key, 'readers')
+  if not readable or not waiting then
     return
   end
   call('HDEL', key, 'readers')
   local parts = ff.unpack(waiting) or {}
   for i = 1, #parts - 1, 2 do
-    if tonumber(parts[i + 1]) > ctx.now then
+    local till = tonumber(parts[i + 1])
+    if till and till > ctx.now then
       call('PUBLISH', ctx.channel .. parts[i], 'frames ' .. ff.id(ctx, record))
     end
   end

@@ -75,18 +75,6 @@ end)
 
 -- Reading -----------------------------------------------------------------------------------------------------------
 
--- Return the record of an execution in a namespace after everything that is due for it was done, or nil and the failure.
-local function load_now(ctx, namespace, uuid)
-  local record, failure = ff.load_in(ctx, namespace, uuid, FIELDS)
-  if record then
-    ff.catch_up(ctx, record)
-    if not record.words then
-      return nil, ff.failure('execution_not_found', uuid)
-    end
-  end
-  return record, failure
-end
-
 -- Return the next entry of a source, or nil at its end. The larger the entries are, the fewer are read at a time.
 local function head(source, to)
   local entry = source.entries[source.at]
@@ -206,7 +194,7 @@ end
 ff.register_single('read_stream', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, attempt, from, to, limit = args[1], args[2], args[3], args[4], args[5], tonumber(args[6])
   local hides_live, topic = args[7] == '1', args[8]
-  local record, failure = load_now(ctx, namespace, uuid)
+  local record, failure = ff.load_now(ctx, namespace, uuid, FIELDS)
   local stream
   if record then
     stream, failure = ff.load_stream(ctx, record, attempt)
@@ -235,7 +223,7 @@ end)
 -- Errors: execution_not_found.
 ff.register_single('read_summary', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, attempt = args[1], args[2], args[3]
-  local record, failure = load_now(ctx, namespace, uuid)
+  local record, failure = ff.load_now(ctx, namespace, uuid, FIELDS)
   local stream
   if record then
     stream, failure = ff.load_stream(ctx, record, attempt)

@@ -192,19 +192,6 @@ end)
 
 -- Signals ---------------------------------------------------------------------------------------------------------------
 
--- Load the record that a signal goes to, after handling what is due of it. Return it, or nil and the failure.
-local function load_signalled(ctx, namespace, uuid)
-  local record, failure = ff.load_in(ctx, namespace, uuid, SIGNALLED)
-  if record then
-    ff.catch_up(ctx, record)
-    if not record.words then
-      -- Its retention is over.
-      return nil, ff.failure('execution_not_found', uuid)
-    end
-  end
-  return record, failure
-end
-
 -- deliver_signal: deliver a signal from the bearer of a token.
 -- Arguments: uuid, pack{namespace}, call id, waitpoint id, kid and fingerprint of the secret that the token was checked
 -- with, '1' if the token is right, the signal as ff.signal_of reads it, window of its key in ms.
@@ -213,7 +200,7 @@ end
 ff.register_single('deliver_signal', {}, function(ctx, args)
   local uuid, namespace, call_id, waitpoint_id = args[1], args[2], args[3], args[4]
   local kid, fingerprint, is_right, window_ms = args[5], args[6], args[7] == '1', tonumber(args[16])
-  local record, failure = load_signalled(ctx, namespace, uuid)
+  local record, failure = ff.load_now(ctx, namespace, uuid, SIGNALLED)
   if not record then
     return failure
   end
@@ -238,7 +225,7 @@ end)
 ff.register_single('deliver_approval_signal', {}, function(ctx, args)
   local uuid, namespace, call_id, waitpoint_id, wanted_lane = args[1], args[2], args[3], args[4], args[5]
   local window_ms = tonumber(args[14])
-  local record, failure = load_signalled(ctx, namespace, uuid)
+  local record, failure = ff.load_now(ctx, namespace, uuid, SIGNALLED)
   if not record then
     return failure
   end
@@ -259,7 +246,7 @@ end)
 -- Errors: execution_not_found, execution_not_suspended.
 ff.register_single('resume_execution', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, call_id, delay_ms = args[1], args[2], args[3], tonumber(args[4])
-  local record, failure = load_signalled(ctx, namespace, uuid)
+  local record, failure = ff.load_now(ctx, namespace, uuid, SIGNALLED)
   if not record then
     return failure
   end

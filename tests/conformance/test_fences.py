@@ -366,3 +366,15 @@ def test_an_execution_may_stand_once_in_a_call(engine: Engine, dump: Dump) -> No
 def test_what_is_no_handle_is_refused(engine: Engine, operation: Operation, handle: Any) -> None:
     with refused("invalid_input"):
         operation(engine, handle)
+
+
+@every_operation
+def test_a_call_for_an_execution_that_time_has_removed_finds_none(
+    engine: Engine, clock: Clock, operation: Operation
+) -> None:
+    policy = ExecutionPolicy(attempt_timeout=timedelta(seconds=5), retention=timedelta())
+    handle = running(engine, policy=policy).handle
+    clock.move(timedelta(seconds=5))
+    with refused("execution_not_found"):
+        operation(engine, handle)
+    assert engine.list_damaged().executions == ()

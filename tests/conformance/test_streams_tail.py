@@ -4,80 +4,39 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
 from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.errors import EngineError, TransportError
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.attempts import FailureClass
 from flowfabric_worker.engine.types.streams import (
     Frame,
     StreamCloseReason,
     StreamCursor,
-    StreamFrames,
     TailVisibility,
 )
 from tests.support.dumps import Dump
-from tests.support.executions import BOOM, RETRYING, claim_one, created, raw_client, raw_key, refused, running
-from tests.support.streams import BEGINNING, append_all, frame, live, patch, payloads, read_all, tail
+from tests.support.executions import BOOM, RETRYING, claim_one, created, refused, running
+from tests.support.streams import (
+    BEGINNING,
+    BlockedTail,
+    append_all,
+    frame,
+    live,
+    patch,
+    payloads,
+    read_all,
+    tail,
+    waiting,
+)
 
 LONG = timedelta(seconds=20)
 DURABLE_ONLY = TailVisibility.EXCLUDE_BEST_EFFORT
-
-
-class Tail:
-    """A tail in a thread.
-
-    Attributes:
-        found: what it returned; None while it waits.
-        problem: what it raised.
-    """
-
-    def __init__(self, run: Callable[[], StreamFrames]) -> None:
-        self.found: StreamFrames | None = None
-        self.problem: EngineError | None = None
-        self._run = run
-        self._thread = threading.Thread(target=self._wait)
-        self._thread.start()
-
-    def _wait(self) -> None:
-        try:
-            self.found = self._run()
-        except EngineError as error:
-            self.problem = error
-
-    def result(self) -> StreamFrames:
-        """Return what the tail found, at the latest after 10 seconds."""
-        self._thread.join(10)
-        assert self.problem is None
-        assert self.found is not None
-        return self.found
-
-    def join(self) -> None:
-        """Wait until the tail has ended."""
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
-
-@contextmanager
-def waiting(engine: Engine, execution: ExecutionId, count: int = 1) -> Iterator[None]:
-    """Start tails of an execution, and go on when they wait and their process is registered."""
-    yield
-    deadline = time.monotonic() + 10
-    while len(engine.listener._tails.get(str(execution), ())) < count or not registered(engine, execution):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def registered(engine: Engine, execution: ExecutionId) -> bool:
-    key = raw_key(engine, execution.partition, f"stream:{execution.uuid}")
-    return bool(raw_client(engine, execution.partition).hexists(key, "readers"))
 
 
 def test_a_tail_without_a_block_only_looks(engine: Engine, dump: Dump) -> None:
@@ -112,7 +71,7 @@ def test_a_tail_waits_as_long_as_it_is_told_when_nothing_comes(engine: Engine) -
 def test_a_frame_wakes_a_tail(engine: Engine, append: Frame) -> None:
     claimed = running(engine)
     with waiting(engine, claimed.execution_id):
-        blocked = Tail(lambda: tail(engine, claimed.execution_id, block=LONG))
+        blocked = BlockedTail(lambda: tail(engine, claimed.execution_id, block=LONG))
     engine.append_frame(claimed.handle, append)
     assert len(blocked.result().frames) == 1
 
@@ -120,7 +79,7 @@ def test_a_frame_wakes_a_tail(engine: Engine, append: Frame) -> None:
 def test_a_tail_that_came_before_the_first_claim_hears_the_first_frame(engine: Engine) -> None:
     execution = created(engine, lane="early")
     with waiting(engine, execution):
-        blocked = Tail(lambda: tail(engine, execution, block=LONG))
+        blocked = BlockedTail(lambda: tail(engine, execution, block=LONG))
     claimed = claim_one(engine, "early")
     engine.append_frame(claimed.handle, frame("first"))
     assert payloads(blocked.result()) == [b"first"]
@@ -134,7 +93,7 @@ def test_the_end_of_its_attempt_wakes_a_tail(engine: Engine, ending: str, writes
     if writes:
         place = StreamCursor(engine.append_frame(claimed.handle, frame("x")).frame_id)
     with waiting(engine, claimed.execution_id):
-        blocked = Tail(lambda: tail(engine, claimed.execution_id, place, LONG))
+        blocked = BlockedTail(lambda: tail(engine, claimed.execution_id, place, LONG))
     if ending == "complete":
         engine.complete(claimed.handle)
     elif ending == "cancel":
@@ -188,7 +147,7 @@ def test_a_tail_that_hides_live_frames_waits_through_them(engine: Engine) -> Non
     claimed = running(engine)
     append_all(engine, claimed.handle, [live("x") for _ in range(200)])
     with waiting(engine, claimed.execution_id):
-        blocked = Tail(lambda: tail(engine, claimed.execution_id, block=LONG, visibility=DURABLE_ONLY))
+        blocked = BlockedTail(lambda: tail(engine, claimed.execution_id, block=LONG, visibility=DURABLE_ONLY))
     for _ in range(5):
         engine.append_frame(claimed.handle, live("y"))
     engine.append_frame(claimed.handle, frame("seen"))
@@ -202,7 +161,7 @@ def test_every_tail_of_a_stream_is_woken(engine: Engine) -> None:
     other = Engine(lambda: (engine.store, None))
     with waiting(engine, claimed.execution_id, 8), waiting(other, claimed.execution_id, 8):
         blocked = [
-            Tail(lambda each=each: tail(each, claimed.execution_id, block=LONG))  # type: ignore[misc]
+            BlockedTail(lambda each=each: tail(each, claimed.execution_id, block=LONG))  # type: ignore[misc]
             for each in (engine, other)
             for _ in range(8)
         ]
@@ -223,7 +182,7 @@ def test_so_many_tails_wait_and_not_one_more(engine: Engine, monkeypatch: pytest
     monkeypatch.setattr(listening, "MAX_TAILS", 2)
     claimed = running(engine)
     with waiting(engine, claimed.execution_id, 2):
-        blocked = [Tail(lambda: tail(engine, claimed.execution_id, block=LONG)) for _ in range(2)]
+        blocked = [BlockedTail(lambda: tail(engine, claimed.execution_id, block=LONG)) for _ in range(2)]
     with refused("too_many_tails"):
         tail(engine, claimed.execution_id, block=LONG)
     assert tail(engine, claimed.execution_id).frames == ()
@@ -237,7 +196,7 @@ def test_an_engine_that_is_closed_lets_its_tails_go(engine: Engine) -> None:
     # The store is another engine's too: only this one's connections end.
     other = Engine(lambda: (engine.store, None))
     with waiting(other, claimed.execution_id):
-        blocked = Tail(lambda: tail(other, claimed.execution_id, block=LONG))
+        blocked = BlockedTail(lambda: tail(other, claimed.execution_id, block=LONG))
     other.listener.close()
     blocked.join()
     assert isinstance(blocked.problem, TransportError)
@@ -247,7 +206,7 @@ def test_an_engine_that_is_closed_lets_its_tails_go(engine: Engine) -> None:
 def test_a_blocked_tail_holds_up_no_append(engine: Engine) -> None:
     claimed, elsewhere = running(engine), running(engine)
     with waiting(engine, claimed.execution_id, 5):
-        blocked = [Tail(lambda: tail(engine, claimed.execution_id, block=LONG)) for _ in range(5)]
+        blocked = [BlockedTail(lambda: tail(engine, claimed.execution_id, block=LONG)) for _ in range(5)]
     began = time.monotonic()
     for number in range(50):
         engine.append_frame(elsewhere.handle, frame(str(number)))

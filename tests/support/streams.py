@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +21,7 @@ from flowfabric_worker.engine.types.streams import (
     StreamFrames,
     StreamMode,
 )
+from tests.support.executions import raw_client, raw_key
 
 START = StreamCursor.start()
 END = StreamCursor.end()
@@ -67,3 +71,52 @@ def tail(
 def payloads(found: StreamFrames) -> list[bytes]:
     """Return what the frames hold."""
     return [each.payload for each in found.frames]
+
+
+class BlockedTail:
+    """A tail in a thread.
+
+    Attributes:
+        found: what it returned; None while it waits.
+        problem: what it raised.
+    """
+
+    def __init__(self, run: Callable[[], StreamFrames]) -> None:
+        self.found: StreamFrames | None = None
+        self.problem: EngineError | None = None
+        self._run = run
+        self._thread = threading.Thread(target=self._wait)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        try:
+            self.found = self._run()
+        except EngineError as error:
+            self.problem = error
+
+    def result(self, seconds: float = 10) -> StreamFrames:
+        """Return what the tail found, at the latest after some seconds."""
+        self._thread.join(seconds)
+        assert self.problem is None
+        assert self.found is not None
+        return self.found
+
+    def join(self) -> None:
+        """Wait until the tail has ended."""
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def waiting(engine: Engine, execution: ExecutionId, count: int = 1) -> Iterator[None]:
+    """Start tails of an execution, and go on when they wait and their process is registered."""
+    yield
+    deadline = time.monotonic() + 10
+    while len(engine.listener._tails.get(str(execution), ())) < count or not registered(engine, execution):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def registered(engine: Engine, execution: ExecutionId) -> bool:
+    key = raw_key(engine, execution.partition, f"stream:{execution.uuid}")
+    return bool(raw_client(engine, execution.partition).hexists(key, "readers"))
