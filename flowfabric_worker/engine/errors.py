@@ -259,6 +259,12 @@ CODES: dict[str, Row] = {
         ("execution_id", "seq"),
     ),
     "rotation_conflict": Row(ConflictError, False, "The kid belongs to another secret; choose a new kid.", ("kid",)),
+    "document_mismatch": Row(
+        ConflictError,
+        False,
+        "The waitpoint shows another document; make the document in a step.",
+        ("waitpoint_key",),
+    ),
     "self_referencing_edge": Row(ConflictError, False, "An edge cannot lead back to its own execution.", _ID),
     "cycle_detected": Row(ConflictError, False, "The edge would close a cycle; leave it out.", ("edge_id",)),
     "dependency_already_exists": Row(ConflictError, False, "Another edge has that id; choose another.", ("edge_id",)),

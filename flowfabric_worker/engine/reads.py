@@ -14,6 +14,7 @@ from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.suspension_replies import damage_told, suspension_explained
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.reads import (
     INDEXED_STATES,
@@ -132,6 +133,8 @@ class Reads(Workers, EngineCore):
         record = self._record(execution_id)
         if record is None:
             return None
+        if record.state().public_state is PublicState.SUSPENDED:
+            return self._explain_suspension(execution_id)
         work_class = record.work_class()
         now, paused, place, held = self.call(
             "explain_execution",
@@ -141,6 +144,12 @@ class Reads(Workers, EngineCore):
         workers = self._living_workers() if place is not None else []
         code, text = record.explain(now=now, paused=paused is not None, place=place, held=held, workers=workers)
         return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
+
+    def _explain_suspension(self, execution_id: ExecutionId) -> Explanation:
+        """Say what a suspended execution waits for, since when and until when."""
+        reply = self.call("read_suspension", execution_id.partition, [execution_id.uuid, self._packed_namespace])
+        with damage_told(execution_id):
+            return suspension_explained(execution_id, reply)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
         """Return lanes, tasks and capabilities of each worker that is alive."""

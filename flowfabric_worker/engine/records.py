@@ -298,9 +298,9 @@ class Record:
         """
         state = self.state()
         if state.public_state.is_terminal:
-            return "ended", f"It ended {state.public_state} at {_moment(self.number('ended') or 0)}."
+            return "ended", f"It ended {state.public_state} at {moment(self.number('ended') or 0)}."
         if state.public_state is PublicState.DELAYED:
-            wait = _span((self.number("delay_until") or now) - now)
+            wait = span((self.number("delay_until") or now) - now)
             why = {
                 BlockingReason.WAITING_FOR_RETRY_BACKOFF: f"Attempt {self.attempt_count()} failed "
                 f"({self.text('error')}); it is tried again in {wait}.",
@@ -315,7 +315,7 @@ class Record:
                 )
             return (
                 "running",
-                f"It runs at {lease.worker_instance_id}; its lease holds for {_span(lease.expires_at_ms - now)}.",
+                f"It runs at {lease.worker_instance_id}; its lease holds for {span(lease.expires_at_ms - now)}.",
             )
         if place is None:
             return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
@@ -341,12 +341,12 @@ class Record:
         return "queued", f"It waits for a free worker; {place} of {held} of its kind go before it."
 
 
-def _moment(milliseconds: int) -> str:
+def moment(milliseconds: int) -> str:
     """Return a moment of the store's clock as text."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(" ", "seconds")
 
 
-def _span(milliseconds: int) -> str:
+def span(milliseconds: int) -> str:
     """Return a duration as text, such as 0.5 s or 1:30:00."""
     seconds = max(0, milliseconds) / 1000
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

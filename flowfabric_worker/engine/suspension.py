@@ -71,14 +71,16 @@ class Suspension(EngineCore):
 
     # Waitpoints
 
-    def create_waitpoint(self, handle: Handle, waitpoint_key: str, expires_in: timedelta) -> PendingWaitpoint:
+    def create_waitpoint(
+        self, handle: Handle, waitpoint_key: str, expires_in: timedelta, shown: bytes | None = None
+    ) -> PendingWaitpoint:
         partition, uuid, fence = self.fenced(handle)
         name, expires = check_name(waitpoint_key, "waitpoint_key"), milliseconds(expires_in, "expires_in", least=1)
-        minted = str(uuid7())
+        minted, document = str(uuid7()), optional(WaitpointBinding(waitpoint_key=name, shown=shown).shown)
         reply = self._call_with_secret(
             "create_waitpoint",
             partition,
-            lambda ring: [uuid, fence, name, minted, ring.signing.kid, ring.signing.fingerprint, expires],
+            lambda ring: [uuid, fence, name, minted, ring.signing.kid, ring.signing.fingerprint, expires, document],
         )
         with damage_told(handle.execution_id):
             waitpoint_id, kid, expires_at = WaitpointId(reply[1].decode()), reply[2].decode(), reply[3]
@@ -97,7 +99,8 @@ class Suspension(EngineCore):
         bindings: list[Argument] = []
         for binding in args.waitpoints:
             pending = binding.pending or ""
-            bindings += [binding.waitpoint_key, pending, str(uuid7()), "1" if _is_waitpoint_id(pending) else ""]
+            is_id = "1" if _is_waitpoint_id(pending) else ""
+            bindings += [binding.waitpoint_key, pending, str(uuid7()), is_id, optional(binding.shown)]
         suspension_id, ending = str(uuid7()), _ending(args, request)
 
         def arguments(ring: SecretRing) -> Item:
@@ -136,7 +139,11 @@ class Suspension(EngineCore):
             str(milliseconds(args.resume_policy.resume_delay, "resume_delay")),
             args.continuation or "",
             pack(to_postfix(args.condition)),
-            *(text for binding in args.waitpoints for text in (binding.waitpoint_key, binding.pending or "")),
+            *(
+                text
+                for each in args.waitpoints
+                for text in (each.waitpoint_key, each.pending or "", optional(each.shown))
+            ),
         ]
 
     def _details(self, execution_id: ExecutionId, reply: Reply) -> SuspensionDetails:
@@ -237,7 +244,7 @@ class Suspension(EngineCore):
             condition, behind, *entries = self.call(
                 "list_pending_waitpoints", target.partition, [target.uuid, self._packed_namespace, after, wanted]
             )
-            rows += [waitpoint_row(target, ring, condition, entries[at : at + 3]) for at in range(0, len(entries), 3)]
+            rows += [waitpoint_row(target, ring, condition, entries[at : at + 4]) for at in range(0, len(entries), 4)]
             with damage_told(target):
                 after = behind.decode()
             if not after or len(rows) >= count:

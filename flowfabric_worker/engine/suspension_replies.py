@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import attrs
 
-from flowfabric_worker.engine.conditions import from_postfix, matching_signals, required_names
+from flowfabric_worker.engine.conditions import (
+    from_postfix,
+    matching_signals,
+    referenced_waitpoint_keys,
+    required_names,
+)
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, SignalId, WaitpointId
+from flowfabric_worker.engine.records import moment, span
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.reads import Explanation
+from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.suspension import (
     DeliverSignalResult,
     ObservedSignals,
+    OperatorOnly,
     PendingWaitpointInfo,
     ResumeCondition,
     ResumeReason,
@@ -26,6 +36,7 @@ from flowfabric_worker.engine.types.suspension import (
     SuspendedExecutionEntry,
     SuspensionReason,
     TimeoutBehavior,
+    TimeoutOnly,
     WaitpointState,
 )
 from flowfabric_worker.engine.waitpoint_secrets import SecretRing
@@ -114,6 +125,47 @@ def damage_told(execution_id: ExecutionId) -> Iterator[None]:
         ) from None
 
 
+_AT_TIMEOUT = {
+    TimeoutBehavior.FAIL: "then it fails",
+    TimeoutBehavior.CANCEL: "then it is cancelled",
+    TimeoutBehavior.EXPIRE: "then it expires",
+    TimeoutBehavior.AUTO_RESUME_WITH_TIMEOUT_SIGNAL: "then it goes on",
+    TimeoutBehavior.ESCALATE: "then it waits for an operator",
+}
+
+
+def suspension_explained(execution_id: ExecutionId, reply: Reply) -> Explanation:
+    """Return what a suspended execution waits for, in words.
+
+    Raises:
+        ValueError, ValidationError: what is stored is damaged.
+    """
+    explained = functools.partial(Explanation, execution_id=execution_id, public_state=PublicState.SUSPENDED)
+    if not reply:
+        return explained(code="suspended", text="It was resumed this moment; look again.")
+    now, since, until, behavior, reason, condition, unmatched = reply
+    waited = condition_of(condition)
+    text = f"It waits {_awaited_in_words(waited)} since {moment(int(since))} ({SuspensionReason(reason.decode())})"
+    if until:
+        text += f", for {span(int(until) - now)} more: {_AT_TIMEOUT[TimeoutBehavior(behavior.decode())]}"
+    if count := int(unmatched):
+        text += f"; {count} {'signal' if count == 1 else 'signals'} came that matched nothing"
+    return explained(code="suspended", text=f"{text}.")
+
+
+def _awaited_in_words(condition: ResumeCondition) -> str:
+    """Return what meets a condition: each waitpoint with the names that count at it."""
+    if isinstance(condition, OperatorOnly):
+        return "for an operator to resume it"
+    if isinstance(condition, TimeoutOnly):
+        return "for its time"
+    places = []
+    for key in referenced_waitpoint_keys(condition):
+        names = required_names(condition, key)
+        places.append(f"{key!r} ({' or '.join(map(repr, names))})" if names else repr(key))
+    return f"for signals at {', '.join(places)}"
+
+
 def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | DamagedRow:
     """Return a row of the list of suspended executions; a damaged one says what is damaged."""
     place, record, suspension = row
@@ -137,7 +189,7 @@ def waitpoint_row(
     execution_id: ExecutionId, secrets: SecretRing, condition: bytes, row: Sequence[bytes]
 ) -> PendingWaitpointInfo | DamagedRow:
     """Return a row of the list of open waitpoints. Its fingerprint is empty if its secret has expired."""
-    waitpoint_id, data, state = row
+    waitpoint_id, data, state, shown = row
     try:
         key, kid, created, expires, activated = unpack_text(data)[:5]
         secret, identity = secrets.by_kid.get(kid), WaitpointId(waitpoint_id.decode())
@@ -152,6 +204,7 @@ def waitpoint_row(
             expires_at_ms=int(expires) if expires else None,
             token_kid=kid,
             token_fingerprint=fingerprint(sign(secret.value, kid, execution_id, identity)) if secret else "",
+            shown=read_optional(shown),
         )
     except DAMAGE:
         return DamagedRow(waitpoint_id.decode("utf-8", "replace"), "the waitpoint cannot be read")

@@ -69,6 +69,7 @@ local function count(ctx, record, signal)
   local leaves = ff.leaves(stored[1])
   local counts = ff.read_counts(stored[2], leaves)
   if not ff.count_signal(key, leaves, counts, signal) then
+    ff.add(key, 'unmatched', 1)
     return 'no_op'
   end
   call('HSET', key, 'counts', table.concat(counts, ','))

@@ -3,7 +3,7 @@
 -- An execution that has waitpoints names four further keys in its record, and the number of its last suspension in the
 -- field `suspension`, from 0:
 --
---   :w:<uuid>            hash  the waitpoints: n<name> is the id of a name, w<id> a waitpoint, d<id> the decision on it;
+--   :w:<uuid>            hash  the waitpoints: n<name> is the id of a name, w<id> a waitpoint, v<id> what it shows, d<id> the decision on it;
 --                              s<number> says why a suspension closed, e<life> why what was pending was closed; life counts
 --                              the ends of the execution
 --   :o:<uuid>            zset  the ids of the open waitpoints; score = when each expires, inf when its suspension decides

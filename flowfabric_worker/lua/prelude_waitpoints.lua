@@ -77,6 +77,19 @@ function ff.asked_for(ctx, record, name, new_id, kid)
   return waitpoint, standing, why
 end
 
+-- Return whether a waitpoint was made to show another document than a caller has. `shown` is '=' + document, or ''.
+function ff.shows_another(ctx, uuid, waitpoint, shown)
+  local stored = shown ~= '' and call('HGET', ff.waits_key(ctx, 'w', uuid), 'v' .. waitpoint.id)
+  return stored and stored ~= shown
+end
+
+-- Keep the document that a waitpoint shows; the first one stands.
+function ff.show(ctx, uuid, waitpoint, shown)
+  if shown ~= '' then
+    call('HSETNX', ff.waits_key(ctx, 'w', uuid), 'v' .. waitpoint.id, shown)
+  end
+end
+
 function ff.write_waitpoint(ctx, uuid, waitpoint, score)
   local key = ff.waits_key(ctx, 'w', uuid)
   call('HSET', key, 'n' .. waitpoint.name, waitpoint.id, 'w' .. waitpoint.id, ff.pack_waitpoint(waitpoint))

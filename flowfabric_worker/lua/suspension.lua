@@ -13,12 +13,12 @@ local MAX_SECRETS = 64
 -- Waitpoints ------------------------------------------------------------------------------------------------------------
 
 -- create_waitpoint: create a waitpoint before its suspension, or return the one that has the name.
--- Arguments: uuid, fence, name, id, kid, fingerprint of the secret, how long it waits in ms.
+-- Arguments: uuid, fence, name, id, kid, fingerprint of the secret, how long it waits in ms, '=' + document or ''.
 -- Replies: 'waitpoint', id, kid, when it expires; or 'secret_moved' if another secret signs by now.
--- Errors: those of ff.fenced, too_many_waitpoints.
+-- Errors: those of ff.fenced, document_mismatch, too_many_waitpoints.
 ff.register_single('create_waitpoint', {}, function(ctx, args)
   local uuid, fence, name, id, kid, fingerprint = args[1], args[2], args[3], args[4], args[5], args[6]
-  local wait_ms = tonumber(args[7])
+  local wait_ms, shown = tonumber(args[7]), args[8]
   local record, answer = ff.fenced(ctx, uuid, fence, nil, WAITING)
   if not record then
     return answer
@@ -26,6 +26,9 @@ ff.register_single('create_waitpoint', {}, function(ctx, args)
     return { 'secret_moved' }
   end
   local waitpoint, standing = ff.asked_for(ctx, record, name, id, kid)
+  if ff.shows_another(ctx, uuid, waitpoint, shown) then
+    return ff.failure('document_mismatch', name)
+  end
   if standing == 'new' or standing == 'reopened' then
     if ff.count_open(ctx, uuid) >= ff.MAX_WAITPOINTS then
       return ff.failure('too_many_waitpoints', uuid, ff.MAX_WAITPOINTS)
@@ -35,6 +38,9 @@ ff.register_single('create_waitpoint', {}, function(ctx, args)
     ff.begin_waits(record, list)
     ff.write_waitpoint(ctx, uuid, waitpoint, waitpoint.expires)
     ff.change(ctx, record, list)
+  end
+  if standing ~= 'closed' then
+    ff.show(ctx, uuid, waitpoint, shown)
   end
   return { 'waitpoint', waitpoint.id, waitpoint.kid, waitpoint.expires }
 end)
@@ -52,10 +58,10 @@ local function refusal(waitpoint, standing, why, wants_pending)
 end
 
 -- Return the waitpoints of a suspension from argument `first` on, or nil and the failure. Each is: name, id of a pending
--- waitpoint or '', id of a new one, '1' if an unknown id can only be that of another execution.
+-- waitpoint or '', id of a new one, '1' if an unknown id can only be that of another execution, '=' + document or ''.
 local function bind(ctx, record, args, first)
   local waitpoints, opened = {}, 0
-  for at = first, #args, 4 do
+  for at = first, #args, 5 do
     local waitpoint, standing, why = ff.asked_for(ctx, record, args[at], args[at + 2], args[11])
     if args[at + 1] ~= '' and waitpoint.id ~= args[at + 1] then
       if args[at + 3] == '1' and not ff.waitpoint(ctx, record.uuid, args[at + 1]) then
@@ -66,7 +72,10 @@ local function bind(ctx, record, args, first)
     local refused = refusal(waitpoint, standing, why, args[at + 1] ~= '')
     if refused then
       return nil, refused
+    elseif ff.shows_another(ctx, record.uuid, waitpoint, args[at + 4]) then
+      return nil, ff.failure('document_mismatch', args[at])
     end
+    waitpoint.shown = args[at + 4]
     opened = opened + (standing == 'pending' and 0 or 1)
     waitpoints[#waitpoints + 1] = waitpoint
   end
@@ -124,6 +133,7 @@ local function begin_suspension(ctx, record, args, draft, waitpoints)
     ids[i] = waitpoint.id
     waitpoint.suspension, waitpoint.activated, waitpoint.expires = ff.text(draft.number), ctx.now_text, until_ms
     ff.write_waitpoint(ctx, record.uuid, waitpoint, '+inf')
+    ff.show(ctx, record.uuid, waitpoint, waitpoint.shown)
   end
   local last = tonumber(call('HGET', ff.waits_key(ctx, 'g', record.uuid), 'last') or '0')
   call('HDEL', draft.key, 'request', 'position')
@@ -147,7 +157,7 @@ end
 -- Replies: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again
 -- because there are more buffered signals than one call counts; 'secret_moved' if another secret signs by now.
 -- Errors: those of ff.fenced, pending_waitpoint_expired, waitpoint_not_pending, waitpoint_not_found,
--- invalid_waitpoint_for_execution, too_many_waitpoints.
+-- invalid_waitpoint_for_execution, document_mismatch, too_many_waitpoints.
 ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
   local uuid, fence, ending = args[1], args[2], args[3]
   local record, answer = ff.fenced(ctx, uuid, fence, ending, WAITING)
@@ -362,6 +372,29 @@ ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
   return ff.isolated_read(ctx, args[1], observe, args)
 end)
 
+-- Return what read_suspension replies.
+local function read_suspension(ctx, args)
+  local uuid, namespace = args[1], args[2]
+  local stored = fields_of(ctx, namespace, uuid, 'suspension', 'suspended_at', 'suspended_until')
+  local number = stored and ff.number(stored[1])
+  if not number or not ff.number(stored[2]) then
+    return {}
+  end
+  local suspension = call(
+    'HMGET', ff.suspension_key(ctx, uuid, number), 'behavior', 'reason', 'condition', 'unmatched'
+  )
+  return { ctx.now, stored[2], stored[3] or '', suspension[1], suspension[2], suspension[3], suspension[4] or '0' }
+end
+
+-- read_suspension: read what an execution waits for.
+-- Arguments: uuid, pack{namespace}.
+-- Replies: nothing if it is not suspended; else now, since when, until when or '', behavior, reason, condition, number of
+-- signals that matched nothing.
+-- Errors: corruption.
+ff.register('read_suspension', { 'no-writes' }, function(ctx, args)
+  return ff.isolated_read(ctx, args[1], read_suspension, args)
+end)
+
 -- list_suspended: read a page of a namespace's suspended executions.
 -- Arguments: pack{namespace}, after (15 digits and a uuid) or '', limit.
 -- Replies per execution: 15 digits and the uuid, { suspended_at, suspended_until } of the record, { id, behavior, reason }
@@ -426,11 +459,13 @@ local function list_waitpoints(ctx, args)
     -- A damaged waitpoint is returned too, because the decoder reports it.
     local is_active = parts[6] ~= nil and parts[6] ~= ''
     if stored_waitpoint and (is_suspended or not is_active) then
-      if #answer >= 2 + 3 * limit then
-        answer[2] = answer[#answer - 2]
+      if #answer >= 2 + 4 * limit or ctx.work <= 0 then
+        answer[2] = answer[#answer - 3]
         break
       end
-      ff.append(answer, { id, stored_waitpoint, is_active and 'active' or 'pending' })
+      local shown = call('HGET', key, 'v' .. id) or ''
+      ff.append(answer, { id, stored_waitpoint, is_active and 'active' or 'pending', shown })
+      ff.spend(ctx, 2, #shown)
     end
   end
   return answer
@@ -438,7 +473,8 @@ end
 
 -- list_pending_waitpoints: read a page of an execution's open waitpoints, by id.
 -- Arguments: uuid, pack{namespace}, after (an id) or '', limit.
--- Replies: condition of the open suspension or '', next place or '', then id, waitpoint and state of each.
+-- Replies: condition of the open suspension or '', next place or '', then id, waitpoint, state, and '=' +
+-- document or '' of each.
 -- Errors: execution_not_found, corruption.
 ff.register('list_pending_waitpoints', { 'no-writes' }, function(ctx, args)
   return ff.isolated_read(ctx, args[1], list_waitpoints, args)

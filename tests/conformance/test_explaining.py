@@ -5,15 +5,28 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.suspension import (
+    AllOf,
+    OperatorOnly,
+    ResumeCondition,
+    SignalMatcher,
+    Single,
+    SuspendArgs,
+    TimeoutOnly,
+)
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conftest import Clock
 from tests.support.executions import BOOM, LANE, TASK, created, running, tenant
+from tests.support.suspensions import signal, suspend
 
+SINCE = "since 2030-01-01 00:00:00+00:00 (waiting_for_signal)"
 SECOND = timedelta(seconds=1)
 RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
 
@@ -129,3 +142,34 @@ def test_workers_of_another_namespace_explain_nothing(engine: Engine) -> None:
     offer(tenant(engine, "other"))
 
     assert explained(engine, execution)[0] == "no_worker"
+
+
+def test_a_suspended_execution_is_explained_by_what_it_waits_for(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    condition = AllOf([Single("a", SignalMatcher("yes")), Single("b")])
+    a, _ = suspend(engine, claimed, "a", "b", condition=condition, timeout=2 * SECOND)
+    signal(engine, claimed.execution_id, a, "yse")
+    clock.move(SECOND)
+
+    assert explained(engine, claimed.execution_id) == (
+        "suspended",
+        f"It waits for signals at 'a' ('yes'), 'b' {SINCE}, for 1.0 s more: then it fails; "
+        "1 signal came that matched nothing.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "text"),
+    [
+        (OperatorOnly(), f"It waits for an operator to resume it {SINCE}."),
+        (TimeoutOnly(), f"It waits for its time {SINCE}, for 1:00:00 more: then it fails."),
+    ],
+)
+def test_what_no_signal_resumes_is_explained_too(
+    engine: Engine, clock: Clock, condition: ResumeCondition, text: str
+) -> None:
+    claimed = running(engine)
+    timeout = timedelta(hours=1) if isinstance(condition, TimeoutOnly) else None
+    engine.suspend(claimed.handle, SuspendArgs(condition=condition, timeout=timeout))
+
+    assert explained(engine, claimed.execution_id)[1] == text

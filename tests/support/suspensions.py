@@ -28,9 +28,11 @@ MINUTE = timedelta(minutes=1)
 JANE = SignalSource("user", "jane")
 
 
-def waiting_for(*keys: str, condition: ResumeCondition | None = None, **changes: Any) -> SuspendArgs:
+def waiting_for(
+    *keys: str, condition: ResumeCondition | None = None, shown: bytes | None = None, **changes: Any
+) -> SuspendArgs:
     """Return a suspension on new waitpoints; by default a signal at each of them is needed."""
-    bindings = [WaitpointBinding(waitpoint_key=key) for key in keys]
+    bindings = [WaitpointBinding(waitpoint_key=key, shown=shown) for key in keys]
     everything = AllOf([Single(key) for key in keys])
     return SuspendArgs(condition=condition or everything, waitpoints=bindings, **changes)
 

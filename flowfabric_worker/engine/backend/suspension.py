@@ -30,7 +30,9 @@ from flowfabric_worker.engine.types.waitpoint_secrets import (
 class SuspensionBackend:
     """Suspend executions, and resume them by signals."""
 
-    def create_waitpoint(self, handle: Handle, waitpoint_key: str, expires_in: timedelta) -> PendingWaitpoint:
+    def create_waitpoint(
+        self, handle: Handle, waitpoint_key: str, expires_in: timedelta, shown: bytes | None = None
+    ) -> PendingWaitpoint:
         """Create a waitpoint before its suspension, so that its token can be handed out first.
 
         Signals to it are buffered until `suspend` takes it over or it expires. The lease continues.
@@ -43,12 +45,14 @@ class SuspensionBackend:
             handle: the lease of the execution.
             waitpoint_key: the name that a condition will call it by; it stands once in an execution.
             expires_in: how long it may wait for its suspension, on the store's clock.
+            shown: the document that is shown with it, at most 64 KiB; it is listed, and stays what it was at first.
 
         Returns:
             The waitpoint with its token.
 
         Raises:
             StateError: the lease is over.
+            ConflictError: `document_mismatch`, the waitpoint shows another document.
             ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
             ValidationError: `invalid_input`.
         """
@@ -73,6 +77,7 @@ class SuspensionBackend:
             NotFoundError: `waitpoint_not_found`.
             StateError: `already_suspended`, the handle is a suspended one; `waitpoint_not_pending`, its wait is over;
                 `pending_waitpoint_expired`; or the lease is over.
+            ConflictError: `document_mismatch`, a waitpoint shows another document.
             ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
         """
         raise UnavailableError("suspend")

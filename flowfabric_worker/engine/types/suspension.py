@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from enum import StrEnum
 from typing import TypeAlias
@@ -11,14 +12,11 @@ from attrs.validators import optional
 
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, LaneId, SignalId, WaitpointId
-from flowfabric_worker.engine.limits import (
-    DEFAULT_DEDUP_WINDOW_MS,
-    MAX_SIGNAL_PAYLOAD_BYTES,
-    MAX_WAITPOINTS,
-)
+from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS, MAX_SIGNAL_PAYLOAD_BYTES, MAX_WAITPOINTS
 from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.damage import DamagedRow
 
+_PAYLOAD = optional(checks.payload(MAX_SIGNAL_PAYLOAD_BYTES))
 _DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
 
 # ── conditions ──
@@ -130,11 +128,14 @@ class WaitpointBinding:
 
     Attributes:
         waitpoint_key: the name that the condition calls it by.
-        pending: the waitpoint that `create_waitpoint` made under this key; None makes a new one.
+        pending: the waitpoint that `create_waitpoint` made under this key; None takes the execution's waitpoint of that
+            key, or makes a new one.
+        shown: the document that is shown with it, at most 64 KiB; it stays what it was at first.
     """
 
     waitpoint_key: str = attrs.field(validator=checks.name)
     pending: WaitpointId | None = attrs.field(default=None, validator=optional(checks.name))
+    shown: bytes | None = attrs.field(default=None, repr=False, validator=_PAYLOAD)
 
 
 @attrs.frozen(kw_only=True)
@@ -259,9 +260,7 @@ class DeliverSignalArgs:
     name: str = attrs.field(validator=checks.name)
     source: SignalSource
     category: str = attrs.field(default="signal", validator=checks.name)
-    payload: bytes | None = attrs.field(
-        default=None, repr=False, validator=optional(checks.payload(MAX_SIGNAL_PAYLOAD_BYTES))
-    )
+    payload: bytes | None = attrs.field(default=None, repr=False, validator=_PAYLOAD)
     correlation_id: str | None = attrs.field(default=None, validator=optional(checks.name))
     idempotency_key: str | None = attrs.field(default=None, validator=optional(checks.name))
     dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration)
@@ -289,9 +288,7 @@ class DeliverApprovalSignalArgs:
     operator: str = attrs.field(validator=checks.name)
     decision_key: str = attrs.field(validator=checks.name)
     lane: LaneId | None = None
-    payload: bytes | None = attrs.field(
-        default=None, repr=False, validator=optional(checks.payload(MAX_SIGNAL_PAYLOAD_BYTES))
-    )
+    payload: bytes | None = attrs.field(default=None, repr=False, validator=_PAYLOAD)
     dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration)
 
 
@@ -423,6 +420,7 @@ class PendingWaitpointInfo:
         required_signal_names: the names that count at it, sorted; empty when any does.
         token_kid: the id of the secret that signed its token.
         token_fingerprint: the first 16 hex digits of the token's digest, to recognise it by.
+        shown: the document that is shown with it; None when there is none.
     """
 
     execution_id: ExecutionId
@@ -435,6 +433,12 @@ class PendingWaitpointInfo:
     expires_at_ms: int | None
     token_kid: str
     token_fingerprint: str
+    shown: bytes | None = attrs.field(default=None, repr=False)
+
+    @property
+    def shown_digest(self) -> str | None:
+        """Return the SHA-256 of the document that is shown with the waitpoint, in hexadecimal digits."""
+        return None if self.shown is None else hashlib.sha256(self.shown).hexdigest()
 
 
 @attrs.frozen(kw_only=True)
