@@ -1,4 +1,4 @@
-"""claiming: work is handed out under a lease, reserved, and redeemed."""
+"""Claiming: how work is handed out under a lease."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from flowfabric_worker.engine.work_waiters import WaitingWorker, WaitingWorkers
 
 log = logging.getLogger(__name__)
 
-# In how many seconds a partition that is away is looked at again.
+# In how many seconds a partition that cannot be reached is tried again.
 _LOOK_AGAIN = 0.5
-# How often one claim looks at a partition whose classes change, or whose heads cannot be handed out.
+# How often one claim calls a partition whose classes change, or whose first entries cannot be handed out.
 MOST_LOOKS = 20
 
 
@@ -54,7 +54,7 @@ class _Terms:
 
 
 class Claiming(Decoding, ClassCache):
-    """The room `claiming`."""
+    """The operations of the area claiming, without reservations."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -63,8 +63,8 @@ class Claiming(Decoding, ClassCache):
     def _begin(self) -> None:
         super()._begin()
         self._waiting = WaitingWorkers(self.waiter)
-        # Claims whose answers were lost, by worker instance and partition: the next call there asks what they got, as
-        # long as its leases may live.
+        # Claims whose replies were lost, by worker instance and partition. The next claim there asks what they got, for
+        # as long as their leases may hold.
         self._unanswered: dict[tuple[str, int], tuple[tuple[str, ...], float]] = {}
 
     # Claims
@@ -88,14 +88,14 @@ class Claiming(Decoding, ClassCache):
             self._waiting.leave(terms.worker)
 
     def forward_wakeup(self, request: ClaimRequest) -> None:
-        """Hand a wake-up on: this worker has no room for what it was woken for."""
+        """Pass a wake-up on, for a woken worker that has no capacity."""
         check_record(request, ClaimRequest)
         for partition in range(self.partitions):
-            for portion in self.lane_batches(self.matching_lanes(partition, request).lanes):
-                self.call("forward_wakeup", partition, lane_arguments(portion))
+            for batch in self.lane_batches(self.matching_lanes(partition, request).lanes):
+                self.call("forward_wakeup", partition, lane_arguments(batch))
 
     def stop_waiting(self, worker_instance_id: str) -> None:
-        """End the waiting of a worker that goes, also a claim that is under way; no wake-up comes to it any more."""
+        """Stop a worker's waiting, also in a claim that is under way; it gets no more wake-ups."""
         for worker in self._waiting.pop(check_name(worker_instance_id, "worker_instance_id")):
             for partition in range(self.partitions):
                 self.call("stop_waiting", partition, [worker.waiter.name])
@@ -128,23 +128,23 @@ class Claiming(Decoding, ClassCache):
         )
 
     def _holder(self, worker_id: str, instance: str, *, waits: bool) -> tuple[bytes, bytes]:
-        """Return how a worker stands in a record, and how its claims are remembered."""
+        """Return how a record names a worker, and under which name its claims are remembered."""
         check_name(worker_id, "worker_id")
         check_name(instance, "worker_instance_id")
         if waits:
-            self.partitions  # noqa: B018  the store is set up before anybody listens on it
-        # Only a process that listens can be told that it lost a lease.
+            self.partitions  # noqa: B018  the store is set up before it is listened to
+        # Only a process that listens can be told that a lease was lost.
         topic = self.listener.topic if waits or self._listener is not None else ""
         return pack((worker_id, instance, topic)), pack((self.namespace, instance))
 
     def _partitions_in_turn(self) -> list[int]:
-        """Return all partitions, each claim beginning with the next one."""
+        """Return all partitions; each claim begins with the next one."""
         count = self.partitions
         first = next(self._claims) % count
         return [*range(first, count), *range(first)]
 
     def _claim_or_wait(self, terms: _Terms, worker: WaitingWorker) -> list[Claimed]:
-        """Claim until there is something, the waiting is stopped, or the time is over.
+        """Claim until there is work, the waiting is stopped, or the time is over.
 
         A worker looks where it was woken, where it is not registered, and elsewhere when it is time: what it left
         registered with its last claim goes on.
@@ -168,17 +168,17 @@ class Claiming(Decoding, ClassCache):
                 return claimed
             woken = worker.waiter.wait(max(0.0, min(deadline, worker.next_look()) - time.monotonic()))
             if not woken:
-                # This process hears there of leases that it lost.
+                # The listener tells this process of lost leases.
                 self.listener.revive()
         if not self.is_closed:
             self._leave(worker)
         return []
 
     def _sweep(self, terms: _Terms, partitions: Sequence[int], wait: float) -> list[Claimed]:
-        """Claim from one partition after the other up to the limit; register as waiting while there is nothing.
+        """Claim from one partition after the other up to the limit; register a waiter where there is nothing.
 
-        Partitions that are away are left out, and looked at again soon; their error is raised if all are, or if it
-        will not pass.
+        Partitions that cannot be reached are left out, and tried again soon. Their error is raised if none can be
+        reached, or if it is not retryable.
         """
         claimed: list[Claimed] = []
         looks = terms.worker.looks if terms.worker is not None else {}
@@ -196,7 +196,7 @@ class Claiming(Decoding, ClassCache):
                 items, due = self._claim_from(terms, partition, claimed, seconds)
             except TransportError as error:
                 away.append(error)
-                # What was claimed elsewhere counts more than an error, which comes again.
+                # What was claimed elsewhere is returned; the error comes again with the next claim.
                 if not claimed and (len(away) == len(partitions) or not error.retryable):
                     raise
                 looks[partition] = time.monotonic() + _LOOK_AGAIN
@@ -206,10 +206,10 @@ class Claiming(Decoding, ClassCache):
             claimed += items
         return claimed
 
-    def _found_again(self, terms: _Terms, partition: int, room: int) -> list[Claimed]:
-        """Return what claims got in a partition whose answers were lost, as far as this claim asks for it.
+    def _found_again(self, terms: _Terms, partition: int, limit: int) -> list[Claimed]:
+        """Return what claims with lost replies got in a partition, as far as this claim asks for it.
 
-        The rest is handed back: another request may have got it, for other lanes or tasks.
+        The rest is handed back, because those claims may have been for other lanes or tasks.
         """
         key = terms.request.policy.worker_instance_id, partition
         lost, until = self._unanswered.pop(key, ((), 0.0))
@@ -223,18 +223,18 @@ class Claiming(Decoding, ClassCache):
                 raise
             lost = lost[1:]
             got = self._decode(partition, items, before)
-            wanted = [each for each in got if _asks_for(terms.request, each)][: room - len(kept)]
+            wanted = [each for each in got if _asks_for(terms.request, each)][: limit - len(kept)]
             taken = {each.execution_id for each in wanted}
             unwanted = [each.handle for each in got if each.execution_id not in taken]
             kept += wanted
-            # What cannot be handed back now is free when its lease is over.
+            # What cannot be handed back now is ready again when its lease expires.
             self.call_items("release_many", [(partition, (h.execution_id.uuid, h.fence, "")) for h in unwanted])
         return kept
 
     def _note_unanswered(self, terms: _Terms, partition: int) -> None:
-        """Note a claim whose answer was lost, and forget those whose leases are over.
+        """Remember a claim whose reply was lost, and forget those whose leases have expired.
 
-        A caller that gave the claim an id asks for that answer itself.
+        A caller that gave the claim an id repeats the claim itself.
         """
         moment = time.monotonic()
         for key, (_, until) in list(self._unanswered.items()):
@@ -246,7 +246,7 @@ class Claiming(Decoding, ClassCache):
             self._unanswered[key] = lost, moment + terms.lease_ms / 1000 + CALL_TIMEOUT
 
     def _leave(self, worker: WaitingWorker) -> None:
-        """End a worker's waiting everywhere; a wake-up that was sent meanwhile goes on to the next worker."""
+        """Deregister a worker everywhere; a wake-up that was sent meanwhile is passed on to the next worker."""
         if not worker.looks or worker.request is None:
             return
         calls = []
@@ -254,7 +254,7 @@ class Claiming(Decoding, ClassCache):
             lanes = lane_arguments(self.matching_lanes(partition, worker.request).lanes)
             calls.append(Call("stop_waiting", partition, [worker.waiter.name, *lanes]))
         worker.looks.clear()
-        # What was claimed counts more than a call that fails here: what stays registered is forgotten in time.
+        # Errors are ignored, because what was claimed must be returned, and a registration expires by itself.
         self.call_many(calls)
 
     def _claim_from(
@@ -262,33 +262,33 @@ class Claiming(Decoding, ClassCache):
     ) -> tuple[list[Claimed], float]:
         """Claim from one partition what may still be taken.
 
-        Returns what it got, and in how many seconds something is due there; 0 if the worker is not registered.
+        Returns what was claimed, and in how many seconds the next entry is due there; 0 if no waiter is registered.
         """
         for look in itertools.count(1):
             matching_lanes = self.matching_lanes(partition, terms.request, claimed)
             lanes = matching_lanes.lanes
             if look == MOST_LOOKS:
-                # New kinds of work came faster than they were read: what is known is better than nothing.
+                # Classes changed faster than they were read, so those that are known are used.
                 lanes, wait = [attrs.evolve(lane, revision=b"") for lane in lanes], 0.0
             stale: set[bytes] = set()
             next_due, again = FALLBACK, False
-            for portion, wait_ms, limit in self._calls_for(lanes, wait, terms.request.limit - len(claimed)):
+            for batch, wait_ms, limit in self._calls_for(lanes, wait, terms.request.limit - len(claimed)):
                 numbers: list[Argument] = [terms.lease_ms, wait_ms, limit, matching_lanes.set_name]
                 try:
-                    reply = self._call_claim(terms, partition, numbers, portion)
+                    reply = self._call_claim(terms, partition, numbers, batch)
                 except TransportError:
                     self._note_unanswered(terms, partition)
                     raise
                 now, due, behind, items, more, repeated = reply
                 if repeated and not items and terms.request.claim_id is None:
-                    # It was sent again when the leases that it got had run out: this is another claim.
+                    # The call was repeated after the leases that it got had expired, so another claim is made.
                     terms, again = attrs.evolve(terms, claim_id=str(uuid4())), True
                     break
                 if items:
                     got = self._decode(partition, items, terms)
                     if more == b"1":
                         got += self._claim_more(terms, partition, [*claimed, *got])
-                    # All of them may be damaged: look again at once.
+                    # All of them may be damaged, so the next look is at once.
                     return got, 0.0
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
@@ -300,14 +300,14 @@ class Claiming(Decoding, ClassCache):
         return [], 0.0 if look >= MOST_LOOKS else next_due
 
     def _claim_more(self, terms: _Terms, partition: int, claimed: Sequence[Claimed]) -> list[Claimed]:
-        """Claim on where a call had done its share of work, as another claim; nothing if it fails."""
+        """Claim more after a call had used its work budget, as another claim; return nothing if that fails."""
         size = sum(len(each.payload or b"") + sum(map(len, each.journal.values())) for each in claimed)
         if terms.request.claim_id is not None or len(claimed) >= terms.request.limit or size > MAX_BATCH_BYTES // 2:
             return []
         try:
             return self._claim_from(attrs.evolve(terms, claim_id=str(uuid4())), partition, claimed, 0.0)[0]
         except EngineError as error:
-            # What was claimed before counts more than an error, which comes again.
+            # What was claimed before is returned; the error comes again with the next claim.
             log.debug("A claim ended early: %s", error)
             return []
 
@@ -315,10 +315,10 @@ class Claiming(Decoding, ClassCache):
         """Yield the calls of a claim in one partition: the lanes, how long to wait in ms, and the limit of each."""
         lane_batches = list(self.lane_batches(lanes))
         wait_ms = int(wait * 1000)
-        for portion in lane_batches:
-            yield portion, wait_ms if len(lane_batches) == 1 else 0, limit
+        for batch in lane_batches:
+            yield batch, wait_ms if len(lane_batches) == 1 else 0, limit
         if wait_ms and len(lane_batches) > 1:
-            # A worker waits for everything: one more call names all classes, and takes nothing.
+            # A waiter waits for all classes, so one more call names them all and claims nothing.
             yield list(lanes), wait_ms, 0
 
     def _call_claim(self, terms: _Terms, partition: int, numbers: Sequence[Argument], lanes: Sequence[Lane]) -> Reply:
@@ -328,7 +328,7 @@ class Claiming(Decoding, ClassCache):
         return self.call("claim_many", partition, [*head, *lane_arguments(lanes)])
 
     def _claimed_before(self, terms: _Terms) -> list[Claimed] | None:
-        """Return what an earlier call under the caller's claim id still holds; None of a new claim."""
+        """Return what is still leased of an earlier call with the caller's claim id, or None if the claim is new."""
         again: list[Claimed] = []
         known = False
         for partition in range(self.partitions):
@@ -343,7 +343,7 @@ class Claiming(Decoding, ClassCache):
 
 
 def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:
-    """Return whether a claim could have got this execution."""
+    """Return whether a request asks for work like this execution."""
     return (
         any(lane.lane == claimed.handle.lane and lane.limit != 0 for lane in request.lanes)
         and (request.tasks is None or claimed.task in request.tasks)
@@ -352,16 +352,16 @@ def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:
 
 
 def _check_count(value: object, what: str, least: int) -> None:
-    """A whole number from `least` to what one call may carry."""
+    """Check that a value is a whole number from `least` to the most items of a call."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_BATCH_ITEMS:
         raise ValidationError("invalid_input", f"{what} is {least} to {MAX_BATCH_ITEMS}, not {value!r:.100}.")
 
 
 def check_uuid(value: str | None, what: str) -> str:
-    """Return the caller's UUID in its canonical spelling, or a new one.
+    """Return the caller's UUID in canonical spelling, or a new one.
 
     Raises:
-        ValidationError: not a UUID; the message names `what`.
+        ValidationError: `invalid_input`, not a UUID; the message names `what`.
     """
     if value is None:
         return str(uuid4())
@@ -372,12 +372,12 @@ def check_uuid(value: str | None, what: str) -> str:
 
 
 def lease_ms(lease: timedelta) -> int:
-    """Return a lease in ms, 1 ms to 24 h.
+    """Return the time of a lease in ms, which is 1 ms to 24 h.
 
     Raises:
-        ValidationError: it is not.
+        ValidationError: `invalid_input`.
     """
     value = milliseconds(lease, "lease", least=1)
     if value > MAX_LEASE_MS:
-        raise ValidationError("invalid_input", f"A lease holds at most {MAX_LEASE_MS} ms.")
+        raise ValidationError("invalid_input", f"A lease is at most {MAX_LEASE_MS} ms; ask for less.")
     return value

@@ -67,12 +67,12 @@ class Reservations(Claiming):
     def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
         for _ in range(MOST_LOOKS):
             repeat = False
-            for portion in self.lane_batches(self.matching_lanes(partition, request).lanes):
-                reply = self.call("reserve", partition, [*head, *lane_arguments(portion)])
+            for batch in self.lane_batches(self.matching_lanes(partition, request).lanes):
+                reply = self.call("reserve", partition, [*head, *lane_arguments(batch)])
                 if reply[0] == b"granted":
                     return reply
                 if reply[1] == b"1":
-                    self.forget_lanes(partition, [lane.address for lane in portion])
+                    self.forget_lanes(partition, [lane.address for lane in batch])
                 repeat = repeat or b"1" in reply[1:]
             if not repeat:
                 break

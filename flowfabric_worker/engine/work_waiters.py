@@ -1,4 +1,4 @@
-"""Workers that wait for work: where each is registered, and when it looks there again by itself."""
+"""Workers that wait for work: where each is registered, and when it looks there again without a wake-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 from flowfabric_worker.engine.listener import FALLBACK, Waiter
 from flowfabric_worker.engine.types.claiming import ClaimRequest
 
-# A registration ends in the store a second after the worker would have looked.
+# A registration in the store expires a second after the worker should have looked.
 _FORGET_AFTER = FALLBACK + 1.0
 # Each has a connection, so callers that come once, under new ids, must not pile them up.
 _MOST_IDLE = 16
@@ -19,7 +19,7 @@ _MOST_IDLE = 16
 
 @attrs.define(eq=False)
 class WaitingWorker:
-    """A worker that waits, or may go on waiting with its next claim; one claim at a time waits with it.
+    """A worker that waits, or may continue to wait with its next claim. One claim at a time uses it.
 
     Attributes:
         instance: the id of its instance.
@@ -52,7 +52,7 @@ class WaitingWorker:
 
 
 class WaitingWorkers:
-    """The waiting workers of an engine; one that does not come back is forgotten."""
+    """The waiting workers of an engine. A worker that does not claim again is forgotten."""
 
     def __init__(self, new_waiter: Callable[[], Waiter]) -> None:
         self._new_waiter = new_waiter
@@ -79,12 +79,12 @@ class WaitingWorkers:
             worker.used = time.monotonic()
 
     def pop(self, instance: str) -> list[WaitingWorker]:
-        """Take the workers of an instance out and stop them; its next claim begins with a new one."""
+        """Remove and stop the workers of an instance; its next claim begins with a new one."""
         with self._lock:
             return self._drop(worker for worker in self._workers if worker.instance == instance)
 
     def _prune(self) -> None:
-        """Forget the workers that did not come back while they were registered."""
+        """Forget the workers that have not claimed again while they were registered."""
         until = time.monotonic() - _FORGET_AFTER
         idle = sorted((worker for worker in self._workers if not worker.is_used), key=lambda worker: worker.used)
         surplus = len(idle) - _MOST_IDLE
@@ -99,5 +99,5 @@ class WaitingWorkers:
 
 
 def _asked(request: ClaimRequest) -> object:
-    """Return what a claim asks for, whatever the order of its lanes."""
+    """Return what a claim asks for, independent of the order of its lanes."""
     return frozenset(request.lanes), request.capabilities, request.tasks

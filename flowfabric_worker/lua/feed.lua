@@ -37,14 +37,14 @@ end
 
 -- Trim the feed to its age, in bounded pieces. `feed_floor` is the newest removed entry: an older cursor has missed some.
 function ff.trim_feed(ctx)
-  local feed, floor = ctx.base .. ':feed', ff.text(ctx.now - ctx.feed_age)
-  local newest = call('XREVRANGE', feed, '(' .. floor .. '-0', '-', 'COUNT', 1)[1]
+  local feed, oldest_kept = ctx.base .. ':feed', ff.text(ctx.now - ctx.feed_age)
+  local newest = call('XREVRANGE', feed, '(' .. oldest_kept .. '-0', '-', 'COUNT', 1)[1]
   local trimmed = 0
   if newest then
-    trimmed = call('XTRIM', feed, 'MINID', '~', floor, 'LIMIT', 10000)
+    trimmed = call('XTRIM', feed, 'MINID', '~', oldest_kept, 'LIMIT', 10000)
     if trimmed == 0 then
       -- A cheap trim removes whole blocks only; the rest of the last block is removed exactly.
-      trimmed = call('XTRIM', feed, 'MINID', floor)
+      trimmed = call('XTRIM', feed, 'MINID', oldest_kept)
     end
   end
   local oldest = call('XRANGE', feed, '-', '+', 'COUNT', 1)[1]
@@ -71,8 +71,8 @@ end
 -- Errors: cursor_expired.
 ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
   local after, limit, waiter, wait_ms, counted = args[1], tonumber(args[2]), args[3], tonumber(args[4]), args[5]
-  local floor = call('HGET', ctx.base .. ':meta', 'feed_floor')
-  if after ~= '' and floor and ff.is_older(after, floor) then
+  local trimmed_to = call('HGET', ctx.base .. ':meta', 'feed_floor')
+  if after ~= '' and trimmed_to and ff.is_older(after, trimmed_to) then
     return ff.failure('cursor_expired', after)
   end
   ff.unwait(ctx, waiter)

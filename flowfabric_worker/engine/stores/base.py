@@ -1,7 +1,7 @@
 """What a store is: named functions, each an atomic step in one partition, and topics to wait on.
 
-A store knows nothing of executions. It installs the stored functions, calls one by name in a partition, calls many at
-once, waits on a topic, wakes a topic, and turns its driver's errors into `EngineError`s.
+A store does not know executions. It installs the stored functions, calls one by name in a partition, calls many at
+once, waits on a topic, wakes a topic, and turns the errors of its driver into `EngineError`s.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class StoreInfo:
-    """What a store says of itself, and what an operator should know of it.
+    """What a store tells about itself.
 
     Attributes:
         servers: how many servers hold its partitions now.
-        calls: functions that its servers have run since they started; 0 where they do not tell.
-        busy_us: microseconds that those took.
+        calls: how many functions its servers have run since they started; 0 if they do not tell.
+        busy_us: how long these took, in microseconds.
     """
 
     product: str
@@ -49,28 +49,28 @@ class StoreInfo:
 
 
 class Subscription(ABC):
-    """A connection that listens on one topic. One thread at a time uses it; another one may call `close`."""
+    """A connection that listens on one topic. One thread at a time uses it; another thread may call `close`."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[bytes]:
-        """Block until messages come, at most `timeout` seconds; return those that came, oldest first.
+        """Block for at most `timeout` seconds until messages arrive; return them, oldest first.
 
         Raises:
-            TransportError: the connection is lost; what was sent meanwhile is lost too.
+            TransportError: the connection is lost, with the messages that were sent since.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End the subscription and a `wait` that is under way. May be called again."""
+        """End the subscription, and a `wait` that another thread is in. It may be called again."""
 
 
 class Store(ABC):
     """A place that holds the engine's data.
 
     Attributes:
-        label: names the kind of store in handles, logs and metrics.
+        label: the kind of store, for handles, logs and metrics.
         default_partitions: how many partitions a new store of this kind gets.
-        counts_listeners: a function learns how many listen on a topic; false where other servers have listeners.
+        counts_listeners: whether a function learns how many listen on a topic; False if other servers have listeners.
     """
 
     label: str
@@ -79,18 +79,18 @@ class Store(ABC):
 
     @abstractmethod
     def install(self) -> bool:
-        """Put the stored functions of this release where they are missing; return True if they were missing somewhere.
+        """Install the stored functions of this release where they are missing; return True if any were missing.
 
-        Those of other releases stay.
+        The functions of other releases stay.
 
         Raises:
             UnavailableError: `store_not_supported`, the server is too old or set up to lose data.
-            TransportError: unreachable, wrong password, or no right to install functions.
+            TransportError: the store cannot be reached, or refuses the password or the right to install functions.
         """
 
     @abstractmethod
     def check_rights(self) -> None:
-        """Return if this store's user may do everything that the stored functions and this store will do.
+        """Check that this store's user may do everything that the stored functions and this store do.
 
         Raises:
             TransportError: `permission_denied`; the message says what to grant.
@@ -98,22 +98,22 @@ class Store(ABC):
 
     @abstractmethod
     def other_releases(self) -> tuple[str, ...]:
-        """Return the names of the other releases of this package whose functions are still installed."""
+        """Return the names of the other releases of this package whose functions are installed."""
 
     @abstractmethod
     def remove_release(self, name: str) -> None:
-        """Remove what another release installed, everywhere."""
+        """Remove what another release installed, on every server."""
 
     @abstractmethod
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        """Run one function atomically in one partition, in one round trip, and return its reply.
+        """Call one function atomically in one partition, in one round trip, and return its reply.
 
-        Missing functions are installed and the call repeated once; nothing else is ever repeated here.
+        If functions are missing, they are installed and the call is repeated once; nothing else is repeated here.
 
         Raises:
-            TransportError: what became of the call is not known, or it did not reach the store.
+            TransportError: the call did not reach the store, or its effect is unknown.
             ResourceExhaustedError: `store_full`.
         """
 
@@ -129,22 +129,22 @@ class Store(ABC):
 
     @abstractmethod
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
-        """Run many calls, each atomic by itself, in few round trips per server; an error takes its call's place.
+        """Make many calls, each atomic by itself, in few round trips per server; an error takes its call's place.
 
-        Only a bounded part of them is under way at a time. Servers are called side by side.
+        A bounded number of calls is under way at a time. Servers are called in parallel.
         """
 
     @abstractmethod
     def subscribe(self, topic: str) -> Subscription:
-        """Listen on a topic from now on: what is sent after this returns is seen."""
+        """Subscribe to a topic; every message that is sent after this call returns is received."""
 
     @abstractmethod
     def wake(self, topic: str, message: bytes) -> None:
-        """Send a message to every subscription that listens on the topic now."""
+        """Send a message to every subscription of a topic."""
 
     @abstractmethod
     def ping(self) -> None:
-        """Return when the store answers.
+        """Return if the store answers.
 
         Raises:
             TransportError: it does not.
@@ -152,8 +152,8 @@ class Store(ABC):
 
     @abstractmethod
     def info(self) -> StoreInfo:
-        """Return what the store says of itself at this moment."""
+        """Return what the store tells about itself now."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close every connection. May be called again; a closed store is not used any more."""
+        """Close every connection. It may be called again; a closed store must not be used."""

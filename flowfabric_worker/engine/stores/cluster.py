@@ -1,4 +1,4 @@
-"""A Valkey or Redis cluster: every partition lies in one slot, and this store finds the slot's server by itself."""
+"""A Valkey or Redis cluster: every partition is in one slot, and this store finds the slot's server by itself."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ClusterStore(ValkeyStore):
     """A store on a cluster. Calls to a partition go straight to the primary of its slot.
 
     Args:
-        seeds: connections to some nodes; the rest is read from them.
-        prefix: begins every key and channel.
+        seeds: connections to some nodes, from which the others are read.
+        prefix: the beginning of every key and channel.
         address: the cluster in words, without secrets.
         replicas: how many replicas of a primary must have what a call wrote before the call returns.
     """
@@ -45,7 +45,7 @@ class ClusterStore(ValkeyStore):
         self._refreshes = 0
         self._problem: EngineError | None = None
         self._asked: set[Pool] = set()
-        # Which primary is listened to; another one after a failure.
+        # The index of the primary that is listened to; it changes after a failure.
         self._heard = 0
 
     def pool_of(self, partition: int) -> Pool:
@@ -63,7 +63,7 @@ class ClusterStore(ValkeyStore):
         return list({id(pool): pool for _, _, pool in self._known_ranges()}.values())
 
     def install(self) -> bool:
-        # A primary that took over slots has no functions: moving slots does not carry them.
+        # A primary that took over slots lacks the functions, because moving slots does not copy them.
         self.refresh()
         return super().install()
 
@@ -75,11 +75,11 @@ class ClusterStore(ValkeyStore):
         return self._by_any(lambda pool: _NodeSubscription(self, pool, self.channel(topic)))
 
     def wake(self, topic: str, message: bytes) -> None:
-        # Any node passes a message on to all others.
+        # Any node passes a message on to all other nodes.
         self._by_any(lambda pool: self.execute(pool, "PUBLISH", self.channel(topic), message))
 
     def _by_any(self, ask: Callable[[Pool], T]) -> T:
-        """Ask one primary, and another one if it fails; the one that answers is the first to be asked next time."""
+        """Ask one primary, and another one if it fails. The one that answers is asked first the next time."""
         primaries = self.primaries()
         problem: EngineError | None = None
         for _ in primaries:
@@ -120,7 +120,7 @@ class ClusterStore(ValkeyStore):
         return translated
 
     def refresh(self) -> None:
-        """Read again which primary serves which slots; many callers at once share one answer.
+        """Read again which primary serves which slots. Concurrent callers share one answer.
 
         Raises:
             TransportError: no node answers.
@@ -138,7 +138,7 @@ class ClusterStore(ValkeyStore):
                 raise self._problem
 
     def _ask_nodes(self) -> list[_Range]:
-        """Ask all nodes side by side, and return the first answer of one that sees a working cluster."""
+        """Ask all nodes in parallel, and return the first answer of a node that sees a working cluster."""
         nodes = [pool for pool in dict.fromkeys([*self._nodes.values(), *self._seeds]) if pool not in self._asked]
         fallback: list[_Range] = []
         problem: EngineError = TransportError("store_busy", f"No node of {self.address} answers.", backend=self.label)
@@ -155,8 +155,8 @@ class ClusterStore(ValkeyStore):
         return fallback
 
     def _ask_node(self, pool: Pool) -> tuple[bool, list[_Range]]:
-        """Return whether a node sees a working cluster, and where it sees the slots."""
-        # One that is away answers late or never, and is not asked again meanwhile.
+        """Return whether a node sees a working cluster, and which primaries it sees for the slots."""
+        # A node that is down may never answer, so it is not asked again meanwhile.
         self._asked.add(pool)
         try:
             with self.translated():
@@ -166,12 +166,12 @@ class ClusterStore(ValkeyStore):
                     raise slots
         finally:
             self._asked.discard(pool)
-        # A user without the right to ask for the state goes where the node says.
+        # If the user may not ask for the state, the node's view of the slots is taken.
         is_whole = isinstance(state, redis.RedisError) or b"cluster_state:ok" in state
         return is_whole, self._ranges_in(slots, pool)
 
     def _forget_nodes(self) -> None:
-        """Drop the connections to nodes that serve no slots any more."""
+        """Drop the connections to nodes that no longer serve slots."""
         serving = {pool for _, _, pool in self._ranges}
         for place, pool in list(self._nodes.items()):
             if pool not in serving:
@@ -179,7 +179,7 @@ class ClusterStore(ValkeyStore):
                 pool.disconnect(inuse_connections=False)
 
     def refresh_quietly(self) -> None:
-        """Read the slots again if any node answers; the error that led here says more than one about this."""
+        """Read the slots again if a node answers; its error is dropped, because the error before it says more."""
         with contextlib.suppress(TransportError):
             self.refresh()
 
@@ -196,7 +196,7 @@ class ClusterStore(ValkeyStore):
         asked_host = asked.connection_kwargs.get("host", "localhost")
         ranges = []
         for first, last, (host, port, *_), *_ in slots:
-            # A node that does not know its own name leaves it empty: it is where we asked.
+            # A node that does not know its own name leaves it empty; then it is the name that was asked.
             name = host.decode() if host else asked_host
             ranges.append((int(first), int(last), self._node(name, int(port))))
         if not ranges:
@@ -214,7 +214,7 @@ class ClusterStore(ValkeyStore):
 
 
 class _NodeSubscription(ValkeySubscription):
-    """A subscription that ends when its node serves no slots any more: messages may not reach it then."""
+    """A subscription that ends when its node no longer serves slots, since messages may not reach it then."""
 
     def __init__(self, store: ClusterStore, pool: Pool, channel: str) -> None:
         self._store = store
@@ -224,10 +224,10 @@ class _NodeSubscription(ValkeySubscription):
     def wait(self, timeout: float) -> list[bytes]:
         messages = super().wait(timeout)
         if self._pool not in self._store.primaries():
-            raise TransportError("store_busy", "The node serves no slots any more.", backend=self._store.label)
+            raise TransportError("store_busy", "The node no longer serves slots.", backend=self._store.label)
         return messages
 
 
 def _moved(answer: Reply | EngineError) -> bool:
-    """Return whether a call was refused because its slot moved: it did not run, so it may be sent again."""
+    """Return whether a call was refused because its slot moved. It did not run, so it may be sent again."""
     return isinstance(answer, TransportError) and isinstance(answer.__cause__, redis.exceptions.MovedError)

@@ -1,8 +1,8 @@
-"""What the errors of the driver, and the answers of a server, mean to the engine.
+"""What the errors of the driver and of a server mean to the engine.
 
-A server that cannot serve a call now (it loads its data, fails over, cannot write to its disk, is full) is disturbed:
-the same call may succeed later, so its error is retryable. Such an answer comes by itself, in a pipeline, as the reason
-why a transaction was given up, or inside the text with which a stored function failed.
+A server that cannot serve a call now is disturbed: it loads its data, fails over, cannot write to its disk, or is full.
+The same call may succeed later, so the error is retryable. The server may answer so by itself, in a pipeline, as the
+reason why a transaction was given up, or inside the text with which a stored function failed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from flowfabric_worker.engine.stores.replicas import TooFewReplicasError
 from flowfabric_worker.engine.stores.server_info import versions_wanted
 from flowfabric_worker.engine.stores.tls import HandshakeTimeoutError, advice, failed_handshake
 
-# How a server tells that a function did what its caller may not.
+# How a server says that a function used a command that its caller may not use.
 _IN_SCRIPT = "ACL failure in script"
-# The word may stand behind the text with which a function failed, and the driver cuts it off where it has a class.
+# The word may be behind the text with which a function failed; the driver cuts it off if it has a class for it.
 _BUSY = re.compile(
     r"(?<![\w'\"])"
     r"(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|READONLY|TRYAGAIN|UNBLOCKED|UNKILLABLE)\b"
@@ -50,12 +50,12 @@ def is_missing_function(answer: object) -> bool:
 
 
 def translate(error: Exception, address: str, label: str) -> EngineError:
-    """Return the engine's error for one of the driver's.
+    """Return the engine's error for an error of the driver.
 
     Args:
         error: what the driver raised, or a server answered.
         address: the server in words, without secrets.
-        label: names the kind of store.
+        label: the kind of store.
     """
     if isinstance(error, redis.ResponseError | redis.BusyLoadingError):
         return _of_answer(error, address, label)
@@ -64,7 +64,7 @@ def translate(error: Exception, address: str, label: str) -> EngineError:
     if isinstance(error, redis.AuthenticationError):
         return _not_let_in(address, label)
     if isinstance(error, redis.DataError):
-        return ValidationError("invalid_input", f"An argument is of a type that cannot be sent: {text}")
+        return ValidationError("invalid_input", f"An argument has a type that cannot be sent: {text}")
     if isinstance(error, redis.ConnectionError) and (refusal := failed_handshake(error)) is not None:
         return transport("tls_failed", f"No TLS connection to {address}: {advice(refusal)}.")
     if isinstance(error, HandshakeTimeoutError):
@@ -103,7 +103,7 @@ def _of_answer(error: Exception, address: str, label: str) -> EngineError:
     if isinstance(error, _BUSY_CLASSES) or _BUSY.search(text):
         return transport("store_busy", f"{address} cannot serve calls now: {text}")
     if is_missing_function(error):
-        # It was loaded a moment ago, so something removes it as fast: the engine may try again.
+        # The functions were loaded a moment ago, so something removes them; the engine may try again.
         return transport("store_busy", f"{address} lost its functions again while they were loaded.")
     if "unknown command" in text.lower():
         return UnavailableError(

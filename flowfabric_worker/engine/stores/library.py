@@ -1,7 +1,7 @@
-"""The function library: the Lua files joined into one, named so that releases live side by side.
+"""The function library: the Lua files joined into one, named so that releases can be loaded beside each other.
 
-Function names are global in a server. So every name carries the major of the engine's contract and the hash of the
-library: loading only adds, and workers of two releases run on the same store during an upgrade.
+Function names are global in a server, so every name carries the major of the engine's contract and the hash of the
+library. Loading only adds, and workers of two releases can use the same store during an upgrade.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Library:
     """The functions as a server loads them.
 
     Attributes:
-        name: the library's name, `ff<major>_<hash>`.
+        name: the name of the library, `ff<major>_<hash>`.
         source: the Lua code with its header.
-        commands: what the functions do to a store, by the names of the server's commands.
+        commands: the server's commands that the functions use.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Library:
 
 
 def lua_files() -> list[tuple[str, str]]:
-    """Name and text of every Lua file: the preludes first, the rooms in the order of their names."""
+    """Return name and text of every Lua file: the preludes first, then the areas, each in the order of names."""
     folder = resources.files("flowfabric_worker") / "lua"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".lua"))
     names.sort(key=lambda name: not name.startswith("prelude"))
@@ -47,14 +47,14 @@ def lua_files() -> list[tuple[str, str]]:
 
 
 def is_ours(name: str) -> bool:
-    """Return whether a library is one of this package, of whichever release."""
+    """Return whether a library is one of this package, of any release."""
     return _OURS.fullmatch(name) is not None
 
 
 @functools.cache
 def library() -> Library:
     """Return the library of this release; the files are read once."""
-    # Each room is a block of its own: Lua allows 200 local names in one.
+    # Each area is a block, because Lua allows 200 local names in one.
     body = "".join(text if name.startswith("prelude") else f"\ndo\n{text}end\n" for name, text in lua_files())
     name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
     commands = {called or chunked for called, chunked in _COMMAND.findall(body)}

@@ -1,4 +1,4 @@
-"""A store in this process, for tests: fakeredis runs the same function library as a server does."""
+"""A store in this process, for tests: fakeredis runs the same function library as a server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MemoryStore(ValkeyStore):
     """A store that lives as long as the process.
 
     Args:
-        name: stores of one name share their data; without a name it is a store of its own.
-        prefix: begins every key and channel.
+        name: stores of one name share their data; a store without a name shares its data with no other.
+        prefix: the beginning of every key and channel.
         partitions: how many partitions a new store gets.
     """
 
@@ -45,7 +45,7 @@ class MemoryStore(ValkeyStore):
         super().__init__(pool, label="memory", prefix=prefix, address=f"memory://{name}")
 
     def other_releases(self) -> tuple[str, ...]:
-        # What lives as long as this process has seen no other release.
+        # The store lives as long as this process, so no other release has used it.
         return ()
 
     def info(self) -> StoreInfo:
@@ -53,6 +53,6 @@ class MemoryStore(ValkeyStore):
 
 
 def forget_memory(name: str) -> None:
-    """Let go of the store of a name: it is gone with the last one who still has it open."""
+    """Forget the store of a name; it is deleted when the last engine that has it open is gone."""
     with _servers_lock:
         _servers.pop(name, None)

@@ -1,4 +1,4 @@
-"""Asking several servers at the same time, so that one that does not answer holds up no other."""
+"""Asking several servers in parallel, so that one that does not answer delays no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T | EngineError]:
-    """Run all tasks at the same time, the first one in this thread; return what each returned or raised, in order."""
+    """Run all tasks in parallel, the first one in this thread; return what each returned or raised, in order."""
     if not tasks:
         return []
     others = as_they_end(tasks[1:])
@@ -24,9 +24,9 @@ def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T | EngineError]:
 
 
 def as_they_end(tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T | EngineError]]:
-    """Start all tasks, each in a thread; return the places and outcomes of the tasks, each as soon as it ends.
+    """Start all tasks, each in a thread; yield the index and the outcome of each task as soon as it ends.
 
-    A caller that has heard enough may stop: what still runs then ends in the background.
+    A caller may stop early; the remaining tasks then end in the background.
     """
     ended: queue.SimpleQueue[tuple[int, T | EngineError | BaseException]] = queue.SimpleQueue()
 
@@ -37,7 +37,7 @@ def as_they_end(tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T | Eng
             ended.put((place, error))
 
     for place, task in enumerate(tasks):
-        # The context says which connections the calling thread keeps for itself.
+        # The context tells which connections the calling thread keeps.
         context = copy_context()
         threading.Thread(target=context.run, args=(run, place, task), name="flowfabric-call", daemon=True).start()
     return _outcomes(ended, len(tasks))

@@ -1,8 +1,8 @@
-"""Waiting for replicas: `?replicas=N` makes a call that writes return when N replicas have what it wrote.
+"""Waiting for replicas: with `?replicas=N` a call that writes returns when N replicas have what it wrote.
 
-A repeated call finds its work done and writes nothing, so that WAIT alone would look at nothing. A marker behind the
-call makes it wait for whatever was written before the marker. When too few replicas have it in time, the call fails
-in a way that allows to repeat it; it may have been done all the same.
+A repeated call writes nothing, so WAIT alone would wait for nothing. A marker that is written behind the call makes
+WAIT cover everything before the marker. If too few replicas have it in time, the call fails as one that may be
+repeated, though it may have taken effect.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import redis
 from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.stores.library import lua_files
 
-# The marker is worth nothing once it is written, so it goes by itself.
+# The marker has no use once it is written, so it expires.
 _MARKER_SECONDS = 60
 REPLICA_COMMANDS = ("SET", "WAIT")
 _READS = re.compile(r"ff\.register\('(\w+)', \{ 'no-writes' \}")
 
 
 class TooFewReplicasError(redis.RedisError):
-    """Not as many replicas as are wanted have what was written."""
+    """Fewer replicas than wanted have what was written."""
 
 
 @functools.cache
@@ -36,16 +36,16 @@ def reading_functions() -> frozenset[str]:
 
 @attrs.frozen
 class Replicas:
-    """How many replicas must have what is written."""
+    """The number of replicas that must have what was written."""
 
     count: int
 
     def commands(self, key: str, timeout: float) -> list[tuple[Argument, ...]]:
-        """Return what is sent behind a call: half of its `timeout` seconds is for the replicas.
+        """Return the commands to send behind a call; half of its `timeout` is for the replicas.
 
         Args:
-            key: the key of the call; the marker lies beside it, on the same server.
-            timeout: seconds that the call may take.
+            key: the key of the call; the marker is on the same server.
+            timeout: how long the call may take, in seconds.
         """
         return [
             ("SET", f"{key}:replicated", "", "EX", _MARKER_SECONDS),
@@ -53,11 +53,11 @@ class Replicas:
         ]
 
     def check(self, answers: Sequence[Any]) -> None:
-        """Refuse when the answers to `commands` say that too few have it.
+        """Refuse a call if the answers to `commands` say that too few replicas have what it wrote.
 
         Raises:
-            TooFewReplicasError: with the numbers.
-            redis.ResponseError: the server could not do it.
+            TooFewReplicasError: too few replicas have it.
+            redis.ResponseError: the server could not wait.
         """
         for answer in answers:
             if isinstance(answer, redis.ResponseError):

@@ -1,8 +1,8 @@
-"""A primary with replicas that sentinels watch: this store asks them where the primary is, and follows it.
+"""A primary with replicas that sentinels watch: this store asks the sentinels for the primary, and follows it.
 
-They are asked at the first call, after a call that failed, and about once a second while calls are made: a primary
-that was cut off from the rest may answer for a while as if nothing had happened. Of what they say the youngest
-counts, by the number that each failover gets; a sentinel that was cut off too says something older.
+They are asked at the first call, after a call that failed, and about once a second while calls are made, because a
+primary that was cut off may answer for a while as if nothing had happened. The newest answer counts, by the number that
+each failover gets; a sentinel that was cut off too gives an older one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
 LOOK_EVERY = 1.0
-# How long a sentinel may take, in seconds: one that is away must not hold calls up for long, for there are others.
+# How long a sentinel may take to answer, in seconds. There are others, so a slow one must not delay calls.
 ANSWER_TIMEOUT = 1.0
-# For how long a sentinel that did not answer is left out, in seconds: asking it may hold a call up each time.
+# How long a sentinel that did not answer is not asked, in seconds, since each question may delay a call.
 _LEFT_OUT = 10.0
 
 
 @attrs.frozen(kw_only=True, order=True)
 class _Primary:
-    """What a sentinel says. Of two answers the greater one counts.
+    """The answer of a sentinel. Of two answers the greater one counts.
 
     Attributes:
-        epoch: number of the failover that made it the primary.
-        settled: whether that failover is over; until then the sentinel that leads it still names the old address.
+        epoch: the number of the failover that promoted the primary.
+        settled: whether that failover is over; until then its leading sentinel still names the old address.
     """
 
     epoch: int
@@ -49,7 +49,7 @@ class _Primary:
 
 @attrs.define(eq=False)
 class _Sentinel:
-    """One sentinel, and until when it is not asked."""
+    """A sentinel, and until when it is not asked."""
 
     pool: Pool
     left_out_until: float = 0.0
@@ -64,9 +64,9 @@ class SentinelStore(ValkeyStore):
 
     Args:
         sentinels: connections to the sentinels that the URL names.
-        service: what the sentinels call the primary and its replicas.
-        pool_to: makes the connections to a primary at a host and port.
-        prefix: begins every key and channel.
+        service: the name of the primary and its replicas.
+        pool_to: creates the connections to a primary at a host and port.
+        prefix: the beginning of every key and channel.
         address: sentinels and service in words, without secrets.
         replicas: how many replicas must have what a call wrote before the call returns.
         user: the user that calls the primary.
@@ -90,7 +90,7 @@ class SentinelStore(ValkeyStore):
         self._pool_to = pool_to
         self._looking = threading.Lock()
         self._look_at = 0.0
-        # After a call that failed the primary may be another one.
+        # After a failed call, another server may be the primary.
         self._doubted = True
         self._primary: _Primary | None = None
         self._current: Pool | None = None
@@ -98,7 +98,7 @@ class SentinelStore(ValkeyStore):
     def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
         if self._doubted:
             with self._looking:
-                # Many may have failed at once; the first one looks for all.
+                # Many calls may have failed at once; the first of them asks for all.
                 if self._doubted:
                     self._look(doubted=True)
                     self._doubted = False
@@ -133,12 +133,12 @@ class SentinelStore(ValkeyStore):
             self._current.disconnect()
 
     def _look(self, *, doubted: bool) -> None:
-        """Ask the sentinels side by side and go where the youngest answer says. The caller holds the lock.
+        """Ask the sentinels in parallel and follow the newest answer. The caller holds the lock.
 
-        Without an answer everything stays as it is: sentinels may be away while the primary works.
+        Without an answer the known primary stays, because sentinels may be down while the primary works.
 
         Raises:
-            TransportError: no sentinel answers, and no primary is known yet.
+            TransportError: no sentinel answers, and no primary is known.
         """
         now = time.monotonic()
         self._look_at = now + LOOK_EVERY
@@ -178,7 +178,7 @@ class SentinelStore(ValkeyStore):
         )
 
     def _consider(self, said: _Primary, *, doubted: bool) -> None:
-        """Go to another primary; while the known one works only to a younger one."""
+        """Switch to another primary; while the known one works, only to a newer one."""
         known = self._primary
         if known is not None and (said.is_at(known) or (not doubted and said.epoch <= known.epoch)):
             return
@@ -190,7 +190,7 @@ class SentinelStore(ValkeyStore):
 
 
 class _PrimarySubscription(ValkeySubscription):
-    """A subscription that ends when the primary is another one, for messages are sent to that one."""
+    """A subscription that ends when another server is the primary, which is the one that messages are sent to."""
 
     def __init__(self, store: SentinelStore, pool: Pool, channel: str) -> None:
         self._store = store

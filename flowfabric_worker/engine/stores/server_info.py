@@ -1,4 +1,4 @@
-"""What servers say of themselves, and which of them can be used."""
+"""What servers tell about themselves, and which of them can be used."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _FUNCTION_USE = re.compile(r"calls=([0-9]+),usec=([0-9]+)")
 
 
 def versions_wanted() -> str:
-    """Return the oldest servers that can be used, in words."""
+    """Return the oldest usable servers, in words."""
     return " or ".join(f"{name.capitalize()} {major}.{minor}" for name, (major, minor) in OLDEST.items())
 
 
 def read_info(address: str, answers: Iterable[bytes]) -> StoreInfo:
-    """Product and version of every server of a store; refuses what could not work or would lose data.
+    """Return what the servers of a store are; refuse servers that would not work or would lose data.
 
     Args:
         address: the store in words, for messages.
-        answers: what each of its servers said to INFO; at least one.
+        answers: the answer of each server to INFO; at least one.
 
     Raises:
-        UnavailableError: `store_not_supported`, a server is too old or throws data away when its memory is full.
+        UnavailableError: `store_not_supported`, a server is too old, or evicts keys when its memory is full.
     """
     found: list[tuple[str, str]] = []
     warnings: list[str] = []
@@ -71,7 +71,7 @@ def _check_eviction(address: str, fields: dict[str, str]) -> None:
 
 
 def _function_use(fields: dict[str, str]) -> tuple[int, int]:
-    """Return how many functions a server has run since it started, and the microseconds that they took."""
+    """Return how many functions a server has run since it started, and how long they took in microseconds."""
     numbers = _FUNCTION_USE.match(fields.get("cmdstat_fcall", ""))
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 

@@ -12,16 +12,16 @@ import redis
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Subscription
 from flowfabric_worker.engine.stores.pool import Pool
 
-# Seconds of silence after which the server is asked for a sign of life; seconds for which it may owe one.
+# After so many seconds of silence the server is asked for a sign of life; it must answer within as many.
 _ASK_AFTER: Final = 2.0
 
 
 class ValkeySubscription(Subscription):
-    """A connection of its own, beside those of a pool.
+    """A connection beside those of a pool.
 
     Args:
         pool: knows the server.
-        channel: what to listen to.
+        channel: the channel to listen on.
         translated: turns the driver's errors into the engine's; the constructor raises the driver's.
     """
 
@@ -29,7 +29,7 @@ class ValkeySubscription(Subscription):
         self._translated = translated
         self._connection = pool.connection_class(**pool.connection_kwargs)
         self._is_closed = False
-        # When the server last gave a sign of life, and since when it owes one.
+        # When the server last gave a sign of life, and since when it was asked for one.
         self._heard_at = time.monotonic()
         self._asked_at: float | None = None
         try:
@@ -50,16 +50,16 @@ class ValkeySubscription(Subscription):
                     return []
                 answer = self._connection.read_response()
         except Exception:
-            # Whatever a connection raises that another thread has just closed.
+            # A connection that another thread has just closed may raise anything.
             if self._is_closed:
                 return []
             raise
         self._heard_at, self._asked_at = time.monotonic(), None
-        # A thread waits for this message, so it is passed on before the next one is looked for.
+        # A thread waits for this message, so it is returned before the next one is read.
         return [answer[2]] if answer[0] == b"message" else []
 
     def _check_alive(self) -> None:
-        """Ask a server that was silent for a while whether it lives; fail if it did not answer for as long."""
+        """Ask a server that was silent for a sign of life; raise if it did not answer in time."""
         moment = time.monotonic()
         if self._asked_at is None:
             if moment - self._heard_at >= _ASK_AFTER:

@@ -1,7 +1,7 @@
-"""Connections over TLS: the server proves who it is, and the client too where it has a certificate.
+"""Connections over TLS: the server proves its identity, and so does a client that has a certificate.
 
-There is no way to leave the server's proof out: a connection to somebody unknown protects nothing. A certificate that
-no authority signed is its own authority, so `ca` may name the file of that very certificate.
+The server's proof cannot be left out, because a connection to an unknown server protects nothing. A self-signed
+certificate is its own authority, so `ca` may name the file of that certificate.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import redis
 from redis.connection import Connection
 
-# OpenSSL's numbers for a certificate that is good, and of somebody else.
+# OpenSSL's numbers for a valid certificate of another host.
 _WRONG_NAME = (62, 64)
-# What is no word about the handshake, but the end of a connection.
+# Errors that mean the end of a connection, not a failed handshake.
 _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
@@ -27,7 +27,7 @@ class TlsConnection(Connection):
     """A connection of the driver over TLS.
 
     Args:
-        tls: whom to trust and what to show, read once for all connections.
+        tls: which authorities to trust and which certificate to show, read once for all connections.
         settings: those of the driver's connection.
     """
 
@@ -56,12 +56,12 @@ class TlsConnection(Connection):
 
 
 def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContext:
-    """Whom to trust and what to show.
+    """Return which authorities to trust and which certificate to show.
 
     Args:
         ca: file with the certificates of the authorities to trust, instead of the system's.
-        cert: file with the client's certificate, and the chain behind it.
-        key: file with the key of `cert`, where that one does not hold it too.
+        cert: file with the client's certificate and its chain.
+        key: file with the key of `cert`, if that file does not have it.
 
     Raises:
         ValueError: a file cannot be used; the message says which.
@@ -74,7 +74,7 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContex
         raise ValueError("the file of the option ca cannot be read, or holds no certificate (PEM)") from None
     if cert:
         try:
-            # With a password, even an empty one, nobody is asked for one at the terminal.
+            # With a password, even an empty one, OpenSSL does not ask for one at the terminal.
             context.load_cert_chain(cert, key or None, password="")
         except OSError:
             raise ValueError(
@@ -84,9 +84,9 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContex
 
 
 def failed_handshake(error: BaseException) -> ssl.SSLError | None:
-    """Return the refusal of one side to talk to the other one that lies behind one of the driver's errors, if one does.
+    """Return the failed handshake behind an error of the driver, or None.
 
-    A client learns only at its first answer that the server wants another certificate of it.
+    A client learns only at its first answer that the server wants another certificate.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -97,7 +97,7 @@ def failed_handshake(error: BaseException) -> ssl.SSLError | None:
 
 
 def advice(refusal: ssl.SSLError) -> str:
-    """Return what went wrong in a handshake, and what to do, as the rest of a sentence."""
+    """Return what went wrong in a handshake and what to do, as the rest of a sentence."""
     reason = refusal.reason or "no reason given"
     if isinstance(refusal, ssl.SSLCertVerificationError):
         said = refusal.verify_message.rstrip(".")

@@ -9,12 +9,12 @@
     valkey+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DATABASE]
                                          the hosts are those of the sentinels, user and password those of the primary
 
-Options stand behind `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
-many must have what a call wrote before it returns). With TLS: ca, cert and key name files (PEM). A cluster and
-sentinels use TLS, each to all servers, with tls=yes. Sentinels that want a user or a password of their own get
-sentinel_user and sentinel_password.
+Options are behind `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
+many must have what a call wrote before it returns). With TLS: ca, cert and key name files (PEM). With tls=yes a cluster
+and sentinels use TLS to all servers. Sentinels with their own user or password take sentinel_user and
+sentinel_password.
 
-No message repeats a part of the URL that could hold a password, also when it stands in the wrong place.
+No message repeats a part of the URL that could be a password, even one in the wrong place.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MAX_TIMEOUT = 3600
 
 @attrs.define(kw_only=True)
 class _Options:
-    """The options of a URL; None for a number of partitions means: what the store was set up with."""
+    """The options of a URL; for partitions, None means the number that the store was set up with."""
 
     prefix: str = "ff"
     partitions: int | None = None
@@ -92,7 +92,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def anchored_url(url: str) -> str:
-    """Return a URL with the directory that it names made absolute; any other URL, right or wrong, as it is."""
+    """Return a URL with the directory in it made absolute; any other URL, valid or not, is returned as it is."""
     if not isinstance(url, str):
         return url
     scheme, _, behind = url.partition("://")
@@ -102,18 +102,18 @@ def anchored_url(url: str) -> str:
     try:
         working = os.getcwd()
     except FileNotFoundError:
-        return url  # It was removed; opening the store tells that.
+        return url  # The directory was removed, which opening the store reports.
     return f"embedded://{quote(working)}/{directory}{mark}{options}"
 
 
 def open_store(url: str) -> tuple[Store, int | None]:
-    """Return the store that a URL names, and the number of partitions that the URL asks for, if it does.
+    """Return the store that a URL names, and the number of partitions that the URL asks for, or None.
 
     Nothing is connected yet, but an embedded server is started or joined.
 
     Raises:
-        ValidationError: `invalid_url`; the message says what is wrong with it, without its password.
-        UnavailableError: a package that this kind of store needs is not installed, or it cannot run here.
+        ValidationError: `invalid_url`; the message says what is wrong, without the password.
+        UnavailableError: a package that this kind of store needs is not installed, or the store cannot run here.
     """
     if not isinstance(url, str):
         raise _wrong(f"it must be a str, not {type(url).__name__}")
@@ -173,8 +173,8 @@ def _check_options(options: _Options) -> None:
 
 
 def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
-    # RESP2 gives the same shapes on every server. Without a name for the driver a new connection asks nothing before
-    # its first call; what it must ask (the password, the database) is bounded by the socket's timeout.
+    # RESP2 has the same shapes on every server. Without a driver name a new connection asks nothing before its first
+    # call; what it must ask (the password, the database) is bounded by the timeout of the socket.
     return {
         "username": unquote(parts.username) if parts.username else None,
         "password": unquote(parts.password) if parts.password else None,
@@ -188,7 +188,7 @@ def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
 
 
 def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Pool]:
-    """Make the connections to a server at a host and port, over TLS if that is wanted."""
+    """Create the connections to a server at a host and port, over TLS if that is wanted."""
     connection_class: type[Connection] = Connection
     if options.tls:
         try:
@@ -207,7 +207,7 @@ def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Po
 
 
 def _address(text: str, default_port: int = _DEFAULT_PORT) -> tuple[str, int]:
-    """Host and port of a server."""
+    """Return host and port of a server."""
     try:
         host = urlsplit(f"//{text}").hostname
     except ValueError:
@@ -232,7 +232,7 @@ def _database(text: str) -> int:
 
 
 def _hosts(parts: SplitResult) -> str:
-    """Return what stands behind user and password."""
+    """Return the part of a URL behind user and password."""
     return parts.netloc.rpartition("@")[2]
 
 
@@ -321,7 +321,7 @@ def _open_embedded(parts: SplitResult, options: _Options) -> Store:
 
 @attrs.frozen
 class _Kind:
-    """A kind of store: how it is opened, and the options that it honours."""
+    """A kind of store: how it is opened, and which options it takes."""
 
     open: Callable[[SplitResult, _Options], Store]
     options: tuple[str, ...]

@@ -1,7 +1,7 @@
 """One Valkey or Redis server: functions are Lua functions, topics are channels.
 
-The driver never retries by itself and each connection serves one call at a time. What becomes of a call whose reply
-is lost is for the engine to say, which may send any call again.
+The driver never retries, and each connection serves one call at a time. The engine decides what to do about a call
+whose reply is lost; it may send any call again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ T = TypeVar("T")
 Command: TypeAlias = tuple[Argument, ...]
 Steps: TypeAlias = Generator[None, None, T]
 
-# Calls that are sent before the first of their replies is read: enough to keep a server busy, and few enough for a
-# reply to come in time and for other clients to be served in between.
+# How many calls are sent before the first of their replies is read: enough to keep a server busy, and few enough that
+# replies come in time and other clients are served in between.
 _WINDOW_CALLS = 16
 _WINDOW_BYTES = 1024 * 1024
 
 
-# What this store does beside calling functions, in the words of a server.
+# The commands that this store uses beside calling functions.
 _OWN_COMMANDS = ("PING", "PUBLISH", "SUBSCRIBE")
 
 
@@ -44,11 +44,11 @@ class ValkeyStore(Store):
     """A store on one server.
 
     Args:
-        pool: makes the connections and knows the address.
-        label: names the kind of store.
-        prefix: begins every key and channel, so that several systems share a server.
+        pool: creates the connections and knows the address.
+        label: the kind of store.
+        prefix: the beginning of every key and channel, so that several systems can share a server.
         address: the server in words, without secrets, for messages.
-        replicas: how many of its replicas must have what a call wrote before the call returns.
+        replicas: how many replicas must have what a call wrote before the call returns.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ValkeyStore(Store):
         self._replicas = Replicas(replicas) if replicas else None
         self._functions: dict[str, str] = {}
 
-    # Where things are: a cluster answers these differently.
+    # Which server holds what; a cluster overrides these.
 
     def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
         """Return the connections to the server that holds a partition."""
@@ -72,7 +72,7 @@ class ValkeyStore(Store):
         """Return the connections to every server that holds partitions."""
         return [self._pool]
 
-    # What a store does.
+    # What a store does
 
     def install(self) -> bool:
         return any(self._everywhere(self._load_into))
@@ -89,7 +89,7 @@ class ValkeyStore(Store):
             )
 
     def _refused_by(self, pool: Pool) -> list[str]:
-        """Return the commands that a server refuses this user, at least on this store's keys and channels."""
+        """Return the commands that a server refuses to this user, on this store's keys and channels at least."""
         own = [*_OWN_COMMANDS, *(REPLICA_COMMANDS if self._replicas else ())]
         name = library().function("check_rights")
         sample = (self._key(0), self.channel("any"))
@@ -172,9 +172,9 @@ class ValkeyStore(Store):
     def _call_groups(
         self, groups: Mapping[Pool, Sequence[int]], calls: Sequence[Call], timeout: float
     ) -> list[list[Reply | EngineError]]:
-        """Run the calls of each group on its server, all at the same time; return the answers of each group."""
+        """Make the calls of each group on its server, all in parallel; return the replies of each group."""
         steps = [self._call_group(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
-        # A server that has to be connected to first may be away, and would hold the others up.
+        # A server without an open connection may be down and would delay the others.
         away = [place for place, pool in enumerate(groups) if len(groups) > 1 and not pool.is_ready()]
         ready = [place for place in range(len(steps)) if place not in away]
         shares = [share for share in [ready, *([place] for place in away)] if share]
@@ -191,7 +191,7 @@ class ValkeyStore(Store):
             return ValkeySubscription(self.primaries()[0], self.channel(topic), self.translated)
 
     def wake(self, topic: str, message: bytes) -> None:
-        # Any node of a cluster passes a message on to all others.
+        # Any node of a cluster passes a message on to all other nodes.
         self.execute(self.primaries()[0], "PUBLISH", self.channel(topic), message)
 
     def ping(self) -> None:
@@ -204,7 +204,7 @@ class ValkeyStore(Store):
         for pool in self.primaries():
             pool.disconnect()
 
-    # Shared with the cluster and the checks.
+    # Shared with the cluster and the checks
 
     def channel(self, topic: str) -> str:
         return f"{self.prefix}:topic:{topic}"
@@ -224,27 +224,27 @@ class ValkeyStore(Store):
             return self._exchange(pool, [command], CALL_TIMEOUT)[0]
 
     def _everywhere(self, ask: Callable[[Pool], T]) -> list[T]:
-        """Ask every server at the same time; raise the first error if there is one."""
+        """Ask every server in parallel; raise the first error if there is one."""
         return all_of(side_by_side([partial(ask, pool) for pool in self.primaries()]))
 
-    # What follows runs in steps: each generator yields while replies are outstanding, so that several servers work at
-    # the same time for one thread. One that is dropped there takes its connection with it.
+    # The following generators yield while replies are outstanding, so that several servers work in parallel for one
+    # thread. A generator that is dropped there takes its connection with it.
 
     def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
-        """Run calls on one server, window by window, and return their replies and errors."""
+        """Make calls on one server, window by window, and return their replies and errors."""
         answers: list[Reply | EngineError] = []
         for window in _windows(calls):
             try:
                 answers += yield from self._call_window(pool, window, timeout)
             except TransportError as error:
-                # The server is away or disturbed: what was not sent yet would only wait for it again.
+                # The server is down or disturbed, so the calls that were not sent yet are not tried.
                 return [*answers, *[error] * (len(calls) - len(answers))]
             except EngineError as error:
                 answers += [error] * len(window)
         return answers
 
     def _call_window(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
-        """Run calls in one round trip; those that miss their function are sent once more after loading it."""
+        """Make calls in one round trip; send those whose function is missing once more after loading it."""
         with self.translated():
             answers = yield from self._send_calls(pool, calls, timeout)
             missing = [i for i, answer in enumerate(answers) if is_missing_function(answer)]
@@ -256,7 +256,7 @@ class ValkeyStore(Store):
         return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
 
     def _send_calls(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Any]]:
-        """Run calls on one server, and wait for its replicas where that is wanted."""
+        """Send calls to one server, and wait for its replicas if that is wanted."""
         commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
         replicas = self._replicas
         if all(call.function in reading_functions() for call in calls):
@@ -302,21 +302,21 @@ class ValkeyStore(Store):
             return True
 
     def _has_library(self, pool: Pool) -> bool:
-        """Return True if a server has the library; the user may call into it, and perhaps do no more than that."""
+        """Return True if a server has the library, which a user who may only call functions can ask too."""
         command = ("FCALL_RO", library().function("server_time"), 0)
         (answer,) = self._exchange(pool, [command], CALL_TIMEOUT, keep_errors=True)
         return not is_missing_function(answer)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn the driver's errors into the engine's."""
+        """Turn errors of the driver into errors of the engine."""
         try:
             yield
         except (redis.RedisError, OSError) as error:
             raise self.translate(error) from error
 
     def translate(self, error: Exception) -> EngineError:
-        """Return the engine's error for one of the driver's."""
+        """Return the engine's error for an error of the driver."""
         return translate(error, self.address, self.label)
 
 
@@ -339,7 +339,7 @@ def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline:
     try:
         for _ in range(count):
             wait = timeout if deadline is None else max(0.0, deadline - time.monotonic())
-            # The connection itself waits for as long as its socket may take; looking first costs a few calls more.
+            # The connection waits as long as its socket's timeout, so only another timeout needs a look at the socket.
             if wait != connection.socket_timeout and not connection.can_read(wait):
                 raise redis.TimeoutError(f"no answer within {timeout} s")
             deadline = None
@@ -351,11 +351,11 @@ def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline:
             except redis.ResponseError as error:
                 replies.append(error)
     except BaseException:
-        # Replies may be outstanding; the next call would take them for its own.
+        # Replies may be outstanding, and the next call would read them as its own.
         pool.discard(connection)
         raise
     if is_replica:
-        # Its name may lead to another server by now, which only a new connection finds.
+        # The name may lead to another server by now, which only a new connection finds.
         pool.discard(connection)
         pool.disconnect(inuse_connections=False)
     else:
@@ -364,7 +364,7 @@ def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline:
 
 
 def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
-    """Run generators to their ends, a step of each in turn; return what each returned."""
+    """Run generators to their ends, one step of each in turn; return what each returned."""
     returned: dict[int, T] = {}
     while len(returned) < len(steps):
         for place, each in enumerate(steps):
@@ -377,9 +377,9 @@ def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
-    """Return commands as they are sent, all in one piece."""
+    """Return commands as bytes to send in one piece."""
     try:
-        # Its stub knows commands of one part only.
+        # The stub of hiredis knows commands of one part only.
         return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
     except TypeError as error:
         raise redis.DataError(str(error)) from error

@@ -1,4 +1,4 @@
-"""operating: arguments and results."""
+"""The arguments and results of the area admin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowfabric_worker.engine.types.states import PublicState
 
 
 class CancelSource(StrEnum):
-    """Who cancelled."""
+    """Who cancels an execution."""
 
     OPERATOR_OVERRIDE = "operator_override"
     LEASE_HOLDER = "lease_holder"
@@ -21,7 +21,7 @@ class CancelSource(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class CancelExecutionArgs:
-    """Cancels an execution in any phase."""
+    """An execution to cancel, in any phase."""
 
     execution_id: ExecutionId
     reason: str = ""
@@ -30,7 +30,7 @@ class CancelExecutionArgs:
 
 @attrs.frozen(kw_only=True)
 class CancelExecutionResult:
-    """The execution is cancelled."""
+    """An execution that is cancelled."""
 
     execution_id: ExecutionId
     state: PublicState = PublicState.CANCELLED
@@ -38,7 +38,7 @@ class CancelExecutionResult:
 
 @attrs.frozen(kw_only=True)
 class ChangePriorityArgs:
-    """A new priority, 0 to 9000; others are clamped."""
+    """A new priority, 0 to 9000; values outside are clamped."""
 
     execution_id: ExecutionId
     priority: int
@@ -46,7 +46,7 @@ class ChangePriorityArgs:
 
 @attrs.frozen(kw_only=True)
 class ChangePriorityResult:
-    """The priority that it had, and the one that it has."""
+    """The priority of an execution before and after a change."""
 
     execution_id: ExecutionId
     old_priority: int
@@ -55,14 +55,14 @@ class ChangePriorityResult:
 
 @attrs.frozen(kw_only=True)
 class ReplayExecutionArgs:
-    """Runs an ended execution again."""
+    """An ended execution to run again."""
 
     execution_id: ExecutionId
 
 
 @attrs.frozen(kw_only=True)
 class ReplayExecutionResult:
-    """The state after the replay."""
+    """The state of an execution after its replay."""
 
     execution_id: ExecutionId
     state: PublicState
@@ -70,11 +70,11 @@ class ReplayExecutionResult:
 
 @attrs.frozen(kw_only=True)
 class RevokeLeaseArgs:
-    """Takes a lease away.
+    """A lease to revoke.
 
     Attributes:
-        expected_lease_id: refuse if another lease holds it now.
-        worker_instance_id: do nothing if another worker holds it now.
+        expected_lease_id: refuse the call if another lease holds the execution.
+        worker_instance_id: do nothing if another worker instance holds the execution.
     """
 
     execution_id: ExecutionId
@@ -85,7 +85,7 @@ class RevokeLeaseArgs:
 
 @attrs.frozen(kw_only=True)
 class Revoked:
-    """The lease that was taken away."""
+    """The lease that was revoked."""
 
     lease_id: str
     lease_epoch: int
@@ -93,7 +93,7 @@ class Revoked:
 
 @attrs.frozen(kw_only=True)
 class AlreadySatisfied:
-    """There was nothing to do; `reason` says why."""
+    """Nothing had to be done; `reason` says why."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""running: arguments and results."""
+"""The arguments and results of the area attempts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowfabric_worker.engine.types.policies import FailureClass
 
 @attrs.frozen(kw_only=True)
 class LeaseRenewal:
-    """A renewed lease; the time is ms of the store's clock."""
+    """A renewed lease; the moment is in ms of the store's clock."""
 
     expires_at_ms: int
     lease_epoch: int
@@ -23,8 +23,8 @@ class FailureReason:
     """Why an attempt failed.
 
     Attributes:
-        message: one line, cut at 2 KiB.
-        detail: such as a traceback, cut at 16 KiB.
+        message: one line; longer than 2 KiB it is cut.
+        detail: such as a traceback; longer than 16 KiB it is cut.
     """
 
     message: str
@@ -33,10 +33,10 @@ class FailureReason:
 
 @attrs.frozen(kw_only=True)
 class Failure:
-    """One failed attempt, for fail_many.
+    """A failed attempt, for `fail_many`.
 
     Attributes:
-        retry_after: wait this long instead of what the policy says.
+        retry_after: the delay before the next attempt, in place of the policy's backoff.
     """
 
     handle: Handle
@@ -47,7 +47,7 @@ class Failure:
 
 @attrs.frozen(kw_only=True)
 class Completion:
-    """One successful end, for complete_many. None and `b""` differ."""
+    """A successful end, for `complete_many`. The payloads None and `b""` differ."""
 
     handle: Handle
     payload: bytes | None = attrs.field(default=None, repr=False)
@@ -55,19 +55,19 @@ class Completion:
 
 @attrs.frozen(kw_only=True)
 class RetryScheduled:
-    """The execution is tried again at this ms of the store's clock."""
+    """The execution is tried again at this moment, in ms of the store's clock."""
 
     delay_until_ms: int
 
 
 @attrs.frozen(kw_only=True)
 class TerminalFailed:
-    """The execution ended failed."""
+    """The execution ended as failed."""
 
 
 @attrs.frozen(kw_only=True)
 class TerminalCancelled:
-    """The execution ended cancelled: the failure was of that class."""
+    """The execution ended as cancelled, because the failure was of that class."""
 
 
 FailOutcome = RetryScheduled | TerminalFailed | TerminalCancelled
@@ -75,10 +75,10 @@ FailOutcome = RetryScheduled | TerminalFailed | TerminalCancelled
 
 @attrs.frozen(kw_only=True)
 class StepRecord:
-    """A step's result that stands.
+    """The result of a step that stands.
 
     Attributes:
-        value: the first one that was recorded under the name.
+        value: the result that was recorded first under the name.
         first: whether this call recorded it.
     """
 

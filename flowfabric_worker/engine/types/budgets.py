@@ -1,4 +1,4 @@
-"""The records of the budgets room: limits on what executions may spend, and what they spent."""
+"""The arguments and results of the area budgets: limits on what executions may spend, and what they spent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowfabric_worker.engine.types.damage import DamagedRow
 
 
 class OnHardLimit(StrEnum):
-    """What becomes of an execution whose report breaks a hard limit."""
+    """What happens to an execution whose report passes a hard limit."""
 
     FAIL = "fail"
     SUSPEND = "suspend"
@@ -26,14 +26,14 @@ class OnHardLimit(StrEnum):
 
 
 class OnSoftLimit(StrEnum):
-    """What a report over a soft limit causes."""
+    """What happens after a report passes a soft limit."""
 
     WARN = "warn"
 
 
 @attrs.frozen(kw_only=True)
 class BudgetDimension:
-    """One counter of a budget; None is no limit. Reaching a limit is fine, passing it is a breach."""
+    """One counter of a budget; None is no limit. A counter may reach its limit, and breaches it above."""
 
     name: str = attrs.field(validator=checks.name)
     hard_limit: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
@@ -48,7 +48,7 @@ class BudgetDefinition:
         dimensions: its counters, at most 64, each name once.
         on_hard_limit: what a breach of a hard limit causes.
         on_soft_limit: what a breach of a soft limit causes.
-        reset_interval: how often the counters go back to zero; None never does.
+        reset_interval: how often the counters are set to zero; None for never.
     """
 
     dimensions: tuple[BudgetDimension, ...] = attrs.field(
@@ -136,7 +136,7 @@ class UsageDimensions:
 
 
 class UsageOutcome(StrEnum):
-    """How a report stands to the limits."""
+    """How the counters compare with the limits after a report."""
 
     OK = "ok"
     SOFT_BREACH = "soft_breach"
@@ -173,7 +173,7 @@ class RecordSpendArgs:
 
 @attrs.frozen(kw_only=True)
 class ReleaseBudgetResult:
-    """What was taken back, by dimension; empty when the execution had recorded nothing."""
+    """What was taken back, by dimension; empty if the execution had recorded nothing."""
 
     budget_id: BudgetId
     released: Mapping[str, int]

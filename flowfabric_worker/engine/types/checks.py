@@ -1,7 +1,7 @@
-"""Validators that the records of several rooms share.
+"""Validators that the records of several areas share.
 
-Each raises a `ValidationError` that names the record and its field. None of them puts bytes into a message,
-so they are safe for payloads; what is secret must not go through `name`.
+Each raises a `ValidationError` that names the record and its field. None puts bytes into a message, so they are safe
+for payloads; secrets must not be checked by `name`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _LONGEST = timedelta(milliseconds=MAX_DURATION_MS)
 
 
 def name(record: Any, field: attrs.Attribute[Any], value: object) -> None:
-    """The field is a name: UTF-8 of 1 to 256 bytes, no control character."""
+    """Check that a field is a name: UTF-8 of 1 to 256 bytes, no control character."""
     check_name(value, _spoken(record, field))
 
 
 def names(record: Any, field: attrs.Attribute[Any], values: Iterable[object]) -> None:
-    """Every element of the field, or every key when it is a mapping, is a name."""
+    """Check that every element of a field, or every key of a mapping, is a name."""
     for value in values:
         check_name(value, f"An element of {_spoken(record, field)}")
 
 
 def duration(record: Any, field: attrs.Attribute[Any], value: object) -> None:
-    """The field is a `timedelta` from zero to the longest that a store can keep."""
+    """Check that a field is a `timedelta` from zero to 100 years."""
     if not isinstance(value, timedelta) or not timedelta(0) <= value <= _LONGEST:
         raise ValidationError(
             "invalid_input", f"{_spoken(record, field)} must be a timedelta from 0 to {_LONGEST.days} days."
@@ -44,7 +44,7 @@ def duration(record: Any, field: attrs.Attribute[Any], value: object) -> None:
 
 
 def payload(limit: int) -> Validator:
-    """Return the field is `bytes` of at most `limit` bytes."""
+    """Return a check that a field is bytes, at most `limit` of them."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, bytes):
@@ -61,7 +61,7 @@ def payload(limit: int) -> Validator:
 
 
 def integer(least: int) -> Validator:
-    """Return the field is an `int`, at least `least`; a bool is none."""
+    """Return a check that a field is an int of at least `least`, and not a bool."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -71,7 +71,7 @@ def integer(least: int) -> Validator:
 
 
 def at_most(limit: int) -> Validator:
-    """Return the field has at most `limit` elements."""
+    """Return a check that a field has at most `limit` elements."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: Any) -> None:
         if len(value) > limit:
@@ -96,45 +96,45 @@ def word(kind: type[E], value: object, what: str) -> E:
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Convert a field to a tuple; a lone str or bytes is refused, for its letters are never meant."""
+    """Convert a field to a tuple. A lone str or bytes is refused, because its elements are never meant."""
     if isinstance(values, str | bytes):
-        raise ValidationError("invalid_input", f"A collection is needed, not a single {type(values).__name__}.")
+        raise ValidationError("invalid_input", f"Pass a collection, not a single {type(values).__name__}.")
     return tuple(values)
 
 
 def as_frozenset(values: Iterable[Any]) -> frozenset[Any]:
-    """Convert a field to a frozenset; a lone str or bytes is refused, for its letters are never meant."""
+    """Convert a field to a frozenset. A lone str or bytes is refused, because its elements are never meant."""
     return frozenset(as_tuple(values))
 
 
 def as_capabilities(values: Iterable[Any]) -> frozenset[str]:
-    """Convert a field to a set of capabilities, each of which is valid."""
+    """Convert a field to a set of valid capabilities."""
     return frozenset(check_capabilities(values))
 
 
 def as_dict(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a mapping, so that the record does not follow its changes; anything else is refused."""
+    """Copy a mapping, so that later changes of it do not change the record; refuse anything else."""
     if not isinstance(values, Mapping):
-        raise ValidationError("invalid_input", f"A mapping is needed, not {type(values).__name__}.")
+        raise ValidationError("invalid_input", f"Pass a mapping, not {type(values).__name__}.")
     return dict(values)
 
 
 def as_words(values: Iterable[str]) -> frozenset[str]:
-    """Convert a field to a set of words; a lone str or bytes is refused, for its letters are never meant."""
+    """Convert a field to a set of words. A lone str or bytes is refused, because its letters are never meant."""
     words = frozenset(as_tuple(values))
     if not all(isinstance(word, str) for word in words):
-        raise ValidationError("invalid_input", "A collection of words is needed.")
+        raise ValidationError("invalid_input", "Pass a collection of words.")
     return words
 
 
 def check_record(value: T, kind: type[T]) -> T:
-    """Return `value` when it is a record of this kind.
+    """Return `value` if it is a record of this kind.
 
     Raises:
-        ValidationError: it is something else; the message does not show it.
+        ValidationError: `invalid_input`; the message does not show the value.
     """
     if not isinstance(value, kind):
-        raise ValidationError("invalid_input", f"{kind.__name__} is needed, not {type(value).__name__}.")
+        raise ValidationError("invalid_input", f"Pass {kind.__name__}, not {type(value).__name__}.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""claiming: arguments and results."""
+"""The arguments and results of the area claiming."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DEFAULT_LEASE = timedelta(milliseconds=DEFAULT_LEASE_MS)
 
 @attrs.frozen(kw_only=True)
 class ClaimPolicy:
-    """Who claims, and how.
+    """Which worker claims, and how.
 
     Attributes:
-        worker_id: the logical worker, such as a pool's name.
-        worker_instance_id: this process; unique per start.
-        lease: how long a claim holds without renewal.
-        max_wait: how long to wait for work; None not to wait.
+        worker_id: the logical worker, such as the name of a pool.
+        worker_instance_id: the process; unique per start.
+        lease: how long a claim holds if it is not renewed.
+        max_wait: how long to wait for work; None to return at once.
     """
 
     worker_id: str
@@ -35,7 +35,7 @@ class ClaimPolicy:
 
 @attrs.frozen(kw_only=True)
 class LaneRequest:
-    """How much to claim from one lane; None for as much as the whole claim allows."""
+    """How many executions to claim from one lane; None for as many as the whole claim allows."""
 
     lane: str
     limit: int | None = None
@@ -46,12 +46,12 @@ class ClaimRequest:
     """A claim of many executions.
 
     Attributes:
-        lanes: where to take from, in this order.
-        policy: who claims.
-        limit: most executions, 1 to 500.
-        capabilities: what this worker offers.
-        tasks: the tasks that it knows; None for every task.
-        claim_id: a UUID that stands for this call; the same call under it gets the same answer. None to have one made.
+        lanes: the lanes to claim from, in this order.
+        policy: which worker claims.
+        limit: the most executions to claim, 1 to 500.
+        capabilities: what the worker has.
+        tasks: the tasks that the worker knows; None for every task.
+        claim_id: a UUID that names this call; a repeated call gets the same reply. None to have one minted.
     """
 
     lanes: tuple[LaneRequest, ...] = attrs.field(converter=as_tuple)
@@ -64,15 +64,13 @@ class ClaimRequest:
 
 @attrs.frozen(kw_only=True)
 class Claimed:
-    """One claimed execution, with everything that is needed to run it.
-
-    Times are ms of the store's clock.
+    """A claimed execution, with everything that is needed to run it. Moments are in ms of the store's clock.
 
     Attributes:
         handle: the lease; its kind says whether the work is fresh, resumed or reclaimed.
-        retry_count: retries made before this attempt.
-        reclaim_count: how often its lease was lost.
-        journal: results of steps that were recorded before, by name.
+        retry_count: how many retries were made before this attempt.
+        reclaim_count: how often the lease was lost.
+        journal: the results of steps that were recorded before, by name.
     """
 
     handle: Handle
@@ -103,8 +101,8 @@ class ClaimForWorkerArgs:
     """A reservation for a named worker.
 
     Attributes:
-        grant: how long it holds, up to 60 s.
-        grant_id: a UUID that stands for this call; the same call under it gets the same answer. None to have one made.
+        grant: how long the reservation holds, at most 60 s.
+        grant_id: a UUID that names this call; a repeated call gets the same reply. None to have one minted.
     """
 
     lane: str
@@ -118,7 +116,7 @@ class ClaimForWorkerArgs:
 
 @attrs.frozen(kw_only=True)
 class ClaimGrant:
-    """An execution set aside for a worker until `expires_at_ms` of the store's clock."""
+    """An execution that is reserved for a worker until `expires_at_ms` of the store's clock."""
 
     execution_id: ExecutionId
     worker_id: str
@@ -127,10 +125,10 @@ class ClaimGrant:
 
 @attrs.frozen(kw_only=True)
 class ClaimResumedExecutionArgs:
-    """Redeems a grant for an execution whose attempt was interrupted and goes on.
+    """A reservation to redeem for an execution whose attempt was interrupted.
 
     Attributes:
-        claim_id: a UUID that stands for this call; None to have one made.
+        claim_id: a UUID that names this call; None to have one minted.
     """
 
     execution_id: ExecutionId
@@ -142,10 +140,10 @@ class ClaimResumedExecutionArgs:
 
 @attrs.frozen(kw_only=True)
 class ReclaimToken:
-    """Redeems a grant, whatever kind of work it is for.
+    """A reservation to redeem for any kind of work.
 
     Attributes:
-        claim_id: a UUID that stands for this call; None to have one made.
+        claim_id: a UUID that names this call; None to have one minted.
     """
 
     grant: ClaimGrant

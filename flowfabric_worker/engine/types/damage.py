@@ -1,4 +1,4 @@
-"""How a listing shows a record that cannot be read."""
+"""How a listing shows a record that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from flowfabric_worker.engine.ids import ExecutionId
 
 @attrs.frozen
 class DamagedRow:
-    """A row whose stored record is damaged; the rest of its page is whole.
+    """A row whose stored record is damaged; the other rows of the page are not affected.
 
     Attributes:
-        row_id: the id of what is damaged.
-        corruption: which field is at fault, and why.
+        row_id: the id of the damaged record.
+        corruption: which field is damaged, and why.
     """
 
     row_id: str

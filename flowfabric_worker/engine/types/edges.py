@@ -1,4 +1,4 @@
-"""The records of the flows room that speak of edges: groups, dependencies and how they stand."""
+"""The arguments and results of the area flows that concern edges: groups, dependencies and their states."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
 from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.damage import DamagedRow
 
-# ── groups: when the edges into one execution let it run ──
+# ── Groups: when the edges into one execution let it run ──
 
 
 class OnSatisfied(StrEnum):
-    """What becomes of the other upstream executions once a group has fired."""
+    """What happens to the other upstream executions once a group has fired."""
 
     CANCEL_REMAINING = "cancel_remaining"
     LET_RUN = "let_run"
@@ -53,7 +53,7 @@ class SetEdgeGroupPolicyResult(StrEnum):
 
 
 class EdgeGroupState(StrEnum):
-    """Where a group stands. It leaves `pending` once, for good."""
+    """The state of a group. It leaves `pending` once."""
 
     PENDING = "pending"
     SATISFIED = "satisfied"
@@ -61,11 +61,11 @@ class EdgeGroupState(StrEnum):
     CANCELLED = "cancelled"
 
 
-# ── edges ──
+# ── Edges ──
 
 
 class EdgeState(StrEnum):
-    """Where an edge stands: recorded, holding its downstream execution back, or decided."""
+    """The state of an edge: staged, holding its downstream execution back, or decided."""
 
     STAGED = "staged"
     APPLIED = "applied"
@@ -98,12 +98,12 @@ class DependencyEdge:
 
 @attrs.frozen(kw_only=True)
 class LinkResult:
-    """An edge that counts now.
+    """An edge that is in force.
 
     Attributes:
-        created: False when the same edge counted before.
-        edge_state: what the upstream execution's present outcome makes of it.
-        unsatisfied_count: edges that the downstream execution still waits for.
+        created: False if the same edge was in force before.
+        edge_state: the state that follows from the upstream execution's outcome.
+        unsatisfied_count: how many edges the downstream execution still waits for.
     """
 
     edge_id: EdgeId
@@ -115,11 +115,11 @@ class LinkResult:
 
 @attrs.frozen(kw_only=True)
 class StageDependencyEdgeArgs:
-    """An edge to record, which does not hold its downstream execution back yet.
+    """An edge to stage, which does not hold its downstream execution back yet.
 
     Attributes:
         edge: the edge.
-        expected_graph_revision: the flow's revision that the caller has seen.
+        expected_graph_revision: the revision of the flow that the caller has read.
     """
 
     edge: DependencyEdge
@@ -137,7 +137,7 @@ class StageDependencyEdgeResult:
 
 @attrs.frozen(kw_only=True)
 class ApplyDependencyToChildArgs:
-    """A staged edge that is to hold its downstream execution back from now on."""
+    """A staged edge to put into force, so that it holds its downstream execution back."""
 
     flow_id: FlowId = attrs.field(validator=checks.name)
     edge_id: EdgeId = attrs.field(validator=checks.name)
@@ -151,7 +151,7 @@ class ApplyDependencyToChildResult:
     unsatisfied_count: int
 
 
-# ── reading ──
+# ── Reading ──
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""feed: arguments and results."""
+"""The arguments and results of the area feed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowfabric_worker.engine.types.states import TerminalOutcome
 
 @attrs.frozen(kw_only=True)
 class CompletionFilter:
-    """Which ends to see: of some lanes, some tasks, and with these tags; empty for all."""
+    """Which ends to yield: of these lanes, of these tasks, and with these tags; empty for all."""
 
     lanes: frozenset[str] = attrs.field(default=frozenset(), converter=as_words)
     tasks: frozenset[str] = attrs.field(default=frozenset(), converter=as_words)
@@ -25,8 +25,8 @@ class CompletionEvent:
     """The end of an execution.
 
     Attributes:
-        cursor: resumes behind this event.
-        produced_at_ms: when it ended, ms of the store's clock.
+        cursor: continues after this event.
+        produced_at_ms: when the execution ended, in ms of the store's clock.
     """
 
     cursor: str

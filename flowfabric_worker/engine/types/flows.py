@@ -1,4 +1,4 @@
-"""The records of the flows room: flows, whole graphs, and how flows are cancelled."""
+"""The arguments and results of the area flows: flows, whole graphs, and how flows are cancelled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowfabric_worker.engine.types.edges import (
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
-# ── building a flow step by step ──
+# ── Building a flow step by step ──
 
 
 @attrs.frozen(kw_only=True)
@@ -30,8 +30,8 @@ class CreateFlowArgs:
 
     Attributes:
         flow_id: a UUID; the flow's partition follows from it.
-        kind: what sort of flow it is, a word of the caller's choice.
-        tags: words to find it by.
+        kind: the kind of flow, a word that the caller chooses.
+        tags: values by key, to find the flow by.
     """
 
     flow_id: FlowId = attrs.field(validator=checks.name)
@@ -49,7 +49,7 @@ class CreateFlowResult:
 
 @attrs.frozen(kw_only=True)
 class AddExecutionToFlowArgs:
-    """An execution that becomes a member; it must lie in the flow's partition."""
+    """An execution to make a member; it must be in the flow's partition."""
 
     flow_id: FlowId = attrs.field(validator=checks.name)
     execution_id: ExecutionId
@@ -57,14 +57,14 @@ class AddExecutionToFlowArgs:
 
 @attrs.frozen(kw_only=True)
 class AddExecutionToFlowResult:
-    """A member of the flow; `added` is False when it was one before."""
+    """A member of the flow; `added` is False if it was a member before."""
 
     execution_id: ExecutionId
     added: bool
     node_count: int
 
 
-# ── a whole graph at once ──
+# ── A whole graph at once ──
 
 
 @attrs.frozen(kw_only=True)
@@ -72,9 +72,9 @@ class FlowNode:
     """An execution of a graph.
 
     Attributes:
-        key: its name inside the graph.
-        execution: what is created for it.
-        policy: when its upstream nodes let it run.
+        key: the name of the node in the graph.
+        execution: the execution to create for it.
+        policy: when the upstream nodes let it run.
     """
 
     key: str = attrs.field(validator=checks.name)
@@ -94,7 +94,7 @@ class FlowEdge:
 
 @attrs.frozen(kw_only=True)
 class FlowGraph:
-    """A flow with all its nodes and edges. The order of edges is the order in which results are passed."""
+    """A flow with all its nodes and edges. Results are passed in the order of the edges."""
 
     flow_id: FlowId = attrs.field(validator=checks.name)
     kind: str = attrs.field(validator=checks.name)
@@ -115,11 +115,11 @@ class SubmitFlowResult:
     execution_ids: Mapping[str, ExecutionId]
 
 
-# ── cancelling ──
+# ── Cancelling ──
 
 
 class CancelFlowPolicy(StrEnum):
-    """Which members a cancelled flow takes along: none, all, or those that have not started."""
+    """Which members are cancelled with a flow: none, all, or those that have not started."""
 
     FLOW_ONLY = "flow_only"
     CANCEL_ALL = "cancel_all"
@@ -128,28 +128,28 @@ class CancelFlowPolicy(StrEnum):
 
 @attrs.frozen
 class CancelFlowWait:
-    """How long a cancellation waits for its members to end; None is for ever."""
+    """How long a cancellation waits until its members have ended; None without end."""
 
     timeout: timedelta | None = attrs.field(validator=optional(checks.duration))
 
     @classmethod
     def no_wait(cls) -> CancelFlowWait:
-        """Not at all."""
+        """Return a wait of zero."""
         return cls(timedelta(0))
 
     @classmethod
     def at_most(cls, timeout: timedelta) -> CancelFlowWait:
-        """For that time."""
+        """Return a wait of at most `timeout`."""
         return cls(timeout)
 
     @classmethod
     def indefinite(cls) -> CancelFlowWait:
-        """Until the last one has ended."""
+        """Return a wait until the last member has ended."""
         return cls(None)
 
 
 class CancelFlowStatus(StrEnum):
-    """How far a cancellation got before the answer."""
+    """How far a cancellation has come."""
 
     CANCELLED = "cancelled"
     SCHEDULED = "scheduled"
@@ -161,12 +161,12 @@ class CancelFlowResult:
     """A cancelled flow.
 
     Attributes:
-        status: CANCELLED when every member that the policy takes along has ended, SCHEDULED when some have
-            not yet, PARTIALLY_CANCELLED when some could not be cancelled.
-        policy: the one that counts, which is the first call's.
+        status: CANCELLED if every member that the policy covers has ended, SCHEDULED if some have not yet,
+            PARTIALLY_CANCELLED if some could not be cancelled.
+        policy: the policy of the first call, which counts.
         member_count: how many members the flow has.
-        member_execution_ids: the first 1,000 of them.
-        failed_member_execution_ids: those that could not be cancelled.
+        member_execution_ids: the first 1,000 members.
+        failed_member_execution_ids: the members that could not be cancelled.
     """
 
     status: CancelFlowStatus
@@ -190,9 +190,9 @@ class CancelFlowHeader:
     """A flow that was marked as cancelled, or had ended before.
 
     Attributes:
-        already_terminal: whether it had ended before; policy and reason are then those of that time, if any.
+        already_terminal: whether the flow had ended before; policy and reason are then those of that end, if any.
         member_count: how many members the flow has.
-        member_execution_ids: the first 1,000 of them.
+        member_execution_ids: the first 1,000 members.
     """
 
     already_terminal: bool
@@ -202,11 +202,11 @@ class CancelFlowHeader:
     member_execution_ids: tuple[ExecutionId, ...]
 
 
-# ── reading ──
+# ── Reading ──
 
 
 class FlowState(StrEnum):
-    """Where a flow stands; kept with its members' counts."""
+    """The state of a flow, kept with the counts of its members."""
 
     OPEN = "open"
     RUNNING = "running"
@@ -222,9 +222,9 @@ class FlowSnapshot:
 
     Attributes:
         graph_revision: counts the members added and the edges staged.
-        member_counts: members by their public state.
-        edge_groups: by downstream execution, the first 1,000.
-        more_edge_groups: whether there are more.
+        member_counts: the number of members per public state.
+        edge_groups: the first 1,000 groups, by downstream execution.
+        more_edge_groups: whether there are more groups.
     """
 
     flow_id: FlowId

@@ -1,4 +1,4 @@
-"""upkeep: arguments and results."""
+"""The arguments and results of the area maintenance."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class PrepareResult:
     Attributes:
         created: whether this call set it up.
         loaded: whether this call loaded the function library.
-        partitions: how many it has.
+        partitions: how many partitions it has.
         testing: whether its clock can be set.
-        warnings: what an operator should know.
-        servers: how many servers hold its partitions now; each has the functions.
+        warnings: messages for operators.
+        servers: how many servers hold its partitions; each has the functions.
     """
 
     created: bool
@@ -30,12 +30,12 @@ class PrepareResult:
 
 @attrs.frozen(kw_only=True)
 class MaintenanceResult:
-    """What upkeep did.
+    """What a call of `run_upkeep` did.
 
     Attributes:
-        handled: entries that were due and are now handled.
-        more: whether some are still due.
-        next_due_in_ms: when the next one is due, from now; None when nothing is.
+        handled: how many due entries were handled.
+        more: whether more entries are due.
+        next_due_in_ms: in how many ms the next entry is due; None if there is none.
     """
 
     handled: int
@@ -49,12 +49,12 @@ class BackendCapabilities:
 
     Attributes:
         label: the kind of store.
-        operations: the names of the operations that have a body.
+        operations: the names of the operations that it implements.
     """
 
     label: str
     operations: frozenset[str]
 
     def supports(self, operation: str) -> bool:
-        """Return whether an operation can be called."""
+        """Return whether the engine implements an operation."""
         return operation in self.operations

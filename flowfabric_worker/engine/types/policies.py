@@ -1,4 +1,4 @@
-"""What an execution is to be given: retries, time, retention."""
+"""The policy of an execution: retries, timeouts, deadline and retention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowfabric_worker.engine.types.checks import as_capabilities, as_tuple
 
 
 class FailureClass(StrEnum):
-    """What kind of failure an attempt ended with."""
+    """The class of a failure."""
 
     TRANSIENT = "transient"
     PERMANENT = "permanent"
@@ -30,10 +30,11 @@ class FailureClass(StrEnum):
 
 
 def milliseconds(duration: timedelta, what: str, *, least: int = 0) -> int:
-    """Return a duration in whole milliseconds.
+    """Return a duration in whole ms.
 
     Raises:
-        ValidationError: not a timedelta, below `least` ms, or longer than 100 years; the message names `what`.
+        ValidationError: `invalid_input`, not a timedelta, below `least` ms, or over 100 years; the message names
+            `what`.
     """
     if not isinstance(duration, timedelta):
         raise ValidationError("invalid_input", f"{what} must be a timedelta, not {duration!r}.")
@@ -67,18 +68,18 @@ def _classes(words: Iterable[str]) -> frozenset[FailureClass]:
 
 @attrs.frozen(kw_only=True, cache_hash=True)
 class RetryPolicy:
-    """How often and how late a failed attempt is made again.
+    """How often and after which delay a failed attempt is tried again.
 
     The n-th retry waits `initial` (fixed), or `initial * multiplier ** (n - 1)`, at most `maximum` (exponential).
 
     Attributes:
-        max_retries: retries after the first attempt.
+        max_retries: how many retries follow the first attempt.
         backoff: "exponential" or "fixed".
-        initial: the first wait.
-        maximum: the longest wait of an exponential backoff.
-        multiplier: by which the wait grows, at least 1.
-        jitter: wait a random part between half of it and the whole.
-        retryable_categories: the classes of failure that are retried; empty for all of them but permanent ones.
+        initial: the first delay.
+        maximum: the longest delay of an exponential backoff.
+        multiplier: the factor by which the delay grows, at least 1.
+        jitter: draw each delay between its half and its whole.
+        retryable_categories: the classes of failure that are retried; empty for all but permanent ones.
     """
 
     max_retries: int = attrs.field(default=3, validator=_count)
@@ -101,10 +102,10 @@ class RetryPolicy:
             )
 
     def delay_ms(self, retry_count: int, draw: float) -> int:
-        """Return the wait before the next attempt, in ms.
+        """Return the delay before the next attempt, in ms.
 
         Args:
-            retry_count: retries made before, from 0.
+            retry_count: how many retries were made before.
             draw: a number in [0, 1) for the jitter.
         """
         delay = float(milliseconds(self.initial, "initial"))
@@ -121,19 +122,19 @@ class RetryPolicy:
 
 @attrs.frozen(kw_only=True, cache_hash=True)
 class ExecutionPolicy:
-    """Everything that an execution is to be given.
+    """How an execution is run and kept.
 
     Attributes:
         retry: None for no retries.
         attempt_timeout: how long one attempt may take.
-        execution_deadline: how long everything together may take, from creation; it ends `expired`.
+        execution_deadline: how long the execution may take from its creation; then it ends as expired.
         max_reclaim_count: how often work is handed out again after its lease was lost.
-        max_replay_count: how often an operator may replay it.
+        max_replay_count: how often an operator may replay the execution.
         retention: how long the ended execution is kept; None for 24 h.
         dedup_window: how long its idempotency key stands for it, at least until it has ended; None for 24 h.
-        requires: what a worker must offer to claim it.
-        budget_ids: budgets that it spends from.
-        quota_policy_id: the quota that it is admitted under.
+        requires: the capabilities that a worker must have to claim it.
+        budget_ids: the budgets that it spends from.
+        quota_policy_id: the quota policy under which it is admitted.
     """
 
     retry: RetryPolicy | None = None

@@ -1,4 +1,4 @@
-"""The records of the quotas room: how many runs may start in a window, and how many may run at once."""
+"""The arguments and results of the area quotas: how many runs may start in a window, and run at once."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class AdmissionOutcome(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class CheckAdmissionResult:
-    """The answer to a request to run; after RATE_EXCEEDED the window has room in `retry_after_ms`."""
+    """The reply to a request to run; after RATE_EXCEEDED, ask again in `retry_after_ms`."""
 
     outcome: AdmissionOutcome
     retry_after_ms: int | None = None

@@ -1,4 +1,4 @@
-"""reads: arguments and results. Every time is ms of the store's clock."""
+"""The arguments and results of the area reads. Moments are in ms of the store's clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AttemptSummary:
 
 @attrs.frozen(kw_only=True)
 class LeaseSummary:
-    """The lease that holds an active execution; it may have run out."""
+    """The lease of an active execution; it may have expired."""
 
     lease_epoch: int
     worker_id: str
@@ -33,7 +33,7 @@ class LeaseSummary:
 
 @attrs.frozen(kw_only=True)
 class PastAttempt:
-    """An attempt that another one followed."""
+    """An attempt that was followed by another."""
 
     attempt_index: int
     attempt_type: str
@@ -69,7 +69,7 @@ class ExecutionSnapshot:
 
 @attrs.frozen(kw_only=True)
 class ExecutionInfo:
-    """Everything an operator may want to know of an execution, but its payload and result."""
+    """Everything about an execution except its payload and its result."""
 
     execution_id: ExecutionId
     namespace: str
@@ -116,10 +116,10 @@ def _public_state(value: str) -> PublicState:
         return PublicState(value)
     except ValueError:
         known = ", ".join(PublicState)
-        raise ValidationError("invalid_input", f"{value!a:.100} is no public state; there are {known}.") from None
+        raise ValidationError("invalid_input", f"{value!a:.100} is not a public state; use one of {known}.") from None
 
 
-# The states whose executions stand in an index of their own; the stored functions keep it (lua/prelude_listings.lua).
+# The states whose executions have an index, which lua/prelude_listings.lua keeps.
 INDEXED_STATES = frozenset(PublicState) - {PublicState.WAITING, PublicState.COMPLETED}
 
 
@@ -130,7 +130,7 @@ class ExecutionFilter:
     A lane, and each state of `INDEXED_STATES`, has an index. For any other condition the records are read one by one.
 
     Attributes:
-        tags: every one of these, with this value.
+        tags: tags that an execution must have, each with this value.
     """
 
     lane: str | None = attrs.field(default=None, validator=attrs.validators.optional(name))
@@ -139,7 +139,7 @@ class ExecutionFilter:
     tags: Mapping[str, str] = attrs.field(factory=dict, converter=as_dict)
 
     def unindexed(self) -> tuple[str, ...]:
-        """Return the names of those conditions that no index answers."""
+        """Return the names of the conditions that no index answers."""
         asked = {
             "state": self.state is not None and self.state not in INDEXED_STATES,
             "task": self.task is not None,
@@ -202,7 +202,7 @@ class ListLanesPage:
 
 @attrs.frozen(kw_only=True)
 class ExpiredLease:
-    """An execution whose lease ran out or was revoked, and that nobody claimed since."""
+    """An execution whose lease expired or was revoked, and that no worker has claimed since."""
 
     execution_id: ExecutionId
     worker_instance_id: str
@@ -223,8 +223,8 @@ class Explanation:
     """Why an execution is not running.
 
     Attributes:
-        code: one word: running, lapsed, ended, delayed, reserved, lane_paused, no_worker, no_handler,
-            no_capable_worker, queued.
+        code: running, lapsed, ended, delayed, reserved, lane_paused, no_worker, no_handler, no_capable_worker or
+            queued.
         text: a sentence for people.
     """
 

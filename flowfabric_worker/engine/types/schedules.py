@@ -1,4 +1,4 @@
-"""schedules: arguments and results."""
+"""The arguments and results of the area schedules."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
-# In one call: each of them is an execution.
+# How many ticks one call may submit; each is an execution.
 MAX_TICKS: Final = 100
-# Schedules and ticks together that one call of a stored function handles.
+# How many schedules and ticks one call of a stored function handles.
 MAX_TICKED: Final = 100
 
 
 def _plain_creation(_: Any, __: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, CreateExecutionArgs):
-        raise ValidationError("invalid_input", f"A tick makes executions of CreateExecutionArgs, not {value!r:.100}.")
+        raise ValidationError("invalid_input", f"Give CreateExecutionArgs as the creation, not {value!r:.100}.")
     if value.execution_id is not None or value.idempotency_key is not None:
-        raise ValidationError("invalid_input", "A tick makes new executions: they have no id and no key of their own.")
+        raise ValidationError("invalid_input", "Each tick creates a new execution: leave its id and its key out.")
 
 
 @attrs.frozen(kw_only=True)
 class TickScheduleArgs:
-    """Submits ticks of a schedule, or only asks how far it is.
+    """Ticks of a schedule to submit, or a question how far the schedule is.
 
     Attributes:
-        name: the schedule's, unique in the namespace.
-        spec: when it ticks, in words for people.
-        creation: what each tick makes; the tags `schedule` and `tick` are added.
-        expected: up to where the caller knows the ticks to be done with; None only asks.
-        ticks: the moments to submit, oldest first, all behind `expected`; at most 100.
-        missed: how many ticks behind `expected` the caller leaves out because they were missed; they are added up.
-        missed_until: the last of them; the ticks are done with up to here if none is submitted.
-        next_tick: the one behind them, for people.
+        name: the name of the schedule, unique in the namespace.
+        spec: when it ticks, as text for people.
+        creation: what each tick creates; the tags `schedule` and `tick` are added.
+        expected: the last tick that the caller knows to be handled; None to ask only.
+        ticks: the moments to submit, oldest first, all after `expected`; at most 100.
+        missed: how many ticks after `expected` the caller leaves out because they were missed; they are added up.
+        missed_until: the last missed tick; if no tick is submitted, ticks are handled up to here.
+        next_tick: the tick after these, for people.
     """
 
     name: str = attrs.field(validator=checks.name)
@@ -55,28 +55,28 @@ class TickScheduleArgs:
 
 @attrs.frozen(kw_only=True)
 class Registered:
-    """The schedule was unknown. It is known from now on, and its ticks count from here; none was submitted."""
+    """The schedule was unknown and is registered now; its ticks count from now on, and none was submitted."""
 
     last_tick_ms: int
 
 
 @attrs.frozen(kw_only=True)
 class Ticked:
-    """The ticks were submitted, in their order."""
+    """The ticks were submitted; the executions are in the order of the ticks."""
 
     execution_ids: tuple[ExecutionId, ...]
 
 
 @attrs.frozen(kw_only=True)
 class AlreadyTicked:
-    """Nothing was submitted: the ticks are done with up to this moment, ms of the store's clock."""
+    """Nothing was submitted: ticks are handled up to this moment, in ms of the store's clock."""
 
     last_tick_ms: int
 
 
 @attrs.frozen(kw_only=True)
 class Paused:
-    """Nothing was submitted: an operator paused the schedule at this moment, ms of the store's clock."""
+    """Nothing was submitted: the schedule was paused at this moment, in ms of the store's clock."""
 
     since_ms: int
 
@@ -86,11 +86,11 @@ TickScheduleResult = Registered | Ticked | AlreadyTicked | Paused
 
 @attrs.frozen(kw_only=True)
 class Leadership:
-    """Who submits the ticks of a set of schedules now; times are ms of the store's clock.
+    """Which process submits the ticks of a group of schedules; moments are in ms of the store's clock.
 
     Attributes:
-        leads: whether the caller does; if not, another process does.
-        until_ms: when the leadership is over, unless it is renewed before.
+        leads: whether the calling process is the leader.
+        until_ms: when the leadership ends, unless it is renewed.
         now_ms: the store's clock.
     """
 
@@ -101,19 +101,19 @@ class Leadership:
 
 @attrs.frozen(kw_only=True)
 class ScheduleInfo:
-    """A schedule; times are ms of the store's clock.
+    """A schedule; moments are in ms of the store's clock.
 
     Attributes:
-        name: unique in the namespace.
-        spec: when it ticks, in words.
-        task: what it runs.
-        lane: where.
-        first_seen_ms: since when it is known.
-        last_tick_ms: up to where its ticks are done with: submitted, missed, or before it was known.
-        missed_ticks: how many ticks did not run because they were missed.
-        submitted_tick_ms: the last tick that was submitted; None if none was.
-        next_tick_ms: the next one, as told by the process that ticked last; None if none told.
-        paused_since_ms: None unless it is paused.
+        name: its name, unique in the namespace.
+        spec: when it ticks, as text.
+        task: the task that it runs.
+        lane: the lane of its executions.
+        first_seen_ms: when it was registered.
+        last_tick_ms: up to when its ticks are handled: submitted, missed, or before it was registered.
+        missed_ticks: how many ticks were missed.
+        submitted_tick_ms: the last tick that was submitted; None if there is none.
+        next_tick_ms: the next tick, as the process that ticked last told it; None if it told none.
+        paused_since_ms: since when it is paused; None if it is not.
     """
 
     name: str

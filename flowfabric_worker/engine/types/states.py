@@ -9,7 +9,7 @@ import attrs
 
 
 class LifecyclePhase(StrEnum):
-    """Where an execution is in its life."""
+    """The phase of an execution."""
 
     SUBMITTED = "submitted"
     RUNNABLE = "runnable"
@@ -19,7 +19,7 @@ class LifecyclePhase(StrEnum):
 
 
 class OwnershipState(StrEnum):
-    """Who holds an execution. The last two occur only while it is active."""
+    """Whether a lease holds an execution. The last two occur only while it is active."""
 
     UNOWNED = "unowned"
     LEASED = "leased"
@@ -42,7 +42,7 @@ class EligibilityState(StrEnum):
 
 
 class BlockingReason(StrEnum):
-    """Why an execution does not run right now."""
+    """Why an execution is not running."""
 
     NONE = "none"
     WAITING_FOR_WORKER = "waiting_for_worker"
@@ -75,7 +75,7 @@ class TerminalOutcome(StrEnum):
 
 
 class AttemptState(StrEnum):
-    """What an execution knows of its present attempt."""
+    """The state of an execution's present attempt."""
 
     NONE = "none"
     PENDING_FIRST_ATTEMPT = "pending_first_attempt"
@@ -103,7 +103,7 @@ class PublicState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether an execution in this state has ended."""
+        """Return whether an execution in this state has ended."""
         return self in _ENDED.values()
 
 
@@ -137,7 +137,7 @@ class StateVector:
     @classmethod
     @functools.lru_cache(maxsize=256)
     def parse(cls, text: str) -> StateVector:
-        """Read a state: six words with spaces between them, or as a record has it, six letters.
+        """Parse a state: six words separated by spaces or, as in a record, six letters.
 
         Raises:
             ValueError: not six words or letters, or an unknown one; the message names the dimension.
@@ -163,7 +163,7 @@ class StateVector:
 
     @property
     def public_state(self) -> PublicState:
-        """The state that users see; it follows from the dimensions by this rule alone."""
+        """Return the state that users see, which follows from the six dimensions."""
         if self.lifecycle_phase is LifecyclePhase.TERMINAL:
             return _ENDED[self.terminal_outcome]
         if self.lifecycle_phase is LifecyclePhase.SUSPENDED:
@@ -174,7 +174,7 @@ class StateVector:
 
 
 def _letters(kind: type[StrEnum], letters: str) -> dict[str, StrEnum]:
-    """Return the words of one dimension by the letters that stand for them in a record, in their order."""
+    """Return the words of one dimension by the letters that stand for them in a record."""
     return dict(zip(letters, kind, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""submission: arguments and results."""
+"""The arguments and results of the area submission."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class CreateExecutionArgs:
     """A new execution.
 
     Attributes:
-        lane: the queue it waits in; a lane exists from its first use.
+        lane: the lane that it waits in; a lane exists from its first use.
         task: the kind of work; workers claim only tasks that they know.
         payload: its input; None and `b""` differ.
-        codec: how the payload is encoded; the engine does not look inside.
+        codec: how the payload is encoded; the engine does not read it.
         execution_id: None to have one minted.
-        priority: 0 to 9000, higher first; others are clamped.
-        idempotency_key: a second creation of this task under it answers with the first execution, until that one
-            has ended and the window of the policy is over. What failed or was cancelled keeps its key too: replay it.
-        delay: begin not before this long from now; at most one of `delay` and `delay_until`.
-        delay_until: begin not before this moment; a past one means now.
-        deadline: it ends `expired` at this moment, whatever it is doing.
-        tags: names to find it by.
-        headers: carried to the handler and shown by reads, but not searched: a trace's context, an origin.
-        creator: who made it, for operators.
+        priority: 0 to 9000, higher first; values outside are clamped.
+        idempotency_key: a second creation of this task under the key returns the first execution, until that one has
+            ended and the window of its policy is over. A failed or cancelled execution keeps its key; replay it.
+        delay: how long it waits before it is ready; give at most one of `delay` and `delay_until`.
+        delay_until: the moment at which it is ready; a past moment means now.
+        deadline: the moment at which it ends as expired, in any phase.
+        tags: values by key, to find it by.
+        headers: texts for the handler, such as the context of a trace; reads show them, and no listing searches them.
+        creator: who created it, for operators.
     """
 
     lane: str
@@ -53,7 +53,7 @@ class CreateExecutionArgs:
 
 @attrs.frozen(kw_only=True)
 class Created:
-    """The execution was made."""
+    """The execution was created."""
 
     execution_id: ExecutionId
     state: PublicState
@@ -61,11 +61,11 @@ class Created:
 
 @attrs.frozen(kw_only=True)
 class Duplicate:
-    """It had been made before, under the same id or the same key.
+    """The execution was created before, under the same id or the same key.
 
     Attributes:
-        execution_id: the one that exists.
-        same_request: whether task, payload and codec are those of the first request.
+        execution_id: the execution that exists.
+        same_request: whether it has the same task, payload and codec.
     """
 
     execution_id: ExecutionId

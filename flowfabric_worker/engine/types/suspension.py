@@ -1,4 +1,4 @@
-"""The records of the suspension room: conditions, suspensions, waitpoints and signals."""
+"""The arguments and results of the area suspension: conditions, suspensions, waitpoints and signals."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TimeoutBehavior(StrEnum):
 
 
 class SuspensionReason(StrEnum):
-    """Why an execution was suspended, for whoever looks at it."""
+    """Why an execution was suspended, for operators."""
 
     WAITING_FOR_SIGNAL = "waiting_for_signal"
     WAITING_FOR_APPROVAL = "waiting_for_approval"
@@ -147,7 +147,7 @@ class SuspendArgs:
         waitpoints: where signals come in, at most 64; the condition names each one.
         timeout: how long it waits at most, on the store's clock; None waits for ever.
         timeout_behavior: what happens when the timeout comes first.
-        reason: why, for whoever looks at it.
+        reason: why, for operators.
         resume_policy: how it is resumed.
         continuation: an address of the worker's own choice, handed back by `observe_signals`.
         idempotency_key: tells two suspensions of one lease apart; the same key gets the first answer again.
@@ -241,7 +241,7 @@ class SignalEffect(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class DeliverSignalArgs:
-    """A signal to a waitpoint, from whoever bears the waitpoint's token.
+    """A signal to a waitpoint, from the bearer of the waitpoint's token.
 
     Attributes:
         token: what `suspend` or `create_waitpoint` gave out; never shown.

@@ -1,4 +1,4 @@
-"""The records of rotating the secrets that sign waitpoint tokens."""
+"""The arguments and results of rotating the secrets that sign waitpoint tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfabric_worker.engine.types import checks
 
 def _kid(_record: object, _field: attrs.Attribute[str], value: str) -> None:
     if ":" in check_name(value, "A secret's kid"):
-        raise ValidationError("invalid_kid", "A secret's kid holds no colon: a colon ends it in a token.")
+        raise ValidationError("invalid_kid", "The kid of a secret must not have a colon, which ends it in a token.")
 
 
 def _secret(_record: object, _field: attrs.Attribute[bytes], value: object) -> None:

@@ -1,4 +1,4 @@
-"""workers: arguments and results."""
+"""The arguments and results of the area workers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from flowfabric_worker.engine.types.policies import ExecutionPolicy
 
 @attrs.frozen(kw_only=True)
 class RegisterWorkerArgs:
-    """What a worker says of itself.
+    """How a worker instance describes itself.
 
     Attributes:
-        worker_instance_id: this process; unique per start.
+        worker_instance_id: the process; unique per start.
         alive_for: how long it counts as alive without a heartbeat.
         tasks: the tasks that it knows.
     """
@@ -35,18 +35,18 @@ class RegisterWorkerArgs:
 
 @attrs.frozen(kw_only=True)
 class RegisterWorkerResult:
-    """`refreshed` when the instance was registered before."""
+    """A registration; `refreshed` is True if the instance was registered before."""
 
     refreshed: bool
 
 
 @attrs.frozen(kw_only=True)
 class WorkerInfo:
-    """A registered worker; times are ms of the store's clock.
+    """A registered worker; moments are in ms of the store's clock.
 
     Attributes:
-        alive: whether its last heartbeat still holds.
-        death_reason: why it was marked dead; empty otherwise.
+        alive: whether its registration has not expired.
+        death_reason: why it was marked dead; empty if it was not.
     """
 
     worker_id: str
@@ -73,10 +73,10 @@ class ListWorkersPage:
 
 @attrs.frozen(kw_only=True)
 class TaskPublication:
-    """How a task is submitted, for those who do not have its code.
+    """How a task is submitted, for producers that do not have its code.
 
     Attributes:
-        name: what executions call it.
+        name: the name of the task in executions.
         lane, codec, priority, delay, tags, headers, policy: as in `CreateExecutionArgs`.
     """
 
@@ -92,10 +92,10 @@ class TaskPublication:
 
 @attrs.frozen(kw_only=True)
 class TaskInfo(TaskPublication):
-    """A published task; times are ms of the store's clock.
+    """A published task; moments are in ms of the store's clock.
 
     Attributes:
-        expires_at_ms: when it is forgotten, unless a worker publishes it again.
+        expires_at_ms: when the publication expires, unless a worker publishes it again.
     """
 
     published_at_ms: int
