@@ -17,6 +17,7 @@ from flowfabric_worker.engine.types.streams import Frame, FrameAppend, FrameKind
 from tests.conftest import Clock
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, RETRYING, claim_one, refused, running, tenant
+from tests.support.lossy_store import LosingStore
 from tests.support.streams import END, LIVE, START, SUMMARY, append_all, frame, live, patch, payloads, read_all
 
 EVERY_BYTE = bytes(range(256))
@@ -249,6 +250,24 @@ def test_a_generator_that_begins_again_appends_only_what_is_new(engine: Engine) 
 
     assert outcomes[:140] == first
     assert payloads(read_all(engine, claimed.execution_id)) == [str(number).encode() for number in range(250)]
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_frames_whose_replies_are_lost_are_seen_once_and_in_order(engine: Engine, numbered: bool) -> None:
+    claimed = running(engine)
+    store = LosingStore(engine.store)  # type: ignore[arg-type]
+    writer = Engine(lambda: (store, None))
+    writer.prepare()
+    for number in range(1000):
+        each = frame(str(number), seq=number if numbered else None)
+        if number % 10:
+            writer.append_frame(claimed.handle, each)
+        else:
+            with store.losing():
+                writer.append_frame(claimed.handle, each)
+
+    assert store.lost == 100
+    assert payloads(read_all(engine, claimed.execution_id)) == [str(number).encode() for number in range(1000)]
 
 
 def test_a_new_attempt_has_numbers_of_its_frames_only(engine: Engine) -> None:

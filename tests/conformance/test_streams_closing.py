@@ -14,10 +14,12 @@ from flowfabric_worker.engine.types.attempts import FailureClass
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.streams import StreamCloseReason
+from flowfabric_worker.engine.types.suspension import TimeoutBehavior
 from tests.conftest import Clock
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, LEASE, claim_one, created, damage, refused, running, upkeep_all
 from tests.support.streams import append_all, frame, live, patch, payloads, read_all
+from tests.support.suspensions import signal, suspend
 
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
@@ -164,6 +166,39 @@ def test_a_pause_of_the_attempt_keeps_its_stream_open(engine: Engine, clock: Clo
     assert payloads(found) == [b"a", b"b"]
     assert found.closed_reason is StreamCloseReason.ATTEMPT_SUCCESS
     assert (found.latest_attempt, found.has_ended) == (0, True)
+
+
+def test_a_stream_stays_open_over_a_suspension(engine: Engine) -> None:
+    claimed = running(engine)
+    engine.append_frame(claimed.handle, frame("a"))
+    (waitpoint,) = suspend(engine, claimed, "ready")
+    found = read_all(engine, claimed.execution_id)
+    assert (found.is_closed, found.latest_attempt, found.has_ended) == (False, 0, False)
+    signal(engine, claimed.execution_id, waitpoint)
+    again = claim_one(engine, claimed.handle.lane)
+    engine.append_frame(again.handle, frame("b"))
+
+    found = read_all(engine, claimed.execution_id)
+
+    assert payloads(found) == [b"a", b"b"]
+    assert (found.is_closed, found.latest_attempt) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("behavior", "reason"),
+    [
+        (TimeoutBehavior.FAIL, StreamCloseReason.TIMED_OUT),
+        (TimeoutBehavior.CANCEL, StreamCloseReason.ATTEMPT_CANCELLED),
+        (TimeoutBehavior.EXPIRE, StreamCloseReason.EXPIRED),
+    ],
+)
+def test_the_end_of_a_suspension_that_nothing_met_closes_the_stream(
+    engine: Engine, clock: Clock, behavior: TimeoutBehavior, reason: StreamCloseReason
+) -> None:
+    claimed = running(engine)
+    suspend(engine, claimed, "ready", timeout=SECOND, timeout_behavior=behavior)
+    clock.move(SECOND)
+    assert read_all(engine, claimed.execution_id).closed_reason is reason
 
 
 def test_an_execution_that_ends_before_it_begins_closes_every_stream(engine: Engine, clock: Clock) -> None:
