@@ -112,8 +112,8 @@ class Runtime:
             None if channel_socket is None or runs_isolated else IsolatedProcess(self._leases, self._lease_keeper)
         )
         self._ticker = Ticker(self._engine, () if runs_isolated else worker.tasks.values())
-        # Signal handlers may put into a SimpleQueue, but must not set an Event. Each item is the reason of a stop that
-        # the process itself wants; it is empty if the request came from outside.
+        # Signal handlers may put into a SimpleQueue, but must not set an Event. Each item is the process's own reason
+        # to stop, or empty for a request from outside.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
         self._asked = False
@@ -199,7 +199,7 @@ class Runtime:
     def _await_request(self) -> str:
         """Wait for a request to stop, and return ""; if a part ends by itself, return its name."""
         with signal_handlers.awaited(_STOP_SIGNALS) as received:
-            self._listening = True
+            self._listening, own = True, None
             try:
                 while self._stop_requests.empty():
                     own = received(_CHECK_EVERY)
@@ -213,7 +213,9 @@ class Runtime:
                             return name
             finally:
                 self._listening = False
-        self._own_reason = self._stop_requests.get()
+        reason = self._stop_requests.get()
+        # A second signal may reach its handler before the first one is queued, but the first one decides.
+        self._own_reason = "" if own is False else reason
         return ""
 
     @property

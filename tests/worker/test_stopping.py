@@ -7,7 +7,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -230,6 +231,29 @@ def test_a_stop_from_outside_counts_as_no_loss(served: Worker) -> None:
 
     assert run.state() is PublicState.WAITING
     assert (info.reclaim_count, info.total_attempt_count) == (0, 1)
+
+
+def test_a_second_signal_that_overtakes_the_first_one_counts_as_no_loss(
+    served: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def overtaken(_: object) -> Iterator[Callable[[float], bool]]:
+        def received(_: float) -> bool:
+            # The wait returns the first signal, sent from outside, but the handler of the second one runs before that.
+            signal.raise_signal(signal.SIGINT)
+            return False
+
+        yield received
+
+    @served.task
+    def slow() -> None:
+        time.sleep(1)
+
+    monkeypatch.setattr("flowfabric_worker._runtime.signal_handlers.awaited", overtaken)
+    runtime = Runtime(served, WorkerSettings(threads=1))
+    runtime.run()
+
+    assert runtime._own_reason == ""
 
 
 def test_a_stop_from_outside_reaches_a_handler_past_its_timeout(served: Worker, start: Start) -> None:
