@@ -1,47 +1,57 @@
-"""Durable executions for Python: decorated functions that survive their workers."""
+"""Durable executions for Python: decorated functions that survive their workers.
 
-from flowfabric_worker._runtime.log_filter import ExecutionLogFilter
-from flowfabric_worker._tasks.options import TaskOptions
+A public name is imported when it is first used, so that importing the package, or its pytest plugin, costs little.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flowfabric_worker._version import __version__
-from flowfabric_worker.client import Client
-from flowfabric_worker.codec import Codec, DecodingError, EncodingError
-from flowfabric_worker.config import WorkerSettings
-from flowfabric_worker.context import TaskContext, current
-from flowfabric_worker.engine.errors import (
-    ConflictError,
-    ContentionError,
-    EngineError,
-    EngineTimeoutError,
-    FlowFabricError,
-    NotFoundError,
-    ResourceExhaustedError,
-    StateError,
-    TransportError,
-    UnavailableError,
-    ValidationError,
-)
-from flowfabric_worker.engine.limits import Limits
-from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
-from flowfabric_worker.middleware import AttemptEvent, Middleware
-from flowfabric_worker.outcomes import (
-    Cancel,
-    Delay,
-    DurableCallError,
-    ExecutionCancelled,
-    ExecutionExpired,
-    ExecutionFailed,
-    ExecutionSkipped,
-    Fail,
-    HandlerExit,
-    Interrupted,
-    ResultError,
-    Retry,
-    StepFailed,
-    WaitChildren,
-)
-from flowfabric_worker.runtime import RestartRequired, Runtime
-from flowfabric_worker.task import Call, Run, Submission, Task
-from flowfabric_worker.worker import Worker
+
+if TYPE_CHECKING:
+    from flowfabric_worker._runtime.log_filter import ExecutionLogFilter
+    from flowfabric_worker._tasks.options import TaskOptions
+    from flowfabric_worker.client import Client
+    from flowfabric_worker.codec import Codec, DecodingError, EncodingError
+    from flowfabric_worker.config import WorkerSettings
+    from flowfabric_worker.context import TaskContext, current
+    from flowfabric_worker.engine.errors import (
+        ConflictError,
+        ContentionError,
+        EngineError,
+        EngineTimeoutError,
+        FlowFabricError,
+        NotFoundError,
+        ResourceExhaustedError,
+        StateError,
+        TransportError,
+        UnavailableError,
+        ValidationError,
+    )
+    from flowfabric_worker.engine.limits import Limits
+    from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
+    from flowfabric_worker.middleware import AttemptEvent, Middleware
+    from flowfabric_worker.outcomes import (
+        Cancel,
+        Delay,
+        DurableCallError,
+        ExecutionCancelled,
+        ExecutionExpired,
+        ExecutionFailed,
+        ExecutionSkipped,
+        Fail,
+        HandlerExit,
+        Interrupted,
+        ResultError,
+        Retry,
+        StepFailed,
+        WaitChildren,
+    )
+    from flowfabric_worker.runtime import RestartRequired, Runtime
+    from flowfabric_worker.task import Call, Run, Submission, Task
+    from flowfabric_worker.worker import Worker
 
 __all__ = [
     "AttemptEvent",
@@ -92,3 +102,74 @@ __all__ = [
     "__version__",
     "current",
 ]
+
+# The module of every public name.
+_HOMES = {
+    "AttemptEvent": "middleware",
+    "Call": "task",
+    "Cancel": "outcomes",
+    "Client": "client",
+    "Codec": "codec",
+    "ConflictError": "engine.errors",
+    "ContentionError": "engine.errors",
+    "DecodingError": "codec",
+    "Delay": "outcomes",
+    "DurableCallError": "outcomes",
+    "EncodingError": "codec",
+    "EngineError": "engine.errors",
+    "EngineTimeoutError": "engine.errors",
+    "ExecutionCancelled": "outcomes",
+    "ExecutionExpired": "outcomes",
+    "ExecutionFailed": "outcomes",
+    "ExecutionLogFilter": "_runtime.log_filter",
+    "ExecutionSkipped": "outcomes",
+    "Fail": "outcomes",
+    "FailureClass": "engine.types.policies",
+    "FlowFabricError": "engine.errors",
+    "HandlerExit": "outcomes",
+    "Interrupted": "outcomes",
+    "Limits": "engine.limits",
+    "Middleware": "middleware",
+    "NotFoundError": "engine.errors",
+    "ResourceExhaustedError": "engine.errors",
+    "RestartRequired": "runtime",
+    "ResultError": "outcomes",
+    "Retry": "outcomes",
+    "RetryPolicy": "engine.types.policies",
+    "Run": "task",
+    "Runtime": "runtime",
+    "StateError": "engine.errors",
+    "StepFailed": "outcomes",
+    "Submission": "task",
+    "Task": "task",
+    "TaskContext": "context",
+    "TaskOptions": "_tasks.options",
+    "TransportError": "engine.errors",
+    "UnavailableError": "engine.errors",
+    "ValidationError": "engine.errors",
+    "WaitChildren": "outcomes",
+    "Worker": "worker",
+    "WorkerSettings": "config",
+    "current": "context",
+}
+# The public modules, which may be used as attributes of the package.
+_MODULES = frozenset({"client", "codec", "config", "context", "middleware", "outcomes", "schedule", "task", "worker"})
+
+
+# Type checkers must not see this function, or they accept every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name, or a public module, at its first use."""
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

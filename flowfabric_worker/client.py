@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
@@ -339,6 +338,9 @@ class Client:
         page = self.engine.list_tasks(limit=MAX_PAGE_SIZE)
         names = [task.name for task in page.tasks if isinstance(task, TaskInfo)]
         ends = {full.rpartition(".")[2]: full for full in names}
+        # The import stands here, because only an error needs it.
+        import difflib
+
         close = difflib.get_close_matches(name, [*names, *ends], n=1)
         hint = f" Did you mean {ends.get(close[0], close[0])!r}?" if close else ""
         return NotFoundError(

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import attrs
-from croniter import croniter
 
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
 from flowfabric_worker.engine.moments import EPOCH
@@ -241,6 +240,9 @@ def _cron_rule(cron: str, zone: ZoneInfo) -> _Rule:
         raise ValueError(f"cron= is a text of at most {_LONGEST_CRON} characters.")
     if _ALIAS.fullmatch(cron) is None and (len(cron.split(" ")) != 5 or _DRAWN.search(cron)):
         raise ValueError(f"{cron!r} is no cron expression: it has 5 fields, such as */5 * * * *.")
+    # The import stands here, so that only applications with cron expressions load croniter.
+    from croniter import croniter
+
     try:
         hours = croniter.expand(cron)[0][1]
         rule = _EveryHour(cron, zone) if hours == ["*"] or len(set(hours)) == 24 else _NamedHours(cron, zone)
@@ -262,6 +264,8 @@ class _Cron:
         return moment.astimezone(self._zone).replace(tzinfo=None)
 
     def _next_time(self, time: datetime) -> datetime:
+        from croniter import croniter
+
         found: datetime = croniter(self._cron, time.replace(microsecond=0, fold=0)).get_next(datetime)
         return found
 

@@ -1,7 +1,7 @@
-"""Testing an application: a plugin of pytest, and the clock of a worker's store.
+"""Helpers to test an application: a plugin of pytest, and the clock of a worker's store.
 
-The plugin's fixtures work on the fixture `flowfabric`, a worker of its own on a fresh store in memory. An application
-puts its own worker there:
+The fixtures of the plugin use the fixture `flowfabric`, a worker on a fresh store in memory. An application overrides
+it with its own worker:
 
     @pytest.fixture
     def flowfabric():
@@ -18,21 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
-from flowfabric_worker.engine.moments import moment_of
-from flowfabric_worker.worker import Worker
+if TYPE_CHECKING:
+    from flowfabric_worker.worker import Worker
 
 
 class Clock:
-    """The clock of a worker's store, for tests: it stands still until it is moved.
+    """The clock of a worker's store, for tests: it stands still until a test moves it.
 
-    Inside `worker.eager()` it goes on by itself, and can be moved too.
+    Inside `worker.eager()` the clock follows real time, and can be moved too.
 
     Args:
-        worker: inside `worker.in_memory()` or `worker.eager()`, or on another store that was prepared for tests.
-        moment: what it shows first.
+        worker: a worker inside `worker.in_memory()` or `worker.eager()`, or on a store that was prepared for tests.
+        moment: the first time of the clock.
     """
 
     def __init__(self, worker: Worker, moment: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
@@ -41,17 +42,22 @@ class Clock:
 
     @property
     def now(self) -> datetime:
-        """What it shows, in UTC."""
+        """The time of the clock, in UTC."""
+        # Imports of the package stand in functions, so that pytest loads this plugin quickly.
+        from flowfabric_worker.engine.moments import moment_of
+
         return moment_of(self._worker.engine.server_time())
 
     def move(self, duration: timedelta) -> None:
-        """Set the clock forward; what has become due by then runs with the next `worker.run_until_idle()`."""
+        """Move the clock forward; the next `worker.run_until_idle()` runs what has become due."""
         self._worker.engine.set_clock(self.now + duration)
 
 
 @pytest.fixture
 def flowfabric() -> Iterator[Worker]:
     """Provide a worker on a fresh store in memory; `flowfabric.run_until_idle()` runs what is due."""
+    from flowfabric_worker.worker import Worker
+
     with Worker("test").in_memory() as worker:
         yield worker
 

@@ -10,12 +10,11 @@ from collections.abc import Collection
 from enum import Enum
 from pathlib import PurePath
 from types import UnionType
-from typing import Any, Final, Literal, Never, NoReturn, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, Never, NoReturn, Union
 
 import attrs
 
 from flowfabric_worker._codecs.annotations import UNRESOLVED, field_hints, is_typed_dict, label_of, strip
-from flowfabric_worker._codecs.fields import CattrsConverter, RecordClass, TypedDictClass
 from flowfabric_worker._codecs.kinds import (
     COLLECTIONS,
     SCALARS,
@@ -36,6 +35,9 @@ from flowfabric_worker._codecs.models import REGISTERED, is_pydantic_model, pyda
 from flowfabric_worker._codecs.texts import TEXTS, text
 from flowfabric_worker._codecs.unions import UnionOfMembers
 
+if TYPE_CHECKING:
+    from flowfabric_worker._codecs.fields import CattrsConverter
+
 _UNTYPED: Final = (Any, object, Never, NoReturn)
 
 
@@ -50,10 +52,10 @@ class Conversions:
     def __init__(self, native: Collection[type] = ()) -> None:
         self._native = frozenset(native)
         self._known: dict[Any, Conversion] = {}
+        self._cattrs: CattrsConverter | None = None
         self._any = untouched() if object in self._native else anything(SCALARS | self._native)
         # The keys of dicts are text in every codec.
         self._of_keys = Conversions() if self._native else self
-        self._cattrs = CattrsConverter(self.of)
 
     def of(self, annotation: Any) -> Conversion:
         """Return the conversion of an annotation; for one that cannot be encoded, a conversion that says so in use."""
@@ -121,13 +123,21 @@ class Conversions:
             return self._mapping(label, MAPPINGS[kind], arguments)
         if getattr(kind, "__parameters__", ()) and not arguments and _has_fields(kind):
             return unsupported(label, f"{label} is generic: say of what, such as {label}[int]")
-        if is_typed_dict(kind):
-            return TypedDictClass(annotation, kind, self.of).conversion()
         if is_pydantic_model(kind):
             return pydantic_model(label, kind)
-        if attrs.has(kind) or dataclasses.is_dataclass(kind):
-            return RecordClass(annotation, kind, self.of, self._cattrs).conversion()
+        if is_typed_dict(kind) or attrs.has(kind) or dataclasses.is_dataclass(kind):
+            return self._class_with_fields(annotation, kind)
         return unsupported(label)
+
+    def _class_with_fields(self, annotation: Any, kind: type[Any]) -> Conversion:
+        # The import stands here, so that only applications with such classes load cattrs.
+        from flowfabric_worker._codecs.fields import CattrsConverter, RecordClass, TypedDictClass
+
+        if is_typed_dict(kind):
+            return TypedDictClass(annotation, kind, self.of).conversion()
+        if self._cattrs is None:
+            self._cattrs = CattrsConverter(self.of)
+        return RecordClass(annotation, kind, self.of, self._cattrs).conversion()
 
     def _mapping(self, label: str, kind: type[Any], arguments: tuple[Any, ...]) -> Conversion:
         if kind is Counter:

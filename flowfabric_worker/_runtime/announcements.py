@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -37,6 +36,9 @@ def start_line(
 
 def unknown_lanes(worker_name: str, tasks: Iterable[Task[..., Any]], lanes: Mapping[str, int]) -> list[str]:
     """Return a warning for each lane in `--lanes` that no task of the worker uses."""
+    # The import stands here, because few workers need it.
+    import difflib
+
     known = sorted({task.options_given.lane for task in tasks})
     warnings = []
     for lane in sorted(lanes.keys() - set(known)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-import statistics
 import threading
 from collections.abc import Iterable
 from typing import Final, TypeVar
@@ -266,6 +265,9 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
         else:
             failed.setdefault(each.task, []).append(each)
     if completed:
+        # The import stands here, because only busy workers need it.
+        import statistics
+
         tasks = sorted(completed.items(), key=lambda item: -len(item[1]))
         parts = [f"{task} {len(times):,} (median {spoken(statistics.median(times))})" for task, times in tasks]
         if len(parts) > _MOST_NAMED:

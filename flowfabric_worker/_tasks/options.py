@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -192,6 +191,9 @@ def change_options(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOpti
     known = attrs.fields_dict(TaskOptions)
     unknown = sorted(changes.keys() - known.keys())
     if unknown:
+        # The import stands here, because only an error needs it.
+        import difflib
+
         similar = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {similar[0]!r}?" if similar else ""
         raise TypeError(f"unknown option {', '.join(map(repr, unknown))}.{hint} The options are {', '.join(known)}.")

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
 
-import tenacity
-
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores.dedicated_connections import keep_connections
@@ -73,6 +71,9 @@ def call_with_retries(attempt: Callable[[], T], retry_for: float) -> T:
     except TransportError as error:
         if not error.retryable or retry_for <= 0 or _call_retries_disabled.get():
             raise
+    # The import stands here, because few calls fail.
+    import tenacity
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),

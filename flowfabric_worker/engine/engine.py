@@ -12,7 +12,6 @@ from flowfabric_worker.engine.maintenance import Maintenance
 from flowfabric_worker.engine.reads import Reads
 from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.schedules import Schedules
-from flowfabric_worker.engine.stores import anchored_url, open_store
 from flowfabric_worker.engine.streams import Streams
 from flowfabric_worker.engine.suspension import Suspension
 from flowfabric_worker.engine.workers import Workers
@@ -52,6 +51,9 @@ def open_engine(
     Raises:
         ValidationError: the namespace is not valid. An invalid URL is reported at the first call.
     """
+    # The import stands here, so that importing the package does not load the driver.
+    from flowfabric_worker.engine.stores.urls import anchored_url, open_store
+
     # The URL is made absolute here, so that a process means the same store after it changed its directory or forked.
     anchored = anchored_url(url)
     return Engine(lambda: open_store(anchored), namespace=namespace, limits=limits, retry_for=retry_for)

