@@ -1,15 +1,15 @@
--- What a resume condition means, counted leaf by leaf; `evaluate` in engine/conditions.py is the meaning, and a property
+-- Resume conditions, counted leaf by leaf. `evaluate` in engine/conditions.py defines what a condition means, and a property
 -- test compares the two.
 --
 -- A condition comes as pack{word, ...} in postfix order, as engine/conditions.py writes it. Conditions are joined by
 -- all_of alone, at any depth, so one is met when all of its leaves are. A leaf is met for good once it has counted what it
 -- needs: a signal adds to the leaves that it matches, and no signal is ever looked at again.
 
--- What a leaf counts apart: of these kinds each name counts once. A signal's id stands once in an execution, so each
--- accepted signal is another one.
+-- The kinds of leaves that count each waitpoint or source once. A signal id stands once in an execution, so each accepted
+-- signal counts.
 local COUNTED_ONCE = { waitpoints = true, sources = true }
 
--- Reads one leaf from place `at` of the words; answers it and the place behind it.
+-- Return the leaf at place `at` of the words, and the place after it.
 local function read_leaf(words, at)
   if words[at] == 'single' then
     return { needed = 1, kind = 'signals', name = words[at + 2], names = { [words[at + 1]] = true } }, at + 3
@@ -22,7 +22,7 @@ local function read_leaf(words, at)
   return leaf, at + 5 + count
 end
 
--- The leaves of a condition; `is_endless` says that no signal can meet it.
+-- Return the leaves of a condition. `is_endless` is set if no signal can meet it.
 function ff.leaves(text)
   local words, leaves, at = ff.unpack(text), {}, 1
   while at <= #words do
@@ -38,7 +38,7 @@ function ff.leaves(text)
   return leaves
 end
 
--- The counts of some leaves as they are stored, '<count>,<count>,...'; '' before the first signal.
+-- Return the counts of some leaves from their stored form, '<count>,<count>,...', which is '' before the first signal.
 function ff.read_counts(text, leaves)
   local counts = {}
   for count in string.gmatch(text or '', '%d+') do
@@ -50,8 +50,8 @@ function ff.read_counts(text, leaves)
   return counts
 end
 
--- Adds a signal to the counts of the leaves that it matches; answers whether it matched one. `key` is the hash that
--- remembers what was counted once: at most as many names as the leaf needs.
+-- Add a signal to the counts of the leaves that it matches, and return whether it matched any. `key` is the hash of what has
+-- been counted: at most as many names as the leaf needs.
 function ff.count_signal(key, leaves, counts, signal)
   local matched = false
   for i, leaf in ipairs(leaves) do
@@ -67,7 +67,7 @@ function ff.count_signal(key, leaves, counts, signal)
   return matched
 end
 
--- Whether counts meet a condition.
+-- Return whether counts meet a condition.
 function ff.is_met(leaves, counts)
   for i, leaf in ipairs(leaves) do
     if counts[i] < leaf.needed then

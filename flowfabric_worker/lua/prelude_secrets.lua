@@ -1,26 +1,27 @@
 -- The secrets that sign waitpoint tokens.
 --
--- They lie in one hash of the partition: current is the kid that signs, kids all of them, s<kid> holds pack{secret,
+-- They are stored in one hash of the partition: current is the kid that signs, kids all of them, s<kid> holds pack{secret,
 -- fingerprint, until}. Tokens are signed and checked in Python; the functions only say whether the secret that was used
 -- still holds.
 
+-- Return pack{secret, fingerprint, until} of a kid as a list, or nil.
 function ff.secret_of(ctx, kid)
   local stored = call('HGET', ctx.base .. ':secrets', 's' .. kid)
-  return stored and ff.unpack(stored)
+  return stored and ff.unpack(stored) or nil
 end
 
--- Whether a secret is past its grace: at the very end of it, too.
+-- Return whether the grace of a secret is over. It is over at its last millisecond.
 function ff.is_over(ctx, secret)
   return secret[3] ~= '' and tonumber(secret[3]) <= ctx.now
 end
 
--- Whether a secret, by its kid and fingerprint, is the one that signs.
+-- Return whether the secret of a kid and fingerprint is the one that signs.
 function ff.is_signing(ctx, kid, fingerprint)
   local secret = ff.secret_of(ctx, kid)
   return secret and secret[2] == fingerprint and call('HGET', ctx.base .. ':secrets', 'current') == kid
 end
 
--- Stores the first secret of a partition unless it has one; answers kid, secret and fingerprint of the one that signs.
+-- Store the first secret of a partition unless it has one. Return kid, secret and fingerprint of the secret that signs.
 function ff.first_secret(ctx, kid, secret, fingerprint)
   local key = ctx.base .. ':secrets'
   if call('HSETNX', key, 'current', kid) == 1 then
@@ -31,7 +32,7 @@ function ff.first_secret(ctx, kid, secret, fingerprint)
   return current, stored[1], stored[2]
 end
 
--- The kids of a partition whose secrets still hold, and those whose do not.
+-- Return the kids of a partition whose secrets are valid, and those whose secrets have expired.
 function ff.sort_kids(ctx)
   local kept, over = {}, {}
   for _, kid in ipairs(ff.unpack(call('HGET', ctx.base .. ':secrets', 'kids') or '')) do
@@ -41,13 +42,14 @@ function ff.sort_kids(ctx)
   return kept, over
 end
 
--- Makes a secret the one that signs; the one before holds until the end of its grace.
+-- Sign with a secret from now on; the one before is valid until the end of its grace. Return the kid before, or ''.
 function ff.promote(ctx, kept, kid, secret, fingerprint, grace)
   local key = ctx.base .. ':secrets'
   local previous = call('HGET', key, 'current')
   local old = previous and ff.secret_of(ctx, previous)
   if old then
-    call('HSET', key, 's' .. previous, ff.pack({ old[1], old[2], ff.text(ctx.now + grace) }))
+    old[3] = ff.text(ctx.now + grace)
+    call('HSET', key, 's' .. previous, ff.pack(old))
   end
   local kids, is_known = {}, false
   for i, each in ipairs(kept) do

@@ -1,11 +1,12 @@
--- Signals: how they are kept, counted, and answered.
+-- Signals: how they are stored, counted, and answered.
 
--- What the head of a signal holds.
+-- The parts of the head of a signal, in their order.
 local HEAD = {
   'id', 'waitpoint', 'waitpoint_name', 'name', 'category', 'source_type', 'source', 'accepted', 'correlation', 'effect',
   'call',
 }
 
+-- Return the head of a stored signal.
 function ff.read_head(text)
   local parts, signal = ff.unpack(text), {}
   for i, name in ipairs(HEAD) do
@@ -14,12 +15,12 @@ function ff.read_head(text)
   return signal
 end
 
--- The fields of a signal's idempotency key and of its id.
+-- Return the field of a signal's idempotency key.
 local function key_field(signal)
   return 'k' .. signal.waitpoint .. ':' .. signal.key
 end
 
--- What a signal was answered that came before, by its key or its id; nil of a new one.
+-- Return the reply to a signal whose key or id is known, or nil if the signal is new.
 local function answered_before(ctx, uuid, signal)
   local signals = ff.waits_key(ctx, 'g', uuid)
   local stored = call('HMGET', signals, 'i' .. signal.id, key_field(signal))
@@ -38,7 +39,7 @@ local function answered_before(ctx, uuid, signal)
   return { 'duplicate', head.id }
 end
 
--- What is to be told of a signal that matched nothing: the condition.
+-- Return the condition that a signal failed to match, or '' if its suspension is not the last one.
 local function awaited(ctx, record, waitpoint)
   if waitpoint.suspension ~= ff.text(ff.suspension_of(record)) then
     return ''
@@ -46,7 +47,7 @@ local function awaited(ctx, record, waitpoint)
   return call('HGET', ff.suspension_key(ctx, record.uuid, tonumber(waitpoint.suspension)), 'condition') or ''
 end
 
--- Writes an accepted signal under the next number.
+-- Write an accepted signal under a number.
 local function write_signal(ctx, uuid, signal, number, window)
   local signals, parts = ff.waits_key(ctx, 'g', uuid), {}
   for i, name in ipairs(HEAD) do
@@ -62,7 +63,7 @@ local function write_signal(ctx, uuid, signal, number, window)
   call('HSET', signals, unpack(list)) -- bounded: the fields of one signal
 end
 
--- Counts a signal to an active waitpoint; answers its effect.
+-- Count a signal to an active waitpoint, and return its effect.
 local function count(ctx, record, signal)
   local key = ff.suspension_key(ctx, record.uuid, ff.suspension_of(record))
   local stored = call('HMGET', key, 'condition', 'counts')
@@ -76,7 +77,7 @@ local function count(ctx, record, signal)
   return ff.is_met(leaves, counts) and 'resume_condition_satisfied' or 'appended_to_waitpoint'
 end
 
--- The failure of a signal that its waitpoint does not take: it is closed, or its one decision was made.
+-- Return the failure of a signal to a closed waitpoint, or of a second decision; nil if the waitpoint takes the signal.
 local function not_taken(ctx, record, waitpoint, signal, standing, why)
   local decision = call('HGET', ff.waits_key(ctx, 'w', record.uuid), 'd' .. waitpoint.id)
   local decided = decision and signal.category == 'approval'
@@ -87,8 +88,10 @@ local function not_taken(ctx, record, waitpoint, signal, standing, why)
   return ff.failure('waitpoint_closed', waitpoint.id, why or 'decided', parts[2] or '', parts[4] or '')
 end
 
--- Delivers a signal whose sender may do so to a waitpoint of a record. Answers 'accepted' id effect, and of one that
--- matched nothing the condition; 'duplicate' id; or a failure.
+-- Deliver a signal, whose sender has been checked, to a waitpoint of a record.
+-- Replies: 'accepted', id, effect, and for a signal that matched nothing the condition and the waitpoint's name; or
+-- 'duplicate', id of the first signal.
+-- Errors: waitpoint_closed, signal_limit_exceeded.
 function ff.deliver(ctx, record, waitpoint, signal, window)
   local uuid = record.uuid
   local before = answered_before(ctx, uuid, signal)
@@ -113,7 +116,7 @@ function ff.deliver(ctx, record, waitpoint, signal, window)
   write_signal(ctx, uuid, signal, ff.text(number), window)
   if standing == 'pending' and waitpoint.first == '' then
     waitpoint.first = ff.text(number)
-    call('HSET', ff.waits_key(ctx, 'w', uuid), 'w' .. waitpoint.id, ff.pack_waitpoint(waitpoint))
+    ff.write_waitpoint(ctx, uuid, waitpoint)
   end
   if signal.category == 'approval' then
     local decision = ff.pack({ signal.id, signal.name, signal.source_type, signal.source })
@@ -130,7 +133,7 @@ function ff.deliver(ctx, record, waitpoint, signal, window)
   return answer
 end
 
--- The signal of some arguments from `at` on: id, name, category, source type, source, correlation id, '=' + payload or '',
+-- Return the signal in the arguments from `at` on: id, name, category, source type, source, correlation id, '=' + payload or '',
 -- idempotency key.
 function ff.signal_of(args, at, waitpoint, call_id)
   return {

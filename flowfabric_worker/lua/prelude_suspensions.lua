@@ -1,4 +1,4 @@
--- Suspensions and waitpoints: where they lie, where they stand, and the one way in which they close.
+-- Suspensions and their waitpoints: how they are stored, and the one routine that closes them.
 --
 -- An execution that has waitpoints names four further keys in its record, and the number of its last suspension in the
 -- field `suspension`, from 0:
@@ -24,25 +24,27 @@ local BLOCKED_BY = {
   manual_pause = 'o',
 }
 
+-- Return the state of an execution that is suspended for a reason.
 function ff.suspended_state(reason)
   return 'sun' .. (BLOCKED_BY[reason] or 's') .. 'n' .. ff.INTERRUPTED
 end
 
+-- Return one of the further keys of an execution that waits, by its kind.
 function ff.waits_key(ctx, kind, uuid)
   return ctx.base .. ':' .. kind .. ':' .. uuid
 end
 
--- The key of a suspension by its number.
+-- Return the key of a suspension by its number.
 function ff.suspension_key(ctx, uuid, number)
   return ff.waits_key(ctx, 's' .. number % 2, uuid)
 end
 
--- The number of the last suspension of a record, 0 before the first; nil when it never had a waitpoint.
+-- Return the number of a record's last suspension: 0 before the first, nil if the record never had a waitpoint.
 function ff.suspension_of(record)
   return ff.number(record.suspension)
 end
 
--- Adds what makes a record one that has waitpoints; `keys` must have been read.
+-- Add the fields of a record that is about to have waitpoints to `list`. The record's field `keys` must have been read.
 function ff.begin_waits(record, list)
   if not ff.suspension_of(record) then
     local uuid, names = record.uuid, {}
@@ -55,20 +57,20 @@ end
 
 -- Listings --------------------------------------------------------------------------------------------------------------
 
--- How the list of suspended executions has one: in the order of namespace, moment and id.
+-- Return the member for an execution in the list of suspended executions, which is sorted by namespace, moment and id.
 function ff.suspended_member(namespace, at, uuid)
   return namespace .. string.format('%015.0f', at) .. uuid
 end
 
--- Takes an execution from the list of suspended ones.
+-- Remove an execution from the list of suspended executions.
 function ff.unlist_suspended(ctx, class, at, uuid)
   call('ZREM', ctx.base .. ':suspended', ff.suspended_member(ff.class(class).namespace, tonumber(at), uuid))
 end
 
 -- Closing ---------------------------------------------------------------------------------------------------------------
 
--- Closes the open suspension of a record, whatever ended it: the suspension, all of its waitpoints, and its timers, which
--- are fields that join `list`. `reason` says what resumed the execution, nil when the execution ended.
+-- Close the open suspension of a record, whatever ends it: the suspension, all of its waitpoints, and its timers, which are
+-- fields added to `list`. `reason` is what resumed the execution, or nil if the execution ends.
 function ff.close_suspension(ctx, record, why, reason, list)
   local uuid, number = record.uuid, ff.suspension_of(record)
   local key, kept, open = ff.suspension_key(ctx, uuid, number), ff.waits_key(ctx, 'w', uuid), ff.waits_key(ctx, 'o', uuid)
@@ -85,7 +87,7 @@ function ff.close_suspension(ctx, record, why, reason, list)
   ff.append(list, { 'suspended_at', '', 'suspended_until', '' })
 end
 
--- Closes every waitpoint of an execution that ends; further fields to write join `list`.
+-- Close every waitpoint of an execution that ends. Further fields to write are added to `list`.
 function ff.close_waits(ctx, record, why, list)
   if not ff.suspension_of(record) then
     return
@@ -99,8 +101,8 @@ function ff.close_waits(ctx, record, why, list)
   call('UNLINK', ff.waits_key(ctx, 'o', record.uuid))
 end
 
--- Resumes a suspended execution after a delay in ms, for a reason: signal, operator or timeout. `list` has further fields
--- to write.
+-- Resume a suspended execution after a delay in ms, for a reason: signal, operator or timeout. `list` has further fields to
+-- write.
 function ff.resume(ctx, record, why, reason, delay, list)
   ff.close_suspension(ctx, record, why, reason, list)
   ff.append(list, { 'state', (delay > 0 and ff.RESUMING or ff.READY) .. ff.INTERRUPTED, 'mutated', ctx.now_text })
@@ -116,7 +118,7 @@ local TIMED_OUT = {
   cancel = { 'cancelled', 'cancel_reason', 'suspension_timeout', 'cancelled_by', 'system_timeout' },
 }
 
--- Carries out what a suspension is to do when its time is over.
+-- Carry out the time-out behavior of a suspension.
 function ff.time_out(ctx, record)
   local key = ff.suspension_key(ctx, record.uuid, ff.suspension_of(record))
   local stored = call('HMGET', key, 'behavior', 'delay')

@@ -1,32 +1,37 @@
--- Waitpoints: where one stands, and the one that an execution has under a name.
+-- Waitpoints: how they are stored, and whether each is pending, active or closed.
 
--- The parts of a stored waitpoint, in their order. A moment or a number that there is not is ''; first is the number of
--- the first signal that was buffered.
+-- The parts of a stored waitpoint, in their order. A missing moment or number is ''; `first` is the number of the first
+-- signal that was buffered.
 local PARTS = { 'name', 'kid', 'created', 'expires', 'activated', 'suspension', 'life', 'first' }
 
-function ff.pack_waitpoint(waitpoint)
+-- Return the stored form of a waitpoint. Parts that a newer release added are kept.
+local function pack_waitpoint(waitpoint)
   local parts = {}
   for i, name in ipairs(PARTS) do
     parts[i] = waitpoint[name]
   end
+  ff.append(parts, waitpoint.further)
   return ff.pack(parts)
 end
 
--- A waitpoint of an execution; nil when the execution has none of that id.
+-- Return a waitpoint of an execution, or nil if the execution has none of that id.
 function ff.waitpoint(ctx, uuid, id)
   local text = call('HGET', ff.waits_key(ctx, 'w', uuid), 'w' .. id)
   if not text then
     return nil
   end
-  local parts, waitpoint = ff.unpack(text), { id = id }
+  local parts, waitpoint = ff.unpack(text), { id = id, further = {} }
   for i, name in ipairs(PARTS) do
     waitpoint[name] = parts[i] .. ''
+  end
+  for i = #PARTS + 1, #parts do
+    waitpoint.further[i - #PARTS] = parts[i]
   end
   return waitpoint
 end
 
--- Where a waitpoint stands: 'pending'; 'active'; or 'closed', why, and whether that is for good: what closed because its
--- execution ended, or before its suspension began, is opened when it is asked for again.
+-- Return 'pending' or 'active'; or 'closed', the reason, and whether the waitpoint is closed for good. A waitpoint that closed
+-- with its execution, or expired before its suspension, is opened again when it is asked for.
 function ff.standing(ctx, uuid, waitpoint)
   local stored = call('HMGET', ff.waits_key(ctx, 'w', uuid), 's' .. waitpoint.suspension, 'e' .. waitpoint.life)
   if waitpoint.suspension ~= '' then
@@ -45,15 +50,15 @@ function ff.standing(ctx, uuid, waitpoint)
   return 'pending'
 end
 
--- How many waitpoints of an execution are open; those that expired leave the index.
+-- Return how many waitpoints of an execution are open, after removing expired ones from the index.
 function ff.count_open(ctx, uuid)
   local key = ff.waits_key(ctx, 'o', uuid)
   ff.chunked('ZREM', key, call('ZRANGE', key, '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, 100))
   return call('ZCOUNT', key, '(' .. ctx.now_text, '+inf')
 end
 
--- The waitpoint that a call asks for by its name: the one that the execution has, or a new one; and where it stands.
--- One that closed without an answer is opened again, under its id.
+-- Return the waitpoint that a call asks for by its name, and its state: 'new', 'reopened', or as ff.standing returns it. A
+-- waitpoint that closed without an answer is opened again under its id.
 function ff.asked_for(ctx, record, name, new_id, kid)
   local key = ff.waits_key(ctx, 'w', record.uuid)
   local stored = call('HMGET', key, 'n' .. name, 'life')
@@ -62,7 +67,7 @@ function ff.asked_for(ctx, record, name, new_id, kid)
   if not waitpoint then
     return {
       id = new_id, name = name, kid = kid, created = ctx.now_text, expires = '', activated = '', suspension = '',
-      life = life, first = '',
+      life = life, first = '', further = {},
     }, 'new'
   end
   local standing, why, for_good = ff.standing(ctx, record.uuid, waitpoint)
@@ -71,7 +76,7 @@ function ff.asked_for(ctx, record, name, new_id, kid)
   end
   local secret = ff.secret_of(ctx, waitpoint.kid)
   if not secret or ff.is_over(ctx, secret) then
-    -- Its token opens nothing any more, so another one takes its place.
+    -- Its token is not valid any more, so a new one is signed.
     waitpoint.kid = kid
   end
   return waitpoint, standing, why
@@ -90,8 +95,14 @@ function ff.show(ctx, uuid, waitpoint, shown)
   end
 end
 
-function ff.write_waitpoint(ctx, uuid, waitpoint, score)
+-- Write a waitpoint.
+function ff.write_waitpoint(ctx, uuid, waitpoint)
   local key = ff.waits_key(ctx, 'w', uuid)
-  call('HSET', key, 'n' .. waitpoint.name, waitpoint.id, 'w' .. waitpoint.id, ff.pack_waitpoint(waitpoint))
+  call('HSET', key, 'n' .. waitpoint.name, waitpoint.id, 'w' .. waitpoint.id, pack_waitpoint(waitpoint))
+end
+
+-- Write a waitpoint that is open until a moment, or '+inf' if its suspension closes it.
+function ff.open_waitpoint(ctx, uuid, waitpoint, score)
+  ff.write_waitpoint(ctx, uuid, waitpoint)
   call('ZADD', ff.waits_key(ctx, 'o', uuid), score, waitpoint.id)
 end

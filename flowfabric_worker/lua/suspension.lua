@@ -36,7 +36,7 @@ ff.register_single('create_waitpoint', {}, function(ctx, args)
     local list = { 'mutated', ctx.now_text }
     waitpoint.expires = ff.text(ctx.now + wait_ms)
     ff.begin_waits(record, list)
-    ff.write_waitpoint(ctx, uuid, waitpoint, waitpoint.expires)
+    ff.open_waitpoint(ctx, uuid, waitpoint, waitpoint.expires)
     ff.change(ctx, record, list)
   end
   if standing ~= 'closed' then
@@ -132,7 +132,7 @@ local function begin_suspension(ctx, record, args, draft, waitpoints)
   for i, waitpoint in ipairs(waitpoints) do
     ids[i] = waitpoint.id
     waitpoint.suspension, waitpoint.activated, waitpoint.expires = ff.text(draft.number), ctx.now_text, until_ms
-    ff.write_waitpoint(ctx, record.uuid, waitpoint, '+inf')
+    ff.open_waitpoint(ctx, record.uuid, waitpoint, '+inf')
     ff.show(ctx, record.uuid, waitpoint, waitpoint.shown)
   end
   local last = tonumber(call('HGET', ff.waits_key(ctx, 'g', record.uuid), 'last') or '0')
