@@ -31,7 +31,7 @@ from flowfabric_worker.engine.types.suspension import (
 )
 from tests.conftest import Clock
 from tests.support.dumps import Dump
-from tests.support.executions import LANE, claim_one, claimed_ids, info_of, refused, running
+from tests.support.executions import LANE, claim_one, claimed_ids, info_of, raw_client, raw_key, refused, running
 from tests.support.suspension_operations import approval
 from tests.support.suspensions import MINUTE, SECOND, signal, suspend, suspended, waiting_for
 
@@ -330,3 +330,44 @@ def test_a_signal_and_an_operator_that_race_have_one_winner(engine: Engine, othe
             assert state == "waiting"
             assert (by_operator == "execution_not_suspended") == (by_signal != "waitpoint_closed")
         claimed_ids(engine)
+
+
+def test_a_steady_flow_of_signals_keeps_no_execution_from_its_end(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE)
+    pending = engine.create_waitpoint(claimed.handle, "news", MINUTE)
+
+    def act(number: int) -> Any:
+        if number == 0:
+            return engine.complete(claimed.handle)
+        answers = []
+        for _ in range(60):
+            try:
+                answers.append(effects(signal(engine, claimed.execution_id, pending))[0])
+            except EngineError as error:
+                answers.append(error.details["why"])
+        return answers
+
+    completed, *answers = together(8, act)
+
+    assert completed is None
+    buffered = SignalEffect.BUFFERED_FOR_PENDING_WAITPOINT
+    told = [answer for each in answers for answer in each]
+    assert set(told) <= {buffered, "completed"}
+    client, uuid = raw_client(engine, claimed.execution_id.partition), claimed.execution_id.uuid
+    kept = client.hget(raw_key(engine, claimed.execution_id.partition, f"g:{uuid}"), "last")
+    assert int(kept or 0) == told.count(buffered)
+
+
+def test_what_a_newer_release_added_to_a_waitpoint_is_kept(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE)
+    pending = engine.create_waitpoint(claimed.handle, "go", MINUTE)
+    partition, uuid = claimed.execution_id.partition, claimed.execution_id.uuid
+    client, key = raw_client(engine, partition), raw_key(engine, partition, f"w:{uuid}")
+    field = f"w{pending.waitpoint_id}"
+    client.hset(key, field, (client.hget(key, field) or b"") + b"5:newer")
+
+    signal(engine, claimed.execution_id, pending, "no")
+    suspend(engine, claimed, "go", condition=Single("go", SignalMatcher("go")))
+
+    assert (client.hget(key, field) or b"").endswith(b"5:newer")
+    assert effects(signal(engine, claimed.execution_id, pending)) == [RESUMED]
