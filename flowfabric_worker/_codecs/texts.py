@@ -13,6 +13,8 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from flowfabric_worker._codecs.kinds import Conversion, Mismatch, brief, not_exact, unexpected
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.ids import ExecutionId
 
 _SECONDS: Final = re.compile(r"(-?)([0-9]{1,15})(?:\.([0-9]{1,6}))?")
 
@@ -73,6 +75,7 @@ TEXTS: Final[dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]]] = {
     time: (_write_moment, _reader(time)),
     timedelta: (_seconds, _timedelta),
     UUID: (str, UUID),
+    ExecutionId: (str, ExecutionId.parse),
     Decimal: (str, Decimal),
     bytes: (
         lambda value: base64.b64encode(value).decode(),
@@ -96,7 +99,7 @@ def text(label: str, kind: type, write: Callable[[Any], str], read: Callable[[st
             raise unexpected(f"the text of a {label}", plain)
         try:
             return read(plain)
-        except (ValueError, ArithmeticError, LookupError, OSError) as error:
+        except (ValueError, ArithmeticError, LookupError, OSError, ValidationError) as error:
             raise Mismatch(f"not the text of a {label}: {brief(error)}") from None
 
     return Conversion(label=label, encode=encode, decode=decode, wire=frozenset({str}), kind=kind)

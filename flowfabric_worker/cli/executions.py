@@ -13,6 +13,7 @@ from flowfabric_worker.cli.exits import CommandError, ExitCode
 from flowfabric_worker.cli.output import console, moment, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.cli.parameters import (
     duration,
+    header,
     json_object,
     json_option,
     json_value,
@@ -21,6 +22,7 @@ from flowfabric_worker.cli.parameters import (
     with_client,
 )
 from flowfabric_worker.client import Client, Listing
+from flowfabric_worker.engine.ids import with_plain_ids
 from flowfabric_worker.engine.types.policies import RetryPolicy
 from flowfabric_worker.engine.types.reads import ExecutionInfo, ExecutionSummary, PastAttempt
 from flowfabric_worker.engine.types.states import PublicState
@@ -44,6 +46,19 @@ _STATES = [state.value for state in PublicState]
     "--retries", type=click.IntRange(min=0), metavar="N", help="Tries after a failed one; else the task's own."
 )
 @tag_option("A name to find it by; may repeat.")
+@click.option(
+    "--header",
+    "headers",
+    type=header,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A text that its handler finds in current().headers; may repeat.",
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["raise", "return"]),
+    help="If --key was used with other arguments: an error, or the first execution; else the task's own.",
+)
 @click.option("--force", is_flag=True, help="Submit also what no worker has published, with the default options.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @timeout_option
@@ -56,6 +71,7 @@ def submit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     tags: tuple[tuple[str, str], ...],
+    headers: tuple[tuple[str, str], ...],
     retries: int | None,
     force: bool,
     wait: bool,
@@ -73,6 +89,8 @@ def submit(
     given = {name: value for name, value in options.items() if value is not None}
     if tags:
         given["tags"] = dict(tags)
+    if headers:
+        given["headers"] = dict(headers)
     if retries is not None:
         given["retry"] = RetryPolicy(max_retries=retries) if retries else None
     run = client.submit(task, args, kwargs, force=force, **given)
@@ -81,7 +99,7 @@ def submit(
     elif as_json:
         print_json({"execution_id": run.id, "created": run.created})
     else:
-        click.echo(str(run.id))
+        click.echo(run.id.plain)
         if not run.created:
             click.echo("It was there already, under this key.", err=True)
 
@@ -157,7 +175,7 @@ def explain(client: Client, *, execution_id: str, as_json: bool) -> None:
     if as_json:
         print_json(explanation)
     else:
-        console().print(shown(explanation.text), soft_wrap=True)
+        console().print(shown(with_plain_ids(explanation.text)), soft_wrap=True)
 
 
 def _missing(execution_id: str) -> CommandError:
@@ -208,7 +226,7 @@ def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:
 def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
     """Yield what there is to say of an execution, a line each."""
     said = {
-        "id": info.execution_id,
+        "id": info.execution_id.plain,
         "task": info.task,
         "lane": info.lane,
         "state": info.public_state,

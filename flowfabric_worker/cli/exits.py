@@ -20,6 +20,7 @@ from flowfabric_worker.engine.errors import (
     UnavailableError,
     ValidationError,
 )
+from flowfabric_worker.engine.ids import with_plain_ids
 from flowfabric_worker.outcomes import ResultError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -142,6 +143,7 @@ def _asks_for_json(args: Iterable[str]) -> bool:
 
 def _tell(error: Exception, message: str, as_json: bool) -> None:
     """Say on stderr what ended the command."""
+    message = with_plain_ids(message)
     if as_json:
         print_json({"error": message, "code": code_of(error), "exit_code": exit_code_of(error)}, err=True)
     else:

@@ -41,7 +41,7 @@ def shown(text: str) -> str:
 def plain(value: Any) -> Any:
     """Record, ids, durations and bytes as what JSON has; durations in seconds."""
     if isinstance(value, ExecutionId):
-        return str(value)
+        return value.plain
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, timedelta):
@@ -81,7 +81,7 @@ def print_table(
         folded: columns that may take several lines there.
         counts: columns of numbers.
     """
-    cells = [[shown(str(cell)) for cell in row] for row in rows]
+    cells = [[shown(str(plain(cell))) for cell in row] for row in rows]
     has_header = any(map(str.strip, headers))
     out = console()
     if not out.is_terminal:
@@ -112,7 +112,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 def fits(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
     """Return whether a table can be shown whole: always where there is no terminal."""
     out = console()
-    widths = _widths([headers, *([shown(str(cell)) for cell in row] for row in rows)])
+    widths = _widths([headers, *([shown(str(plain(cell))) for cell in row] for row in rows)])
     return not out.is_terminal or sum(widths) + _GAP * (len(widths) - 1) <= out.width
 
 

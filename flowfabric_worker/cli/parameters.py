@@ -74,9 +74,18 @@ def json_object(text: str) -> dict[str, Any]:
 
 def tag(text: str) -> tuple[str, str]:
     """Read a tag, as in color=red."""
+    return _pair(text, "tag")
+
+
+def header(text: str) -> tuple[str, str]:
+    """Read a header, as in traceparent=00-1a."""
+    return _pair(text, "header")
+
+
+def _pair(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise click.BadParameter(f"{text!r} is no tag; write NAME=VALUE.")
+        raise click.BadParameter(f"{text!r} is no {what}; write NAME=VALUE.")
     return name, value
 
 

@@ -14,7 +14,7 @@ from flowfabric_worker.cli.output import print_json, shown
 from flowfabric_worker.cli.parameters import json_option, with_client
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError, StateError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, with_plain_ids
 
 _STDIN: Final = "-"
 
@@ -78,14 +78,15 @@ def _say_done(identity: ExecutionId, done: str, as_json: bool) -> None:
     if as_json:
         print_json({"execution_id": identity, "ok": True})
     else:
-        click.echo(f"{identity} {done}.")
+        click.echo(f"{identity.plain} {done}.")
 
 
 def _say_failure(identity: ExecutionId, error: Exception, as_json: bool) -> None:
+    message = with_plain_ids(str(error))
     if as_json:
-        print_json({"execution_id": identity, "ok": False, "error": str(error), "code": code_of(error)})
+        print_json({"execution_id": identity, "ok": False, "error": message, "code": code_of(error)})
     else:
-        said = str(error) if str(identity) in str(error) else f"{identity}: {error}"
+        said = message if identity.plain in message else f"{identity.plain}: {message}"
         click.echo(f"Error: {shown(said)}", err=True)
 
 

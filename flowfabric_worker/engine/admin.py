@@ -41,18 +41,18 @@ class Admin(EngineCore):
                 "invalid_input", f"{args.source!r} is no source of a cancellation; there are {', '.join(CancelSource)}."
             ) from None
         reason = cut(args.reason, MAX_MESSAGE_BYTES)
-        self.call("cancel_execution", target.partition, [*self._once(target), reason, source.value])
+        self.call("cancel_execution", target.partition_number, [*self._once(target), reason, source.value])
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
         target = check_execution_id(check_record(args, ChangePriorityArgs).execution_id)
         priority = clamp_priority(args.priority)
-        reply = self.call("change_priority", target.partition, [*self._once(target), priority])
+        reply = self.call("change_priority", target.partition_number, [*self._once(target), priority])
         return ChangePriorityResult(execution_id=target, old_priority=int(reply[1]), priority=priority)
 
     def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
         target = check_execution_id(check_record(args, ReplayExecutionArgs).execution_id)
-        reply = self.call("replay_execution", target.partition, self._once(target))
+        reply = self.call("replay_execution", target.partition_number, self._once(target))
         return ReplayExecutionResult(execution_id=target, state=StateVector.parse(reply[1].decode()).public_state)
 
     def revoke_lease(self, args: RevokeLeaseArgs) -> RevokeLeaseResult:
@@ -63,7 +63,7 @@ class Admin(EngineCore):
             check_name(args.worker_instance_id, "worker_instance_id") if args.worker_instance_id is not None else "",
             cut(args.reason, MAX_MESSAGE_BYTES),
         ]
-        reply = self.call("revoke_lease", target.partition, arguments)
+        reply = self.call("revoke_lease", target.partition_number, arguments)
         if reply[0] == b"revoked":
             return Revoked(lease_id=reply[1].decode(), lease_epoch=int(reply[2]))
         return AlreadySatisfied(reason=reply[1].decode())
@@ -84,12 +84,12 @@ class Admin(EngineCore):
         return any(reply[0] == b"ok" for reply in replies)
 
     def set_tags(self, execution_id: ExecutionId, tags: Mapping[str, str]) -> int:
-        check_execution_id(execution_id)
+        execution_id = check_execution_id(execution_id)
         packed = pack_texts(check_tags(tags))
         if not packed:
             raise ValidationError("invalid_input", "There are no tags to set.")
         arguments: Item = [*self._once(execution_id), packed, MAX_TAGS]
-        answer, count = self.call("set_tags", execution_id.partition, arguments)
+        answer, count = self.call("set_tags", execution_id.partition_number, arguments)
         if answer == b"too_many":
             raise ValidationError(
                 "invalid_input", f"At most {MAX_TAGS} tags are allowed; {execution_id} would have {int(count)}."
@@ -98,4 +98,4 @@ class Admin(EngineCore):
 
     def purge(self, execution_id: ExecutionId) -> None:
         target = check_execution_id(execution_id)
-        self.call("purge", target.partition, self._once(target))
+        self.call("purge", target.partition_number, self._once(target))

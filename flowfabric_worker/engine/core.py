@@ -335,7 +335,7 @@ class EngineCore:
         if cursor is None:
             return partitions
         try:
-            first = check_execution_id(cursor).partition
+            first = check_execution_id(cursor).partition_number
         except ValidationError as error:
             raise ValidationError("invalid_cursor", f"The cursor of this listing is an execution id: {error}") from None
         if first not in partitions:
@@ -385,7 +385,7 @@ class EngineCore:
         uuid, fence = handle.execution_id.uuid, handle.fence
         if not (uuid.isascii() and fence.isascii()):
             raise ValidationError("invalid_input", "The handle is damaged: its ids are not plain text.")
-        return handle.execution_id.partition, uuid, fence
+        return handle.execution_id.partition_number, uuid, fence
 
     @staticmethod
     def refuse_repeats(keys: Iterable[object], what: str) -> None:

@@ -26,7 +26,7 @@ class Damage(EngineCore):
         rows: list[DamagedRow] = []
         last = cursor
         for number in self.partitions_behind(partition, cursor) if count else ():
-            after = cursor.uuid if cursor and cursor.partition == number else ""
+            after = cursor.uuid if cursor and cursor.partition_number == number else ""
             for uuid, entry in self.call("list_damaged", number, [after, MAX_PAGE_SIZE]):
                 each = execution_id(number, uuid)
                 field, namespace = unpack(entry) if entry else (b"record", b"")
@@ -43,7 +43,7 @@ class Damage(EngineCore):
         problem = f"the claimed record ({error})"
         log.error("%s is damaged and was set aside: %s. See list_damaged; purge removes it.", damaged, error)
         try:
-            self.call("set_aside", damaged.partition, [damaged.uuid, claim_id, cut(problem, MAX_MESSAGE_BYTES)])
+            self.call("set_aside", damaged.partition_number, [damaged.uuid, claim_id, cut(problem, MAX_MESSAGE_BYTES)])
         except EngineError as failure:
             # The lease will expire, and the next claim finds the execution again.
             log.warning("%s could not be set aside: %s", damaged, failure)

@@ -65,7 +65,7 @@ class Feed(EngineCore):
         event = listener.watch(str(execution_id), self._ended_of)
         try:
             watched: Item = [listener.topic, self._packed_namespace, execution_id.uuid]
-            ((status,),) = self.call("watch_executions", execution_id.partition, watched)
+            ((status,),) = self.call("watch_executions", execution_id.partition_number, watched)
             while status == b"watched":
                 since = time.monotonic()
                 remaining = _remaining(deadline)
@@ -82,9 +82,9 @@ class Feed(EngineCore):
         Raises:
             NotFoundError: `execution_not_found`.
         """
-        check_execution_id(execution_id)
+        execution_id = check_execution_id(execution_id)
         arguments: Item = [self._packed_namespace, len(_OUTCOME_FIELDS), *_OUTCOME_FIELDS, execution_id.uuid]
-        values = self.call("read_executions", execution_id.partition, arguments)[0]
+        values = self.call("read_executions", execution_id.partition_number, arguments)[0]
         if values == []:
             raise NotFoundError("execution_not_found", execution_id=str(execution_id))
         return Record(execution_id, _OUTCOME_FIELDS, values).outcome()
@@ -97,7 +97,7 @@ class Feed(EngineCore):
         """
         by_partition: dict[int, list[ExecutionId]] = {}
         for each in map(ExecutionId.parse, ids):
-            by_partition.setdefault(each.partition, []).append(each)
+            by_partition.setdefault(each.partition_number, []).append(each)
         groups = [
             group[first : first + MAX_CALL_ITEMS]
             for group in by_partition.values()
@@ -105,7 +105,10 @@ class Feed(EngineCore):
         ]
         head: Item = [self.listener.topic, self._packed_namespace]
         replies = self.store.call_many(
-            [Call("watch_executions", group[0].partition, [*head, *(each.uuid for each in group)]) for group in groups]
+            [
+                Call("watch_executions", group[0].partition_number, [*head, *(each.uuid for each in group)])
+                for group in groups
+            ]
         )
         problem: EngineError | None = None
         for group, reply in zip(groups, replies, strict=True):

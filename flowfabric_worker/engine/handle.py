@@ -59,7 +59,12 @@ class Handle:
     def to_bytes(self) -> bytes:
         """Return an opaque form that another process can read back."""
         head = _FIXED.pack(
-            _VERSION, self.kind, self.execution_id.partition, self.attempt_index, self.lease_epoch, self.lease_ttl_ms
+            _VERSION,
+            self.kind,
+            self.execution_id.partition_number,
+            self.attempt_index,
+            self.lease_epoch,
+            self.lease_ttl_ms,
         )
         texts = (
             self.backend, self.execution_id.uuid, self.attempt_id, self.lease_id, self.lane, self.worker_instance_id

@@ -34,6 +34,7 @@ _EXECUTION_ID = re.compile(
     r"(?:\{fp:(0|[1-9][0-9]{0,4})\}:|(0|[1-9][0-9]{0,4})-)"
     r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 )
+_IN_BRACES = re.compile(r"\{fp:([0-9]{1,5})\}:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
 
 
@@ -43,23 +44,23 @@ class ExecutionId(str):
     It is a str of that text, and sorts by partition, then by UUID.
 
     Attributes:
-        partition: the partition of the execution.
+        partition_number: the number of the partition that holds the execution.
         uuid: its UUID, in lower case.
     """
 
-    __slots__ = ("partition", "uuid")
+    __slots__ = ("partition_number", "uuid")
 
-    partition: int  # type: ignore[assignment]  # the engine's word goes before the method of str
+    partition_number: int
     uuid: str
 
     def __new__(cls, partition: int, uuid: str) -> Self:
         self = super().__new__(cls, f"{{fp:{partition}}}:{uuid}")
-        self.partition = partition
+        self.partition_number = partition
         self.uuid = uuid
         return self
 
     def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]  # what __new__ takes
-        return self.partition, self.uuid
+        return self.partition_number, self.uuid
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -84,11 +85,11 @@ class ExecutionId(str):
     @property
     def plain(self) -> str:
         """Return the id as `N-<uuid>`, without braces and colons, for shells and URLs."""
-        return f"{self.partition}-{self.uuid}"
+        return f"{self.partition_number}-{self.uuid}"
 
     def __lt__(self, other: str) -> bool:
         if isinstance(other, ExecutionId):
-            return (self.partition, self.uuid) < (other.partition, other.uuid)
+            return (self.partition_number, self.uuid) < (other.partition_number, other.uuid)
         return super().__lt__(other)
 
     def __le__(self, other: str) -> bool:
@@ -182,14 +183,19 @@ def check_lane(value: object) -> LaneId:
 
 
 def check_execution_id(value: object) -> ExecutionId:
-    """Return `value` if it is an execution id in canonical spelling.
+    """Return the execution id that `value` is, or is the text of, in either form.
 
     Raises:
         ValidationError: `invalid_execution_id`.
     """
-    if not isinstance(value, ExecutionId):
-        raise ValidationError("invalid_execution_id", f"Pass an ExecutionId, not {type(value).__name__}.")
-    return ExecutionId.parse(str(value))
+    if not isinstance(value, str):
+        raise ValidationError("invalid_execution_id", f"Pass an ExecutionId or its text, not {type(value).__name__}.")
+    return ExecutionId.parse(value)
+
+
+def with_plain_ids(text: str) -> str:
+    """Return a text for people, with the plain form of each execution id in it."""
+    return _IN_BRACES.sub(r"\1-\2", text)
 
 
 def check_capabilities(tokens: object) -> tuple[str, ...]:

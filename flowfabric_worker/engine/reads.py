@@ -77,7 +77,7 @@ class Reads(Workers, EngineCore):
         wanted = ExecutionFilter() if filter is None else check_record(filter, ExecutionFilter)
         walk = _Walk(wanted=wanted, limit=count, last=cursor)
         for number in self.partitions_behind(partition, cursor) if count else ():
-            after = cursor.uuid if cursor and cursor.partition == number else ""
+            after = cursor.uuid if cursor and cursor.partition_number == number else ""
             while True:
                 more, looked, last, *rows = self.call(
                     "list_executions", number, [*self._listing(walk, after), *Record.SUMMARY_FIELDS]
@@ -133,12 +133,13 @@ class Reads(Workers, EngineCore):
         record = self._record(execution_id)
         if record is None:
             return None
+        execution_id = record.execution_id
         if record.state().public_state is PublicState.SUSPENDED:
             return self._explain_suspension(execution_id)
         work_class = record.work_class()
         now, paused, place, held = self.call(
             "explain_execution",
-            execution_id.partition,
+            execution_id.partition_number,
             [execution_id.uuid, self.packed_lane(work_class.lane), record.raw("class") or b""],
         )
         workers = self._living_workers() if place is not None else []
@@ -147,7 +148,7 @@ class Reads(Workers, EngineCore):
 
     def _explain_suspension(self, execution_id: ExecutionId) -> Explanation:
         """Say what a suspended execution waits for, since when and until when."""
-        reply = self.call("read_suspension", execution_id.partition, [execution_id.uuid, self._packed_namespace])
+        reply = self.call("read_suspension", execution_id.partition_number, [execution_id.uuid, self._packed_namespace])
         with damage_told(execution_id):
             return suspension_explained(execution_id, reply)
 
@@ -176,13 +177,12 @@ class Reads(Workers, EngineCore):
         return self.store.label
 
     def _record(self, execution_id: ExecutionId, fields: tuple[str, ...] = Record.FIELDS) -> Record | None:
-        check_execution_id(execution_id)
-        return next(self._records([execution_id], fields), None)
+        return next(self._records([check_execution_id(execution_id)], fields), None)
 
     def _records(self, execution_ids: Sequence[ExecutionId], fields: tuple[str, ...]) -> Iterator[Record]:
         """Yield those of some executions that exist, read in bounded calls. The ids must be in partition order."""
         head: Item = [self._packed_namespace, len(fields), *fields]
-        for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition):
+        for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition_number):
             while ids := list(itertools.islice(group, MAX_CALL_ROWS)):
                 rows = self.call("read_executions", partition, [*head, *(each.uuid for each in ids)])
                 for each, values in zip(ids, rows, strict=True):

@@ -104,10 +104,12 @@ class Reservations(Claiming):
         minted = check_uuid(claim_id, "claim_id")
         ttl = lease_ms(lease)
         reply = self.call(
-            "redeem", target.partition, [target.uuid, minted, holder, worker_id, ttl, mode, self._packed_namespace]
+            "redeem",
+            target.partition_number,
+            [target.uuid, minted, holder, worker_id, ttl, mode, self._packed_namespace],
         )
         try:
-            return self.decode_claimed(target.partition, reply[1], minted, instance, ttl)
+            return self.decode_claimed(target.partition_number, reply[1], minted, instance, ttl)
         except DAMAGE as error:
             problem = self.set_aside(target, minted, error)
             raise ValidationError("corruption", f"{target}: {problem}.", execution_id=str(target), field="") from None

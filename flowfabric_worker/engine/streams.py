@@ -120,7 +120,7 @@ class Streams(EngineCore):
             return False
         handle, stale, version = append.handle, {}, 0
         for (place, frame), answer in zip(append.frames.items(), reply[1:], strict=True):
-            told = as_error(answer, handle.execution_id.partition)
+            told = as_error(answer, handle.execution_id.partition_number)
             if not isinstance(told, EngineError):
                 append.outcomes[place] = outcome = outcome_of(told)
                 version = outcome.summary_version or version
@@ -154,7 +154,7 @@ class Streams(EngineCore):
         to_cursor: StreamCursor,
         count_limit: int,
     ) -> StreamFrames:
-        _check_read(execution_id, attempt_index, count_limit)
+        execution_id = _check_read(execution_id, attempt_index, count_limit)
         begin = first_of(check_record(from_cursor, StreamCursor))
         last = last_of(check_record(to_cursor, StreamCursor))
         before, left, looks = in_front_of(begin), count_limit, list[Look]()
@@ -173,7 +173,7 @@ class Streams(EngineCore):
         count_limit: int,
         visibility: TailVisibility = TailVisibility.ALL,
     ) -> StreamFrames:
-        _check_read(execution_id, attempt_index, count_limit)
+        execution_id = _check_read(execution_id, attempt_index, count_limit)
         if not check_record(after, StreamCursor).is_concrete:
             raise ValidationError("invalid_cursor", f"after must be a frame's id, not {after.value!r}.")
         if milliseconds(block, "block") > MAX_TAIL_BLOCK_MS:
@@ -228,12 +228,12 @@ class Streams(EngineCore):
             "1" if hides_live else "",
             topic,
         ]
-        return Look.read(self.call("read_stream", execution_id.partition, arguments), execution_id)
+        return Look.read(self.call("read_stream", execution_id.partition_number, arguments), execution_id)
 
     def read_summary(self, execution_id: ExecutionId, attempt_index: int) -> SummaryDocument | None:
-        _check_read(execution_id, attempt_index)
+        execution_id = _check_read(execution_id, attempt_index)
         reply = self.call(
-            "read_summary", execution_id.partition, [execution_id.uuid, self._packed_namespace, attempt_index]
+            "read_summary", execution_id.partition_number, [execution_id.uuid, self._packed_namespace, attempt_index]
         )
         if reply[0] == b"none":
             return None
@@ -247,15 +247,16 @@ class Streams(EngineCore):
         )
 
 
-def _check_read(execution_id: ExecutionId, attempt_index: int, count_limit: int = 1) -> None:
-    """Refuse what no read can be asked for."""
-    check_execution_id(execution_id)
+def _check_read(execution_id: ExecutionId, attempt_index: int, count_limit: int = 1) -> ExecutionId:
+    """Return the id of the execution to read; refuse what no read can be asked for."""
+    checked = check_execution_id(execution_id)
     if type(attempt_index) is not int or not 0 <= attempt_index < 2**31:
         raise ValidationError("invalid_input", f"attempt_index must be an int from 0 on, not {attempt_index!a:.40}.")
     if type(count_limit) is not int or not 1 <= count_limit <= MAX_READ_COUNT:
         raise ValidationError(
             "invalid_input", f"count_limit must be an int from 1 to {MAX_READ_COUNT}, not {count_limit!a:.40}."
         )
+    return checked
 
 
 def _frames(looks: Sequence[Look], execution_id: ExecutionId, before: FrameId) -> StreamFrames:

@@ -136,7 +136,7 @@ class Submission(EngineCore):
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
         """Return partition, uuid and packed key. The partition is that of the key or, without a key, of the uuid."""
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
-        minted, uuid = mint_parts(self.partitions) if given is None else (given.partition, given.uuid)
+        minted, uuid = mint_parts(self.partitions) if given is None else (given.partition_number, given.uuid)
         key = b""
         if args.idempotency_key is not None:
             # A key belongs to its task, so two tasks may use the same order number as their key.
@@ -146,7 +146,7 @@ class Submission(EngineCore):
             partition = minted
         else:
             partition = partition_of_uuid(UUID(given.uuid), self.partitions)
-        if given is not None and given.partition != partition:
+        if given is not None and given.partition_number != partition:
             raise ValidationError(
                 "partition_mismatch",
                 f"{given} must lie in partition {partition}, that of its {'key' if args.idempotency_key else 'uuid'}.",

@@ -168,7 +168,7 @@ class Suspension(EngineCore):
             proof = _proof(args.token, ring, target, args.waitpoint_id)
             return [target.uuid, self._packed_namespace, call_id, args.waitpoint_id, *proof, *signal, window]
 
-        reply = self._call_with_secret("deliver_signal", target.partition, arguments)
+        reply = self._call_with_secret("deliver_signal", target.partition_number, arguments)
         with damage_told(target):
             return delivery_of(reply)
 
@@ -186,14 +186,14 @@ class Suspension(EngineCore):
             *signal,
             milliseconds(args.dedup_window, "dedup_window"),
         ]
-        reply = self.call("deliver_approval_signal", target.partition, arguments)
+        reply = self.call("deliver_approval_signal", target.partition_number, arguments)
         with damage_told(target):
             return delivery_of(reply)
 
     def resume_execution(self, execution_id: ExecutionId, delay: timedelta = timedelta(0)) -> ResumeExecutionResult:
         target = check_execution_id(execution_id)
         arguments: Item = [target.uuid, self._packed_namespace, new_call_id(), milliseconds(delay, "delay")]
-        reply = self.call("resume_execution", target.partition, arguments)
+        reply = self.call("resume_execution", target.partition_number, arguments)
         return ResumeExecutionResult(execution_id=target, ready_at_ms=int(reply[1]))
 
     # Reading
@@ -238,11 +238,11 @@ class Suspension(EngineCore):
         if cursor is not None and not _is_waitpoint_id(cursor):
             raise _invalid_cursor()
         after, rows = cursor or "", list[PendingWaitpointInfo | DamagedRow]()
-        ring = self._read_secrets(target.partition)
+        ring = self._read_secrets(target.partition_number)
         while True:
             wanted = min(count - len(rows), MAX_CALL_ITEMS)
             condition, behind, *entries = self.call(
-                "list_pending_waitpoints", target.partition, [target.uuid, self._packed_namespace, after, wanted]
+                "list_pending_waitpoints", target.partition_number, [target.uuid, self._packed_namespace, after, wanted]
             )
             rows += [waitpoint_row(target, ring, condition, entries[at : at + 4]) for at in range(0, len(entries), 4)]
             with damage_told(target):
@@ -301,7 +301,7 @@ class Suspension(EngineCore):
         Raises:
             ContentionError: the secret has expired meanwhile.
         """
-        partition = execution_id.partition
+        partition = execution_id.partition_number
         ring = self.secret_rings.get(partition)
         if ring is None or kid not in ring.by_kid:
             ring = self._read_secrets(partition)

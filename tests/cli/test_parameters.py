@@ -45,7 +45,7 @@ def test_records_become_what_json_has() -> None:
 
     document = plain({"id": identity, "policy": policy, "data": b"x\xff", "pair": (1, None)})
 
-    assert document["id"] == str(identity)
+    assert document["id"] == identity.plain
     assert document["policy"]["requires"] == ["a", "b"]
     assert document["policy"]["retry"]["initial"] == 1.5
     assert document["policy"]["retry"]["retryable_categories"] == ["timeout"]

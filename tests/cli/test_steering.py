@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("url")
 
 
 def states(client: Client) -> dict[str, str]:
-    return {str(each.execution_id): str(each.public_state) for each in client.list()}
+    return {each.execution_id.plain: str(each.public_state) for each in client.list()}
 
 
 def test_many_are_cancelled_and_replayed_at_once(client: Client) -> None:

@@ -99,9 +99,21 @@ def test_force_submits_what_no_worker_has_published_with_default_options(client:
 
 
 @pytest.mark.usefixtures("shops")
+def test_headers_and_a_key_that_was_used_otherwise_are_options(client: Client) -> None:
+    first = info_of(client, "send_receipt", 7, "--key", "k", "--header", "origin=cli", "--header", "a=b=c")
+
+    refused = cli("submit", "send_receipt", 8, "--key", "k")
+    again = info_of(client, "send_receipt", 8, "--key", "k", "--on-conflict", "return")
+
+    assert first.headers == {"origin": "cli", "a": "b=c"}
+    assert (refused.code, again.execution_id) == (ExitCode.REFUSED, first.execution_id)
+    assert cli("submit", "send_receipt", 9, "--header", "nothing").code == ExitCode.USAGE
+
+
+@pytest.mark.usefixtures("shops")
 def test_list_takes_a_bare_name_too(client: Client) -> None:
     submitted = info_of(client, "send_receipt", 7)
 
     documents = ok("list", "--task", "send_receipt", "--json").documents
 
-    assert [document["execution_id"] for document in documents] == [str(submitted.execution_id)]
+    assert [document["execution_id"] for document in documents] == [submitted.execution_id.plain]

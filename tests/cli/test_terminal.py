@@ -29,7 +29,7 @@ def test_list_keeps_each_execution_on_one_line_with_its_id_whole(url: str, clien
     header, *rows = lines_on_terminal("list", "--limit", "60", url=url)
 
     assert header.split() == ["ID", "STATE", "AGE", "LANE", "TASK"]
-    assert [row.split()[0] for row in rows] == [str(run.id) for run in runs]
+    assert [row.split()[0] for row in rows] == [run.id.plain for run in runs]
     assert max(map(len, rows)) <= 80
 
 
@@ -111,5 +111,5 @@ def test_status_folds_long_texts_beside_their_names(url: str, client: Client) ->
     lines = lines_on_terminal("status", str(run.id), url=url)
 
     assert max(map(len, lines)) <= 80
-    assert any(str(run.id) in line for line in lines)
+    assert any(run.id.plain in line for line in lines)
     assert any(line.startswith(" " * 10) and "reason" in line for line in lines)

@@ -175,10 +175,10 @@ def test_a_kind_of_work_that_never_ends_hides_none_of_many_others(engine: Engine
 @pytest.mark.parametrize("limit", [1, 9])
 def test_an_entry_without_a_record_hides_nothing_and_is_removed(engine: Engine, dangling: int, limit: int) -> None:
     *gone, wanted = queue(engine, dangling + 1)
-    client = raw_client(engine, wanted.partition)
-    client.delete(*(raw_key(engine, each.partition, f"x:{each.uuid}") for each in gone))
+    client = raw_client(engine, wanted.partition_number)
+    client.delete(*(raw_key(engine, each.partition_number, f"x:{each.uuid}") for each in gone))
     work_class = WorkClass(namespace="default", lane=LANE, task=TASK).encode().decode()
-    ready = raw_key(engine, wanted.partition, f"ready:{work_class}")
+    ready = raw_key(engine, wanted.partition_number, f"ready:{work_class}")
     assert client.zcard(ready) == dangling + 1
 
     assert claimed_ids(engine, limit=limit) == [wanted]

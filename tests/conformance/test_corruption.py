@@ -79,8 +79,8 @@ def test_a_damaged_result_is_named(engine: Engine) -> None:
 def test_a_write_to_a_damaged_execution_is_refused_and_names_the_field(engine: Engine) -> None:
     claimed = running(engine)
     damage(engine, claimed.execution_id, "state", b"what is this?")
-    key = raw_key(engine, claimed.execution_id.partition, f"x:{claimed.execution_id.uuid}")
-    client: Any = raw_client(engine, claimed.execution_id.partition)
+    key = raw_key(engine, claimed.execution_id.partition_number, f"x:{claimed.execution_id.uuid}")
+    client: Any = raw_client(engine, claimed.execution_id.partition_number)
     before = client.hgetall(key)
 
     with refused("corruption") as caught:

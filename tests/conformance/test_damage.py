@@ -87,9 +87,9 @@ def indexed(engine: Engine, execution_id: ExecutionId) -> list[bytes]:
     """Return the keys of sorted sets, other than the lists of everything and of what is damaged, that name an
     execution.
     """
-    client: Any = raw_client(engine, execution_id.partition)
-    base = raw_key(engine, execution_id.partition, "")
-    aside = {raw_key(engine, execution_id.partition, name).encode() for name in ("ids", "damaged")}
+    client: Any = raw_client(engine, execution_id.partition_number)
+    base = raw_key(engine, execution_id.partition_number, "")
+    aside = {raw_key(engine, execution_id.partition_number, name).encode() for name in ("ids", "damaged")}
     return [
         key
         for key in client.scan_iter(base + "*", _type="zset")
@@ -233,8 +233,8 @@ def test_a_damaged_record_that_is_due_stops_no_upkeep(
 @pytest.mark.parametrize("entry", [b"", b"x", b"xnothing", b"?", b"zsomething", b"q\xff", b"w1:a", b"cgarbage", b"k"])
 def test_a_strange_due_entry_stops_no_claim_and_no_upkeep(engine: Engine, entry: bytes) -> None:
     (execution,) = queue(engine, 1)
-    client: Any = raw_client(engine, execution.partition)
-    client.zadd(raw_key(engine, execution.partition, "due"), {entry: 1})
+    client: Any = raw_client(engine, execution.partition_number)
+    client.zadd(raw_key(engine, execution.partition_number, "due"), {entry: 1})
 
     assert claimed_ids(engine) == [execution]
     assert not engine.run_upkeep().more
@@ -242,8 +242,8 @@ def test_a_strange_due_entry_stops_no_claim_and_no_upkeep(engine: Engine, entry:
 
 def test_another_kind_of_value_in_a_records_place_is_damage(engine: Engine) -> None:
     ids = queue(engine, 3)
-    client: Any = raw_client(engine, ids[0].partition)
-    key = raw_key(engine, ids[0].partition, f"x:{ids[1].uuid}")
+    client: Any = raw_client(engine, ids[0].partition_number)
+    key = raw_key(engine, ids[0].partition_number, f"x:{ids[1].uuid}")
     client.delete(key)
     client.set(key, "a text")
 
@@ -258,9 +258,11 @@ def test_another_kind_of_value_in_a_records_place_is_damage(engine: Engine) -> N
 
 def test_a_damaged_class_in_the_registry_stops_no_claim(engine: Engine) -> None:
     (execution,) = queue(engine, 1)
-    client: Any = raw_client(engine, execution.partition)
+    client: Any = raw_client(engine, execution.partition_number)
     damaged = engine.packed_lane(LANE)
-    client.zadd(raw_key(engine, execution.partition, "classes"), {damaged + b"9:x": 0, damaged + b"1:\xff0:0:0:": 0})
+    client.zadd(
+        raw_key(engine, execution.partition_number, "classes"), {damaged + b"9:x": 0, damaged + b"1:\xff0:0:0:": 0}
+    )
 
     assert claimed_ids(engine) == [execution]
 
@@ -306,13 +308,13 @@ def test_damaged_executions_are_listed_page_by_page(engine: Engine) -> None:
 
 
 def _order(execution_id: ExecutionId) -> tuple[int, str]:
-    return execution_id.partition, execution_id.uuid
+    return execution_id.partition_number, execution_id.uuid
 
 
 def test_the_list_of_damaged_executions_has_a_bound(engine: Engine) -> None:
     ids = queue(engine, 2)
-    client: Any = raw_client(engine, ids[0].partition)
-    listing = raw_key(engine, ids[0].partition, "damaged")
+    client: Any = raw_client(engine, ids[0].partition_number)
+    listing = raw_key(engine, ids[0].partition_number, "damaged")
     client.zadd(listing, {f"u{number}": 0 for number in range(1000)})
     damage(engine, ids[0], "place", b"soon")
 
@@ -323,8 +325,8 @@ def test_the_list_of_damaged_executions_has_a_bound(engine: Engine) -> None:
 
 def test_the_further_keys_that_a_record_names_go_with_it(engine: Engine) -> None:
     ids = queue(engine, 2)
-    client: Any = raw_client(engine, ids[0].partition)
-    names = [raw_key(engine, ids[0].partition, name) for name in ("frames:1", "frames:2")]
+    client: Any = raw_client(engine, ids[0].partition_number)
+    names = [raw_key(engine, ids[0].partition_number, name) for name in ("frames:1", "frames:2")]
     for each, name in zip(ids, names, strict=True):
         client.set(name, "of a newer release")
         damage(engine, each, "keys", pack((name.split("}")[1],)))

@@ -167,8 +167,10 @@ def test_ids_go_on_behind_every_cursor_although_the_feed_was_trimmed_empty(engin
 
 def test_a_damaged_entry_is_refused_and_can_be_passed(engine: Engine) -> None:
     ids = same_partition_ids(engine, 1)
-    feed = raw_key(engine, ids[0].partition, "feed")
-    raw_client(engine, ids[0].partition).xadd(feed, {"execution": "?", "outcome": "success", "class": "?"}, "5-0")
+    feed = raw_key(engine, ids[0].partition_number, "feed")
+    raw_client(engine, ids[0].partition_number).xadd(
+        feed, {"execution": "?", "outcome": "success", "class": "?"}, "5-0"
+    )
     engine.complete(running(engine, execution_id=ids[0]).handle)
 
     with refused("corruption") as caught:

@@ -103,7 +103,7 @@ def test_a_partition_lists_its_own_executions_and_together_they_list_all(engine:
     listed = []
     for number in range(engine.partitions):
         part = ids_of(paged(engine, 3, partition=partition_key(number)))
-        assert {each.partition for each in part} <= {number}
+        assert {each.partition_number for each in part} <= {number}
         listed += part
 
     assert listed == ids
@@ -328,8 +328,8 @@ def test_an_execution_that_was_set_aside_is_shown_whatever_is_asked_for(engine: 
 
 def test_an_index_entry_without_a_record_is_not_shown(engine: Engine) -> None:
     ids = created_many(engine, 3)
-    client: Any = raw_client(engine, ids[1].partition)
-    client.delete(raw_key(engine, ids[1].partition, f"x:{ids[1].uuid}"))
+    client: Any = raw_client(engine, ids[1].partition_number)
+    client.delete(raw_key(engine, ids[1].partition_number, f"x:{ids[1].uuid}"))
 
     assert ids_of(paged(engine, 1, filter=ExecutionFilter(lane=LANE))) == [ids[0], ids[2]]
     assert ids_of(paged(engine, 1)) == [ids[0], ids[2]]
@@ -373,10 +373,12 @@ def test_expired_leases_are_paged_and_listed_per_partition(engine: Engine, clock
         cursor = page.next_cursor
         if cursor is None:
             break
-    first = engine.list_expired_leases(partition=partition_key(ids[0].partition)).leases
+    first = engine.list_expired_leases(partition=partition_key(ids[0].partition_number)).leases
 
     assert seen == ids
-    assert [lease.execution_id for lease in first] == [each for each in ids if each.partition == ids[0].partition]
+    assert [lease.execution_id for lease in first] == [
+        each for each in ids if each.partition_number == ids[0].partition_number
+    ]
 
 
 def test_a_damaged_execution_hides_no_expired_lease(engine: Engine, clock: Clock) -> None:

@@ -189,8 +189,8 @@ class Owners(RuleBasedStateMachine):
         claim_id = claimed[0].handle.lease_id if claimed else ""
         left = request.limit
         visited = []
-        for number in dict.fromkeys(each.execution_id.partition for each in claimed):
-            got = [each for each in claimed if each.execution_id.partition == number]
+        for number in dict.fromkeys(each.execution_id.partition_number for each in claimed):
+            got = [each for each in claimed if each.execution_id.partition_number == number]
             due = self.due_to(claim_id, request, left, self.model.partitions[number])
             assert [told(each, each_due) for each, each_due in zip(got, due, strict=True)] == due
             left -= len(got)

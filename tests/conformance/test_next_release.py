@@ -49,8 +49,8 @@ def newer(engine: Engine) -> Iterator[NextEngine]:
 
 
 def stored(engine: Engine, execution: ExecutionId) -> dict[bytes, bytes]:
-    key = raw_key(engine, execution.partition, f"x:{execution.uuid}")
-    fields: dict[bytes, bytes] = raw_client(engine, execution.partition).hgetall(key)  # type: ignore[assignment]
+    key = raw_key(engine, execution.partition_number, f"x:{execution.uuid}")
+    fields: dict[bytes, bytes] = raw_client(engine, execution.partition_number).hgetall(key)  # type: ignore[assignment]
     return fields
 
 
@@ -159,9 +159,9 @@ def test_kinds_of_due_entries_of_the_next_release_are_put_off_not_lost(
     upkeep_all(engine)
     assert claim_one(engine).execution_id == execution
 
-    client = raw_client(engine, execution.partition)
+    client = raw_client(engine, execution.partition_number)
     for index in ("due", "retention"):
-        moment = client.zscore(raw_key(engine, execution.partition, index), "znew kind")
+        moment = client.zscore(raw_key(engine, execution.partition_number, index), "znew kind")
         assert moment is not None
         assert float(moment) > clock.ms  # type: ignore[arg-type]
 

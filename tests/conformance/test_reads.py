@@ -330,3 +330,14 @@ def test_upkeep_notes_how_far_time_has_come(engine: Engine) -> None:
 
     noted = raw_client(engine).hget(raw_key(engine, 0, "meta"), "feed_last")
     assert before <= int(noted or 0) <= engine.server_time()
+
+
+def test_an_id_is_taken_as_a_text_in_either_form(engine: Engine) -> None:
+    execution_id = created(engine)
+    forms: tuple[Any, ...] = (str(execution_id), execution_id.plain)
+
+    for form in forms:
+        assert info_of(engine, form).execution_id == execution_id
+    engine.cancel_execution(CancelExecutionArgs(execution_id=forms[1]))
+
+    assert info_of(engine, execution_id).public_state is PublicState.CANCELLED

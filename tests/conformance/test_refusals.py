@@ -74,7 +74,7 @@ REFUSALS: dict[str, Case] = {
     **{f"{name}: handle {why}": with_handle(name, why) for name in HOLDING for why in WRONG_HANDLES},
     **{f"{name}: missing": missing(name) for name in CHANGING | STREAMING},
     **{f"{name}: in a partition that is not there": elsewhere(name) for name in BY_ID},
-    **{f"{name}: by a text": no_id(name, str(ExecutionId.mint())) for name in BY_ID},
+    **{f"{name}: by another text": no_id(name, ExecutionId.mint().uuid) for name in BY_ID},
     **{f"{name}: by an id that is none": no_id(name, ExecutionId(0, "\ud800")) for name in BY_ID},
     **{f"create_execution: {why}": creating(why) for why in WRONG_CREATIONS},
     **{f"create_executions: {why}": creating_many(why) for why in WRONG_CREATIONS},

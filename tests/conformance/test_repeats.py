@@ -137,7 +137,10 @@ def test_the_last_eight_calls_of_an_execution_are_answered_again(engine: Engine)
 @pytest.mark.parametrize("junk", [b"junk", b"", b"5:ab", b"1:a1:b1:c", b"1:a1:b"])
 def test_a_damaged_memory_of_calls_is_begun_again(engine: Engine, junk: bytes) -> None:
     execution = created(engine)
-    client, key = raw_client(engine, execution.partition), raw_key(engine, execution.partition, f"x:{execution.uuid}")
+    client, key = (
+        raw_client(engine, execution.partition_number),
+        raw_key(engine, execution.partition_number, f"x:{execution.uuid}"),
+    )
     client.hset(key, "answered", junk)  # type: ignore[arg-type]
     store = LosingStore(engine.store)
     tried = Engine(lambda: (store, None))

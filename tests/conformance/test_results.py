@@ -51,8 +51,8 @@ def waiting(engine: Engine, *ids: ExecutionId) -> Iterator[list[Future[Execution
 
 def watched(engine: Engine, execution_id: ExecutionId) -> bool:
     """Return True if a caller waits for an execution."""
-    key = raw_key(engine, execution_id.partition, f"x:{execution_id.uuid}")
-    return bool(raw_client(engine, execution_id.partition).hget(key, "watchers"))
+    key = raw_key(engine, execution_id.partition_number, f"x:{execution_id.uuid}")
+    return bool(raw_client(engine, execution_id.partition_number).hget(key, "watchers"))
 
 
 # What one gets

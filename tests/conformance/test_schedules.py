@@ -125,7 +125,7 @@ def test_executions_lie_where_their_schedule_lies(engine: Engine, clock: Clock) 
     engine.tick_schedule(beat(1, 2, 3))
 
     partition = partition_of_names((engine.namespace, "beat"), engine.partitions)
-    assert {each.execution_id.partition for each in executions(engine)} == {partition}
+    assert {each.execution_id.partition_number for each in executions(engine)} == {partition}
 
 
 def test_a_tick_that_was_submitted_is_not_submitted_again(engine: Engine, clock: Clock) -> None:
@@ -545,7 +545,7 @@ def created_in_the_partition_of_beat(engine: Engine, args: CreateExecutionArgs) 
     """Create executions until one lies in the schedule's partition; return how many."""
     wanted = partition_of_names((engine.namespace, "beat"), engine.partitions)
     count = 1
-    while created(engine, policy=args.policy).partition != wanted:
+    while created(engine, policy=args.policy).partition_number != wanted:
         count += 1
     return count
 

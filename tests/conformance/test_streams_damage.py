@@ -40,7 +40,7 @@ def streamed(engine: Engine) -> Claimed:
 
 
 def key_of(engine: Engine, claimed: Claimed, name: str) -> str:
-    return raw_key(engine, claimed.execution_id.partition, f"{name}:{claimed.execution_id.uuid}")
+    return raw_key(engine, claimed.execution_id.partition_number, f"{name}:{claimed.execution_id.uuid}")
 
 
 def codes_of(engine: Engine, claimed: Claimed, operation: Operation) -> set[str]:
@@ -57,7 +57,7 @@ def test_a_damaged_field_of_a_stream_is_told_as_such(engine: Engine, operation: 
     codes = set[str]()
     for value in NONSENSE:
         claimed = streamed(engine)
-        client = raw_client(engine, claimed.execution_id.partition)
+        client = raw_client(engine, claimed.execution_id.partition_number)
         client.hset(key_of(engine, claimed, "stream"), field, value)
         codes |= codes_of(engine, claimed, operation)
     # What a seq stands for cannot be known where its memory is damaged.
@@ -68,7 +68,7 @@ def test_a_damaged_field_of_a_stream_is_told_as_such(engine: Engine, operation: 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_a_stream_that_is_none_is_told_as_such(engine: Engine, operation: Operation, name: str) -> None:
     claimed = streamed(engine)
-    client = raw_client(engine, claimed.execution_id.partition)
+    client = raw_client(engine, claimed.execution_id.partition_number)
     client.delete(key_of(engine, claimed, name))
     client.set(key_of(engine, claimed, name), "nonsense")
     assert codes_of(engine, claimed, operation) <= {"corruption"}
@@ -77,7 +77,7 @@ def test_a_stream_that_is_none_is_told_as_such(engine: Engine, operation: Operat
 @pytest.mark.parametrize("damage", [*((field, value) for field in FIELDS for value in NONSENSE[:3]), None])
 def test_a_damaged_stream_prevents_no_end(engine: Engine, dump: Dump, damage: tuple[str, bytes] | None) -> None:
     claimed = streamed(engine)
-    client = raw_client(engine, claimed.execution_id.partition)
+    client = raw_client(engine, claimed.execution_id.partition_number)
     if damage is None:
         client.delete(key_of(engine, claimed, "stream"))
         client.set(key_of(engine, claimed, "stream"), "nonsense")
@@ -93,7 +93,7 @@ def test_a_damaged_stream_prevents_no_end(engine: Engine, dump: Dump, damage: tu
 def test_a_damaged_stream_in_a_call_harms_no_other(engine: Engine) -> None:
     # The clock stands, so the id that follows the damaged one is taken.
     good, bad = streamed(engine), streamed(engine)
-    raw_client(engine, bad.execution_id.partition).hset(key_of(engine, bad, "stream"), "last", "0-0")
+    raw_client(engine, bad.execution_id.partition_number).hset(key_of(engine, bad, "stream"), "last", "0-0")
 
     outcomes = engine.append_frames([FrameAppend(handle=each.handle, frame=frame("y")) for each in (bad, good)])
 
@@ -104,7 +104,7 @@ def test_a_damaged_stream_in_a_call_harms_no_other(engine: Engine) -> None:
 def test_a_damaged_frame_is_named(engine: Engine) -> None:
     claimed = running(engine)
     first = engine.append_frame(claimed.handle, frame("a"))
-    client = raw_client(engine, claimed.execution_id.partition)
+    client = raw_client(engine, claimed.execution_id.partition_number)
     key = key_of(engine, claimed, "frames")
     client.delete(key)
     client.execute_command("XADD", key, first.frame_id, "frame", "nonsense", "payload", "a")

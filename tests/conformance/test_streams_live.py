@@ -29,8 +29,8 @@ def few(payload: str) -> Frame:
 
 
 def kept(engine: Engine, execution_id: ExecutionId) -> int:
-    key = raw_key(engine, execution_id.partition, f"live:{execution_id.uuid}")
-    return int(raw_client(engine, execution_id.partition).xlen(key))
+    key = raw_key(engine, execution_id.partition_number, f"live:{execution_id.uuid}")
+    return int(raw_client(engine, execution_id.partition_number).xlen(key))
 
 
 def bounds(gaps_ms: list[int], config: BestEffortLiveConfig) -> list[int]:

@@ -192,7 +192,7 @@ def test_a_repeated_summary_frame_merges_nothing_twice(engine: Engine, dump: Dum
 def test_a_damaged_summary_says_so(engine: Engine) -> None:
     claimed = running(engine)
     engine.append_frame(claimed.handle, patch('{"a": 1}'))
-    partition = claimed.execution_id.partition
+    partition = claimed.execution_id.partition_number
     key = raw_key(engine, partition, f"stream:{claimed.execution_id.uuid}")
     raw_client(engine, partition).hdel(key, "s0")
     with refused("corruption") as caught:

@@ -100,7 +100,7 @@ def test_the_creator_is_shown_to_operators(engine: Engine) -> None:
 
 def test_a_minted_id_lies_in_the_partition_of_its_uuid(engine: Engine) -> None:
     for execution_id in all_created(engine, [creation() for _ in range(20)]):
-        assert execution_id.partition == partition_of_uuid(UUID(execution_id.uuid), engine.partitions)
+        assert execution_id.partition_number == partition_of_uuid(UUID(execution_id.uuid), engine.partitions)
 
 
 def test_a_lane_exists_from_its_first_use(engine: Engine) -> None:

@@ -132,7 +132,7 @@ def test_a_key_is_unique_across_the_lanes_of_a_namespace(engine: Engine) -> None
 
 def test_a_key_with_another_id_answers_with_the_first_id(engine: Engine) -> None:
     execution_id = created(engine, idempotency_key="k")
-    other = ExecutionId(execution_id.partition, ExecutionId.mint().uuid)
+    other = ExecutionId(execution_id.partition_number, ExecutionId.mint().uuid)
 
     result = engine.create_execution(creation(idempotency_key="k", execution_id=other))
 

@@ -162,7 +162,7 @@ def test_an_id_in_another_partition_than_its_own_is_refused(engine: Engine, dump
     before = dump()
 
     with refused("partition_mismatch"):
-        engine.create_execution(creation(execution_id=ExecutionId(there.partition + 1, there.uuid), **key))
+        engine.create_execution(creation(execution_id=ExecutionId(there.partition_number + 1, there.uuid), **key))
 
     assert dump() == before
 

@@ -221,7 +221,7 @@ def test_a_signal_before_the_suspension_satisfies_it_and_keeps_the_lease(engine:
     assert isinstance(outcome, AlreadySatisfied)
     assert [each.payload for each in outcome.signals] == [b"7"]
     assert outcome.details.waitpoints[0].token == pending.token
-    assert engine.list_suspended(claimed.execution_id.partition).executions == ()
+    assert engine.list_suspended(claimed.execution_id.partition_number).executions == ()
     assert engine.observe_signals(claimed.handle).signals == outcome.signals
     with refused("waitpoint_closed") as caught:
         signal(engine, claimed.execution_id, pending)
@@ -352,7 +352,7 @@ def test_a_timeout_that_ends_the_execution_closes_everything(
     info = info_of(engine, claimed.execution_id)
     assert (info.public_state, info.error, info.cancel_reason) == ENDS[behavior]
     assert engine.list_pending_waitpoints(claimed.execution_id).waitpoints == ()
-    assert engine.list_suspended(claimed.execution_id.partition).executions == ()
+    assert engine.list_suspended(claimed.execution_id.partition_number).executions == ()
     before = dump()
     for each, why in ((waitpoint, "timed_out"), (pending, info.public_state)):
         with refused("waitpoint_closed") as caught:
@@ -381,7 +381,7 @@ def test_a_timeout_that_escalates_leaves_the_waitpoints_open(engine: Engine, clo
     engine.run_upkeep()
 
     info = info_of(engine, execution)
-    (row,) = engine.list_suspended(execution.partition).executions
+    (row,) = engine.list_suspended(execution.partition_number).executions
     assert (info.public_state, info.state.blocking_reason) == (PublicState.SUSPENDED, "paused_by_operator")
     assert (row.timeout_at_ms, row.reason) == (None, SuspensionReason.WAITING_FOR_OPERATOR_REVIEW)
     assert engine.run_upkeep().handled == 0
@@ -511,7 +511,7 @@ def test_a_cancelled_execution_takes_no_late_signal(engine: Engine, dump: Dump) 
         signal(engine, execution, waitpoint)
 
     assert caught.value.details["why"] == "cancelled"
-    assert (dump(), engine.list_suspended(execution.partition).executions) == (before, ())
+    assert (dump(), engine.list_suspended(execution.partition_number).executions) == (before, ())
 
 
 def test_the_first_decision_stands_and_keeps_who_decided(engine: Engine) -> None:

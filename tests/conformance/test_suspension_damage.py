@@ -150,9 +150,9 @@ def test_what_is_damaged_is_purged_with_every_key(engine: Engine, dump: Dump, ki
     execution, waitpoint = suspended(engine)
     signal(engine, execution, waitpoint, "go", idempotency_key="k")
     suspend(engine, claim_one(engine), "next", timeout=MINUTE)
-    key = raw_key(engine, execution.partition, f"{kind}:{execution.uuid}")
-    raw_client(engine, execution.partition).delete(key)
-    raw_client(engine, execution.partition).set(key, b"a text")
+    key = raw_key(engine, execution.partition_number, f"{kind}:{execution.uuid}")
+    raw_client(engine, execution.partition_number).delete(key)
+    raw_client(engine, execution.partition_number).set(key, b"a text")
     # Of the last suspension but one nothing is read any more.
     with refused("corruption") if kind != "s1" else contextlib.nullcontext():
         engine.cancel_execution(CancelExecutionArgs(execution_id=execution))
@@ -160,7 +160,7 @@ def test_what_is_damaged_is_purged_with_every_key(engine: Engine, dump: Dump, ki
     engine.purge(execution)
 
     assert [key for key in dump() if execution.uuid in key] == []
-    assert engine.list_suspended(execution.partition).executions == ()
+    assert engine.list_suspended(execution.partition_number).executions == ()
 
 
 def test_a_suspension_that_cannot_be_read_is_a_row_of_its_page(engine: Engine) -> None:
@@ -168,7 +168,9 @@ def test_a_suspension_that_cannot_be_read_is_a_row_of_its_page(engine: Engine) -
     for each in claimed:
         suspend(engine, each, "go")
     broken = claimed[4].execution_id
-    raw_client(engine, broken.partition).hset(raw_key(engine, broken.partition, f"s1:{broken.uuid}"), "reason", b"x")
+    raw_client(engine, broken.partition_number).hset(
+        raw_key(engine, broken.partition_number, f"s1:{broken.uuid}"), "reason", b"x"
+    )
 
     rows = [row for number in range(engine.partitions) for row in engine.list_suspended(number).executions]
 

@@ -43,7 +43,7 @@ def all_suspended(engine: Engine, clock: Clock, count: int) -> list[ExecutionId]
 def _beside(engine: Engine, other: ExecutionId, lane: str) -> ExecutionId:
     while True:
         (execution,) = queue(engine, 1, lane=lane)
-        if execution.partition == other.partition:
+        if execution.partition_number == other.partition_number:
             return execution
         for claimed in engine.claim_many(request(lane, limit=9)):
             engine.complete(claimed.handle)
@@ -53,7 +53,7 @@ def _beside(engine: Engine, other: ExecutionId, lane: str) -> ExecutionId:
 def test_suspended_executions_are_listed_by_moment_and_id(engine: Engine, clock: Clock, limit: int) -> None:
     executions = all_suspended(engine, clock, 10)
 
-    rows = listed(engine, executions[0].partition, limit)
+    rows = listed(engine, executions[0].partition_number, limit)
 
     assert [row.execution_id for row in rows] == executions
     assert [row.suspended_at_ms for row in rows] == sorted(row.suspended_at_ms for row in rows)
@@ -63,7 +63,7 @@ def test_suspended_executions_are_listed_by_moment_and_id(engine: Engine, clock:
 
 def test_a_page_goes_on_behind_an_execution_that_was_resumed_meanwhile(engine: Engine, clock: Clock) -> None:
     executions = all_suspended(engine, clock, 6)
-    partition = executions[0].partition
+    partition = executions[0].partition_number
     first = engine.list_suspended(partition, limit=2)
 
     for execution in executions[:2]:
@@ -79,7 +79,7 @@ def test_another_namespace_sees_nothing_of_what_waits(engine: Engine, dump: Dump
     other = tenant(engine, "other")
     before = dump()
 
-    assert other.list_suspended(claimed.execution_id.partition).executions == ()
+    assert other.list_suspended(claimed.execution_id.partition_number).executions == ()
     with refused("execution_not_found"):
         signal(other, claimed.execution_id, waitpoint)
     with refused("execution_not_found"):

@@ -241,7 +241,7 @@ def test_no_secret_and_no_token_is_ever_shown(engine: Engine, caplog: pytest.Log
     text = repr([*shown, missing.value, missing.value.details]) + str(shown) + caplog.text
 
     digest = pending.token.partition(":")[2]
-    secrets = [ring.value for ring in engine._read_secrets(claimed.execution_id.partition).by_kid.values()]
+    secrets = [ring.value for ring in engine._read_secrets(claimed.execution_id.partition_number).by_kid.values()]
     assert len(secrets) == 2
     assert [each for each in (digest, digest[17:]) if each in text] == []
     assert [each for each in secrets if each.hex() in text or repr(each)[2:-1] in text] == []

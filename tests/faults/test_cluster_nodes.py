@@ -106,8 +106,8 @@ def test_a_primary_that_took_over_a_slot_gets_the_functions_when_called(
 ) -> None:
     with opened(own_cluster.url, retry_for=0) as engine:
         kept = created(engine)
-        owner = next(node for node in own_cluster.nodes if kept.partition in served_by(engine, node))
-        take_over(newcomer, owner, kept.partition)
+        owner = next(node for node in own_cluster.nodes if kept.partition_number in served_by(engine, node))
+        take_over(newcomer, owner, kept.partition_number)
         assert not has_functions(newcomer)
 
         assert engine.describe_execution(kept) is not None

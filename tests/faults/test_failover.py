@@ -60,8 +60,8 @@ def test_other_partitions_go_on_and_the_dead_ones_work_follows_failover(replicat
     lost_partitions = partitions_on(doomed)
     site.start_two(LEASE)
     runs = site.tasks.count.submit_many((number,) for number in range(COUNT))
-    assert {run.id.partition for run in runs} == set(range(DEFAULT_CLUSTER_PARTITIONS))
-    on_it = {number for number, run in enumerate(runs) if run.id.partition in lost_partitions}
+    assert {run.id.partition_number for run in runs} == set(range(DEFAULT_CLUSTER_PARTITIONS))
+    on_it = {number for number, run in enumerate(runs) if run.id.partition_number in lost_partitions}
     elsewhere = [run for number, run in enumerate(runs) if number not in on_it]
 
     wait_until(lambda: len(site.begun()) >= COUNT / 10, "they are busy", 30)

@@ -31,7 +31,7 @@ from tests.support.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.support.cli_app:worker"
-UNKNOWN_ID = "{fp:0}:01890000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "0-01890000-0000-7000-8000-000000000000"
 
 
 @attrs.frozen(kw_only=True)

@@ -75,7 +75,7 @@ def same_partition_ids(engine: Engine, count: int) -> list[ExecutionId]:
     ids: list[ExecutionId] = []
     while len(ids) < count:
         minted = ExecutionId.mint(engine.partitions)
-        if not ids or minted.partition == ids[0].partition:
+        if not ids or minted.partition_number == ids[0].partition_number:
             ids.append(minted)
     return ids
 
@@ -85,7 +85,7 @@ def ids_in(engine: Engine, partition: int, count: int) -> list[ExecutionId]:
     ids: list[ExecutionId] = []
     while len(ids) < count:
         minted = ExecutionId.mint(engine.partitions)
-        if minted.partition == partition:
+        if minted.partition_number == partition:
             ids.append(minted)
     return ids
 
@@ -159,8 +159,8 @@ def raw_key(engine: Engine, partition: int, rest: str) -> str:
 
 def damage(engine: Engine, execution_id: ExecutionId, field: str, value: bytes | None) -> None:
     """Write nonsense into a field of a stored execution, or take the field away."""
-    client = raw_client(engine, execution_id.partition)
-    key = raw_key(engine, execution_id.partition, f"x:{execution_id.uuid}")
+    client = raw_client(engine, execution_id.partition_number)
+    key = raw_key(engine, execution_id.partition_number, f"x:{execution_id.uuid}")
     if value is None:
         client.hdel(key, field)
     else:

@@ -61,7 +61,7 @@ class Model:
         self.classes: set[WorkClass] = set()
 
     def find(self, execution_id: ExecutionId) -> Execution:
-        found = self.partitions[execution_id.partition].executions.get(execution_id.uuid)
+        found = self.partitions[execution_id.partition_number].executions.get(execution_id.uuid)
         if found is None:
             raise Refused("execution_not_found")
         return found
@@ -82,7 +82,7 @@ class Model:
     def create(self, args: CreateExecutionArgs, answer: CreateExecutionResult) -> CreateExecutionResult:
         """Return what a creation must answer; of an id that the engine may choose, the one that it chose."""
         chosen = answer.execution_id
-        partition = self.partitions[chosen.partition]
+        partition = self.partitions[chosen.partition_number]
         existing = self._stands_for(args.task, args.idempotency_key)
         if existing is not None:
             same = all(getattr(existing.args, name) == getattr(args, name) for name in ("task", "payload", "codec"))
@@ -141,7 +141,7 @@ class Model:
         if last is not None and last[:2] == (ending, handle.fence):
             return last[2]
         each = self.fenced(handle)
-        answer = act(self.partitions[each.id.partition], each)
+        answer = act(self.partitions[each.id.partition_number], each)
         each.last = (ending, handle.fence, answer)
         return answer
 
@@ -196,7 +196,7 @@ class Model:
         if each.state != ENDED.format("cancelled"):
             if each.is_terminal:
                 raise Refused("execution_not_active")
-            self.partitions[target.partition].end(each, "cancelled", self.now)
+            self.partitions[target.partition_number].end(each, "cancelled", self.now)
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, target: ExecutionId, priority: int) -> ChangePriorityResult:
@@ -238,7 +238,7 @@ class Model:
         each = self.find(target)
         if not each.is_terminal:
             raise Refused("execution_not_terminal")
-        self.partitions[target.partition].remove(each)
+        self.partitions[target.partition_number].remove(each)
 
     def pause(self, lane: str) -> bool:
         self.lanes.add(lane)

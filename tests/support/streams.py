@@ -118,5 +118,5 @@ def waiting(engine: Engine, execution: ExecutionId, count: int = 1) -> Iterator[
 
 
 def registered(engine: Engine, execution: ExecutionId) -> bool:
-    key = raw_key(engine, execution.partition, f"stream:{execution.uuid}")
-    return bool(raw_client(engine, execution.partition).hexists(key, "readers"))
+    key = raw_key(engine, execution.partition_number, f"stream:{execution.uuid}")
+    return bool(raw_client(engine, execution.partition_number).hexists(key, "readers"))

@@ -132,7 +132,7 @@ SUSPENSION_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     ),
     "observe_signals": _resumed,
     "resume_execution": _suspended(lambda engine, execution, _: engine.resume_execution(execution, SECOND)),
-    "list_suspended": _suspended(lambda engine, execution, _: engine.list_suspended(execution.partition)),
+    "list_suspended": _suspended(lambda engine, execution, _: engine.list_suspended(execution.partition_number)),
     "list_pending_waitpoints": _suspended(lambda engine, execution, _: engine.list_pending_waitpoints(execution)),
     "rotate_waitpoint_hmac_secret_all": lambda engine: lambda: engine.rotate_waitpoint_hmac_secret_all(ROTATION),
 }

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from flowfabric_worker._codecs import Conversions
 from flowfabric_worker.codec import DecodingError, EncodingError
+from flowfabric_worker.engine.ids import ExecutionId
 from tests.support.converted import (
     ID,
     MOMENT,
@@ -64,6 +65,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     (timedelta, timedelta.max),
     (timedelta, timedelta.min),
     (UUID, ID),
+    (ExecutionId, ExecutionId(3, str(ID))),
     (Decimal, Decimal("1.10")),
     (Decimal, Decimal("-1E+400")),
     (Path, Path("/tmp/ä b")),

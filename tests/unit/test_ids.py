@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfabric_worker.engine.errors import EngineError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId, check_capabilities, check_lane, check_name, uuid7
+from flowfabric_worker.engine.ids import (
+    ExecutionId,
+    check_capabilities,
+    check_execution_id,
+    check_lane,
+    check_name,
+    uuid7,
+    with_plain_ids,
+)
 from flowfabric_worker.engine.limits import (
     MAX_CAPABILITIES,
     MAX_CAPABILITIES_BYTES,
@@ -43,7 +51,7 @@ def test_an_execution_id_reads_back(partition: int) -> None:
 
     parsed = ExecutionId.parse(text)
 
-    assert (parsed.partition, parsed.uuid, str(parsed)) == (partition, UUID_TEXT, text)
+    assert (parsed.partition_number, parsed.uuid, str(parsed)) == (partition, UUID_TEXT, text)
     assert repr(parsed) == f"ExecutionId('{text}')"
 
 
@@ -80,10 +88,20 @@ def test_another_spelling_is_no_execution_id(text: Any) -> None:
     assert refusal(ExecutionId.parse, text).code == "invalid_execution_id"
 
 
+def test_an_id_is_taken_in_either_form_and_is_a_str_with_all_its_methods() -> None:
+    identity = ExecutionId(3, UUID_TEXT)
+
+    assert check_execution_id(identity) == check_execution_id(identity.plain) == check_execution_id(str(identity))
+    assert identity.partition(":") == ("{fp", ":", f"3}}:{UUID_TEXT}")
+    assert with_plain_ids(f"execution {identity} of {identity}.") == f"execution 3-{UUID_TEXT} of 3-{UUID_TEXT}."
+    for wrong in (None, 3, UUID_TEXT):
+        assert refusal(check_execution_id, wrong).code == "invalid_execution_id"
+
+
 def test_a_minted_id_lies_in_the_partition_of_its_uuid() -> None:
     for partitions in (1, 5, 16, 1024):
         minted = ExecutionId.mint(partitions)
-        assert minted.partition == partition_of_uuid(UUID(minted.uuid), partitions)
+        assert minted.partition_number == partition_of_uuid(UUID(minted.uuid), partitions)
         assert ExecutionId.parse(str(minted)) == minted
 
 

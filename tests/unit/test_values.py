@@ -25,6 +25,7 @@ from flowfabric_worker import codec
 from flowfabric_worker._codecs import REGISTERED
 from flowfabric_worker._codecs.equality import same
 from flowfabric_worker.codec import DecodingError, EncodingError
+from flowfabric_worker.engine.ids import ExecutionId
 from tests.support.converted import returning
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -205,6 +206,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (datetime, datetime(2024, 1, 1, tzinfo=Unfixed()), "Unfixed"),
     (datetime, datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1), "CET")), "without a name"),
     (date, datetime(2024, 1, 1), "come back as date"),
+    (str, ExecutionId.mint(), "come back as str"),
     (PurePath, Path("a"), "come back as PurePath"),
     (int | str, Text.A, "expected int | str"),
     (defaultdict[str, int], defaultdict(lambda: 7, a=1), "factory"),

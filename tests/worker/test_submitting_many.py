@@ -192,7 +192,7 @@ def test_an_id_is_a_text_that_is_pickled_and_written_as_json() -> None:
     assert identity == str(identity) == f"{{fp:0}}:{identity.uuid}"
     assert json.loads(json.dumps({"id": identity})) == {"id": str(identity)}
     for again in (pickle.loads(pickle.dumps(identity)), copy.deepcopy(identity)):
-        assert (type(again), again, again.partition, again.uuid) == (ExecutionId, identity, 0, identity.uuid)
+        assert (type(again), again, again.partition_number, again.uuid) == (ExecutionId, identity, 0, identity.uuid)
     assert {identity: 1}[str(identity)] == 1  # type: ignore[index]  # one hash for both
 
 
