@@ -74,7 +74,8 @@ def test_two_thousand_who_wait_share_two_connections_and_do_not_poll(server: Val
             time.sleep(SILENT_SECONDS)
             spent = calls(server) - before
 
-            assert spent <= 5 * (time.monotonic() - since)
+            # Once in ten seconds the waiter looks at all of them, 100 in a call; nothing else asks.
+            assert spent <= WAITING / 100 + 5 * (time.monotonic() - since)
             assert connections_to(server) == 2
             assert not any(result.done() for result in results)
             with doing(doer):
