@@ -21,7 +21,23 @@ R = TypeVar("R")
 
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in.argtypes = (ctypes.c_ulong, ctypes.py_object)
-_NOTHING = ctypes.py_object()
+
+
+class _DisarmedError(BaseException):
+    """It takes the place of an interruption that was not raised yet."""
+
+
+def _disarm() -> None:
+    """Take back an exception that is armed for this thread, by arming another one and catching it.
+
+    Arming nothing is shorter, but leaves CPython 3.11 in a state in which it hangs as soon as a debugger traces it.
+    """
+    try:
+        _raise_in(threading.get_ident(), _DisarmedError)
+        while True:
+            pass
+    except _DisarmedError:
+        pass
 
 
 class Interruption:
@@ -85,8 +101,7 @@ class Interruption:
         with self._lock:
             self._reached = False
             if self._armed:
-                # Disarm an exception that was not raised yet.
-                _raise_in(self._thread, _NOTHING)
+                _disarm()
 
     def _arm(self) -> None:
         """Arm the exception, once: it is raised at the thread's next instruction."""

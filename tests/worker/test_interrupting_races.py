@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import queue
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -102,6 +104,32 @@ def test_an_interruption_never_outlives_its_run(hurry: None) -> None:
     assert sum(ends.values()) == 10_000
     assert set(ends) <= {"whole", "interrupted"}
     assert ends["interrupted"]
+
+
+TRACED = """
+import sys
+from flowfabric_worker import Interrupted
+from flowfabric_worker._runtime.interruption import Interruption
+
+def swallow():
+    try:
+        interruption.interrupt()
+        while True:
+            pass
+    except Interrupted:
+        return "swallowed"
+
+interruption = Interruption()
+print(interruption.run(swallow))
+sys.settrace(lambda frame, event, value: None)
+print((lambda: "traced")())
+"""
+
+
+def test_a_debugger_goes_on_after_an_interruption() -> None:
+    done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=20)
+
+    assert done.stdout.split() == ["swallowed", "traced"], done.stderr
 
 
 def test_a_shielded_block_is_whole_wherever_the_interruption_comes(hurry: None) -> None:
