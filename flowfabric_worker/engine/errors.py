@@ -300,6 +300,9 @@ CODES: dict[str, Row] = {
     ),
     "already_suspended": Row(StateError, False, "The execution is already suspended; wait until it is resumed.", _ID),
     "execution_not_suspended": Row(StateError, False, "The execution is not suspended, so it cannot be resumed.", _ID),
+    "written_by_newer_release": Row(
+        StateError, False, "A newer release put the execution into a state of its kind; use that release for it.", _ID
+    ),
     "waitpoint_not_pending": Row(
         StateError, False, "The waitpoint is in use or closed; create another one.", ("waitpoint_id",)
     ),

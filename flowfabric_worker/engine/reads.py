@@ -9,7 +9,7 @@ import attrs
 
 from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.core import EngineCore
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.errors import StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.records import Record, summary_of
@@ -197,7 +197,7 @@ def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
     """
     try:
         lease, ownership = record.lease(), record.state().ownership_state
-    except ValidationError:
+    except (ValidationError, StateError):
         return None
     if lease is None or (ownership is OwnershipState.LEASED and lease.expires_at_ms > now):
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, TypeVar
 
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.errors import StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import DEFAULT_RETENTION_MS
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
@@ -23,6 +23,7 @@ from flowfabric_worker.engine.types.reads import (
 from flowfabric_worker.engine.types.states import (
     BlockingReason,
     LifecyclePhase,
+    NewerPhaseError,
     PublicState,
     StateVector,
     TerminalOutcome,
@@ -75,6 +76,8 @@ class Record:
             return None
         try:
             return read(value)
+        except NewerPhaseError:
+            raise StateError("written_by_newer_release", execution_id=str(self.execution_id)) from None
         except DAMAGE as error:
             raise self._corruption(field, str(error)) from None
 
@@ -353,7 +356,7 @@ def span(milliseconds: int) -> str:
 
 
 def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None] | None) -> ExecutionSummary:
-    """Return a row of a listing; a damaged record becomes a row that says what is damaged."""
+    """Return a row of a listing; a record that cannot be read becomes a row that says why."""
     record = Record(execution_id, Record.SUMMARY_FIELDS, values)
     try:
         work_class = record.work_class()
@@ -366,7 +369,7 @@ def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None] | None)
             created_at_ms=record.needed_number("created"),
             tags=record.tags(),
         )
-    except ValidationError as error:
+    except (ValidationError, StateError) as error:
         return ExecutionSummary(execution_id=execution_id, corruption=str(error))
 
 

@@ -12,6 +12,8 @@ local function load_once(ctx, uuid, namespace, call_id)
   local before = ff.recall(record.answered, call_id)
   if before then
     return nil, before
+  elseif record.words.foreign then
+    return nil, ff.failure('written_by_newer_release', uuid)
   end
   return record
 end
@@ -19,7 +21,7 @@ end
 -- cancel_execution: end an execution as cancelled, in any phase.
 -- Arguments: uuid, pack{namespace}, call id, reason, source.
 -- Replies: 'cancelled', also if the execution was cancelled before.
--- Errors: execution_not_found, execution_not_active.
+-- Errors: execution_not_found, written_by_newer_release, execution_not_active.
 ff.register_single('cancel_execution', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, call_id, reason, source = args[1], args[2], args[3], args[4], args[5]
   local record, answer = load_once(ctx, uuid, namespace, call_id)
@@ -40,7 +42,7 @@ end)
 -- change_priority: change the priority of a runnable execution, also of a delayed or a blocked one.
 -- Arguments: uuid, pack{namespace}, call id, priority.
 -- Replies: 'changed', the priority before.
--- Errors: execution_not_found, execution_not_eligible.
+-- Errors: execution_not_found, written_by_newer_release, execution_not_eligible.
 ff.register_single('change_priority', {}, function(ctx, args)
   local uuid, namespace, call_id, priority = args[1], args[2], args[3], tonumber(args[4])
   local record, answer = load_once(ctx, uuid, namespace, call_id)
@@ -57,7 +59,7 @@ end)
 -- replay_execution: make an ended execution ready again, in a new place and with a new attempt.
 -- Arguments: uuid, pack{namespace}, call id.
 -- Replies: 'replayed', the new state.
--- Errors: execution_not_found, execution_not_terminal, max_replays_exhausted.
+-- Errors: execution_not_found, written_by_newer_release, execution_not_terminal, max_replays_exhausted.
 ff.register_single('replay_execution', {}, function(ctx, args)
   local uuid, namespace, call_id = args[1], args[2], args[3]
   local record, answer = load_once(ctx, uuid, namespace, call_id)
@@ -100,7 +102,7 @@ end)
 -- Arguments: uuid, pack{namespace}, call id, expected lease id or '', expected instance or '', reason.
 -- Replies: 'revoked', lease id, epoch; or 'already' and why: already_revoked, already_expired,
 -- different_worker_instance_id.
--- Errors: execution_not_found, execution_not_active, stale_lease.
+-- Errors: execution_not_found, written_by_newer_release, execution_not_active, stale_lease.
 ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, call_id = args[1], args[2], args[3]
   local expected_lease, expected_instance, reason = args[4], args[5], args[6]
@@ -168,7 +170,7 @@ end)
 -- set_tags: add tags to an execution and replace those that it has.
 -- Arguments: uuid, pack{namespace}, call id, pack{key, value, ...}, most tags.
 -- Replies: 'ok', the number of tags; or 'too_many', the number that there would be.
--- Errors: execution_not_found.
+-- Errors: execution_not_found, written_by_newer_release.
 ff.register_single('set_tags', {}, function(ctx, args)
   local uuid, namespace, call_id, tags, most_tags = args[1], args[2], args[3], args[4], tonumber(args[5])
   local record, answer = load_once(ctx, uuid, namespace, call_id)

@@ -198,3 +198,29 @@ def test_what_this_release_removes_leaves_nothing_of_the_next_ones(
 
     assert engine.read_execution_info(execution) is None
     assert stored(engine, execution) == {}
+
+
+def test_a_phase_of_the_next_release_is_neither_read_as_damage_nor_ended(engine: Engine, clock: Clock) -> None:
+    execution = created(engine, policy=ExecutionPolicy(execution_deadline=SECOND))
+    client, key = raw_client(engine, execution.partition_number), f"x:{execution.uuid}"
+    name = raw_key(engine, execution.partition_number, key)
+    state = stored(engine, execution)[b"state"]
+    client.hset(name, "state", b"z" + state[1:])
+    before = stored(engine, execution)
+    clock.move(2 * SECOND)
+    upkeep_all(engine)
+
+    for read in (engine.describe_execution, engine.read_execution_state, engine.explain_execution):
+        with refused("written_by_newer_release"):
+            read(execution)
+    with refused("written_by_newer_release"):
+        engine.cancel_execution(CancelExecutionArgs(execution_id=execution))
+    with refused("written_by_newer_release"):
+        engine.replay_execution(ReplayExecutionArgs(execution_id=execution))
+    with refused("written_by_newer_release"):
+        engine.set_tags(execution, {"color": "red"})
+    (row,) = engine.list_executions(None, None, 10).executions
+    assert row.corruption is not None
+    assert "newer release" in row.corruption
+    assert list(engine.list_damaged().executions) == []
+    assert stored(engine, execution) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from enum import StrEnum
 
 import attrs
@@ -123,6 +124,10 @@ _RUNNABLE = {
 }
 
 
+class NewerPhaseError(ValueError):
+    """The phase of a stored state is one that this release does not know."""
+
+
 @attrs.frozen(kw_only=True)
 class StateVector:
     """The six dimensions of an execution's state, which change together."""
@@ -140,12 +145,15 @@ class StateVector:
         """Parse a state: six words separated by spaces or, as in a record, six letters.
 
         Raises:
+            NewerPhaseError: six letters, the first of which is a phase that this release does not know.
             ValueError: not six words or letters, or an unknown one; the message names the dimension.
         """
         words = text.split(" ") if " " in text else list(text)
         dimensions = attrs.fields(cls)
         if len(words) != len(dimensions):
             raise ValueError(f"a state has {len(dimensions)} words, not {len(words)}")
+        if _STATE_OF_LETTERS.fullmatch(text) and text[0] not in _LETTERS[0]:
+            raise NewerPhaseError(f"the phase {text[0]!r} is not known")
         values = {}
         for word, dimension, letters in zip(words, dimensions, _LETTERS, strict=True):
             found = letters.get(word) or next((each for each in letters.values() if each == word), None)
@@ -171,6 +179,9 @@ class StateVector:
         if self.lifecycle_phase is LifecyclePhase.ACTIVE:
             return PublicState.ACTIVE
         return _RUNNABLE.get(self.eligibility_state, PublicState.WAITING)
+
+
+_STATE_OF_LETTERS = re.compile("[a-z]{6}")
 
 
 def _letters(kind: type[StrEnum], letters: str) -> dict[str, StrEnum]:
