@@ -237,6 +237,8 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
         "submitted": moment(info.created_at_ms),
         "not before": moment(info.delay_until_ms),
         "started": moment(info.started_at_ms),
+        "suspended": moment(info.suspended_at_ms),
+        "waits until": moment(info.suspended_until_ms),
         "ended": moment(info.ended_at_ms),
         "kept until": moment(info.remove_at_ms),
         "deadline": moment(info.deadline_at_ms),

@@ -52,9 +52,10 @@ class Record:
     SUMMARY_FIELDS: ClassVar = ("state", "class", "priority", "created", "tags")
     FIELDS: ClassVar = (
         *SUMMARY_FIELDS, "mutated", "policy", "codec", "headers", "creator", "idempotency_key", "flow", "fence",
-        "holder", "expires", "timeout_at", "deadline", "delay_until", "dedup_until", "reserved_for", "attempt",
-        "attempts", "retry_count", "reclaim_count", "replay_count", "steps", "started", "ended",
-        "progress_percent", "progress_message", "error", "error_class", "error_detail", "cancel_reason", "cancelled_by",
+        "holder", "expires", "timeout_at", "deadline", "delay_until", "suspended_at", "suspended_until", "dedup_until",
+        "reserved_for", "attempt", "attempts", "retry_count", "reclaim_count", "replay_count", "steps", "started",
+        "ended", "progress_percent", "progress_message", "error", "error_class", "error_detail", "cancel_reason",
+        "cancelled_by",
     )  # fmt: skip
 
     def __init__(self, execution_id: ExecutionId, fields: Sequence[str], values: Sequence[bytes | None] | None) -> None:
@@ -248,6 +249,8 @@ class Record:
             deadline_at_ms=self.number("deadline"),
             timeout_at_ms=self._when("timeout_at", leased),
             remove_at_ms=self.kept_until() if ended else None,
+            suspended_at_ms=self.number("suspended_at"),
+            suspended_until_ms=self.number("suspended_until"),
             current_attempt=self.attempt(),
             current_lease=self.lease(),
             past_attempts=self.past_attempts(),

@@ -109,6 +109,17 @@ def test_a_suspended_execution_says_what_blocks_it(engine: Engine, reason: Suspe
     assert info_of(engine, execution).state.blocking_reason == blocking
 
 
+def test_a_suspended_execution_says_since_when_and_until_when(engine: Engine, clock: Clock) -> None:
+    execution, waitpoint = suspended(engine, timeout=MINUTE)
+    info = info_of(engine, execution)
+    assert (info.suspended_at_ms, info.suspended_until_ms) == (clock.ms, clock.ms + 60_000)
+
+    signal(engine, execution, waitpoint)
+
+    info = info_of(engine, execution)
+    assert (info.suspended_at_ms, info.suspended_until_ms) == (None, None)
+
+
 def test_a_signal_that_matches_nothing_is_told_so_and_observed_as_such(engine: Engine) -> None:
     execution, waitpoint = suspended(engine, condition=Single("go", SignalMatcher("approved")))
 

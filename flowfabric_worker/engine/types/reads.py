@@ -92,6 +92,8 @@ class ExecutionInfo:
     deadline_at_ms: int | None
     timeout_at_ms: int | None
     remove_at_ms: int | None
+    suspended_at_ms: int | None
+    suspended_until_ms: int | None
     current_attempt: AttemptSummary | None
     current_lease: LeaseSummary | None
     past_attempts: tuple[PastAttempt, ...]
