@@ -16,7 +16,7 @@ import attrs
 
 from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.ids import check_lane
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CLASSES_PER_CLAIM, MAX_CLASSES_PER_LANE
+from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ROWS, MAX_CLASSES_PER_CLAIM
 from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
 from flowfabric_worker.engine.wire import DAMAGE, WorkClass, decode_class
@@ -143,23 +143,27 @@ class ClassCache(EngineCore):
         names: list[str] = [check_lane(lane.lane) for lane in request.lanes]
         # Another thread may forget a lane at the same time.
         lanes = {name: found for name in names if (found := known.lanes.get(name)) is not None}
-        wanted = [name for name in names if name not in lanes]
-        if wanted:
-            arguments = [argument for lane in wanted for argument in (self.packed_lane(lane), b"")]
-            for lane, (revision, classes) in zip(wanted, self.call("list_classes", partition, arguments), strict=True):
-                everything = self._rest_of(partition, lane, classes)
-                readable = [pair for data in everything for pair in _readable(data)]
-                lanes[lane] = known.lanes[lane] = _KnownLane(revision, readable)
+        for lane, (revision, classes) in self._read_classes(partition, [n for n in names if n not in lanes]).items():
+            readable = [pair for data in classes for pair in _readable(data)]
+            lanes[lane] = known.lanes[lane] = _KnownLane(revision, readable)
         return lanes
 
-    def _rest_of(self, partition: int, lane: str, page: Sequence[bytes]) -> Sequence[bytes]:
-        """Return all classes of a lane, given its first page."""
-        classes = list(page)
-        while len(page) >= MAX_CLASSES_PER_LANE:
-            # Classes that are added now give the lane a new revision, which the next claim notices.
-            ((_, page),) = self.call("list_classes", partition, [self.packed_lane(lane), page[-1]])
-            classes += page
-        return classes
+    def _read_classes(self, partition: int, names: Iterable[str]) -> dict[str, tuple[bytes, list[bytes]]]:
+        """Return revision and classes of each lane, read in calls of bounded length."""
+        found: dict[str, tuple[bytes, list[bytes]]] = {}
+        places = dict.fromkeys(names, b"")
+        while places:
+            arguments = [argument for lane, after in places.items() for argument in (self.packed_lane(lane), after)]
+            for lane, row in zip(list(places), self.call("list_classes", partition, arguments), strict=True):
+                # A lane without a row did not fit into the work budget of the call.
+                if row:
+                    # Classes that are added now give the lane a new revision, which the next claim notices.
+                    found.setdefault(lane, (row[0], []))[1].extend(row[1])
+                    if len(row[1]) < MAX_CALL_ROWS:
+                        del places[lane]
+                    else:
+                        places[lane] = row[1][-1]
+        return found
 
 
 def _readable(data: bytes) -> Iterator[tuple[bytes, WorkClass]]:

@@ -25,6 +25,7 @@ from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, Limits
 from flowfabric_worker.engine.listener import Listener, Waiter
+from flowfabric_worker.engine.pages import read_cursor
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
@@ -334,10 +335,7 @@ class EngineCore:
             partitions = range(number, number + 1)
         if cursor is None:
             return partitions
-        try:
-            first = check_execution_id(cursor).partition_number
-        except ValidationError as error:
-            raise ValidationError("invalid_cursor", f"The cursor of this listing is an execution id: {error}") from None
+        first = read_cursor(lambda: check_execution_id(cursor), "an execution id").partition_number
         if first not in partitions:
             raise ValidationError("invalid_cursor", f"The cursor {cursor} is not in the partition that is listed.")
         return range(first, partitions.stop)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.core import EngineCore, execution_id
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
+from flowfabric_worker.engine.limits import MAX_DAMAGED, MAX_MESSAGE_BYTES
+from flowfabric_worker.engine.pages import page_size, read_rows
+from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.damage import DamagedRow, ListDamagedPage
 from flowfabric_worker.engine.wire import unpack
-from flowfabric_worker.engine.workers import page_size
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,8 @@ class Damage(EngineCore):
         rows: list[DamagedRow] = []
         last = cursor
         for number in self.partitions_behind(partition, cursor) if count else ():
-            after = cursor.uuid if cursor and cursor.partition_number == number else ""
-            for uuid, entry in self.call("list_damaged", number, [after, MAX_PAGE_SIZE]):
+            after = cursor.uuid.encode() if cursor and cursor.partition_number == number else b""
+            for uuid, entry in self._damaged(number, after):
                 each = execution_id(number, uuid)
                 field, namespace = unpack(entry) if entry else (b"record", b"")
                 # The namespace of a damaged class is unknown, so the execution is listed in every namespace.
@@ -37,6 +39,9 @@ class Damage(EngineCore):
                     rows.append(DamagedRow(str(each), f"{each}: {field.decode('utf-8', 'replace')} is damaged."))
                     last = each
         return ListDamagedPage(executions=tuple(rows), next_cursor=None)
+
+    def _damaged(self, partition: int, after: bytes) -> Iterator[Reply]:
+        return read_rows(lambda place, most: self.call("list_damaged", partition, [place, most]), after, MAX_DAMAGED)
 
     def set_aside(self, damaged: ExecutionId, claim_id: str, error: Exception) -> str:
         """Set a claimed execution aside that cannot be decoded; return what is wrong with it."""

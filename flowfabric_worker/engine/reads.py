@@ -12,6 +12,7 @@ from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
+from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.suspension_replies import damage_told, suspension_explained
@@ -31,7 +32,7 @@ from flowfabric_worker.engine.types.reads import (
 )
 from flowfabric_worker.engine.types.states import OwnershipState, PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
-from flowfabric_worker.engine.workers import Workers, page_size
+from flowfabric_worker.engine.workers import Workers
 
 # How many executions a filtered listing looks at before it returns the page that it has.
 _MOST_WALKED = 10 * MAX_PAGE_SIZE
@@ -118,16 +119,22 @@ class Reads(Workers, EngineCore):
         count = page_size(limit)
         if not count:
             return ListLanesPage(lanes=(), next_cursor=None)
-        after = "" if cursor is None else _checked_lane_cursor(cursor)
-        arguments = [self._packed_namespace, after, count + 1, *_COUNTERS]
+        first = b"" if cursor is None else read_cursor(lambda: check_lane(cursor), "a lane").encode()
         merged: dict[str, LaneInfo] = {}
         for partition in range(self.partitions):
-            for lane, values in self.call("list_lanes", partition, arguments):
+            for lane, values in self._lanes_of(partition, first, count + 1):
                 name = lane.decode()
                 merged[name] = _add_lane(merged.get(name), name, values)
         names = sorted(merged)
         page = tuple(merged[name] for name in names[:count])
         return ListLanesPage(lanes=page, next_cursor=page[-1].lane if len(names) > count else None)
+
+    def _lanes_of(self, partition: int, first: bytes, count: int) -> Iterator[Reply]:
+        return read_rows(
+            lambda after, most: self.call("list_lanes", partition, [self._packed_namespace, after, most, *_COUNTERS]),
+            first,
+            count,
+        )
 
     def explain_execution(self, execution_id: ExecutionId) -> Explanation | None:
         record = self._record(execution_id)
@@ -262,13 +269,6 @@ def _matches(summary: ExecutionSummary, wanted: ExecutionFilter) -> bool:
         and wanted.task in (None, summary.task)
         and wanted.tags.items() <= summary.tags.items()
     )
-
-
-def _checked_lane_cursor(cursor: str) -> str:
-    try:
-        return check_lane(cursor)
-    except ValidationError as error:
-        raise ValidationError("invalid_cursor", f"The cursor of a list of lanes is a lane: {error}") from None
 
 
 def _add_lane(known: LaneInfo | None, name: str, values: Reply) -> LaneInfo:

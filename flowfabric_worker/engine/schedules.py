@@ -13,6 +13,7 @@ from flowfabric_worker.engine.core import as_error, execution_id, is_put_off, ne
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_CALL_ITEMS
+from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.submission import Submission
@@ -33,7 +34,6 @@ from flowfabric_worker.engine.types.schedules import (
 )
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 from flowfabric_worker.engine.wire import epoch_ms, pack, unpack_text
-from flowfabric_worker.engine.workers import page_size
 
 _SOME_TICK = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -129,16 +129,26 @@ class Schedules(Submission):
 
     def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
         count = page_size(limit)
-        after = b"" if cursor is None else self._packed_namespace + _checked_cursor(cursor).encode()
+        first = b""
+        if cursor is not None:
+            name = read_cursor(lambda: check_name(cursor, "the cursor"), "a schedule's name")
+            first = self._packed_namespace + name.encode()
         if not count:
             return ListSchedulesPage(schedules=(), next_cursor=None)
         rows: dict[str, Reply] = {}
         for partition in range(self.partitions):
-            for row in self.call("list_schedules", partition, [self._packed_namespace, after, count + 1]):
+            for row in self._schedules_of(partition, first, count + 1):
                 rows[row[0][len(self._packed_namespace) :].decode()] = row
         names = sorted(rows)[: count + 1]
         page = tuple(_row(name, rows[name]) for name in names[:count])
         return ListSchedulesPage(schedules=page, next_cursor=names[count - 1] if len(names) > count else None)
+
+    def _schedules_of(self, partition: int, first: bytes, count: int) -> Iterator[Reply]:
+        return read_rows(
+            lambda after, most: self.call("list_schedules", partition, [self._packed_namespace, after, most]),
+            first,
+            count,
+        )
 
     def _place(self, name: str) -> tuple[int, bytes]:
         """Return the partition of a schedule and its address there."""
@@ -208,13 +218,6 @@ def _iso(moment: datetime) -> str:
     moment = moment.astimezone(UTC)
     text = moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
     return text.replace("+00:00", "Z")
-
-
-def _checked_cursor(cursor: str) -> str:
-    try:
-        return check_name(cursor, "The cursor")
-    except ValidationError as error:
-        raise ValidationError("invalid_cursor", f"The cursor of a list of schedules is a name: {error}") from None
 
 
 def _row(name: str, row: Reply) -> ScheduleInfo | DamagedRow:

@@ -10,7 +10,8 @@ from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name, refuse_reserved
-from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_PAGE_SIZE, MAX_REGISTRATION_BYTES
+from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_REGISTRATION_BYTES
+from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.submission import check_headers, check_tags, clamp_priority
 from flowfabric_worker.engine.types.checks import check_record
@@ -68,10 +69,16 @@ class Workers(EngineCore):
         count = page_size(limit)
         if not count:
             return ListWorkersPage(workers=(), next_cursor=None)
-        after = self._behind(cursor)
-        now, *rows = self.call("list_workers", _REGISTRY, [self._packed_namespace, after, count + 1])
+        first = b"" if cursor is None else read_cursor(lambda: self._worker(cursor), "a worker's instance id")
+        rows = list(
+            read_rows(
+                lambda after, most: self.call("list_workers", _REGISTRY, [self._packed_namespace, after, most]),
+                first,
+                count + 1,
+            )
+        )
         names = [row[0][len(self._packed_namespace) :].decode() for row in rows[:count]]
-        workers = tuple(_row(name, row, now) for name, row in zip(names, rows, strict=False))
+        workers = tuple(_row(name, row) for name, row in zip(names, rows, strict=False))
         return ListWorkersPage(workers=workers, next_cursor=names[-1] if len(rows) > count else None)
 
     def publish_tasks(self, tasks: Sequence[TaskPublication], keep: timedelta = timedelta(days=7)) -> None:
@@ -101,11 +108,16 @@ class Workers(EngineCore):
 
     def _tasks_page(self, prefix: bytes, cursor: str | None, count: int) -> ListTasksPage:
         """Return a page of the tasks whose addresses begin with `prefix`."""
-        start = b"[" + prefix if cursor is None else b"(" + self._behind_task(cursor)
+        start = b"[" + prefix
+        if cursor is not None:
+            start = b"(" + read_cursor(lambda: self._task(cursor), "a task's name")
         return self._tasks_between(start, b"(" + prefix + b"\xff", count)
 
     def _tasks_between(self, start: bytes, end: bytes, count: int) -> ListTasksPage:
-        rows = self.call("list_tasks", _REGISTRY, [start, end, count + 1])
+        def page(after: bytes, most: int) -> Reply:
+            return self.call("list_tasks", _REGISTRY, [b"(" + after if after else start, end, most])
+
+        rows = list(read_rows(page, b"", count + 1))
         names = [row[0].rpartition(b"\n")[2].decode() for row in rows[:count]]
         read = (_task_row(name, row) for name, row in zip(names, rows, strict=False))
         return ListTasksPage(
@@ -118,35 +130,8 @@ class Workers(EngineCore):
         checked = check_name(name, "task")
         return self._packed_namespace + f"{checked.rpartition('.')[2]}\n{checked}".encode()
 
-    def _behind_task(self, cursor: str) -> bytes:
-        try:
-            return self._task(cursor)
-        except ValidationError as error:
-            raise ValidationError("invalid_cursor", f"The cursor of a list of tasks is a name: {error}") from None
-
     def _worker(self, instance: str) -> bytes:
         return self._packed_namespace + check_name(instance, "worker_instance_id").encode()
-
-    def _behind(self, cursor: str | None) -> bytes:
-        if cursor is None:
-            return b""
-        try:
-            return self._worker(cursor)
-        except ValidationError as error:
-            raise ValidationError(
-                "invalid_cursor", f"The cursor of a list of workers is one's instance id: {error}"
-            ) from None
-
-
-def page_size(limit: int) -> int:
-    """Return the limit of a page if it is 0 to 1000.
-
-    Raises:
-        ValidationError: `invalid_input`.
-    """
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
-        raise ValidationError("invalid_input", f"The limit of a page is 0 to {MAX_PAGE_SIZE}, not {limit!r}.")
-    return limit
 
 
 def _about(args: RegisterWorkerArgs) -> bytes:
@@ -171,15 +156,15 @@ def _about(args: RegisterWorkerArgs) -> bytes:
     return about
 
 
-def _row(instance: str, row: Reply, now: int) -> WorkerInfo | DamagedRow:
+def _row(instance: str, row: Reply) -> WorkerInfo | DamagedRow:
     try:
-        return _worker_info(instance, row, now)
+        return _worker_info(instance, row)
     except ValueError as error:
         return DamagedRow(instance, f"worker: {error}")
 
 
-def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
-    _, expires, died, since, about = row
+def _worker_info(instance: str, row: Reply) -> WorkerInfo:
+    _, expires, died, since, about, is_alive = row
     worker_id, lanes, capabilities, tasks, threads, host, pid = unpack(about)[:7]
     return WorkerInfo(
         worker_id=worker_id.decode(),
@@ -192,7 +177,7 @@ def _worker_info(instance: str, row: Reply, now: int) -> WorkerInfo:
         pid=int(pid),
         registered_at_ms=int(since),
         expires_at_ms=int(expires),
-        alive=not died and int(expires) > now,
+        alive=bool(is_alive),
         death_reason=died.decode(),
     )
 

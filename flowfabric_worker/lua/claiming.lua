@@ -324,15 +324,21 @@ ff.register('stop_waiting', { 'allow-oom' }, function(ctx, args)
   return { 'ok' }
 end)
 
--- list_classes: read a page of the classes that hold work in each of some lanes.
+-- list_classes: read a page of the classes that hold work in each of some lanes, within the call's work budget.
 -- Arguments per lane: pack{namespace, lane}, after (a class) or ''.
--- Replies per lane: revision, the classes. A page of fewer than ff.MAX_CLASSES_PER_LANE is the last.
+-- Replies per lane: revision, the classes, of which fewer than ff.MAX_CALL_ROWS are the last; or nothing once the budget is
+-- used up.
 ff.register('list_classes', { 'no-writes' }, function(ctx, args)
   local answer = {}
   for at = 1, #args, 2 do
     local lane, after = args[at], args[at + 1]
-    local revision = call('HGET', ctx.base .. ':lane:' .. lane, 'revision') or '0'
-    answer[#answer + 1] = { revision, ff.classes_of(ctx, lane, after) }
+    local row = {}
+    if ctx.work > 0 or at == 1 then
+      local revision = call('HGET', ctx.base .. ':lane:' .. lane, 'revision') or '0'
+      row = { revision, ff.classes_of(ctx, lane, after, ff.MAX_CALL_ROWS) }
+      ff.spend(ctx, 2 + #row[2], 0)
+    end
+    answer[#answer + 1] = row
   end
   return answer
 end)

@@ -18,14 +18,12 @@ end)
 
 -- list_damaged: read a page of the executions that were set aside, by id.
 -- Arguments: after (a uuid) or '', limit.
--- Replies per execution: uuid, pack{damaged field, packed namespace or ''}.
+-- Replies: '1' if there may be more, else '0'; then per execution: uuid, pack{damaged field, packed namespace or ''}.
 ff.register('list_damaged', { 'no-writes' }, function(ctx, args)
   local after, limit = args[1], tonumber(args[2])
   local from = after ~= '' and '(' .. after or '-'
   local uuids = call('ZRANGE', ctx.base .. ':damaged', from, '+', 'BYLEX', 'LIMIT', 0, limit)
-  local answer = {}
-  for i, uuid in ipairs(uuids) do
-    answer[i] = { uuid, call('HGET', ctx.base .. ':damage', uuid) }
-  end
-  return answer
+  return ff.read_rows(ctx, uuids, limit, function(uuid)
+    return { uuid, call('HGET', ctx.base .. ':damage', uuid) }
+  end)
 end)

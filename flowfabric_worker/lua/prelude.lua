@@ -55,6 +55,7 @@ ff.BYTES_PER_WORK = 8 * 1024
 ff.HOUR = 3600000
 ff.DAY = 24 * ff.HOUR
 ff.MAX_CALL_ITEMS = 100
+ff.MAX_CALL_ROWS = 200
 ff.MAX_CALLS_REMEMBERED = 8
 ff.MAX_CLASSES_PER_LANE = 1024
 ff.DEFAULT_RETENTION_MS = ff.DAY
@@ -233,6 +234,32 @@ end
 -- Return how many things of `commands` commands each a share of the remaining budget allows: at least 1, at most `limit`.
 function ff.allowed(ctx, limit, commands, share)
   return math.min(limit, math.max(1, math.floor(ctx.work * share / commands)))
+end
+
+-- Return the bytes of a row: of its texts, and of the texts in its lists.
+local function size_of_row(row)
+  local size = 0
+  for i = 1, #row do
+    local value = row[i]
+    size = size + (type(value) == 'string' and #value or type(value) == 'table' and size_of_row(value) or 0)
+  end
+  return size
+end
+
+-- Read the rows of a page within the call's work budget. `members` are the page, at most `limit` of an index; `read`
+-- returns the row of a member. Return '1' if there may be more rows, else '0'; then the rows.
+function ff.read_rows(ctx, members, limit, read)
+  local answer = { #members == limit and '1' or '0' }
+  for i, member in ipairs(members) do
+    if ctx.work <= 0 and i > 1 then
+      answer[1] = '1'
+      break
+    end
+    local row = read(member)
+    ff.spend(ctx, 1, size_of_row(row))
+    answer[i + 1] = row
+  end
+  return answer
 end
 
 -- Run a function for each item of a call, in isolation. Items have `width` arguments from `first` on, the uuid first, and

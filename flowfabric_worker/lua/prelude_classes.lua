@@ -40,6 +40,8 @@ function ff.register_class(ctx, class, limit)
   if limit and call('ZLEXCOUNT', classes, '[' .. known.lane, '(' .. known.lane .. ':') >= limit then
     return false
   end
+  -- The commands below, and those that update the indexes of one more class when the call ends.
+  ff.spend(ctx, 8, 0)
   call('ZADD', classes, 0, class)
   ff.register_lane(ctx, known.lane, known.namespace .. known.lane_name)
   ctx.registered[class] = true
@@ -60,7 +62,7 @@ end
 function ff.forget_lane(ctx, lane)
   local key = ctx.base .. ':lane:' .. lane
   local depths = call('HMGET', key, 'paused', unpack(ff.PUBLIC_STATES)) -- bounded: a fixed list of names
-  local is_used = depths[1] ~= false or #ff.classes_of(ctx, lane, '') > 0
+  local is_used = depths[1] ~= false or #ff.classes_of(ctx, lane, '', 1) > 0
   for i = 2, #ff.PUBLIC_STATES + 1 do
     is_used = is_used or (ff.number(depths[i]) or 0) ~= 0
   end
@@ -82,9 +84,9 @@ end
 
 -- Return a page of the classes of a lane that hold work, after one of them or ''. A lane may have more classes than its
 -- limit, because work that exists is never refused.
-function ff.classes_of(ctx, lane, after)
+function ff.classes_of(ctx, lane, after, limit)
   local first, last = after ~= '' and '(' .. after or '[' .. lane, '(' .. lane .. ':'
-  return call('ZRANGE', ctx.base .. ':classes', first, last, 'BYLEX', 'LIMIT', 0, ff.MAX_CLASSES_PER_LANE)
+  return call('ZRANGE', ctx.base .. ':classes', first, last, 'BYLEX', 'LIMIT', 0, limit)
 end
 
 -- Remove a class from the registry.

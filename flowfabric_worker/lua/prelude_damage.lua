@@ -2,7 +2,7 @@
 
 -- How many damaged executions are listed. A damaged execution leaves the indexes that work is found by, and stays counted
 -- under its state until it is purged.
-local MAX_DAMAGED = 1000
+ff.MAX_DAMAGED = 1000
 
 -- Checks ------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ function ff.set_aside(ctx, uuid, field, class)
   ff.due_at(ctx, 'retention', 'x' .. uuid, false)
   ff.unlist(ctx, uuid, known)
   local list = ctx.base .. ':damaged'
-  if call('EXISTS', ff.record_key(ctx, uuid)) == 1 and call('ZCARD', list) < MAX_DAMAGED then
+  if call('EXISTS', ff.record_key(ctx, uuid)) == 1 and call('ZCARD', list) < ff.MAX_DAMAGED then
     call('ZADD', list, 0, uuid)
     call('HSETNX', ctx.base .. ':damage', uuid, ff.pack({ field, known and known.namespace or '' }))
   end

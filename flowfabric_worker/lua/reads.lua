@@ -115,19 +115,17 @@ end)
 
 -- list_lanes: read a page of a namespace's lanes, by name.
 -- Arguments: pack{namespace}, after (a name) or '', limit, then the names of the counters to read.
--- Replies per lane: name, the counters in the order of their names.
+-- Replies: '1' if there may be more lanes, else '0'; then per lane: name, the counters in the order of their names.
 ff.register('list_lanes', { 'no-writes' }, function(ctx, args)
   local namespace, after, limit = args[1], args[2], tonumber(args[3])
   local from = after ~= '' and '(' .. namespace .. after or '[' .. namespace
   local lanes = call('ZRANGE', ctx.base .. ':lanes', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
   local names = { unpack(args, 4) } -- bounded: the caller's fixed list of names
-  local answer = {}
-  for i, lane in ipairs(lanes) do
+  return ff.read_rows(ctx, lanes, limit, function(lane)
     local name = ff.behind_first(lane)
     local key = ctx.base .. ':lane:' .. namespace .. ff.pack({ name })
-    answer[i] = { name, call('HMGET', key, unpack(names)) } -- bounded: as above
-  end
-  return answer
+    return { name, call('HMGET', key, unpack(names)) } -- bounded: as above
+  end)
 end)
 
 -- explain_execution: read where a ready execution stands.

@@ -223,21 +223,21 @@ end)
 
 -- list_schedules: read a page of a namespace's schedules in this partition.
 -- Arguments: pack{namespace}, after (a schedule) or '', limit.
--- Replies per schedule: schedule, then the parts of its entry in order. A damaged schedule is its name alone.
+-- Replies: '1' if there may be more schedules, else '0'; then per schedule: schedule, the parts of its entry in order. A
+-- damaged schedule is its name alone.
 ff.register('list_schedules', { 'no-writes' }, function(ctx, args)
   local namespace, after, limit = args[1], args[2], tonumber(args[3])
   local from = after ~= '' and '(' .. after or '[' .. namespace
   local names =
     call('ZRANGE', ctx.base .. ':schedules', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
-  local answer = {}
-  for i, schedule in ipairs(names) do
+  return ff.read_rows(ctx, names, limit, function(schedule)
     local entry = read(ctx, schedule)
-    answer[i] = { schedule }
-    for j = 1, entry and #FIELDS or 0 do
-      answer[i][j + 1] = entry[FIELDS[j]]
+    local row = { schedule }
+    for i = 1, entry and #FIELDS or 0 do
+      row[i + 1] = entry[FIELDS[i]]
     end
-  end
-  return answer
+    return row
+  end)
 end)
 
 -- Leaders. Of the processes that have the same schedules one submits their ticks, and the others stand by. A group is

@@ -126,23 +126,20 @@ end
 
 -- list_workers: read a page of a namespace's workers.
 -- Arguments: pack{namespace}, after (a worker) or '', limit.
--- Replies: now; then per worker: worker, expires at, reason of death or '', registered at, description. A worker with a
--- damaged or missing entry is its name alone.
+-- Replies: '1' if there may be more workers, else '0'; then per worker: worker, expires at, reason of death or '',
+-- registered at, description, 1 if it is alive, else 0. A worker with a damaged or missing entry is its name alone.
 ff.register('list_workers', { 'no-writes' }, function(ctx, args)
   local namespace, after, limit = args[1], args[2], tonumber(args[3])
   local from = after ~= '' and '(' .. after or '[' .. namespace
-  local workers =
-    call('ZRANGE', ctx.base .. ':workers', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
-  local answer = { ctx.now }
-  for _, worker in ipairs(workers) do
+  local workers = call('ZRANGE', ctx.base .. ':workers', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
+  return ff.read_rows(ctx, workers, limit, function(worker)
     local entry = read(ctx, worker)
-    if entry then
-      answer[#answer + 1] = { worker, ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about }
-    else
-      answer[#answer + 1] = { worker }
+    if not entry then
+      return { worker }
     end
-  end
-  return answer
+    local is_alive = entry.died == '' and entry.expires > ctx.now
+    return { worker, ff.text(entry.expires), entry.died, ff.text(entry.since), entry.about, is_alive and 1 or 0 }
+  end)
 end)
 
 -- Remove a worker from the list when its time is over.
@@ -204,21 +201,18 @@ end)
 
 -- list_tasks: read a page of published tasks.
 -- Arguments: the first and the last bound (as ZRANGE takes them), limit.
--- Replies per task: task, expires at, published at, description, 1 if it has not expired, else 0. A task with a damaged or
--- missing entry is its name alone.
+-- Replies: '1' if there may be more tasks, else '0'; then per task: task, expires at, published at, description, 1 if it
+-- has not expired, else 0. A task with a damaged or missing entry is its name alone.
 ff.register('list_tasks', { 'no-writes' }, function(ctx, args)
   local first, last, limit = args[1], args[2], tonumber(args[3])
   local tasks = call('ZRANGE', ctx.base .. ':tasks', first, last, 'BYLEX', 'LIMIT', 0, limit)
-  local answer = {}
-  for i, task in ipairs(tasks) do
+  return ff.read_rows(ctx, tasks, limit, function(task)
     local entry = read_task(ctx, task)
     if not entry then
-      answer[i] = { task }
-    else
-      answer[i] = { task, ff.text(entry.expires), entry.published, entry.about, entry.expires > ctx.now and 1 or 0 }
+      return { task }
     end
-  end
-  return answer
+    return { task, ff.text(entry.expires), entry.published, entry.about, entry.expires > ctx.now and 1 or 0 }
+  end)
 end)
 
 -- Remove a task that has not been published again in time.

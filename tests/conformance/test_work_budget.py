@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,18 +10,23 @@ import pytest
 import redis
 
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MIB
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_CALL_ROWS, MIB
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import ExecutionFilter
+from flowfabric_worker.engine.types.schedules import TickScheduleArgs
+from flowfabric_worker.engine.types.submission import Created
+from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.conftest import Clock
-from tests.support.executions import LANE, creation, raw_client, request
+from tests.support.executions import LANE, creation, damage, raw_client, request
 from tests.support.lossy_store import LosingStore
 
 # Calls that carry many items, with the arguments of one; and how many commands one call may send besides.
 WIDTHS = {"create_executions": 14, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
 MOST_COMMANDS = 600
+# Listings whose replies are one word and the rows.
+LISTINGS = ("list_lanes", "list_workers", "list_tasks", "list_schedules", "list_damaged")
 
 
 class Counting(LosingStore):
@@ -33,6 +38,7 @@ class Counting(LosingStore):
         self.items: list[int] = []
         self.together: list[int] = []
         self.commands: list[int] = []
+        self.listing_commands: list[int] = []
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -40,6 +46,8 @@ class Counting(LosingStore):
         before = self._sent()
         reply = super().call(function, partition, arguments, timeout)
         self.commands.append(self._sent() - before)
+        if function in (*LISTINGS, "list_classes"):
+            self.listing_commands.append(self.commands[-1])
         self._note(function, arguments, reply)
         return reply
 
@@ -54,6 +62,10 @@ class Counting(LosingStore):
             self.items.append(len(reply[3]))
         elif function == "list_executions":
             self.items.append(len(reply) - 3)
+        elif function == "list_classes":
+            self.items.append(sum(len(row[1]) for row in reply if row))
+        elif function in LISTINGS:
+            self.items.append(len(reply) - 1)
 
     def _sent(self) -> int:
         try:
@@ -126,3 +138,72 @@ def test_a_listing_reads_large_records_a_few_at_a_time_and_all_of_them(counting:
     assert (len(page.executions), page.next_cursor, sum(store.items)) == (150, None, 150)
     assert max(store.items) <= 50
     assert max(store.commands, default=0) <= MOST_COMMANDS
+
+
+def pause_lanes(engine: Engine) -> int:
+    for number in range(450):
+        engine.pause_lane(f"lane {number}")
+    return len(engine.list_lanes(limit=1000).lanes)
+
+
+def register_large_workers(engine: Engine) -> int:
+    tasks = tuple(f"{number:0200}" for number in range(250))
+    for number in range(100):
+        engine.register_worker(RegisterWorkerArgs(worker_id="pool", worker_instance_id=f"{number}", tasks=tasks))
+    return len(engine.list_workers(limit=1000).workers)
+
+
+def publish_tasks(engine: Engine) -> int:
+    engine.publish_tasks([TaskPublication(name=f"task {number}", lane=LANE) for number in range(450)])
+    return len(engine.list_tasks(limit=1000).tasks)
+
+
+def register_schedules(engine: Engine) -> int:
+    engine.tick_schedules(
+        [TickScheduleArgs(name=f"schedule {number}", spec="every 1m", creation=creation()) for number in range(450)]
+    )
+    return len(engine.list_schedules(limit=1000).schedules)
+
+
+def damage_executions(engine: Engine) -> int:
+    made = engine.create_executions([creation() for _ in range(450)])
+    store = engine.store
+    assert isinstance(store, Counting)
+    behind = Engine(lambda: (store.behind, None))
+    for each in made:
+        assert isinstance(each, Created)
+        damage(behind, each.execution_id, "priority", b"high")
+    assert engine.claim_many(request(limit=500)) == []
+    while len(engine.list_damaged(limit=1000).executions) < 450:
+        engine.claim_many(request(limit=500))
+    return len(engine.list_damaged(limit=1000).executions)
+
+
+def claim_from_many_classes(engine: Engine) -> int:
+    engine.create_executions([creation(task=f"task {number}") for number in range(450)])
+    claimed = engine.claim_many(request(limit=500))
+    while len(claimed) < 450:
+        claimed += engine.claim_many(request(limit=500))
+    return len(claimed)
+
+
+@pytest.mark.parametrize(
+    ("list_all", "count"),
+    [
+        (pause_lanes, 450),
+        (register_large_workers, 100),
+        (publish_tasks, 450),
+        (register_schedules, 450),
+        (damage_executions, 450),
+        (claim_from_many_classes, 450),
+    ],
+)
+def test_a_listing_reads_all_rows_in_calls_of_bounded_length(
+    counting: Engine, list_all: Callable[[Engine], int], count: int
+) -> None:
+    store = counting.store
+    assert isinstance(store, Counting)
+
+    assert list_all(counting) == count
+    assert max(store.items) <= (60 if list_all is register_large_workers else MAX_CALL_ROWS)
+    assert max(store.listing_commands, default=0) <= MOST_COMMANDS

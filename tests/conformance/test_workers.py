@@ -175,7 +175,7 @@ def test_a_heartbeat_of_a_dead_worker_says_that_it_must_register_again(engine: E
     engine.mark_worker_dead("pool-1")
     before = dump()
 
-    with pytest.raises(StateError, match="register again") as refused:
+    with pytest.raises(StateError, match="register it again") as refused:
         engine.heartbeat_worker("pool-1")
 
     assert refused.value.code == "worker_dead"

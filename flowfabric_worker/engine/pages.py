@@ -1,0 +1,57 @@
+"""Pages of listings: their limits, their cursors, and the bounded calls that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
+from flowfabric_worker.engine.stores.base import Reply
+
+T = TypeVar("T")
+
+
+def page_size(limit: int) -> int:
+    """Return the limit of a page if it is 0 to 1000.
+
+    Raises:
+        ValidationError: `invalid_input`.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
+        raise ValidationError("invalid_input", f"The limit of a page is 0 to {MAX_PAGE_SIZE}, not {limit!r}.")
+    return limit
+
+
+def read_cursor(read: Callable[[], T], what: str) -> T:
+    """Return what `read` makes of a cursor.
+
+    Args:
+        read: checks the cursor, and raises a `ValidationError` if it is not valid.
+        what: what the cursor of this listing is, for the message.
+
+    Raises:
+        ValidationError: `invalid_cursor`.
+    """
+    try:
+        return read()
+    except ValidationError as error:
+        raise ValidationError("invalid_cursor", f"The cursor of this listing is {what}: {error}") from None
+
+
+def read_rows(call: Callable[[bytes, int], Reply], after: bytes, count: int) -> Iterator[Reply]:
+    """Yield up to `count` rows after a place, in as many calls as the work budget of one call makes necessary.
+
+    Args:
+        call: calls the stored function of a listing with a place and a limit. It replies with `1` if there may be more
+            rows, then the rows, each of which begins with its place.
+        after: the place to begin after; empty for the beginning.
+        count: how many rows are wanted.
+    """
+    while count > 0:
+        more, *rows = call(after, min(count, MAX_CALL_ROWS))
+        yield from rows
+        if more != b"1" or not rows:
+            return
+        count -= len(rows)
+        after = rows[-1][0]
