@@ -1,7 +1,7 @@
-"""When a task runs by itself: arithmetic alone, without a clock and without a store.
+"""Schedules: they compute when a task is submitted by itself, without a clock and without a store.
 
-`croniter` reads cron expressions and finds the next time on a clock that is never changed. What happens where people do
-change their clocks is decided here, because zones are more than it knows: it runs a time that comes twice two times.
+`croniter` reads cron expressions and finds the next local time. This module decides what happens when the clocks of a
+time zone change, because croniter runs a local time that occurs twice two times.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from flowfabric_worker.engine.moments import EPOCH
 from flowfabric_worker.engine.types.schedules import MAX_TICKS
 
 Missed: TypeAlias = Literal["latest", "all", "none"]
-"""What becomes of ticks that were missed: the latest one runs, all of them do, or none."""
+"""Which missed ticks run: only the latest one, all of them, or none."""
 
-# A tick that is no older was not missed: the worker was only busy, or restarting.
+# A tick that is less late than this is not missed: the worker was only busy, or restarting.
 ON_TIME: Final = timedelta(seconds=30)
-# Missed ticks of a cron expression are counted one by one, and no further than this.
+# The missed ticks of a cron expression are counted one by one, up to this number.
 MAX_COUNTED: Final = 100
 
 
@@ -35,19 +35,19 @@ _LONGEST: Final = timedelta(milliseconds=MAX_DURATION_MS)
 _DAY_SECONDS: Final = 86400
 _LONGEST_CRON: Final = 150
 _ALIAS: Final = re.compile(r"@[a-z]+")
-# croniter draws such a field at random, so two workers would disagree.
+# croniter fills such a field at random, so two workers would disagree.
 _DRAWN: Final = re.compile(r"(?<![a-z])[hr](?![a-z])", re.IGNORECASE)
 
 
 @attrs.frozen(kw_only=True)
 class Due:
-    """What is due of a schedule.
+    """The ticks of a schedule that are due.
 
     Attributes:
         ticks: the ticks to submit, oldest first; at most `MAX_TICKS`.
-        missed: how many ticks before these do not run because they are too late; of a cron expression at most
+        missed: how many earlier ticks do not run because they are too late; for a cron expression at most
             `MAX_COUNTED`, even if there were more.
-        missed_until: the last of those that are missed.
+        missed_until: the last missed tick; None if there is none.
     """
 
     ticks: tuple[datetime, ...] = ()
@@ -59,7 +59,7 @@ class Due:
 
 
 class _Rule(Protocol):
-    """Where the ticks lie."""
+    """Find the ticks of a schedule."""
 
     def next_after(self, moment: datetime) -> datetime: ...
 
@@ -70,23 +70,23 @@ def _tidy(cron: str | None) -> str | None:
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """When a task runs by itself: `every` so long, or at the times of a `cron` expression in a time zone.
+    """When a task is submitted by itself: at an interval, or at the times of a cron expression in a time zone.
 
-    Intervals are counted from the beginning of 1970 in UTC, so that all workers agree without talking.
+    Intervals are counted from the beginning of 1970 in UTC, so that all workers agree without communication.
 
-    A cron expression for every hour, such as `*/5 * * * *`, runs by elapsed time, also through an hour that the clocks
-    show twice. One that names hours, such as `30 2 * * *` or `0 */2 * * *`, runs once at each time it names: a time
-    that the clocks jump over runs right behind the jump, and of one that they show twice the first one counts.
+    A cron expression for every hour, such as `*/5 * * * *`, runs by elapsed time, also through an hour that occurs
+    twice. An expression that names hours, such as `30 2 * * *` or `0 */2 * * *`, runs once at each local time that it
+    names: a local time that is skipped runs right after the skip, and one that occurs twice runs the first time.
 
     Attributes:
-        every: the time from one tick to the next, whole milliseconds, a second to a century.
+        every: the time between two ticks, in whole milliseconds, from a second to a century.
         cron: minute, hour, day of month, month, day of week; or a word such as `@daily`.
-        timezone: whose clocks `cron` speaks of, such as "Europe/Berlin".
+        timezone: the time zone of `cron`, such as "Europe/Berlin".
 
     Raises:
-        TypeError: neither or both of `every` and `cron`, or a time zone without `cron`.
-        ValueError: an interval that is too short or too long, no such zone, or an expression that is not valid or
-            never fits.
+        TypeError: neither or both of `every` and `cron` are given, or a time zone without `cron`.
+        ValueError: the interval is too short or too long, the time zone does not exist, or the expression is not
+            valid or never matches.
     """
 
     every: timedelta | None = None
@@ -106,27 +106,27 @@ class Schedule:
 
     @property
     def spec(self) -> str:
-        """The schedule in words, such as `every 5m` or `cron */5 * * * * Europe/Berlin`."""
+        """The schedule as text, such as `every 5m` or `cron */5 * * * * Europe/Berlin`."""
         if self.every is not None:
             return f"every {_spoken(self.every)}"
         return f"cron {self.cron} {self.timezone}"
 
     def next_after(self, moment: datetime) -> datetime:
-        """Return the first tick after a moment with a time zone; in UTC."""
+        """Return the first tick after a moment with a time zone, in UTC."""
         return self._rule.next_after(moment.astimezone(UTC))
 
     def due(self, last: datetime, now: datetime, missed: Missed = "latest") -> Due:
-        """Tell which ticks to submit, and how many are left out because they were missed.
+        """Return the ticks to submit, and how many are left out because they were missed.
 
-        A tick is missed when it is more than `ON_TIME` late. Those that are on time run whatever `missed` says.
+        A tick is missed when it is more than `ON_TIME` late. Ticks that are on time always run.
 
         Args:
-            last: up to where ticks are done with.
-            now: the store's clock.
-            missed: what becomes of missed ticks: with "latest" one of them runs, unless one that is on time does.
+            last: the last tick that was handled.
+            now: the time of the store's clock.
+            missed: which missed ticks run; with "latest" one of them runs, unless a tick that is on time does.
 
         Returns:
-            The ticks; of more than `MAX_TICKS` the first ones, and the next call goes on behind them.
+            The ticks; if more than `MAX_TICKS` are due, the first ones, and the next call continues after them.
         """
         if missed == "all":
             return Due(ticks=tuple(islice(self._ticks(last, now), MAX_TICKS)))
@@ -145,13 +145,13 @@ class Schedule:
             yield last
 
     def _count(self, last: datetime, end: datetime) -> int:
-        """Count the ticks behind `last` and until `end`."""
+        """Count the ticks after `last` up to and including `end`."""
         if self.every is not None:
             return (end - EPOCH) // self.every - (last - EPOCH) // self.every
         return sum(1 for _ in islice(self._ticks(last, end), MAX_COUNTED))
 
     def _latest(self, last: datetime, now: datetime) -> datetime | None:
-        """Find the last tick that is due by halving the time, since there may have been very many."""
+        """Return the last tick up to `now`, by bisection, because there may be very many; None if there is none."""
         tick = self.next_after(last)
         if tick > now:
             return None
@@ -169,10 +169,10 @@ class Schedule:
 
 
 def schedule_of(every: timedelta | None, cron: str | None, timezone: str, missed: str) -> Schedule | None:
-    """Return the schedule that the options of a task tell of; None when they tell of none.
+    """Return the schedule of a task's options; None if they have none.
 
     Raises:
-        TypeError, ValueError: see `Schedule`; or options of a schedule where there is none.
+        TypeError, ValueError: see `Schedule`; or `timezone` or `missed` is given without a schedule.
     """
     if missed not in get_args(Missed):
         raise ValueError(f"missed= is one of {', '.join(get_args(Missed))}, not {missed!r}.")
@@ -184,10 +184,10 @@ def schedule_of(every: timedelta | None, cron: str | None, timezone: str, missed
 
 
 def check_needs_nothing(function: Callable[..., Any], given: Collection[str]) -> None:
-    """Check that a function can be called without arguments, beside the parameters that are `given`.
+    """Check that a function can be called without arguments, except for the parameters in `given`.
 
     Raises:
-        TypeError: it cannot; the message names what is missing.
+        TypeError: a parameter has no default; the message names it.
     """
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [
@@ -213,7 +213,7 @@ class _Interval:
 
 
 def _spoken(duration: timedelta) -> str:
-    """Return a duration in short, such as `1h30m`."""
+    """Format a duration, such as `1h30m`."""
     rest = duration / timedelta(milliseconds=1)
     words = []
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
@@ -232,7 +232,7 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
-        raise ValueError(f"There is no time zone {name!r}; one is named like Europe/Berlin.") from error
+        raise ValueError(f"There is no time zone {name!r}; names are such as Europe/Berlin.") from error
 
 
 def _cron_rule(cron: str, zone: ZoneInfo) -> _Rule:
@@ -248,19 +248,19 @@ def _cron_rule(cron: str, zone: ZoneInfo) -> _Rule:
         rule = _EveryHour(cron, zone) if hours == ["*"] or len(set(hours)) == 24 else _NamedHours(cron, zone)
         rule.next_after(EPOCH)
     except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{cron!r} is no cron expression that ever fits: {str(error).rstrip('.')}.") from error
+        raise ValueError(f"{cron!r} is not a cron expression that ever matches: {str(error).rstrip('.')}.") from error
     return rule
 
 
 class _Cron:
-    """Finds times on a clock that is never changed; a time is a datetime without a zone."""
+    """Find local times that match an expression; a local time is a datetime without a zone."""
 
     def __init__(self, cron: str, zone: ZoneInfo) -> None:
         self._cron = cron
         self._zone = zone
 
     def _shown_at(self, moment: datetime) -> datetime:
-        """Return what the clocks of the zone show."""
+        """Return the local time of the zone at a moment."""
         return moment.astimezone(self._zone).replace(tzinfo=None)
 
     def _next_time(self, time: datetime) -> datetime:
@@ -271,7 +271,7 @@ class _Cron:
 
 
 class _EveryHour(_Cron):
-    """Each moment at which the clocks show a time that fits, whether they show it for the first time or again."""
+    """Tick at every moment whose local time matches, also at the second occurrence of a local time."""
 
     def next_after(self, moment: datetime) -> datetime:
         shown = start = self._shown_at(moment)
@@ -281,25 +281,25 @@ class _EveryHour(_Cron):
             changed = _first_change(self._zone, moment, wanted)
             if changed is None:
                 return wanted
-            # The clocks are changed before they show it: look again from the change on, itself included.
+            # The clocks change before that local time: search again from the change on, including it.
             moment, shown = changed, self._shown_at(changed)
             start = shown - _SECOND
 
 
 class _NamedHours(_Cron):
-    """Each time that fits once."""
+    """Tick once at every local time that matches."""
 
     def next_after(self, moment: datetime) -> datetime:
         time = self._shown_at(moment)
         while True:
             time = self._next_time(time)
             tick = self._moment_of(time)
-            # Not so while the clocks show for the second time what has run already.
+            # The moment may be past during the second occurrence of a local time, whose first one has run.
             if tick > moment:
                 return tick
 
     def _moment_of(self, time: datetime) -> datetime:
-        """Return when the clocks show a time first; of one that they jump over, when they have jumped."""
+        """Return the first moment of a local time; if the time is skipped, the moment right after the skip."""
         moment = time.replace(tzinfo=self._zone, fold=0).astimezone(UTC)
         if self._shown_at(moment) == time:
             return moment
@@ -308,11 +308,11 @@ class _NamedHours(_Cron):
 
 
 def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
-    """Return when the clocks of a zone are changed first, behind `start` and until `end`; None if they are not."""
+    """Return the first change of a zone's clocks after `start` and up to `end`; None if they do not change."""
     first, last = int(start.timestamp()), int(end.timestamp())
     before = _offset(zone, first)
     while first < last:
-        # Clocks are not changed and changed back within a day.
+        # No zone changes its clocks twice within a day.
         later = min(first + _DAY_SECONDS, last)
         if _offset(zone, later) != before:
             return _halve(zone, first, later)
@@ -321,7 +321,7 @@ def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | 
 
 
 def _halve(zone: ZoneInfo, before: int, after: int) -> datetime:
-    """Return the second at which the clocks are changed: after `before`, and not after `after`."""
+    """Return the second at which the clocks change, by bisection: after `before`, and not after `after`."""
     offset = _offset(zone, before)
     while after - before > 1:
         middle = (before + after) // 2

@@ -1,8 +1,8 @@
-"""How typed values become plain ones and come back, by their annotations.
+"""Converts typed values to plain ones and back, by their annotations.
 
-Plain values are None, bool, int, float, str, and lists and dicts (with str keys) of plain values: what every codec
-can write. A `Conversion` leads from the values of one annotation to plain ones and back. It checks as it goes: what
-would not come back as it was sent is refused with a `Mismatch` that says where, and never bent into shape.
+Plain values are None, bool, int, float, str, and lists and dicts (with str keys) of plain values, which every codec
+can write. A `Conversion` converts the values of one annotation in both directions. A value that would not come back
+equal is refused with a `Mismatch` that says where the value is; no value is ever changed to fit.
 """
 
 from flowfabric_worker._codecs.annotations import UNRESOLVED

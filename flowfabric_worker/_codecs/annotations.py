@@ -1,4 +1,4 @@
-"""Reading annotations: what they are called, what they wrap, what the fields of a class are."""
+"""Reads annotations: their labels, the types that they wrap, and the fields of a class."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Annotated, Any, Final, NewType, NotRequired, Required, TypeVa
 
 import attrs
 
-# What evaluating annotations may raise: they are code, and may name what is not there.
+# The errors that evaluating an annotation may raise: annotations are code, and may use undefined names.
 UNRESOLVED: Final = (AttributeError, NameError, RecursionError, SyntaxError, TypeError)
 
 _WRAPPERS: Final = (Annotated, typing.Final, NotRequired, Required)
 
 
 def strip(annotation: Any) -> Any:
-    """Return the annotation without what only names or describes it."""
+    """Return the annotation without its wrappers, such as `Annotated`, `NewType` and type aliases."""
     while True:
         if annotation is None:
             return NoneType
@@ -51,7 +51,9 @@ def field_hints(annotation: Any, kind: Any, *, init: bool = True) -> dict[str, A
     Forward references, also inside of lists, are resolved in the class itself too, because cattrs reads it there.
 
     Args:
-        init: those that `__init__` takes, or those that it does not.
+        annotation: the annotation, such as `Box[int]`.
+        kind: the class.
+        init: True for the fields that `__init__` takes, False for the others.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     if attrs.has(kind):

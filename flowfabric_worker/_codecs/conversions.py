@@ -1,4 +1,4 @@
-"""From an annotation to its conversion."""
+"""Finds the conversion of an annotation."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _UNTYPED: Final = (Any, object, Never, NoReturn)
 
 
 class Conversions:
-    """The conversions for one codec, each made when it is first asked for and kept.
+    """Create and cache the conversions for one codec.
 
     Args:
-        native: classes beyond the plain ones that the codec writes by itself. With `object` among them every
-            value passes as it is.
+        native: the classes that the codec writes by itself, in addition to the plain ones. If `object` is among them,
+            no value is converted.
     """
 
     def __init__(self, native: Collection[type] = ()) -> None:
@@ -54,17 +54,17 @@ class Conversions:
         self._known: dict[Any, Conversion] = {}
         self._cattrs: CattrsConverter | None = None
         self._any = untouched() if object in self._native else anything(SCALARS | self._native)
-        # The keys of dicts are text in every codec.
+        # Every codec writes the keys of dicts as text, so native classes do not apply to them.
         self._of_keys = Conversions() if self._native else self
 
     def of(self, annotation: Any) -> Conversion:
-        """Return the conversion of an annotation; for one that cannot be encoded, a conversion that says so in use."""
+        """Return the conversion of an annotation; one that cannot be encoded gets a conversion that raises in use."""
         if object in self._native:
             return self._any
         annotation = strip(annotation)
         if not _is_hashable(annotation):
             return self._make(annotation)
-        # The order of a union decides what reads bare values, and makes no difference to its equality.
+        # Two unions are equal whatever their order, but the order decides which member reads a bare value.
         key = annotation, repr(annotation)
         conversion = self._known.get(key)
         if conversion is None:
@@ -97,7 +97,7 @@ class Conversions:
         for value in values:
             by_class.setdefault(None if type(value) in SCALARS else type(value), []).append(value)
         if len(by_class) > 1:
-            # An enum's member may look like a scalar when it is encoded; a union keeps them apart.
+            # An encoded enum member may equal a scalar of the Literal; a union tells them apart.
             return self._union(tuple(Literal[tuple(alike)] for alike in by_class.values()))
         encoded = {(type(value), value): self.of(type(value)).encode(value) for value in values}
         return literal(label_of(annotation), encoded)
@@ -174,7 +174,7 @@ def _has_fields(kind: type[Any]) -> bool:
 
 
 def _is_hashable(annotation: Any) -> bool:
-    """False for `list[Annotated[int, {}]]` and its like."""
+    """Return False for annotations such as `list[Annotated[int, {}]]`."""
     try:
         hash(annotation)
     except TypeError:

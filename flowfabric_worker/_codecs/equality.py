@@ -1,4 +1,4 @@
-"""Whether what came back is what was sent: by value and by class, all the way down."""
+"""Compares a decoded value with the encoded one, by value and class, including everything that they contain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 
 
 def same(sent: Any, back: Any) -> bool:
-    """Return whether two values are equal in value and class, and so is everything that they hold."""
+    """Return True if two values, and everything that they contain, are equal in value and class."""
     if sent is back:
         return True
     kind = type(sent)
@@ -21,7 +21,7 @@ def same(sent: Any, back: Any) -> bool:
     if issubclass(kind, dict):
         return bool(sent.keys() == back.keys()) and all(same(item, back[key]) for key, item in sent.items())
     if issubclass(kind, (datetime, time)):
-        # Two objects for one fixed offset are as good as one, but a named zone knows more than its offset.
+        # Zones with one fixed offset are interchangeable, but a named zone has more than its present offset.
         named = getattr(sent.tzinfo, "key", None) == getattr(back.tzinfo, "key", None)
         return bool(sent == back) and sent.fold == back.fold and sent.utcoffset() == back.utcoffset() and named
     if issubclass(kind, float):
@@ -33,7 +33,7 @@ def same(sent: Any, back: Any) -> bool:
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """Return what an instance holds by name, but what it remembers of its properties; {} of other objects."""
+    """Return the attributes of an instance, without cached properties; {} for objects without attributes."""
     kind = type(value)
     names = [name for base in kind.__mro__ for name in _slots(base)]
     if attrs.has(kind):

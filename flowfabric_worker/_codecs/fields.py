@@ -1,7 +1,7 @@
-"""Classes with fields: attrs, dataclasses and TypedDict.
+"""The conversions of classes with fields: attrs, dataclasses and TypedDict.
 
-cattrs writes the code for attrs and dataclasses. It is configured here and nowhere else, and asks back for every
-field, so that the same checks hold inside and outside of classes.
+cattrs generates the code for attrs and dataclasses. It is configured only here, and asks for our conversion of every
+field, so that the same checks apply inside and outside of classes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from flowfabric_worker._codecs.kinds import (
 )
 
 Finder = Callable[[Any], Conversion]
-"""Gives the conversion of an annotation."""
+"""Returns the conversion of an annotation."""
 
 
 class CattrsConverter(Converter):
-    """cattrs, with our conversion for the type of every field."""
+    """Convert every field by our conversion of its type."""
 
     def __init__(self, find: Finder) -> None:
         super().__init__(detailed_validation=True, prefer_attrib_converters=False, forbid_extra_keys=False)
@@ -56,14 +56,14 @@ class CattrsConverter(Converter):
 
 
 class RecordClass:
-    """The conversion of a class with fields: attrs or dataclass.
+    """Convert the instances of an attrs class or dataclass.
 
-    cattrs writes its code at first use, so that classes may hold each other and themselves. A subclass is
-    refused, because it would come back as the class that the annotation names, without its own fields and
-    methods. Fields that a reader does not know are ignored: the writer may be newer.
+    cattrs generates the code at first use, so that classes may contain each other and themselves. An instance of a
+    subclass is refused, because it would come back as the class in the annotation, without its own fields and
+    methods. Unknown fields are ignored when decoding, because the writer may be newer.
 
-    A class whose `__init__` may do more than store its arguments is made once already when it is sent: what would come
-    back otherwise is refused then.
+    If the `__init__` of a class may do more than store its arguments, a value is also decoded when it is encoded, and
+    refused if it would come back different.
     """
 
     def __init__(self, annotation: Any, kind: Any, find: Finder, converter: Converter) -> None:
@@ -77,7 +77,7 @@ class RecordClass:
         self._converter = converter
 
     def conversion(self) -> Conversion:
-        """Return this class as a conversion."""
+        """Return the conversion of this class."""
         return Conversion(
             label=self._label,
             encode=self._encode,
@@ -128,14 +128,14 @@ class RecordClass:
         return plain
 
     def _check_return(self, value: Any, plain: Any) -> None:
-        """Refuse a value that would come back as another one."""
+        """Refuse a value that would come back different."""
         back = self._decode(plain)
         sent, made = state_of(value), state_of(back)
         for name in sorted(sent.keys() | made.keys()):
             if name not in sent or name not in made or not same(sent[name], made[name]):
                 raise Mismatch(
-                    f"{self._label} would come back with another {name!r}: its __init__ does not store what it is "
-                    "given; codec.register() can teach how it travels"
+                    f"{self._label} would come back with another {name!r}, because its __init__ does not store its "
+                    "arguments unchanged; use codec.register()"
                 )
 
     def _decode(self, plain: Any) -> Any:
@@ -152,7 +152,7 @@ class RecordClass:
         return value
 
     def _located(self, value: Any, mismatch: Mismatch) -> Mismatch:
-        """Return the mismatch with the field that it comes from; cattrs does not tell when it encodes."""
+        """Return the mismatch with the name of its field, which cattrs does not report when it encodes."""
         for name, hint in self._hints.items():
             # A type variable of a base class stands for a type that only cattrs finds.
             if not isinstance(hint, TypeVar) and not getattr(hint, "__parameters__", ()):
@@ -166,9 +166,9 @@ class RecordClass:
 
 
 class TypedDictClass:
-    """The conversion of a TypedDict: a dict with a type for each key, some of which may be missing.
+    """Convert a TypedDict, a dict with a type for each key, some of which may be missing.
 
-    cattrs does not see which those are where annotations are strings, so this is done here.
+    cattrs does not find the optional keys if annotations are strings, so this class does not use it.
     """
 
     def __init__(self, annotation: Any, kind: Any, find: Finder) -> None:
@@ -183,7 +183,7 @@ class TypedDictClass:
         self._find = find
 
     def conversion(self) -> Conversion:
-        """This TypedDict as a conversion."""
+        """Return the conversion of this TypedDict."""
         return Conversion(
             label=self._label,
             encode=self._encode,
@@ -196,7 +196,7 @@ class TypedDictClass:
 
     @cached_property
     def _fields(self) -> dict[str, Conversion]:
-        # Not before the first use, so that a TypedDict may hold itself.
+        # The conversions are found at first use, so that a TypedDict may contain itself.
         return {name: self._find(hint) for name, hint in self._hints.items()}
 
     def _encode(self, value: Any) -> dict[str, Any]:
@@ -219,18 +219,18 @@ class TypedDictClass:
 
 
 def stores_alone(kind: Any) -> bool:
-    """Return whether the `__init__` of a class stores its arguments, all fields among them, and does nothing else.
+    """Return True if the `__init__` of a class only stores its arguments, which are all of its fields.
 
     Raises:
-        Mismatch: it takes an argument that instances do not keep, so none can be made from another.
+        Mismatch: `__init__` needs an argument that instances do not store, so an instance cannot be decoded.
     """
     for name in getattr(kind, "__dataclass_fields__", ()):
         field = kind.__dataclass_fields__[name]
         if field._field_type is dataclasses._FIELD_INITVAR:  # type: ignore[attr-defined]  # fields() leaves them out
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise Mismatch(
-                    f"{kind.__name__} needs the init-only {name!r}, which its instances do not keep; codec.register() "
-                    "can teach how it travels"
+                    f"{kind.__name__} needs the init-only {name!r}, which its instances do not store; use "
+                    "codec.register()"
                 )
             return False
     hooks = ("__post_init__", "__attrs_post_init__", "__attrs_pre_init__")
@@ -244,7 +244,7 @@ def stores_alone(kind: Any) -> bool:
 
 
 def _first_mismatch(group: ClassValidationError, label: str) -> Mismatch:
-    """Return the first thing that is wrong with an object, where it is wrong."""
+    """Return the first mismatch in an object, with its place."""
     of_fields, others = group.group_exceptions()
     if not of_fields:
         return Mismatch(f"{label} refuses its fields: {brief(others[0])}")

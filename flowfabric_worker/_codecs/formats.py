@@ -1,4 +1,4 @@
-"""The codecs: what turns plain values into bytes and back."""
+"""The codecs, which write plain values as bytes and read them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from flowfabric_worker._codecs import brief
 
 
 class Codec(Protocol):
-    """What turns plain values into bytes and back; any object with these members is one.
+    """Write plain values as bytes, and read them; any object with these members is a codec.
 
     Plain values are None, bool, int, float, str, and lists and dicts (with str keys) of plain values. A codec
-    that writes further classes by itself may list them in an attribute `native: Collection[type]`; values of
-    these reach it as they are. With `object` among them nothing is converted or checked at all.
+    that writes further classes by itself may list them in an attribute `native: Collection[type]`; their instances
+    are passed to it unchanged. If `object` is among them, no value is converted or checked.
 
     Attributes:
-        name: stored beside what the codec wrote, so that it is read by the same codec.
+        name: stored with what the codec wrote, so that the same codec reads it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class JsonCodec:
     name = "json"
 
     def __init__(self) -> None:
-        # Circles are found by the checks before, or end in a RecursionError, which is refused as well.
+        # Circular values end in a RecursionError, here or in the checks before, and are refused.
         self._encoder = json.JSONEncoder(
             ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
         )
@@ -49,13 +49,13 @@ class JsonCodec:
         return self._encoder.encode(value).encode()
 
     def decode(self, data: bytes) -> Any:
-        """Read one JSON document; raise ValueError if it is not one, or hold lone surrogates."""
+        """Read one JSON document; raise ValueError if it is not valid, or contains lone surrogates."""
         document = data.decode().strip(" \t\r\n")
         value, end = self._decoder.raw_decode(document)
         if end != len(document):
             raise ValueError(f"something follows the document at character {end}")
         if b"\\u" in data:
-            self.encode(value)  # an escape may hide a lone surrogate
+            self.encode(value)  # this raises if an escape stands for a lone surrogate
         return value
 
 
@@ -96,20 +96,20 @@ class MsgpackCodec:
 
 
 class PickleCodec:
-    """pickle: any object of Python, and any code that whoever can write to the store wants to run here."""
+    """pickle: it writes any object of Python, and runs any code that stored bytes contain."""
 
     name = "pickle"
     native: ClassVar[Collection[type]] = (object,)
 
     def encode(self, value: Any) -> bytes:
-        """Pickles any value; raises ValueError if it cannot be pickled."""
+        """Pickle a value; raise ValueError if it cannot be pickled."""
         try:
             return pickle.dumps(value)
         except pickle.PickleError as error:
             raise ValueError(brief(error)) from error
 
     def decode(self, data: bytes) -> Any:
-        """Unpickles a value, which may run code; raises ValueError if that fails."""
+        """Unpickle a value, which may run code; raise ValueError if that fails."""
         try:
             return pickle.loads(data)
         except (pickle.PickleError, EOFError, ImportError) as error:
@@ -124,7 +124,7 @@ _CODECS: Final[dict[str, Callable[[], Codec]]] = {
 
 
 def find_codec(codec: str | Codec) -> Codec:
-    """Return the codec of a name, or the very object that was given.
+    """Return the codec of a name, or the given codec itself.
 
     Args:
         codec: "json", "msgpack", "pickle", or an object with the members of `Codec`.
@@ -135,15 +135,20 @@ def find_codec(codec: str | Codec) -> Codec:
         ImportError: msgpack is not installed.
 
     Warns:
-        RuntimeWarning: pickle was asked for; reading what it wrote can run any code.
+        RuntimeWarning: the codec is pickle, which can run any code when it reads.
     """
     if isinstance(codec, str):
         if codec not in _CODECS:
-            raise ValueError(f"There is no codec {codec!r}; there are {', '.join(_CODECS)}, and objects of your own.")
+            # The import stands here, because only an error needs it.
+            import difflib
+
+            similar = difflib.get_close_matches(codec, _CODECS, n=1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
+            raise ValueError(f"There is no codec {codec!r}.{hint} Use {', '.join(_CODECS)}, or an object of your own.")
         if codec == "pickle":
             warnings.warn(
-                "The codec 'pickle' runs whatever code the stored bytes ask for: use it only where everybody "
-                "who can write to the store may run code in the workers.",
+                "The codec 'pickle' runs code in stored bytes: use it only if all clients that can write to the store "
+                "may run code in the workers.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""How values become plain and come back: scalars, enums, literals, collections."""
+"""The conversions of scalars, enums, literals and collections."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ STR: Final[frozenset[type]] = frozenset({str})
 ANYTHING: Final[frozenset[type]] = SCALARS | {list, dict}
 _NUMBERS: Final[dict[type, frozenset[type]]] = {int: frozenset({int, bool}), float: frozenset({float, int, bool})}
 
-# What may go wrong in the code of users' classes (validators, __init__) and of codecs: the value is at fault.
+# The errors of users' classes (validators, __init__) and of codecs that mean that a value is not valid.
 FAULTS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Mismatch(ValueError):  # noqa: N818 - its text becomes part of an error of the codec, users never see it
-    """A value does not fit its annotation; `path` leads to the spot inside the whole: `[2].price`."""
+    """A value does not fit its annotation; `path` is the place of the value, such as `[2].price`."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.path = ""
 
     def under(self, step: str) -> Mismatch:
-        """Return the same mismatch, seen from one level further out."""
+        """Return the mismatch after putting a step before its path."""
         self.path = step + self.path
         return self
 
 
 def not_exact(label: str, value: object, kind: type) -> Mismatch:
-    """Return the mismatch of a value that is no `label`, perhaps because a subclass would come back as `kind`."""
+    """Return the mismatch of a value that is no `label`; a hint tells if it is an instance of a subclass of `kind`."""
     mismatch = unexpected(label, value)
     if isinstance(value, kind):
         return Mismatch(f"{mismatch}, which would come back as {label_of_class(kind)}; annotate its own class")
@@ -44,7 +44,7 @@ def not_exact(label: str, value: object, kind: type) -> Mismatch:
 
 
 def unexpected(label: str, value: object) -> Mismatch:
-    """Return the mismatch of a value that is no `label`. It names the value's class and never quotes the value."""
+    """Return the mismatch of a value that is no `label`; it names the class of the value, but never the value."""
     return Mismatch(f"expected {label}, got {label_of_class(type(value))}")
 
 
@@ -55,20 +55,20 @@ def label_of_class(kind: type) -> str:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Conversion:
-    """How the values of one annotation travel.
+    """How the values of one annotation are encoded and decoded.
 
     Attributes:
         label: the annotation as its author would write it.
-        encode: makes a value plain, or raises `Mismatch`.
-        decode: makes a plain value typed again, or raises `Mismatch`.
+        encode: returns the plain form of a value, or raises `Mismatch`.
+        decode: returns the typed form of a plain value, or raises `Mismatch`.
         wire: the classes that an encoded value can have.
-        plain: the classes whose instances may pass in both directions without a call.
-        kind: the class of the typed values, where there is just one.
-        unchanged: whether a value is encoded as itself.
-        knows: whether nothing in a plain object would be ignored; None where nothing ever is.
-        parts: returns the conversions of what values hold; they may hold values of this one again.
-        refusal: why no value can travel; empty where some can.
-        unresolved: whether the reason is a name that is not defined, perhaps not yet.
+        plain: the classes whose instances need no conversion in either direction.
+        kind: the class of the typed values, if there is only one.
+        unchanged: True if a value is encoded as itself.
+        knows: returns True if decoding would ignore nothing in a plain object; None if it never ignores anything.
+        parts: returns the conversions of the contents of values, which may contain this one again.
+        refusal: why no value can be encoded; empty if values can be.
+        unresolved: True if the reason is an undefined name, which may be defined later.
     """
 
     label: str
@@ -85,13 +85,13 @@ class Conversion:
 
 
 def untouched() -> Conversion:
-    """For codecs that write every object by themselves."""
+    """Return the conversion for codecs that write every object by themselves; it changes nothing."""
     return Conversion(label="object", encode=lambda value: value, decode=lambda value: value)
 
 
 def unsupported(label: str, reason: str = "", *, unresolved: bool = False) -> Conversion:
-    """Return the conversion of an annotation that has none: using it says so."""
-    why = reason or f"values annotated {label} cannot be encoded; use a type that can, or codec.register()"
+    """Return a conversion that raises in use, for an annotation that cannot be encoded."""
+    why = reason or f"values annotated {label} cannot be encoded; use another type, or codec.register()"
 
     def refuse(_: Any) -> Any:
         raise Mismatch(why)
@@ -100,7 +100,7 @@ def unsupported(label: str, reason: str = "", *, unresolved: bool = False) -> Co
 
 
 def refusal_in(conversion: Conversion) -> tuple[str, bool]:
-    """Return why no value of a conversion can travel, or "", and whether that is a name which does not resolve."""
+    """Return why no value of a conversion can be encoded, or "", and whether the reason is an unresolved name."""
     seen: set[int] = set()
     waiting = [conversion]
     while waiting:
@@ -116,7 +116,7 @@ def refusal_in(conversion: Conversion) -> tuple[str, bool]:
 
 def unchanged(label: str, kind: type) -> Conversion:
     """Return the conversion of a class whose instances are plain; those of its subclasses are refused."""
-    # What Python takes for a number of the annotation comes back as the number that it was.
+    # An int is valid for `float`, as in Python, and comes back as an int.
     wire = _NUMBERS.get(kind, frozenset({kind}))
 
     def check(value: Any) -> Any:
@@ -144,7 +144,7 @@ def anything(leaves: frozenset[type]) -> Conversion:
             if not (STR.issuperset(map(type, value)) and leaves.issuperset(map(type, value.values()))):
                 by_key(value, check_item)
         elif kind not in leaves:
-            raise Mismatch(f"a {type(value).__name__} travels only where an annotation says so")
+            raise Mismatch(f"a {type(value).__name__} is encoded only if an annotation names its type")
         return value
 
     return Conversion(label="Any", encode=check, decode=lambda value: value, wire=ANYTHING | leaves, plain=leaves)
@@ -174,7 +174,7 @@ def by_key(items: Mapping[Any, Any], convert: Callable[[Any, Any], tuple[Any, An
 
 
 def brief(error: BaseException) -> str:
-    """Return what an error says in at most 100 characters: it may quote what was stored."""
+    """Return the text of an error in at most 100 characters, because it may quote a stored value."""
     words = str(error) or type(error).__name__
     return words if len(words) <= 100 else words[:99] + "…"
 
@@ -207,7 +207,12 @@ def _is_found_by_value(kind: type[Enum], member: Enum) -> bool:
 
 
 def literal(label: str, encoded: Mapping[tuple[type, Any], Any]) -> Conversion:
-    """For a Literal; `encoded` maps each (class, value) to its plain form, so that 1 and True stay apart."""
+    """Return the conversion of a Literal.
+
+    Args:
+        label: the annotation.
+        encoded: the plain form of each (class, value), so that 1 and True are distinct.
+    """
     decoded = {(type(plain), plain): value for (_, value), plain in encoded.items()}
 
     def look_up(table: Mapping[tuple[type, Any], Any]) -> Convert:
@@ -228,7 +233,7 @@ def literal(label: str, encoded: Mapping[tuple[type, Any], Any]) -> Conversion:
     )
 
 
-# Annotations of collections, and the classes that values of each may have; the first one travels bare.
+# Annotations of collections, and the classes that their values may have; the first one is encoded without its name.
 COLLECTIONS: Final[dict[type, tuple[type[Any], ...]]] = {
     list: (list,),
     set: (set,),
@@ -243,7 +248,7 @@ COLLECTIONS: Final[dict[type, tuple[type[Any], ...]]] = {
 
 
 def collection(label: str, item: Conversion, kind: type[Any]) -> Conversion:
-    """Return the conversion of a list, set or tuple whose items have one annotation; all travel as lists."""
+    """Return the conversion of a list, set or tuple whose items have one annotation; all are encoded as lists."""
     plain, passes = item.plain, item.plain.issuperset
     is_set = issubclass(kind, (set, frozenset))
 
@@ -253,7 +258,7 @@ def collection(label: str, item: Conversion, kind: type[Any]) -> Conversion:
         items: list[Any] = list(value) if plain and passes(map(type, value)) else each(repeat(item.encode), value)
         if is_set:
             check_findable(value, item, items)
-            # The same set must be the same bytes in every process: its own order hangs on the seed of the hashes.
+            # Sorting makes equal sets equal bytes in every process: their order depends on the seed of the hashes.
             items.sort(key=repr)
         return items
 
@@ -269,10 +274,10 @@ def collection(label: str, item: Conversion, kind: type[Any]) -> Conversion:
 
 
 def check_findable(keys: Iterable[Any], conversion: Conversion, encoded: Iterable[Any]) -> None:
-    """Refuse keys that are not found any more under what they come back as, as NaN is not.
+    """Refuse keys that would not be found after decoding, such as NaN.
 
     Raises:
-        Mismatch: there is one.
+        Mismatch: a key does not equal what it is decoded as.
     """
     for key, plain in zip(keys, encoded, strict=True):
         if type(key) is not str and conversion.decode(plain) != key:
@@ -280,7 +285,7 @@ def check_findable(keys: Iterable[Any], conversion: Conversion, encoded: Iterabl
 
 
 def variants(label: str, conversions: Mapping[type, Conversion]) -> Conversion:
-    """Return the conversion of an abstract collection: the first class travels bare, others under their names."""
+    """Return the conversion of an abstract collection: all classes but the first are encoded under their names."""
     first = next(iter(conversions.values()))
     if len(conversions) == 1:
         return first
@@ -306,7 +311,7 @@ def variants(label: str, conversions: Mapping[type, Conversion]) -> Conversion:
 def fixed_tuple(
     label: str, kind: type, items: Sequence[Conversion], make: Callable[[Iterable[Any]], Any]
 ) -> Conversion:
-    """For a tuple or named tuple with an annotation for each place; it travels as a list."""
+    """Return the conversion of a tuple or named tuple with an annotation for each place; it is encoded as a list."""
 
     encoders = [item.encode for item in items]
     decoders = [item.decode for item in items]

@@ -1,4 +1,4 @@
-"""Dicts and their kin: what keys that are no text travel as, and what makes the class come back."""
+"""The conversions of dicts and similar classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAPPINGS: Final[dict[type, type[dict[Any, Any]]]] = {
 def mapping(label: str, kind: type[dict[Any, Any]], key: Conversion, value: Conversion) -> Conversion:
     """Return the conversion of a dict, an OrderedDict or a Counter.
 
-    Keys that are no text by nature (`5`) travel as the JSON of their plain form (`"5"`).
+    Keys that are not text, such as `5`, are encoded as the JSON of their plain form, such as `"5"`.
     """
     is_text = key.wire == STR
     plain_keys = key.plain if is_text else frozenset[type]()
@@ -62,10 +62,11 @@ _FACTORIES: Final = {kind.__name__: kind for kind in (bool, bytes, dict, float, 
 
 
 def default_mapping(label: str, items: Conversion) -> Conversion:
-    """Return the conversion of a defaultdict, whose factory travels by its name: only a class of Python's own can.
+    """Return the conversion of a defaultdict; its factory is encoded by name, and must be a built-in class.
 
     Args:
-        items: of the same items in a dict.
+        label: the annotation.
+        items: the conversion of a dict with the same items.
     """
 
     def encode(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Classes that know themselves how they become plain: pydantic models, and those that `codec.register` was taught."""
+"""The conversions of pydantic models, and of classes that were registered with `codec.register`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from flowfabric_worker._codecs.kinds import (
 
 @attrs.frozen
 class RegisteredClass:
-    """How the instances of a class travel, as its author says.
+    """The functions that were registered for a class.
 
     Attributes:
-        to: makes an instance a plain value.
-        back: makes the plain value an instance again.
+        to: returns the plain form of an instance.
+        back: returns an instance from its plain form.
     """
 
     to: Callable[[Any], Any]
     back: Callable[[Any], Any]
 
     def conversion(self, label: str, kind: type[Any], plain_values: Conversion) -> Conversion:
-        """Return this as a conversion; `plain_values` checks what `to` returns."""
+        """Return the conversion of the class; `plain_values` checks what `to` returns."""
 
         def encode(value: Any) -> Any:
             if type(value) is not kind:
@@ -39,13 +39,15 @@ class RegisteredClass:
             plain = plain_values.encode(self.to(value))
             back = self.back(plain)
             if type(back) is not kind or (_can_be_equal(kind) and back != value):
-                raise Mismatch(f"a {label} that was registered would not come back equal from what it is made")
+                raise Mismatch(
+                    f"a registered {label} would not come back equal: check the functions of codec.register()"
+                )
             return plain
 
         def decode(plain: Any) -> Any:
             value = self.back(plain)
             if type(value) is not kind:
-                raise Mismatch(f"what reads a {label} returned a {type(value).__name__}")
+                raise Mismatch(f"the registered function that decodes a {label} returned a {type(value).__name__}")
             return value
 
         return Conversion(label=label, encode=encode, decode=decode, wire=ANYTHING, kind=kind)
@@ -59,12 +61,12 @@ REGISTERED: Final[dict[type, RegisteredClass]] = {}
 
 
 def is_pydantic_model(kind: type) -> bool:
-    """Return whether a class is a model of pydantic 2, which is not imported for that."""
+    """Return True if a class is a model of pydantic 2, without importing pydantic."""
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate")
 
 
 def pydantic_model(label: str, kind: Any) -> Conversion:
-    """Return the conversion of a pydantic model, by its own JSON form; what that does not bring back is refused."""
+    """Return the conversion of a pydantic model by its JSON form; a value that would not come back equal is refused."""
     is_root = bool(getattr(kind, "__pydantic_root_model__", False))
 
     def encode(value: Any) -> Any:

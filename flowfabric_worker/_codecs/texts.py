@@ -1,4 +1,4 @@
-"""What travels as text: moments, durations, ids, decimals, paths, bytes."""
+"""The conversions of values that are encoded as text: moments, durations, ids, decimals, paths, bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SUFFIXES: Final = re.compile(r"([^\[]*)(?:\[([^\[\]=]+)\])?(\[fold=1\])?")
 
 
 def _write_moment(value: datetime | time) -> str:
-    """Return the ISO text of a datetime or time, with the name of its zone behind it: `...+01:00[Europe/Berlin]`."""
+    """Return the ISO text of a datetime or time, followed by the name of its zone: `...+01:00[Europe/Berlin]`."""
     zone = value.tzinfo
     if zone is None or (type(zone) is timezone and zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)):
         name = ""
@@ -53,7 +53,7 @@ def _write_moment(value: datetime | time) -> str:
 
 
 def _reader(kind: type[Any]) -> Callable[[str], Any]:
-    """Return what reads the texts of `_write_moment`: of a named zone its clock counts, not the offset."""
+    """Return a function that reads the texts of `_write_moment`; a named zone takes precedence over the offset."""
 
     def read(text: str) -> Any:
         match = _SUFFIXES.fullmatch(text)
@@ -68,7 +68,7 @@ def _reader(kind: type[Any]) -> Callable[[str], Any]:
     return read
 
 
-# Classes that travel as text: how it is written, and how it is read.
+# The functions that write and read the text of each class.
 TEXTS: Final[dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]]] = {
     datetime: (_write_moment, _reader(datetime)),
     date: (date.isoformat, date.fromisoformat),
@@ -85,8 +85,8 @@ TEXTS: Final[dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]]] = {
 
 
 def text(label: str, kind: type, write: Callable[[Any], str], read: Callable[[str], Any]) -> Conversion:
-    """Return the conversion of a class whose instances travel as text; those of its subclasses are refused."""
-    # `Path(...)` is a PosixPath.
+    """Return the conversion of a class that is encoded as text; instances of its subclasses are refused."""
+    # Path(...) creates a PosixPath.
     made = type(kind()) if issubclass(kind, PurePath) else kind
 
     def encode(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Unions: how a value tells on the way back which member it belongs to."""
+"""The conversion of unions: an encoded value tells which member it belongs to."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class UnionOfMembers:
         self._plain_to_read = self._plain - others
 
     def conversion(self) -> Conversion:
-        """Return this union as a conversion."""
+        """Return the conversion of this union."""
         return Conversion(
             label=self._label,
             encode=self._encode,
@@ -55,7 +55,7 @@ class UnionOfMembers:
         kind = value.__class__
         if kind in self._plain:
             return value
-        # The member of the value's very class, or else the first that takes it.
+        # Try the member of exactly the value's class, or else all members in order.
         members = [member for member in self._members if member.kind is kind] or self._members
         return self._first(members, lambda member: self._encode_as(member, value), value)
 
@@ -83,7 +83,7 @@ class UnionOfMembers:
         except Mismatch:
             if member is None:
                 return self._decode_renamed(tag, inner)
-            # A narrower annotation may have written an object with a single key of this very name.
+            # A former, narrower annotation may have written an object with a single key of this name.
             if not knowing:
                 raise
             return self._decode_bare(plain)

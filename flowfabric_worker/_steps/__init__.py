@@ -1,1 +1,1 @@
-"""The durable calls of a handler, private: their rules, and how the exception of a step is kept."""
+"""The rules of durable calls, and the encoding of the exceptions of steps, which are private."""

@@ -1,7 +1,7 @@
-"""The rules of durable calls, such as `step` and `sleep`: where they may be made, and what their names are.
+"""The rules of durable calls, such as `step` and `sleep`: where they may be made, and their names.
 
-A handler that runs again finds the results of its earlier runs by these names. So each stands once in a run, and a call
-that the next run would not make in the same way is refused.
+A handler that runs again finds the results of its earlier runs by these names. So each name is used once in a run, and
+a call that the next run might not make in the same way is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, WaitChildren
 
-# What the package itself keeps beside the steps of a handler.
+# The prefix of the records that the package itself keeps in the journal of a handler.
 RESERVED: Final = "ff:"
 MAX_STEP_NAME_BYTES: Final = 240
 
@@ -27,10 +27,10 @@ _step_around: contextvars.ContextVar[str | None] = contextvars.ContextVar("flowf
 
 
 class DurableCalls:
-    """The durable calls of one run.
+    """Check the durable calls of one run of a handler.
 
     Attributes:
-        leaving: what a call raised to leave the run for a while; None while the run goes on.
+        leaving: the exception by which a call leaves the handler; None while the handler continues.
     """
 
     __slots__ = ("_depth", "_places", "_thread", "leaving")
@@ -42,13 +42,15 @@ class DurableCalls:
         self.leaving: HandlerExit | None = None
 
     def begin(self, name: str, place: str, *, leaves: bool = False) -> None:
-        """Check that a durable call may be made here, and take its name.
+        """Check that a durable call may be made here, and reserve its name.
 
         Args:
-            leaves: whether the call may leave the run, which the thread of the handler alone can do.
+            name: the name of the call.
+            place: the file and line of the call.
+            leaves: True if the call may leave the handler, which only the handler's thread can do.
 
         Raises:
-            DurableCallError: it may not be made here, or the name was used before.
+            DurableCallError: the call may not be made here, or the name was used before.
         """
         call = f"The durable call {name.removeprefix(RESERVED)!r} at {place}"
         self._check_place(call)
@@ -59,42 +61,40 @@ class DurableCalls:
         if first is not mine:
             raise DurableCallError(
                 f"The step {name!r} was used at {first[0]} and again at {place}, in one run: the second call would get "
-                "the result of the first. Give each call a name that no other has, for instance with its number."
+                "the result of the first. Give each call its own name, for instance with a number."
             )
 
     def _check_place(self, call: str) -> None:
         around = _step_around.get()
         if around is not None:
-            raise DurableCallError(
-                f"{call} was made inside the step {around!r}, where later runs would not come to it: move it out."
-            )
+            raise DurableCallError(f"{call} was made inside the step {around!r}, which later runs skip: move it out.")
         if forks.depth() != self._depth:
             raise DurableCallError(f"{call} was made in a forked process: make it in the handler itself.")
         leaving = self.leaving or sys.exception()
         if isinstance(leaving, Delay | WaitChildren):
             raise DurableCallError(
-                f"{call} was made while the run is being left ({type(leaving).__name__}), such as in a `finally` "
+                f"{call} was made while the handler is being left ({type(leaving).__name__}), such as in a `finally` "
                 "block, which runs each time: move it out."
             )
 
     def leave(self, exit_: HandlerExit) -> HandlerExit:
-        """Remember that the run is being left, for the case that the handler catches what is raised."""
+        """Note that the handler is being left, in case it catches the exception."""
         self.leaving = exit_
         return exit_
 
 
 def caller() -> str:
-    """Return the place in the code that called the function that asks."""
+    """Return the file and line that called the caller of this function."""
     frame = sys._getframe(2)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def check_step(name: str, function: Callable[..., Any]) -> None:
-    """Check what a step is given.
+    """Check the name and the function of a step.
 
     Raises:
         ValidationError: the name is not valid.
-        DurableCallError: the name is reserved or too long, or calling the function would not run it.
+        DurableCallError: the name is reserved or too long, or the function is async or a generator.
     """
     check_name(name, "a step's name")
     if name.startswith(RESERVED) or len(name.encode()) > MAX_STEP_NAME_BYTES:
@@ -127,7 +127,7 @@ def inside_step(name: str) -> Iterator[None]:
 
 
 def check_step_result(name: str, value: object) -> None:
-    """Check that a step has done its work.
+    """Check that the function of a step has done its work.
 
     Raises:
         DurableCallError: it returned an awaitable.

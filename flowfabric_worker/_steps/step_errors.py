@@ -1,7 +1,7 @@
-"""The exception of a step as it is kept: what a handler caught once, later runs of it have to catch again.
+"""Encodes the exceptions of steps: an exception that a handler caught is raised again in its later runs.
 
-Kept are the class by its name, the text, and of the arguments and attributes what is plain JSON. No code runs when they
-are read but that of a class which is already imported.
+The record has the name of the class, the text, and those arguments and attributes that are plain JSON. Decoding runs
+only code of a class that is already imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_BYTES: Final = 16 * 1024
 
 
 def encode_error(error: Exception) -> bytes:
-    """Return an exception as bytes."""
+    """Encode an exception."""
     text = text_of(error)[:_MAX_TEXT]
     kind = type(error)
     try:
@@ -33,39 +33,39 @@ def encode_error(error: Exception) -> bytes:
         }
         data = json.dumps(whole).encode()
         return data if len(data) <= _MAX_BYTES else json.dumps({**named, "args": [text], "attributes": {}}).encode()
-    except BaseException:  # noqa: BLE001  its own code may raise anything
+    except BaseException:  # noqa: BLE001  methods of its class may raise any exception
         bare = {"module": "", "class": class_name(error), "text": text, "args": [], "attributes": {}}
         return json.dumps(bare).encode()
 
 
 def decode_error(data: bytes, step: str) -> Exception:
-    """Return the exception that was kept of a step; a `StepFailed` where its class cannot be had.
+    """Decode the exception of a step; return a `StepFailed` if its class is not available.
 
     Raises:
-        DecodingError: the bytes hold something else.
+        DecodingError: the bytes are not such a record.
     """
     try:
         kept = json.loads(data)
         module, qualified_name, text = str(kept["module"]), str(kept["class"]), str(kept["text"])
         arguments, attributes = list(kept["args"]), dict(kept["attributes"])
     except (ValueError, TypeError, LookupError) as damage:
-        raise DecodingError(f"What is kept of the failed step {step!r} is damaged: {damage}.") from damage
+        raise DecodingError(f"The record of the failed step {step!r} is damaged: {damage}.") from damage
     name = f"{module}.{qualified_name}".lstrip(".")
     kind = _find_class(module, qualified_name)
     error: Exception = StepFailed(step, name, text)
     if kind is not None:
         try:
-            # Not by its __init__, which may want other arguments than those that the exception shows.
+            # __init__ is not called, because it may need other arguments than those of the exception.
             error = kind.__new__(kind, *arguments)
             vars(error).update(attributes)
-        except Exception as failure:  # noqa: BLE001  a class of the user may refuse in any way
-            error.add_note(f"The class {name} could not be made again: {text_of(failure)}")
+        except Exception as failure:  # noqa: BLE001  a class of a user may raise any exception
+            error.add_note(f"An instance of {name} could not be created: {text_of(failure)}")
     error.add_note(f"The step {step!r} raised this in an earlier run of the execution: {name}: {text}")
     return error
 
 
 def _find_class(module: str, qualified_name: str) -> type[Exception] | None:
-    """Return a class of exceptions by its name, if its module is imported."""
+    """Return an exception class by its name, if its module is imported; else None."""
     found: Any = sys.modules.get(module)
     for part in qualified_name.split("."):
         found = getattr(found, part, None)
@@ -73,7 +73,7 @@ def _find_class(module: str, qualified_name: str) -> type[Exception] | None:
 
 
 def _is_plain(value: object) -> bool:
-    """Return True if JSON brings a value back as it is."""
+    """Return True if a value comes back from JSON unchanged."""
     if type(value) is list:
         return all(map(_is_plain, value))
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""What a function must be to become a task, and the parameter of it that wants the context."""
+"""Checks that a function can become a task, and finds its parameter for the context."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ALONE: Final = re.compile(r"(?:Optional\[)?(?:\w+\.)*TaskContext\]?(?: ?\| ?Non
 
 
 def check_function(function: Callable[..., Any]) -> None:
-    """Refuse a function that calling does not run to its end, or that needs an object which no worker has.
+    """Refuse a function that does not do its work when it is called, or that needs an instance.
 
     Raises:
-        TypeError: it is async, a generator, a method or no function at all; the message says what to do.
+        TypeError: it is async, a generator, a method or no function; the message says what to do.
     """
     if not callable(function):
         raise TypeError(f"@worker.task decorates a function, not {function!r:.100}.")
@@ -38,13 +38,13 @@ def check_function(function: Callable[..., Any]) -> None:
             raise TypeError(f"{name}() is a generator, and a task cannot yield yet: return a list.")
     if _takes_an_instance(inner, name):
         raise TypeError(
-            f"{name}() is a method, and no worker has its object: decorate a function, or put @staticmethod above "
-            "@worker.task."
+            f"{name}() is a method, and a worker has no instance for it: decorate a function, or put @staticmethod "
+            "above @worker.task."
         )
 
 
 def _takes_an_instance(function: Callable[..., Any], name: str) -> bool:
-    """Return whether a function stands in a class and takes its instance."""
+    """Return True if a function is defined in a class and takes an instance."""
     if isinstance(function, classmethod):
         return True
     around = name.rpartition(".")[0]
@@ -55,7 +55,7 @@ def _takes_an_instance(function: Callable[..., Any], name: str) -> bool:
 
 
 def find_context_parameter(function: Callable[..., Any]) -> str | None:
-    """Return the parameter that wants the context: the one annotated `TaskContext`, optional or not.
+    """Return the name of the parameter that is annotated `TaskContext`, optional or not; None if there is none.
 
     Raises:
         TypeError: there are two.
@@ -84,7 +84,7 @@ def _wants_context(function: Callable[..., Any], annotation: Any) -> bool:
 
 
 def _resolved(function: Callable[..., Any], annotation: str) -> Any:
-    """Return what an annotation written as text means; None where it does not resolve yet."""
+    """Resolve an annotation that is a string; return None if it does not resolve yet."""
     scope = types.SimpleNamespace(__annotations__={"it": annotation})
     try:
         hints = typing.get_type_hints(scope, globals_of(function), include_extras=True)
@@ -94,7 +94,7 @@ def _resolved(function: Callable[..., Any], annotation: str) -> Any:
 
 
 def globals_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the names that the annotations of a function may use."""
+    """Return the global names of the module of a function."""
     inner: Any = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)

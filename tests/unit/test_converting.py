@@ -186,7 +186,7 @@ def test_a_value_of_a_subclass_comes_back_as_its_own_class(annotation: Any, valu
 def test_msgpack_takes_bytes_without_an_annotation_and_json_refuses_them() -> None:
     task = returning(Any, "msgpack")
     assert task.decode_result(task.encode_result([b"\xff"])) == [b"\xff"]
-    with pytest.raises(EncodingError, match="a bytes travels only"):
+    with pytest.raises(EncodingError, match="a bytes is encoded only"):
         returning(Any, "json").encode_result([b"\xff"])
 
 

@@ -339,7 +339,7 @@ def test_the_latest_tick_of_many_years_is_found(schedule: Schedule, latest: date
         ({"cron": "R * * * *"}, ValueError, "5 fields"),
         ({"cron": "H(0-30) * * * *"}, ValueError, "5 fields"),
         ({"cron": "@reboot"}, ValueError, "@reboot"),
-        ({"cron": "0 0 30 2 *"}, ValueError, "ever fits"),
+        ({"cron": "0 0 30 2 *"}, ValueError, "ever matches"),
         ({"cron": "1," * 80 + "1 * * * *"}, ValueError, "at most"),
         ({"cron": 5}, ValueError, "text"),
         ({"cron": "* * * * *", "timezone": "Europe/Atlantis"}, ValueError, "Atlantis"),

@@ -279,7 +279,7 @@ def test_a_durable_call_while_a_delay_of_the_handler_is_raised_is_an_error(worke
 
     start(worker)
 
-    with pytest.raises(ExecutionFailed, match="while the run is being left \\(Delay\\)"):
+    with pytest.raises(ExecutionFailed, match="while the handler is being left \\(Delay\\)"):
         drowsy.submit().result(10)
 
 
@@ -478,7 +478,7 @@ def test_a_damaged_record_of_a_failed_step_fails_the_execution_for_good(
 
     assert (info.retry_count, info.error_class) == (0, FailureClass.PERMANENT)
     assert info.error is not None
-    assert info.error.startswith("DecodingError: What is kept of the failed step 'charge' is damaged")
+    assert info.error.startswith("DecodingError: The record of the failed step 'charge' is damaged")
 
 
 def test_a_damaged_record_of_a_sleep_fails_the_execution_for_good(worker: Worker, start: Start) -> None:
