@@ -276,7 +276,12 @@ class Suspension(EngineCore):
         return PartitionRotation(partition=partition, result=result)
 
     def _read_secrets(self, partition: int) -> SecretRing:
-        ring = SecretRing.read(self.call("read_secrets", partition, []))
+        reply = self.call("read_secrets", partition, [])
+        if not reply[0]:
+            # The store lost its data while this engine was open, and its setup with it.
+            self.set_up(testing=False)
+            reply = self.call("read_secrets", partition, [])
+        ring = SecretRing.read(reply)
         self.secret_rings[partition] = ring
         return ring
 

@@ -36,7 +36,8 @@ end
 function ff.sort_kids(ctx)
   local kept, over = {}, {}
   for _, kid in ipairs(ff.unpack(call('HGET', ctx.base .. ':secrets', 'kids') or '')) do
-    local list = ff.is_over(ctx, ff.secret_of(ctx, kid)) and over or kept
+    local secret = ff.secret_of(ctx, kid)
+    local list = (not secret or ff.is_over(ctx, secret)) and over or kept
     list[#list + 1] = kid
   end
   return kept, over

@@ -216,6 +216,29 @@ def test_an_invalid_secret_of_the_environment_is_refused_unseen(
     assert text not in str(caught.value)
 
 
+def test_a_partition_that_lost_its_secrets_gets_new_ones(engine: Engine) -> None:
+    claimed = running(engine, lane=LANE)
+    old = engine.create_waitpoint(claimed.handle, "old", MINUTE)
+    for number in range(engine.partitions):
+        raw_client(engine, number).delete(raw_key(engine, number, "secrets"))
+
+    new = engine.create_waitpoint(claimed.handle, "new", MINUTE)
+
+    assert isinstance(signal(engine, claimed.execution_id, new), SignalAccepted)
+    with refused("invalid_token"):
+        signal(engine, claimed.execution_id, old)
+
+
+def test_a_kid_whose_secret_is_damaged_is_collected_by_the_next_rotation(engine: Engine, clock: Clock) -> None:
+    rotate(engine, "k2", A)
+    for number in range(engine.partitions):
+        raw_client(engine, number).hdel(raw_key(engine, number, "secrets"), "sk1")
+
+    assert rotate(engine, "k3", B) == rotated(engine, "k3", "k2", collected=1)
+    execution, waitpoint = suspended(engine)
+    assert isinstance(signal(engine, execution, waitpoint), SignalAccepted)
+
+
 # Nothing is shown -----------------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,15 @@ def _satisfied(engine: Engine) -> Act:
     return lambda: engine.suspend(claimed.handle, waiting_for("go"))
 
 
+def _satisfied_by_many(engine: Engine) -> Act:
+    claimed = running(engine, lane=LANE)
+    waitpoint = engine.create_waitpoint(claimed.handle, "go", MINUTE)
+    for number in range(101):
+        signal(engine, claimed.execution_id, waitpoint, f"n{number}")
+    condition = Single("go", SignalMatcher("n100"))
+    return lambda: engine.suspend(claimed.handle, waiting_for("go", condition=condition))
+
+
 def _buffered(engine: Engine) -> Act:
     claimed = running(engine, lane=LANE)
     waitpoint = engine.create_waitpoint(claimed.handle, "go", MINUTE)
@@ -117,6 +126,7 @@ SUSPENSION_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "suspend": _held(lambda engine, handle: engine.suspend(handle, waiting_for("go", "other", timeout=MINUTE))),
     "suspend: to sleep": _held(lambda engine, handle: engine.suspend(handle, SLEEP)),
     "suspend: with signals that came before": _satisfied,
+    "suspend: with more of them than one call counts": _satisfied_by_many,
     "deliver_signal": _suspended(signal),
     "deliver_signal: that matches nothing": _suspended(
         lambda engine, execution, waitpoint: signal(engine, execution, waitpoint, "no"),
