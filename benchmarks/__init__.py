@@ -1,1 +1,1 @@
-"""Measures this library beside its peers, in one run on one server: `python -m benchmarks`."""
+"""Measure this library beside its peers, in one run on one server: `python -m benchmarks`."""

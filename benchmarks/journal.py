@@ -1,4 +1,4 @@
-"""What tasks wrote down while their workers were killed or stopped, and what follows from it."""
+"""The journal that tasks write while their workers are killed or stopped, and conclusions from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNSETTLED_SECONDS: Final = 0.1
 
 @attrs.frozen(kw_only=True)
 class Line:
-    """A task said that it began or ended.
+    """A line of the journal: a task began or ended.
 
     Attributes:
         word: "begin" or "end".
@@ -48,7 +48,7 @@ class Killed:
     whole_after: float | None
 
     def reaches(self, within: float) -> bool:
-        """Return whether nothing is missing within so many seconds, and nothing ran again but what was in flight."""
+        """Return True if nothing is missing within so many seconds, and nothing ran again but what was in flight."""
         return (
             self.whole_after is not None
             and self.whole_after <= within
@@ -72,7 +72,7 @@ class Stopped:
     seconds: float
 
     def reaches(self) -> bool:
-        """Return whether nothing was lost and nothing ran twice."""
+        """Return True if nothing was lost and nothing ran twice."""
         return not self.lost and not self.twice
 
 

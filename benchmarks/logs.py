@@ -1,4 +1,4 @@
-"""What the lines of a worker cost: a drain with the default log level, beside one that logs errors alone."""
+"""The cost of log lines: a drain with the default log level beside one that logs errors only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of a worker, seen from outside: after its start, and after many tasks."""
+"""The memory of a worker process, after its start and after many tasks."""
 
 from __future__ import annotations
 

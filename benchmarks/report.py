@@ -1,4 +1,4 @@
-"""What is printed: tables as plain text, and the same as Markdown."""
+"""Tables, printed as plain text or as Markdown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def verdict(reached: Sequence[bool | None]) -> str:
-    """Return whether every target was reached that could be checked."""
+    """Return True if every target was reached that could be checked."""
     checked = [each for each in reached if each is not None]
     if not checked:
         return NOTHING

@@ -1,4 +1,4 @@
-"""What is compared, and what each figure must reach."""
+"""The rows of the comparison, and the target of each figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a full store costs: claims and completions with a million executions beside them; and what idle workers cost."""
+"""The cost of a full store: claims and completions beside a million executions; and the cost of idle workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes of a peer as the outside sees them: started, told to stop, killed, and weighed."""
+"""Worker processes of a peer: starting, stopping and killing them, and measuring their memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End all of it with SIGKILL, as when a container dies; return when nothing of it is left."""
-        # What was started while the others died is found when looking again.
+        # A process that started while the others died is found by the second look.
         while members := self._members():
             for pid in members:
                 with contextlib.suppress(ProcessLookupError):
@@ -85,7 +85,7 @@ def resident_in(status: str) -> int:
 
 
 def is_zombie(status: str) -> bool:
-    """Return whether a /proc/PID/status tells of a process that has ended, or of none."""
+    """Return True if a /proc/PID/status tells of a process that has ended, or of none."""
     return not status or "\nState:\tZ" in status
 
 

@@ -1,4 +1,4 @@
-"""What an execution makes the server write: bytes to the append-only file, and to each replica."""
+"""The bytes that an execution adds to the append-only file and to the stream of a replica."""
 
 from __future__ import annotations
 

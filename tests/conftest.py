@@ -1,4 +1,4 @@
-"""What all tests share: the stores to run on, and an engine on each of them with a clock to move."""
+"""Fixtures of all tests: the stores, and an engine on each of them whose clock a test can move."""
 
 from __future__ import annotations
 

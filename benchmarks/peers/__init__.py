@@ -1,4 +1,4 @@
-"""Who takes part: one script each, run by the Python of an environment of its own.
+"""The peers: one script each, run by the Python of a separate environment.
 
 A script is a peer if it begins with a block of inline metadata (PEP 723). Its `dependencies` fill the
 environment; without any, the script runs where the benchmarks run. `tool.benchmarks.share` says which share of the

@@ -40,7 +40,7 @@ class CeleryThreads(TwoLanes):
         return receipt.get(timeout=10)
 
     def unfinished(self) -> int:
-        # What a worker fetched moves from the queue to "unacked", and leaves that after its result was stored.
+        # A fetched message moves from the queue to "unacked", and leaves it after its result was stored.
         return self._redis.llen("celery") + self._redis.hlen("unacked")
 
     def worker_commands(self, processes: int) -> list[list[str]]:

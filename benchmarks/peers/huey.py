@@ -43,7 +43,7 @@ class Huey(Peer):
         return receipt.get(blocking=True, timeout=10)
 
     def unfinished(self) -> int:
-        # Nothing is kept of a task that runs, so the results tell.
+        # Huey stores nothing about a running task, so the results are counted.
         return self._submitted - (self._stored() - self._stored_before)
 
     def _stored(self) -> int:

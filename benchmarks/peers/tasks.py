@@ -50,6 +50,6 @@ ALL: Final[tuple[Callable[[int], float], ...]] = (noop, stamp, slow, failing)
 
 
 def _note(word: str, number: int) -> None:
-    # One write to a file that is opened for appending: lines of several processes do not mix.
+    # A single write to a file opened for appending is never interleaved with another.
     with Path(os.environ[JOURNAL]).open("ab", buffering=0) as journal:
         journal.write(b"%s %d %d %d\n" % (word.encode(), number, os.getpid(), time.time_ns()))

@@ -86,7 +86,7 @@ def test_a_store_that_is_away_is_no_store_to_measure() -> None:
     assert cli("bench", "--url", "valkey://127.0.0.1:1").code == 3
 
 
-# What the figures say.
+# Conclusions from figures
 
 
 def pace(seconds: float, python: float, server: float | None = 0.0, count: int = 1000) -> Pace:

@@ -74,7 +74,7 @@ def test_an_execution_is_cancelled_in_any_phase(engine: Engine, clock: Clock, ph
     outcome = engine.read_outcome(execution_id)
     assert outcome is not None
     assert (outcome.outcome, outcome.error) == (TerminalOutcome.CANCELLED, "not needed")
-    # Nothing brings it back: no claim, and no time that passes.
+    # Neither a claim nor time brings the execution back.
     clock.move(2 * HOUR)
     upkeep_all(engine)
     assert engine.claim_many(request(PHASES_LANE)) == []
@@ -369,7 +369,7 @@ def test_revoking_what_is_lost_already_says_so(
     execution_id = phase(Phases(engine, clock))
     before = dump()
     assert revoke(engine, execution_id) == AlreadySatisfied(reason=reason)
-    # What was expected of the lease does not matter any more.
+    # The expected lease is no longer compared.
     assert revoke(engine, execution_id, expected_lease_id=str(uuid4())) == AlreadySatisfied(reason=reason)
     assert dump() == before
 

@@ -1,4 +1,4 @@
-"""What a claim hands out, and to whom; what comes with it, and what is refused."""
+"""Claims: which worker gets which work, what a claim contains, and which claims are refused."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_two_claims_give_two_executions(engine: Engine) -> None:
     assert engine.claim_many(request()) == []
 
 
-# Who may claim what
+# Matching workers and work
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_kind_of_work_that_never_ends_hides_none_of_many_others(engine: Engine
     assert {f"t{number}" for number in range(count)} <= set(served)
 
 
-# What hides nothing
+# Work that hides no other work
 
 
 @pytest.mark.parametrize("dangling", [1, 12])
@@ -203,7 +203,7 @@ def test_work_that_was_reclaimed_too_often_hides_nothing(engine: Engine, clock: 
     assert info_of(engine, first).public_state is PublicState.FAILED
 
 
-# What comes with a claim
+# The content of a claim
 
 
 @pytest.mark.parametrize("again", ["release", "lapse", "retry"])
@@ -258,7 +258,7 @@ def test_the_journal_counts_in_the_size_of_a_reply(engine: Engine) -> None:
     assert {info_of(engine, each).public_state for each in ids} == {PublicState.ACTIVE}
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

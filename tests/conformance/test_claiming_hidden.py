@@ -1,4 +1,4 @@
-"""What cannot be handed out hides nothing that can."""
+"""Work that cannot be claimed never hides work that can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempt timeouts and deadlines: what may not take too long."""
+"""Timeouts of attempts and deadlines of executions."""
 
 from __future__ import annotations
 

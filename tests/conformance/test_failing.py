@@ -43,7 +43,7 @@ def fail(engine: Engine, claimed: Claimed, classification: FailureClass = Failur
     return engine.fail(claimed.handle, BOOM, classification)
 
 
-# What becomes of a failure.
+# Outcomes of a failure
 
 
 def test_a_retryable_failure_is_tried_again_after_the_backoff(engine: Engine, clock: Clock) -> None:
@@ -115,7 +115,7 @@ def test_several_categories_are_all_retried(engine: Engine) -> None:
     assert fail(engine, running(engine, policy=policy), FailureClass.INFRA_CRASH) == TerminalFailed()
 
 
-# How long a retry waits.
+# Delays of retries
 
 
 def test_an_exponential_backoff_grows_up_to_its_maximum(engine: Engine, clock: Clock) -> None:
@@ -183,7 +183,7 @@ def test_a_backoff_of_nothing_stays_nothing_however_often_it_grows(engine: Engin
         claimed = claim_one(engine, claimed.handle.lane)
 
 
-# What is kept of a failure.
+# Records of failures
 
 
 def test_message_and_detail_are_cut_at_their_limits(engine: Engine) -> None:

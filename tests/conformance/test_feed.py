@@ -65,7 +65,7 @@ def following(engine: Engine, **arguments: Any) -> Iterator[queue.Queue[Completi
     assert not thread.is_alive()
 
 
-# What is told
+# Reports
 
 Ending = Callable[[Engine, Clock], Any]
 
@@ -218,7 +218,7 @@ def test_more_ends_than_a_page_holds_are_all_told(engine: Engine) -> None:
     assert {event.execution_id for event in told(engine)} == ids
 
 
-# What one wants to hear
+# Subscriptions
 
 
 def test_a_filter_passes_what_fits_in_every_respect(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Where one who follows the feed goes on, and what a cursor still finds when the feed was trimmed or damaged."""
+"""Cursors of the feed: where a subscriber continues, also after the feed was trimmed or damaged."""
 
 from __future__ import annotations
 

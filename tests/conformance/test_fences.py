@@ -313,7 +313,7 @@ def test_a_lease_that_was_lost_and_a_replay_later_stays_lost(engine: Engine) -> 
     successor = claim_one(engine, handle.lane, worker="w2")
     with refused("stale_lease"):
         engine.renew(handle)
-    # Nothing of the revocation clings to the lease after it.
+    # The revocation does not affect the next lease.
     assert engine.renew(successor.handle).lease_epoch == successor.handle.lease_epoch
     engine.complete(successor.handle)
 

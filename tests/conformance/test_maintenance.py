@@ -231,7 +231,7 @@ def test_a_clock_that_goes_back_harms_nothing(engine: Engine, clock: Clock) -> N
     assert claim_one(engine).execution_id == delayed
 
 
-# Who lost a lease is told.
+# The holder of a lost lease is told.
 
 
 class Heard:

@@ -86,7 +86,7 @@ class Owners(RuleBasedStateMachine):
         # What a claim that had enough may or may not have visited: partition, and how it is if it was.
         self.maybe: dict[int, Partition] = {}
 
-    # What all rules use
+    # Helpers of the rules
 
     def both(self, ask: Callable[[], Any], expect: Callable[[], Any]) -> None:
         """Ask the engine and the model; they must agree. The next repeat asks both again."""

@@ -1,4 +1,4 @@
-"""What another namespace has does not exist: for operators, readers and workers alike."""
+"""Work of another namespace does not exist for operators, readers and workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a call is given, it is refused like any other mistake: with a typed error, and without a trace."""
+"""Nonsensical arguments are refused with a typed error, and without a trace."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def snapshot(engine: Engine, execution_id: ExecutionId) -> ExecutionSnapshot:
     return found
 
 
-# What is there
+# Contents
 
 
 def test_a_new_execution_reads_as_it_was_made(engine: Engine, clock: Clock) -> None:
@@ -239,7 +239,7 @@ def test_an_id_of_a_partition_that_the_store_lacks_is_refused(engine: Engine) ->
         engine.describe_execution(ExecutionId(999, ExecutionId.mint().uuid))
 
 
-# What the store says of itself
+# Information about the store
 
 
 def test_a_store_that_answers_answers_a_ping(engine: Engine) -> None:
@@ -314,7 +314,7 @@ def test_a_filter_of_a_wrong_kind_is_refused_when_it_is_made() -> None:
 
 @pytest.mark.parametrize(("ahead_ms", "stands"), [(30_000, True), (3_600_000, False)], ids=["a little", "far"])
 def test_a_clock_that_is_set_back_a_little_stands_still(engine: Engine, ahead_ms: int, stands: bool) -> None:
-    # How far time has come is kept; a server whose clock is behind it was set back.
+    # The store keeps the latest time that it has seen, so a server with an earlier clock was set back.
     came_to = engine.server_time() + ahead_ms
     raw_client(engine).hset(raw_key(engine, 0, "meta"), "feed_last", came_to)
 

@@ -1,4 +1,4 @@
-"""Any call may be sent again after a lost reply: the same answer, and nothing done twice."""
+"""Any call may be sent again after a lost reply: it gets the same answer and changes nothing."""
 
 from __future__ import annotations
 

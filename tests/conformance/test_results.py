@@ -55,7 +55,7 @@ def watched(engine: Engine, execution_id: ExecutionId) -> bool:
     return bool(raw_client(engine, execution_id.partition_number).hget(key, "watchers"))
 
 
-# What one gets
+# Results of claims
 
 
 def test_the_result_of_who_ended_before_is_there_at_once(engine: Engine) -> None:
@@ -246,7 +246,7 @@ def test_an_ended_execution_has_no_watchers_left(engine: Engine) -> None:
     assert not watched(engine, claimed.execution_id)
 
 
-# What it costs
+# Costs
 
 
 def calls_of(client: Redis) -> int:
@@ -273,7 +273,7 @@ def test_two_hundred_who_wait_share_a_connection_and_do_not_poll(own_engine: Eng
         outcomes = []
         for each in claimed:
             outcomes.append(pool.submit(own_engine.wait_for_result, each.execution_id, LONG))
-            # One after the other, so that what is counted is what waiting costs.
+            # Run the waits one after the other, so that only their cost is counted.
             record = raw_key(own_engine, 0, f"x:{each.execution_id.uuid}")
             wait_until(partial(observer.hget, record, "watchers"), f"a caller waits for {each.execution_id}")
         assert len(observer.client_list()) - connections <= 2
@@ -292,7 +292,7 @@ def test_a_wait_survives_the_loss_of_the_connection_that_listens(own_engine: Eng
     first, second = running(own_engine), running(own_engine)
 
     with waiting(own_engine, first.execution_id, second.execution_id) as (one, two):
-        # What ends in the moment without a listener is noticed when it listens again.
+        # An end while nothing listens is noticed after the reconnect.
         listener = subscribers(valkey)
         valkey.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         own_engine.complete(first.handle, b"1")

@@ -1,4 +1,4 @@
-"""What is kept, for how long, and what is left in the end."""
+"""Retention: how long ended executions are kept, and that nothing is left afterwards."""
 
 from __future__ import annotations
 

@@ -404,7 +404,7 @@ def test_an_operator_between_a_tick_and_its_repeat_changes_nothing(engine: Engin
     assert len(executions(tried)) == 1
 
 
-# What is told of a schedule
+# Schedule listings
 
 
 def test_a_schedule_tells_what_it_is_and_how_far(engine: Engine, clock: Clock) -> None:
@@ -524,7 +524,7 @@ def test_a_removed_schedule_is_registered_again_by_a_worker_that_has_it(engine: 
 
 
 def test_a_removed_schedule_leaves_no_key_once_its_work_has_ended(engine: Engine, clock: Clock, dump: Dump) -> None:
-    # What a lane and a class leave behind is theirs: they are there before.
+    # Lanes and classes keep entries, so create them before the first dump.
     other = creation(execution_id=None, policy=ExecutionPolicy(retention=SECOND))
     settle(engine, clock, created_in_the_partition_of_beat(engine, other))
     before = dump()

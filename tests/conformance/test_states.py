@@ -216,7 +216,7 @@ def test_each_operation_writes_all_six_dimensions(engine: Engine, clock: Clock, 
     assert broken_rules(info.state) == []
 
 
-# What never is ---------------------------------------------------------------------------------------------------
+# Impossible states ---------------------------------------------------------------------------------------------------
 
 
 def broken_rules(state: StateVector) -> list[str]:

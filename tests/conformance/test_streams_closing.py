@@ -104,7 +104,7 @@ def test_what_ends_an_attempt_closes_its_stream(engine: Engine, clock: Clock, ca
     assert not read_all(engine, claimed.execution_id).is_closed
     end(engine, clock, claimed)
 
-    # Nothing but the read itself has looked at the clock.
+    # Only the read itself has read the clock.
     found = read_all(engine, claimed.execution_id)
 
     assert found.closed_reason is reason
@@ -240,7 +240,7 @@ def test_attempts_before_the_last_hundred_are_closed_without_a_reason(engine: En
     assert kept.closed_reason is StreamCloseReason.ATTEMPT_FAILURE
 
 
-# What is left of streams.
+# The keys of streams.
 
 
 def keys_of(dump: Dump, execution_id: ExecutionId) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_damaged_field_of_a_stream_is_told_as_such(engine: Engine, operation: 
         client = raw_client(engine, claimed.execution_id.partition_number)
         client.hset(key_of(engine, claimed, "stream"), field, value)
         codes |= codes_of(engine, claimed, operation)
-    # What a seq stands for cannot be known where its memory is damaged.
+    # A damaged memory cannot tell which frame a seq belongs to.
     assert codes <= {"corruption", "frame_conflict" if field.startswith("0") else "corruption"}
 
 

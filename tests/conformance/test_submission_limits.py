@@ -92,7 +92,7 @@ def test_a_priority_that_is_no_whole_number_is_refused(engine: Engine, dump: Dum
     assert dump() == before
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

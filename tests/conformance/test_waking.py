@@ -1,4 +1,4 @@
-"""Waiting for work: who is woken, and when."""
+"""Waiting for work: which workers are woken, and when."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_one_of_very_many_kinds_of_work_wakes_a_worker(engine: Engine, another: 
         assert [each.task for each in waiter.result()] == [task]
 
 
-# Who is woken
+# Waking
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["in one call", "one by one"])

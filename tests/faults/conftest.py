@@ -1,4 +1,4 @@
-"""What the fault tests share: sites to do harm to, and servers of a test's own."""
+"""Fixtures of the fault tests: stores with workers to disturb, and separate servers."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_listening_moves_from_a_dead_node_to_another_one(own_cluster: ValkeyClus
 
 
 def hears(store: ClusterStore, node: ValkeyServer, topic: str) -> bool:
-    """Return whether a topic is listened to at a node."""
+    """Return True if a topic is listened to at a node."""
     ((_, listeners),) = node.client().pubsub_numsub(store.channel(topic))
     return bool(listeners)
 

@@ -1,4 +1,4 @@
-"""Handlers that fork: what they start is theirs, and no second worker."""
+"""Handlers that fork: the new process never becomes a second worker."""
 
 from __future__ import annotations
 

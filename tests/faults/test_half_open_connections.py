@@ -65,7 +65,7 @@ def said(store: ValkeyStore, *command: str) -> Any:
 
 
 def is_finalizing(frame: FrameType | None) -> bool:
-    """Return whether a frame runs for the garbage collector, where an exception would reach no caller."""
+    """Return True if a frame runs for the garbage collector, where an exception would reach no caller."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None

@@ -58,7 +58,7 @@ def test_a_worker_that_is_told_to_stop_loses_and_doubles_nothing(site: Site, see
     told.send_signal(signal.SIGTERM)
 
     assert told.wait(timeout=10) == 0
-    # What it had claimed and not begun is with the other one at once, not when a lease of a minute is over.
+    # The other worker gets work that had not begun at once, not after a lease of a minute.
     site.wait_for(runs, 10)
     assert site.begun() == Counter(range(COUNT))
     assert not site.reclaimed(runs)

@@ -224,7 +224,7 @@ def test_a_recheck_that_fails_costs_no_connections(server: ValkeyServer, caplog:
         assert tried.wait(SOON)
         time.sleep(1.0)
 
-        # One of them is this test's own, and so is each that asks.
+        # One connection is this test's, and one belongs to each poll.
         assert connections_made(server) - before <= 5
         assert len(caplog.records) <= 3
 

@@ -1,4 +1,4 @@
-"""What a worker keeps of what it did: nothing, however much it was and however it ended."""
+"""A worker keeps no memory of ended work, for any number of tasks and any outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that swallow, cut or delay what a worker says to its store: work goes on by itself, nothing is doubled."""
+"""Networks that drop, cut or delay traffic between a worker and its store: work recovers, and nothing runs twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the store's user may not do is found before anything is written, and the message says what to grant."""
+"""A missing right of the store's user is found before any write, and the message says what to grant."""
 
 from __future__ import annotations
 

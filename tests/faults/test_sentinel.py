@@ -108,7 +108,7 @@ def test_work_goes_on_by_itself_when_the_primary_is_killed(watched: WatchedValke
         wait_until(lambda: len(producer.runs) >= at_risk + COUNT, "the producer goes on", 60)
         runs = producer.stop()
 
-        # What was acknowledged and not replicated yet is gone with the primary, and nothing else.
+        # Only work that was acknowledged but not replicated is lost with the primary.
         lost = {number for number, run in enumerate(runs) if site.worker.engine.read_execution_info(run.id) is None}
         assert lost <= set(range(safe, at_risk))
         kept = [run for number, run in enumerate(runs) if number not in lost]
@@ -126,7 +126,7 @@ def test_work_goes_on_by_itself_when_a_replica_takes_over_by_plan(watched: Watch
         fail_over(watched)
         assert site.ended(runs) < len(runs), "this happened under load"
         site.wait_for(runs, 60)
-        # What the old primary acknowledged after the replica had left it was run again.
+        # Work that the old primary acknowledged after the replica had left it ran again.
         site.assert_each_ended_once(runs)
 
 
@@ -206,7 +206,7 @@ def test_work_goes_on_without_sentinels_once_the_primary_is_known(watched: Watch
         assert f"127.0.0.1:{watched.sentinel_ports[-1]}" in str(caught.value)
 
 
-# What sentinels want
+# Authentication of sentinels
 
 
 def test_sentinels_get_the_user_and_the_password_that_they_want() -> None:

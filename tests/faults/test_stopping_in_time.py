@@ -1,4 +1,4 @@
-"""Stopping has one deadline, whatever the store does: it hangs, it is gone, it was never there."""
+"""A stop has one deadline, also if the store hangs, is gone, or never existed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import ValkeyServer, wait_until
 
 GRACE = 2.0
-# What a stop may take beyond the grace.
+# A stop may take this much longer than its grace, in seconds.
 BEYOND = 5.0
 
 

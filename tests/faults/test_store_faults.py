@@ -1,4 +1,4 @@
-"""Stores that fail, forget, refuse or fall silent: callers notice nothing, or are told what is wrong."""
+"""Stores that fail, lose data, refuse or do not answer: callers are not affected, or get an error that says why."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Load:
             self.ended.extend(each.execution_id for each in claimed)
 
     def has_ended(self, count: int) -> bool:
-        """Return whether at least so many have ended."""
+        """Return True if at least so many have ended."""
         return len(self.ended) >= count
 
     def run(self, disturb: Callable[[list[Future[None]]], None]) -> None:
@@ -128,7 +128,7 @@ def test_work_that_a_killed_store_acknowledged_ends_once_when_it_is_back(server:
         load.assert_each_ended_once()
 
 
-# What cannot be used
+# Unusable stores
 
 
 @pytest.mark.parametrize("url", ["unix:///nowhere/v.sock", "valkey://127.0.0.1:{port}"])

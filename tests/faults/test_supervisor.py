@@ -26,7 +26,7 @@ from tests.support.site import ROOT, seeds
 
 COUNT = 200
 WITHIN = 20.0
-# What is in flight when its process is killed is claimed again when this is over.
+# Work of a killed process is claimed again after this lease.
 LEASE = "2s"
 # With leases of a minute, only work that is handed back reaches another worker in time.
 LONG_LEASE = "60s"
@@ -261,7 +261,7 @@ def test_told_to_stop_at_any_moment_nothing_is_lost_and_nothing_runs_twice(busy:
     told.signal(signal.SIGTERM)
 
     assert told.wait() == 0
-    # What was handed back is with the other one at once, not when a lease of a minute is over.
+    # The other worker gets handed-back work at once, not after a lease of a minute.
     busy.assert_all_ended_well(runs, 10, first)
     begun = busy.begun()
     assert {begun[number] for number in range(first, first + COUNT)} == {1}

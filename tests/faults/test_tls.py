@@ -71,7 +71,7 @@ def assert_works(engine: Engine) -> None:
     assert made == claimed.execution_id == ended.execution_id
 
 
-# What works
+# Accepted stores
 
 
 @pytest.mark.parametrize("scheme", ["valkeys", "rediss"])
@@ -138,7 +138,7 @@ def test_a_server_that_demands_a_certificate_gets_it(strict_proxy: TlsProxy, cer
 
 
 def names_ports(node: ValkeyServer, ports: set[int]) -> bool:
-    """Return whether a node of a cluster sends clients to these ports."""
+    """Return True if a node of a cluster sends clients to these ports."""
     return {place[1] for _, _, place in node.client().execute_command("CLUSTER", "SLOTS")} == ports
 
 
@@ -159,7 +159,7 @@ def test_a_cluster_is_reached_over_tls(certificates: Certificates) -> None:
                 proxy.close()
 
 
-# What is refused
+# Refusals
 
 
 def assert_refused(url: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""Many who wait cost little, and what is slow holds up nothing else."""
+"""Many waiting callers cost little, and a slow call delays no other."""
 
 from __future__ import annotations
 

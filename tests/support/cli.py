@@ -205,7 +205,7 @@ def await_state(client: Client, execution_id: str, state: PublicState) -> None:
 
 
 def lives(pid: int) -> bool:
-    """Return whether a process lives."""
+    """Return True if a process lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -68,7 +68,7 @@ def counting(url: str, journal: Path) -> tuple[Worker, Tasks]:
 
 
 def _write(journal: Path, word: Word, number: int) -> None:
-    # One write to a file that is open for appending is never mixed with another one.
+    # A single write to a file opened for appending is never interleaved with another.
     file = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{word} {number} {os.getpid()}\n".encode())
     os.close(file)

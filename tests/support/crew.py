@@ -58,7 +58,7 @@ class Crew:
         await_workers(supervisor, processes)
         return supervisor
 
-    # What was written down
+    # The journal
 
     @property
     def journal(self) -> Path:
@@ -129,7 +129,7 @@ def processes_of(supervisor: Process) -> dict[int, str]:
 
 
 def runs_now(pid: int) -> bool:
-    """Return whether a worker process runs; what is dead and only not waited for does not."""
+    """Return True if a worker process runs; what is dead and only not waited for does not."""
     command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return APP in shown and not shown.startswith("Z")

@@ -111,7 +111,7 @@ def _visit(directory: str, times: int) -> None:
 
 
 def nothing_runs(directory: Path) -> bool:
-    """Return whether neither a server nor a guardian of the directory runs."""
+    """Return True if neither a server nor a guardian of the directory runs."""
     return not server_pids(directory) and not guardian_pids(directory)
 
 

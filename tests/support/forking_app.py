@@ -51,7 +51,7 @@ def note(what: object) -> None:
 
 
 def _fork_in_worker(what: str) -> None:
-    # One conversion of the forked process may call for the next.
+    # A conversion in the forked process may start the next one.
     if JOURNAL_VARIABLE not in os.environ or os.getpid() != _PROCESS:
         return
     pid = os.fork()

@@ -163,7 +163,7 @@ def audit(engine: Engine, model: Model, number: int, partition: Partition, keys:
         assert info is not None
         assert stored_execution(info) == demanded_execution(each)
         assert engine.get_execution_result(each.id) == each.result
-    # What is older than a day has left the feed.
+    # The feed keeps entries for a day.
     feed = stored_feed(engine, number)
     assert feed == partition.feed[len(partition.feed) - len(feed) :]
 

@@ -1,4 +1,4 @@
-"""What may happen between a call whose reply was lost and its repeat, by the operation of `OPERATIONS`."""
+"""Calls between a call whose reply was lost and its repeat, by the operation of `OPERATIONS`."""
 
 from __future__ import annotations
 

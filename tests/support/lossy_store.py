@@ -51,7 +51,7 @@ class LosingStore(Store):
             self._loses = False
 
     def _lose(self, *call: Hashable) -> bool:
-        """Return whether the reply to this call is lost: it is when it comes for the first time."""
+        """Return True if the reply to this call is lost: it is when it comes for the first time."""
         if not self._loses or call in self._seen:
             return False
         self._seen.add(call)

@@ -1,4 +1,4 @@
-"""Who sees to what is due, and the spans of time that tests move the clock by."""
+"""The callers that handle what is due, and the durations by which tests move the clock."""
 
 from __future__ import annotations
 

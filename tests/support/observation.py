@@ -1,4 +1,4 @@
-"""What tests of the SDK see of an execution from outside."""
+"""Reads of an execution from outside, for tests of the SDK."""
 
 from __future__ import annotations
 

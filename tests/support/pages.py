@@ -1,4 +1,4 @@
-"""The pages of the documentation, and what stands in them."""
+"""The pages of the documentation, with their snippets and tables."""
 
 from __future__ import annotations
 

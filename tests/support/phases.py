@@ -1,4 +1,4 @@
-"""Executions in every phase of their life, for tests of what may happen in which."""
+"""Executions in every phase, for tests of the operations that each phase allows."""
 
 from __future__ import annotations
 

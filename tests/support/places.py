@@ -1,4 +1,4 @@
-"""The places where tasks run alike, and how soon and how often they are tried again there."""
+"""The environments in which tasks run alike, with their delays and numbers of retries."""
 
 from __future__ import annotations
 

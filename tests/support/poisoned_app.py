@@ -28,13 +28,13 @@ _patient = RetryPolicy(max_retries=100, backoff="fixed", initial=timedelta(milli
 worker = Worker("poisoned", defaults={"max_reclaims": MAX_RECLAIMS})
 without_tasks = Worker("idle")
 
-# What `leak` never lets go of.
+# `leak` keeps these objects for ever.
 _leaked: list[bytearray] = []
 
 
 def note(word: str, what: object) -> None:
     """Write down that something happens in this process."""
-    # One write to a file that is open for appending is never mixed with another one.
+    # A single write to a file opened for appending is never interleaved with another.
     file = os.open(os.environ[JOURNAL_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{word} {what} {os.getpid()}\n".encode())
     os.close(file)

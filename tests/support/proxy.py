@@ -68,7 +68,7 @@ class Proxy(Listener):
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         super().__init__()
 
-    # How it behaves
+    # Behaviour
 
     def swallow(self, *, calls: bool = True, replies: bool = True) -> None:
         """Start to drop what the client sends, what the server sends, or both; new connections are accepted.

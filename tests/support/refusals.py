@@ -134,7 +134,7 @@ def held(code: str, act: Callable[[Engine, Handle], Any], **changes: Any) -> Cas
     return code, arrange
 
 
-# What is named by an id.
+# Operations that take an id.
 
 CHANGING: dict[str, Callable[[Engine, ExecutionId], Any]] = {
     "cancel_execution": lambda engine, target: engine.cancel_execution(CancelExecutionArgs(execution_id=target)),
@@ -246,7 +246,7 @@ def when_completed(code: str, act: Callable[[Engine, ExecutionId], Any], **chang
     return code, arrange
 
 
-# What is redeemed.
+# Redemptions.
 
 
 def redeeming(operation: str, **changes: Any) -> Callable[[Engine, ExecutionId], Any]:
@@ -275,7 +275,7 @@ def reserved(code: str, act: Callable[[Engine, ExecutionId], Any], *, after: tim
     return code, arrange
 
 
-# What takes plain arguments.
+# Operations that take plain arguments.
 
 
 def publishing(**changes: Any) -> Callable[[Engine], Any]:

@@ -86,7 +86,7 @@ class Site:
         ids = [each.worker_instance_id for each in page if isinstance(each, WorkerInfo)]
         return next((each for each in ids if f"-{process.pid}-" in each), "")
 
-    # What they wrote down
+    # The journal
 
     def begun_by(self, process: Process) -> list[int]:
         """Return what a process has begun, in order."""
@@ -104,7 +104,7 @@ class Site:
         """Return the numbers that were begun more than once."""
         return {number for number, times in self.begun().items() if times > 1}
 
-    # What the store says
+    # The state in the store
 
     def info_of(self, run: Run[int]) -> ExecutionInfo:
         return info_of(self.worker, run)

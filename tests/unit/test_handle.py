@@ -45,7 +45,7 @@ DATA = HANDLE.to_bytes()
 
 
 def is_refused(data: bytes) -> bool:
-    """Return whether bytes are refused as a damaged handle; nothing else may come of them but a handle."""
+    """Return True if bytes are refused as a damaged handle; nothing else may come of them but a handle."""
     try:
         Handle.from_bytes(data)
     except ValidationError as error:

@@ -180,7 +180,7 @@ def test_a_daily_cron_runs_once_on_each_day_of_a_year() -> None:
     assert days == [(NEW_YEAR + timedelta(days=number)).date() for number in range(365)]
 
 
-# Where ticks lie
+# Moments of ticks
 
 
 def test_an_interval_is_counted_from_1970_so_that_all_agree() -> None:
@@ -239,7 +239,7 @@ def test_a_schedule_speaks(schedule: Schedule, spec: str) -> None:
     assert schedule.spec == spec
 
 
-# What is due
+# Due ticks
 
 
 DUE: dict[str, tuple[Missed, timedelta, list[int]]] = {
@@ -319,7 +319,7 @@ def test_the_latest_tick_of_many_years_is_found(schedule: Schedule, latest: date
     assert due.ticks[-1] == latest
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

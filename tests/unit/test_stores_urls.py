@@ -68,7 +68,7 @@ def refusal(url: Any) -> str:
     return str(caught.value)
 
 
-# What is meant
+# Meaning
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
     assert opened(sentinels).address == "h:1,i:2/shop"
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_worker_process_obeys_its_supervisor_and_stops_without_it() -> None:
         theirs, lambda: heard.put(("stop",)), lambda: heard.put(("hurry",)), lambda *told: heard.put(told)
     )
     line.start("an-instance", 4.0)
-    # What a later release may say means nothing to this one.
+    # This release ignores words of a later one.
     ours.sendall(b"stop\nsomething new\n\nhurry\ndied another killed by SIGKILL\n")
 
     assert [heard.get(timeout=10) for _ in range(3)] == [("stop",), ("hurry",), ("another", "killed by SIGKILL")]

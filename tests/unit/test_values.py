@@ -308,7 +308,7 @@ def test_a_long_chain_of_optional_values_is_read_once() -> None:
     assert same(chain, task.decode_result(task.encode_result(chain)))
 
 
-# What others know
+# Published data
 
 
 class Line(pydantic.BaseModel):

@@ -88,7 +88,7 @@ def test_a_damaged_bearer_text_is_refused_like_any_other(data: st.DataObject) ->
     cut = data.draw(st.integers(0, len(text) - 1))
     damaged = data.draw(st.sampled_from([text[:cut], text[cut + 1 :], text[:cut] + "\N{SNOWMAN}" + text[cut:]]))
 
-    # What still reads as a token is another one, and its signature does not fit.
+    # A damaged text that still parses is another token, whose signature does not match.
     with pytest.raises(ValidationError) as caught:
         open_waitpoint(damaged)
 

@@ -1,4 +1,4 @@
-"""What the tests of the SDK share: a worker on a store of its own, and runtimes that are stopped when a test ends."""
+"""Fixtures of the tests of the SDK: a worker on a separate store, and runtimes that stop when the test ends."""
 
 from __future__ import annotations
 

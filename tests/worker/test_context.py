@@ -97,7 +97,7 @@ def test_an_execution_past_its_deadline_expires_and_its_handler_is_told(worker: 
     assert told.wait(10)
 
 
-# What a handler is told of its run
+# The context of a run
 
 
 def test_the_context_says_what_the_run_is(worker: Worker, start: Start) -> None:

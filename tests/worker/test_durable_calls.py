@@ -283,7 +283,7 @@ def test_a_durable_call_while_a_delay_of_the_handler_is_raised_is_an_error(worke
         drowsy.submit().result(10)
 
 
-# What a step gives
+# Results of steps
 
 
 @pytest.mark.parametrize("plain", [False, True])

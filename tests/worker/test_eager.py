@@ -207,7 +207,7 @@ def test_a_handler_that_wants_it_is_interrupted_at_its_timeout(worker: Worker) -
         endless.submit().result(0)
 
 
-# What cannot end
+# Handlers without an end
 
 
 def test_what_a_task_needs_is_offered_and_the_rest_has_to_be(worker: Worker) -> None:

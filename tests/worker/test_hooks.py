@@ -240,7 +240,7 @@ def test_hooks_are_told_why_a_run_will_not_count(
     reason: str,
 ) -> None:
     over = threading.Event()
-    # Where its worker was lost it would be tried again; one time is enough to see.
+    # A lost worker would cause a retry, and one attempt is enough here.
     task = shop.task(name="wait", timeout=timeout, max_reclaims=0)(lambda: over.wait(10))
     runtime = start(shop, lease=timedelta(seconds=1))
     run = task.submit()

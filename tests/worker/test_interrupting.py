@@ -41,7 +41,7 @@ def spin(over: threading.Event) -> None:
         pass
 
 
-# What interrupts a handler
+# Causes of interruptions
 
 
 def by_cancel(run: Run[Any], worker: Worker, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_an_interrupted_thread_takes_the_next_execution_unharmed(
     assert len(set(threads)) == 1
 
 
-# What the handler does about it
+# Reactions of handlers
 
 
 def test_an_interrupted_handler_cleans_up(
@@ -234,7 +234,7 @@ def test_a_shield_holds_the_interruption_back_until_its_block_ends(
 
 
 def served_runs(worker: Worker, run: Run[Any]) -> bool:
-    """Return whether a handler thread still runs the code of a test."""
+    """Return True if a handler thread still runs the code of a test."""
     frames = sys._current_frames().values()
     return any(frame.f_code.co_filename == __file__ and frame.f_code.co_name == "write" for frame in frames)
 

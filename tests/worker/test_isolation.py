@@ -94,7 +94,7 @@ def test_work_that_lost_a_worker_once_runs_with_others(served: Worker, start: St
     once = served.task(name="once", **OPTIONS)(lambda: together.wait(10) >= 0)
     run = once.submit()
     lose_workers(served, [run], times=1)
-    # One more loss must not come from a claim too many.
+    # An additional claim must not cause another loss.
     plain = served.task(name="plain")(lambda: together.wait(10) >= 0)
     beside = plain.submit()
     start(served, threads=2)

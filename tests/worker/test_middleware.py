@@ -190,7 +190,7 @@ def test_a_function_that_returns_no_context_manager_fails_the_run(
         run.result(10)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

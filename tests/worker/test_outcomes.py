@@ -319,7 +319,7 @@ def test_wait_children_without_children_goes_on_at_once(worker: Worker, start: S
     assert parent.submit().result(10) == "resumed"
 
 
-# What cannot be read or written
+# Codec failures
 
 
 def test_a_payload_that_does_not_decode_fails_for_good_without_running(worker: Worker, start: Start) -> None:

@@ -290,7 +290,7 @@ def test_two_runtimes_share_the_work_and_double_none_of_it(another: Another, sta
     assert counts == Counter(range(2000))
 
 
-# What is kept of tasks that are over
+# Garbage
 
 
 class Big:

@@ -136,7 +136,7 @@ def test_what_does_not_begin_before_its_deadline_expires(place: Place) -> None:
         run.result(10)
 
 
-# What a handler may raise
+# Exceptions of handlers
 
 
 def test_fail_ends_an_execution_for_good(place: Place) -> None:

@@ -182,7 +182,7 @@ def test_stops_at_any_moment_lose_and_double_nothing(another: Another, start: St
     assert {info_of(producer, run).reclaim_count for run in runs} == {0}
 
 
-# What counts as a loss of the worker
+# Lost workers
 
 
 def kill_own_process() -> None:
