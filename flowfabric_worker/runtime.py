@@ -106,7 +106,7 @@ class Runtime:
         )  # fmt: skip
         self._claimer = self._assigned_work or Claimer(
             self._leases, self._engine, policy, worker.tasks, self._lanes, self.settings.capabilities, self._hooks,
-            None if self._channel is None else self._channel.beat_now,
+            self._execution_log, None if self._channel is None else self._channel.beat_now,
         )  # fmt: skip
         self._isolated_process = (
             None if channel_socket is None or runs_isolated else IsolatedProcess(self._leases, self._lease_keeper)

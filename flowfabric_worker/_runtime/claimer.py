@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from flowfabric_worker._runtime.execution_log import ExecutionLog
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker._runtime.outage_log import OutageLog
@@ -22,7 +23,7 @@ from flowfabric_worker.engine.backoff import Backoff
 from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
-from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, EndedByClaim, LaneRequest
 from flowfabric_worker.task import Task
 
 log = log_queue.Log(__name__)
@@ -53,6 +54,7 @@ class Claimer(OwnedThread):
         lanes: Mapping[str, int],
         capabilities: frozenset[str],
         hooks: Hooks,
+        execution_log: ExecutionLog,
         on_reclaimed: Callable[[], None] | None = None,
     ) -> None:
         super().__init__("claimer")
@@ -66,6 +68,7 @@ class Claimer(OwnedThread):
         self._lanes = tuple(lanes)
         self._capabilities = capabilities
         self._hooks = hooks
+        self._execution_log = execution_log
         self._on_reclaimed = on_reclaimed
         self._tells = hooks.wants("on_claim")
         self._on_lost = hooks.lost if hooks.wants_losses else None
@@ -138,7 +141,12 @@ class Claimer(OwnedThread):
             limit=min(capacity, MAX_BATCH_ITEMS),
             capabilities=self._capabilities,
             tasks=self._names,
+            on_ended=self._tell_ended,
         )
+
+    def _tell_ended(self, ended: EndedByClaim) -> None:
+        self._execution_log.ended_by_claim(ended)
+        self._hooks.ended_by_claim(ended)
 
     def _take(self, claimed: Sequence[Claimed]) -> None:
         moment = now()

@@ -17,6 +17,7 @@ from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker.context import log_fields
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.types.attempts import FailureReason
+from flowfabric_worker.engine.types.claiming import EndedByClaim
 
 log = log_queue.Log(EXECUTION_LOG)
 
@@ -127,6 +128,15 @@ class ExecutionLog(OwnedThread):
             counted = len(self._ended) >= MOST_FAILURES
             detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
             self._tell("failed", execution, reason.message, detail)
+
+    def ended_by_claim(self, ended: EndedByClaim) -> None:
+        """Tell that a claim ended an execution, because its deadline or its reclaims were over."""
+        if log.wants(logging.ERROR):
+            reason, attempt = ended.error[:_LONGEST_REASON], ended.attempt_index
+            self._keep(
+                self._ended, Ended("failed", ended.task, ended.lane, attempt, str(ended.execution_id), 0.0, reason)
+            )
+            self._wake.set()
 
     def lost(self, execution: LeasedExecution, what: str) -> None:
         """Tell that the outcome of an attempt does not count."""

@@ -13,6 +13,7 @@ from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker.engine import forks, log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.claiming import EndedByClaim
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.middleware import Around, AttemptEvent, Middleware, hooks_of
 
@@ -113,6 +114,22 @@ class Hooks(OwnedThread):
     def ended(self, execution: LeasedExecution, outcome: PublicState, error: str = "") -> None:
         """Tell how an execution ended, once the store has acknowledged it."""
         self.tell("on_ended", execution, error, outcome.value)
+
+    def ended_by_claim(self, ended: EndedByClaim) -> None:
+        """Tell of an execution that a claim ended, because its deadline or its reclaims were over."""
+        hooks = self._hooks.get("on_ended")
+        if hooks is not None:
+            event = AttemptEvent(
+                execution_id=str(ended.execution_id),
+                task=ended.task,
+                lane=ended.lane,
+                attempt=ended.attempt_index,
+                retry_count=ended.retry_count,
+                tags=ended.tags,
+                error=ended.error,
+                outcome=ended.outcome.value,
+            )
+            self._told.put((hooks, event))
 
     @property
     def wants_losses(self) -> bool:

@@ -19,7 +19,7 @@ from flowfabric_worker._runtime.ticker import Ticker
 from flowfabric_worker.context import TaskContext
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM, MAX_LEASE_MS, MAX_PAGE_SIZE, Limits
-from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, EndedByClaim, LaneRequest
 from flowfabric_worker.middleware import Around, Middleware, arounds_of
 from flowfabric_worker.task import Task
 
@@ -102,11 +102,16 @@ class InlineRuntime:
                 policy=_POLICY,
                 capabilities=self.capabilities,
                 tasks=frozenset(self._tasks),
+                on_ended=self._tell_ended,
             )
             claimed = self._engine.claim_many(request)
             if claimed:
                 return claimed
         return []
+
+    def _tell_ended(self, ended: EndedByClaim) -> None:
+        self._execution_log.ended_by_claim(ended)
+        self._hooks.ended_by_claim(ended)
 
     def _lanes(self) -> Iterator[str]:
         """Yield every lane of the store by name, because a handler may have submitted to a new one."""

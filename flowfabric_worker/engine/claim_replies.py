@@ -11,7 +11,8 @@ from flowfabric_worker.engine.damage import Damage
 from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.stores.base import Reply
-from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.claiming import Claimed, EndedByClaim
+from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.wire import (
     DAMAGE,
     decode_attempt,
@@ -78,3 +79,24 @@ class Decoding(Damage):
             reclaim_count=int(reclaims) if reclaims else 0,
             journal=unpack_pairs(further[1]) if further and further[1] else _NOTHING,
         )
+
+
+def decode_end(partition: int, row: Reply, namespace: str) -> EndedByClaim | None:
+    """Decode an execution that a claim ended; None if it is of another namespace, or damaged, which its readers see."""
+    try:
+        uuid, class_data, outcome, attempt, retries, tags, error, detail = row
+        work_class = decode_class(class_data)
+        if work_class.namespace != namespace:
+            return None
+        return EndedByClaim(
+            execution_id=ExecutionId(partition, uuid.decode()),
+            task=work_class.task,
+            lane=work_class.lane,
+            outcome=PublicState(outcome.decode()),
+            attempt_index=int(attempt),
+            retry_count=int(retries),
+            tags=unpack_texts(tags) if tags else _NOTHING,
+            error=b": ".join(filter(None, (error, detail))).decode("utf-8", "replace"),
+        )
+    except DAMAGE:
+        return None

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import attrs
 
-from flowfabric_worker.engine.claim_replies import Decoding
+from flowfabric_worker.engine.claim_replies import Decoding, decode_end
 from flowfabric_worker.engine.class_cache import ClassCache, Lane, lane_arguments
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.handle import Handle
@@ -279,7 +279,9 @@ class Claiming(Decoding, ClassCache):
                 except TransportError:
                     self._note_unanswered(terms, partition)
                     raise
-                now, due, behind, items, more, repeated = reply
+                now, due, behind, items, more, repeated, *ended = reply
+                if ended:
+                    self._tell_ended(terms.request, partition, ended[0])
                 if repeated and not items and terms.request.claim_id is None:
                     # The call was repeated after the leases that it got had expired, so another claim is made.
                     terms, again = attrs.evolve(terms, claim_id=str(uuid4())), True
@@ -298,6 +300,15 @@ class Claiming(Decoding, ClassCache):
                 break
             self.forget_lanes(partition, stale)
         return [], 0.0 if look >= MOST_LOOKS else next_due
+
+    def _tell_ended(self, request: ClaimRequest, partition: int, rows: Reply) -> None:
+        """Tell the caller of a claim what the claim ended instead of handing it out."""
+        if request.on_ended is None:
+            return
+        for row in rows:
+            ended = decode_end(partition, row, self.namespace)
+            if ended is not None and (request.tasks is None or ended.task in request.tasks):
+                request.on_ended(ended)
 
     def _claim_more(self, terms: _Terms, partition: int, claimed: Sequence[Claimed]) -> list[Claimed]:
         """Claim more after a call had used its work budget, as another claim; return nothing if that fails."""

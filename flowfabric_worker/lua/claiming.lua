@@ -258,7 +258,8 @@ end
 -- topic, then the lanes as ff.lanes_of reads them.
 -- Replies: now; next due moment, or false (unused when there are items); the lanes whose classes have to be read again
 -- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
--- once because this call used its budget, or ''; 1 if the claim was answered before, else 0.
+-- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; and only if the claim itself
+-- ended executions that nobody held, those: uuid, class, outcome, attempt, retries, tags, error, detail.
 -- Errors: instance_of_other_worker.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
@@ -274,6 +275,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   end
   local items, stale, due = claimed_before(ctx, claims, claim_id), {}, nil
   local repeated = items and 1 or 0
+  ctx.ends = {}
   if not items then
     ff.run_due(ctx, math.max(ff.DUE_PER_CLAIM, 2 * limit), 0.5)
     ff.run_removals(ctx, ff.DUE_PER_CLAIM, 0.25)
@@ -295,7 +297,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   -- A worker that got work does not wait, so the next due moment need not be read.
   due = due or #items == 0 and ff.next_due(ctx) or false
   local is_cut_short = ctx.is_cut_short or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
-  return { ctx.now, due, stale, items, (is_cut_short or ff.has_passed_enough(ctx)) and '1' or '', repeated }
+  local again = (is_cut_short or ff.has_passed_enough(ctx)) and '1' or ''
+  return { ctx.now, due, stale, items, again, repeated, #ctx.ends > 0 and ctx.ends or nil }
 end)
 
 -- forward_wakeup: pass a wake-up on to the next waiter, for a woken worker that has no capacity.

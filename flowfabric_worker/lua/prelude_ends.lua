@@ -16,9 +16,29 @@ function ff.end_attempt(ctx, record, reason)
   return { 'attempt', ff.attempt_text(index, kind, came, started, ctx.now_text), 'closed', reason }
 end
 
+-- Note the end of an execution that no worker holds, for the reply of the claim that ends it; its holder learns of any other.
+local function note_end(ctx, record, outcome, list)
+  if record.words.leased and tonumber(record.expires) > ctx.now then
+    return
+  end
+  local told = { error = '', error_detail = '' }
+  for i = 1, #list, 2 do
+    if told[list[i]] then
+      told[list[i]] = list[i + 1]
+    end
+  end
+  ctx.ends[#ctx.ends + 1] = {
+    record.uuid, record.class, outcome, ff.attempt_parts(record.attempt or '') or '0', record.retry_count or '0',
+    record.tags or '', told.error, told.error_detail,
+  }
+end
+
 -- End an execution and its lease, if it has one; announce the end and keep the record for its retention. `list` has further
 -- fields to write as name, value, name, value. `told` is as in ff.end_lease.
 function ff.finish(ctx, record, outcome, list, told)
+  if ctx.ends then
+    note_end(ctx, record, outcome, list)
+  end
   local size, watchers = #list, record.watchers
   list[size + 1], list[size + 2] = 'state', ff.ended_state(outcome, record)
   list[size + 3], list[size + 4] = 'ended', ctx.now_text

@@ -27,6 +27,7 @@ from flowfabric_worker import (
 )
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.states import PublicState
+from tests.support.executions import claim_one
 from tests.support.observation import ended, in_state
 from tests.support.servers import wait_until
 from tests.worker.conftest import Another, RunAll, Start, each_way, run_here
@@ -341,6 +342,26 @@ def test_an_end_that_time_or_an_operator_brought_about_is_told_once(
     over.set()
 
     assert [(each.execution_id, each.outcome, each.error) for each in ending.ends] == [(str(run.id), outcome, error)]
+
+
+def test_an_end_by_a_claim_is_told_by_hook_and_log(
+    another: Another, start: Start, ending: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = another(ending)
+    lease = timedelta(milliseconds=50)
+    lost = worker.task(name="lost", lane="l", max_reclaims=0)(lambda: None).submit()
+    claim_one(worker.engine, "l", lease=lease)
+    late = worker.task(name="late", lane="l", deadline=lease)(lambda: None).submit()
+    over = worker.engine.server_time() + 200
+    wait_until(lambda: worker.engine.server_time() > over, "lease and deadline are over")
+
+    start(worker)
+    wait_until(lambda: len(ending.ends) == 2 and caplog.text.count("failed for good") == 2, "both are told")
+
+    told = {each.execution_id: (each.task, each.outcome, each.error.partition(":")[0]) for each in ending.ends}
+    assert told == {
+        str(lost.id): ("lost", "failed", "reclaims_exhausted"), str(late.id): ("late", "expired", "execution_deadline"),
+    }  # fmt: skip
 
 
 def test_an_end_by_a_stop_is_told_where_nothing_may_begin_twice(another: Another, start: Start, ending: Ending) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import attrs
@@ -12,6 +12,7 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import DEFAULT_LEASE_MS
 from flowfabric_worker.engine.types.checks import as_capabilities, as_frozenset, as_tuple
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState
 
 DEFAULT_LEASE = timedelta(milliseconds=DEFAULT_LEASE_MS)
 
@@ -42,6 +43,27 @@ class LaneRequest:
 
 
 @attrs.frozen(kw_only=True)
+class EndedByClaim:
+    """An execution that a claim ended instead of handing it out: its deadline or its reclaims were over.
+
+    Attributes:
+        outcome: how it ended, such as failed or expired.
+        attempt_index: the number of its last attempt, from 0.
+        retry_count: retries made.
+        error: why it ended, in one line.
+    """
+
+    execution_id: ExecutionId
+    task: str
+    lane: str
+    outcome: PublicState
+    attempt_index: int
+    retry_count: int
+    tags: Mapping[str, str]
+    error: str
+
+
+@attrs.frozen(kw_only=True)
 class ClaimRequest:
     """A claim of many executions.
 
@@ -52,6 +74,8 @@ class ClaimRequest:
         capabilities: what the worker has.
         tasks: the tasks that the worker knows; None for every task.
         claim_id: a UUID that names this call; a repeated call gets the same reply. None to have one minted.
+        on_ended: called in the claiming thread, and must not block: with each execution of these tasks that the claim
+            ends because its deadline or its reclaims are over, unless a worker holds it.
     """
 
     lanes: tuple[LaneRequest, ...] = attrs.field(converter=as_tuple)
@@ -60,6 +84,7 @@ class ClaimRequest:
     capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     tasks: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(as_frozenset))
     claim_id: str | None = None
+    on_ended: Callable[[EndedByClaim], None] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 @attrs.frozen(kw_only=True)
