@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from flowfabric_worker.engine.errors import FlowFabricError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.policies import milliseconds
+from flowfabric_worker.engine.moments import milliseconds
 
 
 class HandlerExit(BaseException):

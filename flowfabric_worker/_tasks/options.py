@@ -12,10 +12,10 @@ from flowfabric_worker._codecs.formats import Codec
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_LEASE_MS, MAX_PRIORITY
+from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.submission import check_headers, check_tags
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.workers import TaskPublication
-from flowfabric_worker.engine.wire import epoch_ms
 from flowfabric_worker.schedule import Missed
 
 OnConflict = Literal["raise", "return"]

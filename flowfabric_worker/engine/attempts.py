@@ -19,6 +19,7 @@ from flowfabric_worker.engine.limits import (
     MAX_MESSAGE_BYTES,
     MAX_STEPS,
 )
+from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.attempts import (
     Completion,
@@ -32,8 +33,8 @@ from flowfabric_worker.engine.types.attempts import (
     TerminalFailed,
 )
 from flowfabric_worker.engine.types.checks import check_record
-from flowfabric_worker.engine.types.policies import FailureClass, milliseconds
-from flowfabric_worker.engine.wire import epoch_ms, optional, pack_moment
+from flowfabric_worker.engine.types.policies import FailureClass
+from flowfabric_worker.engine.wire import optional, pack_moment
 
 T = TypeVar("T")
 

@@ -25,10 +25,10 @@ from flowfabric_worker.engine.limits import (
     MAX_LEASE_MS,
 )
 from flowfabric_worker.engine.listener import FALLBACK
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.wire import pack
 from flowfabric_worker.engine.work_waiters import WaitingWorker, WaitingWorkers
 

@@ -19,11 +19,11 @@ from flowfabric_worker.engine.errors import (
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS
 from flowfabric_worker.engine.listener import FALLBACK
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.records import Record
 from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter, ExecutionOutcome
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.states import TerminalOutcome
 from flowfabric_worker.engine.wire import decode_class, unpack_pairs, unpack_texts
 

@@ -10,8 +10,8 @@ import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.stores.base import Reply
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.streams import (
     AppendFrameOutcome,
     BestEffortLiveConfig,

@@ -8,10 +8,9 @@ from datetime import datetime, timedelta
 from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import ConflictError, EngineTimeoutError, ValidationError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS
+from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.types.maintenance import MaintenanceResult, PrepareResult
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.waitpoint_secrets import FIRST_SECRET_VARIABLE, secret_of_environment
-from flowfabric_worker.engine.wire import epoch_ms
 
 
 class Maintenance(EngineCore):

@@ -10,8 +10,9 @@ from typing import ClassVar, TypeVar
 from flowfabric_worker.engine.errors import StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import DEFAULT_RETENTION_MS
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import (
     AttemptSummary,
     ExecutionInfo,

@@ -10,6 +10,7 @@ from flowfabric_worker.engine.errors import ContentionError, NotFoundError, Stat
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_GRANT_MS
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.claiming import (
@@ -22,7 +23,6 @@ from flowfabric_worker.engine.types.claiming import (
     LaneRequest,
     ReclaimToken,
 )
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.wire import DAMAGE
 
 

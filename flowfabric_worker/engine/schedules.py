@@ -13,13 +13,13 @@ from flowfabric_worker.engine.core import as_error, execution_id, is_put_off, ne
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_CALL_ITEMS
+from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.submission import Submission
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.schedules import (
     MAX_TICKED,
     AlreadyTicked,
@@ -33,7 +33,7 @@ from flowfabric_worker.engine.types.schedules import (
     TickScheduleResult,
 )
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from flowfabric_worker.engine.wire import epoch_ms, pack, unpack_text
+from flowfabric_worker.engine.wire import pack, unpack_text
 
 _SOME_TICK = datetime(2000, 1, 1, tzinfo=UTC)
 

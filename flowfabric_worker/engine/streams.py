@@ -27,9 +27,9 @@ from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
 from flowfabric_worker.engine.limits import MAX_READ_COUNT, MAX_TAIL_BLOCK_MS
 from flowfabric_worker.engine.listener import FALLBACK
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record, word
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.streams import (
     AppendFrameOutcome,
     Frame,

@@ -32,10 +32,11 @@ from flowfabric_worker.engine.limits import (
     MAX_TAG_VALUE_BYTES,
     MAX_TAGS,
 )
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.partitions import partition_of_names, partition_of_uuid
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.checks import check_record
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState, StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts

@@ -16,6 +16,7 @@ from flowfabric_worker.engine.errors import ContentionError, EngineError, Valida
 from flowfabric_worker.engine.handle import Handle, HandleKind
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, check_execution_id, check_lane, check_name, uuid7
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_CALL_ROWS, MAX_PAGE_SIZE
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.suspension_replies import (
     MOMENT_DIGITS,
@@ -27,7 +28,6 @@ from flowfabric_worker.engine.suspension_replies import (
 )
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
-from flowfabric_worker.engine.types.policies import milliseconds
 from flowfabric_worker.engine.types.suspension import (
     AlreadySatisfied,
     DeliverApprovalSignalArgs,

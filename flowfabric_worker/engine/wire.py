@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.moments import EPOCH
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy, milliseconds
+from flowfabric_worker.engine.moments import epoch_ms, milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 
 # The exceptions that decoding a damaged value raises.
 DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ValidationError)
@@ -88,20 +88,6 @@ def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
     if after is not None:
         return f"+{milliseconds(after, what)}"
     return "" if at is None else f"@{epoch_ms(at, what)}"
-
-
-def epoch_ms(moment: datetime, what: str) -> int:
-    """Return a moment in ms since 1970.
-
-    Raises:
-        ValidationError: not a datetime with a time zone, or before 1970; the message names `what`.
-    """
-    if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise ValidationError("invalid_input", f"{what} must be a datetime with a time zone, not {moment!r}.")
-    value = (moment - EPOCH) // timedelta(milliseconds=1)
-    if value < 0:
-        raise ValidationError("invalid_input", f"{what} must not be before 1970.")
-    return value
 
 
 @attrs.frozen(kw_only=True)

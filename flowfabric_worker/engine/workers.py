@@ -11,12 +11,13 @@ from flowfabric_worker.engine.core import EngineCore, new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_REGISTRATION_BYTES
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.submission import check_headers, check_tags, clamp_priority
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.workers import (
     ListTasksPage,
     ListWorkersPage,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy, milliseconds
+from flowfabric_worker.engine.moments import milliseconds
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 
 MS = timedelta(milliseconds=1)
 LONGEST = timedelta(milliseconds=MAX_DURATION_MS)

@@ -56,7 +56,7 @@ class BudgetDefinition:
     )
     on_hard_limit: OnHardLimit = OnHardLimit.FAIL
     on_soft_limit: OnSoftLimit = OnSoftLimit.WARN
-    reset_interval: timedelta | None = attrs.field(default=None, validator=optional(checks.duration))
+    reset_interval: timedelta | None = attrs.field(default=None, validator=optional(checks.duration()))
 
     def __attrs_post_init__(self) -> None:
         names = [dimension.name for dimension in self.dimensions]

@@ -7,7 +7,6 @@ for payloads; secrets must not be checked by `name`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,13 +14,11 @@ import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_name
-from flowfabric_worker.engine.limits import MAX_DURATION_MS
+from flowfabric_worker.engine.moments import milliseconds
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-_LONGEST = timedelta(milliseconds=MAX_DURATION_MS)
 
 
 def name(record: Any, field: attrs.Attribute[Any], value: object) -> None:
@@ -35,12 +32,13 @@ def names(record: Any, field: attrs.Attribute[Any], values: Iterable[object]) ->
         check_name(value, f"An element of {_spoken(record, field)}")
 
 
-def duration(record: Any, field: attrs.Attribute[Any], value: object) -> None:
-    """Check that a field is a `timedelta` from zero to 100 years."""
-    if not isinstance(value, timedelta) or not timedelta(0) <= value <= _LONGEST:
-        raise ValidationError(
-            "invalid_input", f"{_spoken(record, field)} must be a timedelta from 0 to {_LONGEST.days} days."
-        )
+def duration(least: int = 0) -> Validator:
+    """Return a check that a field is a `timedelta` from `least` ms to 100 years."""
+
+    def check(record: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        milliseconds(value, _spoken(record, field), least=least)
+
+    return check
 
 
 def payload(limit: int) -> Validator:

@@ -130,7 +130,7 @@ class CancelFlowPolicy(StrEnum):
 class CancelFlowWait:
     """How long a cancellation waits until its members have ended; None without end."""
 
-    timeout: timedelta | None = attrs.field(validator=optional(checks.duration))
+    timeout: timedelta | None = attrs.field(validator=optional(checks.duration()))
 
     @classmethod
     def no_wait(cls) -> CancelFlowWait:

@@ -9,14 +9,15 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import attrs
+from attrs.validators import optional
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import (
     DEFAULT_MAX_RECLAIMS,
     DEFAULT_MAX_REPLAYS,
-    MAX_DURATION_MS,
 )
-from flowfabric_worker.engine.types.checks import as_capabilities, as_tuple
+from flowfabric_worker.engine.moments import milliseconds
+from flowfabric_worker.engine.types.checks import as_capabilities, as_tuple, duration
 
 
 class FailureClass(StrEnum):
@@ -27,29 +28,6 @@ class FailureClass(StrEnum):
     INFRA_CRASH = "infra_crash"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
-
-
-def milliseconds(duration: timedelta, what: str, *, least: int = 0) -> int:
-    """Return a duration in whole ms.
-
-    Raises:
-        ValidationError: `invalid_input`, not a timedelta, below `least` ms, or over 100 years; the message names
-            `what`.
-    """
-    if not isinstance(duration, timedelta):
-        raise ValidationError("invalid_input", f"{what} must be a timedelta, not {duration!r}.")
-    value = duration // timedelta(milliseconds=1)
-    if not least <= value <= MAX_DURATION_MS:
-        raise ValidationError("invalid_input", f"{what} must be {least} ms to 100 years, not {duration}.")
-    return value
-
-
-def _duration(least: int) -> Any:
-    def check(_: Any, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
-        if value is not None:
-            milliseconds(value, attribute.name, least=least)
-
-    return check
 
 
 def _count(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
@@ -84,8 +62,8 @@ class RetryPolicy:
 
     max_retries: int = attrs.field(default=3, validator=_count)
     backoff: Literal["exponential", "fixed"] = "exponential"
-    initial: timedelta = attrs.field(default=timedelta(seconds=1), validator=_duration(0))
-    maximum: timedelta = attrs.field(default=timedelta(minutes=1), validator=_duration(0))
+    initial: timedelta = attrs.field(default=timedelta(seconds=1), validator=duration(0))
+    maximum: timedelta = attrs.field(default=timedelta(minutes=1), validator=duration(0))
     multiplier: float = 2.0
     jitter: bool = True
     retryable_categories: frozenset[FailureClass] = attrs.field(default=frozenset(), converter=_classes)
@@ -138,12 +116,12 @@ class ExecutionPolicy:
     """
 
     retry: RetryPolicy | None = None
-    attempt_timeout: timedelta | None = attrs.field(default=None, validator=_duration(1))
-    execution_deadline: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    attempt_timeout: timedelta | None = attrs.field(default=None, validator=optional(duration(1)))
+    execution_deadline: timedelta | None = attrs.field(default=None, validator=optional(duration(1)))
     max_reclaim_count: int = attrs.field(default=DEFAULT_MAX_RECLAIMS, validator=_count)
     max_replay_count: int = attrs.field(default=DEFAULT_MAX_REPLAYS, validator=_count)
-    retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
-    dedup_window: timedelta | None = attrs.field(default=None, validator=_duration(1))
+    retention: timedelta | None = attrs.field(default=None, validator=optional(duration(0)))
+    dedup_window: timedelta | None = attrs.field(default=None, validator=optional(duration(1)))
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     budget_ids: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     quota_policy_id: str | None = None

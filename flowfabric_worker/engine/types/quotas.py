@@ -23,7 +23,7 @@ class QuotaPolicy:
         max_concurrent: runs at once.
     """
 
-    window: timedelta = attrs.field(default=timedelta(minutes=1), validator=checks.duration)
+    window: timedelta = attrs.field(default=timedelta(minutes=1), validator=checks.duration())
     max_requests_per_window: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
     max_concurrent: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
 

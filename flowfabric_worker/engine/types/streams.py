@@ -62,7 +62,7 @@ class BestEffortLiveConfig:
         ema_alpha: the weight of the newest frame in the pace, over 0 and at most 1.
     """
 
-    ttl: timedelta = attrs.field(default=timedelta(seconds=10), validator=checks.duration)
+    ttl: timedelta = attrs.field(default=timedelta(seconds=10), validator=checks.duration())
     maxlen_floor: int = attrs.field(default=64, validator=checks.integer(1))
     maxlen_ceiling: int = attrs.field(default=16_384, validator=checks.integer(1))
     ema_alpha: float = attrs.field(default=0.2, validator=_smoothing)

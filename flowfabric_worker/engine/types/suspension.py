@@ -119,7 +119,7 @@ class ResumePolicy:
         resume_delay: from the moment its condition is met until it is ready; zero makes it ready at once.
     """
 
-    resume_delay: timedelta = attrs.field(default=timedelta(0), validator=checks.duration)
+    resume_delay: timedelta = attrs.field(default=timedelta(0), validator=checks.duration())
 
 
 @attrs.frozen(kw_only=True)
@@ -157,7 +157,7 @@ class SuspendArgs:
     waitpoints: tuple[WaitpointBinding, ...] = attrs.field(
         default=(), converter=checks.as_tuple, validator=checks.at_most(MAX_WAITPOINTS)
     )
-    timeout: timedelta | None = attrs.field(default=None, validator=optional(checks.duration))
+    timeout: timedelta | None = attrs.field(default=None, validator=optional(checks.duration()))
     timeout_behavior: TimeoutBehavior = TimeoutBehavior.FAIL
     reason: SuspensionReason = SuspensionReason.WAITING_FOR_SIGNAL
     resume_policy: ResumePolicy = ResumePolicy()
@@ -263,7 +263,7 @@ class DeliverSignalArgs:
     payload: bytes | None = attrs.field(default=None, repr=False, validator=_PAYLOAD)
     correlation_id: str | None = attrs.field(default=None, validator=optional(checks.name))
     idempotency_key: str | None = attrs.field(default=None, validator=optional(checks.name))
-    dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration)
+    dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration())
     signal_id: SignalId | None = attrs.field(default=None, validator=optional(checks.name))
 
 
@@ -289,7 +289,7 @@ class DeliverApprovalSignalArgs:
     decision_key: str = attrs.field(validator=checks.name)
     lane: LaneId | None = None
     payload: bytes | None = attrs.field(default=None, repr=False, validator=_PAYLOAD)
-    dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration)
+    dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration())
 
 
 @attrs.frozen(kw_only=True)

@@ -25,7 +25,7 @@ def _secret(_record: object, _field: attrs.Attribute[bytes], value: object) -> N
 
 
 def _grace(record: object, field: attrs.Attribute[timedelta], value: timedelta) -> None:
-    checks.duration(record, field, value)
+    checks.duration()(record, field, value)
     if value > timedelta(milliseconds=MAX_GRACE_MS):
         raise ValidationError("invalid_input", "The grace of a secret is at most 365 days.")
 
