@@ -6,16 +6,22 @@ import click
 
 from flowfabric_worker._version import __version__
 from flowfabric_worker.cli.bench import bench
+from flowfabric_worker.cli.cancel import cancel
 from flowfabric_worker.cli.check import check
 from flowfabric_worker.cli.completion import completion
 from flowfabric_worker.cli.demo import demo
-from flowfabric_worker.cli.executions import explain, list_, result, status, submit
-from flowfabric_worker.cli.exits import Commands, exit_codes_help
+from flowfabric_worker.cli.exit_codes import Commands, exit_codes_help
+from flowfabric_worker.cli.explain import explain
+from flowfabric_worker.cli.lanes import lanes
+from flowfabric_worker.cli.list import list_
 from flowfabric_worker.cli.migrate import migrate
-from flowfabric_worker.cli.operating import lanes, workers
+from flowfabric_worker.cli.replay import replay
+from flowfabric_worker.cli.result import result
 from flowfabric_worker.cli.run import run
 from flowfabric_worker.cli.schedules import schedules
-from flowfabric_worker.cli.steering import cancel, replay
+from flowfabric_worker.cli.status import status
+from flowfabric_worker.cli.submit import submit
+from flowfabric_worker.cli.workers import workers
 
 
 @click.group(cls=Commands, epilog=exit_codes_help())

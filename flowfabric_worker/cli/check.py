@@ -11,10 +11,10 @@ import attrs
 import click
 
 from flowfabric_worker._version import __version__
-from flowfabric_worker.cli.exits import CommandError, exit_code_of
+from flowfabric_worker.cli.exit_codes import CommandError, exit_code_of
+from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import print_facts, print_json
-from flowfabric_worker.cli.parameters import json_option, with_client
-from flowfabric_worker.cli.trial import trial_store
+from flowfabric_worker.cli.trial_store import trial_store
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest

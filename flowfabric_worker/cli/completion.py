@@ -7,7 +7,7 @@ from typing import Final
 import click
 from click.shell_completion import get_completion_class
 
-from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
+from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
 
 PROGRAM: Final = "flowfabric-worker"
 # The variable through which a shell asks; click derives the same name from the program's.

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import click
 
 from flowfabric_worker._version import __version__
+from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import print_facts, print_json
-from flowfabric_worker.cli.parameters import json_option, with_client
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.maintenance import PrepareResult
 

@@ -23,8 +23,8 @@ from flowfabric_worker._runtime.memory_limit import CLOSE, resident_bytes
 from flowfabric_worker._runtime.shutdown import BackgroundCall
 from flowfabric_worker._runtime.supervisor import Supervisor
 from flowfabric_worker._runtime.supervisor_channel import socket_from_environment
-from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
-from flowfabric_worker.cli.parameters import duration, size, url_option
+from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
+from flowfabric_worker.cli.options import duration, size, url_option
 from flowfabric_worker.config import DEFAULT_MAX_STUCK_THREADS, DEFAULT_THREADS, WorkerSettings
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.ids import check_capabilities, check_lane

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
+from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import print_json, print_table, shown, span
-from flowfabric_worker.cli.parameters import json_option, with_client
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.schedules import ScheduleInfo

@@ -59,7 +59,7 @@ def test_an_execution_that_does_not_exist_exits_1(command: str) -> None:
     ran = cli(command, UNKNOWN_ID)
 
     assert ran.code == 1
-    assert "There is no" in ran.err
+    assert "does not exist" in ran.err
     assert len(ran.err.splitlines()) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from flowfabric_worker import __version__
 from flowfabric_worker.cli import main
-from flowfabric_worker.cli.exits import ExitCode
+from flowfabric_worker.cli.exit_codes import ExitCode
 from tests.support.cli import cli, ok
 
 

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
+from flowfabric_worker.cli.options import duration
 from flowfabric_worker.cli.output import plain, shown, span
-from flowfabric_worker.cli.parameters import duration
 from flowfabric_worker.cli.run import lane_weights
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy

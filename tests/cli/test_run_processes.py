@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowfabric_worker.cli.exits import ExitCode
+from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo

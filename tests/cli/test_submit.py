@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import RetryPolicy, Worker
-from flowfabric_worker.cli.exits import ExitCode
+from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from tests.support.cli import cli, ok

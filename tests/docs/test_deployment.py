@@ -12,7 +12,7 @@ import pytest
 
 from flowfabric_worker._runtime.supervisor import STOP_WITHIN
 from flowfabric_worker.cli import main
-from flowfabric_worker.cli.parameters import duration
+from flowfabric_worker.cli.options import duration
 from tests.support.cli import cli, ok
 from tests.support.pages import code, section, snippet
 from tests.support.servers import ValkeyServer

@@ -13,7 +13,7 @@ import pytest
 import flowfabric_worker
 from flowfabric_worker import TaskOptions, WorkerSettings
 from flowfabric_worker.cli import main
-from flowfabric_worker.cli.exits import ExitCode
+from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.engine.errors import CODES, ValidationError
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.task import Submission

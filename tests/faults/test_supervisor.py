@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from flowfabric_worker.cli.exits import ExitCode
+from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support import poisoned_app
 from tests.support.crew import APP, Crew, await_workers, ends_of, opened_crew, processes_of, runs_now

@@ -22,9 +22,9 @@ from flowfabric_worker.cli.demo import shop as demo_shop
 from flowfabric_worker.cli.demo.fleet import Fleet, WorkerProcess
 from flowfabric_worker.cli.demo.proof import Ended, Proof, Submitted, prove
 from flowfabric_worker.cli.demo.screen import Screen, show
-from flowfabric_worker.cli.exits import CommandError, ExitCode, debug_option
+from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
+from flowfabric_worker.cli.options import json_option
 from flowfabric_worker.cli.output import console, plain, print_json
-from flowfabric_worker.cli.parameters import json_option
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.feed import CompletionEvent

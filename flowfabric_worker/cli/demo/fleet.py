@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import attrs
 
-from flowfabric_worker.cli.exits import CommandError, ExitCode
+from flowfabric_worker.cli.exit_codes import CommandError, ExitCode
 from flowfabric_worker.config import URL_VARIABLE
 
 _STOP_SECONDS: Final = 10.0

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from flowfabric_worker.cli.exits import debug_option
+from flowfabric_worker.cli.exit_codes import debug_option
 from flowfabric_worker.client import Client
 from flowfabric_worker.codec import find_codec
 from flowfabric_worker.config import DEFAULT_URL, URL_VARIABLE

@@ -1,4 +1,4 @@
-"""Commands about what serves executions: lanes, workers."""
+"""The command `lanes`: list, pause and resume lanes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import click
 
+from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import fits, print_json, print_table, shown, span
-from flowfabric_worker.cli.parameters import json_option, with_client
 from flowfabric_worker.client import Client
-from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.reads import LaneInfo
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.types.workers import WorkerInfo
 
 # Shown of every lane; other states where some lane holds work in them.
 _ALWAYS_SHOWN = (
@@ -22,8 +20,6 @@ _ALWAYS_SHOWN = (
     PublicState.COMPLETED,
     PublicState.FAILED,
 )
-
-_WORKER_HEADERS = ("WORKER", "STATE", "STARTED", "THREADS", "LANES", "OFFERS")
 
 _SAID = {
     ("pause", True): "paused",
@@ -57,26 +53,6 @@ def lanes(client: Client, *, action: str, names: tuple[str, ...], as_json: bool)
             click.echo(shown(f"{name}: {_SAID[action, changed]}."))
 
 
-@click.command()
-@json_option("Print one JSON document per line.")
-@with_client
-def workers(client: Client, *, as_json: bool) -> None:
-    """List the workers of the last day, and what each serves."""
-    found = list(client.workers())
-    if as_json:
-        for each in found:
-            print_json(each)
-    elif found:
-        now = client.engine.server_time()
-        rows = [_worker(each, now) for each in found]
-        headers: Sequence[str] = _WORKER_HEADERS
-        if not any(capabilities for *_, capabilities in rows):
-            headers, rows = headers[:-1], [row[:-1] for row in rows]
-        print_table(headers, rows, folded={"STATE", "LANES", "OFFERS"}, counts={"THREADS"})
-    else:
-        click.echo("There are none.", err=True)
-
-
 def _list_lanes(found: Sequence[LaneInfo], now: int, as_json: bool) -> None:
     if as_json:
         for lane in found:
@@ -103,25 +79,3 @@ def _is(lane: LaneInfo, now: int) -> str:
 def _holds(lane: LaneInfo) -> str:
     """Return what a lane holds, in words."""
     return ", ".join(f"{depth} {state}" for state, depth in lane.depths.items() if depth) or "nothing"
-
-
-def _worker(row: WorkerInfo | DamagedRow, now: int) -> tuple[object, ...]:
-    if isinstance(row, DamagedRow):
-        return row.row_id, f"damaged: {row.corruption}", "", "", "", ""
-    since = span(now - row.registered_at_ms)
-    return (
-        row.worker_instance_id,
-        _life(row, now),
-        since,
-        row.threads,
-        ", ".join(row.lanes),
-        ", ".join(row.capabilities),
-    )
-
-
-def _life(row: WorkerInfo, now: int) -> str:
-    """Return whether a worker lives; of one that does not, why and for how long."""
-    if row.alive:
-        return "alive"
-    over = span(now - row.expires_at_ms)
-    return f"{row.death_reason} {over} ago" if row.death_reason else f"lost: silent for {over}"

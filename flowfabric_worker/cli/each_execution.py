@@ -1,4 +1,4 @@
-"""Commands that change what becomes of executions: cancel, replay."""
+"""What `cancel` and `replay` share: ids as arguments or on stdin, and a line about each execution."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Final, TypeVar
 
 import click
 
-from flowfabric_worker.cli.exits import ExitCode, code_of, exit_code_of
+from flowfabric_worker.cli.exit_codes import ExitCode, code_of, exit_code_of
 from flowfabric_worker.cli.output import print_json, shown
-from flowfabric_worker.cli.parameters import json_option, with_client
-from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, with_plain_ids
 
@@ -21,42 +19,11 @@ _STDIN: Final = "-"
 F = TypeVar("F", bound=Callable[..., None])
 
 
-def _ids_argument(function: F) -> F:
+def ids_argument(function: F) -> F:
     return click.argument("execution_ids", metavar="ID [ID]...", nargs=-1, required=True)(function)
 
 
-@click.command()
-@_ids_argument
-@click.option("--reason", default="", help="Kept with the execution.")
-@json_option("Print one JSON document per execution.")
-@with_client
-def cancel(client: Client, *, execution_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
-    """End executions as cancelled, whatever they are doing.
-
-    "-" reads ids from stdin: one per line, or what list --json prints. The exit code is 1 if one could not be
-    cancelled; the others are.
-    """
-    _each(execution_ids, lambda identity: client.cancel(identity, reason), "is cancelled", as_json)
-
-
-@click.command()
-@_ids_argument
-@json_option("Print one JSON document per execution.")
-@with_client
-def replay(client: Client, *, execution_ids: tuple[str, ...], as_json: bool) -> None:
-    """Run ended executions again.
-
-    "-" reads ids from stdin: one per line, or what list --json prints. The exit code is 1 if one could not be
-    replayed; the others are.
-
-    \b
-      flowfabric-worker list --state failed --json |
-        flowfabric-worker replay -
-    """
-    _each(execution_ids, client.replay, "runs again", as_json)
-
-
-def _each(texts: Sequence[str], act: Callable[[ExecutionId], None], done: str, as_json: bool) -> None:
+def for_each(texts: Sequence[str], act: Callable[[ExecutionId], None], done: str, as_json: bool) -> None:
     """Do something to each execution and says of each what became of it; one that fails keeps none from its turn."""
     # All are read before the first is touched: a wrong id should change nothing.
     identities = dict.fromkeys(map(_parsed, _with_stdin(texts)))

@@ -74,6 +74,14 @@ class CommandError(Exception):
         self.code = code
 
 
+def missing_execution(execution_id: str) -> CommandError:
+    """Return the error for an execution that does not exist."""
+    return CommandError(
+        f"The execution {execution_id} does not exist: the id or the namespace is wrong, or its retention is over.",
+        ExitCode.FAILED,
+    )
+
+
 def exit_code_of(error: Exception) -> ExitCode:
     """Return the exit code that an error of the library stands for."""
     match error:

@@ -1,0 +1,85 @@
+"""The command `status`: show everything about an execution except its arguments and result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from flowfabric_worker.cli.exit_codes import missing_execution
+from flowfabric_worker.cli.options import (
+    json_option,
+    with_client,
+)
+from flowfabric_worker.cli.output import moment, print_facts, print_json, shown
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.types.reads import ExecutionInfo, PastAttempt
+from flowfabric_worker.engine.types.states import PublicState
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@json_option()
+@with_client
+def status(client: Client, *, execution_id: str, as_json: bool) -> None:
+    """Show everything about an execution but its arguments and result."""
+    info = client.get(execution_id)
+    if info is None:
+        raise missing_execution(execution_id)
+    if as_json:
+        print_json(info)
+        return
+    print_facts(list(_described(info)))
+    if info.error_detail and not _succeeded(info):
+        click.echo()
+        click.echo(shown(info.error_detail.decode("utf-8", "replace").rstrip()))
+
+
+def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of an execution, a line each."""
+    said = {
+        "id": info.execution_id.plain,
+        "task": info.task,
+        "lane": info.lane,
+        "state": info.public_state,
+        "priority": info.priority,
+        "key": info.idempotency_key,
+        "tags": ", ".join(f"{name}={value}" for name, value in info.tags.items()),
+        "headers": ", ".join(f"{name}={value}" for name, value in info.headers.items()),
+        "submitted": moment(info.created_at_ms),
+        "not before": moment(info.delay_until_ms),
+        "started": moment(info.started_at_ms),
+        "suspended": moment(info.suspended_at_ms),
+        "waits until": moment(info.suspended_until_ms),
+        "ended": moment(info.ended_at_ms),
+        "kept until": moment(info.remove_at_ms),
+        "deadline": moment(info.deadline_at_ms),
+        "worker": info.current_lease and info.current_lease.worker_instance_id,
+        "lease until": info.current_lease and moment(info.current_lease.expires_at_ms),
+        "attempts": info.total_attempt_count,
+        "retries": info.retry_count,
+        "lost workers": info.reclaim_count or None,
+        "replays": info.replay_count or None,
+        "progress": _progress(info),
+        "cancelled": info.cancel_reason,
+        # A success may come after failures; they stand with their attempts.
+        "error": None if _succeeded(info) else info.error,
+    }
+    yield from ((name, str(value)) for name, value in said.items() if value not in (None, ""))
+    if info.past_attempts and (first := info.past_attempts[0].attempt_index):
+        yield f"attempts 0 to {first - 1}", "not kept: only the last ones are"
+    yield from ((f"attempt {past.attempt_index}", _past(past)) for past in info.past_attempts)
+
+
+def _succeeded(info: ExecutionInfo) -> bool:
+    return info.public_state is PublicState.COMPLETED
+
+
+def _progress(info: ExecutionInfo) -> str:
+    percent = "" if info.progress_percent is None else f"{info.progress_percent} %"
+    return " ".join(filter(None, (percent, info.progress_message)))
+
+
+def _past(attempt: PastAttempt) -> str:
+    ending = f"{attempt.ending} after {attempt.ended_at_ms - attempt.started_at_ms} ms at {attempt.worker_instance_id}"
+    return f"{ending}: {attempt.error}" if attempt.error else ending
