@@ -259,7 +259,7 @@ end
 -- Replies: now; next due moment, or false (unused when there are items); the lanes whose classes have to be read again
 -- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
 -- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; and only if the claim itself
--- ended executions that nobody held, those: uuid, class, outcome, attempt, retries, tags, error, detail.
+-- ended executions that no worker held, those: uuid, class, outcome, attempt, retries, tags, error, detail.
 -- Errors: instance_of_other_worker.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
