@@ -1,4 +1,4 @@
-"""Many items for one stored function: how they are cut into calls, and which calls go out together."""
+"""Cutting the items of a stored function into calls, and calls into windows that are sent together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def finish(steps: Steps[T]) -> T:
 
 
 def cut_items(items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: int) -> Iterator[list[int]]:
-    """Yield the indices of the chosen items that go into one call, of one partition and within its limits."""
+    """Yield the indices of the chosen items in batches for one call each: one partition, within the limits."""
     open_batches: dict[int, tuple[list[int], int]] = {}
     for index in chosen:
         partition, arguments = items[index]
@@ -40,7 +40,7 @@ def cut_items(items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: in
 
 
 def windows(batches: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Yield the batches that go out together: small ones, of several partitions, that are no more than one full one."""
+    """Yield the batches that are sent together: small ones of several partitions, in all no more than a full one."""
     together: list[Sequence[int]] = []
     count = 0
     for batch in batches:
@@ -54,7 +54,7 @@ def windows(batches: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
 
 
 def size_of(arguments: Item) -> int:
-    """Return an upper bound of the bytes that the arguments of one item have in the store."""
+    """Return an upper bound of the bytes that the arguments of an item take in the store."""
     size = 16 * len(arguments)
     for argument in arguments:
         if isinstance(argument, bytes):

@@ -1,20 +1,20 @@
-"""What an engine hears from others: a connection per thread that waits for work, and one for all else.
+"""The messages that an engine receives: a connection per thread that waits for work, and one for everything else.
 
-A stored function that changes something that others wait for sends a message to their topic. Each thread that waits for
-work, or for the feed, reads its topic by itself, so that no other thread stands between the message and the claim:
+A stored function that changes what others wait for sends a message to their topic. Each thread that waits for work or
+for the feed reads its topic itself, so no other thread is between the message and the claim:
 
     wake PARTITION                there is work, or something is due
-    standby PARTITION MS OTHER    another waiter was woken: look after so many ms, unless it comes
-    taken PARTITION OTHER         that other waiter came
+    standby PARTITION MS OTHER    another waiter was woken: look after so many ms, unless it calls
+    taken PARTITION OTHER         that other waiter has called
 
-One thread per engine hears what is for all its other threads:
+One thread per engine reads the messages for all other threads:
 
     done EXECUTION                an execution ended
-    lost EXECUTION FENCE          a lease of this process is over
+    lost EXECUTION FENCE          a lease of this process has ended
     frames EXECUTION              tails of the execution have frames to read, or the end of an attempt
 
-A message may be lost with its connection. So after a reconnect each waiter looks, and what is watched is looked up
-every few seconds, by one thread for all. A message that cannot be read is left out.
+A message may be lost with its connection. So after a reconnect each waiter looks, and watched executions are looked up
+every few seconds, by one thread for all. An unreadable message is ignored.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from flowfabric_worker.engine.stores.base import Store, Subscription
 
 log = reporting.Log(__name__)
 
-# The longest that a thread waits without looking by itself, in seconds: for messages that a failover swallowed.
+# The longest that a thread waits without looking by itself, in seconds, in case a failover lost a message.
 FALLBACK = 10.0
-# The longest wait for a message; a subscription that stays silent is asked at each whether it lives.
+# The longest wait for one message, in seconds; a silent subscription is then asked for a sign of life.
 _LISTEN = FALLBACK / 4
-# Often enough that every wait of FALLBACK seconds contains one.
+# Seconds between two looks at all watched executions; every wait of FALLBACK seconds contains one.
 _RECHECK_EVERY = FALLBACK / 2
-# Before connecting again, after one failure, two, and more.
+# The pauses before connecting again, after one failure, two, and more, in seconds.
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-# A subscription that lived so long has worked: the next failure is the first one again.
+# After so many seconds a subscription has worked, so the next failure counts as the first.
 _STEADY_AFTER = 5.0
 _SAY_AGAIN = 10.0
 _NO_MESSAGE = "A message that cannot be used was ignored: %.100r (%s)."
 
 
 class _Warnings:
-    """Warnings, each logged at most once in every few seconds."""
+    """Warnings, each logged at most once every few seconds."""
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
@@ -61,9 +61,9 @@ class _Warnings:
 
 
 class TopicReader:
-    """Reads what is sent to one topic, over a connection that is made again after it failed.
+    """Reads the messages of one topic, over a connection that is opened again after it failed.
 
-    One thread at a time reads; another one may call `close`.
+    One thread at a time reads; another thread may call `close`.
 
     Args:
         subscribe: opens the connection.
@@ -78,13 +78,13 @@ class TopicReader:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is read any more."""
+        """Return whether the reader is closed."""
         return self._closed.is_set()
 
     def connect(self) -> bool:
-        """Subscribe if the reader is not subscribed; return True if it was not: what was sent before is lost.
+        """Subscribe if the reader is not subscribed; return True if it was not, so that earlier messages are lost.
 
-        After a failure it pauses first, so that a connection that fails at once is not opened in a hurry.
+        After a failure it pauses first, so that a connection that fails at once is not opened over and over.
 
         Raises:
             TransportError: the store cannot be reached.
@@ -101,24 +101,24 @@ class TopicReader:
         return True
 
     def read(self, timeout: float) -> list[bytes]:
-        """Return the messages that came, at the latest after `timeout` seconds; none once the reader is closed.
+        """Return the messages that arrive within `timeout` seconds; none once the reader is closed.
 
         Raises:
-            TransportError: the connection is lost; call `fail`, and `connect` again.
+            TransportError: the connection is lost; call `fail`, then `connect`.
         """
         if self._subscription is None or self.is_closed:
             return []
         return self._subscription.wait(min(timeout, _LISTEN))
 
     def fail(self) -> None:
-        """Give up a connection that failed, or whose reader did."""
+        """Drop a connection that failed, or whose messages could not be handled."""
         self._failures = 1 if time.monotonic() - self._began >= _STEADY_AFTER else self._failures + 1
         if self._subscription is not None:
             self._subscription.close()
             self._subscription = None
 
     def close(self) -> None:
-        """End reading for good, also a `read` that is under way."""
+        """Close the reader, also while another thread is in `read`."""
         self._closed.set()
         subscription = self._subscription
         if subscription is not None:
@@ -126,14 +126,14 @@ class TopicReader:
 
 
 class Waiter:
-    """What one thread at a time waits with: its topic, and the partitions in which it was woken.
+    """The means by which one thread at a time waits: its topic, and the partitions in which it was woken.
 
     Args:
-        subscribe: listens on a topic.
+        subscribe: subscribes to a topic.
         partitions: how many partitions the store has.
 
     Attributes:
-        name: the topic, by which stored functions address it.
+        name: the topic, by which stored functions address the waiter.
     """
 
     def __init__(self, subscribe: Callable[[str], Subscription], partitions: int) -> None:
@@ -141,22 +141,22 @@ class Waiter:
         self._partitions = partitions
         self._reader = TopicReader(lambda: subscribe(self.name))
         self._warnings = _Warnings()
-        # By partition and the other waiter: when to look.
+        # When to look, by partition and the other waiter.
         self._stand_by: dict[tuple[int, str], float] = {}
 
     @property
     def stopped(self) -> bool:
-        """Whether its waiting has ended for good."""
+        """Return whether the waiter was stopped."""
         return self._reader.is_closed
 
     def wait(self, timeout: float) -> set[int] | None:
-        """Wait until a wake-up comes, at most `timeout` seconds.
+        """Wait at most `timeout` seconds for a wake-up.
 
-        Returns the partitions in which there is something to look for; None to look everywhere, as after the first
-        call, and after each loss of the connection.
+        Returns the partitions in which to look; None to look everywhere, as after the first call and after each loss of
+        the connection.
 
         Raises:
-            TransportError: the connection is lost, and cannot be made again.
+            TransportError: the connection is lost and cannot be opened again.
         """
         try:
             return self._wait(time.monotonic() + timeout)
@@ -181,7 +181,7 @@ class Waiter:
         return self._over()
 
     def _over(self) -> set[int]:
-        """Return where other waiters were woken and did not come."""
+        """Return the partitions in which other waiters were woken and have not called in time."""
         moment = time.monotonic()
         over = [key for key, until in self._stand_by.items() if until <= moment]
         for key in over:
@@ -189,7 +189,7 @@ class Waiter:
         return {partition for partition, _ in over}
 
     def _hear(self, message: bytes) -> int | None:
-        """Take in a message; return the partition in which it wakes this waiter, if it does."""
+        """Handle a message; return the partition in which it wakes this waiter, or None."""
         try:
             word, number, *rest = message.decode().split(" ")
             partition = int(number)
@@ -210,19 +210,19 @@ class Waiter:
         return None
 
     def stop(self) -> None:
-        """End a wait, and all that follow."""
+        """End a wait that is under way, and all that follow."""
         self._reader.close()
 
 
 class Listener:
-    """Hears what is for all threads of an engine, and passes each message on to those that it concerns.
+    """Reads the messages for all threads of an engine, and passes each on to the threads that it concerns.
 
     Args:
-        store: where to listen.
+        store: the store to listen to.
 
     Attributes:
-        topic: what it listens to.
-        rechecked_at: when the last look at everything that is watched began that reached the whole store.
+        topic: the topic that it reads.
+        rechecked_at: when the last look at all watched executions began that reached the whole store.
     """
 
     def __init__(self, store: Store) -> None:
@@ -238,28 +238,28 @@ class Listener:
         self._rechecking = threading.Lock()
         self._warnings = _Warnings()
         self._reader = TopicReader(lambda: store.subscribe(self.topic))
-        # Subscribed before anything can be watched, so that nothing is sent to a topic to which nothing listens.
+        # It subscribes before anything can be watched, so no message is sent to a topic without a subscriber.
         self._reader.connect()
         self._thread = self._started()
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is heard any more."""
+        """Return whether the listener is closed."""
         return self._reader.is_closed
 
     def on_lost(self, callback: Callable[[str, str], None]) -> None:
-        """Call `callback` with the id of an execution whose lease this process lost, and that lease's fence."""
+        """Call `callback` with each execution whose lease this process lost, and the fence of that lease."""
         self._lost.append(callback)
 
     def off_lost(self, callback: Callable[[str, str], None]) -> None:
-        """End what `on_lost` began."""
+        """Stop calling a callback of `on_lost`."""
         self._lost.remove(callback)
 
     def watch(self, execution_id: str, recheck: Callable[[list[str]], Iterable[str]]) -> threading.Event:
-        """Return an event that is set when an execution ends, and when listening ends.
+        """Return an event that is set when an execution ends, and when the listener is closed.
 
-        `recheck` gets ids and yields those that ended; it is called for all that are watched after a reconnect and
-        every few seconds, once for all threads that wait.
+        `recheck` gets ids and yields those that have ended. It is called for all watched executions after a reconnect
+        and every few seconds, once for all threads.
         """
         self.revive()
         event = threading.Event()
@@ -271,7 +271,7 @@ class Listener:
         return event
 
     def unwatch(self, execution_id: str, event: threading.Event) -> None:
-        """End what `watch` began."""
+        """Stop what `watch` started."""
         with self._lock:
             events = self._results.get(execution_id, [])
             if event in events:
@@ -295,7 +295,7 @@ class Listener:
         return event
 
     def end_tail(self, execution_id: str, event: threading.Event) -> None:
-        """End what `tail` began."""
+        """Stop what `tail` started."""
         with self._lock:
             self._tail_count -= 1
             self._tails[execution_id].remove(event)
@@ -303,7 +303,7 @@ class Listener:
                 del self._tails[execution_id]
 
     def revive(self) -> None:
-        """Start the thread again if something has ended it."""
+        """Start the thread again if it has ended."""
         with self._lock:
             if self.is_closed or self._thread.is_alive():
                 return
@@ -312,7 +312,7 @@ class Listener:
             self._thread = self._started()
 
     def close(self) -> None:
-        """Stop listening; every thread that waits is let go."""
+        """Stop listening, and let every waiting thread continue."""
         self._reader.close()
         self._thread.join(timeout=2 * _LISTEN)
         with self._lock:
@@ -336,7 +336,7 @@ class Listener:
                 self._reader.fail()
 
     def _listen(self) -> None:
-        """Pass messages on until the listener is closed, or something fails."""
+        """Pass messages on until the listener is closed or something fails."""
         if self._reader.connect():
             self._wake_tails(list(self._tails))
             self._recheck_due = -math.inf
@@ -376,7 +376,7 @@ class Listener:
                 for event in self._tails.get(execution_id, ()):
                     event.set()
 
-    # Looking up what is watched, in a thread of its own: a part of the store that is away must not hold messages up.
+    # Watched executions are looked up in a second thread, because a partition that is down must not delay messages.
 
     def _start_recheck(self) -> None:
         with self._lock:

@@ -1,11 +1,11 @@
-"""The connections to one server: a pool that costs a call as little as it can.
+"""The connections to one server, in a pool that costs a call as little as possible.
 
-It is a pool of the driver, so that the driver's own clients work with it. What every call passes through is written
-again here: without the measures, notifications and caches of the driver it takes less than half of the time.
+It is a pool of the driver, so that the driver's clients work with it. What every call passes through is written again
+here: without the metrics, notifications and caches of the driver it takes less than half of the time.
 
-Only connections that are connected, and on which no reply is outstanding, are kept for the next call. An exception may
-reach a thread between any two lines here (Ctrl-C, a signal handler, a handler that is stopped): a connection that it
-catches in between is closed or left to the garbage collector, and never used again.
+Only connections that are open and have no reply outstanding are kept for the next call. An exception may reach a thread
+between any two lines here (Ctrl-C, a signal handler, an interrupted handler); the connection that it used is then
+closed or left to the garbage collector, and never used again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.stores.dedicated_connections import Kept
 from flowfabric_worker.engine.stores.dedicated_connections import kept as kept_by_thread
 
-# A connection that was idle for so many seconds is looked at before it is used.
+# A connection that was idle for so many seconds is checked before it is used.
 LOOK_AFTER: Final = 0.5
 
 
@@ -33,13 +33,13 @@ class NoFreeConnectionError(redis.RedisError):
 
 
 class Pool(ConnectionPool):
-    """Connections that threads share, each used by one thread at a time; the last one used is used next.
+    """Connections that threads share, each used by one thread at a time; the last one released is used next.
 
     Args:
-        connection_class: makes a connection.
-        settings: what it is made with.
-        size: most connections.
-        retry_for: seconds to wait for a connection when all are in use.
+        connection_class: the class of the connections.
+        settings: the settings of each connection.
+        size: the most connections.
+        retry_for: how long to wait for a connection when all are in use, in seconds.
     """
 
     def __init__(self, connection_class: type[Any], settings: dict[str, Any], *, size: int, retry_for: float) -> None:
@@ -48,22 +48,22 @@ class Pool(ConnectionPool):
         forking.remember(self)
 
     def reset(self) -> None:
-        """Start again without connections; those that there were are closed when their last user drops them."""
-        # Entered directly, never through the condition: an exception cannot come between taking it and its block.
+        """Start again without connections; the present ones are closed when their last user drops them."""
+        # The lock is entered directly: no exception can come between taking it and its block.
         self._mutex = threading.Lock()
         self._released = threading.Condition(self._mutex)
-        # The last one is the one to use next, and stands beside the moment when it was given back.
+        # The last element is used next. Beside each connection is the moment at which it was released.
         self._idle: list[tuple[Any, float]] = []
-        # Weak, so that a connection whose user was interrupted does not count for ever.
+        # The set is weak, so that a connection whose user was interrupted does not count for ever.
         self._used: weakref.WeakSet[Any] = weakref.WeakSet()
         self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
         self._failed_at = 0.0
 
-    # In a forked process: what is closed there says nothing to the server, which goes on with the parent.
+    # Closing a connection in a forked process sends nothing to the server, which continues with the parent.
     reset_after_fork = reset
 
     def get_connection(self, *_: object, **__: object) -> Any:
-        """Return a connection that is ready for a call, for this thread until it is released or discarded.
+        """Return a connection that is ready for a call; it is this thread's until it is released or discarded.
 
         Raises:
             NoFreeConnectionError: all were in use for too long.
@@ -74,18 +74,18 @@ class Pool(ConnectionPool):
         try:
             connection.connect()
         except BaseException:
-            # Half of what a new connection has to say may be said: the password and not yet the database.
+            # Only a part of the handshake may be done, such as the password without the database.
             self.discard(connection)
             raise
         return connection
 
     def is_ready(self) -> bool:
-        """Return True if a connection is open that this thread may use at once."""
+        """Return True if an open connection is free for this thread."""
         kept = kept_by_thread.get()
         return bool(self._idle) if kept is None else self in kept.connections
 
     def has_spare(self) -> bool:
-        """Return True if a thread may hold a connection and call over others meanwhile: fewer than half are in use."""
+        """Return True if fewer than half of the connections are in use, so that a thread may hold one and use more."""
         return kept_by_thread.get() is not None or 2 * len(self._used) + 1 < self.max_connections
 
     def release(self, connection: Any) -> None:
@@ -95,14 +95,14 @@ class Pool(ConnectionPool):
             kept.connections[self] = connection
             return
         with self._mutex:
-            # Not one that was made before this pool started again.
+            # A connection that was opened before this pool was reset is not kept.
             if connection in self._used:
                 self._used.discard(connection)
                 self._idle.append((connection, time.monotonic()))
                 self._released.notify()
 
     def discard(self, connection: Any) -> None:
-        """Close a connection that failed, or whose state is not known."""
+        """Close a connection that failed, or whose state is unknown."""
         with self._mutex:
             self._used.discard(connection)
             self._owned.discard(connection)
@@ -111,7 +111,7 @@ class Pool(ConnectionPool):
         connection.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close every connection, or only those that are idle. The pool opens new ones when it is used again.
+        """Close every connection, or only the idle ones. The pool opens new ones when it is used again.
 
         A call that another thread waits for ends with an error; that thread closes its connection.
         """
@@ -128,7 +128,7 @@ class Pool(ConnectionPool):
             _hang_up(connection)
 
     def _take(self) -> Any:
-        """Return an idle connection that lives, else a new one that is not connected yet."""
+        """Return an idle connection that is alive, or a new one that is not connected yet."""
         while True:
             with self._mutex:
                 if len(self._used) >= self.max_connections and not self._released.wait_for(
@@ -143,7 +143,7 @@ class Pool(ConnectionPool):
                     return connection
                 connection, given_back = self._idle.pop()
                 self._used.add(connection)
-            # One that was used a moment ago is taken to be alive, unless another one has failed since.
+            # A connection that was used a moment ago counts as alive, unless another one has failed since.
             recent = max(self._failed_at, time.monotonic() - LOOK_AFTER)
             if given_back > recent or _is_alive(connection):
                 return connection
@@ -166,17 +166,17 @@ class Pool(ConnectionPool):
 def _hang_up(connection: Any) -> None:
     """End the conversation with the server, and leave the socket to the thread that uses it.
 
-    Closed under that thread, the number of the socket would be given to the next connection, whose replies it reads.
+    If it were closed here, its number could go to a new connection, whose replies that thread would read.
     """
     used = connection._sock
     if isinstance(used, socket.socket):
         with contextlib.suppress(OSError):
-            # The method of a TLS socket takes away what the other thread reads with.
+            # The method of a TLS socket would remove what the other thread reads with.
             socket.socket.shutdown(used, socket.SHUT_RDWR)
 
 
 def _is_alive(connection: Any) -> bool:
-    """Return False if the server hung up, or sent something that no call has asked for."""
+    """Return False if the server hung up, or sent something that no call asked for."""
     try:
         return not connection.can_read(0)
     except (redis.ConnectionError, redis.TimeoutError, OSError):
