@@ -20,13 +20,14 @@ local function key_field(signal)
   return 'k' .. signal.waitpoint .. ':' .. signal.key
 end
 
--- Return the reply to a signal whose key or id is known, or nil if the signal is new.
-local function answered_before(ctx, uuid, signal)
+-- Return the reply to a signal whose key or id is known, or nil if the signal is new. The window of a key ends only while its
+-- waitpoint is open: at a closed one nothing can happen again.
+local function answered_before(ctx, uuid, signal, is_closed)
   local signals = ff.waits_key(ctx, 'g', uuid)
   local stored = call('HMGET', signals, 'i' .. signal.id, key_field(signal))
   local number = stored[1]
   local kept = signal.key ~= '' and stored[2] and ff.unpack(stored[2])
-  if kept and tonumber(kept[2]) > ctx.now then
+  if kept and (is_closed or tonumber(kept[2]) > ctx.now) then
     number = kept[1]
   end
   if not number then
@@ -94,14 +95,14 @@ end
 -- Errors: waitpoint_closed, signal_limit_exceeded.
 function ff.deliver(ctx, record, waitpoint, signal, window)
   local uuid = record.uuid
-  local before = answered_before(ctx, uuid, signal)
+  local standing, why = ff.standing(ctx, uuid, waitpoint)
+  local before = answered_before(ctx, uuid, signal, standing == 'closed')
   if before then
     if before[3] == 'no_op' then
       ff.append(before, { awaited(ctx, record, waitpoint), waitpoint.name })
     end
     return before
   end
-  local standing, why = ff.standing(ctx, uuid, waitpoint)
   local failure = not_taken(ctx, record, waitpoint, signal, standing, why)
   if failure then
     return failure

@@ -96,6 +96,8 @@ def test_a_key_belongs_to_its_waitpoint_and_is_forgotten_after_its_window(engine
     clock.move(MILLISECOND)
     assert effects(signal(engine, execution, a, idempotency_key="k", dedup_window=timedelta())) == [APPENDED]
     assert effects(signal(engine, execution, a, idempotency_key="k")) == [RESUMED]
+    clock.move(60 * 24 * MINUTE)
+    assert isinstance(signal(engine, execution, b, idempotency_key="k"), SignalDuplicate)
 
 
 def test_a_signal_under_a_known_id_is_a_duplicate_without_a_key(engine: Engine) -> None:
@@ -353,15 +355,15 @@ def test_a_steady_flow_of_signals_keeps_no_execution_from_its_end(engine: Engine
     buffered = SignalEffect.BUFFERED_FOR_PENDING_WAITPOINT
     told = [answer for each in answers for answer in each]
     assert set(told) <= {buffered, "completed"}
-    client, uuid = raw_client(engine, claimed.execution_id.partition), claimed.execution_id.uuid
-    kept = client.hget(raw_key(engine, claimed.execution_id.partition, f"g:{uuid}"), "last")
+    client, uuid = raw_client(engine, claimed.execution_id.partition_number), claimed.execution_id.uuid
+    kept = client.hget(raw_key(engine, claimed.execution_id.partition_number, f"g:{uuid}"), "last")
     assert int(kept or 0) == told.count(buffered)
 
 
 def test_what_a_newer_release_added_to_a_waitpoint_is_kept(engine: Engine) -> None:
     claimed = running(engine, lane=LANE)
     pending = engine.create_waitpoint(claimed.handle, "go", MINUTE)
-    partition, uuid = claimed.execution_id.partition, claimed.execution_id.uuid
+    partition, uuid = claimed.execution_id.partition_number, claimed.execution_id.uuid
     client, key = raw_client(engine, partition), raw_key(engine, partition, f"w:{uuid}")
     field = f"w{pending.waitpoint_id}"
     client.hset(key, field, (client.hget(key, field) or b"") + b"5:newer")

@@ -250,7 +250,7 @@ class DeliverSignalArgs:
         payload: at most 64 KiB; None and b"" differ.
         correlation_id: a word of the sender's choice, handed on.
         idempotency_key: the same key at the same waitpoint is the same signal.
-        dedup_window: how long the key is remembered.
+        dedup_window: how long the key is remembered while the waitpoint is open; at a closed one it is kept.
         signal_id: the signal's id; None makes a new one.
     """
 
