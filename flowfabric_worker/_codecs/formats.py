@@ -102,14 +102,14 @@ class PickleCodec:
     native: ClassVar[Collection[type]] = (object,)
 
     def encode(self, value: Any) -> bytes:
-        """Pickle a value; raise ValueError if it cannot be pickled."""
+        """Write a value; raise ValueError if it cannot be pickled."""
         try:
             return pickle.dumps(value)
         except pickle.PickleError as error:
             raise ValueError(brief(error)) from error
 
     def decode(self, data: bytes) -> Any:
-        """Unpickle a value, which may run code; raise ValueError if that fails."""
+        """Read a value, which may run code; raise ValueError if that fails."""
         try:
             return pickle.loads(data)
         except (pickle.PickleError, EOFError, ImportError) as error:

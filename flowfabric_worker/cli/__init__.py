@@ -27,7 +27,7 @@ from flowfabric_worker.cli.workers import workers
 @click.group(cls=Commands, epilog=exit_codes_help())
 @click.version_option(__version__, package_name="flowfabric_worker", message="flowfabric_worker %(version)s")
 def main() -> None:
-    """Durable executions: runs workers, submits work, and shows what became of it.
+    """Run workers, submit durable executions, and show what became of them.
 
     Begin with "demo". Every command says more with --help. The store is --url, else $FLOWFABRIC_URL, else
     embedded://.flowfabric in this directory.

@@ -1,4 +1,4 @@
-"""The command `check`: whether the store can be used, and what to do if not."""
+"""The command `check`: check whether the store can be used, and say what to do if not."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ from flowfabric_worker.engine.types.workers import WorkerInfo
 _TRIAL: Final = "check"
 _TRIAL_LEASE: Final = timedelta(seconds=10)
 
-# Up to here the difference of two clocks is ordinary.
+# A difference between two clocks is reported above this.
 _MOST_SKEW_MS: Final = 1000
 _CLOCK_READINGS: Final = 5
 
 _ADVICE: Final = {
     "transport": "See whether the server runs, and whether host and port of the URL are right.",
-    "store_timeout": "See whether the server is overloaded, and whether a firewall swallows the connection.",
+    "store_timeout": "See whether the server is overloaded, and whether a firewall drops the connection.",
     "store_busy": "Wait until the server has loaded its data or the failover is over.",
 }
 
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        advice: what to do; empty when nothing is wrong.
+        what: the name of the check.
+        text: what was found.
+        advice: what to do; empty if nothing is wrong.
     """
 
     what: str
@@ -55,8 +57,8 @@ class Finding:
 def check(client: Client, *, as_json: bool) -> None:
     """Check whether the store can be used, and say what to do.
 
-    It has to be reachable, supported and set up, and its user needs some rights. A small execution is run to its end
-    under a prefix of its own, and leaves nothing behind. Warnings do not change the exit code.
+    The store must be reachable, supported and set up, and its user needs some rights. A small execution runs to its
+    end under a separate prefix, and leaves nothing behind. Warnings do not change the exit code.
     """
     findings: list[Finding] = []
     failure: EngineError | None = None
@@ -73,11 +75,11 @@ def check(client: Client, *, as_json: bool) -> None:
 
 
 def _look(client: Client) -> Iterator[Finding]:
-    """Look at one thing after the other; what comes later needs what came before."""
+    """Run one check after the other; later checks need the earlier ones to succeed."""
     engine = client.engine
     prepared = engine.prepare()
     yield Finding(what="store", text=f"{prepared.product} {prepared.version}, reachable")
-    # Preparing has asked each of them: slots that move to another server do not take the functions along.
+    # prepare() has asked each server, because slots that move to another server do not take the functions along.
     places = f" on {prepared.servers} servers" if prepared.servers > 1 else ""
     loaded = "loaded now" if prepared.loaded else "loaded"
     yield Finding(what="functions", text=f"of release {__version__}, {loaded}{places}")
@@ -87,7 +89,7 @@ def _look(client: Client) -> Iterator[Finding]:
     if prepared.testing:
         yield Finding(
             what="warning",
-            text="The store was prepared for tests: everybody can set its clock.",
+            text="The store was prepared for tests: any client can set its clock.",
             advice="Use another one for real work.",
         )
     yield _clock(client)
@@ -100,7 +102,7 @@ def _look(client: Client) -> Iterator[Finding]:
 
 
 def _clock(client: Client) -> Finding:
-    """Return how far the store's clock is from this machine's; the reading with the fastest answer counts."""
+    """Compare the store's clock with this machine's; the reading with the fastest answer counts."""
     readings = []
     for _ in range(_CLOCK_READINGS):
         before, asked = time.time(), time.monotonic()
@@ -114,12 +116,12 @@ def _clock(client: Client) -> Finding:
     return Finding(
         what="clock",
         text=f"{text}.",
-        advice="Set the clocks (NTP): times that you name, as in at=, mean the store's clock.",
+        advice="Set the clocks (NTP): times such as at= are compared with the store's clock.",
     )
 
 
 def _trial(client: Client) -> Finding:
-    """Take an execution through its life, which needs every right that producers and workers need."""
+    """Run an execution from submission to purge, which needs every right of producers and workers."""
     began = time.monotonic()
     with trial_store(client.url, "check") as url, Client(url, retry_for=0) as trial:
         engine = trial.engine
@@ -130,7 +132,7 @@ def _trial(client: Client) -> Finding:
             engine.renew(claimed.handle)
             engine.complete(claimed.handle, b"null")
         run.result(_TRIAL_LEASE)
-        # Listening needs a right of its own.
+        # Listening needs a separate right.
         list(trial.completions(timeout=timedelta()))
         engine.purge(run.id)
     took = (time.monotonic() - began) * 1000
@@ -148,6 +150,8 @@ def _lane(lane: LaneInfo, is_served: bool) -> Finding:
         )
     if lane.depths[PublicState.WAITING] and not is_served:
         return Finding(
-            what=what, text=f"{text}; no living worker serves it.", advice="Start one with: flowfabric-worker run"
+            what=what,
+            text=f"{text}; no living worker serves it.",
+            advice="Start one with: flowfabric-worker run",
         )
     return Finding(what=what, text=text)

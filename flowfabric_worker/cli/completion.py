@@ -1,4 +1,4 @@
-"""The command `completion`: scripts that make shells complete commands and options."""
+"""The command `completion`: print the script that completes commands and options in a shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
 
 PROGRAM: Final = "flowfabric-worker"
-# The variable through which a shell asks; click derives the same name from the program's.
+# The variable that click derives from the name of the program, by which a shell asks for completions.
 VARIABLE: Final = "_FLOWFABRIC_WORKER_COMPLETE"
 
 _SHELLS: Final = ("bash", "zsh", "fish")

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and errors as one sentence."""
+"""Exit codes, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ExitCode(IntEnum):
-    """What a command's end tells scripts."""
+    """The exit codes of commands, for scripts."""
 
     OK = 0
     FAILED = 1
@@ -41,33 +41,33 @@ class ExitCode(IntEnum):
 
 
 _MEANINGS: Final = {
-    ExitCode.OK: "it went well",
+    ExitCode.OK: "the command succeeded",
     ExitCode.FAILED: "the execution failed or does not exist, or its state forbids it",
     ExitCode.USAGE: "an option or an argument is wrong",
     ExitCode.UNREACHABLE: "the store cannot be reached",
     ExitCode.REFUSED: "the store refuses: password, rights, version, configuration",
     ExitCode.APP: "the application cannot be loaded",
-    ExitCode.TIMEOUT: "it did not happen within --timeout",
-    ExitCode.RESTART_REQUIRED: "the worker process stopped to be started anew: lost threads, or memory",
+    ExitCode.TIMEOUT: "the result did not come within --timeout",
+    ExitCode.RESTART_REQUIRED: "the worker process stopped for a restart: stuck threads, or memory",
     ExitCode.INTERRUPTED: "Ctrl-C",
 }
 
 _DEBUG: Final = f"{__name__}.debug"
 _JSON: Final = f"{__name__}.json"
 
-_JSON_HELP: Final = """With --json, stdout holds JSON alone: one document, or one per line where a command speaks of
-many things. The error that ends a command is then one document on stderr, with the fields "error", "code" and
+_JSON_HELP: Final = """With --json, stdout holds only JSON: one document, or one per line if a command lists
+several things. The error that ends a command is then one document on stderr, with the fields "error", "code" and
 "exit_code"."""
 
 
 def exit_codes_help() -> str:
-    """Return what a help text says of exit codes and errors; the mark keeps the lines of the table apart."""
+    """Return the help text about exit codes and errors; `\\b` keeps click from joining the lines of the table."""
     table = "\n".join(["\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in _MEANINGS.items())])
     return f"{table}\n\n{_JSON_HELP}"
 
 
 class CommandError(Exception):
-    """Ends a command with a sentence on stderr and an exit code."""
+    """End a command with a sentence on stderr and an exit code."""
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ def missing_execution(execution_id: str) -> CommandError:
 
 
 def exit_code_of(error: Exception) -> ExitCode:
-    """Return the exit code that an error of the library stands for."""
+    """Return the exit code for an error."""
     match error:
         case CommandError():
             return error.code
@@ -101,12 +101,12 @@ def exit_code_of(error: Exception) -> ExitCode:
 
 
 def code_of(error: Exception) -> str:
-    """Return one word that tells programs which error it is."""
+    """Return one word by which programs identify an error."""
     return error.code if isinstance(error, EngineError) else exit_code_of(error).name.lower()
 
 
 def debug_option(function: F) -> F:
-    """Add --debug, which shows where an error came from."""
+    """Add --debug, which shows the tracebacks of errors."""
 
     def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[_DEBUG] = value
@@ -117,14 +117,14 @@ def debug_option(function: F) -> F:
 
 
 class Commands(click.Group):
-    """The top of the command line: it turns every expected error into one sentence and an exit code."""
+    """The root of the command line: it turns every expected error into one sentence and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click gives it
         # In the order in which a newcomer meets them.
         return [*self.commands]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Also of a command line that cannot be understood one should know how to say so.
+        # An error in the command line itself is printed as JSON too, if --json is given.
         ctx.meta[_JSON] = _asks_for_json(args)
         return super().parse_args(ctx, args)
 
@@ -150,7 +150,7 @@ def _asks_for_json(args: Iterable[str]) -> bool:
 
 
 def _tell(error: Exception, message: str, as_json: bool) -> None:
-    """Say on stderr what ended the command."""
+    """Print the error that ended the command on stderr."""
     message = with_plain_ids(message)
     if as_json:
         print_json({"error": message, "code": code_of(error), "exit_code": exit_code_of(error)}, err=True)

@@ -19,7 +19,7 @@ from flowfabric_worker.engine.ids import with_plain_ids
 @json_option()
 @with_client
 def explain(client: Client, *, execution_id: str, as_json: bool) -> None:
-    """Say why an execution is not running."""
+    """Explain why an execution is not running."""
     explanation = client.explain(execution_id)
     if explanation is None:
         raise missing_execution(execution_id)

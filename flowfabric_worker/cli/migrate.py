@@ -1,4 +1,4 @@
-"""The command `migrate`: makes a store ready for this release."""
+"""The command `migrate`: prepare a store for this release."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from flowfabric_worker.engine.types.maintenance import PrepareResult
 @json_option()
 @with_client
 def migrate(client: Client, *, prune: bool, as_json: bool) -> None:
-    """Make the store ready for this release.
+    """Prepare the store for this release.
 
-    Its functions are loaded, and a new store is set up. Workers and clients do the same at their first call; here it
-    can be done ahead, by a user who may. May be repeated, also while workers run.
+    The functions of this release are loaded, and a new store is set up. Workers and clients do the same at their first
+    call; run this command earlier, as a user with the rights. It may be repeated, also while workers run.
 
     Functions of several releases live side by side: --prune removes the others when their workers are gone. A worker
     that is not gone loads its own again by itself.
@@ -50,7 +50,7 @@ def _document(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> dict[s
 
 
 def _described(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    """Yield what was found and done, a line each."""
+    """Yield the lines about what was found and done."""
     yield "store", f"{prepared.product} {prepared.version}"
     yield "functions", f"of release {__version__}, {'loaded now' if prepared.loaded else 'were loaded'}"
     partitions = f"{prepared.partitions} partition{'s' if prepared.partitions != 1 else ''}"

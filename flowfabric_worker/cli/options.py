@@ -1,4 +1,4 @@
-"""Options and arguments that commands share."""
+"""The options and argument types that commands share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flowfabric_worker.config import DEFAULT_URL, URL_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Seconds for which a command tries again when the connection fails: somebody waits for it.
-_PATIENCE: Final = 1.0
+# Seconds for which a command sends a call again after a failure, while a person waits.
+_RETRY_FOR: Final = 1.0
 
 _JSON: Final = find_codec("json")
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
@@ -96,7 +96,7 @@ def url_option(function: F) -> F:
 
 
 def tag_option(text: str) -> Callable[[F], F]:
-    """Add --tag, which may stand more than once; the command gets `tags`, pairs."""
+    """Add --tag, which may be repeated; the command gets `tags`, a tuple of pairs."""
     return click.option("--tag", "tags", type=tag, multiple=True, metavar="NAME=VALUE", help=text)
 
 
@@ -111,14 +111,14 @@ timeout_option = click.option(
 
 
 def with_client(function: Callable[..., None]) -> Callable[..., None]:
-    """Add --url, --namespace and --debug; the command gets a `Client`, which is closed when it ends."""
+    """Add --url, --namespace and --debug; the command gets a `Client`, which is closed at its end."""
 
     @url_option
     @click.option("--namespace", default="default", show_default=True, help="The tenant in the store.")
     @debug_option
     @functools.wraps(function)
     def command(url: str | None, namespace: str, **parameters: Any) -> None:
-        with Client(url, namespace=namespace, retry_for=_PATIENCE) as client:
+        with Client(url, namespace=namespace, retry_for=_RETRY_FOR) as client:
             function(client, **parameters)
 
     return command

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs, and nothing that a terminal would obey."""
+"""The output of commands: tables for people and JSON for programs, without control characters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LEAST_WIDTH: Final = 8
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that takes texts as they are; it is plain where nobody looks, and where NO_COLOR is set."""
+    """Return a console that prints texts unchanged; it uses no colours without a terminal, or if NO_COLOR is set."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def shown(text: str) -> str:
-    """Return a text without anything that would steer a terminal; what is escaped stays valid inside JSON."""
+    """Escape the characters of a text that would control a terminal; the result stays valid inside JSON."""
     if text.isprintable():
         return text
     return "".join(
@@ -39,7 +39,7 @@ def shown(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Record, ids, durations and bytes as what JSON has; durations in seconds."""
+    """Convert records, ids, durations and bytes to JSON values; durations become seconds."""
     if isinstance(value, ExecutionId):
         return value.plain
     if isinstance(value, Enum):
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any, *, err: bool = False) -> None:
-    """One JSON document on one line, on stdout or stderr."""
+    """Print one JSON document on one line, on stdout or stderr."""
     click.echo(shown(json.dumps(plain(value), ensure_ascii=False)), err=err)
 
 
@@ -72,14 +72,14 @@ def print_table(
     folded: Set[str] = frozenset(),
     counts: Set[str] = frozenset(),
 ) -> None:
-    """A table: fitted into the width of a terminal, or aligned and whole where there is none.
+    """Print a table: fitted into the width of a terminal, or aligned and whole if there is no terminal.
 
     Args:
-        headers: one per column; all empty for none.
-        rows: what stands in the columns. Ids and whatever else is not named below stays whole, on one line.
-        cut: columns of which a part may be left out where the terminal is too narrow.
-        folded: columns that may take several lines there.
-        counts: columns of numbers.
+        headers: the header of each column; all empty for a table without headers.
+        rows: the cells of each row. Columns that are not named below, such as ids, stay whole, on one line.
+        cut: the columns that may be shortened if the terminal is too narrow.
+        folded: the columns that may take several lines in that case.
+        counts: the columns of numbers.
     """
     cells = [[shown(str(plain(cell))) for cell in row] for row in rows]
     has_header = any(map(str.strip, headers))
@@ -89,7 +89,7 @@ def print_table(
         return
     table = Table(box=None, pad_edge=False, show_header=has_header, header_style="bold")
     widths = _fitted([headers, *cells], [header in cut | folded for header in headers], out.width)
-    # What is too wide all the same is left to the terminal, which breaks the line: an id must not lose a letter.
+    # The terminal breaks a line that is still too wide, because an id must not lose a letter.
     out.width = max(out.width, sum(widths) + _GAP * (len(widths) - 1))
     for header, width in zip(headers, widths, strict=True):
         table.add_column(
@@ -105,28 +105,28 @@ def print_table(
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Name and what there is to say of each, a line each, folded into the width of a terminal."""
+    """Print a line for each name and text, folded into the width of a terminal."""
     print_table(("", " "), facts, folded={"", " "})
 
 
 def fits(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
-    """Return whether a table can be shown whole: always where there is no terminal."""
+    """Return True if a table fits into the terminal, or if there is no terminal."""
     out = console()
     widths = _widths([headers, *([shown(str(plain(cell))) for cell in row] for row in rows)])
     return not out.is_terminal or sum(widths) + _GAP * (len(widths) - 1) <= out.width
 
 
 def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
-    # Letters may be two columns wide, or none.
+    # A character may be two columns wide, or none.
     return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
 
 def _fitted(rows: Iterable[Sequence[str]], flexible: Sequence[bool], total: int) -> list[int]:
-    """Return the widths of columns within a line: what the others leave is for the flexible ones, in equal parts."""
+    """Return the widths of columns within a line; the flexible ones share what the others leave, in equal parts."""
     widths = _widths(rows)
     places = [place for place, is_flexible in enumerate(flexible) if is_flexible]
     left = total - _GAP * (len(widths) - 1) - sum(widths) + sum(widths[place] for place in places)
-    # The narrow ones first: what they do not need is for the others.
+    # The narrow columns come first, and leave the rest to the others.
     for taken, place in enumerate(sorted(places, key=lambda place: widths[place])):
         widths[place] = min(widths[place], max(_LEAST_WIDTH, left // (len(places) - taken)))
         left -= widths[place]
@@ -145,14 +145,14 @@ def _print_plain(rows: Sequence[Sequence[str]], counts: Sequence[bool]) -> None:
 
 
 def moment(milliseconds: int | None) -> str:
-    """Return a moment of the store's clock in this machine's time zone; nothing for None."""
+    """Format a time of the store's clock, in ms, in this machine's time zone; return "" for None."""
     if milliseconds is None:
         return ""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone().isoformat(" ", "milliseconds")
 
 
 def span(milliseconds: float) -> str:
-    """Return a duration in its largest sensible unit, as in 12s, 3m, 5h, 2d."""
+    """Format a duration, in ms, in its largest unit, such as 12s, 3m, 5h or 2d."""
     seconds = max(0, int(milliseconds / 1000))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""The command `run`: one worker process, or several under a supervisor."""
+"""The command `run`: run one worker process, or several under a supervisor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from flowfabric_worker.worker import Worker
 
 _LEVELS = ("debug", "info", "warning", "error")
 _GIVEN = f"{__name__}.given"
-# Seconds that a process may take to end when its work is done; the store may not answer, handlers may go on.
+# Seconds that a process may take to end after its work, while threads of handlers run on.
 _LINGER: Final = 1.0
 _CLOSE_WITHIN: Final = 0.5
 
@@ -41,7 +41,7 @@ log = log_queue.Log(__name__)
 
 
 def lane_weights(text: str) -> dict[str, int]:
-    """Read lanes and how often each goes first: mail=3,etl; 1 where nothing is said."""
+    """Read lanes and their weights, such as mail=3,etl; a weight that is not given is 1."""
     weights = {}
     for part in text.split(","):
         lane, equals, weight = part.strip().partition("=")
@@ -57,7 +57,7 @@ def capabilities_of(text: str) -> frozenset[str]:
 
 
 class _Run(click.Command):
-    """Remembers what was given to it, to hand it on."""
+    """Keep the arguments of the command, to pass them to other processes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_GIVEN] = list(args)
@@ -76,15 +76,19 @@ class _Run(click.Command):
 @click.option(
     "--processes", type=click.IntRange(1, 1000), metavar="N", help="Run N processes, and replace those that die."
 )
-@click.option("--lanes", type=lane_weights, metavar="LANES", help="Where to take work, such as mail=3,etl=1; else all.")
+@click.option("--lanes", type=lane_weights, metavar="LANES", help="The lanes to serve, such as mail=3,etl=1; else all.")
 @click.option(
-    "--capabilities", type=capabilities_of, default=None, metavar="WORDS", help="What this process has, such as gpu,eu."
+    "--capabilities",
+    type=capabilities_of,
+    default=None,
+    metavar="WORDS",
+    help="What this process has, such as gpu,eu.",
 )
 @url_option
 @click.option("--namespace", help="The tenant in the store; else the worker's own.")
 @click.option("--grace", type=duration, default="30s", show_default=True, help="How long a stop waits for handlers.")
 @click.option("--lease", type=duration, default="30s", show_default=True, help="How long a claim holds unrenewed.")
-@click.option("--memory-limit", type=size, metavar="SIZE", help="What a process may use, such as 500MB.")
+@click.option("--memory-limit", type=size, metavar="SIZE", help="The most memory of a process, such as 500MB.")
 @click.option(
     "--max-stuck-threads",
     type=click.IntRange(1),
@@ -101,11 +105,11 @@ class _Run(click.Command):
 def run(context: click.Context, /, app: str, *, processes: int | None, log_level: str | None, **options: Any) -> None:
     """Run a worker, such as shop:worker, until SIGTERM or Ctrl-C.
 
-    Then what runs may finish within the grace, the rest is handed back, and the exit code is 0. A second signal hands
-    everything back at once. SIGUSR1 prints what every thread does.
+    Then running handlers may finish within the grace, the other executions are released, and the exit code is 0. A
+    second signal releases everything at once. SIGUSR1 prints the stack of every thread.
 
-    With --processes a process that dies is replaced, and so is one that has lost a thread to a handler that does not
-    end, or comes close to its memory limit. Without it, such a process ends with exit code 7, to be started anew.
+    With --processes, a process that dies is replaced, and so is one with a thread that is stuck in a handler, or one
+    that is close to its memory limit. Without it, such a process ends with exit code 7 and must be restarted.
     """
     if options["lease"] <= timedelta():
         raise click.BadParameter("it must be longer than 0.", param_hint="--lease")
@@ -118,7 +122,7 @@ def run(context: click.Context, /, app: str, *, processes: int | None, log_level
 
 def _supervise(context: click.Context, processes: int, grace: timedelta) -> None:
     command = [sys.executable, "-m", "flowfabric_worker", "run", *_for_one_process(context.meta[_GIVEN])]
-    # What no new start cures: the application does not load, the store refuses, an option is wrong.
+    # A restart cannot mend these: the application does not load, the store refuses, an option is wrong.
     hopeless = (ExitCode.APP, ExitCode.REFUSED, ExitCode.USAGE)
     try:
         code = Supervisor(command, processes, grace.total_seconds(), hopeless).run()
@@ -129,8 +133,8 @@ def _supervise(context: click.Context, processes: int, grace: timedelta) -> None
 
 
 def _for_one_process(arguments: Sequence[str]) -> list[str]:
-    """Return what was given to this command, as each of its processes gets it."""
-    # An option that stands twice counts as it stands last.
+    """Return the arguments of this command, changed for each of its processes."""
+    # If an option is repeated, its last value counts, so the user's value comes after this one.
     kept = ["--max-stuck-threads", "1"]
     rest = iter(arguments)
     for argument in rest:
@@ -155,7 +159,7 @@ def _run_here(
 ) -> None:
     """Run a worker in this process."""
     worker = load_worker(app)
-    # What the application sets up when it is imported stands, so this comes after it.
+    # This comes after the import, so that the logging that the application sets up is kept.
     set_up_logging(log_level, with_pid=channel_socket is not None)
     if not worker.tasks:
         raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
@@ -174,7 +178,7 @@ def _run_here(
     _check_memory(run_settings)
     try:
         runtime = Runtime(worker, run_settings, channel_socket=channel_socket)
-        # A signal that comes before the runtime listens must not get lost.
+        # A signal that arrives before the runtime listens must not be lost.
         _on_stop_signals(lambda *_: runtime.request_stop())
         runtime.run()
         _end_anyway(ExitCode.OK)
@@ -190,13 +194,13 @@ def _run_here(
 
 
 def _end_anyway(code: ExitCode) -> None:
-    """Python waits at its end for threads and processes that handlers have left behind; this bounds that wait."""
+    """Bound the time for which Python waits at its end for threads and processes that handlers have left behind."""
 
     def end() -> None:
         time.sleep(_LINGER)
-        # A log handler may not return.
+        # A log handler may block.
         log_queue.start()
-        log.warning("What handlers have left behind goes on for too long; the process ends without it.")
+        log.warning("Threads or processes of handlers run on for too long; the process ends without them.")
         log_queue.stop(0.3)
         os._exit(code)
 
@@ -207,22 +211,23 @@ def _check_memory(settings: WorkerSettings) -> None:
     used = resident_bytes()
     if settings.memory_limit is not None and used > CLOSE * settings.memory_limit:
         raise click.BadParameter(
-            f"the application uses {used >> 20} MiB before it does any work; allow more.", param_hint="--memory-limit"
+            f"the application uses {used >> 20} MiB before any work; raise the limit.",
+            param_hint="--memory-limit",
         )
 
 
 def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """What becomes of the signals that stop; they are ignored at the end, since they would spoil the exit code then."""
+    """Set the handler of the signals that stop; at the end they are ignored, to keep the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal_handlers.handle(number, handler)
 
 
 def load_worker(app: str) -> Worker:
-    """Return the worker that MODULE:NAME names; modules of the working directory are found.
+    """Import the worker that MODULE:NAME names, also from the working directory.
 
     Raises:
-        click.UsageError: it is not of that form.
-        CommandError: the module cannot be imported, has no such name, or it is no worker.
+        click.UsageError: the text is not of that form.
+        CommandError: the module cannot be imported or has no such name, or the object is no worker.
     """
     module_name, colon, name = app.partition(":")
     if not (colon and name and all(part.isidentifier() for part in module_name.split("."))):
@@ -239,7 +244,7 @@ def load_worker(app: str) -> Worker:
         )
     if not isinstance(worker, Worker):
         raise CommandError(f"{app} is no Worker; it is of type {type(worker).__name__}.", ExitCode.APP)
-    # What it opened while it was imported may be another store than the one to run on.
+    # A store that was opened during the import may not be the one to run on.
     worker.close()
     return worker
 
@@ -262,8 +267,8 @@ def set_up_logging(level: str | None, *, with_pid: bool = False) -> None:
     """Log to stderr, unless the application has set up logging; a level that was asked for holds in any case.
 
     Args:
-        level: from which level on this package logs; None for what the application says, else info.
-        with_pid: whether each line tells its process.
+        level: the log level of this package; None for the level that the application sets, else info.
+        with_pid: True to add the process id to each line.
     """
     package = logging.getLogger("flowfabric_worker")
     set_up = bool(logging.getLogger().handlers or package.handlers)
@@ -271,7 +276,7 @@ def set_up_logging(level: str | None, *, with_pid: bool = False) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[_handler(with_pid)])
     if level is not None or (not set_up and package.level == logging.NOTSET):
         package.setLevel((level or "info").upper())
-    # A configuration by file or dict disables, unless told otherwise, every logger that it does not name.
+    # A configuration by file or dict disables, by default, every logger that it does not name.
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] == "flowfabric_worker":
             logger.disabled = False

@@ -1,4 +1,4 @@
-"""The command about work that submits itself."""
+"""The command `schedules`: list, pause, resume and remove schedules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfabric_worker.engine.types.schedules import ScheduleInfo
 
 _HEADERS = ("NAME", "SPEC", "TASK", "LAST", "NEXT", "MISSED", "STATE")
 
-# A tick that is so late, ms, will not come before a worker does.
+# A schedule whose tick is later than this, in ms, has no worker.
 _LATE = 60_000
 
 _SAID = {

@@ -1,4 +1,4 @@
-"""A store for a moment: on the user's servers, under a prefix that nobody else uses, and gone without a trace."""
+"""A temporary store on the user's servers, under a separate prefix, which is erased afterwards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MOST_LETTERS: Final = 64
 
 @contextlib.contextmanager
 def trial_store(url: str, name: str) -> Iterator[str]:
-    """Provide the URL of an empty store beside the user's own, for the length of a block; then it is erased.
+    """Provide the URL of an empty store on the user's servers for the length of a block, and then erase it.
 
     Args:
-        url: the user's store.
-        name: becomes part of the prefix, which begins with the prefix of the user's store: rights that are bound to
-            keys and channels of that prefix suffice.
+        url: the URL of the user's store.
+        name: a part of the prefix. It follows the prefix of the user's store, so rights that are bound to keys and
+            channels of that prefix suffice.
 
     Raises:
         EngineError: the store cannot be used.
@@ -34,7 +34,7 @@ def trial_store(url: str, name: str) -> Iterator[str]:
             engine.prepare(testing=True)
             yield beside
         except BaseException:
-            # What went wrong is more worth telling than that this goes wrong too.
+            # The first error is the one to report, even if erasing fails too.
             with contextlib.suppress(EngineError):
                 engine.erase()
             raise
@@ -49,6 +49,6 @@ def _beside(url: str, name: str) -> str:
     suffix = f":{name}-{uuid4().hex[:8]}"
     prefix = options.get("prefix", _DEFAULT_PREFIX)[: _MOST_LETTERS - len(suffix)] + suffix
     if base == "memory://":
-        # Without a name each engine would get a store of its own.
+        # Without a name, each engine would get a separate store.
         base = f"memory://{uuid4().hex}"
     return f"{base}?{urlencode({**options, 'prefix': prefix})}"

@@ -1,4 +1,4 @@
-"""The command `bench`: how fast a user's own store is, and what bounds it."""
+"""The command `bench`: measure how fast a store is, and what limits it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from flowfabric_worker.config import DEFAULT_THREADS, store_url
 @json_option()
 @debug_option
 def bench(*, url: str | None, tasks: int, threads: int, seconds: float, as_json: bool) -> None:
-    """Measure how fast the store is, and say what bounds it.
+    """Measure how fast the store is, and say what limits it.
 
     The round trip, submitting one by one and in bulk, draining, and the latency of a single task.
 
-    Tasks that do nothing are submitted and run by this process, under a prefix of their own. Nothing is left behind,
-    also after Ctrl-C. Figures of a store that is doing other work are figures of the rest.
+    This process submits and runs tasks that do nothing, under a separate prefix. Nothing is left behind, also after
+    Ctrl-C. If the store does other work meanwhile, the figures are lower.
     """
     with _endings(), trial_store(store_url(url), "bench") as trial, _progress() as tell:
         figures = Bench(trial, tasks=tasks, threads=threads, seconds=seconds, tell=tell).run()
@@ -60,7 +60,7 @@ def bench(*, url: str | None, tasks: int, threads: int, seconds: float, as_json:
 
 @contextlib.contextmanager
 def _endings() -> Iterator[None]:
-    """Whoever ends this process lets it clean up first."""
+    """Turn signals that end this process into KeyboardInterrupt, so that it cleans up first."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     previous = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
@@ -72,7 +72,7 @@ def _endings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Told]:
-    """Provide a bar per step while it runs, where stderr is a terminal."""
+    """Provide a progress bar per step, if stderr is a terminal."""
     out = console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""How a benchmark measures a store: one step after the other, each bounded in time."""
+"""The steps of a benchmark, each of which is bounded in time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.runtime import Runtime
 from flowfabric_worker.worker import Worker
 
-# The steps in their order, and the part of the time that each may take.
+# The steps in their order, and the part of the whole time that each may take.
 STEPS: Final = {
     "round trip": 0.1,
     "latency": 0.15,
@@ -28,17 +28,17 @@ STEPS: Final = {
 _LANE: Final = "bench"
 _MOST_CALLS: Final = 1000
 _MOST_SAMPLES: Final = 300
-# A store that leaves a task lying for longer than this cannot be measured.
+# A store that does not run a task within this time cannot be measured.
 _LONGEST: Final = timedelta(seconds=15)
 _LOOK_EVERY: Final = 0.01
 
 Told = Callable[[str, float], None]
-"""Hears of a step by its name how much of it is done, from 0 to 1."""
+"""Called with the name of a step and the part of it that is done, from 0 to 1."""
 
 
 @attrs.define(kw_only=True)
 class _Meter:
-    """What something cost, while it goes on and afterwards."""
+    """The time that a block of code takes."""
 
     began: float = attrs.field(factory=time.perf_counter)
     python_began: float = attrs.field(factory=time.process_time)
@@ -56,14 +56,14 @@ class _Meter:
 
 
 class Bench:
-    """One benchmark, on a store that holds nothing else.
+    """Measure a store that holds nothing else.
 
     Args:
-        url: the store.
-        tasks: how many to submit in bulk, at most.
-        threads: of the runtime that drains them.
+        url: the URL of the store.
+        tasks: the most tasks to submit in bulk.
+        threads: the threads of the runtime that drains them.
         seconds: how long all steps may take together.
-        tell: hears of the progress.
+        tell: called with the progress.
     """
 
     def __init__(self, url: str, *, tasks: int, threads: int, seconds: float, tell: Told) -> None:
@@ -72,7 +72,7 @@ class Bench:
         self._tasks = tasks
         self._seconds = seconds
         self._tell = tell
-        # When each handler started; the length says how many did.
+        # The start of each handler; the length is the number of handlers that have started.
         self._started: list[float] = []
         self._noop = self._worker.task(lane=_LANE, name="noop")(self._start)
         self._settings = WorkerSettings(threads=threads, grace=timedelta())
@@ -84,7 +84,7 @@ class Bench:
         """Run every step.
 
         Raises:
-            EngineError: the store failed, or left a task lying.
+            EngineError: the store failed, or did not run a task in time.
         """
         try:
             ping, call, calls = self._round_trip()
@@ -114,7 +114,7 @@ class Bench:
         return spread_of(pings), spread_of(calls), meter.pace(len(calls))
 
     def _latency(self) -> tuple[Spread, Spread]:
-        """Return one task after the other, with nothing else to do."""
+        """Measure the latency of single tasks, one after the other."""
         starts, results = [], []
         with self._running():
             for _ in self._turns("latency", _MOST_SAMPLES):
@@ -142,7 +142,7 @@ class Bench:
         return meter.pace(done)
 
     def _drain(self, total: int) -> Pace:
-        """Run what was submitted; what was done before the watch was started does not count."""
+        """Run what was submitted; tasks that end before the measurement begins do not count."""
         with self._running():
             deadline = self._deadline("drain")
             started, before = len(self._started), self._completed()
@@ -168,7 +168,7 @@ class Bench:
             runtime.stop()
 
     def _turns(self, step: str, most: int, *, of: float = 1.0) -> Iterator[int]:
-        """Count turns until there were enough or the time of the step is over; at least one."""
+        """Yield the number of each turn until there are `most`, or the time of the step is over; at least one."""
         deadline = self._deadline(step, of)
         for turn in range(most):
             if turn and time.perf_counter() >= deadline:
@@ -182,7 +182,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _metered(self) -> Iterator[_Meter]:
-        """Measure what a block costs here and in the servers."""
+        """Measure the time that a block takes in this process and in the servers."""
         before = self._engine.store.info()
         meter = _Meter()
         yield meter

@@ -1,4 +1,4 @@
-"""What a benchmark found, and what that says of the store: what bounds it."""
+"""The figures of a benchmark, and the verdict about what limits the store."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 import attrs
 
-# A write that waits for a disk waits longer than this, whatever else goes on.
+# A write that waits longer than this, in ms, waits for a disk.
 _DISK_MS: Final = 0.1
 
 
 class Bound(StrEnum):
-    """What stands in the way of more."""
+    """What limits the throughput."""
 
     PYTHON = "python"
     SERVER = "server"
@@ -37,7 +37,7 @@ _LONGEST_PART: Final = {
 
 @attrs.frozen(kw_only=True)
 class Spread:
-    """How long something took, in ms."""
+    """The distribution of durations, in ms."""
 
     p50_ms: float
     p99_ms: float
@@ -45,7 +45,7 @@ class Spread:
 
 
 def spread_of(seconds: Sequence[float]) -> Spread:
-    """Return the spread of some durations, of which there is at least one."""
+    """Return the spread of at least one duration, in seconds."""
     ordered = sorted(seconds)
     middle, high = (ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.99))
     return Spread(p50_ms=middle * 1000, p99_ms=high * 1000, count=len(ordered))
@@ -53,12 +53,13 @@ def spread_of(seconds: Sequence[float]) -> Spread:
 
 @attrs.frozen(kw_only=True)
 class Pace:
-    """How often something was done, and what it cost.
+    """The rate of an operation, and the time that it took.
 
     Attributes:
-        seconds: how long it took in all.
-        python_seconds: processor time of this process meanwhile.
-        server_seconds: what the servers spent in functions meanwhile; None where they do not tell.
+        count: the number of operations.
+        seconds: the time that all of them took.
+        python_seconds: the processor time of this process.
+        server_seconds: the time that the servers ran functions; None if they do not report it.
     """
 
     count: int
@@ -68,7 +69,7 @@ class Pace:
 
     @property
     def per_second(self) -> float:
-        """How often in a second."""
+        """The operations per second."""
         return self.count / self.seconds
 
     @property
@@ -83,7 +84,7 @@ class Pace:
 
     @property
     def waited_ms(self) -> float:
-        """What one took beyond the computing on both sides, in ms: the way there and back, and the disk."""
+        """The time of one operation without computing on both sides, in ms: the round trip and the disk."""
         rest = self.seconds - self.python_seconds - (self.server_seconds or 0.0)
         return max(0.0, rest) / self.count * 1000
 
@@ -111,7 +112,7 @@ class Figures:
 
 
 def bound_of_one(figures: Figures) -> tuple[Bound, float]:
-    """Return what takes the largest part of one submission, and which part of it that is."""
+    """Return what takes the largest part of one submission, and that part, from 0 to 1."""
     one = figures.submit
     disk_ms = _disk_ms(figures)
     total_ms = one.seconds / one.count * 1000
@@ -126,17 +127,17 @@ def bound_of_one(figures: Figures) -> tuple[Bound, float]:
 
 
 def bound_of_all(figures: Figures) -> Bound:
-    """Return what bounds the drain."""
+    """Return what limits the drain."""
     drain = figures.drain
     waiting = Bound.DISK if _disk_ms(figures) else Bound.ROUND_TRIP
     shares = {Bound.PYTHON: drain.python_share, Bound.SERVER: drain.server_share}
-    # Both sides may compute at the same time: then there is little that was only waited for.
+    # Both sides may compute at the same time, so the rest of the time may be small or negative.
     shares[waiting] = 1 - sum(shares.values())
     return max(shares, key=lambda bound: shares[bound])
 
 
 def verdict(figures: Figures) -> str:
-    """Return what bounds a single submission, and what bounds the drain, in two sentences."""
+    """Return two sentences: what limits a single submission, and what limits the drain."""
     part, share = bound_of_one(figures)
     one_ms = figures.submit.seconds / figures.submit.count * 1000
     drain = figures.drain
@@ -149,8 +150,6 @@ def verdict(figures: Figures) -> str:
 
 
 def _disk_ms(figures: Figures) -> float:
-    """Return how much longer a call that writes waits than one that does not, in ms; 0 where that is nothing to speak
-    of.
-    """
+    """Return how much longer a call that writes waits than one that does not, in ms; 0 below `_DISK_MS`."""
     longer = figures.submit.waited_ms - figures.calls.waited_ms
     return longer if longer >= _DISK_MS and longer >= figures.calls.waited_ms else 0.0

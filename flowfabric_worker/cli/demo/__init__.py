@@ -1,4 +1,4 @@
-"""The command `demo`: a small shop, two workers, one of them killed, and a proof that nothing was lost or doubled."""
+"""The command `demo`: run a small shop, kill one of its workers, and prove that nothing was lost or doubled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 
 from flowfabric_worker.cli.demo import shop as demo_shop
-from flowfabric_worker.cli.demo.fleet import Fleet, WorkerProcess
+from flowfabric_worker.cli.demo.fleet import DemoWorker, Fleet
 from flowfabric_worker.cli.demo.proof import Ended, Proof, Submitted, prove
 from flowfabric_worker.cli.demo.screen import Screen, show
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
@@ -36,7 +36,7 @@ _THREADS: Final = "4"
 _GRACE: Final = "5s"
 _START_SECONDS: Final = 20.0
 _LOOK_EVERY: Final = timedelta(seconds=0.2)
-# What the demo may take beside the work itself, which is about 20 ms per execution.
+# Seconds that the demo may take in addition to `_SECONDS_EACH` per execution, which takes about 20 ms.
 _SPARE_SECONDS: Final = 60.0
 _SECONDS_EACH: Final = 0.1
 _ALL: Final = "all"
@@ -54,12 +54,12 @@ _ALL: Final = "all"
 @json_option("Print the proof as one JSON document.")
 @debug_option
 def demo(*, count: int, directory: Path | None, url: str | None, as_json: bool) -> None:
-    """See it work: a worker is killed, nothing is lost or doubled.
+    """Show that nothing is lost or doubled when a worker is killed.
 
     A store is started, two worker processes run a small shop's tasks, one of them is killed with SIGKILL half-way,
     and another one takes its place. A table at the end compares what was submitted with the feed of completions.
     """
-    # A demo that is told to end must take its workers with it.
+    # A demo that is terminated must stop its workers too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     out = console(stderr=as_json)
@@ -82,7 +82,7 @@ def demo(*, count: int, directory: Path | None, url: str | None, as_json: bool) 
 
 @contextmanager
 def _home(directory: Path | None) -> Iterator[Path]:
-    """Provide where the store and the logs lie: a directory that is kept, or one that is removed."""
+    """Provide the directory of the store and the logs, which is removed if the user has not named it."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="flowfabric-demo-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
@@ -126,8 +126,8 @@ class _Demo:
         """Run it; return the proof, and how many executions each worker completed."""
         workers = [self.fleet.start(), self.fleet.start()]
         self._await(workers)
-        self.screen.say("two workers have started")
-        # From before the first submission on, so that no end can be missed.
+        self.screen.print_line("two workers have started")
+        # The cursor is read before the first submission, so that no end is missed.
         self._cursor = self.client.engine.feed_cursor()
         self._submit()
         self._follow()
@@ -135,7 +135,7 @@ class _Demo:
         infos = {identity: info for identity in self._kinds if (info := self.client.get(identity)) is not None}
         return prove(self._submitted, self._ended, infos, self._interrupted), self._completed_by()
 
-    def _await(self, workers: list[WorkerProcess]) -> None:
+    def _await(self, workers: list[DemoWorker]) -> None:
         """Wait until some workers have registered."""
         deadline = time.monotonic() + _START_SECONDS
         while not all(worker.pid in self._instances() for worker in workers):
@@ -158,10 +158,10 @@ class _Demo:
             self._submitted.append(Submitted(name=kind.name, expected=kind.expected, ids=ids))
             self._kinds.update(dict.fromkeys(ids, kind.name))
         self._open = set(self._kinds)
-        self.screen.say(f"{self.count} executions are submitted")
+        self.screen.print_line(f"{self.count} executions are submitted")
 
     def _follow(self) -> None:
-        """Take in the feed until everything has ended, and kill a worker when half of it has."""
+        """Read the feed until everything has ended, and kill a worker when half of it has."""
         deadline = time.monotonic() + _SPARE_SECONDS + self.count * _SECONDS_EACH
         while self._open and time.monotonic() < deadline:
             self.fleet.check()
@@ -174,7 +174,9 @@ class _Demo:
                     self._kill_one()
                 self._show_states_now_and_then()
         self._show_states()
-        self.screen.say("everything has ended" if not self._open else f"{len(self._open)} executions have not ended")
+        self.screen.print_line(
+            "everything has ended" if not self._open else f"{len(self._open)} executions have not ended"
+        )
 
     def _take(self, event: CompletionEvent) -> None:
         self._cursor = event.cursor
@@ -191,19 +193,19 @@ class _Demo:
         """Kill a worker that holds work now, if there is one, and start another one."""
         instances = self._instances()
         for worker in self.fleet.workers:
-            # Paused first: what it holds should not end between this look and the kill.
+            # The worker is paused first, so that no execution ends between this check and the kill.
             worker.pause()
             if not self._held_by(instances[worker.pid]):
                 worker.go_on()
                 continue
             worker.kill()
-            # The dead send nothing: this is what was interrupted, for as long as its leases last.
+            # A dead worker sends no outcome, so these executions were interrupted.
             self._interrupted = self._held_by(instances[worker.pid])
-            self.screen.say(
+            self.screen.print_line(
                 f"{worker.name} was killed with SIGKILL while it held {len(self._interrupted)} executions; "
                 f"{self.count - len(self._open)} of {self.count} had ended"
             )
-            self.screen.say(f"{self.fleet.start().name} starts in its place")
+            self.screen.print_line(f"{self.fleet.start().name} starts in its place")
             return
 
     def _has_killed(self) -> bool:
@@ -218,9 +220,9 @@ class _Demo:
         return {identity for identity, lease in leases.items() if lease and lease.worker_instance_id == instance}
 
     def _stop(self) -> None:
-        """Stop the workers; then nobody can end anything any more, and the rest of the feed is the last of it."""
+        """Stop the workers, and read the rest of the feed, to which no worker can add any more."""
         for worker in self.fleet.stop():
-            self.screen.say(f"{worker.name} did not stop in order; its log is {worker.log}")
+            self.screen.print_line(f"{worker.name} did not stop in order; its log is {worker.log}")
         for event in self.client.completions(self._cursor, timeout=timedelta()):
             self._take(event)
 

@@ -1,4 +1,4 @@
-"""The worker processes of the demo: started, killed, stopped, and never left behind."""
+"""The worker processes of the demo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOG_LINES: Final = 5
 
 
 @attrs.define(eq=False, kw_only=True)
-class WorkerProcess:
+class DemoWorker:
     """One worker process, and the file that it logs to."""
 
     number: int
@@ -30,44 +30,44 @@ class WorkerProcess:
 
     @property
     def name(self) -> str:
-        """How the demo speaks of it."""
+        """The name of the worker in the demo's output."""
         return f"worker {self.number}"
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The id of its process."""
         return self.process.pid
 
     def pause(self) -> None:
-        """Stop it in the middle of whatever it does."""
+        """Stop the process with SIGSTOP."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """End a pause."""
+        """Resume the process after a pause."""
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it as a crash does: it gets no chance to say goodbye. Returns when it is dead."""
+        """Kill the worker with SIGKILL, and wait until its process has ended."""
         self.killed = True
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
 
 class Fleet:
-    """Starts worker processes and sees to it that none outlives the demo.
+    """Start worker processes, and ensure that none outlives the demo.
 
     Args:
-        directory: where they log to.
-        url: their store.
-        arguments: of `flowfabric-worker run`.
+        directory: the directory of their logs.
+        url: the URL of their store.
+        arguments: the arguments of `flowfabric-worker run`.
     """
 
     def __init__(self, directory: Path, url: str, arguments: Sequence[str]) -> None:
         self._directory = directory
-        # Not an argument: those of a process are there for everybody to see, and a URL may hold a password.
+        # The URL may hold a password, and every user can read the arguments of a process.
         self._environment = {**os.environ, URL_VARIABLE: url}
         self._command = [sys.executable, "-m", "flowfabric_worker", "run", *arguments]
-        self.workers: list[WorkerProcess] = []
+        self.workers: list[DemoWorker] = []
 
     def __enter__(self) -> Self:
         return self
@@ -75,8 +75,8 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self) -> WorkerProcess:
-        """Start one more."""
+    def start(self) -> DemoWorker:
+        """Start one more worker."""
         number = len(self.workers) + 1
         log = self._directory / f"worker-{number}.log"
         with log.open("wb") as output:
@@ -86,18 +86,18 @@ class Fleet:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
-                # Ctrl-C is for the demo, which then stops its workers itself.
+                # The workers get no Ctrl-C, because the demo stops them.
                 process_group=0,
             )
-        worker = WorkerProcess(number=number, process=process, log=log)
+        worker = DemoWorker(number=number, process=process, log=log)
         self.workers.append(worker)
         return worker
 
     def check(self) -> None:
-        """Sees whether all that were not killed still run.
+        """Check that all workers that were not killed still run.
 
         Raises:
-            CommandError: one does not; with the end of what it logged.
+            CommandError: a worker has ended; the message has the end of its log.
         """
         for worker in self.workers:
             if not worker.killed and worker.process.poll() is not None:
@@ -107,8 +107,8 @@ class Fleet:
                     ExitCode.FAILED,
                 )
 
-    def stop(self) -> list[WorkerProcess]:
-        """Stop all that run, as an operator does; return those that did not stop in order."""
+    def stop(self) -> list[DemoWorker]:
+        """Stop all running workers with SIGTERM; return those that did not stop in order."""
         running = [worker for worker in self.workers if worker.process.poll() is None]
         for worker in running:
             worker.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The proof of the demo: what was submitted against what the feed of completions says."""
+"""The proof of the demo: it compares the submitted executions with the feed of completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfabric_worker.engine.types.states import TerminalOutcome
 
 @attrs.frozen(kw_only=True)
 class Submitted:
-    """The executions of one kind, and how each has to end."""
+    """The executions of one kind, and their expected outcome."""
 
     name: str
     expected: TerminalOutcome
@@ -31,14 +31,14 @@ class Ended:
 
 @attrs.frozen(kw_only=True)
 class KindProof:
-    """What became of one kind. All are numbers of executions, but `retries`.
+    """The results of one kind: numbers of executions, except `retries`.
 
     Attributes:
-        twice: that ended more than once.
-        missing: that did not end.
-        otherwise: that ended otherwise than they have to.
-        retries: attempts that were made again after a failure.
-        rerun: that ran again because their worker was lost.
+        twice: executions that ended more than once.
+        missing: executions that did not end.
+        otherwise: executions with another outcome than the expected one.
+        retries: attempts that were made after a failure.
+        rerun: executions that ran again because their worker was lost.
     """
 
     name: str
@@ -54,11 +54,11 @@ class KindProof:
 
 @attrs.frozen(kw_only=True)
 class Proof:
-    """What the demo showed.
+    """The result of the demo.
 
     Attributes:
-        interrupted: what the killed worker held.
-        left: what of it did not run again.
+        interrupted: the number of executions that the killed worker held.
+        left: the number of those that did not run again.
     """
 
     kinds: tuple[KindProof, ...]
@@ -67,16 +67,16 @@ class Proof:
 
     @property
     def submitted(self) -> int:
-        """How many executions there were."""
+        """The number of submitted executions."""
         return sum(kind.submitted for kind in self.kinds)
 
     @property
     def holds(self) -> bool:
-        """Whether every execution ended exactly once and as it has to, and what was interrupted ran again."""
+        """Whether every execution ended exactly once as expected, and every interrupted one ran again."""
         return not any(self.objections())
 
     def objections(self) -> Iterator[str]:
-        """Yield what speaks against it, a sentence each."""
+        """Yield a sentence for everything that contradicts the proof."""
         for kind in self.kinds:
             if kind.twice:
                 yield f"{kind.twice} of {kind.name} ended more than once."
@@ -96,13 +96,13 @@ def prove(
     infos: Mapping[ExecutionId, ExecutionInfo],
     interrupted: Set[ExecutionId],
 ) -> Proof:
-    """Compare the sets.
+    """Compare the submitted executions with the ends in the feed.
 
     Args:
         submitted: every execution of the demo, by kind.
-        ended: everything that the feed said of them, from before the first submission to after the last worker's end.
-        infos: what the store says of each now.
-        interrupted: what the killed worker held when it was dead.
+        ended: the entries of the feed, from before the first submission until after the end of the last worker.
+        infos: the present state of each execution in the store.
+        interrupted: the executions that the killed worker held when it was dead.
     """
     ends = list(ended)
     times = Counter(end.execution_id for end in ends)

@@ -1,4 +1,4 @@
-"""What the demo shows: bars while it runs where there is a terminal, a few lines where there is none, and the proof."""
+"""The output of the demo: progress bars on a terminal, lines elsewhere, and the proof."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _COLUMNS = ("submitted", "completed", "failed", "twice", "missing", "retries", "
 
 
 class Screen:
-    """The screen while the demo runs.
+    """Show the progress while the demo runs.
 
     Args:
-        console: where to show it.
+        console: the console to print on.
     """
 
     def __init__(self, console: Console) -> None:
@@ -42,25 +42,25 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print a line that stays."""
         self._console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", soft_wrap=True)
 
     def add(self, name: str, total: int, note: str = "") -> None:
-        """A bar."""
+        """Add a progress bar."""
         self._bars[name] = self._progress.add_task(name, total=total, note=note)
 
     def advance(self, name: str) -> None:
-        """One more of a bar."""
+        """Advance a progress bar by one."""
         self._progress.advance(self._bars[name])
 
     def note(self, name: str, text: str) -> None:
-        """What stands behind a bar."""
+        """Show a text next to a progress bar."""
         self._progress.update(self._bars[name], note=text)
 
 
 def show(proof: Proof, completed_by: Mapping[str, int], console: Console) -> None:
-    """The table, who did what, and the verdict."""
+    """Print the table, the executions of each worker, and the verdict."""
     table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
     table.add_column("task", footer="all")
     for column in _COLUMNS:

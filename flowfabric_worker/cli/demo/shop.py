@@ -1,6 +1,6 @@
-"""The shop of the demo: tasks that are fast, slow, delayed, failing and tried again, and failing for good.
+"""The shop of the demo: tasks that are fast, slow, delayed, retried, and failing for good.
 
-Each returns the process that did the work, so that the demo can say who did what.
+Each task returns the id of the process that ran it, so that the demo can count the work of each worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ worker = Worker("demo")
 
 @attrs.frozen
 class Done:
-    """What was done, and by which process."""
+    """The result of a task, with the id of the process that ran it."""
 
     what: str
     by: int = attrs.field(factory=os.getpid)
@@ -33,20 +33,20 @@ class Done:
 
 @worker.task(lane="counter")
 def greet(customer: int) -> Done:
-    """Is done at once."""
+    """Return at once."""
     return Done(f"customer {customer} greeted")
 
 
 @worker.task(lane="workshop")
 def pack_parcel(order: int) -> Done:
-    """Take its time, and not always the same."""
+    """Take a time that depends on the order."""
     time.sleep(0.3 + order % 7 * 0.05)
     return Done(f"order {order} packed")
 
 
 @worker.task(lane="counter", retry=RetryPolicy(max_retries=3, initial=timedelta(milliseconds=200)))
 def charge_card(order: int) -> Done:
-    """Fail once or twice, and is tried again."""
+    """Fail once or twice, and then succeed."""
     if current().retry_count <= order % 2:
         raise ConnectionError("the bank does not answer")
     return Done(f"order {order} paid")
@@ -54,7 +54,7 @@ def charge_card(order: int) -> Done:
 
 @worker.task(lane="counter")
 def send_reminder(order: int) -> Done:
-    """Is submitted with a delay."""
+    """Send a reminder; the demo submits this with a delay."""
     return Done(f"customer of order {order} reminded")
 
 
@@ -69,11 +69,11 @@ class Kind:
     """A kind of execution in the demo.
 
     Attributes:
-        task: what runs.
-        about: what it shows.
-        share: its part of all executions; the first kind takes the rest.
-        options: of its submission.
-        expected: how each of them has to end.
+        task: the task.
+        about: what the kind shows.
+        share: its part of all executions, from 0 to 1; the first kind takes the rest.
+        options: the options of its submission.
+        expected: the expected outcome.
     """
 
     task: Task[[int], Done]
@@ -98,6 +98,6 @@ KINDS: Final = (
 
 
 def counts(total: int) -> list[tuple[Kind, int]]:
-    """Return how many of each kind make a total; at least one of each."""
+    """Return the number of executions of each kind, at least one, for a total."""
     some = [(kind, max(1, int(total * kind.share))) for kind in KINDS[1:]]
     return [(KINDS[0], total - sum(count for _, count in some)), *some]
