@@ -151,7 +151,7 @@ def schemes() -> list[str]:
 
 
 def test_every_kind_of_url_stands_in_the_reference() -> None:
-    kinds, _ = section(PAGE, "Stores").split("percent-encoded")
+    kinds, _ = section(PAGE, "Stores").split("Percent-encode")
 
     assert {word.partition("://")[0] for word in first_codes(kinds)} == set(schemes())
 
