@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.ids import ExecutionId
 from tests.support.dumps import Dump, dump_of
 from tests.support.servers import ValkeyCluster, ValkeyServer, running
 
@@ -26,6 +27,11 @@ DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store", action="append", choices=STORES, help="run store tests on this store only; may repeat")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a case by its argument where its value is an execution id, which differs between processes."""
+    return argname if isinstance(val, ExecutionId) else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
