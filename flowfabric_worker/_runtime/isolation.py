@@ -110,8 +110,8 @@ class IsolatedProcess(OwnedThread):
         process = self._process
         assert process is not None
         log.warning(
-            "%s of %s runs alone: it was lost with its worker %s times. The process %s runs it.",
-            execution.task.name, execution.key, execution.claimed.reclaim_count, process.pid, extra=execution.fields,
+            "%s of %s runs isolated in the process %s: its worker was lost %s times.",
+            execution.task.name, execution.key, process.pid, execution.claimed.reclaim_count, extra=execution.fields,
         )  # fmt: skip
         self._running = execution
         done = process.done
