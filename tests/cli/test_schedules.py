@@ -105,7 +105,7 @@ def test_an_unknown_schedule_is_reported_as_unknown(action: str) -> None:
     ran = cli("schedules", action, "beat")
 
     assert ran.code != 0
-    assert "no such schedule" in ran.err
+    assert "The schedule does not exist" in ran.err
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "remove"])

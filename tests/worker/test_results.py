@@ -185,7 +185,7 @@ def test_work_that_was_submitted_before_the_codec_changed_still_runs(start: Star
 
 
 def test_pickle_is_used_only_by_name_and_with_a_warning(start: Start) -> None:
-    with pytest.warns(RuntimeWarning, match="whatever code the stored bytes ask for"):
+    with pytest.warns(RuntimeWarning, match="runs code in stored bytes"):
         worker = Worker("shop", "memory://", codec="pickle")
 
     @worker.task
