@@ -43,8 +43,8 @@ from tests.support.model_partition import Partition, ms, take, told
 START = datetime(2030, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 MOST_EXECUTIONS = 12
-# With several partitions the model and the engine rarely disagree about which holder's call comes after a time-out, in
-# sequences that only a run of the whole suite draws; until that is understood, the model has one partition on every store.
+# With several partitions the model and the engine rarely disagree about a holder's call after a time-out, in sequences
+# that only a run of the whole suite draws. Until that is understood, the model has one partition on every store.
 MOST_PARTITIONS = 1
 KEYS = {"k1", "k2"}
 FIXED = RetryPolicy(max_retries=2, backoff="fixed", initial=SECOND, jitter=False)
