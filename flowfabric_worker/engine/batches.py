@@ -11,7 +11,7 @@ from flowfabric_worker.engine.stores.base import Argument
 T = TypeVar("T")
 Item = Sequence[Argument]
 Steps: TypeAlias = Generator[None, None, T]
-"""Work that yields while a call is under way, and returns its result."""
+"""Work that yields before calls are sent and while one is under way, and returns its result."""
 
 
 def finish(steps: Steps[T]) -> T:
@@ -57,8 +57,8 @@ def size_of(arguments: Item) -> int:
     """Return an upper bound of the bytes that the arguments of an item take in the store."""
     size = 16 * len(arguments)
     for argument in arguments:
-        if isinstance(argument, bytes):
-            size += len(argument)
-        elif isinstance(argument, str):
+        if isinstance(argument, str):
             size += len(argument) if argument.isascii() else len(argument.encode())
+        elif isinstance(argument, bytes):
+            size += len(argument)
     return size

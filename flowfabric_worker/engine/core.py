@@ -218,7 +218,7 @@ class EngineCore:
     def item_steps(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
     ) -> Steps[list[Reply | EngineError]]:
-        """Do as `call_items`, and yield while a call is under way; return the answers."""
+        """Do as `call_items`, and yield before calls are sent and while one is under way; return the answers."""
         answers: list[Reply | EngineError | None] = [None] * len(items)
         waiting: Sequence[int] = range(len(items))
         lost: dict[int, TransportError] = {}
@@ -250,6 +250,7 @@ class EngineCore:
             Call(function, items[batch[0]][0], [argument for index in batch for argument in items[index][1]])
             for batch in batches
         ]
+        yield
         if len(calls) == 1:
             replies = [(yield from self._send(calls[0], timeout))]
         else:

@@ -64,19 +64,22 @@ class Submission(EngineCore):
         batches = map(self._batch, batches_of(args, most, MAX_CALL_BYTES))
         batch = next(batches, None)
         if batch is not None:
-            next(batch.steps)
+            batch.prepare()
+            batch.send()
         while batch is not None:
             following: _Batch | None = None
             problem: Exception | None = None
             try:
                 # The server works on the batch before meanwhile.
                 following = next(batches, None)
+                if following is not None:
+                    following.prepare()
             except Exception as error:  # noqa: BLE001  raised when the results of the batch before are told
-                problem = error
+                following, problem = None, error
             replies = finish(batch.steps)
             # The caller may end here when one is refused, so nothing else is under way then.
             if following is not None and not any(isinstance(reply, EngineError) for reply in replies):
-                next(following.steps)
+                following.send()
             yield self._results(batch, replies)
             if problem is not None:
                 raise problem
@@ -86,7 +89,7 @@ class Submission(EngineCore):
         items = [self._item(each) for each in args]
         if len(args) > 1:
             self.refuse_repeats((item[0] for _, item in items), "The execution id")
-            self.refuse_repeats((item[5] for _, item in items if item[5]), "An idempotency key")
+            self.refuse_repeats((item[4] for _, item in items if item[4]), "An idempotency key")
         return _Batch(args, items, self.item_steps("create_executions", items))
 
     def _results(
@@ -100,12 +103,13 @@ class Submission(EngineCore):
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
         """Check one creation and return its partition and arguments."""
         check_record(args, CreateExecutionArgs)
-        kind = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
+        terms = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
+        signals = self.limits.signals_per_execution
         try:
-            shared = _shared(self.namespace, *kind)
+            kind = _kind(self.namespace, *terms, signals)
         except TypeError:
             # An unhashable value cannot be cached; it is not valid either, and this call raises the error that says so.
-            shared = _shared.__wrapped__(self.namespace, *kind)
+            kind = _kind.__wrapped__(self.namespace, *terms, signals)
         self.check_payload(args.payload, "payload")
         if args.deadline is not None and args.policy.execution_deadline is not None:
             raise ValidationError(
@@ -114,25 +118,14 @@ class Submission(EngineCore):
         partition, uuid, key = self._identity(args)
         return partition, (
             uuid,
-            shared.work_class,
-            shared.priority,
+            kind.packed,
             pack_moment(args.delay, args.delay_until, "delay"),
-            shared.deadline if args.deadline is None else pack_moment(None, args.deadline, "deadline"),
+            kind.deadline if args.deadline is None else pack_moment(None, args.deadline, "deadline"),
             key,
-            shared.dedup_window,
             optional(args.payload),
-            shared.codec,
-            shared.policy,
             pack_texts(check_tags(args.tags)) if args.tags else "",
             pack_texts(check_headers(args.headers)) if args.headers else "",
-            shared.creator,
-            self._signal_limit(),
         )
-
-    def _signal_limit(self) -> str:
-        """Return how many signals an execution of this engine accepts; empty for the default."""
-        limit = self.limits.signals_per_execution
-        return "" if limit == DEFAULT_SIGNALS_PER_EXECUTION else str(limit)
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
         """Return partition, uuid and packed key. The partition is that of the key or, without a key, of the uuid."""
@@ -178,25 +171,33 @@ class _Batch:
     items: Sequence[tuple[int, Item]]
     steps: Steps[list[Reply | EngineError]]
 
+    def prepare(self) -> None:
+        """Make its calls ready to be sent."""
+        next(self.steps)
+
+    def send(self) -> None:
+        """Send its first call."""
+        next(self.steps)
+
 
 @attrs.frozen(kw_only=True)
-class _Shared:
-    """What many creations have in common, as the stored function reads it."""
+class _Kind:
+    """What many creations have in common.
 
-    work_class: bytes
-    priority: str
+    Attributes:
+        packed: it, as the stored function reads it.
+        deadline: the moment of the policy's deadline, which a creation's own replaces.
+    """
+
+    packed: bytes
     deadline: str
-    dedup_window: str
-    codec: str
-    policy: bytes
-    creator: str
 
 
 # The cache compares types too, because True equals 1 but is not a priority.
 @functools.lru_cache(maxsize=4096, typed=True)
-def _shared(
-    namespace: str, lane: str, task: str, codec: str, priority: int, policy: ExecutionPolicy, creator: str
-) -> _Shared:
+def _kind(
+    namespace: str, lane: str, task: str, codec: str, priority: int, policy: ExecutionPolicy, creator: str, signals: int
+) -> _Kind:
     """Check what many creations have in common and return it encoded. There are few kinds, so it is cached.
 
     Raises:
@@ -218,15 +219,18 @@ def _shared(
         capabilities=check_capabilities(requires) if requires else (),
     )
     window = policy.dedup_window
-    return _Shared(
-        work_class=work_class.encode(),
-        priority=str(clamp_priority(priority)),
-        deadline=pack_moment(policy.execution_deadline, None, "deadline"),
-        dedup_window=str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
-        codec=codec,
-        policy=encode_policy(policy),
-        creator=check_name(creator, "creator") if creator else "",
+    packed = pack(
+        (
+            work_class.encode(),
+            str(clamp_priority(priority)),
+            str(DEFAULT_DEDUP_WINDOW_MS if window is None else milliseconds(window, "dedup_window")),
+            codec,
+            encode_policy(policy),
+            check_name(creator, "creator") if creator else "",
+            "" if signals == DEFAULT_SIGNALS_PER_EXECUTION else str(signals),
+        )
     )
+    return _Kind(packed=packed, deadline=pack_moment(policy.execution_deadline, None, "deadline"))
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,10 +1,40 @@
 -- How executions are created.
 
--- How many arguments one creation has: uuid, class, priority, delay, deadline (moments, see ff.moment), idempotency key as
--- pack{namespace, task, key} or '', dedup window in ms; then the fields that are stored as they are, each '' for none:
--- payload, codec, policy, tags, headers, creator, most signals.
+-- How many arguments one creation has: uuid, kind, delay, deadline (moments, see ff.moment), idempotency key as
+-- pack{namespace, task, key} or '', then payload, tags and headers, '' for none.
+ff.CREATION_WIDTH = 8
 
-ff.CREATION_WIDTH = 14
+-- Add a field that is not empty to the fields to write.
+local function add_field(list, name, value)
+  if value ~= '' then
+    local size = #list
+    list[size + 1], list[size + 2] = name, value
+  end
+end
+
+-- A kind is what many creations have in common: pack{class, priority, dedup window in ms, codec, policy, creator, most
+-- signals}, the last four '' for none. Its fields are stored as they are. Its meaning never changes, so it is cached.
+local KIND_FIELDS = { 'class', 'priority', false, 'codec', 'policy', 'creator', 'max_signals' }
+local MOST_KINDS = 256
+local known_kinds, known_kind_count = {}, 0
+
+local function kind_of(text)
+  local kind = known_kinds[text]
+  if not kind then
+    local parts = ff.unpack(text)
+    kind = { class = parts[1], priority = parts[2], window_ms = tonumber(parts[3]), codec = parts[4], fields = {} }
+    for i = 1, #KIND_FIELDS do
+      if KIND_FIELDS[i] then
+        add_field(kind.fields, KIND_FIELDS[i], parts[i])
+      end
+    end
+    if known_kind_count >= MOST_KINDS then
+      known_kinds, known_kind_count = {}, 0
+    end
+    known_kinds[text], known_kind_count = kind, known_kind_count + 1
+  end
+  return kind
+end
 
 -- Return the execution that an idempotency key stands for: until that execution has ended and the key's window is over. An
 -- execution whose record is unreadable keeps its key.
@@ -37,22 +67,6 @@ local function duplicate(ctx, existing, class, payload, codec)
   return { 'duplicate', existing, state, same and 1 or 0 }
 end
 
--- The fields that are stored as they are, in the order of the arguments, and the offset of the first.
-local KEPT = { 'payload', 'codec', 'policy', 'tags', 'headers', 'creator', 'max_signals' }
-local FIRST_KEPT = 7
-
--- Add the arguments of an item that are stored as they are, without the empty ones.
-local function add_kept(list, args, at)
-  local size = #list
-  for i = 1, #KEPT do
-    local value = args[at + FIRST_KEPT + i - 1]
-    if value ~= '' then
-      list[size + 1], list[size + 2] = KEPT[i], value
-      size = size + 2
-    end
-  end
-end
-
 -- Add the fields that plain work has not, and note that there are such fields.
 local function add_more(ctx, list, record, key, window_ms)
   if record.delay_until then
@@ -71,24 +85,26 @@ local function add_more(ctx, list, record, key, window_ms)
 end
 
 -- Write the record of a new execution whose arguments begin at `at`.
-local function write(ctx, args, at, address)
-  local uuid, class, priority, delay, deadline = args[at], args[at + 1], args[at + 2], args[at + 3], args[at + 4]
-  local key, tags = args[at + 5], args[at + 10]
+local function write(ctx, kind, args, at, address)
+  local uuid, delay, deadline, key = args[at], args[at + 2], args[at + 3], args[at + 4]
+  local payload, tags, headers = args[at + 5], args[at + 6], args[at + 7]
   local now = ctx.now
   local moment = delay ~= '' and ff.moment(delay, now)
   local delayed = moment and moment > now
   local state = (delayed and ff.DELAYED or ff.READY) .. ff.FIRST
   local record = {
-    uuid = uuid, key = address, words = ff.words(state), class = class, priority = priority,
+    uuid = uuid, key = address, words = ff.words(state), class = kind.class, priority = kind.priority,
     place = delayed and moment or now, delay_until = delayed and moment,
     deadline = deadline ~= '' and ff.moment(deadline, now),
   }
   local list = {
-    'state', state, 'class', record.class, 'priority', record.priority, 'place', record.place, 'created', ctx.now_text,
+    'state', state, 'place', record.place, 'created', ctx.now_text, unpack(kind.fields), -- bounded: the fields of a kind
   }
-  add_kept(list, args, at)
+  add_field(list, 'payload', payload)
+  add_field(list, 'tags', tags)
+  add_field(list, 'headers', headers)
   if key ~= '' or tags ~= '' or record.delay_until or record.deadline then
-    add_more(ctx, list, record, key, tonumber(args[at + 6]))
+    add_more(ctx, list, record, key, kind.window_ms)
   end
   call('HSET', address, unpack(list)) -- bounded: the fields of one record
   ff.follow(ctx, record, ff.derive(record))
@@ -97,20 +113,21 @@ end
 
 -- Create the execution whose arguments begin at `at`.
 function ff.create(ctx, args, at)
-  local uuid, class, key, payload, codec = args[at], args[at + 1], args[at + 5], args[at + 7], args[at + 8]
+  local uuid, kind, key = args[at], kind_of(args[at + 1]), args[at + 4]
+  local class = kind.class
   local address = ctx.base .. ':x:' .. uuid
   local existing = key ~= '' and holder_of(ctx, key)
   if not existing and call('EXISTS', address) == 1 then
     existing = uuid
   end
   if existing then
-    return duplicate(ctx, existing, class, payload, codec)
+    return duplicate(ctx, existing, class, args[at + 5], kind.codec)
   end
   local known = ff.class(class)
   if not ctx.registered[class] and not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
     return ff.failure('too_many_classes', known.lane_name, ff.MAX_CLASSES_PER_LANE)
   end
-  return write(ctx, args, at, address)
+  return write(ctx, kind, args, at, address)
 end
 
 -- create_executions: create executions, each by itself.

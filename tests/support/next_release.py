@@ -15,7 +15,7 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR, Library, library
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from flowfabric_worker.engine.wire import WorkClass, decode_class
+from flowfabric_worker.engine.wire import WorkClass, decode_class, pack, unpack
 
 NOVELTY = b"3:new"
 """A further part of packed texts."""
@@ -87,11 +87,13 @@ class NextEngine(Engine):
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
         partition, item = super()._item(args)
         values: list[Any] = list(item)
-        work_class = decode_class(values[1])
+        kind = unpack(values[1])
+        work_class = decode_class(kind[0])
         if self.gates:
             work_class = attrs.evolve(work_class, budgets=self.gates, capabilities=("@gates",))
-        values[1] = work_class.encode() + NOVELTY
-        values[9] = (values[9] or b"|" * 13) + b"9|"
+        kind[0] = work_class.encode() + NOVELTY
+        kind[4] = (kind[4] or b"|" * 13) + b"9|"
+        values[1] = pack(kind)
         return partition, values
 
 
