@@ -5,11 +5,14 @@
 A condition is encoded as a flat list of words in postfix order. Each node is its operator followed by its operands; an
 `all_of` comes after its members and says how many of the results before it belong to it:
 
-    single <waitpoint key> <name, empty for any>
+    single <waitpoint key> <name>
     operator_only
     timeout_only
-    count <n> <kind> <name, empty for any> <number of keys> <waitpoint key>...
+    count <n> <kind> <name> <number of keys> <waitpoint key>...
     all_of <number of members>
+
+A name is empty if every name counts. It is a tab, which no name contains, if the waitpoint's own name counts, and
+decisions.
 """
 
 from __future__ import annotations
@@ -19,22 +22,25 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import MAX_CONDITION_BYTES, MAX_CONDITION_DEPTH, MAX_WAITPOINTS, Limits
-from flowfabric_worker.engine.types.suspension import (
+from flowfabric_worker.engine.types.conditions import (
+    OWN_NAME,
     AllOf,
     Count,
     CountKind,
     OperatorOnly,
     ResumeCondition,
     SignalMatcher,
-    SignalSource,
     Single,
     TimeoutOnly,
 )
+from flowfabric_worker.engine.types.suspension import SignalSource
 
 Leaf: TypeAlias = Single | Count
 
 _ROOT = "the root"
 _DEFAULT_LIMITS = Limits()
+# How a matcher of the waitpoint's own name is written; no name contains a control character.
+_OWN_NAME = "\t"
 
 
 class SignalLike(Protocol):
@@ -46,6 +52,8 @@ class SignalLike(Protocol):
     def waitpoint_key(self) -> str: ...
     @property
     def name(self) -> str: ...
+    @property
+    def category(self) -> str: ...
     @property
     def source(self) -> SignalSource: ...
 
@@ -85,12 +93,14 @@ def referenced_waitpoint_keys(condition: ResumeCondition) -> tuple[str, ...]:
 
 def required_names(condition: ResumeCondition, waitpoint_key: str) -> tuple[str, ...]:
     """Return the names of the signals that count at a waitpoint, sorted; empty if any name counts, or none."""
-    names = {leaf.matcher.name for leaf in _leaves(condition) if waitpoint_key in _keys(leaf)}
+    matchers = [leaf.matcher for leaf in _leaves(condition) if waitpoint_key in _keys(leaf)]
+    names = {waitpoint_key if matcher.own_name else matcher.name for matcher in matchers}
     return () if None in names else tuple(sorted(name for name in names if name is not None))
 
 
 def _accepts(leaf: Leaf, signal: SignalLike) -> bool:
-    return signal.waitpoint_key in _keys(leaf) and leaf.matcher.accepts(signal.name)
+    key = signal.waitpoint_key
+    return key in _keys(leaf) and leaf.matcher.accepts(signal.name, key, signal.category)
 
 
 def _keys(leaf: Leaf) -> tuple[str, ...]:
@@ -208,7 +218,7 @@ def to_postfix(condition: ResumeCondition) -> list[str]:
     """Return the condition as words, in the one canonical spelling."""
     match condition:
         case Single():
-            return ["single", condition.waitpoint_key, condition.matcher.name or ""]
+            return ["single", condition.waitpoint_key, _name_of(condition.matcher)]
         case OperatorOnly():
             return ["operator_only"]
         case TimeoutOnly():
@@ -219,7 +229,7 @@ def to_postfix(condition: ResumeCondition) -> list[str]:
                 "count",
                 str(condition.n),
                 condition.kind.value,
-                condition.matcher.name or "",
+                _name_of(condition.matcher),
                 str(len(keys)),
                 *keys,
             ]
@@ -249,7 +259,7 @@ def _read_node(operator: str, reader: Iterator[str], done: list[ResumeCondition]
     """Read the operands of one node; an `all_of` takes its members from the end of `done`."""
     match operator:
         case "single":
-            return Single(next(reader), SignalMatcher(next(reader) or None))
+            return Single(next(reader), _matcher_of(next(reader)))
         case "operator_only":
             return OperatorOnly()
         case "timeout_only":
@@ -257,7 +267,7 @@ def _read_node(operator: str, reader: Iterator[str], done: list[ResumeCondition]
         case "count":
             n, kind, name = _number(next(reader)), CountKind(next(reader)), next(reader)
             keys = [next(reader) for _ in range(_number(next(reader)))]
-            return Count(n=n, kind=kind, matcher=SignalMatcher(name or None), waitpoint_keys=keys)
+            return Count(n=n, kind=kind, matcher=_matcher_of(name), waitpoint_keys=keys)
         case "all_of":
             first = len(done) - _number(next(reader))
             if first < 0:
@@ -266,6 +276,14 @@ def _read_node(operator: str, reader: Iterator[str], done: list[ResumeCondition]
             del done[first:]
             return AllOf(members)
     raise ValueError(f"{operator!r} is not an operator")
+
+
+def _name_of(matcher: SignalMatcher) -> str:
+    return _OWN_NAME if matcher.own_name else matcher.name or ""
+
+
+def _matcher_of(word: str) -> SignalMatcher:
+    return OWN_NAME if word == _OWN_NAME else SignalMatcher(word or None)
 
 
 def _number(word: str) -> int:

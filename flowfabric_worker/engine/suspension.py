@@ -27,6 +27,7 @@ from flowfabric_worker.engine.suspension_replies import (
     waitpoint_row,
 )
 from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.conditions import APPROVAL
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import (
     AlreadySatisfied,
@@ -51,6 +52,7 @@ from flowfabric_worker.engine.types.suspension import (
     SuspensionReason,
     TimeoutBehavior,
     WaitpointBinding,
+    decision_key,
 )
 from flowfabric_worker.engine.types.waitpoint_secrets import (
     PartitionRotation,
@@ -92,6 +94,26 @@ class Suspension(EngineCore):
             )
 
     def suspend(self, handle: Handle, args: SuspendArgs) -> SuspendOutcome:
+        reply = self._send_suspension("suspend", handle, args)
+        with damage_told(handle.execution_id):
+            details = self._details(handle.execution_id, reply)
+        if reply[0] == b"suspended":
+            return Suspended(details=details, handle=attrs.evolve(handle, kind=HandleKind.SUSPENDED))
+        return self._satisfied(handle, details)
+
+    def try_satisfy(self, handle: Handle, args: SuspendArgs) -> AlreadySatisfied | None:
+        reply = self._send_suspension("try_satisfy", handle, args)
+        if reply[0] == b"waiting":
+            return None
+        with damage_told(handle.execution_id):
+            details = self._details(handle.execution_id, reply)
+        return self._satisfied(handle, details)
+
+    def _satisfied(self, handle: Handle, details: SuspensionDetails) -> AlreadySatisfied:
+        return AlreadySatisfied(details=details, signals=self.observe_signals(handle, limit=MAX_PAGE_SIZE).matched)
+
+    def _send_suspension(self, function: str, handle: Handle, args: SuspendArgs) -> Reply:
+        """Check a suspension, and call the stored function until it has counted all signals that were buffered."""
         partition, uuid, fence = self.fenced(handle)
         if handle.kind is HandleKind.SUSPENDED:
             raise error_from_code("already_suspended", [str(handle.execution_id)])
@@ -107,16 +129,11 @@ class Suspension(EngineCore):
             signing = (ring.signing.kid, ring.signing.fingerprint)
             return [uuid, fence, ending, suspension_id, *request[:6], *signing, _digest(request), *bindings]
 
-        reply = self._call_with_secret("suspend", partition, arguments)
+        reply = self._call_with_secret(function, partition, arguments)
         while reply[0] == b"more":
             # One call counts a page of the buffered signals, and answers 'more' if there are others.
-            reply = self._call_with_secret("suspend", partition, arguments)
-        with damage_told(handle.execution_id):
-            details = self._details(handle.execution_id, reply)
-        if reply[0] == b"suspended":
-            return Suspended(details=details, handle=attrs.evolve(handle, kind=HandleKind.SUSPENDED))
-        observed = self.observe_signals(handle, limit=MAX_PAGE_SIZE)
-        return AlreadySatisfied(details=details, signals=observed.matched)
+            reply = self._call_with_secret(function, partition, arguments)
+        return reply
 
     def _request(self, args: SuspendArgs) -> list[bytes | str]:
         """Check the arguments of a suspension and return them as the stored function reads them.
@@ -175,8 +192,8 @@ class Suspension(EngineCore):
     def deliver_approval_signal(self, args: DeliverApprovalSignalArgs) -> DeliverSignalResult:
         target = check_execution_id(check_record(args, DeliverApprovalSignalArgs).execution_id)
         lane = "" if args.lane is None else check_lane(args.lane)
-        signal = _signal(str(uuid7()), args.name, "approval", SignalSource("operator", args.operator), args.payload)
-        signal[7] = f"approval:{args.name}:{args.decision_key}"
+        signal = _signal(str(uuid7()), args.name, APPROVAL, SignalSource("operator", args.operator), args.payload)
+        signal[7] = decision_key(args.name, args.decision_key)
         arguments: Item = [
             target.uuid,
             self._packed_namespace,

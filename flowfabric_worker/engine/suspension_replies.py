@@ -18,15 +18,14 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, SignalId, WaitpointId
 from flowfabric_worker.engine.records import moment, span
 from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.types.conditions import OperatorOnly, ResumeCondition, TimeoutOnly
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.reads import Explanation
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.suspension import (
     DeliverSignalResult,
     ObservedSignals,
-    OperatorOnly,
     PendingWaitpointInfo,
-    ResumeCondition,
     ResumeReason,
     ResumeSignal,
     SignalAccepted,
@@ -36,7 +35,6 @@ from flowfabric_worker.engine.types.suspension import (
     SuspendedExecutionEntry,
     SuspensionReason,
     TimeoutBehavior,
-    TimeoutOnly,
     WaitpointState,
 )
 from flowfabric_worker.engine.waitpoint_secrets import SecretRing

@@ -9,6 +9,9 @@
 -- signal counts.
 local COUNTED_ONCE = { waitpoints = true, sources = true }
 
+-- The name of a leaf that takes the signals named as their waitpoint, and decisions; no signal can have this name.
+local OWN_NAME = '\t'
+
 -- Return the leaf at place `at` of the words, and the place after it.
 local function read_leaf(words, at)
   if words[at] == 'single' then
@@ -50,12 +53,20 @@ function ff.read_counts(text, leaves)
   return counts
 end
 
+-- Return whether a signal has a name that a leaf takes.
+local function has_name(leaf, signal)
+  if leaf.name == OWN_NAME then
+    return signal.name == signal.waitpoint_name or signal.category == 'approval'
+  end
+  return leaf.name == '' or leaf.name == signal.name
+end
+
 -- Add a signal to the counts of the leaves that it matches, and return whether it matched any. `key` is the hash of what has
 -- been counted: at most as many names as the leaf needs.
 function ff.count_signal(key, leaves, counts, signal)
   local matched = false
   for i, leaf in ipairs(leaves) do
-    if leaf.names[signal.waitpoint_name] and (leaf.name == '' or leaf.name == signal.name) then
+    if leaf.names[signal.waitpoint_name] and has_name(leaf, signal) then
       matched = true
       local counts_once = COUNTED_ONCE[leaf.kind]
       local what = leaf.kind == 'sources' and ff.pack({ signal.source_type, signal.source }) or signal.waitpoint_name

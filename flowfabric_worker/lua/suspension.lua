@@ -150,15 +150,25 @@ local function begin_suspension(ctx, record, args, draft, waitpoints)
   return list
 end
 
--- suspend: end the lease and let the execution wait until its condition is met; unless buffered signals meet it at once.
--- Arguments: uuid, fence, name of the ending (the same for the same request), suspension id, behavior, reason, timeout in
--- ms or '', delay of the resume in ms, continuation or '', condition, kid, fingerprint of the secret, request (as in a
--- draft), then the waitpoints as `bind` reads them.
--- Replies: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again
--- because there are more buffered signals than one call counts; 'secret_moved' if another secret signs by now.
--- Errors: those of ff.fenced, pending_waitpoint_expired, waitpoint_not_pending, waitpoint_not_found,
--- invalid_waitpoint_for_execution, document_mismatch, too_many_waitpoints.
-ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
+-- Count the signals that were buffered at the waitpoints of a new suspension, as many as one call may. Return whether all are
+-- counted. What was counted is kept in the draft if there are more, or if nothing else will be written.
+local function count_page(ctx, record, args, draft, waitpoints, keeps)
+  if draft.from == math.huge then
+    return true
+  end
+  local by_id = {}
+  for _, waitpoint in ipairs(waitpoints) do
+    by_id[waitpoint.id] = true
+  end
+  local is_all = count_buffered(ctx, record.uuid, draft, by_id)
+  if not is_all or keeps and not ff.is_met(draft.leaves, draft.counts) then
+    call('HSET', draft.key, 'request', args[13], 'counts', table.concat(draft.counts, ','), 'position', draft.position)
+  end
+  return is_all
+end
+
+-- Begin a suspension, or close it at once if its condition is met. If `at_once`, only the latter is done.
+local function suspend(ctx, args, at_once)
   local uuid, fence, ending = args[1], args[2], args[3]
   local record, answer = ff.fenced(ctx, uuid, fence, ending, WAITING)
   if not record then
@@ -170,15 +180,14 @@ ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
   if not waitpoints then
     return failure
   end
-  local draft, by_id = draft_of(ctx, record, args, waitpoints), {}
-  for _, waitpoint in ipairs(waitpoints) do
-    by_id[waitpoint.id] = true
-  end
-  if draft.from < math.huge and not count_buffered(ctx, uuid, draft, by_id) then
-    call('HSET', draft.key, 'request', args[13], 'counts', table.concat(draft.counts, ','), 'position', draft.position)
+  local draft = draft_of(ctx, record, args, waitpoints)
+  if not count_page(ctx, record, args, draft, waitpoints, at_once) then
     return { 'more' }
   end
   local is_met = ff.is_met(draft.leaves, draft.counts)
+  if at_once and not is_met then
+    return { 'waiting' }
+  end
   answer = { is_met and 'satisfied' or 'suspended', args[4] }
   for _, waitpoint in ipairs(waitpoints) do
     ff.append(answer, { waitpoint.id, waitpoint.kid, waitpoint.name })
@@ -198,6 +207,26 @@ ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
   call('ZADD', ctx.base .. ':suspended', 0, ff.suspended_member(ff.class(record.class).namespace, ctx.now, uuid))
   ff.end_lease(ctx, record, list)
   return answer
+end
+
+-- suspend: end the lease and let the execution wait until its condition is met; unless buffered signals meet it at once.
+-- Arguments: uuid, fence, name of the ending (the same for the same request), suspension id, behavior, reason, timeout in
+-- ms or '', delay of the resume in ms, continuation or '', condition, kid, fingerprint of the secret, request (as in a
+-- draft), then the waitpoints as `bind` reads them.
+-- Replies: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again
+-- because there are more buffered signals than one call counts; 'secret_moved' if another secret signs by now.
+-- Errors: those of ff.fenced, pending_waitpoint_expired, waitpoint_not_pending, waitpoint_not_found,
+-- invalid_waitpoint_for_execution, document_mismatch, too_many_waitpoints.
+ff.register_single('suspend', { 'allow-oom' }, function(ctx, args)
+  return suspend(ctx, args, false)
+end)
+
+-- try_satisfy: check what suspend would, and end the wait at once if buffered signals meet its condition.
+-- Arguments: those of suspend.
+-- Replies: those of suspend, but 'waiting' instead of 'suspended'.
+-- Errors: those of suspend.
+ff.register_single('try_satisfy', { 'allow-oom' }, function(ctx, args)
+  return suspend(ctx, args, true)
 end)
 
 -- Signals ---------------------------------------------------------------------------------------------------------------

@@ -11,16 +11,16 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.claiming import ClaimForWorkerArgs
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.suspension import (
+from flowfabric_worker.engine.types.conditions import (
     AllOf,
     OperatorOnly,
     ResumeCondition,
     SignalMatcher,
     Single,
-    SuspendArgs,
     TimeoutOnly,
 )
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.suspension import SuspendArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conftest import Clock
 from tests.support.executions import BOOM, LANE, TASK, created, running, tenant

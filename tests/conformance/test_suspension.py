@@ -12,26 +12,28 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
-from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.engine.types.suspension import (
+from flowfabric_worker.engine.types.conditions import (
     AllOf,
-    AlreadySatisfied,
     Count,
     CountKind,
     OperatorOnly,
+    SignalMatcher,
+    Single,
+    TimeoutOnly,
+)
+from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.suspension import (
+    AlreadySatisfied,
     ResumePolicy,
     ResumeReason,
     SignalAccepted,
     SignalEffect,
-    SignalMatcher,
     SignalSource,
-    Single,
     SuspendArgs,
     Suspended,
     SuspensionReason,
     TimeoutBehavior,
-    TimeoutOnly,
     WaitpointBinding,
     WaitpointState,
 )

@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 
 from flowfabric_worker.engine.conditions import evaluate, referenced_waitpoint_keys
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.types.suspension import (
+from flowfabric_worker.engine.types.conditions import (
+    OWN_NAME,
     AllOf,
-    AlreadySatisfied,
     Count,
     CountKind,
     ResumeCondition,
+    SignalMatcher,
+    Single,
+)
+from flowfabric_worker.engine.types.suspension import (
+    AlreadySatisfied,
     SignalAccepted,
     SignalEffect,
-    SignalMatcher,
     SignalSource,
-    Single,
     SuspendArgs,
     WaitpointBinding,
 )
@@ -29,9 +32,9 @@ from tests.support.executions import LANE, claim_one, claimed_ids, running
 from tests.support.suspensions import signal
 
 KEYS = ("a", "b", "c")
-NAMES = ("yes", "no")
+NAMES = ("yes", "a")
 keys = st.sampled_from(KEYS)
-matchers = st.builds(SignalMatcher, st.sampled_from([None, *NAMES]))
+matchers = st.sampled_from([OWN_NAME, *map(SignalMatcher, (None, *NAMES))])
 
 
 @st.composite
@@ -57,17 +60,23 @@ class Sent:
     signal_id: str
     waitpoint_key: str
     name: str
+    category: str
     source: SignalSource
 
 
 SOURCES = st.builds(SignalSource, st.sampled_from(["user", "system"]), st.sampled_from(["x", "y"]))
-signals = st.lists(st.tuples(keys, st.sampled_from(NAMES), SOURCES), max_size=12)
+CATEGORIES = st.sampled_from(["signal", "signal", "approval"])
+signals = st.lists(
+    st.tuples(keys, st.sampled_from(NAMES), CATEGORIES, SOURCES),
+    max_size=12,
+    unique_by=lambda each: each[0] if each[2] == "approval" else object(),
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(condition=conditions(4), sent=signals, split=st.integers(0, 12))
+@given(condition=conditions(4), sent=signals, split=st.integers(0, 12), asks=st.booleans())
 def test_an_execution_resumes_exactly_when_its_condition_is_met(
-    engine: Engine, condition: ResumeCondition, sent: list[tuple[str, str, SignalSource]], split: int
+    engine: Engine, condition: ResumeCondition, sent: list[tuple[str, str, str, SignalSource]], split: int, asks: bool
 ) -> None:
     bound = referenced_waitpoint_keys(condition)
     claimed = running(engine, lane=LANE)
@@ -75,16 +84,17 @@ def test_an_execution_resumes_exactly_when_its_condition_is_met(
     wanted = [each for each in sent if each[0] in bound]
     so_far: list[Sent] = []
 
-    def send(key: str, name: str, source: SignalSource) -> SignalEffect:
-        answer = signal(engine, claimed.execution_id, pending[key], name, source=source)
+    def send(key: str, name: str, category: str, source: SignalSource) -> SignalEffect:
+        answer = signal(engine, claimed.execution_id, pending[key], name, category=category, source=source)
         assert isinstance(answer, SignalAccepted)
-        so_far.append(Sent(signal_id=answer.signal_id, waitpoint_key=key, name=name, source=source))
+        so_far.append(Sent(signal_id=answer.signal_id, waitpoint_key=key, name=name, category=category, source=source))
         return answer.effect
 
     for each in wanted[:split]:
         assert send(*each) is SignalEffect.BUFFERED_FOR_PENDING_WAITPOINT
     bindings = [WaitpointBinding(waitpoint_key=key) for key in bound]
-    outcome = engine.suspend(claimed.handle, SuspendArgs(condition=condition, waitpoints=bindings))
+    wait = SuspendArgs(condition=condition, waitpoints=bindings)
+    outcome = (engine.try_satisfy(claimed.handle, wait) if asks else None) or engine.suspend(claimed.handle, wait)
     met = isinstance(outcome, AlreadySatisfied)
     assert met == evaluate(condition, so_far)
     for each in wanted[split:]:

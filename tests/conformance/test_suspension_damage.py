@@ -16,11 +16,10 @@ from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.conditions import Count, CountKind
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.types.suspension import (
-    Count,
-    CountKind,
     IssuedWaitpoint,
     ResumeReason,
     SignalAccepted,

@@ -11,14 +11,8 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.types.suspension import (
-    Count,
-    CountKind,
-    DeliverSignalArgs,
-    SignalAccepted,
-    SuspendArgs,
-    WaitpointBinding,
-)
+from flowfabric_worker.engine.types.conditions import Count, CountKind
+from flowfabric_worker.engine.types.suspension import DeliverSignalArgs, SignalAccepted, SuspendArgs, WaitpointBinding
 from flowfabric_worker.engine.types.waitpoint_secrets import (
     RotateWaitpointHmacSecretAllArgs,
     SecretRotated,

@@ -15,17 +15,13 @@ from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import ExecutionId, SignalId
 from flowfabric_worker.engine.limits import MAX_OPEN_WAITPOINTS, MAX_WAITPOINTS, Limits
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
+from flowfabric_worker.engine.types.conditions import AllOf, Count, CountKind, SignalMatcher, Single
 from flowfabric_worker.engine.types.suspension import (
-    AllOf,
     AlreadySatisfied,
-    Count,
-    CountKind,
     SignalAccepted,
     SignalDuplicate,
     SignalEffect,
-    SignalMatcher,
     SignalSource,
-    Single,
     Suspended,
     TimeoutBehavior,
 )

@@ -8,16 +8,14 @@ from typing import Any, TypeAlias
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, uuid7
+from flowfabric_worker.engine.types.conditions import SignalMatcher, Single, TimeoutOnly
 from flowfabric_worker.engine.types.suspension import (
     DeliverApprovalSignalArgs,
     DeliverSignalArgs,
     IssuedWaitpoint,
     ResumePolicy,
-    SignalMatcher,
-    Single,
     SuspendArgs,
     TimeoutBehavior,
-    TimeoutOnly,
 )
 from flowfabric_worker.engine.types.waitpoint_secrets import RotateWaitpointHmacSecretAllArgs
 from tests.support.executions import LANE, claim_one, running
@@ -65,6 +63,7 @@ def arbitrary(execution_id: Any, **changes: Any) -> DeliverSignalArgs:
 SUSPENSION_HOLDING: dict[str, Callable[[Engine, Handle], Any]] = {
     "create_waitpoint": lambda engine, handle: engine.create_waitpoint(handle, "go", MINUTE),
     "suspend": lambda engine, handle: engine.suspend(handle, waiting_for("go", timeout=MINUTE)),
+    "try_satisfy": lambda engine, handle: engine.try_satisfy(handle, waiting_for("go", timeout=MINUTE)),
 }
 SUSPENSION_BY_ID: dict[str, Callable[[Engine, Any], Any]] = {
     "deliver_signal": lambda engine, target: engine.deliver_signal(arbitrary(target)),
@@ -100,6 +99,12 @@ def _satisfied(engine: Engine) -> Act:
     return lambda: engine.suspend(claimed.handle, waiting_for("go"))
 
 
+def _satisfied_at_once(engine: Engine) -> Act:
+    claimed = running(engine, lane=LANE)
+    signal(engine, claimed.execution_id, engine.create_waitpoint(claimed.handle, "go", MINUTE))
+    return lambda: engine.try_satisfy(claimed.handle, waiting_for("go"))
+
+
 def _satisfied_by_many(engine: Engine) -> Act:
     claimed = running(engine, lane=LANE)
     waitpoint = engine.create_waitpoint(claimed.handle, "go", MINUTE)
@@ -127,6 +132,8 @@ SUSPENSION_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "suspend: to sleep": _held(lambda engine, handle: engine.suspend(handle, SLEEP)),
     "suspend: with signals that came before": _satisfied,
     "suspend: with more of them than one call counts": _satisfied_by_many,
+    "try_satisfy": _held(lambda engine, handle: engine.try_satisfy(handle, waiting_for("go", timeout=MINUTE))),
+    "try_satisfy: with signals that came before": _satisfied_at_once,
     "deliver_signal": _suspended(signal),
     "deliver_signal: that matches nothing": _suspended(
         lambda engine, execution, waitpoint: signal(engine, execution, waitpoint, "no"),

@@ -13,19 +13,16 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.ids import ExecutionId, SignalId, WaitpointId
 from flowfabric_worker.engine.types.claiming import Claimed
-from flowfabric_worker.engine.types.suspension import (
+from flowfabric_worker.engine.types.conditions import (
     AllOf,
     Count,
     CountKind,
-    IssuedWaitpoint,
     OperatorOnly,
-    PendingWaitpoint,
     ResumeCondition,
     Single,
-    SuspendArgs,
     TimeoutOnly,
-    WaitpointBinding,
 )
+from flowfabric_worker.engine.types.suspension import IssuedWaitpoint, PendingWaitpoint, SuspendArgs, WaitpointBinding
 from tests.support.executions import LANE, LEASE, claim_one, running
 from tests.support.operations import START
 from tests.support.refusals import Case, held, plain

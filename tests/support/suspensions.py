@@ -8,15 +8,13 @@ from typing import Any
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.conditions import AllOf, ResumeCondition, Single
 from flowfabric_worker.engine.types.suspension import (
-    AllOf,
     DeliverSignalArgs,
     DeliverSignalResult,
     IssuedWaitpoint,
     PendingWaitpoint,
-    ResumeCondition,
     SignalSource,
-    Single,
     SuspendArgs,
     Suspended,
     WaitpointBinding,

@@ -22,32 +22,34 @@ from flowfabric_worker.engine.conditions import (
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import SignalId, WaitpointId
 from flowfabric_worker.engine.limits import MAX_CONDITION_BYTES, MAX_CONDITION_DEPTH, MAX_WAITPOINTS, Limits
-from flowfabric_worker.engine.types.suspension import (
+from flowfabric_worker.engine.types.conditions import (
+    OWN_NAME,
     AllOf,
     Count,
     CountKind,
     OperatorOnly,
     ResumeCondition,
-    ResumeSignal,
     SignalMatcher,
-    SignalSource,
     Single,
     TimeoutOnly,
 )
+from flowfabric_worker.engine.types.suspension import ResumeSignal, SignalSource
 
 KEYS = ("a", "b", "c", "d")
 NAMES = ("approve", "legal")
 APPROVE, LEGAL = SignalMatcher("approve"), SignalMatcher("legal")
 
 
-def signal(key: str, name: str = "approve", source: str = "user:ann", signal_id: str = "") -> ResumeSignal:
+def signal(
+    key: str, name: str = "approve", source: str = "user:ann", signal_id: str = "", category: str = "signal"
+) -> ResumeSignal:
     kind, _, identity = source.partition(":")
     return ResumeSignal(
         signal_id=SignalId(signal_id or f"{key}/{name}/{source}"),
         waitpoint_id=WaitpointId(f"id of {key}"),
         waitpoint_key=key,
         name=name,
-        category="signal",
+        category=category,
         source=SignalSource(kind, identity),
         accepted_at_ms=0,
     )
@@ -292,6 +294,7 @@ def test_the_words_of_a_condition() -> None:
     ]
     assert to_postfix(OperatorOnly()) == ["operator_only"]
     assert to_postfix(TimeoutOnly()) == ["timeout_only"]
+    assert to_postfix(Single("a", OWN_NAME)) == ["single", "a", "\t"]
 
 
 def test_keys_that_look_like_operators_travel() -> None:
@@ -330,7 +333,7 @@ def test_damaged_words_are_told(words: Sequence[str]) -> None:
 
 # ── for every condition and every set of signals ──
 
-matchers = st.sampled_from([SignalMatcher(), *map(SignalMatcher, NAMES)])
+matchers = st.sampled_from([SignalMatcher(), OWN_NAME, *map(SignalMatcher, NAMES)])
 keys = st.lists(st.sampled_from(KEYS), min_size=1, unique=True).map(tuple)
 counts = st.builds(Count, n=st.integers(1, 4), kind=st.sampled_from(CountKind), waitpoint_keys=keys, matcher=matchers)
 leaves = st.builds(Single, st.sampled_from(KEYS), matchers) | counts
@@ -343,6 +346,7 @@ signals_of = st.lists(
         st.sampled_from(NAMES),
         st.sampled_from(["user:ann", "user:bob", "system:ann"]),
         st.sampled_from(["1", "2", "3", ""]),
+        st.sampled_from(["signal", "approval"]),
     ),
     max_size=8,
 )
@@ -361,11 +365,16 @@ def naive(condition: ResumeCondition, signals: Sequence[ResumeSignal]) -> bool:
         CountKind.SIGNALS: [str(s.signal_id) for s in signals],
         CountKind.SOURCES: [f"{s.source.type}:{s.source.identity}" for s in signals],
     }
-    wanted = condition.matcher.name
+    wanted = condition.matcher
     own = [
         identity
         for identity, s in zip(of_kind[condition.kind], signals, strict=True)
-        if s.waitpoint_key in condition.waitpoint_keys and wanted in (None, s.name)
+        if s.waitpoint_key in condition.waitpoint_keys
+        and (
+            (s.name == s.waitpoint_key or s.category == "approval")
+            if wanted.own_name
+            else wanted.name in (None, s.name)
+        )
     ]
     return any(len(set(some)) == condition.n for some in itertools.combinations(own, condition.n))
 

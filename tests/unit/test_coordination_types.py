@@ -30,6 +30,7 @@ from flowfabric_worker.engine.limits import (
 )
 from flowfabric_worker.engine.types import (
     budgets,
+    conditions,
     damage,
     edges,
     flows,
@@ -39,7 +40,7 @@ from flowfabric_worker.engine.types import (
     waitpoint_secrets,
 )
 
-MODULES = (budgets, damage, edges, flows, quotas, streams, suspension, waitpoint_secrets)
+MODULES = (budgets, conditions, damage, edges, flows, quotas, streams, suspension, waitpoint_secrets)
 SECRET = "k1:5ec4e75ec4e7"
 WRONG: Any = "text"
 EXECUTION = ExecutionId.parse("{fp:0}:018f0000-0000-7000-8000-000000000000")
@@ -48,6 +49,7 @@ OPERATIONS = {
     "suspension": {
         "create_waitpoint",
         "suspend",
+        "try_satisfy",
         "observe_signals",
         "deliver_signal",
         "deliver_approval_signal",
@@ -141,7 +143,7 @@ def approve(**changes: Any) -> suspension.DeliverApprovalSignalArgs:
 
 def suspended_at(waitpoints: int) -> suspension.SuspendArgs:
     return suspension.SuspendArgs(
-        condition=suspension.OperatorOnly(),
+        condition=conditions.OperatorOnly(),
         waitpoints=[suspension.WaitpointBinding(waitpoint_key=str(number)) for number in range(waitpoints)],
     )
 
@@ -224,11 +226,11 @@ TOO_MANY: list[tuple[str, Callable[[int], object], int, str]] = [
         "invalid_input",
     ),
     ("bytes of a signal's key", lambda n: deliver(idempotency_key="n" * n), MAX_NAME_BYTES, "invalid_input"),
-    ("bytes of a waitpoint's key", lambda n: suspension.Single("n" * n), MAX_NAME_BYTES, "invalid_input"),
-    ("bytes of a matcher", lambda n: suspension.SignalMatcher("n" * n), MAX_NAME_BYTES, "invalid_input"),
+    ("bytes of a waitpoint's key", lambda n: conditions.Single("n" * n), MAX_NAME_BYTES, "invalid_input"),
+    ("bytes of a matcher", lambda n: conditions.SignalMatcher("n" * n), MAX_NAME_BYTES, "invalid_input"),
     (
         "bytes of a counted waitpoint's key",
-        lambda n: suspension.Count(n=1, kind=suspension.CountKind.SIGNALS, waitpoint_keys=("n" * n,)),
+        lambda n: conditions.Count(n=1, kind=conditions.CountKind.SIGNALS, waitpoint_keys=("n" * n,)),
         MAX_NAME_BYTES,
         "invalid_input",
     ),
@@ -258,7 +260,7 @@ TOO_MANY: list[tuple[str, Callable[[int], object], int, str]] = [
     ),
 ]
 TOO_FEW: list[tuple[str, Callable[[int], object], int]] = [
-    ("bytes of a name", lambda n: suspension.SignalMatcher("n" * n), 1),
+    ("bytes of a name", lambda n: conditions.SignalMatcher("n" * n), 1),
     ("k of a quorum", edges.Quorum, 1),
     ("a hard limit", lambda n: budgets.BudgetDimension(name="x", hard_limit=n), 1),
     ("a soft limit", lambda n: budgets.BudgetDimension(name="x", soft_limit=n), 1),
@@ -300,9 +302,9 @@ def test_the_least_is_allowed_and_one_less_is_not(make: Callable[[int], object],
         lambda: deliver(payload="text"),
         lambda: streams.Frame(payload=WRONG),
         lambda: edges.Quorum(True),
-        lambda: suspension.AllOf("ab"),
+        lambda: conditions.AllOf("ab"),
         lambda: suspension.ResumePolicy(resume_delay=WRONG),
-        lambda: suspension.Single("a\0b"),
+        lambda: conditions.Single("a\0b"),
         lambda: rotation(new_secret="text"),
         lambda: rotation(new_kid="a:b"),
         lambda: streams.BestEffortLiveConfig(ema_alpha=0),

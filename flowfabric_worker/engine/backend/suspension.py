@@ -10,6 +10,7 @@ from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.suspension import (
+    AlreadySatisfied,
     DeliverApprovalSignalArgs,
     DeliverSignalArgs,
     DeliverSignalResult,
@@ -81,6 +82,24 @@ class SuspensionBackend:
             ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
         """
         raise UnavailableError("suspend")
+
+    def try_satisfy(self, handle: Handle, args: SuspendArgs) -> AlreadySatisfied | None:
+        """Check a suspension before the worker leaves the handler, and end its wait if signals are there already.
+
+        The lease continues in either case. If signals buffered at pending waitpoints meet the condition, they are taken
+        as `suspend` takes them; otherwise nothing changes, and `suspend` with the same arguments is the next call.
+
+        Args:
+            handle: the lease of the execution.
+            args: the condition, its waitpoints, and the timeout.
+
+        Returns:
+            AlreadySatisfied, or None if the condition is not met.
+
+        Raises:
+            ValidationError, NotFoundError, StateError, ConflictError, ResourceExhaustedError: as in `suspend`.
+        """
+        raise UnavailableError("try_satisfy")
 
     def observe_signals(self, handle: Handle, cursor: str | None = None, limit: int = 100) -> ObservedSignals:
         """Read what the last suspension of the execution brought, until the next one. Changes nothing.

@@ -1,4 +1,4 @@
-"""The arguments and results of the area suspension: conditions, suspensions, waitpoints and signals."""
+"""The arguments and results of the area suspension: suspensions, waitpoints and signals."""
 
 from __future__ import annotations
 
@@ -14,75 +14,11 @@ from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, LaneId, SignalId, WaitpointId
 from flowfabric_worker.engine.limits import DEFAULT_DEDUP_WINDOW_MS, MAX_SIGNAL_PAYLOAD_BYTES, MAX_WAITPOINTS
 from flowfabric_worker.engine.types import checks
+from flowfabric_worker.engine.types.conditions import APPROVAL, ResumeCondition
 from flowfabric_worker.engine.types.damage import DamagedRow
 
 _PAYLOAD = optional(checks.payload(MAX_SIGNAL_PAYLOAD_BYTES))
 _DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
-
-# ── conditions ──
-
-
-@attrs.frozen
-class SignalMatcher:
-    """Which signals count, by their name: exactly `name`, or any when it is None."""
-
-    name: str | None = attrs.field(default=None, validator=optional(checks.name))
-
-    def accepts(self, name: str) -> bool:
-        """Return whether a signal of that name counts."""
-        return self.name is None or self.name == name
-
-
-ANY_SIGNAL = SignalMatcher()
-
-
-class CountKind(StrEnum):
-    """What a `Count` counts."""
-
-    WAITPOINTS = "waitpoints"
-    SIGNALS = "signals"
-    SOURCES = "sources"
-
-
-@attrs.frozen
-class Single:
-    """Met by one signal that matches, at one waitpoint."""
-
-    waitpoint_key: str = attrs.field(validator=checks.name)
-    matcher: SignalMatcher = ANY_SIGNAL
-
-
-@attrs.frozen
-class OperatorOnly:
-    """Met by no signal: an operator resumes the execution, or its timeout does."""
-
-
-@attrs.frozen
-class TimeoutOnly:
-    """Met by no signal: the timeout decides. The suspension must have one."""
-
-
-@attrs.frozen
-class AllOf:
-    """Met when every member is; the same signal may serve several members."""
-
-    members: tuple[ResumeCondition, ...] = attrs.field(converter=checks.as_tuple)
-
-
-@attrs.frozen(kw_only=True)
-class Count:
-    """Met by `n` different waitpoints, signals or sources, among the signals that match at these waitpoints.
-
-    Each Count counts for itself: what another one has counted neither helps nor hinders it.
-    """
-
-    n: int
-    kind: CountKind
-    waitpoint_keys: tuple[str, ...] = attrs.field(converter=checks.as_tuple, validator=checks.names)
-    matcher: SignalMatcher = ANY_SIGNAL
-
-
-ResumeCondition: TypeAlias = Single | OperatorOnly | TimeoutOnly | AllOf | Count
 
 # ── suspending ──
 
@@ -290,6 +226,11 @@ class DeliverApprovalSignalArgs:
     lane: LaneId | None = None
     payload: bytes | None = attrs.field(default=None, repr=False, validator=_PAYLOAD)
     dedup_window: timedelta = attrs.field(default=_DEDUP_WINDOW, validator=checks.duration())
+
+
+def decision_key(decision: str, key: str) -> str:
+    """Return the idempotency key of a decision, such as `approved`; `key` tells two decisions of one name apart."""
+    return f"{APPROVAL}:{decision}:{key}"
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,92 @@
+"""The conditions under which signals resume a suspended execution."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+import attrs
+from attrs.validators import optional
+
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.types import checks
+
+# The category of the signals that are decisions, such as approvals.
+APPROVAL: Final = "approval"
+
+
+@attrs.frozen
+class SignalMatcher:
+    """Choose the signals that count by their names.
+
+    Attributes:
+        name: the name that counts; None for every name.
+        own_name: True if a signal counts that is named as its waitpoint, and a decision by whatever name; then `name`
+            is None.
+    """
+
+    name: str | None = attrs.field(default=None, validator=optional(checks.name))
+    own_name: bool = attrs.field(default=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.own_name and self.name is not None:
+            raise ValidationError("invalid_input", "A SignalMatcher has a name or own_name=True, not both.")
+
+    def accepts(self, name: str, waitpoint_key: str, category: str) -> bool:
+        """Return True if a signal of that name and category counts at a waitpoint."""
+        if self.own_name:
+            return name == waitpoint_key or category == APPROVAL
+        return self.name is None or self.name == name
+
+
+ANY_SIGNAL = SignalMatcher()
+OWN_NAME = SignalMatcher(own_name=True)
+
+
+class CountKind(StrEnum):
+    """What a `Count` counts."""
+
+    WAITPOINTS = "waitpoints"
+    SIGNALS = "signals"
+    SOURCES = "sources"
+
+
+@attrs.frozen
+class Single:
+    """Met by one signal that matches, at one waitpoint."""
+
+    waitpoint_key: str = attrs.field(validator=checks.name)
+    matcher: SignalMatcher = ANY_SIGNAL
+
+
+@attrs.frozen
+class OperatorOnly:
+    """Met by no signal: an operator resumes the execution, or its timeout does."""
+
+
+@attrs.frozen
+class TimeoutOnly:
+    """Met by no signal: the timeout decides. The suspension must have one."""
+
+
+@attrs.frozen
+class AllOf:
+    """Met when every member is; the same signal may serve several members."""
+
+    members: tuple[ResumeCondition, ...] = attrs.field(converter=checks.as_tuple)
+
+
+@attrs.frozen(kw_only=True)
+class Count:
+    """Met by `n` different waitpoints, signals or sources, among the signals that match at these waitpoints.
+
+    Each Count counts for itself: what another one has counted neither helps nor hinders it.
+    """
+
+    n: int
+    kind: CountKind
+    waitpoint_keys: tuple[str, ...] = attrs.field(converter=checks.as_tuple, validator=checks.names)
+    matcher: SignalMatcher = ANY_SIGNAL
+
+
+ResumeCondition: TypeAlias = Single | OperatorOnly | TimeoutOnly | AllOf | Count
