@@ -18,7 +18,7 @@ from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
-from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
 from flowfabric_worker.engine.types.reads import (
@@ -259,14 +259,20 @@ class Client:
         """
         self.engine.cancel_execution(CancelExecutionArgs(execution_id=_identity(execution_id), reason=reason))
 
-    def replay(self, execution_id: Id) -> None:
+    def replay(self, execution_id: Id, *, steps: str = "keep", from_step: str | None = None) -> None:
         """Run an ended execution again.
 
+        Args:
+            execution_id: the execution.
+            steps: "keep" what its steps and waits brought, or "forget" it.
+            from_step: a step or a wait: keep what was recorded before it, and forget it and all that came after.
+
         Raises:
-            NotFoundError: `execution_not_found`.
+            NotFoundError: `execution_not_found`, `step_not_found`.
             StateError: `execution_not_terminal`, `max_replays_exhausted`.
+            ValidationError: `steps` is another word, or both are given.
         """
-        self.engine.replay_execution(ReplayExecutionArgs(execution_id=_identity(execution_id)))
+        self.run(execution_id).replay(steps=steps, from_step=from_step)
 
     def pause_lane(self, lane: str) -> bool:
         """Stop handing out work of a lane, and keep that work; return False if the lane was already paused."""

@@ -15,7 +15,7 @@ from flowfabric_worker.context import LocalContext, TaskContext, context_of_this
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name
-from flowfabric_worker.engine.types.admin import CancelExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, Duplicate
@@ -108,6 +108,15 @@ class Run(Generic[R]):
     def cancel(self, reason: str = "") -> None:
         """End the execution as cancelled, in whatever state it is."""
         self._engine.cancel_execution(CancelExecutionArgs(execution_id=self.id, reason=reason))
+
+    def replay(self, *, steps: str = "keep", from_step: str | None = None) -> None:
+        """Run the execution again, which must have ended.
+
+        Args:
+            steps: "keep" what its steps and waits brought, or "forget" it.
+            from_step: a step or a wait: keep what was recorded before it, and forget it and all that came after.
+        """
+        self._engine.replay_execution(ReplayExecutionArgs(execution_id=self.id, steps=steps, from_step=from_step))
 
 
 _ERRORS: dict[TerminalOutcome, type[ResultError]] = {

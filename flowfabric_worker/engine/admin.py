@@ -20,6 +20,7 @@ from flowfabric_worker.engine.types.admin import (
     ChangePriorityResult,
     ReplayExecutionArgs,
     ReplayExecutionResult,
+    ReplaySteps,
     Revoked,
     RevokeLeaseArgs,
     RevokeLeaseResult,
@@ -52,7 +53,10 @@ class Admin(EngineCore):
 
     def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
         target = check_execution_id(check_record(args, ReplayExecutionArgs).execution_id)
-        reply = self.call("replay_execution", target.partition_number, self._once(target))
+        forgotten = "*" if args.steps is ReplaySteps.FORGET else ""
+        if args.from_step is not None:
+            forgotten = f"={args.from_step}"
+        reply = self.call("replay_execution", target.partition_number, [*self._once(target), forgotten])
         return ReplayExecutionResult(execution_id=target, state=StateVector.parse(reply[1].decode()).public_state)
 
     def revoke_lease(self, args: RevokeLeaseArgs) -> RevokeLeaseResult:

@@ -159,6 +159,9 @@ CODES: dict[str, Row] = {
     "schedule_not_found": Row(
         NotFoundError, False, "The schedule does not exist; start a worker with it.", ("schedule",)
     ),
+    "step_not_found": Row(
+        NotFoundError, False, "The execution has recorded no such step; check the name.", ("execution_id", "step")
+    ),
     # What is wrong with the call
     "ambiguous_task": Row(ValidationError, False, "Several tasks have that name; give the full name.", ("task",)),
     "invalid_input": Row(ValidationError, False, "An argument is not valid; correct it."),

@@ -15,7 +15,7 @@ from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Argument, Reply
-from flowfabric_worker.engine.suspension_replies import damage_told, suspension_explained
+from flowfabric_worker.engine.suspension_replies import OpenSuspension, damage_told
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.reads import (
     INDEXED_STATES,
@@ -45,12 +45,20 @@ class Reads(Workers, EngineCore):
     """The operations of the area reads."""
 
     def describe_execution(self, execution_id: ExecutionId) -> ExecutionSnapshot | None:
-        record = self._record(execution_id)
-        return record.snapshot() if record else None
+        record, suspension = self._read_execution(execution_id)
+        if record is None:
+            return None
+        with damage_told(record.execution_id):
+            waitpoint = suspension.first_waitpoint() if suspension else None
+        return record.snapshot(waitpoint)
 
     def read_execution_info(self, execution_id: ExecutionId) -> ExecutionInfo | None:
-        record = self._record(execution_id)
-        return record.info() if record else None
+        record, suspension = self._read_execution(execution_id)
+        if record is None:
+            return None
+        with damage_told(record.execution_id):
+            waits_for = suspension.info() if suspension else None
+        return record.info(waits_for)
 
     def read_execution_state(self, execution_id: ExecutionId) -> PublicState | None:
         record = self._record(execution_id, ("state",))
@@ -137,12 +145,13 @@ class Reads(Workers, EngineCore):
         )
 
     def explain_execution(self, execution_id: ExecutionId) -> Explanation | None:
-        record = self._record(execution_id)
+        record, suspension = self._read_execution(execution_id)
         if record is None:
             return None
         execution_id = record.execution_id
-        if record.state().public_state is PublicState.SUSPENDED:
-            return self._explain_suspension(execution_id)
+        if suspension:
+            with damage_told(execution_id):
+                return suspension.explanation(execution_id)
         work_class = record.work_class()
         now, paused, place, held = self.call(
             "explain_execution",
@@ -152,12 +161,6 @@ class Reads(Workers, EngineCore):
         workers = self._living_workers() if place is not None else []
         code, text = record.explain(now=now, paused=paused is not None, place=place, held=held, workers=workers)
         return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
-
-    def _explain_suspension(self, execution_id: ExecutionId) -> Explanation:
-        """Say what a suspended execution waits for, since when and until when."""
-        reply = self.call("read_suspension", execution_id.partition_number, [execution_id.uuid, self._packed_namespace])
-        with damage_told(execution_id):
-            return suspension_explained(execution_id, reply)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
         """Return lanes, tasks and capabilities of each worker that is alive."""
@@ -183,7 +186,20 @@ class Reads(Workers, EngineCore):
     def backend_label(self) -> str:
         return self.store.label
 
-    def _record(self, execution_id: ExecutionId, fields: tuple[str, ...] = Record.FIELDS) -> Record | None:
+    def _read_execution(self, execution_id: ExecutionId) -> tuple[Record | None, OpenSuspension | None]:
+        """Return the whole record of an execution, and the suspension that it is in, as they are at one moment."""
+        target = check_execution_id(execution_id)
+        arguments: Item = [target.uuid, self._packed_namespace, *Record.FIELDS]
+        reply = self.call("read_execution", target.partition_number, arguments)
+        if not reply:
+            return None, None
+        values, suspension = reply
+        record = Record(target, Record.FIELDS, values)
+        if not suspension and record.state().public_state is PublicState.SUSPENDED:
+            raise record.corruption("suspension", "is missing")
+        return record, OpenSuspension(suspension) if suspension else None
+
+    def _record(self, execution_id: ExecutionId, fields: tuple[str, ...]) -> Record | None:
         return next(self._records([check_execution_id(execution_id)], fields), None)
 
     def _records(self, execution_ids: Sequence[ExecutionId], fields: tuple[str, ...]) -> Iterator[Record]:

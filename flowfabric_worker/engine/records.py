@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import ClassVar, TypeVar
 
 from flowfabric_worker.engine.errors import StateError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
 from flowfabric_worker.engine.limits import DEFAULT_RETENTION_MS
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
@@ -20,6 +20,7 @@ from flowfabric_worker.engine.types.reads import (
     ExecutionSummary,
     LeaseSummary,
     PastAttempt,
+    SuspensionInfo,
 )
 from flowfabric_worker.engine.types.states import (
     BlockingReason,
@@ -69,7 +70,7 @@ class Record:
     def raw(self, field: str) -> bytes | None:
         """Return a value as it is stored, or None if it is absent or empty."""
         if self._values is None:
-            raise self._corruption("record", "its key holds another type of value")
+            raise self.corruption("record", "its key holds another type of value")
         return self._values[field] or None
 
     def _read(self, field: str, read: Callable[[bytes], T]) -> T | None:
@@ -81,15 +82,16 @@ class Record:
         except NewerPhaseError:
             raise StateError("written_by_newer_release", execution_id=str(self.execution_id)) from None
         except DAMAGE as error:
-            raise self._corruption(field, str(error)) from None
+            raise self.corruption(field, str(error)) from None
 
     def _needed(self, field: str, read: Callable[[bytes], T]) -> T:
         value = self._read(field, read)
         if value is None:
-            raise self._corruption(field, "is missing")
+            raise self.corruption(field, "is missing")
         return value
 
-    def _corruption(self, field: str, problem: str) -> ValidationError:
+    def corruption(self, field: str, problem: str) -> ValidationError:
+        """Return the error that names a damaged field."""
         return ValidationError(
             "corruption", f"{self.execution_id}: {field}: {problem}.", execution_id=str(self.execution_id), field=field
         )
@@ -200,8 +202,8 @@ class Record:
 
     # Views
 
-    def snapshot(self) -> ExecutionSnapshot:
-        """Return what describe_execution returns."""
+    def snapshot(self, waitpoint: WaitpointId | None) -> ExecutionSnapshot:
+        """Return what describe_execution returns; `waitpoint` is the one that the execution waits at."""
         state, work_class = self.state(), self.work_class()
         return ExecutionSnapshot(
             execution_id=self.execution_id,
@@ -214,7 +216,7 @@ class Record:
             blocking_detail=self.blocking_detail(),
             current_attempt=self.attempt(),
             current_lease=self.lease(),
-            current_waitpoint=None,
+            current_waitpoint=waitpoint,
             created_at_ms=self._needed("created", int),
             last_mutation_at_ms=self.changed(),
             total_attempt_count=self.attempt_count(),
@@ -222,8 +224,8 @@ class Record:
             headers=self.headers(),
         )
 
-    def info(self) -> ExecutionInfo:
-        """Return what read_execution_info returns."""
+    def info(self, suspension: SuspensionInfo | None) -> ExecutionInfo:
+        """Return what read_execution_info returns; `suspension` is the one that the execution is in."""
         state, work_class = self.state(), self.work_class()
         leased = state.lifecycle_phase is LifecyclePhase.ACTIVE
         ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
@@ -252,6 +254,7 @@ class Record:
             remove_at_ms=self.kept_until() if ended else None,
             suspended_at_ms=self.number("suspended_at"),
             suspended_until_ms=self.number("suspended_until"),
+            suspension=suspension,
             current_attempt=self.attempt(),
             current_lease=self.lease(),
             past_attempts=self.past_attempts(),

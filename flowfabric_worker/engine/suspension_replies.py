@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -20,7 +19,7 @@ from flowfabric_worker.engine.records import moment, span
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.conditions import OperatorOnly, ResumeCondition, TimeoutOnly
 from flowfabric_worker.engine.types.damage import DamagedRow
-from flowfabric_worker.engine.types.reads import Explanation
+from flowfabric_worker.engine.types.reads import Explanation, SuspensionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.suspension import (
     DeliverSignalResult,
@@ -123,7 +122,7 @@ def damage_told(execution_id: ExecutionId) -> Iterator[None]:
         ) from None
 
 
-_AT_TIMEOUT = {
+AT_TIMEOUT = {
     TimeoutBehavior.FAIL: "then it fails",
     TimeoutBehavior.CANCEL: "then it is cancelled",
     TimeoutBehavior.EXPIRE: "then it expires",
@@ -132,36 +131,67 @@ _AT_TIMEOUT = {
 }
 
 
-def suspension_explained(execution_id: ExecutionId, reply: Reply) -> Explanation:
-    """Return what a suspended execution waits for, in words.
+@attrs.frozen
+class OpenSuspension:
+    """The suspension that an execution is in, as the store replies it."""
 
-    Raises:
-        ValueError, ValidationError: what is stored is damaged.
-    """
-    explained = functools.partial(Explanation, execution_id=execution_id, public_state=PublicState.SUSPENDED)
-    if not reply:
-        return explained(code="suspended", text="It was resumed this moment; look again.")
-    now, since, until, behavior, reason, condition, unmatched = reply
-    waited = condition_of(condition)
-    text = f"It waits {_awaited_in_words(waited)} since {moment(int(since))} ({SuspensionReason(reason.decode())})"
-    if until:
-        text += f", for {span(int(until) - now)} more: {_AT_TIMEOUT[TimeoutBehavior(behavior.decode())]}"
-    if count := int(unmatched):
-        text += f"; {count} {'signal' if count == 1 else 'signals'} came that matched nothing"
-    return explained(code="suspended", text=f"{text}.")
+    _reply: Reply
+
+    def first_waitpoint(self) -> WaitpointId | None:
+        """Return the waitpoint that the suspension names first.
+
+        Raises:
+            ValueError: what is stored is damaged.
+        """
+        ids = unpack_text(self._reply[7])
+        return WaitpointId(ids[0]) if ids else None
+
+    def info(self) -> SuspensionInfo:
+        """Return what the execution waits for.
+
+        Raises:
+            ValueError, ValidationError: what is stored is damaged.
+        """
+        _, since, until, behavior, reason, condition, unmatched, _ = self._reply
+        waited = condition_of(condition)
+        return SuspensionInfo(
+            awaits=_awaited_in_words(waited),
+            waitpoints={key: required_names(waited, key) for key in referenced_waitpoint_keys(waited)},
+            reason=SuspensionReason(reason.decode()),
+            suspended_at_ms=int(since),
+            timeout_at_ms=int(until) if until else None,
+            timeout_behavior=TimeoutBehavior(behavior.decode()),
+            unmatched_signals=int(unmatched),
+        )
+
+    def explanation(self, execution_id: ExecutionId) -> Explanation:
+        """Return what the execution waits for, in a sentence.
+
+        Raises:
+            ValueError, ValidationError: what is stored is damaged.
+        """
+        now, info = self._reply[0], self.info()
+        text = f"It waits for {info.awaits} since {moment(info.suspended_at_ms)} ({info.reason})"
+        if info.timeout_at_ms is not None:
+            text += f", for {span(info.timeout_at_ms - now)} more: {AT_TIMEOUT[info.timeout_behavior]}"
+        if count := info.unmatched_signals:
+            text += f"; {count} {'signal' if count == 1 else 'signals'} came that matched nothing"
+        return Explanation(
+            execution_id=execution_id, public_state=PublicState.SUSPENDED, code="suspended", text=f"{text}."
+        )
 
 
 def _awaited_in_words(condition: ResumeCondition) -> str:
     """Return what meets a condition: each waitpoint with the names that count at it."""
     if isinstance(condition, OperatorOnly):
-        return "for an operator to resume it"
+        return "an operator to resume it"
     if isinstance(condition, TimeoutOnly):
-        return "for its time"
+        return "its time"
     places = []
     for key in referenced_waitpoint_keys(condition):
         names = required_names(condition, key)
         places.append(f"{key!r} ({' or '.join(map(repr, names))})" if names else repr(key))
-    return f"for signals at {', '.join(places)}"
+    return f"signals at {', '.join(places)}"
 
 
 def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | DamagedRow:

@@ -1,11 +1,12 @@
 -- What an operator or a producer does to an execution or a lane, without a lease.
 
 local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'started', 'replay_count', 'answered', 'last' } })
+local REPLAY = ff.joined({ OPERATE, { 'steps', 'journal_bytes' } })
 
--- Load the record that an operator's call is about. Returns nil and the reply to give if the call was answered before or
+-- Load the record that an operator's call is about, with some fields or those of OPERATE. Returns nil and the reply to give if the call was answered before or
 -- the namespace has no such execution.
-local function load_once(ctx, uuid, namespace, call_id)
-  local record, failure = ff.load_in(ctx, namespace, uuid, OPERATE)
+local function load_once(ctx, uuid, namespace, call_id, fields)
+  local record, failure = ff.load_in(ctx, namespace, uuid, fields or OPERATE)
   if not record then
     return nil, failure
   end
@@ -56,13 +57,44 @@ ff.register_single('change_priority', {}, function(ctx, args)
   return answer
 end)
 
+-- Return the names of a record's steps, and the place of the first one that a replay forgets: 1 for '*', nil for ''. Return
+-- nil and the failure if the step is unknown or the journal is damaged.
+local function steps_to_forget(ctx, record, from)
+  local names, place = {}, nil
+  if from ~= '' then
+    names = ff.step_names(record)
+    place = names and (from == '*' and 1 or ff.place_of_step(names, string.sub(from, 2)))
+  end
+  if not names then
+    return nil, ff.set_aside(ctx, record.uuid, 'steps', record.class)
+  elseif from ~= '' and not place then
+    return nil, ff.failure('step_not_found', record.uuid, string.sub(from, 2))
+  end
+  return names, place
+end
+
+-- Remove what an ended execution has of its run, before it begins again. Return the changes to its record.
+local function clear_run(ctx, record, names, place)
+  call(
+    'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
+    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'retry_count', 'reclaim_count', 'revoke_reason'
+  )
+  if not place then
+    return {}
+  end
+  ff.forget_waits(ctx, record)
+  local steps, bytes = ff.forget_steps(record, names, place)
+  return { steps = steps, journal_bytes = bytes }
+end
+
 -- replay_execution: make an ended execution ready again, in a new place and with a new attempt.
--- Arguments: uuid, pack{namespace}, call id.
+-- Arguments: uuid, pack{namespace}, call id, which steps to forget: '' for none, '*' for all, '=' + name for that step and
+-- all after it.
 -- Replies: 'replayed', the new state.
--- Errors: execution_not_found, written_by_newer_release, execution_not_terminal, max_replays_exhausted.
+-- Errors: execution_not_found, written_by_newer_release, execution_not_terminal, max_replays_exhausted, step_not_found.
 ff.register_single('replay_execution', {}, function(ctx, args)
   local uuid, namespace, call_id = args[1], args[2], args[3]
-  local record, answer = load_once(ctx, uuid, namespace, call_id)
+  local record, answer = load_once(ctx, uuid, namespace, call_id, REPLAY)
   if not record then
     return answer
   elseif record.words.phase ~= 'terminal' then
@@ -72,13 +104,14 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   if replays >= (tonumber(ff.policy(record).max_replays) or ff.DEFAULT_MAX_REPLAYS) then
     return ff.failure('max_replays_exhausted', uuid)
   end
+  local names, place = steps_to_forget(ctx, record, args[4])
+  if not names then
+    return place
+  end
   local index, kind, came, started = ff.attempt_parts(record.attempt or '')
   local endings = { success = 'ended_success', cancelled = 'ended_cancelled' }
   local past = ff.archive(ctx, record, endings[record.words.outcome] or 'ended_failure')
-  call(
-    'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
-    'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'retry_count', 'reclaim_count', 'revoke_reason'
-  )
+  local cleared = clear_run(ctx, record, names, place)
   local completed = record.words.outcome == 'success'
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
   answer = { 'replayed', ff.READY .. ff.REPLAY }
@@ -87,6 +120,8 @@ ff.register_single('replay_execution', {}, function(ctx, args)
     replay_count = replays + 1,
     place = ctx.now,
     attempts = past,
+    steps = cleared.steps,
+    journal_bytes = cleared.journal_bytes,
     -- The next attempt takes its number from the field `attempt`, so an archived attempt stays there without its start.
     attempt = past and ff.attempt_text(index, kind, came, ''),
     started = past and not record.started and started or nil,

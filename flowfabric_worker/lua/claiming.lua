@@ -4,32 +4,6 @@
 local CLAIM = ff.joined({ ff.CORE, { 'payload', 'codec', 'created', 'headers' } })
 local CLAIM_AGAIN = ff.joined({ ff.ATTEMPT, { 'started', 'steps', 'journal_bytes' } })
 
--- Return the results of an execution's steps as { name, value, name, value }, or nil if one of them is missing.
-local function journal(record)
-  local entries = {}
-  local steps = tonumber(record.steps or '0')
-  for first = 1, steps, 500 do
-    local slots = {}
-    for i = first, math.min(first + 499, steps) do
-      slots[#slots + 1] = 'step#' .. i
-    end
-    local names = call('HMGET', record.key, unpack(slots)) -- bounded: 500 at a time
-    local fields = {}
-    for i = 1, #slots do
-      fields[i] = 'step:' .. (names[i] or '')
-    end
-    local values = call('HMGET', record.key, unpack(fields)) -- bounded: 500 at a time
-    for i = 1, #slots do
-      if not names[i] or not values[i] then
-        return nil
-      end
-      entries[#entries + 1] = names[i]
-      entries[#entries + 1] = values[i]
-    end
-  end
-  return entries
-end
-
 -- Load the record of an execution with everything that a claim needs. `class` is the class in whose index the execution
 -- was found, or nil.
 local function load_for_claim(ctx, uuid, _, class)
@@ -40,7 +14,7 @@ local function load_for_claim(ctx, uuid, _, class)
   local damaged = not record.created and 'created'
   if not damaged and record.attempt then
     damaged = ff.read(record, CLAIM_AGAIN)
-    record.journal = not damaged and journal(record)
+    record.journal = not damaged and ff.journal(record)
     damaged = damaged or not record.journal and 'steps'
   end
   if damaged then

@@ -5,7 +5,7 @@
 --
 --   :w:<uuid>            hash  the waitpoints: n<name> is the id of a name, w<id> a waitpoint, v<id> what it shows, d<id> the decision on it;
 --                              s<number> says why a suspension closed, e<life> why what was pending was closed; life counts
---                              the ends of the execution
+--                              the ends of the execution, and no name means a waitpoint of a life before forgotten
 --   :o:<uuid>            zset  the ids of the open waitpoints; score = when each expires, inf when its suspension decides
 --   :g:<uuid>            hash  the signals: h<number> is the head of one, p<number> its payload, i<id> the number of an id,
 --                              k<waitpoint>:<key> that of an idempotency key; last is the last number
@@ -55,6 +55,20 @@ function ff.begin_waits(record, list)
   end
 end
 
+-- Return what is stored of the suspension that an execution is in: the present moment, since when, until when or '', behavior,
+-- reason, condition, number of signals that matched nothing, pack{ids of its waitpoints}. Return {} if it is not suspended.
+function ff.open_suspension(ctx, uuid)
+  local stored = call('HMGET', ff.record_key(ctx, uuid), 'suspension', 'suspended_at', 'suspended_until')
+  local number = ff.number(stored[1])
+  if not number or not ff.number(stored[2]) then
+    return {}
+  end
+  local kept = call(
+    'HMGET', ff.suspension_key(ctx, uuid, number), 'behavior', 'reason', 'condition', 'unmatched', 'waitpoints'
+  )
+  return { ctx.now, stored[2], stored[3] or '', kept[1], kept[2], kept[3], kept[4] or '0', kept[5] }
+end
+
 -- Listings --------------------------------------------------------------------------------------------------------------
 
 -- Return the member for an execution in the list of suspended executions, which is sorted by namespace, moment and id.
@@ -99,6 +113,17 @@ function ff.close_waits(ctx, record, why, list)
   ff.spend(ctx, 3, 0)
   call('HSET', key, 'e' .. ff.text(life), ff.pack({ why, ctx.now_text }), 'life', life + 1)
   call('UNLINK', ff.waits_key(ctx, 'o', record.uuid))
+end
+
+-- Forget what the waits of an ended execution brought, so that each begins again with another waitpoint. The ones before
+-- stay closed.
+function ff.forget_waits(ctx, record)
+  local number = ff.suspension_of(record)
+  if number then
+    local key = ff.waits_key(ctx, 'w', record.uuid)
+    call('HSET', key, 'forgotten', call('HGET', key, 'life') or '0')
+    call('HSET', ff.suspension_key(ctx, record.uuid, number), 'resumed', '')
+  end
 end
 
 -- Resume a suspended execution after a delay in ms, for a reason: signal, operator or timeout. `list` has further fields to

@@ -58,13 +58,13 @@ function ff.count_open(ctx, uuid)
 end
 
 -- Return the waitpoint that a call asks for by its name, and its state: 'new', 'reopened', or as ff.standing returns it. A
--- waitpoint that closed without an answer is opened again under its id.
+-- waitpoint that closed without an answer is opened again under its id. A waitpoint that a replay forgot is a new one.
 function ff.asked_for(ctx, record, name, new_id, kid)
   local key = ff.waits_key(ctx, 'w', record.uuid)
-  local stored = call('HMGET', key, 'n' .. name, 'life')
+  local stored = call('HMGET', key, 'n' .. name, 'life', 'forgotten')
   local life = stored[2] or '0'
   local waitpoint = stored[1] and ff.waitpoint(ctx, record.uuid, stored[1])
-  if not waitpoint then
+  if not waitpoint or tonumber(waitpoint.life) < tonumber(stored[3] or '0') then
     return {
       id = new_id, name = name, kid = kid, created = ctx.now_text, expires = '', activated = '', suspension = '',
       life = life, first = '', further = {},

@@ -31,6 +31,26 @@ ff.register('read_executions', { 'no-writes' }, function(ctx, args)
   return answer
 end)
 
+-- Return what read_execution replies.
+local function read_execution(ctx, args)
+  local uuid, namespace = args[1], args[2]
+  local key = ff.record_key(ctx, uuid)
+  if not ff.is_in_namespace(ctx, namespace, uuid) or call('EXISTS', key) == 0 then
+    return {}
+  end
+  local values = values_of(key, { unpack(args, 3) }) -- bounded: the caller's fixed list of names
+  return { values, values and ff.open_suspension(ctx, uuid) or {} }
+end
+
+-- read_execution: read some fields of an execution, and the suspension that it is in.
+-- Arguments: uuid, pack{namespace}, the fields.
+-- Replies: nothing if there is no such execution; else the values in the order of the fields, or false if its key does not
+-- hold a hash; and the suspension as ff.open_suspension returns it.
+-- Errors: corruption.
+ff.register('read_execution', { 'no-writes' }, function(ctx, args)
+  return ff.isolated_read(ctx, args[1], read_execution, args)
+end)
+
 -- Return the uuids after one in an index of listings, in order. Each member begins with `prefix`, '' if it is a bare uuid.
 local function uuids_in(ctx, index, prefix, after, limit)
   local from = after ~= '' and '(' .. prefix .. after or '[' .. prefix

@@ -4,9 +4,6 @@
 local WAITING = ff.joined({ ff.CORE, { 'last', 'keys' } })
 local SIGNALLED = ff.joined({ ff.CORE, { 'max_signals', 'answered' } })
 
--- How many buffered signals one call counts for a suspension.
-local COUNTED_AT_ONCE = 100
-
 -- How many secrets may hold at once.
 local MAX_SECRETS = 64
 
@@ -47,126 +44,6 @@ end)
 
 -- Suspending ------------------------------------------------------------------------------------------------------------
 
--- Return the failure of a suspension that cannot take a waitpoint over, or nil if it can.
-local function refusal(waitpoint, standing, why, wants_pending)
-  if standing == 'pending' or not wants_pending and (standing == 'new' or standing == 'reopened') then
-    return nil
-  elseif why == 'expired' then
-    return ff.failure('pending_waitpoint_expired', waitpoint.id)
-  end
-  return ff.failure('waitpoint_not_pending', waitpoint.id)
-end
-
--- Return the waitpoints of a suspension from argument `first` on, or nil and the failure. Each is: name, id of a pending
--- waitpoint or '', id of a new one, '1' if an unknown id can only be that of another execution, '=' + document or ''.
-local function bind(ctx, record, args, first)
-  local waitpoints, opened = {}, 0
-  for at = first, #args, 5 do
-    local waitpoint, standing, why = ff.asked_for(ctx, record, args[at], args[at + 2], args[11])
-    if args[at + 1] ~= '' and waitpoint.id ~= args[at + 1] then
-      if args[at + 3] == '1' and not ff.waitpoint(ctx, record.uuid, args[at + 1]) then
-        return nil, ff.failure('invalid_waitpoint_for_execution', args[at + 1])
-      end
-      return nil, ff.failure('waitpoint_not_found', args[at + 1])
-    end
-    local refused = refusal(waitpoint, standing, why, args[at + 1] ~= '')
-    if refused then
-      return nil, refused
-    elseif ff.shows_another(ctx, record.uuid, waitpoint, args[at + 4]) then
-      return nil, ff.failure('document_mismatch', args[at])
-    end
-    waitpoint.shown = args[at + 4]
-    opened = opened + (standing == 'pending' and 0 or 1)
-    waitpoints[#waitpoints + 1] = waitpoint
-  end
-  if #waitpoints > 0 and ff.count_open(ctx, record.uuid) + opened > ff.MAX_WAITPOINTS then
-    return nil, ff.failure('too_many_waitpoints', record.uuid, ff.MAX_WAITPOINTS)
-  end
-  return waitpoints
-end
-
--- Count a page of the signals that were buffered at the waitpoints of a new suspension, after the last one that its draft
--- has counted. Return whether there are no more.
-local function count_buffered(ctx, uuid, draft, by_id)
-  local signals = ff.waits_key(ctx, 'g', uuid)
-  local last = tonumber(call('HGET', signals, 'last') or '0')
-  local names, stop = {}, math.min(draft.position + COUNTED_AT_ONCE, last)
-  for i = draft.position + 1, stop do
-    names[#names + 1] = 'h' .. ff.text(i)
-  end
-  if #names > 0 then
-    for _, text in ipairs(call('HMGET', signals, unpack(names))) do -- bounded: one page
-      local signal = ff.read_head(text)
-      if by_id[signal.waitpoint] then
-        ff.count_signal(draft.key, draft.leaves, draft.counts, signal)
-      end
-    end
-  end
-  draft.position = stop
-  return stop == last
-end
-
--- Return the draft of the next suspension: what an earlier call counted for the same request, or a new one.
-local function draft_of(ctx, record, args, waitpoints)
-  local number = (ff.suspension_of(record) or 0) + 1
-  local draft = {
-    number = number, key = ff.suspension_key(ctx, record.uuid, number), leaves = ff.leaves(args[10]), from = math.huge,
-  }
-  for _, waitpoint in ipairs(waitpoints) do
-    draft.from = math.min(draft.from, tonumber(waitpoint.first) or math.huge)
-  end
-  local stored = call('HMGET', draft.key, 'request', 'counts', 'position')
-  if stored[1] == args[13] and stored[3] then
-    draft.counts, draft.position = ff.read_counts(stored[2], draft.leaves), tonumber(stored[3])
-    return draft
-  end
-  call('UNLINK', draft.key)
-  draft.counts, draft.position = ff.read_counts('', draft.leaves), draft.from - 1
-  return draft
-end
-
--- Write a suspension that begins now, with its waitpoints. Return the fields to write to the record.
-local function begin_suspension(ctx, record, args, draft, waitpoints)
-  local until_ms = args[7] ~= '' and ff.text(ctx.now + tonumber(args[7])) or ''
-  local ids = {}
-  for i, waitpoint in ipairs(waitpoints) do
-    ids[i] = waitpoint.id
-    waitpoint.suspension, waitpoint.activated, waitpoint.expires = ff.text(draft.number), ctx.now_text, until_ms
-    ff.open_waitpoint(ctx, record.uuid, waitpoint, '+inf')
-    ff.show(ctx, record.uuid, waitpoint, waitpoint.shown)
-  end
-  local last = tonumber(call('HGET', ff.waits_key(ctx, 'g', record.uuid), 'last') or '0')
-  call('HDEL', draft.key, 'request', 'position')
-  call(
-    'HSET', draft.key, 'id', args[4], 'at', ctx.now_text, 'until', until_ms, 'behavior', args[5], 'reason', args[6],
-    'delay', args[8], 'continuation', args[9], 'condition', args[10], 'counts', table.concat(draft.counts, ','),
-    'waitpoints', ff.pack(ids), 'from', math.min(draft.from, last + 1)
-  )
-  local list = {}
-  ff.begin_waits(record, list)
-  ff.append(list, {
-    'mutated', ctx.now_text, 'suspension', draft.number, 'suspended_at', ctx.now_text, 'suspended_until', until_ms,
-  })
-  return list
-end
-
--- Count the signals that were buffered at the waitpoints of a new suspension, as many as one call may. Return whether all are
--- counted. What was counted is kept in the draft if there are more, or if nothing else will be written.
-local function count_page(ctx, record, args, draft, waitpoints, keeps)
-  if draft.from == math.huge then
-    return true
-  end
-  local by_id = {}
-  for _, waitpoint in ipairs(waitpoints) do
-    by_id[waitpoint.id] = true
-  end
-  local is_all = count_buffered(ctx, record.uuid, draft, by_id)
-  if not is_all or keeps and not ff.is_met(draft.leaves, draft.counts) then
-    call('HSET', draft.key, 'request', args[13], 'counts', table.concat(draft.counts, ','), 'position', draft.position)
-  end
-  return is_all
-end
-
 -- Begin a suspension, or close it at once if its condition is met. If `at_once`, only the latter is done.
 local function suspend(ctx, args, at_once)
   local uuid, fence, ending = args[1], args[2], args[3]
@@ -176,12 +53,12 @@ local function suspend(ctx, args, at_once)
   elseif #args > 13 and not ff.is_signing(ctx, args[11], args[12]) then
     return { 'secret_moved' }
   end
-  local waitpoints, failure = bind(ctx, record, args, 14)
+  local waitpoints, failure = ff.bind(ctx, record, args, 14)
   if not waitpoints then
     return failure
   end
-  local draft = draft_of(ctx, record, args, waitpoints)
-  if not count_page(ctx, record, args, draft, waitpoints, at_once) then
+  local draft = ff.draft_of(ctx, record, args, waitpoints)
+  if not ff.count_page(ctx, record, args, draft, waitpoints, at_once) then
     return { 'more' }
   end
   local is_met = ff.is_met(draft.leaves, draft.counts)
@@ -192,7 +69,7 @@ local function suspend(ctx, args, at_once)
   for _, waitpoint in ipairs(waitpoints) do
     ff.append(answer, { waitpoint.id, waitpoint.kid, waitpoint.name })
   end
-  local list = begin_suspension(ctx, record, args, draft, waitpoints)
+  local list = ff.begin_suspension(ctx, record, args, draft, waitpoints)
   ff.append(list, { 'last', ff.remember_end(record, ending, fence, answer) })
   if is_met then
     record.suspension, record.suspended_at = draft.number, ctx.now
@@ -212,7 +89,7 @@ end
 -- suspend: end the lease and let the execution wait until its condition is met; unless buffered signals meet it at once.
 -- Arguments: uuid, fence, name of the ending (the same for the same request), suspension id, behavior, reason, timeout in
 -- ms or '', delay of the resume in ms, continuation or '', condition, kid, fingerprint of the secret, request (as in a
--- draft), then the waitpoints as `bind` reads them.
+-- draft), then the waitpoints as ff.bind reads them.
 -- Replies: 'suspended' or 'satisfied', suspension id, then id, kid and name of each waitpoint; 'more' to be called again
 -- because there are more buffered signals than one call counts; 'secret_moved' if another secret signs by now.
 -- Errors: those of ff.fenced, pending_waitpoint_expired, waitpoint_not_pending, waitpoint_not_found,
@@ -399,29 +276,6 @@ end
 -- Errors: execution_not_found, corruption.
 ff.register('observe_signals', { 'no-writes' }, function(ctx, args)
   return ff.isolated_read(ctx, args[1], observe, args)
-end)
-
--- Return what read_suspension replies.
-local function read_suspension(ctx, args)
-  local uuid, namespace = args[1], args[2]
-  local stored = fields_of(ctx, namespace, uuid, 'suspension', 'suspended_at', 'suspended_until')
-  local number = stored and ff.number(stored[1])
-  if not number or not ff.number(stored[2]) then
-    return {}
-  end
-  local suspension = call(
-    'HMGET', ff.suspension_key(ctx, uuid, number), 'behavior', 'reason', 'condition', 'unmatched'
-  )
-  return { ctx.now, stored[2], stored[3] or '', suspension[1], suspension[2], suspension[3], suspension[4] or '0' }
-end
-
--- read_suspension: read what an execution waits for.
--- Arguments: uuid, pack{namespace}.
--- Replies: nothing if it is not suspended; else now, since when, until when or '', behavior, reason, condition, number of
--- signals that matched nothing.
--- Errors: corruption.
-ff.register('read_suspension', { 'no-writes' }, function(ctx, args)
-  return ff.isolated_read(ctx, args[1], read_suspension, args)
 end)
 
 -- list_suspended: read a page of a namespace's suspended executions.

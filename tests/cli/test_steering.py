@@ -8,6 +8,7 @@ import pytest
 
 from flowfabric_worker.client import Client
 from tests.support.cli import UNKNOWN_ID, Ran, cli, ok, submitted
+from tests.support.executions import request
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -120,3 +121,41 @@ def test_the_error_of_a_line_is_json_where_json_is_wanted() -> None:
     ran = cli("cancel", "-", "--json", stdin="{}")
 
     assert json.loads(ran.err)["exit_code"] == ran.code == 2
+
+
+def ended_after_steps(client: Client) -> str:
+    """Return an execution that ended after the steps a and b."""
+    run = client.submit("two_steps", force=True, lane="steps")
+    (claimed,) = client.engine.claim_many(request("steps", tasks=frozenset({"two_steps"})))
+    for step in "ab":
+        client.engine.record_step(claimed.handle, step, b"1")
+    client.engine.complete(claimed.handle)
+    return run.id.plain
+
+
+def steps_of(client: Client, execution_id: str) -> int:
+    info = client.get(execution_id)
+    assert info is not None
+    return info.step_count
+
+
+@pytest.mark.parametrize(
+    ("options", "left"), [([], 2), (["--steps", "keep"], 2), (["--steps", "forget"], 0), (["--from-step", "b"], 1)]
+)
+def test_a_replay_keeps_the_steps_that_it_is_asked_to_keep(client: Client, options: list[str], left: int) -> None:
+    execution_id = ended_after_steps(client)
+
+    ok("replay", execution_id, *options)
+
+    assert steps_of(client, execution_id) == left
+
+
+def test_a_replay_from_an_unknown_step_is_refused(client: Client) -> None:
+    execution_id = ended_after_steps(client)
+
+    unknown = cli("replay", execution_id, "--from-step", "c")
+    both = cli("replay", execution_id, "--from-step", "b", "--steps", "forget")
+
+    assert (unknown.code, both.code) == (1, 2)
+    assert "recorded no such step" in unknown.err
+    assert states(client) == {execution_id: "completed"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +12,17 @@ from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, CancelSource, ReplayExecutionArgs
 from flowfabric_worker.engine.types.attempts import FailureReason
+from flowfabric_worker.engine.types.conditions import AllOf, SignalMatcher, Single, TimeoutOnly
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from flowfabric_worker.engine.types.reads import AttemptSummary, ExecutionSnapshot, LeaseSummary, PastAttempt
+from flowfabric_worker.engine.types.reads import (
+    AttemptSummary,
+    ExecutionSnapshot,
+    LeaseSummary,
+    PastAttempt,
+    SuspensionInfo,
+)
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.suspension import SuspendArgs, SuspensionReason, TimeoutBehavior
 from tests.conftest import Clock
 from tests.support.executions import (
     BOOM,
@@ -23,6 +30,7 @@ from tests.support.executions import (
     TASK,
     claim_one,
     created,
+    damage,
     info_of,
     raw_client,
     raw_key,
@@ -30,8 +38,8 @@ from tests.support.executions import (
     running,
     upkeep_all,
 )
+from tests.support.suspensions import MINUTE, SECOND, signal, suspend, suspended
 
-SECOND = timedelta(seconds=1)
 RETRY_IN_A_SECOND = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
 
 
@@ -104,6 +112,51 @@ def test_a_running_execution_reads_with_its_attempt_and_lease(engine: Engine, cl
     )
     info = info_of(engine, claimed.execution_id)
     assert (info.progress_percent, info.progress_message, info.started_at_ms) == (40, "almost", made)
+
+
+def test_a_suspended_execution_reads_with_what_it_waits_for(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine)
+    condition = AllOf([Single("deploy", SignalMatcher("approved")), Single("tests")])
+    first, second = suspend(engine, claimed, "deploy", "tests", condition=condition, timeout=MINUTE)
+    signal(engine, claimed.execution_id, first, "aproved")
+
+    info = info_of(engine, claimed.execution_id)
+
+    assert snapshot(engine, claimed.execution_id).current_waitpoint == first.waitpoint_id
+    assert info.suspension == SuspensionInfo(
+        awaits="signals at 'deploy' ('approved'), 'tests'",
+        waitpoints={"deploy": ("approved",), "tests": ()},
+        reason=SuspensionReason.WAITING_FOR_SIGNAL,
+        suspended_at_ms=clock.ms,
+        timeout_at_ms=clock.ms + 60_000,
+        timeout_behavior=TimeoutBehavior.FAIL,
+        unmatched_signals=1,
+    )
+    signal(engine, claimed.execution_id, first, "approved")
+    signal(engine, claimed.execution_id, second)
+    assert info_of(engine, claimed.execution_id).suspension is None
+    assert snapshot(engine, claimed.execution_id).current_waitpoint is None
+
+
+def test_a_sleeping_execution_waits_at_no_waitpoint(engine: Engine) -> None:
+    claimed = running(engine)
+    engine.suspend(claimed.handle, SuspendArgs(condition=TimeoutOnly(), timeout=MINUTE))
+
+    suspension = info_of(engine, claimed.execution_id).suspension
+
+    assert snapshot(engine, claimed.execution_id).current_waitpoint is None
+    assert suspension is not None
+    assert (suspension.awaits, suspension.waitpoints) == ("its time", {})
+
+
+def test_a_suspended_record_without_its_suspension_is_damaged(engine: Engine) -> None:
+    execution, _ = suspended(engine)
+    damage(engine, execution, "suspension", None)
+
+    with refused("corruption") as damaged:
+        engine.read_execution_info(execution)
+
+    assert damaged.value.details["field"] == "suspension"
 
 
 def test_a_retried_execution_reads_with_its_past_attempt_and_backoff(engine: Engine, clock: Clock) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import attrs
 import pytest
@@ -11,21 +10,18 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.conditions import (
     AllOf,
     Count,
     CountKind,
-    OperatorOnly,
     SignalMatcher,
     Single,
-    TimeoutOnly,
 )
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.suspension import (
     AlreadySatisfied,
-    ResumePolicy,
     ResumeReason,
     SignalAccepted,
     SignalEffect,
@@ -35,23 +31,16 @@ from flowfabric_worker.engine.types.suspension import (
     SuspensionReason,
     TimeoutBehavior,
     WaitpointBinding,
-    WaitpointState,
 )
 from tests.conftest import Clock
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, LANE, claim_one, claimed_ids, depths, info_of, refused, running
-from tests.support.maintenance import HandleDue, handled
 from tests.support.suspension_operations import approval
-from tests.support.suspensions import MINUTE, SECOND, signal, suspend, suspended, waiting_for
+from tests.support.suspensions import MINUTE, SECOND, effect_of, signal, suspend, suspended, waiting_for
 
 AUTO_RESUME = TimeoutBehavior.AUTO_RESUME_WITH_TIMEOUT_SIGNAL
 MILLISECOND = timedelta(milliseconds=1)
 RETRYING = ExecutionPolicy(retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False))
-
-
-def effect_of(answer: Any) -> SignalEffect:
-    assert isinstance(answer, SignalAccepted)
-    return answer.effect
 
 
 def state_of(engine: Engine, execution: ExecutionId) -> str:
@@ -338,181 +327,7 @@ def test_a_key_of_one_execution_means_nothing_to_another(engine: Engine) -> None
     assert len({outcome.details.suspension_id for outcome in outcomes}) == 2
 
 
-# Timeouts -------------------------------------------------------------------------------------------------------------
-
-ENDS = {
-    TimeoutBehavior.FAIL: (PublicState.FAILED, "suspension_timeout", None),
-    TimeoutBehavior.EXPIRE: (PublicState.EXPIRED, "suspension_timeout", None),
-    TimeoutBehavior.CANCEL: (PublicState.CANCELLED, None, "suspension_timeout"),
-}
-
-
-@handled
-@pytest.mark.parametrize("behavior", ENDS)
-def test_a_timeout_that_ends_the_execution_closes_everything(
-    engine: Engine, clock: Clock, dump: Dump, behavior: TimeoutBehavior, handle_due: HandleDue
-) -> None:
-    claimed = running(engine, lane=LANE, policy=RETRYING)
-    pending = engine.create_waitpoint(claimed.handle, "later", 10 * MINUTE)
-    (waitpoint,) = suspend(engine, claimed, "go", timeout=MINUTE, timeout_behavior=behavior)
-    clock.move(MINUTE - MILLISECOND)
-    handle_due(engine)
-    assert info_of(engine, claimed.execution_id).public_state is PublicState.SUSPENDED
-    clock.move(MILLISECOND)
-
-    handle_due(engine)
-
-    info = info_of(engine, claimed.execution_id)
-    assert (info.public_state, info.error, info.cancel_reason) == ENDS[behavior]
-    assert engine.list_pending_waitpoints(claimed.execution_id).waitpoints == ()
-    assert engine.list_suspended(claimed.execution_id.partition_number).executions == ()
-    before = dump()
-    for each, why in ((waitpoint, "timed_out"), (pending, info.public_state)):
-        with refused("waitpoint_closed") as caught:
-            signal(engine, claimed.execution_id, each)
-        assert caught.value.details["why"] == why
-    assert dump() == before
-
-
-@handled
-def test_a_timeout_that_resumes_tells_the_partial_signals(engine: Engine, clock: Clock, handle_due: HandleDue) -> None:
-    condition = Count(n=2, kind=CountKind.SIGNALS, waitpoint_keys=["go"])
-    execution, waitpoint = suspended(engine, condition=condition, timeout=MINUTE, timeout_behavior=AUTO_RESUME)
-    signal(engine, execution, waitpoint)
-    clock.move(MINUTE)
-
-    handle_due(engine)
-
-    observed = engine.observe_signals(claim_one(engine).handle)
-    assert (observed.reason, [each.name for each in observed.signals]) == (ResumeReason.TIMEOUT, ["go"])
-
-
-def test_a_timeout_that_escalates_leaves_the_waitpoints_open(engine: Engine, clock: Clock) -> None:
-    execution, waitpoint = suspended(engine, timeout=MINUTE, timeout_behavior=TimeoutBehavior.ESCALATE)
-    clock.move(2 * MINUTE)
-    assert len(engine.list_pending_waitpoints(execution).waitpoints) == 1
-    engine.run_upkeep()
-
-    info = info_of(engine, execution)
-    (row,) = engine.list_suspended(execution.partition_number).executions
-    assert (info.public_state, info.state.blocking_reason) == (PublicState.SUSPENDED, "paused_by_operator")
-    assert (row.timeout_at_ms, row.reason) == (None, SuspensionReason.WAITING_FOR_OPERATOR_REVIEW)
-    assert engine.run_upkeep().handled == 0
-    assert effect_of(signal(engine, execution, waitpoint)) is SignalEffect.RESUME_CONDITION_SATISFIED
-
-
-@pytest.mark.parametrize("behavior", [*ENDS, AUTO_RESUME])
-def test_a_signal_after_the_timeout_never_resumes_swept_or_not(
-    engine: Engine, clock: Clock, behavior: TimeoutBehavior
-) -> None:
-    execution, waitpoint = suspended(engine, timeout=MINUTE, timeout_behavior=behavior)
-    clock.move(MINUTE)
-    assert engine.list_pending_waitpoints(execution).waitpoints == ()
-
-    with refused("waitpoint_closed") as caught:
-        signal(engine, execution, waitpoint)
-
-    assert caught.value.details["why"] == "timed_out"
-    decided = info_of(engine, execution)
-    engine.run_upkeep()
-    assert info_of(engine, execution) == decided
-
-
-def test_a_timeout_is_over_once_the_execution_is_resumed(engine: Engine, clock: Clock) -> None:
-    execution, waitpoint = suspended(engine, timeout=MINUTE)
-    signal(engine, execution, waitpoint)
-    claimed = claim_one(engine, lease=10 * MINUTE)
-    clock.move(2 * MINUTE)
-
-    engine.run_upkeep()
-
-    engine.complete(claimed.handle, b"")
-
-
-def test_a_sleep_needs_no_waitpoint_and_wakes_at_its_moment(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine, lane=LANE)
-    engine.suspend(claimed.handle, SuspendArgs(condition=TimeoutOnly(), timeout=SECOND, timeout_behavior=AUTO_RESUME))
-    clock.move(SECOND - MILLISECOND)
-    assert claimed_ids(engine) == []
-    clock.move(MILLISECOND)
-
-    resumed = claim_one(engine)
-
-    assert engine.observe_signals(resumed.handle).reason is ResumeReason.TIMEOUT
-
-
-@pytest.mark.parametrize("by", ["signal", "timeout"])
-def test_the_resume_delay_holds_back_whatever_resumed(engine: Engine, clock: Clock, by: str) -> None:
-    delay = ResumePolicy(resume_delay=SECOND)
-    execution, waitpoint = suspended(engine, resume_policy=delay, timeout=MINUTE, timeout_behavior=AUTO_RESUME)
-    if by == "signal":
-        signal(engine, execution, waitpoint)
-    else:
-        clock.move(MINUTE)
-        engine.run_upkeep()
-    assert info_of(engine, execution).state.blocking_reason == "waiting_for_resume_delay"
-    clock.move(SECOND - MILLISECOND)
-    assert claimed_ids(engine) == []
-    clock.move(MILLISECOND)
-
-    assert claimed_ids(engine) == [execution]
-
-
-def test_the_attempt_timeout_stands_still_while_suspended(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine, lane=LANE, policy=ExecutionPolicy(attempt_timeout=SECOND))
-    clock.move(300 * MILLISECOND)
-    (waitpoint,) = suspend(engine, claimed, "go")
-    clock.move(MINUTE)
-    engine.run_upkeep()
-    signal(engine, claimed.execution_id, waitpoint)
-
-    resumed = claim_one(engine)
-
-    assert resumed.timeout_at_ms == clock.ms + 700
-    engine.release(resumed.handle)
-    assert claim_one(engine).timeout_at_ms == clock.ms + 1000
-
-
-def test_the_deadline_ends_a_suspended_execution_and_closes_its_waitpoints(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine, lane=LANE, policy=ExecutionPolicy(execution_deadline=MINUTE))
-    (waitpoint,) = suspend(engine, claimed, "go", timeout=2 * MINUTE, timeout_behavior=AUTO_RESUME)
-    clock.move(3 * MINUTE)
-    assert engine.list_pending_waitpoints(claimed.execution_id).waitpoints == ()
-
-    with refused("waitpoint_closed") as caught:
-        signal(engine, claimed.execution_id, waitpoint)
-
-    assert caught.value.details["why"] == "expired"
-    assert info_of(engine, claimed.execution_id).public_state is PublicState.EXPIRED
-
-
-def test_of_a_timeout_and_a_deadline_both_over_the_first_counts(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine, lane=LANE, policy=ExecutionPolicy(execution_deadline=2 * MINUTE))
-    suspend(engine, claimed, "go", timeout=MINUTE, timeout_behavior=TimeoutBehavior.CANCEL)
-    clock.move(3 * MINUTE)
-
-    engine.run_upkeep()
-
-    assert info_of(engine, claimed.execution_id).public_state is PublicState.CANCELLED
-
-
 # Operators ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_operator_resumes_whatever_the_condition_says(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine, lane=LANE)
-    (waitpoint,) = suspend(engine, claimed, "go", condition=OperatorOnly())
-    assert effect_of(signal(engine, claimed.execution_id, waitpoint, "__operator_only__")) is SignalEffect.NO_OP
-
-    result = engine.resume_execution(claimed.execution_id, SECOND)
-
-    assert result.ready_at_ms == clock.ms + 1000
-    clock.move(SECOND)
-    handle = claim_one(engine).handle
-    assert engine.observe_signals(handle).reason is ResumeReason.OPERATOR
-    with refused("waitpoint_closed") as caught:
-        signal(engine, claimed.execution_id, waitpoint)
-    assert caught.value.details["why"] == "resumed"
 
 
 def test_a_cancelled_execution_takes_no_late_signal(engine: Engine, dump: Dump) -> None:
@@ -554,25 +369,6 @@ def test_the_first_decision_stands_and_keeps_who_decided(engine: Engine) -> None
 # Ends -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_replay_opens_again_what_the_end_closed_not_what_was_answered(engine: Engine) -> None:
-    claimed = running(engine, lane=LANE)
-    (answered,) = suspend(engine, claimed, "answered")
-    signal(engine, claimed.execution_id, answered)
-    (open_one,) = suspend(engine, claim_one(engine), "open")
-    engine.cancel_execution(CancelExecutionArgs(execution_id=claimed.execution_id))
-    engine.replay_execution(ReplayExecutionArgs(execution_id=claimed.execution_id))
-    replayed = claim_one(engine)
-
-    with refused("waitpoint_closed"):
-        signal(engine, claimed.execution_id, open_one)
-    with refused("waitpoint_not_pending"):
-        engine.suspend(replayed.handle, waiting_for("answered"))
-    (again,) = suspend(engine, replayed, "open")
-
-    assert again == open_one
-    assert effect_of(signal(engine, claimed.execution_id, again)) is SignalEffect.RESUME_CONDITION_SATISFIED
-
-
 def test_nothing_is_left_of_an_execution_that_is_removed(engine: Engine, clock: Clock, dump: Dump) -> None:
     claimed = running(engine, lane=LANE, policy=ExecutionPolicy(retention=SECOND), lease=10 * MINUTE)
     pending = engine.create_waitpoint(claimed.handle, "never", MINUTE)
@@ -589,21 +385,3 @@ def test_nothing_is_left_of_an_execution_that_is_removed(engine: Engine, clock: 
 
     uuid = claimed.execution_id.uuid
     assert [key for key, value in dump().items() if uuid in key or (uuid in repr(value) and "feed" not in key)] == []
-
-
-def test_the_waitpoints_of_a_suspension_are_listed_with_what_they_wait_for(engine: Engine, clock: Clock) -> None:
-    claimed = running(engine, lane=LANE)
-    pending = engine.create_waitpoint(claimed.handle, "later", MINUTE)
-    condition = AllOf([Single("a", SignalMatcher("yes")), Single("b"), Single("a", SignalMatcher("also"))])
-    clock.move(SECOND)
-    a, b = suspend(engine, claimed, "a", "b", condition=condition, timeout=MINUTE)
-
-    listed = {each.waitpoint_id: each for each in engine.list_pending_waitpoints(claimed.execution_id).waitpoints}
-
-    assert list(listed) == sorted([pending.waitpoint_id, a.waitpoint_id, b.waitpoint_id])
-    first, second, third = (listed[each.waitpoint_id] for each in (pending, a, b))
-    assert (first.state, first.activated_at_ms, first.required_signal_names) == (WaitpointState.PENDING, None, ())
-    assert (second.state, second.required_signal_names) == (WaitpointState.ACTIVE, ("also", "yes"))
-    assert (third.required_signal_names, third.expires_at_ms) == ((), clock.ms + 60_000)
-    assert (second.activated_at_ms, second.created_at_ms, second.token_kid) == (clock.ms, clock.ms, "k1")
-    assert second.token_fingerprint == a.token.partition(":")[2][:16]

@@ -8,10 +8,19 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.suspension import SuspendedExecutionEntry, TimeoutBehavior
+from flowfabric_worker.engine.types.conditions import AllOf, SignalMatcher, Single
+from flowfabric_worker.engine.types.suspension import SuspendedExecutionEntry, TimeoutBehavior, WaitpointState
 from tests.conftest import Clock
 from tests.support.dumps import Dump
-from tests.support.executions import claim_one, queue, refused, request, running, tenant
+from tests.support.executions import (
+    LANE,
+    claim_one,
+    queue,
+    refused,
+    request,
+    running,
+    tenant,
+)
 from tests.support.suspensions import MINUTE, SECOND, signal, suspend, waiting_for
 
 
@@ -120,3 +129,21 @@ def test_large_documents_are_listed_in_bounded_calls(engine: Engine) -> None:
     rows = engine.list_pending_waitpoints(claimed.execution_id).waitpoints
 
     assert sorted(getattr(row, "shown", b"")[0] for row in rows) == list(range(60))
+
+
+def test_the_waitpoints_of_a_suspension_are_listed_with_what_they_wait_for(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, lane=LANE)
+    pending = engine.create_waitpoint(claimed.handle, "later", MINUTE)
+    condition = AllOf([Single("a", SignalMatcher("yes")), Single("b"), Single("a", SignalMatcher("also"))])
+    clock.move(SECOND)
+    a, b = suspend(engine, claimed, "a", "b", condition=condition, timeout=MINUTE)
+
+    listed = {each.waitpoint_id: each for each in engine.list_pending_waitpoints(claimed.execution_id).waitpoints}
+
+    assert list(listed) == sorted([pending.waitpoint_id, a.waitpoint_id, b.waitpoint_id])
+    first, second, third = (listed[each.waitpoint_id] for each in (pending, a, b))
+    assert (first.state, first.activated_at_ms, first.required_signal_names) == (WaitpointState.PENDING, None, ())
+    assert (second.state, second.required_signal_names) == (WaitpointState.ACTIVE, ("also", "yes"))
+    assert (third.required_signal_names, third.expires_at_ms) == ((), clock.ms + 60_000)
+    assert (second.activated_at_ms, second.created_at_ms, second.token_kid) == (clock.ms, clock.ms, "k1")
+    assert second.token_fingerprint == a.token.partition(":")[2][:16]

@@ -12,6 +12,7 @@ from flowfabric_worker.engine.types.admin import (
     CancelExecutionArgs,
     ChangePriorityArgs,
     ReplayExecutionArgs,
+    ReplaySteps,
     RevokeLeaseArgs,
 )
 from flowfabric_worker.engine.types.attempts import Completion, Failure
@@ -27,8 +28,9 @@ from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClas
 from flowfabric_worker.engine.types.schedules import TickScheduleArgs
 from flowfabric_worker.engine.types.streams import Frame, FrameAppend, StreamCursor, StreamMode
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
-from tests.support.executions import BOOM, LANE, created, creation, request, running
+from tests.support.executions import BOOM, LANE, claim_one, created, creation, request, running
 from tests.support.suspension_operations import SUSPENSION_OPERATIONS
+from tests.support.suspensions import signal, suspended
 
 Act: TypeAlias = Callable[[], Any]
 Arrange: TypeAlias = Callable[[Engine], Act]
@@ -69,6 +71,21 @@ def _ended(act: Callable[[Engine, ExecutionId], Any]) -> Arrange:
         claimed = running(engine, lane=LANE)
         engine.complete(claimed.handle, b"5")
         return lambda: act(engine, claimed.execution_id)
+
+    return arrange
+
+
+def _waited(act: Callable[[Engine, ExecutionId], Any]) -> Arrange:
+    """Return an operation on an execution that ended after two steps and an answered wait."""
+
+    def arrange(engine: Engine) -> Act:
+        execution, waitpoint = suspended(engine)
+        signal(engine, execution, waitpoint)
+        claimed = claim_one(engine)
+        for step in ("a", "b"):
+            engine.record_step(claimed.handle, step, b"1")
+        engine.complete(claimed.handle)
+        return lambda: act(engine, execution)
 
     return arrange
 
@@ -301,6 +318,14 @@ OPERATIONS: dict[str, Arrange] = {
     ),
     "replay_execution": _ended(
         lambda engine, execution: engine.replay_execution(ReplayExecutionArgs(execution_id=execution))
+    ),
+    "replay_execution: of what waited, from the beginning": _waited(
+        lambda engine, execution: engine.replay_execution(
+            ReplayExecutionArgs(execution_id=execution, steps=ReplaySteps.FORGET)
+        )
+    ),
+    "replay_execution: from a step": _waited(
+        lambda engine, execution: engine.replay_execution(ReplayExecutionArgs(execution_id=execution, from_step="b"))
     ),
     "revoke_lease": _held(
         lambda engine, claimed: engine.revoke_lease(RevokeLeaseArgs(execution_id=claimed.execution_id))

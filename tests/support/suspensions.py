@@ -14,6 +14,8 @@ from flowfabric_worker.engine.types.suspension import (
     DeliverSignalResult,
     IssuedWaitpoint,
     PendingWaitpoint,
+    SignalAccepted,
+    SignalEffect,
     SignalSource,
     SuspendArgs,
     Suspended,
@@ -73,3 +75,9 @@ def signal(
 ) -> DeliverSignalResult:
     """Deliver a signal to a waitpoint, with its token."""
     return engine.deliver_signal(signal_to(execution_id, waitpoint, name, **changes))
+
+
+def effect_of(answer: DeliverSignalResult) -> SignalEffect:
+    """Return what a signal did, which must have been accepted."""
+    assert isinstance(answer, SignalAccepted)
+    return answer.effect

@@ -58,17 +58,19 @@ class AdminBackend:
     def replay_execution(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
         """Run an ended execution again, as a new attempt in a new place.
 
-        Retries are counted from zero again; recorded steps are kept.
+        Retries are counted from zero again. Steps and answered waits are kept, unless the arguments say otherwise. A
+        wait that is forgotten begins with another waitpoint; tokens of the one before get `waitpoint_closed`.
 
         Args:
-            args: the execution.
+            args: the execution, and which steps to keep.
 
         Returns:
             The execution and its new public state.
 
         Raises:
-            NotFoundError: `execution_not_found`.
+            NotFoundError: `execution_not_found`; `step_not_found`, nothing was recorded under `from_step`.
             StateError: `execution_not_terminal`, `max_replays_exhausted`.
+            ValidationError: `invalid_input`.
         """
         raise UnavailableError("replay_execution")
 

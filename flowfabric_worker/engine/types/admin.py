@@ -6,7 +6,9 @@ from enum import StrEnum
 
 import attrs
 
+from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.states import PublicState
 
 
@@ -53,11 +55,34 @@ class ChangePriorityResult:
     priority: int
 
 
+class ReplaySteps(StrEnum):
+    """What a replay does with the steps and the answered waits of the run before."""
+
+    KEEP = "keep"
+    FORGET = "forget"
+
+
+def _steps(value: ReplaySteps | str) -> ReplaySteps:
+    return checks.word(ReplaySteps, value, "steps")
+
+
 @attrs.frozen(kw_only=True)
 class ReplayExecutionArgs:
-    """An ended execution to run again."""
+    """An ended execution to run again.
+
+    Attributes:
+        steps: whether steps and answered waits are kept or forgotten.
+        from_step: the name of a step or of a wait: what was recorded before it is kept, it and what came after is
+            forgotten.
+    """
 
     execution_id: ExecutionId
+    steps: ReplaySteps = attrs.field(default=ReplaySteps.KEEP, converter=_steps)
+    from_step: str | None = attrs.field(default=None, validator=attrs.validators.optional(checks.name))
+
+    def __attrs_post_init__(self) -> None:
+        if self.from_step is not None and self.steps is ReplaySteps.FORGET:
+            raise ValidationError("invalid_input", "from_step keeps some steps, steps='forget' none: give one of them.")
 
 
 @attrs.frozen(kw_only=True)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
 from flowfabric_worker.engine.types.checks import as_dict, name
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState, StateVector
+from flowfabric_worker.engine.types.suspension import SuspensionReason, TimeoutBehavior
 
 
 @attrs.frozen(kw_only=True)
@@ -46,8 +47,33 @@ class PastAttempt:
 
 
 @attrs.frozen(kw_only=True)
+class SuspensionInfo:
+    """The suspension that an execution is in.
+
+    Attributes:
+        awaits: what resumes the execution, in words.
+        waitpoints: the names of the signals that count at each waitpoint; no names if every signal counts.
+        timeout_at_ms: when the timeout ends the suspension; None without a timeout.
+        timeout_behavior: what happens then.
+        unmatched_signals: how many signals came that matched nothing.
+    """
+
+    awaits: str
+    waitpoints: Mapping[str, tuple[str, ...]]
+    reason: SuspensionReason
+    suspended_at_ms: int
+    timeout_at_ms: int | None
+    timeout_behavior: TimeoutBehavior
+    unmatched_signals: int
+
+
+@attrs.frozen(kw_only=True)
 class ExecutionSnapshot:
-    """An execution at one moment."""
+    """An execution at one moment.
+
+    Attributes:
+        current_waitpoint: the first waitpoint of the suspension that the execution is in; None if there is none.
+    """
 
     execution_id: ExecutionId
     flow_id: str | None
@@ -59,7 +85,7 @@ class ExecutionSnapshot:
     blocking_detail: str | None
     current_attempt: AttemptSummary | None
     current_lease: LeaseSummary | None
-    current_waitpoint: str | None
+    current_waitpoint: WaitpointId | None
     created_at_ms: int
     last_mutation_at_ms: int
     total_attempt_count: int
@@ -69,7 +95,11 @@ class ExecutionSnapshot:
 
 @attrs.frozen(kw_only=True)
 class ExecutionInfo:
-    """Everything about an execution except its payload and its result."""
+    """Everything about an execution except its payload and its result.
+
+    Attributes:
+        suspension: what a suspended execution waits for.
+    """
 
     execution_id: ExecutionId
     namespace: str
@@ -94,6 +124,7 @@ class ExecutionInfo:
     remove_at_ms: int | None
     suspended_at_ms: int | None
     suspended_until_ms: int | None
+    suspension: SuspensionInfo | None
     current_attempt: AttemptSummary | None
     current_lease: LeaseSummary | None
     past_attempts: tuple[PastAttempt, ...]
