@@ -117,7 +117,6 @@ class Runtime:
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
         self._asked = False
-        self._listening = False
         self._restart_reason = ""
         # Why the process stops, if a handler may have caused the stop.
         self._own_reason = ""
@@ -198,24 +197,26 @@ class Runtime:
 
     def _await_request(self) -> str:
         """Wait for a request to stop, and return ""; if a part ends by itself, return its name."""
-        with signal_handlers.awaited(_STOP_SIGNALS) as received:
-            self._listening, own = True, None
-            try:
-                while self._stop_requests.empty():
-                    own = received(_CHECK_EVERY)
-                    if own is not None:
-                        self._on_stop_signal(own=own)
-                    # Stop if a thread has ended by a defect, because the worker would not work.
-                    for part in self._parts:
-                        if not part.alive:
-                            name = _CAPITAL.sub(" ", type(part).__name__).lower()
-                            self._own_reason = f"its {name} ended"
-                            return name
-            finally:
-                self._listening = False
+        own = signal_handlers.wait_for(_STOP_SIGNALS, self._must_stop, self._leases.open.set)
+        part = self._ended_part() if self._stop_requests.empty() else ""
+        if part:
+            self._own_reason = f"its {part} ended"
+            return part
         reason = self._stop_requests.get()
-        # A second signal may reach its handler before the first one is queued, but the first one decides.
-        self._own_reason = "" if own is False else reason
+        if own is None:
+            self._own_reason = reason
+        elif own:
+            self._own_reason = "it sent itself a signal"
+        return ""
+
+    def _must_stop(self) -> bool:
+        return not self._stop_requests.empty() or bool(self._ended_part())
+
+    def _ended_part(self) -> str:
+        """Return the name of a part whose thread has ended by a defect, because the worker would not work; else ""."""
+        for part in self._parts:
+            if not part.alive:
+                return _CAPITAL.sub(" ", type(part).__name__).lower()
         return ""
 
     @property
@@ -251,15 +252,11 @@ class Runtime:
         self.request_stop()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
-        # While the main thread waits for signals, only a signal that this process sent to a thread gets here.
-        self._on_stop_signal(own=self._listening and signal_handlers.CAN_AWAIT)
-
-    def _on_stop_signal(self, *, own: bool) -> None:
         if self._channel is not None and self._asked:
             # A service manager may signal this process too, but only the supervisor may request a second stop.
             return
         self._asked = True
-        self._stop_requests.put("it sent itself a signal" if own else "")
+        self.request_stop()
 
     # For the owner of the threads
 
@@ -272,6 +269,7 @@ class Runtime:
         """
         self._prepare()
         self._start()
+        self._leases.open.set()
 
     def _prepare(self) -> None:
         if not self.worker.tasks:
@@ -328,6 +326,7 @@ class Runtime:
         deadline = Deadline(given.total_seconds(), self._stop_requests.qsize)
         self._ticker.stop()
         self._claimer.stop()
+        self._leases.open.set()
         if self._isolated_process is not None:
             self._isolated_process.stop()
         unstarted = BackgroundCall(lambda: self._return_unstarted(deadline))

@@ -101,6 +101,7 @@ class Claimer(OwnedThread):
     def _work(self) -> None:
         dedicate_thread(self._engine)
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        self._leases.open.wait()
         while True:
             self._leases.space.clear()
             if self._stopping.is_set():

@@ -208,6 +208,7 @@ class AssignedWork:
 
     def run(self, word: str) -> None:
         """Begin an assigned execution. The starter renews its lease too, so the lease is valid."""
+        self._leases.open.wait()
         claimed = unpack_claimed(word)
         execution = hold(claimed, self._tasks[claimed.task], now(), self._on_lost)
         execution.renew_at = now()

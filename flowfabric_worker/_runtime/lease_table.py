@@ -180,6 +180,7 @@ class LeaseTable:
         suspects_isolated: True if suspects run in another process, False if they take turns in this one.
         low_water: the number of waiting executions at which the claimer is woken.
         space: set when the claimer may claim more.
+        open: set when handlers may begin. Before, the worker could not tell which process sent a signal.
     """
 
     def __init__(self, threads: int) -> None:
@@ -190,6 +191,7 @@ class LeaseTable:
         self.suspects_isolated = False
         self.low_water = 0
         self.space = threading.Event()
+        self.open = threading.Event()
         self.claimed = 0
         self.released = 0
         # Each handler thread has its own counter, so that the threads share no lock.

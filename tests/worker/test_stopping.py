@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -233,27 +232,38 @@ def test_a_stop_from_outside_counts_as_no_loss(served: Worker) -> None:
     assert (info.reclaim_count, info.total_attempt_count) == (0, 1)
 
 
-def test_a_second_signal_that_overtakes_the_first_one_counts_as_no_loss(
-    served: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def overtaken(_: object) -> Iterator[Callable[[float], bool]]:
-        def received(_: float) -> bool:
-            # The wait returns the first signal, sent from outside, but the handler of the second one runs before that.
-            signal.raise_signal(signal.SIGINT)
-            return False
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """Ignore signals that arrive after the worker has ended."""
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
-        yield received
+
+@pytest.mark.usefixtures("deaf")
+@pytest.mark.parametrize("signals", ["TERM", "TERM INT"])
+def test_signals_from_outside_count_as_no_loss_in_a_busy_process(served: Worker, signals: str) -> None:
+    kills = "; ".join(f"kill -{name} {os.getpid()}" for name in signals.split())
+    overs = [threading.Event() for _ in range(8)]
 
     @served.task
-    def slow() -> None:
-        time.sleep(1)
+    def compute(turn: int, number: int) -> None:
+        if number == 0:
+            # The first moment is before the main thread waits for signals, the others are during its wait.
+            subprocess.Popen(["sh", "-c", f"sleep {turn * 0.1:.1f}; {kills}"])
+        while not overs[turn].is_set():
+            pass
 
-    monkeypatch.setattr("flowfabric_worker._runtime.signal_handlers.awaited", overtaken)
-    runtime = Runtime(served, WorkerSettings(threads=1))
-    runtime.run()
+    reasons = []
+    for turn, over in enumerate(overs):
+        compute.submit_many((turn, number) for number in range(4))
+        runtime = Runtime(served, WorkerSettings(threads=4, grace=timedelta(), max_stuck_threads=100))
+        runtime.run()
+        reasons.append(runtime._own_reason)
+        over.set()
 
-    assert runtime._own_reason == ""
+    assert reasons == [""] * len(overs)
 
 
 def test_a_stop_from_outside_reaches_a_handler_past_its_timeout(served: Worker, start: Start) -> None:
