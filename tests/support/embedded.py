@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from redis.exceptions import ConnectionError as LostConnectionError
 from redis.retry import Retry
 
 from flowfabric_worker.engine.errors import UnavailableError
+from flowfabric_worker.engine.stores.embedded_guard import GUARD_LOCK, SERVER_LOCK, open_private, release, take
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,7 @@ def client(server: EmbeddedServer) -> Redis:
     )
 
 
-def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
     """Return when `condition` holds; fail after `within` seconds. A lost connection counts as not yet."""
     deadline = time.monotonic() + within
     while True:
@@ -51,6 +53,23 @@ def server_pids(directory: Path) -> list[int]:
 def guardian_pids(directory: Path) -> list[int]:
     """Return the living guardians of the directory."""
     return _pids_in(directory, b"embedded_guard.py")
+
+
+def kill_guardian(directory: Path) -> int:
+    """Kill the directory's guardian, wait until the kernel has released its lock, and return its process id."""
+    (pid,) = guardian_pids(directory)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: _is_free(directory / GUARD_LOCK))
+    return pid
+
+
+def _is_free(path: Path) -> bool:
+    """Return True if no process holds the lock: a killed process holds its locks for a moment after its end is seen."""
+    with open_private(path) as lock:
+        free = take(lock)
+        if free:
+            release(lock)
+        return free
 
 
 def let_guardian_look(directory: Path) -> None:
@@ -112,7 +131,9 @@ def _visit(directory: str, times: int) -> None:
 
 def nothing_runs(directory: Path) -> bool:
     """Return True if neither a server nor a guardian of the directory runs."""
-    return not server_pids(directory) and not guardian_pids(directory)
+    if server_pids(directory) or guardian_pids(directory):
+        return False
+    return all(_is_free(lock) for name in (GUARD_LOCK, SERVER_LOCK) if (lock := directory / name).exists())
 
 
 def refusal(directory: Path | str, timeout: float = 10.0) -> str:
