@@ -1,6 +1,6 @@
 """Durable executions for Python: decorated functions that survive their workers.
 
-A public name is imported when it is first used, so that importing the package, or its pytest plugin, costs little.
+A public name is imported when it is first used, so that importing the package or its pytest plugin is fast.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
@@ -52,26 +53,26 @@ Runs: TypeAlias = list[Run[Any]]
 
 
 class Client:
-    """Submit, watch and operate executions without the code of their tasks, which a client knows by name.
+    """Submit, watch and operate executions by the names of their tasks, without the code of the tasks.
 
-    The client reads the options of a task (lane, retries, timeout ...) from the store, where workers publish them.
-    Arguments and results are plain values. Whether a call fits the task's signature is checked when a worker starts
-    it. The client connects at its first call. Threads may share it.
+    The client reads the options of a task (lane, retries, timeout ...) from the store, where its worker publishes them.
+    Arguments and results are plain values; a worker checks that a call matches the task's signature when it starts the
+    execution. The client connects at its first call, and threads may share it.
 
     Args:
         url: the URL of the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
         namespace: the tenant whose executions the client sees.
         codec: how arguments are encoded: "json", "msgpack", or an object with the members of `Codec`; None for msgpack
-            where the task uses it, else JSON, which every worker reads.
+            if the task uses it, else JSON, which every worker reads.
         limits: the sizes that an operator allows.
         retry_for: seconds for which a call is sent again after a failure of the connection; 0 to send it once.
 
     Attributes:
-        name: what messages call the client.
+        name: the name of the client in messages.
         engine: the engine on the client's store.
 
     Raises:
-        ValidationError: the namespace is not valid. A wrong URL is refused at the first call.
+        ValidationError: the namespace is not valid. An invalid URL is refused at the first call.
     """
 
     name = "client"
@@ -125,18 +126,18 @@ class Client:
         """Submit a durable execution of a task.
 
         Args:
-            task: the task's name, such as `shop.send_receipt`; `send_receipt` is enough if only one task ends in it.
+            task: the task's name, such as `shop.send_receipt`; `send_receipt` suffices if only one task has that name.
             args: the positional arguments, or a mapping with all arguments by name.
             kwargs: keyword arguments, in addition to the positional ones.
             force: submit under exactly this name, with the default options, even if no worker has published it.
             options: options of `TaskOptions`, except those that belong to the task: lease, codec, permanent ... An
-                option that is not given has the value that the task's worker has published.
+                option that is not given has the value that the task's worker published.
 
         Raises:
             TypeError: an option is unknown.
             EncodingError: an argument is not a plain value.
             NotFoundError: `task_not_found`, no worker has published a task of that name in the last week.
-            ValidationError: `ambiguous_task`, several tasks end in that name.
+            ValidationError: `ambiguous_task`, several tasks have that bare name.
             EngineError: the store refused the call, or cannot be reached.
         """
         call = _call(args, kwargs)
@@ -147,7 +148,7 @@ class Client:
         return self._published(task, force).options(**options).submit_many(_call(each) for each in calls)
 
     def run(self, execution_id: Id) -> Run[Any]:
-        """Return the handle of an execution that was submitted before.
+        """Return the handle of an existing execution.
 
         Raises:
             ValidationError: `invalid_execution_id`.
@@ -192,7 +193,7 @@ class Client:
         execution that matches the indexed ones; `looked_at` of the returned listing counts them.
 
         Raises:
-            ValidationError: no public state has that name; `ambiguous_task`, several tasks end in that name.
+            ValidationError: no public state has that name; `ambiguous_task`, several tasks have that bare name.
         """
         named = None if task is None else self._full_name(task)
         chosen = ExecutionFilter(lane=lane, state=state, task=named, tags=tags or {})
@@ -237,10 +238,10 @@ class Client:
     def completions(
         self,
         cursor: str | None = None,
-        filter: CompletionFilter | None = None,  # noqa: A002  the name that the engine's operation has
+        filter: CompletionFilter | None = None,  # noqa: A002  the engine's operation has the same parameter
         timeout: timedelta | None = None,
     ) -> Iterator[CompletionEvent]:
-        """Yield the end of every execution after a cursor, those to come included.
+        """Yield the end of every execution after a cursor, including ends that are still to come.
 
         See `EngineBackend.subscribe_completions` for the arguments.
         """
@@ -299,7 +300,7 @@ class Client:
         return self.engine.resume_schedule(name)
 
     def remove_schedule(self, name: str) -> None:
-        """Remove a schedule whose code is gone. A worker that still has the schedule registers it again.
+        """Remove a schedule that no code declares any more; a worker that still declares it registers it again.
 
         Raises:
             NotFoundError: `schedule_not_found`.
@@ -323,7 +324,7 @@ class Client:
         return task
 
     def _find(self, name: str) -> TaskInfo | None:
-        """Return the published task of that name, which may be the end of its name; None if there is none.
+        """Return the published task with a full or bare name; None if there is none.
 
         Raises:
             ValidationError: `ambiguous_task`.
@@ -332,11 +333,11 @@ class Client:
         found = [task for task in page.tasks if isinstance(task, TaskInfo)]
         if len(found) > 1:
             names = ", ".join(task.name for task in found[:_MOST_NAMED])
-            raise ValidationError("ambiguous_task", f"{name!r} may be any of {names}: give the whole name.", task=name)
+            raise ValidationError("ambiguous_task", f"{name!r} may be any of {names}: give the full name.", task=name)
         return found[0] if found else None
 
     def _full_name(self, name: str) -> str:
-        """Return the whole name of a published task; the given name if no worker has published such a task."""
+        """Return the full name of a published task; the given name if no worker has published such a task."""
         found = self._find(name)
         return name if found is None else found.name
 
@@ -344,15 +345,11 @@ class Client:
         page = self.engine.list_tasks(limit=MAX_PAGE_SIZE)
         names = [task.name for task in page.tasks if isinstance(task, TaskInfo)]
         ends = {full.rpartition(".")[2]: full for full in names}
-        # The import stands here, because only an error needs it.
-        import difflib
-
-        close = difflib.get_close_matches(name, [*names, *ends], n=1)
-        hint = f" Did you mean {ends.get(close[0], close[0])!r}?" if close else ""
+        hint = did_you_mean(name, [*names, *ends], ends)
         return NotFoundError(
             "task_not_found",
             f"No worker has published a task {name!r} in the namespace {self.namespace!r}.{hint} Start its worker "
-            "once, or submit with force=True (--force) all the same.",
+            "once, or submit anyway with force=True (--force).",
             task=name,
         )
 
@@ -361,7 +358,7 @@ class Client:
         return self._task("execution", TaskOptions(), "json")
 
     def _task(self, name: str, options: TaskOptions, codec: str) -> Task[..., Any]:
-        """Return a task of that name which takes any plain arguments; its code is not installed here."""
+        """Return a task with that name and without code, which takes any plain arguments."""
         return Task(_placeholder_function(name), self, name, options, self._codec or codec)
 
 
@@ -388,7 +385,7 @@ class Listing(Iterator[ExecutionSummary]):
 
     Attributes:
         looked_at: how many executions the store has looked at so far.
-        unindexed: the conditions that no index answers: `state`, `task`, `tags`.
+        unindexed: the filters that have no index, among `state`, `task` and `tags`.
     """
 
     def __init__(self, read: Callable[[ExecutionId | None], ListExecutionsPage]) -> None:
@@ -412,7 +409,7 @@ def _identity(execution_id: Id) -> ExecutionId:
 
 
 def _rows(read: Callable[[C | None], tuple[Sequence[T], C | None]]) -> Iterator[T]:
-    """Yield the rows of every page, beginning with the first page."""
+    """Yield the rows of every page, from the first page on."""
     cursor: C | None = None
     while True:
         rows, cursor = read(cursor)

@@ -1,4 +1,4 @@
-"""Encodes the arguments and results of tasks: annotations make them plain values, and a codec writes those."""
+"""Encoding of arguments and results: annotations convert them to plain values, and a codec writes those."""
 
 from __future__ import annotations
 
@@ -49,30 +49,31 @@ def register(kind: type[T], to: Callable[[T], Any], from_: Callable[[Any], T]) -
     Call it in every process, before a task whose annotations name the class is decorated.
 
     Args:
-        kind: the class; instances of its subclasses stay refused.
-        to: makes an instance a plain value: None, bool, int, float, str, lists and dicts (with str keys) of these.
-        from_: makes such a plain value an instance again, equal to the first one.
+        kind: the class; it does not include its subclasses.
+        to: converts an instance to a plain value: None, bool, int, float, str, or lists and dicts (with str keys) of
+            these.
+        from_: converts such a plain value back to an equal instance.
 
     Raises:
-        TypeError: `kind` is no class, or one whose instances are plain; or `to` or `from_` cannot be called.
+        TypeError: `kind` is not a class, its instances are plain already, or `to` or `from_` cannot be called.
     """
     if not isinstance(kind, type) or kind in PLAIN:
         raise TypeError(f"codec.register() takes a class whose instances are not plain values, not {kind!r}.")
     for what, function in (("to", to), ("from", from_)):
         if not callable(function):
-            raise TypeError(f"codec.register() needs a function as {what!r}, not {function!r}.")
+            raise TypeError(f"codec.register() takes a function as {what!r}, not {function!r}.")
     REGISTERED[kind] = RegisteredClass(to, from_)
     _conversions.cache_clear()
 
 
 @lru_cache(maxsize=64)
 def _conversions(native: frozenset[type]) -> Conversions:
-    """Return the conversions that all tasks share whose codecs write the same classes natively."""
+    """Return the conversions that are shared by all tasks whose codecs write the same classes natively."""
     return Conversions(native)
 
 
 class _Port:
-    """A place where values enter or leave a task: a parameter, the result, the frames.
+    """A place where values enter or leave a task: a parameter, the result or the frames.
 
     Attributes:
         where: the name of the place in errors.
@@ -87,7 +88,7 @@ class _Port:
         self._conversion = conversion
 
     def refusal(self) -> tuple[str, bool]:
-        """Return why no value of this port can be encoded, or "", and whether the reason is an unresolved name."""
+        """Return the reason why no value can be encoded here, or "", and whether it is an unresolved name."""
         return refusal_in(self._conversion)
 
     def send(self, value: Any) -> Any:
@@ -131,15 +132,15 @@ class TaskCodec:
     """Encode and decode the calls, results and frames of one task by the annotations of its function.
 
     Annotations are resolved at first use, so they may name classes that are defined later. A call is stored as
-    `[args, kwargs]`, in the form in which it was made; an omitted argument gets the default value of the worker.
+    `[args, kwargs]`, as it was made; an omitted argument gets the default of the worker's function.
 
     Args:
         function: the task's function.
         codec: writes and reads plain values.
-        skip: the names of parameters that the runtime fills by keyword, and callers do not pass.
+        skip: the names of the parameters that the runtime passes by keyword, and callers do not pass.
 
     Raises:
-        TypeError: a skipped parameter cannot be filled by keyword.
+        TypeError: a skipped parameter cannot be passed by keyword.
     """
 
     def __init__(self, function: Callable[..., Any], codec: Codec, *, skip: Collection[str] = ()) -> None:
@@ -154,10 +155,10 @@ class TaskCodec:
         self._bind = _binder(function, self._parameters)
 
     def check(self, *, final: bool) -> None:
-        """Refuse annotations that cannot be encoded, so that no work is done for a result that cannot be stored.
+        """Check that the annotations can be encoded, so that no work is done for a result that cannot be stored.
 
         Args:
-            final: True if every name in an annotation must be defined by now.
+            final: True if every name in an annotation must be defined already.
 
         Raises:
             TypeError: an annotation cannot be encoded, or does not resolve; the message names it.
@@ -167,7 +168,7 @@ class TaskCodec:
         for port in every:
             refusal, unresolved = port.refusal()
             if unresolved and not final:
-                # The name may be defined further down in the module, so nothing of this attempt is cached.
+                # Cache nothing: the name may be defined further down in the module.
                 del self.__dict__["_ports"]
                 _conversions.cache_clear()
                 return
@@ -178,10 +179,10 @@ class TaskCodec:
         """Return the `TaskCodec` of this task for the codec that a stored execution was written with.
 
         Args:
-            name: the stored name of the codec; empty if none is stored, which means this codec.
+            name: the stored name of the codec; empty for this codec.
 
         Raises:
-            DecodingError: the stored codec is another one, and neither json nor msgpack, which run no code.
+            DecodingError: the stored codec differs, and is neither json nor msgpack, which run no code.
         """
         if name in ("", self._codec.name):
             return self
@@ -193,7 +194,7 @@ class TaskCodec:
         """Encode a call, and return its payload.
 
         Raises:
-            TypeError: the call does not fit the signature; it is Python's own error.
+            TypeError: the call does not match the signature; this is Python's own error.
             EncodingError: an argument would not come back equal.
         """
         self._bind(*args, **kwargs)
@@ -215,13 +216,15 @@ class TaskCodec:
         """Decode a call, and return the arguments of the function without the skipped parameters.
 
         Raises:
-            DecodingError: the payload is no call, or does not fit this function.
+            DecodingError: the payload is not a call, or does not match this function.
         """
         sent_args, sent_kwargs = self._read_call(payload)
         try:
             self._bind(*sent_args, **sent_kwargs)
         except TypeError as error:
-            raise DecodingError(f"The stored call does not fit {self._name}: {brief(error)}.") from error
+            raise DecodingError(
+                f"The stored call does not match the parameters of {self._name}: {brief(error)}."
+            ) from error
         ports = self._ports
         received = [
             value if value.__class__ in port.plain else port.receive(value)
@@ -288,7 +291,7 @@ class TaskCodec:
         raise DecodingError(f"The payload of {self._name} is not a call: it must be [args] or [args, kwargs].")
 
     def _refused_call(self, call: list[Any], error: Exception) -> EncodingError:
-        """Return the error for a call that the codec refused; the error names the first argument that it refuses."""
+        """Return the error for a call that the codec refused, which names the first refused argument."""
         args, kwargs = call if len(call) == 2 else (call[0], {})
         ports = self._ports
         named = ((ports.named(name), value) for name, value in kwargs.items())
@@ -300,7 +303,7 @@ class TaskCodec:
         return EncodingError(f"The call of {self._name} cannot be encoded{_reason(error)}")
 
     def _hints(self) -> dict[str, Any]:
-        """Return the annotations of the encoded values; skipped parameters may have names for type checkers only."""
+        """Return the annotations of the encoded values. Those of skipped parameters may not resolve at run time."""
         function: Any = inspect.unwrap(self._function)
         while isinstance(function, functools.partial):
             function = inspect.unwrap(function.func)
@@ -328,7 +331,7 @@ class TaskCodec:
         ports = {p.name: port(f"The argument {p.name!r}", hints.get(p.name, Any)) for p in self._parameters}
         by_kind = {p.kind: ports[p.name] for p in self._parameters}
         result, frame = _outputs(self._function, hints.get("return", Any))
-        unused = port("An argument", Any)  # the binding refuses what would go there
+        unused = port("An argument", Any)  # never used, because binding refuses extra arguments
         return _Ports(
             places=[ports[name] for name in self._places],
             rest=by_kind.get(Parameter.VAR_POSITIONAL, unused),
@@ -347,7 +350,7 @@ _BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Callable[..., None]:
-    """Return a function of the same name and parameters that does nothing; calling it checks a call."""
+    """Return a function with the same name and parameters that does nothing; calling it checks a call."""
     bare = [
         parameter.replace(
             annotation=Parameter.empty,
@@ -362,7 +365,7 @@ def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Ca
 
 
 def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str], name: str) -> int | None:
-    """Return how many arguments can stay positional if skipped parameters are filled by keyword; None for all."""
+    """Return how many arguments can stay positional if skipped parameters are passed by keyword; None for all."""
     for count, parameter in enumerate(parameters):
         if parameter.name in skip and parameter.kind is not Parameter.KEYWORD_ONLY:
             followers = {follower.kind for follower in parameters[count:]}

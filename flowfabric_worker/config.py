@@ -1,4 +1,4 @@
-"""Settings from outside: the URL of the store, and the settings of a worker process."""
+"""Configuration: the URL of the store, and the settings of a worker process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DEFAULT_MAX_STUCK_THREADS: Final = 4
 
 
 def store_url(url: str | None = None) -> str:
-    """Return the given URL, else `$FLOWFABRIC_URL`, else that of an embedded store in the working directory.
+    """Return the given URL, or `$FLOWFABRIC_URL`, or that of an embedded store in the working directory.
 
-    An empty URL is returned unchanged, and refused when it is used: a fallback would open another store.
+    An empty URL is returned unchanged, so that its use is refused: a fallback would open another store.
     """
     return url if url is not None else os.environ.get(URL_VARIABLE, DEFAULT_URL)
 
@@ -39,7 +39,7 @@ def _positive(_: object, attribute: attrs.Attribute[timedelta], value: timedelta
 
 def _at_least_one(_: object, attribute: attrs.Attribute[int], value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{attribute.name} must be a whole number from 1, not {value!r}.")
+        raise ValueError(f"{attribute.name} must be a whole number of at least 1, not {value!r}.")
 
 
 @attrs.frozen(kw_only=True)
@@ -50,10 +50,10 @@ class WorkerSettings:
         threads: the number of handlers that run at the same time, 1 to 1000.
         lanes: the lanes to claim from, each with its weight; empty for the lanes of the worker's tasks.
         capabilities: the capabilities of this process, which tasks may require.
-        lease: how long a claim holds without renewal; it is renewed after a third of this time.
+        lease: how long a lease lasts without renewal; the worker renews it after a third of this time.
         grace: how long a stop waits for running handlers.
-        interrupt_grace: how long a handler may run after it was told that its result will not count; then its thread
-            counts as stuck, and is replaced.
+        interrupt_grace: how long a handler may keep running after it was told that its result will not count; then its
+            thread counts as stuck, and is replaced.
         max_stuck_threads: the number of stuck threads at which the process stops for a restart.
         memory_limit: the most bytes that the process may use. A larger allocation raises MemoryError, and a process
             that stays close to the limit stops for a restart. None for no limit.
@@ -74,4 +74,6 @@ class WorkerSettings:
         for lane, weight in self.lanes.items():
             check_lane(lane)
             if not isinstance(weight, int) or weight < 1:
-                raise ValueError(f"the weight of the lane {lane!r} must be a whole number from 1, not {weight!r}.")
+                raise ValueError(
+                    f"The weight of the lane {lane!r} must be a whole number of at least 1, not {weight!r}."
+                )

@@ -1,4 +1,4 @@
-"""`current()`: what a handler may ask for while it runs."""
+"""`current()`: the context of the attempt that a handler runs in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOG_FIELDS: Final = ("ff_task", "ff_lane", "ff_attempt", "ff_execution_id")
 
 
 def log_fields(task: str, lane: str, attempt: int, execution_id: str) -> dict[str, object]:
-    """Return the fields of a log record about an attempt; their prefix avoids clashes with fields of applications."""
+    """Return the fields of a log record about an attempt, with a prefix that avoids clashes with an application's."""
     return {"ff_task": task, "ff_lane": lane, "ff_attempt": attempt, "ff_execution_id": execution_id}
 
 

@@ -22,7 +22,7 @@ class AttemptEvent:
         attempt: the number of the attempt, from 0.
         retry_count: the number of retries before this attempt.
         tags: the tags of the execution.
-        seconds: how long the handler ran; None if it did not begin or has not ended.
+        seconds: how long the handler ran; None if it has not started or not ended.
         error: why the attempt failed or was lost, in one line; empty if nothing went wrong.
         outcome: for `on_ended`, how the execution ended: completed, failed, cancelled or expired; else empty.
     """
@@ -39,18 +39,18 @@ class AttemptEvent:
 
 
 class Middleware:
-    """Share behaviour between all tasks of a worker. Override the methods that are wanted; the others cost nothing.
+    """Behaviour that all tasks of a worker share. Override the methods that you need; the others cost nothing.
 
     `around` runs in the handler's thread. All hooks run one after the other in one separate thread, after the store
-    has acknowledged the event. An exception of a hook is logged, and changes nothing. No other thread waits for a
-    hook: up to 10,000 events are queued, then the oldest are dropped, and the log says how many.
+    has acknowledged the event. An exception of a hook is logged, and has no other effect. No other thread waits for a
+    hook: up to 10,000 events are queued, then the oldest are dropped, and the number of dropped events is logged.
     """
 
     def around(self, context: TaskContext) -> AbstractContextManager[object]:  # noqa: ARG002  for overriding methods
         """Return a context manager that the handler runs in.
 
-        An exception of the context manager counts as one of the handler. The context manager cannot suppress an
-        exception of the handler. The interruption of a task with `interrupt=True` is raised only in the handler.
+        An exception of the context manager counts as an exception of the handler. The context manager cannot suppress
+        an exception of the handler. The interruption of a task with `interrupt=True` is raised only in the handler.
         """
         return nullcontext()
 
@@ -67,7 +67,7 @@ class Middleware:
         """Handle the failure of an attempt that is followed by a retry."""
 
     def on_suspend(self, event: AttemptEvent) -> None:
-        """Handle an attempt whose handler was left to continue later, because it sleeps or waits."""
+        """Handle the suspension of an attempt whose handler sleeps or waits, and runs again later."""
 
     def on_lost(self, event: AttemptEvent) -> None:
         """Handle an attempt whose result will not count: lease lost, timeout, deadline, or cancelled from outside."""
@@ -85,7 +85,7 @@ Around: TypeAlias = Callable[[TaskContext], AbstractContextManager[object]]
 
 
 def arounds_of(middleware: tuple[Middleware | Around, ...]) -> tuple[Around, ...]:
-    """Return the functions that make the context managers around a handler, the outermost first."""
+    """Return the functions that create the context managers around a handler, the outermost first."""
     return tuple(
         each.around if isinstance(each, Middleware) else each
         for each in middleware
@@ -94,7 +94,7 @@ def arounds_of(middleware: tuple[Middleware | Around, ...]) -> tuple[Around, ...
 
 
 def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Callable[[AttemptEvent], None], ...]:
-    """Return the hooks of a name that a middleware overrides."""
+    """Return the hooks with a name, such as `on_claim`, that the middleware overrides."""
     return tuple(
         getattr(each, name)
         for each in middleware
@@ -103,7 +103,7 @@ def hooks_of(middleware: tuple[Middleware | Around, ...], name: str) -> tuple[Ca
 
 
 def check_middleware(middleware: object) -> tuple[Middleware | Around, ...]:
-    """Return a collection of middleware as a tuple, after checking it.
+    """Check a collection of middleware, and return it as a tuple.
 
     Raises:
         TypeError: it is not a collection, or an item is a class or cannot be called.

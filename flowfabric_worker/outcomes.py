@@ -25,7 +25,7 @@ class Retry(HandlerExit):
         after: how long to wait before the retry, which counts; None for the delay of the task's retry policy.
 
     Raises:
-        ValidationError: `after` is no duration.
+        ValidationError: `after` is not a valid duration.
     """
 
     def __init__(self, reason: object = "retry", *, after: timedelta | None = None) -> None:
@@ -37,7 +37,7 @@ class Retry(HandlerExit):
 
 
 class Fail(HandlerExit):
-    """Fail the execution for good, because no retry would help.
+    """Fail the execution for good; it is not retried.
 
     Args:
         reason: the reason, in one line.
@@ -110,14 +110,14 @@ class Interrupted(HandlerExit):
 
 
 class DurableCallError(FlowFabricError, RuntimeError):
-    """A durable call, such as `step` or `sleep`, was made in a wrong place or under a wrong name.
+    """A durable call, such as `step` or `sleep`, was made in a place or with a name that is not allowed.
 
-    It fails the execution for good, because the same code would make the same call again.
+    It fails the execution for good, because a retry would make the same call again.
     """
 
 
 class StepFailed(Exception):  # noqa: N818  it says what happened
-    """Stand for the exception that a step raised in an earlier attempt, if its class is not available in this one.
+    """Replaces the exception of a step from an earlier attempt if its class is not available in this process.
 
     Attributes:
         step: the name of the step.
@@ -136,7 +136,7 @@ class StepFailed(Exception):  # noqa: N818  it says what happened
 
 
 class ResultError(FlowFabricError):
-    """The execution whose result was asked for did not succeed.
+    """The execution did not succeed, so it has no result.
 
     Attributes:
         execution_id: the id of the execution.

@@ -1,4 +1,4 @@
-"""The runtime of a worker process: it starts and stops the claimer, handler pool, completer and other parts."""
+"""The runtime of a worker process, which starts and stops the claimer, the handler pool and the other parts."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ log = log_queue.Log(__name__)
 
 # Seconds that a stop waits for slow log handlers.
 _LOG_WITHIN = 0.7
-# Seconds that a stop waits first for a claim that is in flight.
+# Seconds that a stop waits for a claim that is in flight, before it does anything else.
 _CLAIMER_WITHIN = 1.0
 # Seconds that a stop waits for hooks after the handlers have ended, because a hook may hang.
 _HOOKS_WITHIN = 5.0
 _CHECK_EVERY = 0.25
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A process that was silent for this many lease times holds no lease any more.
+# After this many lease times without a sign of life, a process holds no lease any more.
 _SILENT_LEASES = 2
 
 
 class RestartRequired(FlowFabricError):  # noqa: N818  the name says what happened
-    """The worker process stopped in order, and needs a restart."""
+    """The worker process stopped cleanly, and needs a restart."""
 
 
 class Runtime:
-    """Run the tasks of a worker in this process until it is stopped. A runtime is started once.
+    """Run the tasks of a worker in this process until it is stopped; a runtime can be started only once.
 
     Args:
         worker: the worker whose tasks to run.
@@ -112,13 +112,13 @@ class Runtime:
             None if channel_socket is None or runs_isolated else IsolatedProcess(self._leases, self._lease_keeper)
         )
         self._ticker = Ticker(self._engine, () if runs_isolated else worker.tasks.values())
-        # Signal handlers may put into a SimpleQueue, but must not set an Event. Each item is the process's own reason
-        # to stop, or empty for a request from outside.
+        # Use a SimpleQueue, because signal handlers must not set an Event. An item is the process's own reason to stop,
+        # or empty for a request from outside.
         self._stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = False
         self._asked = False
         self._restart_reason = ""
-        # Why the process stops, if a handler may have caused the stop.
+        # The reason of the stop, if a handler may have caused it.
         self._own_reason = ""
 
     def _make_handler_pool(self) -> HandlerPool:
@@ -145,7 +145,7 @@ class Runtime:
             yield self._tell_done
 
     def _tell_done(self) -> None:
-        """Tell the starter of this isolated process that the assigned execution is finished."""
+        """Tell the process that started this isolated one that the assigned execution has ended."""
         assert self._assigned_work is not None
         assert self._channel is not None
         if self._assigned_work.is_done():
@@ -162,23 +162,23 @@ class Runtime:
             EngineError: the store cannot be used.
             ValueError: the worker has no tasks.
             TypeError: an annotation of a task cannot be encoded, or does not resolve.
-            RestartRequired: too many threads of the process are stuck, or it is close to its memory limit. It stopped
-                in order; start another process.
-            RuntimeError: a thread ended because of a defect in this package; what it could release is released.
+            RestartRequired: too many threads are stuck, or the process is close to its memory limit. It stopped
+                cleanly; start another process.
+            RuntimeError: a thread ended because of a defect in this package; the other parts were stopped.
         """
         previous = {number: signal_handlers.handle(number, self._on_signal) for number in _STOP_SIGNALS}
         previous[signal.SIGUSR1] = signal_handlers.handle(signal.SIGUSR1, signal_handlers.print_threads)
         try:
             if not self._prepare_unless_stopped():
                 return
-            # Objects of the application's modules live on, so exempt them from garbage collection.
+            # Exempt the objects of the application's modules from garbage collection, because they live on.
             gc.collect()
             gc.freeze()
             self._start()
             ended_part = self._await_request()
             self.stop()
             if ended_part:
-                raise RuntimeError(f"The {ended_part} of {self.instance_id} ended by itself; see its traceback.")
+                raise RuntimeError(f"The {ended_part} of {self.instance_id} ended unexpectedly; see its traceback.")
             if self._restart_reason:
                 raise RestartRequired(f"The process needs a restart: {self._restart_reason}.")
         finally:
@@ -196,7 +196,7 @@ class Runtime:
         return True
 
     def _await_request(self) -> str:
-        """Wait for a request to stop, and return ""; if a part ends by itself, return its name."""
+        """Wait for a request to stop, and return ""; if a part ends unexpectedly, return its name."""
         own = signal_handlers.wait_for(_STOP_SIGNALS, self._must_stop, self._leases.open.set)
         part = self._ended_part() if self._stop_requests.empty() else ""
         if part:
@@ -213,7 +213,7 @@ class Runtime:
         return not self._stop_requests.empty() or bool(self._ended_part())
 
     def _ended_part(self) -> str:
-        """Return the name of a part whose thread has ended by a defect, because the worker would not work; else ""."""
+        """Return the name of a part whose thread has ended because of a defect; else ""."""
         for part in self._parts:
             if not part.alive:
                 return _CAPITAL.sub(" ", type(part).__name__).lower()
@@ -233,7 +233,7 @@ class Runtime:
         self._stop_requests.put("")
 
     def _on_restart_required(self, reason: str) -> None:
-        """Stop in order, once, because the process needs a restart."""
+        """Stop cleanly, once, because the process needs a restart."""
         if self._running and not self._restart_reason:
             self._restart_reason, self._asked = reason, True
             log.error("%s stops for a restart: %s.", self.instance_id, reason)
@@ -253,7 +253,7 @@ class Runtime:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:  # noqa: ARG002  what the signal module passes
         if self._channel is not None and self._asked:
-            # A service manager may signal this process too, but only the supervisor may request a second stop.
+            # Ignore it: a service manager may signal this process too, but only the supervisor may hurry its stop.
             return
         self._asked = True
         self.request_stop()
@@ -311,7 +311,7 @@ class Runtime:
     def stop(self, grace: timedelta | None = None) -> None:
         """Stop claiming, let handlers finish within the grace, and release the other executions, ready at once.
 
-        This ends a few seconds after the grace even if the store does not answer. Executions whose outcome or release
+        A stop ends a few seconds after the grace even if the store does not answer. Executions whose outcome or release
         the store has not acknowledged by then run again when their leases expire.
 
         Args:
@@ -354,12 +354,12 @@ class Runtime:
         log_queue.stop(_LOG_WITHIN)
 
     def _return_unstarted(self, deadline: Deadline) -> list[LeasedExecution]:
-        """Release what no handler has begun, after the claimer has ended; return what the store acknowledged."""
+        """Release the executions that no handler has begun; return those whose release the store acknowledged."""
         deadline.await_at_all(self._claimer.join)
         return self._lease_keeper.release_waiting()
 
     def _withhold_unfinished(self) -> list[LeasedExecution]:
-        """Return the executions without an outcome; from now on no outcome of their handlers is sent."""
+        """Withhold the outcomes of all handlers that are still running; return their executions."""
         left = self._leases.unfinished()
         for execution in left:
             execution.withhold()
@@ -367,14 +367,14 @@ class Runtime:
         return left
 
     def _hand_back(self, left: Sequence[LeasedExecution]) -> list[LeasedExecution]:
-        """Release executions whose handlers have not ended; return what the store acknowledged."""
+        """Release executions whose handlers have not ended; return those whose release the store acknowledged."""
         by_reason: dict[str | None, list[LeasedExecution]] = {}
         for execution in left:
             by_reason.setdefault(self._why_it_counts(execution), []).append(execution)
         return [each for why, some in by_reason.items() for each in self._lease_keeper.release(some, why)]
 
     def _why_it_counts(self, execution: LeasedExecution) -> str | None:
-        """Return why the release counts as a reclaim; None if the execution may continue at another worker."""
+        """Return the reason why a release counts as a reclaim; None if it does not."""
         if execution.started_at is None:
             return None
         if self._own_reason:
@@ -385,14 +385,14 @@ class Runtime:
         return "was told to stop"
 
     def _tell_end(self, handed_back: Sequence[LeasedExecution]) -> None:
-        """Log how many executions were released, and what the store has not acknowledged."""
+        """Log how many executions were released, and how much the store has not acknowledged."""
         begun = sum(execution.started_at is not None for execution in handed_back)
         log.info("%s stopped; it handed back %s, of which %s had begun.", self.instance_id, len(handed_back), begun)
         outcomes, execution = len(self._leases.unacknowledged()), len(self._leases.executions)
         if execution:
             log.warning(
-                "The store has not acknowledged %s outcomes and %s executions that were to be handed back; they run "
-                "again when their leases are over.",
+                "The store has not acknowledged %s outcomes and the release of %s executions; these executions run "
+                "again when their leases expire.",
                 outcomes, execution - outcomes,
             )  # fmt: skip
 
@@ -410,7 +410,7 @@ class Runtime:
 
     def _on_death(self, instance_id: str, how: str) -> None:
         """Tell the store how another process of this supervisor died."""
-        # The channel is read in this thread, and its next message may be a request to stop.
+        # Do not block this thread: it reads the channel, whose next message may be a request to stop.
         BackgroundCall(lambda: self._note_death(instance_id, how))
 
     def _note_death(self, instance_id: str, how: str) -> None:
@@ -431,7 +431,7 @@ class Runtime:
     # The registration
 
     def _claim_lease(self) -> timedelta:
-        """Return the shortest lease among the tasks, because a claim does not know which tasks it will get."""
+        """Return the shortest lease of all tasks, because a claim may get any of them."""
         own = [task.options_given.lease for task in self.worker.tasks.values() if task.options_given.lease is not None]
         return min([self.settings.lease, *own])
 

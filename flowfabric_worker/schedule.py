@@ -1,4 +1,4 @@
-"""Schedules: they compute when a task is submitted by itself, without a clock and without a store.
+"""Schedules compute when a task is submitted; they use neither a clock nor a store.
 
 `croniter` reads cron expressions and finds the next local time. This module decides what happens when the clocks of a
 time zone change, because croniter runs a local time that occurs twice two times.
@@ -23,9 +23,9 @@ from flowfabric_worker.engine.types.schedules import MAX_TICKS
 Missed: TypeAlias = Literal["latest", "all", "none"]
 """Which missed ticks run: only the latest one, all of them, or none."""
 
-# A tick that is less late than this is not missed: the worker was only busy, or restarting.
+# A tick that is late by less than this still runs: the worker was only busy, or restarting.
 ON_TIME: Final = timedelta(seconds=30)
-# The missed ticks of a cron expression are counted one by one, up to this number.
+# The most missed ticks of a cron expression that are counted, because they are counted one by one.
 MAX_COUNTED: Final = 100
 
 
@@ -35,7 +35,7 @@ _LONGEST: Final = timedelta(milliseconds=MAX_DURATION_MS)
 _DAY_SECONDS: Final = 86400
 _LONGEST_CRON: Final = 150
 _ALIAS: Final = re.compile(r"@[a-z]+")
-# croniter fills such a field at random, so two workers would disagree.
+# Fields that croniter fills at random, so that two workers would disagree.
 _DRAWN: Final = re.compile(r"(?<![a-z])[hr](?![a-z])", re.IGNORECASE)
 
 
@@ -45,7 +45,7 @@ class Due:
 
     Attributes:
         ticks: the ticks to submit, oldest first; at most `MAX_TICKS`.
-        missed: how many earlier ticks do not run because they are too late; for a cron expression at most
+        missed: how many earlier ticks are skipped because they are too late; for a cron expression at most
             `MAX_COUNTED`, even if there were more.
         missed_until: the last missed tick; None if there is none.
     """
@@ -70,9 +70,9 @@ def _tidy(cron: str | None) -> str | None:
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """When a task is submitted by itself: at an interval, or at the times of a cron expression in a time zone.
+    """The times at which a task is submitted: at an interval, or by a cron expression in a time zone.
 
-    Intervals are counted from the beginning of 1970 in UTC, so that all workers agree without communication.
+    Intervals are counted from 1970-01-01 00:00 UTC, so that all workers agree without communication.
 
     A cron expression for every hour, such as `*/5 * * * *`, runs by elapsed time, also through an hour that occurs
     twice. An expression that names hours, such as `30 2 * * *` or `0 */2 * * *`, runs once at each local time that it
@@ -116,7 +116,7 @@ class Schedule:
         return self._rule.next_after(moment.astimezone(UTC))
 
     def due(self, last: datetime, now: datetime, missed: Missed = "latest") -> Due:
-        """Return the ticks to submit, and how many are left out because they were missed.
+        """Return the ticks to submit, and the number of missed ticks.
 
         A tick is missed when it is more than `ON_TIME` late. Ticks that are on time always run.
 
@@ -151,7 +151,7 @@ class Schedule:
         return sum(1 for _ in islice(self._ticks(last, end), MAX_COUNTED))
 
     def _latest(self, last: datetime, now: datetime) -> datetime | None:
-        """Return the last tick up to `now`, by bisection, because there may be very many; None if there is none."""
+        """Return the last tick up to `now`; None if there is none. It bisects, because there may be very many ticks."""
         tick = self.next_after(last)
         if tick > now:
             return None
@@ -175,10 +175,10 @@ def schedule_of(every: timedelta | None, cron: str | None, timezone: str, missed
         TypeError, ValueError: see `Schedule`; or `timezone` or `missed` is given without a schedule.
     """
     if missed not in get_args(Missed):
-        raise ValueError(f"missed= is one of {', '.join(get_args(Missed))}, not {missed!r}.")
+        raise ValueError(f"missed= must be one of {', '.join(get_args(Missed))}, not {missed!r}.")
     if every is None and cron is None:
         if timezone != "UTC" or missed != "latest":
-            raise TypeError("timezone= and missed= belong to a schedule: give every= or cron= too.")
+            raise TypeError("timezone= and missed= need a schedule: give every= or cron= too.")
         return None
     return Schedule(every=every, cron=cron, timezone=timezone)
 
@@ -205,7 +205,9 @@ def check_needs_nothing(function: Callable[..., Any], given: Collection[str]) ->
 class _Interval:
     def __init__(self, every: timedelta | None) -> None:
         if not isinstance(every, timedelta) or not _SECOND <= every <= _LONGEST or every.microseconds % 1000:
-            raise ValueError(f"every= is a timedelta of whole milliseconds, a second to a century, not {every!r}.")
+            raise ValueError(
+                f"every= must be a timedelta of whole milliseconds, from a second to a century, not {every!r}."
+            )
         self._every = every
 
     def next_after(self, moment: datetime) -> datetime:
@@ -232,15 +234,15 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
-        raise ValueError(f"There is no time zone {name!r}; names are such as Europe/Berlin.") from error
+        raise ValueError(f"There is no time zone {name!r}: use a name such as Europe/Berlin.") from error
 
 
 def _cron_rule(cron: str, zone: ZoneInfo) -> _Rule:
     if not isinstance(cron, str) or len(cron) > _LONGEST_CRON:
-        raise ValueError(f"cron= is a text of at most {_LONGEST_CRON} characters.")
+        raise ValueError(f"cron= must be a text of at most {_LONGEST_CRON} characters.")
     if _ALIAS.fullmatch(cron) is None and (len(cron.split(" ")) != 5 or _DRAWN.search(cron)):
-        raise ValueError(f"{cron!r} is no cron expression: it has 5 fields, such as */5 * * * *.")
-    # The import stands here, so that only applications with cron expressions load croniter.
+        raise ValueError(f"{cron!r} is not a cron expression: it must have 5 fields, such as */5 * * * *.")
+    # Import croniter here, so that only applications with cron expressions load it.
     from croniter import croniter
 
     try:

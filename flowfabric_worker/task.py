@@ -1,4 +1,4 @@
-"""`Task`, a registered function, and what its submission returns."""
+"""`Task`, a registered function, and `Run`, the handle that its submission returns."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Run(Generic[R]):
 
     Attributes:
         id: the execution's id.
-        created: False if the submission found an execution under its key.
+        created: False if an earlier submission with the same key had created the execution.
     """
 
     __slots__ = ("_codec", "_engine", "_task", "created", "id")
@@ -71,7 +71,7 @@ class Run(Generic[R]):
         self._codec = task.codec
 
     def __reduce__(self) -> tuple[Callable[..., Run[Any]], tuple[object, ExecutionId, bool]]:
-        # A task of a client cannot be imported, so the copy is made by a client.
+        # Restore the run through the client if the task belongs to one: such a task cannot be imported.
         owner = self._task._owner
         return _restore_run, (owner if hasattr(owner, "submit") else self._task, self.id, self.created)
 
@@ -91,7 +91,7 @@ class Run(Generic[R]):
         """
         if inside_handler():
             raise RuntimeError(
-                "result() inside a handler would block its thread, and a worker whose threads all wait makes no "
+                "result() inside a handler would block its thread, and a worker whose threads all wait cannot make "
                 "progress: use current().gather(...)."
             )
         limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
@@ -106,7 +106,7 @@ class Run(Generic[R]):
         return self._engine.read_execution_state(self.id)
 
     def cancel(self, reason: str = "") -> None:
-        """End the execution as cancelled, in whatever state it is."""
+        """Cancel the execution, whether it is waiting, running or suspended."""
         self._engine.cancel_execution(CancelExecutionArgs(execution_id=self.id, reason=reason))
 
     def replay(self, *, steps: str = "keep", from_step: str | None = None) -> None:
@@ -140,15 +140,15 @@ class Task(Generic[P, R]):
         function: the decorated function.
         owner: the worker that the task is registered with, or the client that submits it.
         name: the task's name in the store.
-        options: the options that were given to the decorator.
-        codec: the codec of the owner, for a task without its own.
+        options: the options given to the decorator.
+        codec: the codec of the owner, which a task without a codec option uses.
 
     Attributes:
-        schedule: when the task is submitted by itself; None if it is not.
+        schedule: when the worker submits the task by itself; None if it has no schedule.
 
     Raises:
         TypeError: the function is async, a generator or a method, or an annotation cannot be encoded.
-        TypeError, ValueError: the schedule is not valid, or the function needs arguments that a schedule does not give.
+        TypeError, ValueError: the schedule is not valid, or the function has parameters without defaults.
     """
 
     __name__: str
@@ -172,7 +172,7 @@ class Task(Generic[P, R]):
         functools.update_wrapper(self, function, updated=())
 
     def __reduce__(self) -> str:
-        # A task is pickled by reference: its module has it under the name of the function.
+        # Pickle a task by reference: its module holds the task under the name of the function.
         return self.__qualname__
 
     def __repr__(self) -> str:
@@ -194,7 +194,7 @@ class Task(Generic[P, R]):
     def _with_context(
         self, context: TaskContext, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return the arguments of a plain call with the context added, unless the caller gave one."""
+        """Return the arguments of a plain call, with the context added unless the caller passed one."""
         name = self.context_parameter
         if name is None or name in kwargs or any(isinstance(each, TaskContext) for each in args):
             return args, kwargs
@@ -215,17 +215,17 @@ class Task(Generic[P, R]):
         """Submit a durable execution of this call, and return its handle.
 
         Raises:
-            TypeError: the call does not fit the signature; it is Python's own error.
+            TypeError: the call does not match the signature; this is Python's own error.
             EncodingError: an argument cannot be encoded.
-            ConflictError: `key_conflict`, the key was used for other arguments.
+            ConflictError: `key_conflict`, the key was used with other arguments.
             EngineError: the store refused the call, or cannot be reached.
         """
         return self._submission.submit(*args, **kwargs)
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
-        """Submit a durable execution of each call in bounded batches, and return the runs in order.
+        """Submit a durable execution of each call, in bounded batches, and return the runs in order.
 
-        If a call is wrong, its batch is not submitted; the attribute `runs` of the error has the runs before it.
+        If a call is wrong, its batch is not submitted; the attribute `runs` of the error holds the runs before it.
         """
         return self._submission.submit_many(calls)
 
@@ -244,7 +244,7 @@ class Task(Generic[P, R]):
         )
 
     def run(self, execution_id: ExecutionId | str) -> Run[R]:
-        """Return the handle of an execution of this task that was submitted before."""
+        """Return the handle of an existing execution of this task."""
         identity = ExecutionId.parse(execution_id) if isinstance(execution_id, str) else execution_id
         return Run(identity, self, created=False)
 
@@ -261,7 +261,7 @@ class Submission(Generic[P, R]):
         """Return the task with further changes to its options; see `Task.options`."""
         fixed = TASK_ONLY & changes.keys()
         if fixed:
-            raise TypeError(f"{', '.join(sorted(fixed))} belongs to the task: give it to @worker.task().")
+            raise TypeError(f"{', '.join(sorted(fixed))} can only be set on the task: pass it to @worker.task().")
         return Submission(self._task, change_options(self._options, changes))
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
@@ -289,7 +289,7 @@ class Submission(Generic[P, R]):
                     raise refused[0]
         except Exception as error:
             error.runs = runs  # type: ignore[attr-defined]  # also on Python's own TypeError
-            error.add_note(f"{len(runs)} runs were submitted before; they are the attribute `runs` of this error.")
+            error.add_note(f"{len(runs)} runs were submitted before this; see the attribute `runs` of this error.")
             raise
         return runs
 
@@ -311,17 +311,17 @@ class Submission(Generic[P, R]):
 
 
 def creation_of(task: Task[..., Any]) -> CreateExecutionArgs:
-    """Return what submitting a task without arguments asks of the engine."""
+    """Return the arguments of the engine's call that submits a task without arguments."""
     return task._submission._creation((), {})
 
 
 def step_codec_of(task: Task[..., Any], function: Callable[..., Any]) -> TaskCodec:
-    """Return the codec of the results of a step, by the return annotation of the step's function."""
+    """Return the codec for the results of a step, given by the return annotation of its function."""
     codec = task._step_codecs.get(function) if inspect.isfunction(function) else None
     if codec is None:
         codec = _result_codec(function, task._codec)
         if inspect.isfunction(function) and "<" not in function.__qualname__:
-            # A function of a module lives as long as the module; a local one may hold large objects.
+            # Cache only for functions of modules: a local function would keep the objects that it refers to alive.
             task._step_codecs[function] = codec
     return codec
 
@@ -332,7 +332,7 @@ def _schedule(function: Callable[..., Any], options: TaskOptions, skip: set[str]
     if schedule is not None:
         check_needs_nothing(function, given=skip)
         if options.key is not None or options.at is not None:
-            raise TypeError("key= and at= would make all ticks of a schedule one execution: leave them out.")
+            raise TypeError("key= and at= would turn all ticks of a schedule into one execution: leave them out.")
     return schedule
 
 
@@ -345,7 +345,7 @@ def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapp
 
 
 def _restore_run(source: Any, execution_id: ExecutionId, created: bool) -> Run[Any]:
-    """Return a run that was pickled; `source` is its task or its client."""
+    """Restore a pickled run from its task or its client."""
     run: Run[Any] = source.run(execution_id)
     run.created = created
     return run
@@ -355,7 +355,7 @@ def _result_codec(function: Callable[..., Any], codec: Codec) -> TaskCodec:
     try:
         return TaskCodec(function, codec)
     except ValueError:
-        # Some functions of Python itself, such as time.time, have no signature; they return plain values.
+        # Built-in functions such as time.time may have no signature; they return plain values.
         return TaskCodec(_unannotated, codec)
 
 

@@ -1,4 +1,4 @@
-"""Helpers to test an application: a plugin of pytest, and the clock of a worker's store.
+"""Helpers for testing an application: a pytest plugin, and the clock of a worker's store.
 
 The fixtures of the plugin use the fixture `flowfabric`, a worker on a fresh store in memory. An application overrides
 it with its own worker:
@@ -43,7 +43,7 @@ class Clock:
     @property
     def now(self) -> datetime:
         """The time of the clock, in UTC."""
-        # Imports of the package stand in functions, so that pytest loads this plugin quickly.
+        # Import the package inside functions, so that pytest loads this plugin quickly.
         from flowfabric_worker.engine.moments import moment_of
 
         return moment_of(self._worker.engine.server_time())
@@ -64,12 +64,12 @@ def flowfabric() -> Iterator[Worker]:
 
 @pytest.fixture
 def flowfabric_eager(flowfabric: Worker) -> Iterator[Worker]:
-    """Provide the worker of the fixture `flowfabric`, whose submissions run in place."""
+    """Provide the worker of the fixture `flowfabric`, whose submissions run at once in the test's thread."""
     with flowfabric.eager():
         yield flowfabric
 
 
 @pytest.fixture
 def flowfabric_clock(flowfabric: Worker) -> Clock:
-    """Provide the clock of the fixture `flowfabric`; `flowfabric_clock.move(timedelta(hours=1))` sets it forward."""
+    """Provide the clock of the fixture `flowfabric`; `flowfabric_clock.move(timedelta(hours=1))` moves it forward."""
     return Clock(flowfabric)

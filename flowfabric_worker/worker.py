@@ -1,4 +1,4 @@
-"""`Worker`: registers tasks, and runs them in tests."""
+"""`Worker`: registers tasks, and runs them in this thread for tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Worker:
     A worker connects at its first submission, not when it is created, decorates functions or is imported.
 
     Args:
-        name: the worker's name for operators; the names of its tasks begin with it.
+        name: the worker's name, which operators see and with which the names of its tasks begin.
         url: the URL of the store; None for `$FLOWFABRIC_URL`, else `embedded://.flowfabric`.
         namespace: the tenant in the store.
         codec: how arguments and results are encoded: "json", "msgpack", or an object with the members of `Codec`.
@@ -68,7 +68,7 @@ class Worker:
         middleware: the middleware as a tuple.
 
     Raises:
-        TypeError: a default is not an option, or an item of `middleware` is no middleware.
+        TypeError: a default is not an option, or an item of `middleware` is not middleware.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Worker:
         self._tasks = Tasks()
         self._engine: Engine | None = None
         self._lends = False
-        # The capabilities inside of `eager`; None outside of it.
+        # The capabilities that `eager` was given; None outside of it.
         self._eager_capabilities: frozenset[str] | None = None
         self.reset_after_fork()
         forks.remember(self)
 
     def reset_after_fork(self) -> None:
-        """Replace the lock in a forked child, where the thread that held it does not run; the engine resets itself."""
+        """Replace the lock in a forked child, where the thread that held it does not exist."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -137,8 +137,8 @@ class Worker:
         """Register a function as a task; used as `@worker.task` or `@worker.task(lane=..., retry=...)`.
 
         Args:
-            name: the task's whole name in the store; None for the worker's name and the function's, such as
-                `shop.send_receipt`. Give the former name when the worker or the function is renamed.
+            name: the task's full name in the store; None for the names of the worker and the function, such as
+                `shop.send_receipt`. If you rename the worker or the function, give the old name here.
             options: see `TaskOptions`.
 
         Raises:
@@ -155,9 +155,9 @@ class Worker:
         return register if function is None else register(function)
 
     def check(self) -> None:
-        """Refuse tasks whose annotations cannot be encoded or do not resolve, now that everything is imported.
+        """Check that the annotations of all tasks resolve and can be encoded, once everything is imported.
 
-        A worker does this by itself when it starts.
+        A worker runs this check when it starts.
 
         Raises:
             TypeError: an annotation of a task cannot be encoded or resolved; the message names it.
@@ -168,7 +168,8 @@ class Worker:
     def publish(self) -> None:
         """Publish the options of the tasks in the store, for clients that do not have their code.
 
-        A worker does this by itself when it starts; call it if producers start first. A publication is kept for a week.
+        A worker publishes its tasks when it starts; call this if producers start first. A publication is kept for a
+        week.
 
         Raises:
             TypeError: see `check`.
@@ -180,7 +181,7 @@ class Worker:
     def _register(self, task: Task[P, R]) -> Task[P, R]:
         if task.name in self._tasks:
             raise ValueError(
-                f"The worker {self.name!r} has a task named {task.name!r} already; give one of them a name=."
+                f"The worker {self.name!r} already has a task named {task.name!r}: give one of them another name=."
             )
         self._tasks[task.name] = task
         if self._lends:
@@ -197,17 +198,17 @@ class Worker:
     # For tests
 
     def run_until_idle(self, *, capabilities: Iterable[str] = ()) -> int:
-        """Run everything that is due, and what those handlers submit, in this thread and without sleeping.
+        """Run everything that is due, including what the handlers submit, in this thread and without sleeping.
 
-        All lanes are served. An exception of a handler becomes the outcome of its execution, as it does in a worker;
-        only KeyboardInterrupt is raised here as well. A schedule begins with the first call: later ticks run when the
-        clock has reached them.
+        All lanes are served. As in a worker, an exception of a handler becomes the outcome of its execution; only
+        KeyboardInterrupt is also raised to the caller. A schedule begins with the first call: its later ticks run once
+        the clock has reached them.
 
         Args:
             capabilities: capabilities in addition to those that the tasks require.
 
         Returns:
-            How many times a handler ran.
+            The number of times that a handler ran.
 
         Raises:
             EngineError: the store cannot be used.
@@ -219,7 +220,7 @@ class Worker:
 
     @contextmanager
     def in_memory(self) -> Iterator[Self]:
-        """Put the worker on a fresh store in memory, whose clock can be set, for the length of a block.
+        """Use a fresh store in memory, whose clock can be set, for the duration of a block.
 
         Used as `with worker.in_memory():`.
         """
@@ -230,19 +231,19 @@ class Worker:
 
     @contextmanager
     def eager(self, *, capabilities: Iterable[str] = ()) -> Iterator[Self]:
-        """Run every submission in the caller's thread, on a fresh store in memory; used as `with worker.eager():`.
+        """Run every submission at once in the caller's thread, on a fresh store in memory.
 
-        `submit` and `submit_many` return when the executions have ended, and those that their handlers submitted too.
-        Everything else is as in a worker: encoding, retries, timeouts, steps. `result()` raises the failure of an
-        execution. No time passes: the store's clock moves forward over delays, sleeps and back-offs. Inside a handler
-        `submit` returns at once, and the work runs when the handler has ended. If several threads submit at the same
-        time, one of them runs all the work.
+        Used as `with worker.eager():`. `submit` and `submit_many` return when the executions have ended, including
+        those that their handlers submitted. Everything else is as in a worker: encoding, retries, timeouts, steps.
+        `result()` raises the failure of an execution. No time passes: the store's clock moves forward over delays,
+        sleeps and back-offs. Inside a handler `submit` returns at once, and the work runs when the handler has ended.
+        If several threads submit at the same time, one of them runs all the work.
 
         Args:
             capabilities: capabilities in addition to those that the tasks require.
 
         Raises:
-            RuntimeError: raised by `submit` if an execution cannot end, or submits new work without end.
+            RuntimeError: raised by `submit` if an execution cannot end, or keeps submitting new work.
         """
         with self._lent(as_capabilities(capabilities)):
             self.publish()
@@ -250,7 +251,7 @@ class Worker:
 
     @contextmanager
     def _lent(self, eager_capabilities: frozenset[str] | None) -> Iterator[None]:
-        """Put the worker on a fresh store in memory; its own connections stay open meanwhile."""
+        """Use a fresh store in memory for the duration of a block; the worker's own connections stay open."""
         own = self.url, self._engine, self._eager_capabilities, self._lends
         name = uuid4().hex
         self.url, self._engine, self._eager_capabilities, self._lends = (
@@ -268,10 +269,10 @@ class Worker:
 
 
 def _name_of(function: Any) -> str:
-    """Return the name of a function, or of what a partial calls.
+    """Return the name of a function, or of the function that a partial calls.
 
     Raises:
-        TypeError: an object without a name.
+        TypeError: the object has no name.
     """
     inner = function
     while isinstance(inner, functools.partial):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Final, Protocol
 
 from flowfabric_worker._codecs import brief
+from flowfabric_worker.engine.suggestions import did_you_mean
 
 
 class Codec(Protocol):
@@ -139,11 +140,7 @@ def find_codec(codec: str | Codec) -> Codec:
     """
     if isinstance(codec, str):
         if codec not in _CODECS:
-            # The import stands here, because only an error needs it.
-            import difflib
-
-            similar = difflib.get_close_matches(codec, _CODECS, n=1)
-            hint = f" Did you mean {similar[0]!r}?" if similar else ""
+            hint = did_you_mean(codec, _CODECS)
             raise ValueError(f"There is no codec {codec!r}.{hint} Use {', '.join(_CODECS)}, or an object of your own.")
         if codec == "pickle":
             warnings.warn(

@@ -9,6 +9,7 @@ from flowfabric_worker._runtime.execution_log import short, spoken
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker._version import __version__
 from flowfabric_worker.config import WorkerSettings, shown_url, store_url
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.task import Task
 
 # The most names of one kind in a line; the line tells how many more there are.
@@ -36,18 +37,12 @@ def start_line(
 
 def unknown_lanes(worker_name: str, tasks: Iterable[Task[..., Any]], lanes: Mapping[str, int]) -> list[str]:
     """Return a warning for each lane in `--lanes` that no task of the worker uses."""
-    # The import stands here, because few workers need it.
-    import difflib
-
     known = sorted({task.options_given.lane for task in tasks})
-    warnings = []
-    for lane in sorted(lanes.keys() - set(known)):
-        close = difflib.get_close_matches(lane, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        warnings.append(
-            f"--lanes names {lane!r}, which no task of {worker_name!r} uses; they use {', '.join(known)}.{hint}"
-        )
-    return warnings
+    return [
+        f"--lanes names {lane!r}, which no task of {worker_name!r} uses; they use {', '.join(known)}."
+        f"{did_you_mean(lane, known)}"
+        for lane in sorted(lanes.keys() - set(known))
+    ]
 
 
 def waiting_line(running: Sequence[LeasedExecution], grace: float) -> str:

@@ -14,6 +14,7 @@ from flowfabric_worker.engine.ids import check_lane, check_name
 from flowfabric_worker.engine.limits import MAX_LEASE_MS, MAX_PRIORITY
 from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.submission import check_headers, check_tags
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.workers import TaskPublication
 from flowfabric_worker.schedule import Missed
@@ -191,10 +192,6 @@ def change_options(options: TaskOptions, changes: Mapping[str, Any]) -> TaskOpti
     known = attrs.fields_dict(TaskOptions)
     unknown = sorted(changes.keys() - known.keys())
     if unknown:
-        # The import stands here, because only an error needs it.
-        import difflib
-
-        similar = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {similar[0]!r}?" if similar else ""
+        hint = did_you_mean(unknown[0], known)
         raise TypeError(f"unknown option {', '.join(map(repr, unknown))}.{hint} The options are {', '.join(known)}.")
     return attrs.evolve(options, **changes)

@@ -27,10 +27,10 @@ from flowfabric_worker.cli.workers import workers
 @click.group(cls=Commands, epilog=exit_codes_help())
 @click.version_option(__version__, package_name="flowfabric_worker", message="flowfabric_worker %(version)s")
 def main() -> None:
-    """Run workers, submit durable executions, and show what became of them.
+    """Run workers, submit durable executions, and follow them to their results.
 
-    Begin with "demo". Every command says more with --help. The store is --url, else $FLOWFABRIC_URL, else
-    embedded://.flowfabric in this directory.
+    Start with "demo". Run a command with --help for its details. The store is --url, or $FLOWFABRIC_URL, or
+    embedded://.flowfabric in the current directory.
     """
 
 

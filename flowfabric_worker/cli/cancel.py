@@ -1,4 +1,4 @@
-"""The command `cancel`: end executions as cancelled."""
+"""The command `cancel`: cancel executions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flowfabric_worker.client import Client
 
 @click.command()
 @ids_argument
-@click.option("--reason", default="", help="Kept with the execution.")
+@click.option("--reason", default="", help="The reason, which is stored with the execution.")
 @json_option("Print one JSON document per execution.")
 @with_client
 def cancel(client: Client, *, execution_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
-    """End executions as cancelled, whatever they are doing.
+    """Cancel waiting, running or suspended executions.
 
-    "-" reads ids from stdin: one per line, or what list --json prints. The exit code is 1 if one could not be
-    cancelled; the others are.
+    "-" reads ids from stdin: one per line, or the output of list --json. If an execution cannot be cancelled, the
+    others still are, and the exit code is 1.
     """
     for_each(execution_ids, lambda identity: client.cancel(identity, reason), "is cancelled", as_json)

@@ -1,4 +1,4 @@
-"""The command `check`: check whether the store can be used, and say what to do if not."""
+"""The command `check`: check that the store can be used, and say what to do if it cannot."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from flowfabric_worker.engine.types.workers import WorkerInfo
 _TRIAL: Final = "check"
 _TRIAL_LEASE: Final = timedelta(seconds=10)
 
-# A difference between two clocks is reported above this.
+# A larger difference between the clocks of the store and this machine is a warning.
 _MOST_SKEW_MS: Final = 1000
 _CLOCK_READINGS: Final = 5
 
 _ADVICE: Final = {
-    "transport": "See whether the server runs, and whether host and port of the URL are right.",
-    "store_timeout": "See whether the server is overloaded, and whether a firewall drops the connection.",
+    "transport": "Check that the server is running, and that the URL has the right host and port.",
+    "store_timeout": "Check whether the server is overloaded, or a firewall drops the connection.",
     "store_busy": "Wait until the server has loaded its data or the failover is over.",
 }
 
@@ -55,10 +55,10 @@ class Finding:
 @json_option()
 @with_client
 def check(client: Client, *, as_json: bool) -> None:
-    """Check whether the store can be used, and say what to do.
+    """Check that the store can be used, and say what to do if it cannot.
 
-    The store must be reachable, supported and set up, and its user needs some rights. A small execution runs to its
-    end under a separate prefix, and leaves nothing behind. Warnings do not change the exit code.
+    The store must be reachable, supported and set up, and its user needs some rights. A small execution is run under a
+    separate prefix and removed again. Warnings do not change the exit code.
     """
     findings: list[Finding] = []
     failure: EngineError | None = None
@@ -75,7 +75,7 @@ def check(client: Client, *, as_json: bool) -> None:
 
 
 def _look(client: Client) -> Iterator[Finding]:
-    """Run one check after the other; later checks need the earlier ones to succeed."""
+    """Run the checks in order; each needs the earlier ones to succeed."""
     engine = client.engine
     prepared = engine.prepare()
     yield Finding(what="store", text=f"{prepared.product} {prepared.version}, reachable")
@@ -90,7 +90,7 @@ def _look(client: Client) -> Iterator[Finding]:
         yield Finding(
             what="warning",
             text="The store was prepared for tests: any client can set its clock.",
-            advice="Use another one for real work.",
+            advice="Use another store for real work.",
         )
     yield _clock(client)
     yield _trial(client)
@@ -102,7 +102,7 @@ def _look(client: Client) -> Iterator[Finding]:
 
 
 def _clock(client: Client) -> Finding:
-    """Compare the store's clock with this machine's; the reading with the fastest answer counts."""
+    """Compare the store's clock with this machine's, by the reading with the fastest answer."""
     readings = []
     for _ in range(_CLOCK_READINGS):
         before, asked = time.time(), time.monotonic()
@@ -116,7 +116,7 @@ def _clock(client: Client) -> Finding:
     return Finding(
         what="clock",
         text=f"{text}.",
-        advice="Set the clocks (NTP): times such as at= are compared with the store's clock.",
+        advice="Synchronize the clocks, for example by NTP: times such as at= are compared with the store's clock.",
     )
 
 
@@ -132,7 +132,7 @@ def _trial(client: Client) -> Finding:
             engine.renew(claimed.handle)
             engine.complete(claimed.handle, b"null")
         run.result(_TRIAL_LEASE)
-        # Listening needs a separate right.
+        # Read the feed as well, because listening needs a right of its own.
         list(trial.completions(timeout=timedelta()))
         engine.purge(run.id)
     took = (time.monotonic() - began) * 1000
@@ -146,12 +146,12 @@ def _lane(lane: LaneInfo, is_served: bool) -> Finding:
         return Finding(
             what=what,
             text=f"{text}, paused.",
-            advice=f"Let it go on with: flowfabric-worker lanes resume {lane.lane!r}",
+            advice=f"Resume it with: flowfabric-worker lanes resume {lane.lane!r}",
         )
     if lane.depths[PublicState.WAITING] and not is_served:
         return Finding(
             what=what,
-            text=f"{text}; no living worker serves it.",
+            text=f"{text}; no running worker serves it.",
             advice="Start one with: flowfabric-worker run",
         )
     return Finding(what=what, text=text)

@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
 
 PROGRAM: Final = "flowfabric-worker"
-# The variable that click derives from the name of the program, by which a shell asks for completions.
+# The variable by which a shell asks for completions; click derives it from the name of the program.
 VARIABLE: Final = "_FLOWFABRIC_WORKER_COMPLETE"
 
 _SHELLS: Final = ("bash", "zsh", "fish")
@@ -24,7 +24,7 @@ def completion(ctx: click.Context, *, shell: str) -> None:
     """Print a script that completes commands in a shell.
 
     \b
-    Put the line of your shell into the file behind it, and begin a new shell:
+    Add the line for your shell to the file next to it, and start a new shell:
       eval "$(flowfabric-worker completion bash)"   ~/.bashrc
       eval "$(flowfabric-worker completion zsh)"    ~/.zshrc
       flowfabric-worker completion fish | source    ~/.config/fish/config.fish

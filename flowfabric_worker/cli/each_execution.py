@@ -1,4 +1,4 @@
-"""What `cancel` and `replay` share: ids as arguments or on stdin, and a line about each execution."""
+"""Apply a command such as `cancel` or `replay` to executions whose ids are arguments, or come from stdin."""
 
 from __future__ import annotations
 
@@ -24,8 +24,19 @@ def ids_argument(function: F) -> F:
 
 
 def for_each(texts: Sequence[str], act: Callable[[ExecutionId], None], done: str, as_json: bool) -> None:
-    """Do something to each execution and says of each what became of it; one that fails keeps none from its turn."""
-    # All are read before the first is touched: a wrong id should change nothing.
+    """Apply an action to each execution, and print a line about each; a failure does not stop the others.
+
+    Args:
+        texts: the ids; "-" stands for those on stdin.
+        act: the action.
+        done: what to say of an execution after the action, such as "is cancelled".
+        as_json: True to print a JSON document per execution.
+
+    Raises:
+        click.UsageError: a text is not an id; nothing was done.
+        click.exceptions.Exit: the action failed for an execution.
+    """
+    # Parse all ids before acting on the first, so that a malformed id changes nothing.
     identities = dict.fromkeys(map(_parsed, _with_stdin(texts)))
     failures: list[Exception] = []
     for identity in identities:
@@ -58,7 +69,7 @@ def _say_failure(identity: ExecutionId, error: Exception, as_json: bool) -> None
 
 
 def _with_stdin(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the ids, with those of stdin in the place of "-"."""
+    """Yield the ids, with those on stdin in the place of "-"."""
     for text in texts:
         if text == _STDIN:
             lines = (line.decode("utf-8", "replace").strip() for line in sys.stdin.buffer)
@@ -68,13 +79,13 @@ def _with_stdin(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _id_in(line: str) -> str:
-    """Return the id that a line holds: the line itself, or the field of a JSON document."""
+    """Return the id in a line: the whole line, or the field `execution_id` of a JSON document."""
     if not line.startswith("{") or line.startswith("{fp:"):
         return line
     try:
         return str(json.loads(line)["execution_id"])
     except (ValueError, KeyError, TypeError):
-        raise click.UsageError(f"stdin holds a line without an execution_id: {line[:80]!r}") from None
+        raise click.UsageError(f"A line on stdin has no execution_id: {line[:80]!r}") from None
 
 
 def _parsed(text: str) -> ExecutionId:

@@ -1,4 +1,4 @@
-"""Exit codes, and errors as one sentence."""
+"""The exit codes of commands, and errors that are printed as one sentence."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from flowfabric_worker.engine.errors import (
     ValidationError,
 )
 from flowfabric_worker.engine.ids import with_plain_ids
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.outcomes import ResultError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,26 +43,27 @@ class ExitCode(IntEnum):
 
 _MEANINGS: Final = {
     ExitCode.OK: "the command succeeded",
-    ExitCode.FAILED: "the execution failed or does not exist, or its state forbids it",
+    ExitCode.FAILED: "the execution failed, does not exist, or is in the wrong state",
     ExitCode.USAGE: "an option or an argument is wrong",
     ExitCode.UNREACHABLE: "the store cannot be reached",
-    ExitCode.REFUSED: "the store refuses: password, rights, version, configuration",
+    ExitCode.REFUSED: "the store refuses the password, user, version or settings",
     ExitCode.APP: "the application cannot be loaded",
     ExitCode.TIMEOUT: "the result did not come within --timeout",
-    ExitCode.RESTART_REQUIRED: "the worker process stopped for a restart: stuck threads, or memory",
-    ExitCode.INTERRUPTED: "Ctrl-C",
+    ExitCode.RESTART_REQUIRED: "the worker needs a restart: stuck threads, or its memory limit",
+    ExitCode.INTERRUPTED: "the command was interrupted with Ctrl-C",
 }
 
 _DEBUG: Final = f"{__name__}.debug"
 _JSON: Final = f"{__name__}.json"
 
-_JSON_HELP: Final = """With --json, stdout holds only JSON: one document, or one per line if a command lists
-several things. The error that ends a command is then one document on stderr, with the fields "error", "code" and
+_JSON_HELP: Final = """With --json, commands print only JSON on stdout: one document, or one per line for a
+list. An error that ends a command is then one document on stderr, with the fields "error", "code" and
 "exit_code"."""
 
 
 def exit_codes_help() -> str:
-    """Return the help text about exit codes and errors; `\\b` keeps click from joining the lines of the table."""
+    """Return the help text about exit codes and errors."""
+    # The mark \b keeps click from joining the lines of the table.
     table = "\n".join(["\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in _MEANINGS.items())])
     return f"{table}\n\n{_JSON_HELP}"
 
@@ -101,7 +103,7 @@ def exit_code_of(error: Exception) -> ExitCode:
 
 
 def code_of(error: Exception) -> str:
-    """Return one word by which programs identify an error."""
+    """Return the code by which programs recognize an error."""
     return error.code if isinstance(error, EngineError) else exit_code_of(error).name.lower()
 
 
@@ -117,16 +119,25 @@ def debug_option(function: F) -> F:
 
 
 class Commands(click.Group):
-    """The root of the command line: it turns every expected error into one sentence and an exit code."""
+    """The root of the command line, which turns every expected error into one sentence and an exit code."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click gives it
-        # In the order in which a newcomer meets them.
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click passes it
+        # List the commands in the order in which a new user needs them, not by name.
         return [*self.commands]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # An error in the command line itself is printed as JSON too, if --json is given.
+        # Look for --json before parsing, so that errors of parsing are printed as JSON too.
         ctx.meta[_JSON] = _asks_for_json(args)
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        # Refuse an unknown command here, because not every version of click suggests a similar one.
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"There is no command {name!r}.{did_you_mean(name, self.commands)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

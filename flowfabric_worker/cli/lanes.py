@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 
 from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import fits, print_json, print_table, shown, span
 from flowfabric_worker.client import Client
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.engine.types.reads import LaneInfo
 from flowfabric_worker.engine.types.states import PublicState
 
-# Shown of every lane; other states where some lane holds work in them.
+# The states that always have a column; the others have one only if a lane holds work in them.
 _ALWAYS_SHOWN = (
     PublicState.WAITING,
     PublicState.DELAYED,
@@ -23,8 +24,8 @@ _ALWAYS_SHOWN = (
 
 _SAID = {
     ("pause", True): "paused",
-    ("pause", False): "was paused already",
-    ("resume", True): "hands work out again",
+    ("pause", False): "was already paused",
+    ("resume", True): "resumed",
     ("resume", False): "was not paused",
 }
 
@@ -35,16 +36,17 @@ _SAID = {
 @json_option("Print one JSON document per line.")
 @with_client
 def lanes(client: Client, *, action: str, names: tuple[str, ...], as_json: bool) -> None:
-    """List the lanes and what they hold; pause some, or resume them.
+    """List lanes and the work they hold; pause or resume them.
 
-    A paused lane hands nothing out and loses nothing.
+    Workers take no new work from a paused lane. What it holds is kept.
     """
+    if not names and action != "list":
+        raise click.UsageError(f"Name the lanes to {action}.")
+    report_unknown_lanes(client, names)
     if action == "list":
         found = [lane for lane in client.lanes() if not names or lane.lane in names]
         _list_lanes(found, client.engine.server_time(), as_json)
         return
-    if not names:
-        raise click.UsageError(f"Name the lanes to {action}.")
     for name in names:
         changed = client.pause_lane(name) if action == "pause" else client.resume_lane(name)
         if as_json:
@@ -53,13 +55,21 @@ def lanes(client: Client, *, action: str, names: tuple[str, ...], as_json: bool)
             click.echo(shown(f"{name}: {_SAID[action, changed]}."))
 
 
+def report_unknown_lanes(client: Client, names: Collection[str]) -> None:
+    """Report on stderr each name that no lane of the store has, with a similar name."""
+    known = {each.lane for each in client.lanes()} if names else set()
+    for name in names:
+        if name not in known:
+            click.echo(shown(f"The store has no lane {name!r} yet.{did_you_mean(name, known)}"), err=True)
+
+
 def _list_lanes(found: Sequence[LaneInfo], now: int, as_json: bool) -> None:
     if as_json:
         for lane in found:
             print_json(lane)
         return
     if not found:
-        click.echo("There are none: a lane exists from its first use.", err=True)
+        click.echo("No lanes found: a lane exists once work was submitted to it.", err=True)
         return
     states = [state for state in PublicState if state in _ALWAYS_SHOWN or any(lane.depths[state] for lane in found)]
     counts = [state.value.upper() for state in states]
@@ -77,5 +87,5 @@ def _is(lane: LaneInfo, now: int) -> str:
 
 
 def _holds(lane: LaneInfo) -> str:
-    """Return what a lane holds, in words."""
+    """Describe the work that a lane holds, state by state."""
     return ", ".join(f"{depth} {state}" for state, depth in lane.depths.items() if depth) or "nothing"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from flowfabric_worker.cli.lanes import report_unknown_lanes
 from flowfabric_worker.cli.options import (
     json_option,
     tag_option,
@@ -17,17 +18,22 @@ from flowfabric_worker.client import Client, Listing
 from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
 
-# Rows of a table, where no other limit is given.
+# The rows of a table if --limit is not given.
 _ROWS = 50
 _STATES = [state.value for state in PublicState]
 
 
 @click.command("list")
-@click.option("--lane", help="Those of one lane.")
-@click.option("--state", type=click.Choice(_STATES), metavar="STATE", help="Those in one state, such as failed.")
-@click.option("--task", help="Those of one task.")
-@tag_option("Those with this tag; may repeat.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help=f"At most so many; {_ROWS}, or all with --json.")
+@click.option("--lane", help="List the executions of one lane.")
+@click.option("--state", type=click.Choice(_STATES), metavar="STATE", help="List those in one state, such as failed.")
+@click.option("--task", help="List the executions of one task.")
+@tag_option("List the executions with this tag; repeatable.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"List at most N; defaults to {_ROWS}, or to all with --json.",
+)
 @json_option("Print one JSON document per line.")
 @with_client
 def list_(
@@ -35,9 +41,11 @@ def list_(
 ) -> None:
     """List executions, oldest first.
 
-    A table has the first 50. With --json all are printed, as they are found, for other commands to read. A list that
-    is cut short says so on stderr, and so does one for which executions were looked at that are not shown: --task,
-    --tag and the states waiting and completed have no index; --lane and the other states have one.
+    The table shows the first 50. With --json all executions are printed as they are found, for other commands to
+    read. If a limit leaves executions out, a line on stderr says so.
+
+    There is an index for --lane and for most states, but none for --task, --tag and the states waiting and
+    completed: to find those, the command scans other executions too, and says on stderr how many it scanned.
     """
     found = client.list(tags=dict(tags), **filters)
     if limit is None and not as_json:
@@ -47,28 +55,31 @@ def list_(
         for each in chosen:
             print_json(each)
     else:
-        _print_list(list(chosen), client)
+        rows = list(chosen)
+        _print_list(rows, client)
+        if not rows and filters["lane"] is not None:
+            report_unknown_lanes(client, [filters["lane"]])
     if limit is not None and next(found, None) is not None:
-        click.echo(f"There are more than {limit}; ask for them with --limit.", err=True)
-    _tell_what_it_took(found, filters["state"])
+        click.echo(f"There are more than {limit} executions; set --limit to see more.", err=True)
+    _report_scan(found, filters["state"])
 
 
 def _print_list(rows: Sequence[ExecutionSummary], client: Client) -> None:
     if not rows:
-        click.echo("There are none.", err=True)
+        click.echo("No executions found.", err=True)
         return
     now = client.engine.server_time()
     cells = [_row(each, now) for each in rows]
     print_table(("ID", "STATE", "AGE", "LANE", "TASK"), cells, cut={"LANE", "TASK"})
 
 
-def _tell_what_it_took(found: Listing, state: str | None) -> None:
-    """Say on stderr how many executions were looked at for options that have no index."""
+def _report_scan(found: Listing, state: str | None) -> None:
+    """Report on stderr how many executions were scanned, if options have no index."""
     if found.unindexed:
         options = {"state": f"--state {state}", "task": "--task", "tags": "--tag"}
         which = " and ".join(options[name] for name in found.unindexed)
         verb = "has" if len(found.unindexed) == 1 else "have"
-        click.echo(f"Looked at {found.looked_at:,} executions: {which} {verb} no index, --lane has one.", err=True)
+        click.echo(f"Scanned {found.looked_at:,} executions: {which} {verb} no index, unlike --lane.", err=True)
 
 
 def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:

@@ -14,17 +14,17 @@ from flowfabric_worker.engine.types.maintenance import PrepareResult
 
 
 @click.command()
-@click.option("--prune", is_flag=True, help="Then remove the functions of other releases.")
+@click.option("--prune", is_flag=True, help="Also remove the functions of other releases.")
 @json_option()
 @with_client
 def migrate(client: Client, *, prune: bool, as_json: bool) -> None:
     """Prepare the store for this release.
 
-    The functions of this release are loaded, and a new store is set up. Workers and clients do the same at their first
-    call; run this command earlier, as a user with the rights. It may be repeated, also while workers run.
+    This loads the functions of this release, and sets up a new store. Workers and clients do the same at their first
+    call; run this command before that if their user lacks the rights. It is safe to repeat, also while workers run.
 
-    Functions of several releases live side by side: --prune removes the others when their workers are gone. A worker
-    that is not gone loads its own again by itself.
+    Functions of several releases exist side by side. Use --prune once the workers of the other releases have stopped:
+    a worker that still runs loads its functions again.
     """
     prepared = client.engine.prepare()
     pruned = client.engine.prune_libraries() if prune else None
@@ -33,7 +33,7 @@ def migrate(client: Client, *, prune: bool, as_json: bool) -> None:
     else:
         print_facts(list(_described(prepared, pruned)))
         if pruned:
-            click.echo("Workers of those releases that still run load theirs again by themselves.", err=True)
+            click.echo("Workers of those releases that are still running load their functions again.", err=True)
 
 
 def _document(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> dict[str, object]:
@@ -50,11 +50,11 @@ def _document(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> dict[s
 
 
 def _described(prepared: PrepareResult, pruned: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    """Yield the lines about what was found and done."""
+    """Yield what the command found and did, line by line."""
     yield "store", f"{prepared.product} {prepared.version}"
-    yield "functions", f"of release {__version__}, {'loaded now' if prepared.loaded else 'were loaded'}"
+    yield "functions", f"of release {__version__}, {'loaded now' if prepared.loaded else 'already loaded'}"
     partitions = f"{prepared.partitions} partition{'s' if prepared.partitions != 1 else ''}"
-    yield "set-up", f"{partitions}, {'set up now' if prepared.created else 'was set up'}"
+    yield "set-up", f"{partitions}, {'set up now' if prepared.created else 'already set up'}"
     yield from (("warning", warning) for warning in prepared.warnings)
     if pruned is not None:
         yield "removed", ", ".join(pruned) or "nothing: there are no functions of other releases"

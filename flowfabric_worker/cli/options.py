@@ -19,7 +19,7 @@ from flowfabric_worker.config import DEFAULT_URL, URL_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Seconds for which a command sends a call again after a failure, while a person waits.
+# Seconds for which a failed call is retried: short, because a person is waiting.
 _RETRY_FOR: Final = 1.0
 
 _JSON: Final = find_codec("json")
@@ -37,21 +37,21 @@ _UNITS: Final = {
 
 
 def duration(text: str) -> timedelta:
-    """Read seconds, or a number with a unit: 500ms, 30s, 5m, 2h, 1d."""
+    """Read a duration: seconds, or a number with a unit, such as 500ms, 30s, 5m, 2h or 1d."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise click.BadParameter(f"{text!r} is no duration; give seconds, or a number with ms, s, m, h or d.")
+        raise click.BadParameter(f"{text!r} is not a duration: write seconds, or a number with ms, s, m, h or d.")
     try:
         return float(match[1]) * _UNITS[match[2]]
     except OverflowError:
-        raise click.BadParameter(f"{text!r} is too long.") from None
+        raise click.BadParameter(f"The duration {text!r} is too long.") from None
 
 
 def size(text: str) -> int:
-    """Read bytes, or a number with a unit: 512MB, 2GB; a unit is 1024 times the one before it."""
+    """Read a size: bytes, or a number with a unit, such as 512MB or 2GB; 1 KB is 1024 bytes."""
     match = _SIZE.fullmatch(text.upper())
     if match is None or not int(match[1]):
-        raise click.BadParameter(f"{text!r} is no size; give bytes, or a number with KB, MB or GB.")
+        raise click.BadParameter(f"{text!r} is not a size: write bytes, or a number with KB, MB or GB.")
     return int(match[1]) * int(1024 ** _SIZE_UNITS.index(match[2]))
 
 
@@ -61,57 +61,57 @@ def json_value(text: str) -> Any:
         return _JSON.decode(text.encode())
     except ValueError:
         quoted = shlex.quote(json.dumps(text, ensure_ascii=False))
-        raise click.BadParameter(f"{text!r} is not JSON; a text is written {quoted} in a shell.") from None
+        raise click.BadParameter(f"{text!r} is not JSON: in a shell, write a text as {quoted}.") from None
 
 
 def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object."""
     value = json_value(text)
     if not isinstance(value, dict):
-        raise click.BadParameter(f"""{text!r} is no JSON object, such as '{{"to": "a@b.c"}}'.""")
+        raise click.BadParameter(f"""{text!r} is not a JSON object: write one such as '{{"to": "a@b.c"}}'.""")
     return value
 
 
 def tag(text: str) -> tuple[str, str]:
-    """Read a tag, as in color=red."""
+    """Read a tag, such as color=red."""
     return _pair(text, "tag")
 
 
 def header(text: str) -> tuple[str, str]:
-    """Read a header, as in traceparent=00-1a."""
+    """Read a header, such as traceparent=00-1a."""
     return _pair(text, "header")
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise click.BadParameter(f"{text!r} is no {what}; write NAME=VALUE.")
+        raise click.BadParameter(f"{text!r} is not a {what}: write NAME=VALUE.")
     return name, value
 
 
 def url_option(function: F) -> F:
     """Add --url."""
-    text = f"The store; else ${URL_VARIABLE}, else {DEFAULT_URL}."
+    text = f"The store; defaults to ${URL_VARIABLE}, then to {DEFAULT_URL}."
     return click.option("--url", metavar="URL", help=text)(function)
 
 
 def tag_option(text: str) -> Callable[[F], F]:
-    """Add --tag, which may be repeated; the command gets `tags`, a tuple of pairs."""
+    """Add --tag, which may be repeated; the command receives `tags`, a tuple of pairs."""
     return click.option("--tag", "tags", type=tag, multiple=True, metavar="NAME=VALUE", help=text)
 
 
 def json_option(text: str = "Print one JSON document.") -> Callable[[F], F]:
-    """Add --json; the command gets `as_json`."""
+    """Add --json; the command receives `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
 timeout_option = click.option(
-    "--timeout", type=duration, metavar="DURATION", help="Give up waiting after this, such as 30s; the work goes on."
+    "--timeout", type=duration, metavar="DURATION", help="Stop waiting after this, such as 30s; the execution runs on."
 )
 
 
 def with_client(function: Callable[..., None]) -> Callable[..., None]:
-    """Add --url, --namespace and --debug; the command gets a `Client`, which is closed at its end."""
+    """Add --url, --namespace and --debug; the command receives a `Client`, which is closed when the command ends."""
 
     @url_option
     @click.option("--namespace", default="default", show_default=True, help="The tenant in the store.")

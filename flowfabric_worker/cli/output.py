@@ -1,4 +1,4 @@
-"""The output of commands: tables for people and JSON for programs, without control characters."""
+"""The output of commands: tables for people, and JSON for programs, without control characters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.text import Text
 from flowfabric_worker.engine.ids import ExecutionId
 
 _MOST_IN_PLANE: Final = 0xFFFF
-# Between two columns, and the least that is left of one that gives way.
+# The width of the gap between two columns, and the least width to which a column is shortened.
 _GAP: Final = 2
 _LEAST_WIDTH: Final = 8
 
@@ -72,14 +72,14 @@ def print_table(
     folded: Set[str] = frozenset(),
     counts: Set[str] = frozenset(),
 ) -> None:
-    """Print a table: fitted into the width of a terminal, or aligned and whole if there is no terminal.
+    """Print a table: fitted to the width of a terminal, or at full width if there is no terminal.
 
     Args:
         headers: the header of each column; all empty for a table without headers.
-        rows: the cells of each row. Columns that are not named below, such as ids, stay whole, on one line.
+        rows: the cells of each row. Columns that are not named below, such as ids, are never shortened or folded.
         cut: the columns that may be shortened if the terminal is too narrow.
-        folded: the columns that may take several lines in that case.
-        counts: the columns of numbers.
+        folded: the columns that may be folded onto several lines if the terminal is too narrow.
+        counts: the columns of numbers, which are aligned to the right.
     """
     cells = [[shown(str(plain(cell))) for cell in row] for row in rows]
     has_header = any(map(str.strip, headers))
@@ -89,7 +89,7 @@ def print_table(
         return
     table = Table(box=None, pad_edge=False, show_header=has_header, header_style="bold")
     widths = _fitted([headers, *cells], [header in cut | folded for header in headers], out.width)
-    # The terminal breaks a line that is still too wide, because an id must not lose a letter.
+    # If the ids alone are wider than the terminal, let it wrap the line: an id must be printed whole.
     out.width = max(out.width, sum(widths) + _GAP * (len(widths) - 1))
     for header, width in zip(headers, widths, strict=True):
         table.add_column(
@@ -105,7 +105,7 @@ def print_table(
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print a line for each name and text, folded into the width of a terminal."""
+    """Print a line for each name and text, folded to the width of a terminal."""
     print_table(("", " "), facts, folded={"", " "})
 
 
@@ -117,16 +117,16 @@ def fits(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
 
 
 def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
-    # A character may be two columns wide, or none.
+    # Count the columns of the terminal: a character may take two of them, or none.
     return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
 
 def _fitted(rows: Iterable[Sequence[str]], flexible: Sequence[bool], total: int) -> list[int]:
-    """Return the widths of columns within a line; the flexible ones share what the others leave, in equal parts."""
+    """Return the widths of columns; the flexible columns share what the others leave of the line equally."""
     widths = _widths(rows)
     places = [place for place, is_flexible in enumerate(flexible) if is_flexible]
     left = total - _GAP * (len(widths) - 1) - sum(widths) + sum(widths[place] for place in places)
-    # The narrow columns come first, and leave the rest to the others.
+    # Start with the narrow columns: what they do not need goes to the wider ones.
     for taken, place in enumerate(sorted(places, key=lambda place: widths[place])):
         widths[place] = min(widths[place], max(_LEAST_WIDTH, left // (len(places) - taken)))
         left -= widths[place]

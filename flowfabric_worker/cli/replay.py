@@ -25,8 +25,8 @@ from flowfabric_worker.engine.types.admin import ReplaySteps
 def replay(client: Client, *, execution_ids: tuple[str, ...], steps: str, from_step: str | None, as_json: bool) -> None:
     """Run ended executions again.
 
-    "-" reads ids from stdin: one per line, or what list --json prints. The exit code is 1 if one could not be
-    replayed; the others are.
+    "-" reads ids from stdin: one per line, or the output of list --json. If an execution cannot be replayed, the
+    others still are, and the exit code is 1.
 
     \b
       flowfabric-worker list --state failed --json |

@@ -1,4 +1,4 @@
-"""The command `result`: wait for an execution, and print its result."""
+"""The command `result`: wait for an execution and print its result."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from flowfabric_worker.task import Run
 @click.command()
 @click.argument("execution_id", metavar="ID")
 @timeout_option
-@json_option("Print one JSON document, also of a failure.")
+@json_option("Print one JSON document, also for a failure.")
 @with_client
 def result(client: Client, *, execution_id: str, timeout: timedelta | None, as_json: bool) -> None:
-    """Wait for an execution and print what it returned, as JSON."""
+    """Wait for an execution and print its result as JSON."""
     show_result(client.run(execution_id), timeout, as_json)
 
 
 def show_result(run: Run[Any], timeout: timedelta | None, as_json: bool) -> None:
-    """Wait for a run and print its result; a failure goes on to the caller."""
+    """Wait for a run and print its result; raise its failure after printing it as JSON, if that is asked for."""
     try:
         value = run.result(timeout)
     except ResultError as error:

@@ -33,7 +33,7 @@ from flowfabric_worker.worker import Worker
 
 _LEVELS = ("debug", "info", "warning", "error")
 _GIVEN = f"{__name__}.given"
-# Seconds that a process may take to end after its work, while threads of handlers run on.
+# Seconds that a process waits at its end for threads that handlers have left running.
 _LINGER: Final = 1.0
 _CLOSE_WITHIN: Final = 0.5
 
@@ -41,23 +41,25 @@ log = log_queue.Log(__name__)
 
 
 def lane_weights(text: str) -> dict[str, int]:
-    """Read lanes and their weights, such as mail=3,etl; a weight that is not given is 1."""
+    """Read lanes and their weights, such as mail=3,etl; the default weight is 1."""
     weights = {}
     for part in text.split(","):
         lane, equals, weight = part.strip().partition("=")
         if equals and not (weight.isdecimal() and int(weight) > 0):
-            raise click.BadParameter(f"the weight of the lane {lane!r} must be a whole number from 1, not {weight!r}.")
+            raise click.BadParameter(
+                f"The weight of the lane {lane!r} must be a whole number of at least 1, not {weight!r}."
+            )
         weights[check_lane(lane)] = int(weight) if equals else 1
     return {str(lane): weight for lane, weight in weights.items()}
 
 
 def capabilities_of(text: str) -> frozenset[str]:
-    """Read capabilities: gpu,eu."""
+    """Read capabilities, such as gpu,eu."""
     return frozenset(check_capabilities(part.strip() for part in text.split(",")))
 
 
 class _Run(click.Command):
-    """Keep the arguments of the command, to pass them to other processes."""
+    """A command that keeps its arguments, so that the supervisor can pass them to its processes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_GIVEN] = list(args)
@@ -71,48 +73,56 @@ class _Run(click.Command):
     type=click.IntRange(1, 1000),
     default=DEFAULT_THREADS,
     show_default=True,
-    help="Handlers that run at the same time, in each process.",
+    help="How many handlers each process runs at the same time.",
 )
 @click.option(
-    "--processes", type=click.IntRange(1, 1000), metavar="N", help="Run N processes, and replace those that die."
+    "--processes", type=click.IntRange(1, 1000), metavar="N", help="Run N processes, and replace each that dies."
 )
-@click.option("--lanes", type=lane_weights, metavar="LANES", help="The lanes to serve, such as mail=3,etl=1; else all.")
+@click.option(
+    "--lanes", type=lane_weights, metavar="LANES", help="The lanes and weights, such as mail=3,etl=1; defaults to all."
+)
 @click.option(
     "--capabilities",
     type=capabilities_of,
     default=None,
     metavar="WORDS",
-    help="What this process has, such as gpu,eu.",
+    help="The capabilities of the process, such as gpu,eu.",
 )
 @url_option
-@click.option("--namespace", help="The tenant in the store; else the worker's own.")
-@click.option("--grace", type=duration, default="30s", show_default=True, help="How long a stop waits for handlers.")
-@click.option("--lease", type=duration, default="30s", show_default=True, help="How long a claim holds unrenewed.")
-@click.option("--memory-limit", type=size, metavar="SIZE", help="The most memory of a process, such as 500MB.")
+@click.option("--namespace", help="The tenant in the store; defaults to the worker's.")
+@click.option(
+    "--grace", type=duration, default="30s", show_default=True, help="How long a stop waits for handlers to finish."
+)
+@click.option(
+    "--lease", type=duration, default="30s", show_default=True, help="How long a lease lasts without renewal."
+)
+@click.option(
+    "--memory-limit", type=size, metavar="SIZE", help="The most memory that a process may use, such as 500MB."
+)
 @click.option(
     "--max-stuck-threads",
     type=click.IntRange(1),
     metavar="N",
-    help=f"End when N threads are stuck in handlers; {DEFAULT_MAX_STUCK_THREADS}, or 1 with --processes.",
+    help=f"Exit if N threads are stuck in handlers; defaults to {DEFAULT_MAX_STUCK_THREADS}, with --processes to 1.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(_LEVELS),
-    help="From which level on the worker logs; info, unless the application sets up logging.",
+    help="The lowest level to log; defaults to info, unless the application sets up logging.",
 )
 @debug_option
 @click.pass_context
 def run(context: click.Context, /, app: str, *, processes: int | None, log_level: str | None, **options: Any) -> None:
     """Run a worker, such as shop:worker, until SIGTERM or Ctrl-C.
 
-    Then running handlers may finish within the grace, the other executions are released, and the exit code is 0. A
-    second signal releases everything at once. SIGUSR1 prints the stack of every thread.
+    On the first signal, running handlers may finish within the grace, all other executions are released, and the exit
+    code is 0. A second signal releases the running executions too, at once. SIGUSR1 prints the stack of every thread.
 
-    With --processes, a process that dies is replaced, and so is one with a thread that is stuck in a handler, or one
-    that is close to its memory limit. Without it, such a process ends with exit code 7 and must be restarted.
+    With --processes, a process is replaced if it dies, if a thread is stuck in a handler, or if it comes close to its
+    memory limit. Without --processes, such a process exits with code 7, and something else must start it again.
     """
     if options["lease"] <= timedelta():
-        raise click.BadParameter("it must be longer than 0.", param_hint="--lease")
+        raise click.BadParameter("A lease must be longer than 0 s.", param_hint="--lease")
     if processes is None:
         _run_here(app, socket_from_environment(), log_level, **options)
     else:
@@ -122,7 +132,7 @@ def run(context: click.Context, /, app: str, *, processes: int | None, log_level
 
 def _supervise(context: click.Context, processes: int, grace: timedelta) -> None:
     command = [sys.executable, "-m", "flowfabric_worker", "run", *_for_one_process(context.meta[_GIVEN])]
-    # A restart cannot mend these: the application does not load, the store refuses, an option is wrong.
+    # A restart cannot help if the application does not load, the store refuses, or an option is wrong.
     hopeless = (ExitCode.APP, ExitCode.REFUSED, ExitCode.USAGE)
     try:
         code = Supervisor(command, processes, grace.total_seconds(), hopeless).run()
@@ -133,8 +143,8 @@ def _supervise(context: click.Context, processes: int, grace: timedelta) -> None
 
 
 def _for_one_process(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of this command, changed for each of its processes."""
-    # If an option is repeated, its last value counts, so the user's value comes after this one.
+    """Return the arguments of `run` for one process of the supervisor."""
+    # If the user also gave this option, the user's value comes last, and the last value counts.
     kept = ["--max-stuck-threads", "1"]
     rest = iter(arguments)
     for argument in rest:
@@ -159,10 +169,10 @@ def _run_here(
 ) -> None:
     """Run a worker in this process."""
     worker = load_worker(app)
-    # This comes after the import, so that the logging that the application sets up is kept.
+    # Set up logging after the import, so that the application's own setup is kept.
     set_up_logging(log_level, with_pid=channel_socket is not None)
     if not worker.tasks:
-        raise CommandError(f"{app} has no tasks: decorate functions with @worker.task.", ExitCode.APP)
+        raise CommandError(f"{app} has no tasks: decorate a function with @worker.task.", ExitCode.APP)
     try:
         worker.check()
     except TypeError as error:
@@ -178,7 +188,7 @@ def _run_here(
     _check_memory(run_settings)
     try:
         runtime = Runtime(worker, run_settings, channel_socket=channel_socket)
-        # A signal that arrives before the runtime listens must not be lost.
+        # Handle the signals here already, so that none is lost before the runtime handles them.
         _on_stop_signals(lambda *_: runtime.request_stop())
         runtime.run()
         _end_anyway(ExitCode.OK)
@@ -194,13 +204,13 @@ def _run_here(
 
 
 def _end_anyway(code: ExitCode) -> None:
-    """Bound the time for which Python waits at its end for threads and processes that handlers have left behind."""
+    """End the process after a bounded time, even if handlers have left threads or processes running."""
 
     def end() -> None:
         time.sleep(_LINGER)
-        # A log handler may block.
+        # Log through the queue, because a log handler may block.
         log_queue.start()
-        log.warning("Threads or processes of handlers run on for too long; the process ends without them.")
+        log.warning("Handlers have left threads or processes running; the process ends without waiting for them.")
         log_queue.stop(0.3)
         os._exit(code)
 
@@ -211,27 +221,27 @@ def _check_memory(settings: WorkerSettings) -> None:
     used = resident_bytes()
     if settings.memory_limit is not None and used > CLOSE * settings.memory_limit:
         raise click.BadParameter(
-            f"the application uses {used >> 20} MiB before any work; raise the limit.",
+            f"The application uses {used >> 20} MiB before it does any work; raise the limit.",
             param_hint="--memory-limit",
         )
 
 
 def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Set the handler of the signals that stop; at the end they are ignored, to keep the exit code."""
+    """Set the handler of SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal_handlers.handle(number, handler)
 
 
 def load_worker(app: str) -> Worker:
-    """Import the worker that MODULE:NAME names, also from the working directory.
+    """Import the worker named by MODULE:NAME, also from the current directory.
 
     Raises:
         click.UsageError: the text is not of that form.
-        CommandError: the module cannot be imported or has no such name, or the object is no worker.
+        CommandError: the module cannot be imported, has no such name, or the object is not a worker.
     """
     module_name, colon, name = app.partition(":")
     if not (colon and name and all(part.isidentifier() for part in module_name.split("."))):
-        raise click.UsageError(f"{app!r} names no worker; write MODULE:NAME, such as shop:worker.")
+        raise click.UsageError(f"{app!r} does not name a worker: write MODULE:NAME, such as shop:worker.")
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -243,15 +253,15 @@ def load_worker(app: str) -> Worker:
             f"The module {module_name!r} has no {name!r}; its workers are {_workers_in(module)}.", ExitCode.APP
         )
     if not isinstance(worker, Worker):
-        raise CommandError(f"{app} is no Worker; it is of type {type(worker).__name__}.", ExitCode.APP)
-    # A store that was opened during the import may not be the one to run on.
+        raise CommandError(f"{app} is not a Worker; its type is {type(worker).__name__}.", ExitCode.APP)
+    # Close a store that the import opened: the options may name another one.
     worker.close()
     return worker
 
 
 def _not_importable(module: str, error: BaseException) -> CommandError:
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
-        return CommandError(f"There is no module {error.name!r}, neither in {os.getcwd()} nor installed.", ExitCode.APP)
+        return CommandError(f"There is no module {error.name!r} in {os.getcwd()}, and none is installed.", ExitCode.APP)
     return CommandError(
         f"The module {module!r} cannot be imported: {type(error).__name__}: {error} (--debug shows where).",
         ExitCode.APP,
@@ -264,10 +274,10 @@ def _workers_in(module: object) -> str:
 
 
 def set_up_logging(level: str | None, *, with_pid: bool = False) -> None:
-    """Log to stderr, unless the application has set up logging; a level that was asked for holds in any case.
+    """Log to stderr, unless the application has set up logging.
 
     Args:
-        level: the log level of this package; None for the level that the application sets, else info.
+        level: the log level of this package; None for the application's level, or info if it has none.
         with_pid: True to add the process id to each line.
     """
     package = logging.getLogger("flowfabric_worker")
@@ -276,7 +286,7 @@ def set_up_logging(level: str | None, *, with_pid: bool = False) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[_handler(with_pid)])
     if level is not None or (not set_up and package.level == logging.NOTSET):
         package.setLevel((level or "info").upper())
-    # A configuration by file or dict disables, by default, every logger that it does not name.
+    # Enable the loggers of this package: by default, `logging.config` disables every logger that it does not name.
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] == "flowfabric_worker":
             logger.disabled = False

@@ -9,20 +9,22 @@ import click
 from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import print_json, print_table, shown, span
 from flowfabric_worker.client import Client
+from flowfabric_worker.engine.errors import NotFoundError
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 
 _HEADERS = ("NAME", "SPEC", "TASK", "LAST", "NEXT", "MISSED", "STATE")
 
-# A schedule whose tick is later than this, in ms, has no worker.
+# If a tick is late by more than this, in ms, no worker is submitting the schedule.
 _LATE = 60_000
 
 _SAID = {
     ("pause", True): "paused",
-    ("pause", False): "was paused already",
-    ("resume", True): "goes on",
+    ("pause", False): "was already paused",
+    ("resume", True): "resumed",
     ("resume", False): "was not paused",
-    ("remove", True): "removed; a worker that still has it brings it back",
+    ("remove", True): "removed; a worker that still declares it adds it again",
 }
 
 
@@ -32,10 +34,10 @@ _SAID = {
 @json_option("Print one JSON document per line.")
 @with_client
 def schedules(client: Client, *, action: str, names: tuple[str, ...], as_json: bool) -> None:
-    """List the schedules; pause some, resume them, or remove them.
+    """List schedules; pause, resume or remove them.
 
-    A paused schedule submits nothing, and what it leaves out is not made up for. Remove one when no code has it any
-    more.
+    A paused schedule submits nothing, and the ticks that it skips are not made up for. Remove a schedule when no code
+    declares it any more.
     """
     if action == "list":
         _list([each for each in client.schedules() if not names or _name(each) in names], client, as_json)
@@ -51,6 +53,20 @@ def schedules(client: Client, *, action: str, names: tuple[str, ...], as_json: b
 
 
 def _act(client: Client, action: str, name: str) -> bool:
+    """Pause, resume or remove a schedule; return False if it was paused, or running, already.
+
+    Raises:
+        NotFoundError: `schedule_not_found`; the message suggests a similar name.
+    """
+    try:
+        return _changed(client, action, name)
+    except NotFoundError as error:
+        hint = did_you_mean(name, map(_name, client.schedules()))
+        message = f"There is no schedule {name!r}.{hint} A schedule exists once a worker that declares it has started."
+        raise NotFoundError(error.code, message, schedule=name) from None
+
+
+def _changed(client: Client, action: str, name: str) -> bool:
     if action == "remove":
         client.remove_schedule(name)
         return True
@@ -65,7 +81,7 @@ def _list(found: Sequence[ScheduleInfo | DamagedRow], client: Client, as_json: b
         now = client.engine.server_time()
         print_table(_HEADERS, [_row(each, now) for each in found], folded={"SPEC", "TASK", "STATE"})
     else:
-        click.echo("There are none: a schedule exists once a worker that has it runs.", err=True)
+        click.echo("No schedules found: a schedule exists once a worker that declares it has started.", err=True)
 
 
 def _name(row: ScheduleInfo | DamagedRow) -> str:
@@ -89,5 +105,5 @@ def _state(row: ScheduleInfo, now: int) -> str:
     if row.paused_since_ms is not None:
         return f"paused {span(now - row.paused_since_ms)}"
     if row.next_tick_ms is not None and now - row.next_tick_ms > _LATE:
-        return f"late {span(now - row.next_tick_ms)}: no worker has it"
+        return f"late by {span(now - row.next_tick_ms)}: no worker submits it"
     return "on"

@@ -27,28 +27,33 @@ from flowfabric_worker.engine.types.policies import RetryPolicy
 @click.argument("task")
 @click.argument("args", nargs=-1, type=json_value, metavar="[JSON]...")
 @click.option("--kwargs", type=json_object, default="{}", metavar="JSON", help="Arguments by name, as a JSON object.")
-@click.option("--lane", help="The queue to wait in; else the task's own.")
-@click.option("--priority", type=int, metavar="N", help="0 to 9000, higher first; else the task's own.")
-@click.option("--delay", type=duration, metavar="DURATION", help="Begin not before this, such as 30s or 2h.")
-@click.option("--key", help="Idempotency key: a second submission under it finds the first execution.")
+@click.option("--lane", help="The lane to submit to; defaults to the task's.")
+@click.option("--priority", type=int, metavar="N", help="0 to 9000, highest first; defaults to the task's.")
 @click.option(
-    "--retries", type=click.IntRange(min=0), metavar="N", help="Tries after a failed one; else the task's own."
+    "--delay", type=duration, metavar="DURATION", help="Wait at least this long before the start, such as 2h."
 )
-@tag_option("A name to find it by; may repeat.")
+@click.option("--key", help="Idempotency key: submitting again with it returns the first execution.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="How many retries a failure gets; defaults to the task's.",
+)
+@tag_option("A tag to find the execution by; repeatable.")
 @click.option(
     "--header",
     "headers",
     type=header,
     multiple=True,
     metavar="NAME=VALUE",
-    help="A text that its handler finds in current().headers; may repeat.",
+    help="A text for the handler, which reads it in current().headers; repeatable.",
 )
 @click.option(
     "--on-conflict",
     type=click.Choice(["raise", "return"]),
-    help="If --key was used with other arguments: an error, or the first execution; else the task's own.",
+    help="Fail, or return the first execution, if --key was used with other arguments; defaults to the task's.",
 )
-@click.option("--force", is_flag=True, help="Submit also what no worker has published, with the default options.")
+@click.option("--force", is_flag=True, help="Submit even if no worker has published the task, with default options.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @timeout_option
 @json_option()
@@ -70,10 +75,10 @@ def submit(
 ) -> None:
     """Submit an execution of TASK and print its id.
 
-    TASK is a name such as shop.send_receipt, or send_receipt where one task alone has it. Options that are not given
-    are as the task's worker has published them.
+    TASK is a full name such as shop.send_receipt, or send_receipt if only one task has that name. Options that are
+    not given default to those that the task's worker has published.
 
-    Each further argument is a JSON value: submit send_receipt 7 '"a@b.c"'. Negative numbers stand behind "--".
+    Each further argument is a JSON value: submit send_receipt 7 '"a@b.c"'. Write "--" before negative numbers.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if tags:
@@ -90,4 +95,4 @@ def submit(
     else:
         click.echo(run.id.plain)
         if not run.created:
-            click.echo("It was there already, under this key.", err=True)
+            click.echo("This execution was submitted earlier with the same key.", err=True)

@@ -17,12 +17,12 @@ _MOST_LETTERS: Final = 64
 
 @contextlib.contextmanager
 def trial_store(url: str, name: str) -> Iterator[str]:
-    """Provide the URL of an empty store on the user's servers for the length of a block, and then erase it.
+    """Provide the URL of an empty store on the user's servers for the duration of a block, and erase the store then.
 
     Args:
         url: the URL of the user's store.
-        name: a part of the prefix. It follows the prefix of the user's store, so rights that are bound to keys and
-            channels of that prefix suffice.
+        name: what is added to the prefix of the user's store. The new prefix begins with the user's, so that rights
+            to the keys and channels of the user's prefix suffice.
 
     Raises:
         EngineError: the store cannot be used.
@@ -34,7 +34,7 @@ def trial_store(url: str, name: str) -> Iterator[str]:
             engine.prepare(testing=True)
             yield beside
         except BaseException:
-            # The first error is the one to report, even if erasing fails too.
+            # Report the first error, even if erasing fails too.
             with contextlib.suppress(EngineError):
                 engine.erase()
             raise
@@ -49,6 +49,6 @@ def _beside(url: str, name: str) -> str:
     suffix = f":{name}-{uuid4().hex[:8]}"
     prefix = options.get("prefix", _DEFAULT_PREFIX)[: _MOST_LETTERS - len(suffix)] + suffix
     if base == "memory://":
-        # Without a name, each engine would get a separate store.
+        # Name the store, because each engine on an unnamed one has a store of its own.
         base = f"memory://{uuid4().hex}"
     return f"{base}?{urlencode({**options, 'prefix': prefix})}"

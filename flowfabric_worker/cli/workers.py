@@ -19,7 +19,7 @@ _HEADERS = ("WORKER", "STATE", "STARTED", "THREADS", "LANES", "CAPABILITIES")
 @json_option("Print one JSON document per line.")
 @with_client
 def workers(client: Client, *, as_json: bool) -> None:
-    """List the workers of the last day, and what each serves."""
+    """List the workers of the last day and the lanes they serve."""
     found = list(client.workers())
     if as_json:
         for each in found:
@@ -32,7 +32,7 @@ def workers(client: Client, *, as_json: bool) -> None:
             headers, rows = headers[:-1], [row[:-1] for row in rows]
         print_table(headers, rows, folded={"STATE", "LANES", "CAPABILITIES"}, counts={"THREADS"})
     else:
-        click.echo("There are none.", err=True)
+        click.echo("No workers found.", err=True)
 
 
 def _worker(row: WorkerInfo | DamagedRow, now: int) -> tuple[object, ...]:
@@ -50,7 +50,7 @@ def _worker(row: WorkerInfo | DamagedRow, now: int) -> tuple[object, ...]:
 
 
 def _life(row: WorkerInfo, now: int) -> str:
-    """Return whether a worker lives; of one that does not, why and for how long."""
+    """Describe whether a worker is alive, or why and how long ago it ended."""
     if row.alive:
         return "alive"
     over = span(now - row.expires_at_ms)

@@ -54,7 +54,7 @@ class Feed(EngineCore):
                 raise TransportError("engine_closed", backend=self.store.label, execution_id=str(execution_id))
             if deadline is not None and time.monotonic() >= deadline:
                 raise EngineTimeoutError(
-                    message=f"{execution_id} did not end within {timeout}; it goes on. Wait for it again.",
+                    message=f"{execution_id} did not end within {timeout}; it continues. Wait for it again.",
                     execution_id=str(execution_id),
                 )
         return outcome

@@ -1,4 +1,4 @@
-"""bench: what it measures, what it says of it, and that nothing is left."""
+"""The command `bench`: what it measures, its verdict, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPREADS = ("ping", "call", "start", "result")
 PACES = ("submit", "submit_bulk", "drain")
 
 
-def test_every_figure_is_measured_and_nothing_is_left(store_url: str, engine: Engine) -> None:
+def test_bench_measures_every_figure_and_leaves_nothing(store_url: str, engine: Engine) -> None:
     created(engine)
     before = everything(engine)
 
@@ -40,7 +40,7 @@ def test_every_figure_is_measured_and_nothing_is_left(store_url: str, engine: En
     assert document["drain_bound_by"] in [*Bound]
 
 
-def test_a_store_that_was_not_set_up_stays_so(url: str) -> None:
+def test_bench_leaves_a_store_without_setup_as_it_is(url: str) -> None:
     ok("bench", "--url", url, *SHORT)
 
     engine = open_engine(url)
@@ -48,14 +48,14 @@ def test_a_store_that_was_not_set_up_stays_so(url: str) -> None:
     engine.close()
 
 
-def test_people_get_a_table_and_what_bounds_the_store(url: str) -> None:
+def test_bench_prints_a_table_and_the_verdict(url: str) -> None:
     text = ok("bench", "--url", url, *SHORT, "--threads", 1).out
 
     assert all(what in text for what in ("submit in bulk", "drain with 1 thread", "submit to result", "P99"))
-    assert "Draining is bound by" in text
+    assert "Draining is limited by" in text
 
 
-def test_a_bar_is_shown_on_a_terminal_and_only_there(url: str) -> None:
+def test_bench_shows_a_progress_bar_only_on_a_terminal(url: str) -> None:
     shown = on_terminal("bench", "--tasks", "50", "--seconds", "0.3", url=url)
     ran = ok("bench", "--tasks", 50, "--seconds", 0.3)
 
@@ -67,7 +67,7 @@ def test_a_bar_is_shown_on_a_terminal_and_only_there(url: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("sign", [b":meta", b":x:"], ids=["while it sets up", "in the middle"])
-def test_a_benchmark_that_is_stopped_leaves_nothing(
+def test_interrupted_bench_leaves_nothing(
     start: Callable[..., Process], number: int, sign: bytes, valkey: ValkeyServer
 ) -> None:
     client = valkey.client()
@@ -82,7 +82,7 @@ def test_a_benchmark_that_is_stopped_leaves_nothing(
     assert set(client.scan_iter()) == before
 
 
-def test_a_store_that_is_away_is_no_store_to_measure() -> None:
+def test_bench_of_an_unreachable_store_exits_3() -> None:
     assert cli("bench", "--url", "valkey://127.0.0.1:1").code == 3
 
 
@@ -121,18 +121,18 @@ FOUND = {
 
 
 @pytest.mark.parametrize(("found", "one", "all_"), FOUND.values(), ids=FOUND.keys())
-def test_the_largest_share_is_what_bounds(found: Figures, one: Bound, all_: Bound) -> None:
+def test_bound_is_the_part_with_the_largest_share(found: Figures, one: Bound, all_: Bound) -> None:
     assert bound_of_one(found)[0] is one
     assert bound_of_all(found) is all_
 
 
-def test_the_verdict_leaves_out_what_the_server_does_not_tell() -> None:
+def test_verdict_omits_what_the_server_does_not_report() -> None:
     told, untold = (figures(NEAR, pace(0.2, 0.1), pace(1, 0.9, server)) for server in (0.5, None))
 
     assert "the server for 50%" in verdict(told)
     assert "the server for" not in verdict(untold)
 
 
-def test_a_spread_is_the_middle_and_the_high_end() -> None:
+def test_spread_has_the_median_and_the_99th_percentile() -> None:
     assert spread_of([*range(100, 0, -1)]) == Spread(p50_ms=51_000, p99_ms=100_000, count=100)
     assert spread_of([0.5]) == Spread(p50_ms=500, p99_ms=500, count=1)

@@ -1,4 +1,4 @@
-"""check."""
+"""The command `check`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def findings(ran: Ran) -> dict[str, str]:
     return {each["what"]: f"{each['text']} {each['advice']}" for each in ran.document["findings"]}
 
 
-def test_check_of_a_good_store_says_what_it_is_and_goes_well(url: str) -> None:
+def test_check_describes_a_usable_store_and_exits_0(url: str) -> None:
     with serving(url):
         ran = ok("check", "--json")
         text = ok("check").out
@@ -42,14 +42,14 @@ def test_check_leaves_nothing_behind(store_url: str, engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("url")
-def test_check_names_what_is_in_the_way_of_work_and_what_to_do() -> None:
+def test_check_names_what_stops_work_and_what_to_do() -> None:
     submitted("add", "--lane", "sums")
     submitted("send", "--lane", "mail")
     ok("lanes", "pause", "mail")
 
     found = findings(ok("check", "--json"))
 
-    assert "no living worker serves it" in found["lane sums"]
+    assert "no running worker serves it" in found["lane sums"]
     assert "flowfabric-worker run" in found["lane sums"]
     assert "lanes resume 'mail'" in found["lane mail"]
 
@@ -62,15 +62,15 @@ def test_check_warns_of_a_store_whose_clock_can_be_set(url: str) -> None:
     assert "prepared for tests" in findings(ok("check", "--json"))["warning"]
 
 
-def test_check_of_a_store_that_is_away_says_what_to_do(tmp_path: Path) -> None:
+def test_check_of_an_unreachable_store_says_what_to_do(tmp_path: Path) -> None:
     ran = cli("check", "--url", f"unix://{tmp_path}/no.sock", "--json")
 
     assert ran.code == 3
     assert ran.document["ok"] is False
-    assert "See whether the server runs" in ran.err
+    assert "Check that the server is running" in ran.err
 
 
-def test_check_finds_a_right_that_is_missing(valkey: ValkeyServer) -> None:
+def test_check_finds_a_missing_right(valkey: ValkeyServer) -> None:
     valkey.client().acl_setuser(
         "reader",
         enabled=True,

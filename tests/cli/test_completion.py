@@ -1,4 +1,4 @@
-"""completion: the scripts, and what a shell gets from them."""
+"""The command `completion`: the scripts, and what a shell gets from them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tests.support.cli import ROOT, cli, ok
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_asks_for_completions_by_the_variable_that_is_answered(shell: str) -> None:
+def test_completion_script_uses_the_variable_that_click_reads(shell: str) -> None:
     script = ok("completion", shell).out
 
     assert f"{VARIABLE}={shell}_complete" in script
     assert "flowfabric-worker" in script
 
 
-def test_the_help_says_where_the_script_belongs() -> None:
+def test_completion_help_names_the_file_of_each_shell() -> None:
     text = ok("completion", "--help").out
 
     assert all(file in text for file in ("~/.bashrc", "~/.zshrc", "config.fish"))
 
 
-def test_an_unknown_shell_is_a_mistake() -> None:
+def test_completion_refuses_an_unknown_shell() -> None:
     assert cli("completion", "tcsh").code == 2
 
 

@@ -1,4 +1,4 @@
-"""demo: it proves itself, and leaves nothing behind."""
+"""The command `demo`: its proof, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.servers import wait_until
 KINDS = {f"demo.{name}" for name in ("greet", "pack_parcel", "charge_card", "send_reminder", "ship_to_atlantis")}
 
 
-def test_the_demo_proves_that_every_execution_ended_exactly_once(start: Callable[..., Process], tmp_path: Path) -> None:
+def test_demo_proves_that_every_execution_ended_exactly_once(start: Callable[..., Process], tmp_path: Path) -> None:
     process = start("demo", "--count", 60, "--dir", tmp_path / "kept")
 
     assert process.wait(60) == 0
@@ -36,7 +36,7 @@ def test_the_demo_proves_that_every_execution_ended_exactly_once(start: Callable
     assert {row["task"] for row in rows} == KINDS
 
 
-def test_the_demo_runs_on_another_store_and_speaks_json(start: Callable[..., Process], url: str) -> None:
+def test_demo_runs_on_another_store_and_prints_json(start: Callable[..., Process], url: str) -> None:
     process = start("demo", "--count", 20, "--url", url, "--json")
 
     assert process.wait(60) == 0
@@ -50,7 +50,7 @@ def test_the_demo_runs_on_another_store_and_speaks_json(start: Callable[..., Pro
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_demo_that_is_stopped_takes_its_workers_with_it(start: Callable[..., Process], number: int) -> None:
+def test_interrupted_demo_stops_its_workers(start: Callable[..., Process], number: int) -> None:
     process = start("demo", "--count", 2000)
     process.await_log("are submitted")
     workers = process.children()
@@ -61,7 +61,7 @@ def test_a_demo_that_is_stopped_takes_its_workers_with_it(start: Callable[..., P
     assert process.wait() == 130
     assert "Traceback" not in process.log
     assert not any(map(lives, workers))
-    home = Path(process.log.split("a store of its own in ")[1].splitlines()[0].rstrip("."))
+    home = Path(process.log.split("a new store in ")[1].splitlines()[0].rstrip("."))
     wait_until(lambda: not home.exists(), "the directory is removed")
 
 
@@ -92,7 +92,7 @@ def proved(infos: dict[ExecutionId, ExecutionInfo], ends: list[Ended], interrupt
     return prove([GOOD, BAD], ends, infos, interrupted)
 
 
-def test_the_proof_holds_where_every_execution_ended_once(infos: dict[ExecutionId, ExecutionInfo]) -> None:
+def test_proof_holds_if_every_execution_ended_once(infos: dict[ExecutionId, ExecutionInfo]) -> None:
     proof = proved(infos, ENDS, {IDS[0]})
 
     assert proof.holds
@@ -101,32 +101,32 @@ def test_the_proof_holds_where_every_execution_ended_once(infos: dict[ExecutionI
     assert (bad.submitted, bad.failed, bad.completed) == (1, 1, 0)
 
 
-def test_the_proof_fails_where_one_ended_twice(infos: dict[ExecutionId, ExecutionInfo]) -> None:
+def test_proof_fails_if_an_execution_ended_twice(infos: dict[ExecutionId, ExecutionInfo]) -> None:
     proof = proved(infos, [*ENDS, ENDS[0]], {IDS[0]})
 
     assert list(proof.objections()) == ["1 of good ended more than once."]
 
 
-def test_the_proof_fails_where_one_is_missing(infos: dict[ExecutionId, ExecutionInfo]) -> None:
+def test_proof_fails_if_an_execution_is_missing(infos: dict[ExecutionId, ExecutionInfo]) -> None:
     assert list(proved(infos, ENDS[1:], {IDS[0]}).objections()) == ["1 of good did not end."]
 
 
-def test_the_proof_fails_where_one_ended_otherwise(infos: dict[ExecutionId, ExecutionInfo]) -> None:
+def test_proof_fails_if_an_execution_had_another_outcome(infos: dict[ExecutionId, ExecutionInfo]) -> None:
     ends = [*ENDS[:3], Ended(execution_id=IDS[3], outcome=TerminalOutcome.SUCCESS)]
 
-    assert list(proved(infos, ends, {IDS[0]}).objections()) == ["1 of bad did not end as they have to."]
+    assert list(proved(infos, ends, {IDS[0]}).objections()) == ["1 of bad had an unexpected outcome."]
 
 
-def test_the_proof_fails_where_interrupted_work_did_not_run_again(infos: dict[ExecutionId, ExecutionInfo]) -> None:
+def test_proof_fails_if_interrupted_work_did_not_run_again(infos: dict[ExecutionId, ExecutionInfo]) -> None:
     assert not proved(infos, ENDS, {IDS[0], IDS[2]}).holds
 
 
-def test_the_proof_fails_where_nothing_was_interrupted(infos: dict[ExecutionId, ExecutionInfo]) -> None:
+def test_proof_fails_if_nothing_was_interrupted(infos: dict[ExecutionId, ExecutionInfo]) -> None:
     assert not proved(infos, ENDS, set()).holds
 
 
 @pytest.mark.parametrize("total", [20, 60, 300, 10_000])
-def test_the_kinds_make_the_total_and_each_has_its_share(total: int) -> None:
+def test_kinds_add_up_to_the_total_and_each_has_its_share(total: int) -> None:
     counts = demo_shop.counts(total)
 
     assert sum(count for _, count in counts) == total

@@ -1,4 +1,4 @@
-"""examples/shop.py runs as it says."""
+"""The example `examples/shop.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tests.support.cli import ROOT, Process
 
 
-def test_the_shop_serves_an_order(start: Callable[..., Process], url: str) -> None:
+def test_example_shop_serves_an_order(start: Callable[..., Process], url: str) -> None:
     start("run", "examples.shop:worker").await_log("takes work")
 
     ordered = subprocess.run(

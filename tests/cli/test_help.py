@@ -1,4 +1,4 @@
-"""Help texts."""
+"""The help texts of commands."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def test_help_fits_into_80_columns(command: list[str]) -> None:
     assert "..." not in text.replace("]...", "").replace("[ARGS]...", "")
 
 
-def test_the_help_at_the_top_documents_every_exit_code() -> None:
+def test_main_help_documents_every_exit_code() -> None:
     text = ok("--help").out
 
     documented = re.findall(r"^ +(\d+)  \S", text, re.MULTILINE)
     assert [int(code) for code in documented] == [*ExitCode]
 
 
-def test_every_command_can_show_tracebacks() -> None:
+def test_every_command_has_debug() -> None:
     assert [name for name in main.commands if "--debug" not in ok(name, "--help").out] == []
 
 
-def test_no_command_at_all_shows_the_help() -> None:
+def test_no_command_shows_the_help() -> None:
     assert "Usage:" in cli().out + cli().err
 
 
-def test_the_version_is_told() -> None:
+def test_version_is_printed() -> None:
     assert ok("--version").out == f"flowfabric_worker {__version__}\n"

@@ -1,4 +1,4 @@
-"""--json: stdout holds JSON alone, and the error that ends a command is one document on stderr."""
+"""The option --json: stdout holds only JSON, and the error that ends a command is one document on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.cli import UNKNOWN_ID, Ran, cli, ok, serving, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 
-# It prints for people and for a shell, never for a program.
+# The commands whose output no program reads.
 WITHOUT = {"run", "completion"}
 
 FAILING = {
@@ -20,11 +20,11 @@ FAILING = {
     "an unknown option": (["list", "--wrong"], "usage", 2),
     "an unknown command": (["sbumit"], "usage", 2),
     "a missing argument": (["explain"], "usage", 2),
-    "a duration without a sense": (["submit", "add", "--delay", "soon"], "usage", 2),
-    "an id that is none": (["status", "abc"], "invalid_execution_id", 2),
+    "a duration that is not one": (["submit", "add", "--delay", "soon"], "usage", 2),
+    "an id that is not one": (["status", "abc"], "invalid_execution_id", 2),
     "a URL of no store": (["list", "--url", "http://x"], "invalid_url", 2),
-    "a store that is away": (["lanes", "--url", "valkey://127.0.0.1:1"], "transport", 3),
-    "a wait that ended": (["submit", "--force", "add", "--wait", "--timeout", "10ms"], "timeout", 6),
+    "an unreachable store": (["lanes", "--url", "valkey://127.0.0.1:1"], "transport", 3),
+    "a wait that timed out": (["submit", "--force", "add", "--wait", "--timeout", "10ms"], "timeout", 6),
 }
 
 
@@ -47,20 +47,18 @@ def test_an_error_is_one_document_on_stderr(arguments: list[str], code: str, exi
 
 
 @pytest.mark.parametrize(("arguments", "code", "exit_code"), FAILING.values(), ids=FAILING.keys())
-def test_without_it_the_same_error_is_words_and_the_same_exit_code(
-    arguments: list[str], code: str, exit_code: int
-) -> None:
+def test_an_error_without_json_is_text_with_the_same_exit_code(arguments: list[str], code: str, exit_code: int) -> None:
     ran = cli(*arguments)
 
     assert ran.code == exit_code
     assert "Error: " in ran.err
 
 
-def test_what_stands_behind_two_dashes_is_no_wish_for_json() -> None:
+def test_json_after_two_dashes_is_an_argument() -> None:
     assert cli("status", "--", "--json").err.startswith("Error: ")
 
 
-def test_a_failed_execution_is_told_on_both(url: str) -> None:
+def test_a_failed_execution_is_reported_on_stdout_and_stderr(url: str) -> None:
     execution_id = submitted("refuse", '"no tea"', "--lane", "sums")
     with serving(url):
         ran = cli("result", execution_id, "--json")
@@ -69,13 +67,13 @@ def test_a_failed_execution_is_told_on_both(url: str) -> None:
     assert error_of(ran)["exit_code"] == ran.code == 1
 
 
-def test_every_command_that_prints_has_it() -> None:
+def test_every_command_that_prints_data_has_json() -> None:
     without = {name for name in main.commands if "--json" not in ok(name, "--help").out}
 
     assert without <= WITHOUT
 
 
-def test_stdout_holds_json_alone() -> None:
+def test_stdout_holds_only_json() -> None:
     execution_id = submitted("add", "--lane", "sums")
 
     for arguments in (

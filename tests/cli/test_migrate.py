@@ -1,4 +1,4 @@
-"""migrate."""
+"""The command `migrate`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server(valkey: ValkeyServer) -> ValkeyServer:
     return valkey
 
 
-def test_a_new_store_is_set_up_and_the_second_time_nothing_is_to_do(server: ValkeyServer, tmp_path: Path) -> None:
+def test_migrate_sets_a_store_up_once(server: ValkeyServer, tmp_path: Path) -> None:
     url = f"{server.url}?prefix=m{tmp_path.name}&partitions=3"
 
     first, second = ok("migrate", "--url", url, "--json").document, ok("migrate", "--url", url, "--json").document
@@ -47,7 +47,7 @@ def test_a_new_store_is_set_up_and_the_second_time_nothing_is_to_do(server: Valk
     assert libraries(server.client()) == {*OLD, *OTHERS, library().name}
 
 
-def test_people_are_told_the_same_in_words(server: ValkeyServer, tmp_path: Path) -> None:
+def test_migrate_prints_what_it_did_as_text(server: ValkeyServer, tmp_path: Path) -> None:
     url = f"{server.url}?prefix=m{tmp_path.name}"
 
     first, second = ok("migrate", "--url", url).out, ok("migrate", "--url", url).out
@@ -57,16 +57,16 @@ def test_people_are_told_the_same_in_words(server: ValkeyServer, tmp_path: Path)
     assert "now" not in second
 
 
-def test_prune_removes_the_functions_of_other_releases_and_no_others(server: ValkeyServer) -> None:
+def test_prune_removes_only_the_functions_of_other_releases(server: ValkeyServer) -> None:
     ran = ok("migrate", "--prune", "--url", server.url)
 
     assert all(name in ran.out for name in OLD)
-    assert "load theirs again" in ran.err
+    assert "load their functions again" in ran.err
     assert libraries(server.client()) == {*OTHERS, library().name}
     assert ok("migrate", "--prune", "--url", server.url, "--json").document["pruned"] == []
 
 
-def test_prune_goes_to_every_server_of_a_cluster(cluster: ValkeyCluster) -> None:
+def test_prune_reaches_every_server_of_a_cluster(cluster: ValkeyCluster) -> None:
     for client, name in zip(cluster.clients(), (*OLD, OLD[0]), strict=True):
         load(client, name)
 
@@ -80,14 +80,14 @@ def test_prune_in_memory_has_nothing_to_remove() -> None:
     assert ok("migrate", "--prune", "--url", "memory://", "--json").document["pruned"] == []
 
 
-def test_work_goes_on_when_another_release_prunes_ours(url: str, client: Client) -> None:
+def test_work_continues_after_another_release_pruned_our_functions(url: str, client: Client) -> None:
     submitted("add")
     Redis(connection_pool=client.engine.store.primaries()[0]).function_delete(library().name)
 
     assert len(list(client.list())) == 1
 
 
-def test_a_user_who_may_not_prune_is_told(server: ValkeyServer) -> None:
+def test_prune_without_the_right_is_refused(server: ValkeyServer) -> None:
     ok("migrate", "--url", server.url)
     server.client().acl_setuser(
         "producer", enabled=True, passwords=["+s3cret"], categories=["+@all"], commands=["-function|list"],

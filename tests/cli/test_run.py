@@ -1,4 +1,4 @@
-"""run: real processes and real signals."""
+"""The command `run`, with real processes and real signals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from tests.support.servers import wait_until
 StartWorker = Callable[..., Process]
 
 
-def test_sigterm_lets_what_runs_finish_hands_back_the_rest_and_exits_0(
-    client: Client, start_worker: StartWorker
-) -> None:
+def test_sigterm_lets_handlers_finish_releases_the_rest_and_exits_0(client: Client, start_worker: StartWorker) -> None:
     naps = client.submit_many("nap", [(1.0,)] * 4, lane="naps")
     worker = start_worker("--threads", 1)
     await_state(client, str(naps[0].id), PublicState.ACTIVE)
@@ -35,7 +33,7 @@ def test_sigterm_lets_what_runs_finish_hands_back_the_rest_and_exits_0(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(
+def test_handler_that_outlives_the_grace_is_released_without_a_retry(
     client: Client, start_worker: StartWorker, number: int
 ) -> None:
     nap = client.submit("nap", (60,), lane="naps")
@@ -50,9 +48,7 @@ def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(
     assert (info.public_state, info.retry_count, info.reclaim_count) == (PublicState.WAITING, 0, 0)
 
 
-def test_a_storm_of_signals_hands_everything_back_at_once_and_exits_0(
-    client: Client, start_worker: StartWorker
-) -> None:
+def test_repeated_signals_release_everything_at_once_and_exit_0(client: Client, start_worker: StartWorker) -> None:
     nap = client.submit("nap", (60,), lane="naps")
     worker = start_worker("--grace", "60s")
     await_state(client, str(nap.id), PublicState.ACTIVE)
@@ -66,7 +62,7 @@ def test_a_storm_of_signals_hands_everything_back_at_once_and_exits_0(
     assert client.run(nap.id).state() is PublicState.WAITING
 
 
-def test_the_work_of_a_killed_worker_is_finished_by_another_one(client: Client, start_worker: StartWorker) -> None:
+def test_work_of_a_killed_worker_is_finished_by_another(client: Client, start_worker: StartWorker) -> None:
     naps = client.submit_many("nap", [(0.2,)] * 20, lane="naps")
     first = start_worker("--threads", 2, "--lease", "1s")
     await_state(client, str(naps[0].id), PublicState.COMPLETED)
@@ -87,7 +83,7 @@ def test_the_work_of_a_killed_worker_is_finished_by_another_one(client: Client, 
     assert instance not in second.log
 
 
-def test_the_options_are_what_the_worker_does(client: Client, start_worker: StartWorker) -> None:
+def test_options_of_run_reach_the_worker(client: Client, start_worker: StartWorker) -> None:
     start_worker("--threads", 3, "--lanes", "naps=2,extra", "--capabilities", "gpu,eu")
 
     (row,) = client.workers()
@@ -96,7 +92,7 @@ def test_the_options_are_what_the_worker_does(client: Client, start_worker: Star
     assert (row.threads, row.lanes, row.capabilities) == (3, ("extra", "naps"), ("eu", "gpu"))
 
 
-def test_the_namespace_of_the_command_is_the_workers(url: str, start_worker: StartWorker) -> None:
+def test_namespace_option_sets_the_namespace_of_the_worker(url: str, start_worker: StartWorker) -> None:
     start_worker("--namespace", "tenant")
 
     with Client(url, namespace="tenant") as tenant:
@@ -105,7 +101,7 @@ def test_the_namespace_of_the_command_is_the_workers(url: str, start_worker: Sta
         assert list(client.workers()) == []
 
 
-def test_records_of_a_handler_say_which_execution_they_are_of(client: Client, start_worker: StartWorker) -> None:
+def test_log_records_of_a_handler_name_its_execution(client: Client, start_worker: StartWorker) -> None:
     worker = start_worker()
     nap = client.submit("nap", (0.5,), lane="naps")
 
@@ -115,7 +111,7 @@ def test_records_of_a_handler_say_which_execution_they_are_of(client: Client, st
     assert f"[task=nap lane=naps attempt=0 execution_id={nap.id}]" in line
 
 
-def test_the_level_decides_what_is_logged(client: Client, start: Callable[..., Process]) -> None:
+def test_log_level_option_limits_what_is_logged(client: Client, start: Callable[..., Process]) -> None:
     worker = start("run", APP, "--log-level", "warning")
     assert client.submit("nap", (0,), lane="naps").result(timeout=20) == "slept"
     worker.signal(signal.SIGTERM)
@@ -124,7 +120,7 @@ def test_the_level_decides_what_is_logged(client: Client, start: Callable[..., P
     assert worker.log == ""
 
 
-def test_a_worker_waits_for_work_that_comes_later(client: Client, start_worker: StartWorker) -> None:
+def test_idle_worker_takes_work_that_is_submitted_later(client: Client, start_worker: StartWorker) -> None:
     start_worker()
     wait_until(lambda: list(client.workers()), "the worker is known")
 

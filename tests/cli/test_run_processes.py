@@ -1,4 +1,4 @@
-"""run --processes: its options, its help and its exit codes."""
+"""The command `run --processes`: its options, its help and its exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def await_workers(client: Client, count: int) -> list[WorkerInfo]:
 
 
 @pytest.mark.parametrize("spelled", [("--processes", "3"), ("--processes=3",)])
-def test_so_many_processes_run_each_with_the_same_options(client: Client, start: Start, spelled: tuple[str]) -> None:
+def test_run_starts_the_processes_with_the_same_options(client: Client, start: Start, spelled: tuple[str]) -> None:
     supervisor = start("run", APP, *spelled, "--threads", 2, "--lanes", "naps=2,extra", "--capabilities", "gpu,eu")
 
     rows = await_workers(client, 3)
@@ -40,16 +40,14 @@ def test_so_many_processes_run_each_with_the_same_options(client: Client, start:
     assert len({row.worker_instance_id for row in rows}) == 3
 
 
-def test_its_processes_run_in_the_namespace_and_the_store_of_the_command(
-    url: str, start: Start, tmp_path: Path
-) -> None:
+def test_processes_use_the_namespace_and_store_of_the_command(url: str, start: Start, tmp_path: Path) -> None:
     start("run", APP, "--processes", 1, "--namespace", "tenant", "--url", f"{url}2")
 
     with Client(f"{url}2", namespace="tenant") as tenant:
         assert tenant.submit("add", (1, 2), force=True, lane="sums").result(timeout=20) == 3
 
 
-def test_sigterm_lets_what_runs_finish_and_exits_0(client: Client, start: Start) -> None:
+def test_sigterm_lets_running_handlers_finish_and_exits_0(client: Client, start: Start) -> None:
     supervisor = start("run", APP, "--processes", 2)
     await_workers(client, 2)
     nap = client.submit("nap", (1.0,), lane="naps")
@@ -62,7 +60,7 @@ def test_sigterm_lets_what_runs_finish_and_exits_0(client: Client, start: Start)
     assert supervisor.log.count(" stopped; ") == 2
 
 
-def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(client: Client, start: Start) -> None:
+def test_handler_that_outlives_the_grace_is_released_without_a_retry(client: Client, start: Start) -> None:
     nap = client.submit("nap", (60,), lane="naps")
     supervisor = start("run", APP, "--processes", 1, "--grace", "100ms")
     await_state(client, str(nap.id), PublicState.ACTIVE)
@@ -75,7 +73,7 @@ def test_what_outlives_the_grace_is_handed_back_without_using_a_retry(client: Cl
     assert (info.public_state, info.retry_count, info.reclaim_count) == (PublicState.WAITING, 0, 0)
 
 
-def test_its_processes_log_at_the_level_of_the_command(client: Client, start: Start) -> None:
+def test_processes_log_at_the_level_of_the_command(client: Client, start: Start) -> None:
     supervisor = start("run", APP, "--processes", 1, "--log-level", "error")
     assert client.submit("add", (1, 2), lane="sums").result(timeout=20) == 3
     supervisor.signal(signal.SIGTERM)
@@ -92,7 +90,7 @@ def test_its_processes_log_at_the_level_of_the_command(client: Client, start: St
         ("tests.support.cli_app:without_tasks", "has no tasks"),
     ],
 )
-def test_an_application_that_cannot_run_is_said_once_for_all(start: Start, app: str, sentence: str) -> None:
+def test_unusable_application_is_reported_once_for_all_processes(start: Start, app: str, sentence: str) -> None:
     supervisor = start("run", app, "--processes", 1)
 
     assert supervisor.wait() == ExitCode.APP
@@ -112,7 +110,7 @@ def test_an_application_that_cannot_run_is_said_once_for_all(start: Start, app: 
         ("--lanes", "mail=none", "--processes", "2"),
     ],
 )
-def test_a_wrong_option_is_refused_before_any_process_starts(url: str, wrong: tuple[str, ...]) -> None:
+def test_wrong_option_is_refused_before_any_process_starts(url: str, wrong: tuple[str, ...]) -> None:
     ran = cli("run", APP, *wrong)
 
     assert ran.code == ExitCode.USAGE
@@ -120,16 +118,23 @@ def test_a_wrong_option_is_refused_before_any_process_starts(url: str, wrong: tu
     assert "Started" not in ran.err
 
 
-def test_its_help_tells_of_processes_and_their_ends() -> None:
+def test_run_help_describes_processes_and_how_they_end() -> None:
     said = " ".join(ok("run", "--help").out.split())
 
-    for words in ("--processes N", "--memory-limit SIZE", "--max-stuck-threads N", "exit code 7", "SIGTERM", "SIGUSR1"):
+    for words in (
+        "--processes N",
+        "--memory-limit SIZE",
+        "--max-stuck-threads N",
+        "exits with code 7",
+        "SIGTERM",
+        "SIGUSR1",
+    ):
         assert words in said
-    assert "7 the worker process stopped" in " ".join(ok("--help").out.split())
+    assert "7 the worker needs a restart" in " ".join(ok("--help").out.split())
 
 
 @pytest.mark.parametrize("processes", [(), ("--processes", 2)])
-def test_a_memory_limit_that_the_application_alone_exceeds_is_refused(start: Start, processes: tuple[object]) -> None:
+def test_memory_limit_below_what_the_application_uses_is_refused(start: Start, processes: tuple[object]) -> None:
     worker = start("run", APP, "--memory-limit", "20MB", *processes)
 
     assert worker.wait() == ExitCode.USAGE

@@ -1,4 +1,4 @@
-"""schedules."""
+"""The command `schedules`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def beat(worker: Worker) -> Ticker:
 
 
 @pytest.mark.usefixtures("beat")
-def test_schedules_shows_when_each_ticks_and_how_far_it_is() -> None:
+def test_schedules_lists_specs_and_the_next_ticks() -> None:
     headers, row = ok("schedules").out.splitlines()
 
     assert headers.split() == ["NAME", "SPEC", "TASK", "LAST", "NEXT", "MISSED", "STATE"]
@@ -48,7 +48,7 @@ def test_schedules_shows_when_each_ticks_and_how_far_it_is() -> None:
     assert document["submitted_tick_ms"] is None
 
 
-def test_schedules_shows_the_last_tick_and_what_no_worker_has_any_more(worker: Worker) -> None:
+def test_schedules_shows_the_last_tick_and_late_schedules(worker: Worker) -> None:
     engine = worker.engine
     engine.prepare(testing=True)
 
@@ -73,25 +73,26 @@ def test_schedules_shows_the_last_tick_and_what_no_worker_has_any_more(worker: W
         "now",
         "0",
         "late",
+        "by",
         "1h:",
         "no",
         "worker",
-        "has",
+        "submits",
         "it",
     ]
 
 
 @pytest.mark.usefixtures("beat")
-def test_a_schedule_is_paused_and_resumed() -> None:
+def test_schedules_pauses_and_resumes_a_schedule() -> None:
     assert ok("schedules", "pause", "beat").out == "beat: paused.\n"
-    assert ok("schedules", "pause", "beat").out == "beat: was paused already.\n"
+    assert ok("schedules", "pause", "beat").out == "beat: was already paused.\n"
     assert "paused 0s" in ok("schedules").out
     assert ok("schedules", "resume", "beat", "--json").document == {"schedule": "beat", "changed": True}
     assert ok("schedules", "resume", "beat").out == "beat: was not paused.\n"
 
 
 @pytest.mark.usefixtures("beat")
-def test_a_schedule_is_removed_and_comes_back_with_its_worker(worker: Worker) -> None:
+def test_schedules_removes_a_schedule_that_its_worker_adds_again(worker: Worker) -> None:
     assert ok("schedules", "remove", "beat").out.startswith("beat: removed")
     assert ok("schedules").out == ""
 
@@ -101,24 +102,33 @@ def test_a_schedule_is_removed_and_comes_back_with_its_worker(worker: Worker) ->
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "remove"])
-def test_an_unknown_schedule_is_reported_as_unknown(action: str) -> None:
+def test_schedules_refuses_an_unknown_name(action: str) -> None:
     ran = cli("schedules", action, "beat")
 
     assert ran.code != 0
-    assert "The schedule does not exist" in ran.err
+    assert "There is no schedule 'beat'." in ran.err
+
+
+def test_schedules_suggests_a_similar_name(worker: Worker) -> None:
+    @worker.task(name="shop.report", every=SECOND)
+    def report() -> None: ...
+
+    Ticker(worker.engine, worker.tasks.values()).tick()
+
+    assert "Did you mean 'shop.report'?" in cli("schedules", "pause", "shop.raport").err
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "remove"])
-def test_naming_nothing_is_a_mistake(action: str) -> None:
+def test_schedules_refuses_an_action_without_a_name(action: str) -> None:
     assert cli("schedules", action).code == 2
 
 
-def test_where_there_are_none_that_is_said() -> None:
-    assert "There are none" in ok("schedules").err
+def test_schedules_says_that_there_are_none() -> None:
+    assert "No schedules found" in ok("schedules").err
     assert ok("schedules", "--json").out == ""
 
 
-def test_a_name_is_whole_on_a_terminal(worker: Worker, url: str) -> None:
+def test_schedules_prints_long_names_whole_on_a_terminal(worker: Worker, url: str) -> None:
     name = "shop.reports." + "x" * 40
 
     @worker.task(name=name, every=SECOND)

@@ -1,4 +1,4 @@
-"""submit: the options that a task's worker has published, and names that none has."""
+"""The command `submit`: options of a task, names of tasks, keys and results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from flowfabric_worker import RetryPolicy, Worker
 from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.reads import ExecutionInfo
-from tests.support.cli import cli, ok
+from tests.support.cli import cli, ok, serving, submitted
 
+pytestmark = pytest.mark.usefixtures("url")
 OPTIONS: dict[str, Any] = {
     "lane": "mail",
     "priority": 7,
@@ -51,7 +52,7 @@ def info_of(client: Client, *arguments: object) -> ExecutionInfo:
 
 @pytest.mark.usefixtures("shops")
 @pytest.mark.parametrize("name", ["shop.send_receipt", "send_receipt"])
-def test_what_is_submitted_has_the_published_options_of_its_task(client: Client, name: str) -> None:
+def test_submit_applies_the_published_options_of_the_task(client: Client, name: str) -> None:
     info = info_of(client, name, 7, "--kwargs", '{"to": "a@b.c"}')
 
     assert (info.task, info.lane, info.priority, info.tags) == ("shop.send_receipt", "mail", 7, {"color": "red"})
@@ -60,7 +61,7 @@ def test_what_is_submitted_has_the_published_options_of_its_task(client: Client,
 
 
 @pytest.mark.usefixtures("shops")
-def test_an_option_that_is_given_stands_over_the_published_one(client: Client) -> None:
+def test_submit_options_override_published_ones(client: Client) -> None:
     given = ("--lane", "other", "--priority", 1, "--retries", 2, "--tag", "size=l")
 
     info = info_of(client, "send_receipt", 7, *given)
@@ -72,7 +73,7 @@ def test_an_option_that_is_given_stands_over_the_published_one(client: Client) -
 
 
 @pytest.mark.usefixtures("shops")
-def test_submit_refuses_a_task_that_no_worker_has_published() -> None:
+def test_submit_refuses_an_unpublished_task_and_suggests_another() -> None:
     ran = cli("submit", "send_reciept", 7)
 
     assert ran.code == ExitCode.FAILED
@@ -83,7 +84,7 @@ def test_submit_refuses_a_task_that_no_worker_has_published() -> None:
 
 
 @pytest.mark.usefixtures("shops")
-def test_a_name_that_several_tasks_have_is_told_with_their_whole_names() -> None:
+def test_submit_refuses_an_ambiguous_name_and_lists_full_names() -> None:
     ran = cli("submit", "clean")
 
     assert ran.code == ExitCode.USAGE
@@ -92,14 +93,14 @@ def test_a_name_that_several_tasks_have_is_told_with_their_whole_names() -> None
 
 
 @pytest.mark.usefixtures("shops")
-def test_force_submits_what_no_worker_has_published_with_default_options(client: Client) -> None:
+def test_submit_force_uses_default_options_for_an_unpublished_task(client: Client) -> None:
     info = info_of(client, "--force", "elsewhere.work", 1)
 
     assert (info.task, info.lane, info.policy.retry) == ("elsewhere.work", "default", None)
 
 
 @pytest.mark.usefixtures("shops")
-def test_headers_and_a_key_that_was_used_otherwise_are_options(client: Client) -> None:
+def test_submit_takes_headers_and_what_to_do_about_a_key_conflict(client: Client) -> None:
     first = info_of(client, "send_receipt", 7, "--key", "k", "--header", "origin=cli", "--header", "a=b=c")
 
     refused = cli("submit", "send_receipt", 8, "--key", "k")
@@ -110,10 +111,42 @@ def test_headers_and_a_key_that_was_used_otherwise_are_options(client: Client) -
     assert cli("submit", "send_receipt", 9, "--header", "nothing").code == ExitCode.USAGE
 
 
-@pytest.mark.usefixtures("shops")
-def test_list_takes_a_bare_name_too(client: Client) -> None:
-    submitted = info_of(client, "send_receipt", 7)
+def test_submit_prints_the_id_of_an_execution_with_its_options(client: Client) -> None:
+    execution_id = submitted(
+        "add", 1, "--kwargs", '{"right": 2}', "--lane", "sums", "--priority", 5, "--delay", "2h", "--key", "k",
+        "--retries", 3, "--tag", "a=b", "--tag", "c=d=e",
+    )  # fmt: skip
 
-    documents = ok("list", "--task", "send_receipt", "--json").documents
+    info = client.get(execution_id)
 
-    assert [document["execution_id"] for document in documents] == [submitted.execution_id.plain]
+    assert info is not None
+    assert (info.task, info.lane, info.priority, info.idempotency_key) == ("add", "sums", 5, "k")
+    assert dict(info.tags) == {"a": "b", "c": "d=e"}
+    assert info.delay_until_ms is not None
+    assert 7_100_000 < info.delay_until_ms - info.created_at_ms <= 7_200_000
+    assert info.policy.retry is not None
+    assert info.policy.retry.max_retries == 3
+
+
+def test_submit_with_a_used_key_prints_the_first_id_and_says_so() -> None:
+    first = submitted("add", 1, "--key", "k")
+    second = ok("submit", "--force", "add", 1, "--key", "k")
+
+    assert second.out.strip() == first
+    assert "submitted earlier with the same key" in second.err
+    assert ok("submit", "--force", "add", 1, "--key", "k", "--json").document == {
+        "execution_id": first,
+        "created": False,
+    }
+
+
+def test_submit_wait_prints_the_result_and_exits_1_for_a_failure(url: str) -> None:
+    with serving(url):
+        assert ok("submit", "add", 1, 2, "--lane", "sums", "--wait").document == 3
+        as_json = ok("submit", "add", 1, 2, "--lane", "sums", "--wait", "--json").document
+        failed = cli("submit", "refuse", '"no tea"', "--lane", "sums", "--wait")
+
+    assert (as_json["state"], as_json["result"]) == ("completed", 3)
+    assert failed.code == 1
+    assert "no tea" in failed.err
+    assert failed.out == ""

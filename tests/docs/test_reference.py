@@ -116,6 +116,15 @@ def test_every_option_of_a_command_stands_in_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", main.commands)
+def test_the_first_sentence_of_each_command_stands_in_the_reference(name: str) -> None:
+    help_text = main.commands[name].help
+    assert help_text is not None
+    sentence = " ".join(help_text.split("\n\n")[0].split())
+
+    assert f": {sentence}" in " ".join(section(PAGE, name).split())
+
+
+@pytest.mark.parametrize("name", main.commands)
 def test_defaults_of_options_stand_in_the_reference(name: str) -> None:
     said = {code(row[0])[0].split()[0]: code(row[1]) for row in rows(section(PAGE, name))}
     parameters = {each.opts[0]: each for each in main.commands[name].params if isinstance(each, click.Option)}

@@ -221,7 +221,7 @@ def test_white_space_around_a_payload_is_ignored() -> None:
 
 @pytest.mark.parametrize("payload", [b"[[]]", b"[[1,2]]", b'[[1],{"x":1}]', b'[[1],{"value":1}]'])
 def test_a_payload_that_does_not_fit_the_signature_is_a_decoding_error(payload: bytes) -> None:
-    with pytest.raises(DecodingError, match=r"^The stored call does not fit task\(\): "):
+    with pytest.raises(DecodingError, match=r"^The stored call does not match the parameters of task\(\): "):
         returning(Any).decode_call(payload)
 
 

@@ -69,7 +69,7 @@ def test_result_raises_how_the_execution_ended(worker: Worker, start: Start) -> 
 def test_result_waits_no_longer_than_its_timeout(worker: Worker) -> None:
     run = worker.task(add).submit(1)
 
-    with pytest.raises(EngineTimeoutError, match="it goes on"):
+    with pytest.raises(EngineTimeoutError, match="it continues"):
         run.result(timeout=0.05)
     with pytest.raises(EngineTimeoutError):
         run.result(timeout=timedelta(milliseconds=50))

@@ -315,7 +315,7 @@ def test_the_last_line_counts_what_the_store_has_acknowledged(
     over.set()
 
     assert "stopped; it handed back 0, of which 0 had begun." in caplog.text
-    assert "The store has not acknowledged 0 outcomes and 1 executions that were to be handed back" in caplog.text
+    assert "The store has not acknowledged 0 outcomes and the release of 1 executions" in caplog.text
 
 
 def test_a_hook_that_hangs_does_not_keep_a_stop_waiting_for_the_grace(

@@ -53,7 +53,7 @@ def test_a_decorated_function_keeps_its_name_and_documentation(worker: Worker) -
 def test_two_tasks_of_one_name_are_refused(worker: Worker) -> None:
     worker.task(add)
 
-    with pytest.raises(ValueError, match=r"'shop\.add' already; give one of them a name="):
+    with pytest.raises(ValueError, match=r"already has a task named 'shop\.add': give one of them another name="):
         worker.task(add)
 
 
@@ -233,7 +233,7 @@ def test_a_task_without_options_leaves_the_defaults(worker: Worker) -> None:
 
 
 def test_options_of_the_task_cannot_be_changed_for_a_submission(worker: Worker) -> None:
-    with pytest.raises(TypeError, match=r"codec, lease belongs to the task: give it to @worker.task\(\)"):
+    with pytest.raises(TypeError, match=r"codec, lease can only be set on the task: pass it to @worker.task\(\)"):
         worker.task(add).options(lease=timedelta(seconds=1), codec="json")
 
 

@@ -124,7 +124,7 @@ def test_a_task_that_needs_arguments_cannot_have_a_schedule(worker: Worker) -> N
 def test_a_schedule_belongs_to_the_task(worker: Worker) -> None:
     beating(worker)
 
-    with pytest.raises(TypeError, match="every belongs to the task"):
+    with pytest.raises(TypeError, match="every can only be set on the task"):
         worker.tasks["beat"].options(every=MINUTE)
 
 

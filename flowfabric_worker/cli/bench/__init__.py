@@ -21,31 +21,31 @@ from flowfabric_worker.config import DEFAULT_THREADS, store_url
 @click.command()
 @url_option
 @click.option(
-    "--tasks", type=click.IntRange(1, 100_000), default=5000, show_default=True, help="How many to submit, at most."
+    "--tasks", type=click.IntRange(1, 100_000), default=5000, show_default=True, help="The most tasks to submit."
 )
 @click.option(
     "--threads",
     type=click.IntRange(1, 1000),
     default=DEFAULT_THREADS,
     show_default=True,
-    help="Handlers that run at the same time.",
+    help="How many handlers run at the same time.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 600),
     default=10,
     show_default=True,
-    help="How long to measure, about.",
+    help="About how long to measure.",
 )
 @json_option()
 @debug_option
 def bench(*, url: str | None, tasks: int, threads: int, seconds: float, as_json: bool) -> None:
     """Measure how fast the store is, and say what limits it.
 
-    The round trip, submitting one by one and in bulk, draining, and the latency of a single task.
+    It measures the round trip, submitting one by one and in bulk, draining, and the latency of a single task.
 
-    This process submits and runs tasks that do nothing, under a separate prefix. Nothing is left behind, also after
-    Ctrl-C. If the store does other work meanwhile, the figures are lower.
+    This process submits and runs tasks that do nothing, under a separate prefix, and removes everything at the end,
+    also after Ctrl-C. Other work in the store lowers the figures.
     """
     with _endings(), trial_store(store_url(url), "bench") as trial, _progress() as tell:
         figures = Bench(trial, tasks=tasks, threads=threads, seconds=seconds, tell=tell).run()
@@ -60,7 +60,7 @@ def bench(*, url: str | None, tasks: int, threads: int, seconds: float, as_json:
 
 @contextlib.contextmanager
 def _endings() -> Iterator[None]:
-    """Turn signals that end this process into KeyboardInterrupt, so that it cleans up first."""
+    """Turn signals that would end this process into KeyboardInterrupt, so that it cleans up first."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     previous = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:

@@ -17,7 +17,7 @@ from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.runtime import Runtime
 from flowfabric_worker.worker import Worker
 
-# The steps in their order, and the part of the whole time that each may take.
+# The steps in order, and the share of the whole time that each may take.
 STEPS: Final = {
     "round trip": 0.1,
     "latency": 0.15,
@@ -28,12 +28,12 @@ STEPS: Final = {
 _LANE: Final = "bench"
 _MOST_CALLS: Final = 1000
 _MOST_SAMPLES: Final = 300
-# A store that does not run a task within this time cannot be measured.
+# The longest wait for a single task, after which the benchmark fails.
 _LONGEST: Final = timedelta(seconds=15)
 _LOOK_EVERY: Final = 0.01
 
 Told = Callable[[str, float], None]
-"""Called with the name of a step and the part of it that is done, from 0 to 1."""
+"""A function that is called with the name of a step, and the part of it that is done, from 0 to 1."""
 
 
 @attrs.define(kw_only=True)
@@ -72,7 +72,7 @@ class Bench:
         self._tasks = tasks
         self._seconds = seconds
         self._tell = tell
-        # The start of each handler; the length is the number of handlers that have started.
+        # The times at which handlers have started.
         self._started: list[float] = []
         self._noop = self._worker.task(lane=_LANE, name="noop")(self._start)
         self._settings = WorkerSettings(threads=threads, grace=timedelta())
@@ -142,7 +142,7 @@ class Bench:
         return meter.pace(done)
 
     def _drain(self, total: int) -> Pace:
-        """Run what was submitted; tasks that end before the measurement begins do not count."""
+        """Drain the submitted tasks; those that end before the measurement begins are not counted."""
         with self._running():
             deadline = self._deadline("drain")
             started, before = len(self._started), self._completed()
@@ -159,7 +159,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """Run tasks for the length of a block."""
+        """Run tasks for the duration of a block."""
         runtime = Runtime(self._worker, self._settings)
         runtime.start()
         try:
@@ -168,7 +168,7 @@ class Bench:
             runtime.stop()
 
     def _turns(self, step: str, most: int, *, of: float = 1.0) -> Iterator[int]:
-        """Yield the number of each turn until there are `most`, or the time of the step is over; at least one."""
+        """Yield the number of each turn: at least one, until there were `most` or the time of the step is over."""
         deadline = self._deadline(step, of)
         for turn in range(most):
             if turn and time.perf_counter() >= deadline:

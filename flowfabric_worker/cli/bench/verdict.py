@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-# A write that waits longer than this, in ms, waits for a disk.
+# If writes take longer than reads by more than this, in ms, they wait for a disk.
 _DISK_MS: Final = 0.1
 
 
@@ -22,16 +22,16 @@ class Bound(StrEnum):
 
 
 _WHAT_TO_DO: Final = {
-    Bound.PYTHON: "this machine's Python; more worker processes make it faster, as far as there are cores.",
+    Bound.PYTHON: "this machine's Python; more worker processes make it faster while there are free cores.",
     Bound.SERVER: "the server's own time per call; a faster server, or a cluster, makes it faster.",
     Bound.DISK: "the server's disk; appendfsync everysec makes it faster, and may lose the last second in a crash.",
-    Bound.ROUND_TRIP: "the way to the server and back; more threads, or a server that is nearer, make it faster.",
+    Bound.ROUND_TRIP: "the network round trip; more threads, or a server that is nearer, make it faster.",
 }
 _LONGEST_PART: Final = {
     Bound.PYTHON: "this machine's Python",
     Bound.SERVER: "the server's own time",
     Bound.DISK: "waiting for the server's disk",
-    Bound.ROUND_TRIP: "the way to the server and back",
+    Bound.ROUND_TRIP: "the network round trip",
 }
 
 
@@ -74,17 +74,17 @@ class Pace:
 
     @property
     def python_share(self) -> float:
-        """The part of the time in which this process computed: 1 is one core."""
+        """The share of the time in which this process computed; 1 means that it kept one core busy."""
         return self.python_seconds / self.seconds
 
     @property
     def server_share(self) -> float:
-        """The part of the time in which the servers ran functions."""
+        """The share of the time in which the servers ran functions."""
         return (self.server_seconds or 0.0) / self.seconds
 
     @property
     def waited_ms(self) -> float:
-        """The time of one operation without computing on both sides, in ms: the round trip and the disk."""
+        """The time of one operation in ms in which neither side computed: the round trip and the disk."""
         rest = self.seconds - self.python_seconds - (self.server_seconds or 0.0)
         return max(0.0, rest) / self.count * 1000
 
@@ -94,11 +94,11 @@ class Figures:
     """Everything that a benchmark measured.
 
     Attributes:
-        ping: of a command that does nothing.
-        call: of a function that does nothing.
-        calls: the same calls, with what they cost.
-        start: from a submission to the first line of its handler, while nothing else goes on.
-        result: from a submission to its result, while nothing else goes on.
+        ping: the durations of a command that does nothing.
+        call: the durations of a stored function that does nothing.
+        calls: the rate of those calls, and what they cost.
+        start: the durations from a submission to the first line of its handler, while the store is idle.
+        result: the durations from a submission to its result, while the store is idle.
     """
 
     ping: Spread
@@ -112,7 +112,7 @@ class Figures:
 
 
 def bound_of_one(figures: Figures) -> tuple[Bound, float]:
-    """Return what takes the largest part of one submission, and that part, from 0 to 1."""
+    """Return what takes the largest share of one submission, and that share, from 0 to 1."""
     one = figures.submit
     disk_ms = _disk_ms(figures)
     total_ms = one.seconds / one.count * 1000
@@ -131,25 +131,25 @@ def bound_of_all(figures: Figures) -> Bound:
     drain = figures.drain
     waiting = Bound.DISK if _disk_ms(figures) else Bound.ROUND_TRIP
     shares = {Bound.PYTHON: drain.python_share, Bound.SERVER: drain.server_share}
-    # Both sides may compute at the same time, so the rest of the time may be small or negative.
+    # The rest may be small or negative, because both sides may compute at the same time.
     shares[waiting] = 1 - sum(shares.values())
     return max(shares, key=lambda bound: shares[bound])
 
 
 def verdict(figures: Figures) -> str:
-    """Return two sentences: what limits a single submission, and what limits the drain."""
+    """Describe what limits a single submission, and what limits the drain."""
     part, share = bound_of_one(figures)
     one_ms = figures.submit.seconds / figures.submit.count * 1000
     drain = figures.drain
     server = "" if drain.server_seconds is None else f", the server for {drain.server_share:.0%}"
     return (
-        f"A submission takes {one_ms:.2g} ms, of which {_LONGEST_PART[part]} is the largest part ({share:.0%}). "
-        f"Draining is bound by {_WHAT_TO_DO[bound_of_all(figures)]} "
+        f"A submission takes {one_ms:.2g} ms; the largest part of it is {_LONGEST_PART[part]} ({share:.0%}). "
+        f"Draining is limited by {_WHAT_TO_DO[bound_of_all(figures)]} "
         f"(This process computed for {drain.python_share:.0%} of the time{server}.)"
     )
 
 
 def _disk_ms(figures: Figures) -> float:
-    """Return how much longer a call that writes waits than one that does not, in ms; 0 below `_DISK_MS`."""
+    """Return by how many ms a call that writes is slower than one that does not; 0 if it is less than `_DISK_MS`."""
     longer = figures.submit.waited_ms - figures.calls.waited_ms
     return longer if longer >= _DISK_MS and longer >= figures.calls.waited_ms else 0.0

@@ -43,21 +43,24 @@ _ALL: Final = "all"
 
 
 @click.command()
-@click.option("--count", type=click.IntRange(20, 10_000), default=300, show_default=True, help="How many executions.")
+@click.option(
+    "--count", type=click.IntRange(20, 10_000), default=300, show_default=True, help="How many executions to submit."
+)
 @click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the store and the workers' logs here; else they are removed.",
+    help="Keep the store and the logs of the workers here; without it, they are removed.",
 )
-@click.option("--url", metavar="URL", help="Another store; the demo keeps to a namespace of its own.")
+@click.option("--url", metavar="URL", help="Use this store, in a separate namespace.")
 @json_option("Print the proof as one JSON document.")
 @debug_option
 def demo(*, count: int, directory: Path | None, url: str | None, as_json: bool) -> None:
     """Show that nothing is lost or doubled when a worker is killed.
 
-    A store is started, two worker processes run a small shop's tasks, one of them is killed with SIGKILL half-way,
-    and another one takes its place. A table at the end compares what was submitted with the feed of completions.
+    The demo starts a store and two worker processes that run the tasks of a small shop, kills one of them half-way
+    with SIGKILL, and starts another in its place. A table at the end compares what was submitted with the feed of
+    completions.
     """
     # A demo that is terminated must stop its workers too.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -66,7 +69,7 @@ def demo(*, count: int, directory: Path | None, url: str | None, as_json: bool) 
     namespace = f"demo-{uuid4().hex[:8]}"
     with _home(directory) as home:
         store = url or f"embedded://{quote(str(home / 'store'))}"
-        where = "the store of --url" if url else f"a store of its own in {home}"
+        where = "the store of --url" if url else f"a new store in {home}"
         out.print(f"{count} executions, two workers with leases of {_LEASE}, {where}.", soft_wrap=True)
         proof, completed_by = _run(store, namespace, home, count, out)
     if as_json:
@@ -82,7 +85,7 @@ def demo(*, count: int, directory: Path | None, url: str | None, as_json: bool) 
 
 @contextmanager
 def _home(directory: Path | None) -> Iterator[Path]:
-    """Provide the directory of the store and the logs, which is removed if the user has not named it."""
+    """Provide the directory of the store and the logs, and remove it at the end unless the user has named it."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="flowfabric-demo-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
@@ -90,7 +93,7 @@ def _home(directory: Path | None) -> Iterator[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise click.BadParameter(f"{directory} cannot be made: {error.strerror}.", param_hint="--dir") from None
+        raise click.BadParameter(f"{directory} cannot be created: {error.strerror}.", param_hint="--dir") from None
     yield directory.resolve()
 
 
@@ -123,11 +126,11 @@ class _Demo:
     _shown_at: float = attrs.field(default=0.0, init=False)
 
     def run(self) -> tuple[Proof, dict[str, int]]:
-        """Run it; return the proof, and how many executions each worker completed."""
+        """Run the demo; return the proof, and how many executions each worker completed."""
         workers = [self.fleet.start(), self.fleet.start()]
         self._await(workers)
         self.screen.print_line("two workers have started")
-        # The cursor is read before the first submission, so that no end is missed.
+        # Read the cursor before the first submission, so that no end is missed.
         self._cursor = self.client.engine.feed_cursor()
         self._submit()
         self._follow()
@@ -193,13 +196,13 @@ class _Demo:
         """Kill a worker that holds work now, if there is one, and start another one."""
         instances = self._instances()
         for worker in self.fleet.workers:
-            # The worker is paused first, so that no execution ends between this check and the kill.
+            # Pause the worker first, so that no execution ends between the check and the kill.
             worker.pause()
             if not self._held_by(instances[worker.pid]):
                 worker.go_on()
                 continue
             worker.kill()
-            # A dead worker sends no outcome, so these executions were interrupted.
+            # These executions were interrupted, because a dead worker sends no outcome.
             self._interrupted = self._held_by(instances[worker.pid])
             self.screen.print_line(
                 f"{worker.name} was killed with SIGKILL while it held {len(self._interrupted)} executions; "
@@ -212,7 +215,7 @@ class _Demo:
         return any(worker.killed for worker in self.fleet.workers)
 
     def _held_by(self, instance: str) -> set[ExecutionId]:
-        """Return the executions under a lease of a worker."""
+        """Return the executions that a worker holds under a lease."""
         active = [summary.execution_id for summary in self.client.list(state=PublicState.ACTIVE)]
         leases = {
             identity: info.current_lease for identity in active if (info := self.client.get(identity)) is not None
@@ -220,9 +223,9 @@ class _Demo:
         return {identity for identity, lease in leases.items() if lease and lease.worker_instance_id == instance}
 
     def _stop(self) -> None:
-        """Stop the workers, and read the rest of the feed, to which no worker can add any more."""
+        """Stop the workers, and then read the rest of the feed."""
         for worker in self.fleet.stop():
-            self.screen.print_line(f"{worker.name} did not stop in order; its log is {worker.log}")
+            self.screen.print_line(f"{worker.name} did not stop cleanly; its log is {worker.log}")
         for event in self.client.completions(self._cursor, timeout=timedelta()):
             self._take(event)
 
@@ -239,7 +242,7 @@ class _Demo:
         self._shown_at = time.monotonic()
 
     def _completed_by(self) -> dict[str, int]:
-        """Return how many executions each worker completed: their results name the process."""
+        """Return how many executions each worker completed, by the process in their results."""
         names = {worker.pid: f"{worker.name}{' (killed)' if worker.killed else ''}" for worker in self.fleet.workers}
         completed = [end.execution_id for end in self._ended if end.outcome is TerminalOutcome.SUCCESS]
         done = Counter(self.client.result(identity)["by"] for identity in completed)

@@ -35,7 +35,7 @@ class DemoWorker:
 
     @property
     def pid(self) -> int:
-        """The id of its process."""
+        """The process id of the worker."""
         return self.process.pid
 
     def pause(self) -> None:
@@ -54,17 +54,17 @@ class DemoWorker:
 
 
 class Fleet:
-    """Start worker processes, and ensure that none outlives the demo.
+    """The worker processes of the demo, none of which outlives it.
 
     Args:
-        directory: the directory of their logs.
-        url: the URL of their store.
+        directory: the directory of the logs.
+        url: the URL of the store.
         arguments: the arguments of `flowfabric-worker run`.
     """
 
     def __init__(self, directory: Path, url: str, arguments: Sequence[str]) -> None:
         self._directory = directory
-        # The URL may hold a password, and every user can read the arguments of a process.
+        # Pass the URL in the environment: it may hold a password, and every user can read the arguments of a process.
         self._environment = {**os.environ, URL_VARIABLE: url}
         self._command = [sys.executable, "-m", "flowfabric_worker", "run", *arguments]
         self.workers: list[DemoWorker] = []
@@ -86,7 +86,7 @@ class Fleet:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
-                # The workers get no Ctrl-C, because the demo stops them.
+                # Keep Ctrl-C from the workers, because the demo stops them.
                 process_group=0,
             )
         worker = DemoWorker(number=number, process=process, log=log)
@@ -94,10 +94,10 @@ class Fleet:
         return worker
 
     def check(self) -> None:
-        """Check that all workers that were not killed still run.
+        """Check that all workers that were not killed are still running.
 
         Raises:
-            CommandError: a worker has ended; the message has the end of its log.
+            CommandError: a worker has ended; the message quotes the end of its log.
         """
         for worker in self.workers:
             if not worker.killed and worker.process.poll() is not None:
@@ -108,7 +108,7 @@ class Fleet:
                 )
 
     def stop(self) -> list[DemoWorker]:
-        """Stop all running workers with SIGTERM; return those that did not stop in order."""
+        """Stop all running workers with SIGTERM; return those that did not exit with code 0."""
         running = [worker for worker in self.workers if worker.process.poll() is None]
         for worker in running:
             worker.process.send_signal(signal.SIGTERM)

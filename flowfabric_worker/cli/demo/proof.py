@@ -1,4 +1,4 @@
-"""The proof of the demo: it compares the submitted executions with the feed of completions."""
+"""The proof of the demo, which compares the submitted executions with the feed of completions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class KindProof:
     Attributes:
         twice: executions that ended more than once.
         missing: executions that did not end.
-        otherwise: executions with another outcome than the expected one.
+        otherwise: executions whose outcome was not the expected one.
         retries: attempts that were made after a failure.
         rerun: executions that ran again because their worker was lost.
     """
@@ -76,18 +76,18 @@ class Proof:
         return not any(self.objections())
 
     def objections(self) -> Iterator[str]:
-        """Yield a sentence for everything that contradicts the proof."""
+        """Yield a sentence for each fact that contradicts the proof."""
         for kind in self.kinds:
             if kind.twice:
                 yield f"{kind.twice} of {kind.name} ended more than once."
             if kind.missing:
                 yield f"{kind.missing} of {kind.name} did not end."
             if kind.otherwise:
-                yield f"{kind.otherwise} of {kind.name} did not end as they have to."
+                yield f"{kind.otherwise} of {kind.name} had an unexpected outcome."
         if not self.interrupted:
-            yield "The killed worker held nothing."
+            yield "The killed worker held no executions."
         if self.left:
-            yield f"{self.left} of what the killed worker held did not run again."
+            yield f"{self.left} executions of the killed worker did not run again."
 
 
 def prove(
@@ -102,7 +102,7 @@ def prove(
         submitted: every execution of the demo, by kind.
         ended: the entries of the feed, from before the first submission until after the end of the last worker.
         infos: the present state of each execution in the store.
-        interrupted: the executions that the killed worker held when it was dead.
+        interrupted: the executions that the killed worker held when it died.
     """
     ends = list(ended)
     times = Counter(end.execution_id for end in ends)

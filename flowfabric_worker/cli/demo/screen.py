@@ -16,7 +16,7 @@ _COLUMNS = ("submitted", "completed", "failed", "twice", "missing", "retries", "
 
 
 class Screen:
-    """Show the progress while the demo runs.
+    """The progress of the demo on the console.
 
     Args:
         console: the console to print on.
@@ -43,7 +43,7 @@ class Screen:
         self._progress.stop()
 
     def print_line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line above the progress bars, with the seconds since the start."""
         self._console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", soft_wrap=True)
 
     def add(self, name: str, total: int, note: str = "") -> None:
@@ -60,7 +60,7 @@ class Screen:
 
 
 def show(proof: Proof, completed_by: Mapping[str, int], console: Console) -> None:
-    """Print the table, the executions of each worker, and the verdict."""
+    """Print the table of the proof, the executions of each worker, and the verdict."""
     table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
     table.add_column("task", footer="all")
     for column in _COLUMNS:

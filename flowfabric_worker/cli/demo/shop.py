@@ -1,4 +1,4 @@
-"""The shop of the demo: tasks that are fast, slow, delayed, retried, and failing for good.
+"""The shop of the demo, with tasks that are fast, slow, delayed or retried, or that fail for good.
 
 Each task returns the id of the process that ran it, so that the demo can count the work of each worker.
 """
@@ -33,20 +33,20 @@ class Done:
 
 @worker.task(lane="counter")
 def greet(customer: int) -> Done:
-    """Return at once."""
+    """Greet a customer, which takes no time."""
     return Done(f"customer {customer} greeted")
 
 
 @worker.task(lane="workshop")
 def pack_parcel(order: int) -> Done:
-    """Take a time that depends on the order."""
+    """Pack a parcel, for a time that depends on the order."""
     time.sleep(0.3 + order % 7 * 0.05)
     return Done(f"order {order} packed")
 
 
 @worker.task(lane="counter", retry=RetryPolicy(max_retries=3, initial=timedelta(milliseconds=200)))
 def charge_card(order: int) -> Done:
-    """Fail once or twice, and then succeed."""
+    """Charge a card, and fail once or twice before it succeeds."""
     if current().retry_count <= order % 2:
         raise ConnectionError("the bank does not answer")
     return Done(f"order {order} paid")
@@ -54,13 +54,13 @@ def charge_card(order: int) -> Done:
 
 @worker.task(lane="counter")
 def send_reminder(order: int) -> Done:
-    """Send a reminder; the demo submits this with a delay."""
+    """Send a reminder; the demo submits this task with a delay."""
     return Done(f"customer of order {order} reminded")
 
 
 @worker.task(lane="counter", retry=RetryPolicy(max_retries=3))
 def ship_to_atlantis(order: int) -> Done:
-    """Fail for good, so that no retry is made."""
+    """Fail for good, so that it is not retried."""
     raise Fail(f"order {order} cannot be shipped: there is no such place any more")
 
 
@@ -71,7 +71,7 @@ class Kind:
     Attributes:
         task: the task.
         about: what the kind shows.
-        share: its part of all executions, from 0 to 1; the first kind takes the rest.
+        share: its share of all executions, from 0 to 1; the first kind takes the rest.
         options: the options of its submission.
         expected: the expected outcome.
     """

@@ -34,6 +34,7 @@ from flowfabric_worker.engine.partitions import MAX_PARTITIONS
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Store
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.tls import TlsConnection, tls_context
+from flowfabric_worker.engine.suggestions import did_you_mean
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -122,7 +123,8 @@ def open_store(url: str) -> tuple[Store, int | None]:
     scheme, mark, _ = url.partition("://")
     kind = _KINDS.get(scheme) if mark else None
     if kind is None:
-        raise _wrong(f"it must begin with one of {', '.join(f'{name}://' for name in _KINDS)}")
+        known = ", ".join(f"{name}://" for name in _KINDS)
+        raise _wrong(f"it must begin with one of {known}", did_you_mean(scheme, _KINDS) if mark else "")
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -133,8 +135,8 @@ def open_store(url: str) -> tuple[Store, int | None]:
     return kind.open(parts, options), options.partitions
 
 
-def _wrong(problem: str) -> ValidationError:
-    return ValidationError("invalid_url", f"The store's URL is not valid: {problem}.")
+def _wrong(problem: str, hint: str = "") -> ValidationError:
+    return ValidationError("invalid_url", f"The store's URL is not valid: {problem}.{hint}")
 
 
 def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
@@ -143,7 +145,9 @@ def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
         if name == "verify":
             raise _wrong("a server's certificate is always verified; name whom to trust with the option ca")
         if name not in known:
-            raise _wrong(f"it has an option that this kind of store does not know; known are {', '.join(known)}")
+            # The message does not repeat the name, which may be a part of a password that was not percent-encoded.
+            problem = f"it has an option that this kind of store does not know; known are {', '.join(known)}"
+            raise _wrong(problem, did_you_mean(name, known))
         if name in given:
             raise _wrong(f"the option {name} stands twice")
         given[name] = value

@@ -1,15 +1,15 @@
-"""lanes, workers."""
+"""The command `lanes`."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.cli import cli, ok, serving, submitted
+from tests.support.cli import cli, ok, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 
 
-def test_lanes_shows_what_each_holds() -> None:
+def test_lanes_lists_the_depths_of_each_lane() -> None:
     submitted("add", "--lane", "sums")
     submitted("add", "--lane", "sums", "--delay", "1h")
     submitted("send", "--lane", "mail")
@@ -22,37 +22,32 @@ def test_lanes_shows_what_each_holds() -> None:
     assert ok("lanes", "list", "mail", "--json").document["depths"]["waiting"] == 1
 
 
-def test_lanes_shows_every_state_that_some_lane_holds_work_in() -> None:
+def test_lanes_shows_a_column_for_each_state_that_has_work() -> None:
     ok("cancel", submitted("add", "--lane", "sums"))
 
     assert "CANCELLED" in ok("lanes").out
 
 
-def test_a_lane_is_paused_and_resumed() -> None:
+def test_lanes_pauses_and_resumes_a_lane() -> None:
     submitted("add", "--lane", "sums")
 
     assert ok("lanes", "pause", "sums").out == "sums: paused.\n"
-    assert ok("lanes", "pause", "sums").out == "sums: was paused already.\n"
+    assert ok("lanes", "pause", "sums").out == "sums: was already paused.\n"
     assert "paused" in ok("lanes").out
     assert ok("lanes", "resume", "sums", "--json").document == {"lane": "sums", "changed": True}
     assert ok("lanes", "resume", "sums").out == "sums: was not paused.\n"
 
 
-def test_pausing_nothing_is_a_mistake() -> None:
+def test_lanes_refuses_to_pause_without_a_name() -> None:
     assert cli("lanes", "pause").code == 2
 
 
-def test_an_empty_store_has_neither_lanes_nor_workers() -> None:
+def test_lanes_and_workers_of_an_empty_store_print_nothing() -> None:
     assert ok("lanes").out == ok("workers").out == ok("lanes", "--json").out == ""
 
 
-def test_workers_shows_who_is_alive_and_who_has_gone(url: str) -> None:
-    with serving(url):
-        alive = ok("workers").out.splitlines()[1].split()
-        (document,) = ok("workers", "--json").documents
-    gone = ok("workers").out.splitlines()[1].split()
+@pytest.mark.parametrize("action", ["list", "pause", "resume"])
+def test_lanes_suggests_a_similar_name_for_an_unknown_lane(action: str) -> None:
+    submitted("add", "--lane", "mail")
 
-    assert alive[0] == gone[0] == document["worker_instance_id"]
-    assert (alive[1], gone[1]) == ("alive", "stopped")
-    assert (document["alive"], document["threads"]) == (True, 2)
-    assert document["lanes"] == ["naps", "sums"]
+    assert ok("lanes", action, "mial").err.startswith("The store has no lane 'mial' yet. Did you mean 'mail'?\n")

@@ -1,4 +1,4 @@
-"""run: what it says, on a terminal and in a file, and how it leaves an application's own logging alone."""
+"""The command `run`: what it logs on a terminal and to a file, and how it respects an application's logging."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Start = Callable[..., Process]
 OWN = "tests.support.logging_app:worker"
 
 
-def test_run_tells_its_start_and_each_end_once(client: Client, start_worker: Start) -> None:
+def test_run_logs_its_start_and_each_end_once(client: Client, start_worker: Start) -> None:
     worker = start_worker("--threads", 2)
     added, refused = client.submit("add", (1, 2), lane="sums"), client.submit("refuse", ("no",), lane="sums")
     worker.await_log(f"refuse {refused.id} failed for good: no")
@@ -30,7 +30,7 @@ def test_run_tells_its_start_and_each_end_once(client: Client, start_worker: Sta
     assert f"[lane=sums attempt=0 execution_id={added.id}]" in worker.log
 
 
-def test_a_terminal_shows_lines_that_fit_into_80_columns(client: Client, url: str) -> None:
+def test_run_logs_lines_of_80_columns_on_a_terminal(client: Client, url: str) -> None:
     added = client.submit("add", (1, 2), lane="sums")
 
     printed = on_terminal_until("completed in", "run", APP, url=url)
@@ -40,7 +40,7 @@ def test_a_terminal_shows_lines_that_fit_into_80_columns(client: Client, url: st
     assert len(line) <= 80
 
 
-def test_each_line_of_several_processes_tells_which_one_it_is(client: Client, start: Start) -> None:
+def test_run_logs_the_process_id_with_several_processes(client: Client, start: Start) -> None:
     added = client.submit("add", (1, 2), lane="sums")
     supervisor = start("run", APP, "--processes", 1)
     supervisor.await_log("completed in")
@@ -51,7 +51,7 @@ def test_each_line_of_several_processes_tells_which_one_it_is(client: Client, st
     assert f" {pid} INFO " in line
 
 
-def test_a_stop_tells_what_it_waits_for(client: Client, start_worker: Start) -> None:
+def test_run_logs_what_a_stop_waits_for(client: Client, start_worker: Start) -> None:
     nap = client.submit("nap", (1.0,), lane="naps")
     worker = start_worker("--grace", "20s")
     await_state(client, str(nap.id), PublicState.ACTIVE)
@@ -63,7 +63,7 @@ def test_a_stop_tells_what_it_waits_for(client: Client, start_worker: Start) -> 
 
 
 @pytest.mark.parametrize("own", ["basic", "dict"])
-def test_logging_that_an_application_sets_up_at_import_stands(
+def test_run_keeps_the_logging_setup_of_the_application(
     client: Client, start: Start, monkeypatch: pytest.MonkeyPatch, own: str
 ) -> None:
     monkeypatch.setenv("LOGGING", own)
@@ -76,7 +76,7 @@ def test_logging_that_an_application_sets_up_at_import_stands(
     assert all(line.startswith("mine: ") for line in worker.log.splitlines())
 
 
-def test_a_level_that_an_application_sets_stands_unless_one_is_asked_for(
+def test_run_keeps_the_log_level_of_the_application_by_default(
     client: Client, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGGING", "quiet")

@@ -1,4 +1,4 @@
-"""Errors are one sentence on stderr, with an exit code that says what kind they are."""
+"""Errors are one sentence on stderr, with an exit code for their kind."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from tests.support.cli import UNKNOWN_ID, cli
 from tests.support.servers import ValkeyServer
 
 WRONG_USE = {
-    "an unknown command": (["sbumit"], "sbumit"),
-    "an unknown option": (["list", "--wrong"], "--wrong"),
+    "an unknown command": (["sbumit"], "no command 'sbumit'. Did you mean 'submit'?"),
+    "an unknown option": (["list", "--limt", "1"], "--limit"),
     "a missing argument": (["status"], "ID"),
-    "an argument that is no JSON": (["submit", "add", "x"], """'"x"'"""),
-    "arguments by name that are no object": (["submit", "add", "--kwargs", "[1]"], "no JSON object"),
+    "an argument that is not JSON": (["submit", "add", "x"], """'"x"'"""),
+    "arguments by name that are not an object": (["submit", "add", "--kwargs", "[1]"], "not a JSON object"),
     "a number that JSON does not have": (["submit", "add", "NaN"], "NaN"),
     "a tag without a value": (["submit", "add", "--tag", "a"], "NAME=VALUE"),
-    "a duration without a sense": (["submit", "add", "--delay", "soon"], "duration"),
-    "a duration beyond all bounds": (["submit", "add", "--delay", "999999999999d"], "too long"),
+    "a duration that is not one": (["submit", "add", "--delay", "soon"], "duration"),
+    "a duration that is too long": (["submit", "add", "--delay", "999999999999d"], "too long"),
     "a state that does not exist": (["list", "--state", "asleep"], "asleep"),
-    "a lane that cannot be one": (["submit", "--force", "add", "--lane", "ä"], "lane"),
+    "a lane with an invalid name": (["submit", "--force", "add", "--lane", "ä"], "lane"),
     "a task without a name": (["submit", ""], "task"),
-    "an id that is none": (["status", "abc"], "abc"),
+    "an id that is not one": (["status", "abc"], "abc"),
     "a payload over the limit": (["submit", "--force", "add", '"' + "x" * 2**20 + '"'], "1048576"),
-    "a namespace that cannot be one": (["list", "--namespace", ""], "namespace"),
+    "an empty namespace": (["list", "--namespace", ""], "namespace"),
     "a URL of no store": (["list", "--url", "http://x"], "must begin with"),
-    "a weight of no sense": (["run", "x:y", "--lanes", "a=0"], "weight"),
-    "an offer that is none": (["run", "x:y", "--capabilities", "a b"], "capability"),
-    "no time for a lease": (["run", "tests.support.cli_app:worker", "--lease", "0"], "--lease"),
-    "no thread": (["run", "x:y", "--threads", "0"], "--threads"),
+    "a misspelled kind of store": (["list", "--url", "valky://x"], "Did you mean 'valkey'?"),
+    "a misspelled option of a URL": (["list", "--url", "memory://?prefx=a"], "Did you mean 'prefix'?"),
+    "a weight of 0": (["run", "x:y", "--lanes", "a=0"], "weight"),
+    "an invalid capability": (["run", "x:y", "--capabilities", "a b"], "capability"),
+    "a lease of 0 s": (["run", "tests.support.cli_app:worker", "--lease", "0"], "--lease"),
+    "no threads": (["run", "x:y", "--threads", "0"], "--threads"),
     "an application that is not named": (["run", "application"], "MODULE:NAME"),
 }
 BAD_APPS = {
     "no such module": ("nowhere_at_all:worker", "no module 'nowhere_at_all'"),
     "no such module in a package": ("tests.cli.nowhere:worker", "no module 'tests.cli.nowhere'"),
     "no such name": ("tests.support.cli_app:wroker", "its workers are worker, without_tasks"),
-    "not a worker": ("tests.support.cli_app:number", "no Worker; it is of type int"),
+    "not a worker": ("tests.support.cli_app:number", "not a Worker; its type is int"),
     "no tasks": ("tests.support.cli_app:without_tasks", "has no tasks"),
 }
 
 
 @pytest.mark.usefixtures("url")
 @pytest.mark.parametrize(("arguments", "said"), WRONG_USE.values(), ids=WRONG_USE.keys())
-def test_wrong_use_exits_2_and_names_what_is_wrong(arguments: list[str], said: str) -> None:
+def test_usage_error_exits_2_and_names_the_mistake(arguments: list[str], said: str) -> None:
     ran = cli(*arguments)
 
     assert ran.code == 2
@@ -55,7 +57,7 @@ def test_wrong_use_exits_2_and_names_what_is_wrong(arguments: list[str], said: s
 
 @pytest.mark.usefixtures("url")
 @pytest.mark.parametrize("command", ["status", "result", "explain", "cancel", "replay"])
-def test_an_execution_that_does_not_exist_exits_1(command: str) -> None:
+def test_unknown_execution_exits_1(command: str) -> None:
     ran = cli(command, UNKNOWN_ID)
 
     assert ran.code == 1
@@ -64,14 +66,14 @@ def test_an_execution_that_does_not_exist_exits_1(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["list"], ["submit", "add"], ["check"], ["run", "tests.support.cli_app:worker"]])
-def test_a_store_that_cannot_be_reached_exits_3(command: list[str]) -> None:
+def test_unreachable_store_exits_3(command: list[str]) -> None:
     ran = cli(*command, "--url", "valkey://127.0.0.1:1")
 
     assert ran.code == 3
     assert "127.0.0.1:1 cannot be reached" in ran.err
 
 
-def test_a_wrong_password_exits_4_and_is_not_repeated(valkey: ValkeyServer) -> None:
+def test_wrong_password_exits_4_and_is_not_printed(valkey: ValkeyServer) -> None:
     ran = cli("list", "--url", f"unix://default:hunter2@{valkey.socket}?db=0")
     valkey.client().acl_setuser("reader", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"])
     ran = cli("list", "--url", f"unix://reader:hunter2@{valkey.socket}")
@@ -81,7 +83,7 @@ def test_a_wrong_password_exits_4_and_is_not_repeated(valkey: ValkeyServer) -> N
     assert "hunter2" not in ran.err
 
 
-def test_a_store_that_was_set_up_otherwise_exits_4(url: str) -> None:
+def test_store_with_other_settings_exits_4(url: str) -> None:
     assert cli("lanes").code == 0
 
     ran = cli("lanes", "--url", f"{url}&partitions=3")
@@ -92,7 +94,7 @@ def test_a_store_that_was_set_up_otherwise_exits_4(url: str) -> None:
 
 @pytest.mark.usefixtures("url")
 @pytest.mark.parametrize(("app", "said"), BAD_APPS.values(), ids=BAD_APPS.keys())
-def test_an_application_that_cannot_be_run_exits_5(app: str, said: str) -> None:
+def test_unusable_application_exits_5(app: str, said: str) -> None:
     ran = cli("run", app)
 
     assert ran.code == 5
@@ -110,12 +112,12 @@ BROKEN = {
 
 @pytest.mark.usefixtures("url")
 @pytest.mark.parametrize(("source", "said"), BROKEN.values(), ids=BROKEN.keys())
-def test_an_application_whose_import_fails_exits_5_and_debug_shows_where(
+def test_failing_import_exits_5_and_debug_shows_its_traceback(
     source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"broken_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(source)
-    # The working directory is where an application is looked for.
+    # The application is imported from the working directory.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -127,7 +129,7 @@ def test_an_application_whose_import_fails_exits_5_and_debug_shows_where(
     assert f'{name}.py", line 1' in long.err
 
 
-def test_debug_shows_where_an_error_came_from() -> None:
+def test_debug_shows_the_traceback_of_an_error() -> None:
     ran = cli("list", "--url", "http://x", "--debug")
 
     assert ran.code == 2

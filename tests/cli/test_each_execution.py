@@ -1,4 +1,4 @@
-"""cancel, replay: of many at once, and fed by other commands."""
+"""Commands such as `cancel` and `replay`, with many ids as arguments or on stdin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def states(client: Client) -> dict[str, str]:
     return {each.execution_id.plain: str(each.public_state) for each in client.list()}
 
 
-def test_many_are_cancelled_and_replayed_at_once(client: Client) -> None:
+def test_commands_take_many_ids(client: Client) -> None:
     ids = [submitted("add", number) for number in range(3)]
 
     cancelled = ok("cancel", *ids, "--reason", "not needed")
@@ -30,7 +30,7 @@ def test_many_are_cancelled_and_replayed_at_once(client: Client) -> None:
     assert states(client) == dict.fromkeys(ids, "waiting")
 
 
-def test_one_that_fails_keeps_no_other_from_its_turn(client: Client) -> None:
+def test_a_failure_does_not_stop_the_other_executions(client: Client) -> None:
     first, second = submitted("add"), submitted("add")
 
     ran = cli("cancel", first, UNKNOWN_ID, second)
@@ -42,7 +42,7 @@ def test_one_that_fails_keeps_no_other_from_its_turn(client: Client) -> None:
     assert states(client) == dict.fromkeys([first, second], "cancelled")
 
 
-def test_each_has_its_document(client: Client) -> None:
+def test_each_execution_has_a_json_document(client: Client) -> None:
     execution_id = submitted("add")
 
     good, bad = cli("cancel", execution_id, UNKNOWN_ID, "--json").documents
@@ -51,7 +51,7 @@ def test_each_has_its_document(client: Client) -> None:
     assert (bad["execution_id"], bad["ok"], bad["code"]) == (UNKNOWN_ID, False, "execution_not_found")
 
 
-def test_an_id_that_is_none_changes_nothing(client: Client) -> None:
+def test_a_malformed_id_changes_nothing(client: Client) -> None:
     execution_id = submitted("add")
 
     ran = cli("cancel", execution_id, "abc")
@@ -61,7 +61,7 @@ def test_an_id_that_is_none_changes_nothing(client: Client) -> None:
     assert states(client) == {execution_id: "waiting"}
 
 
-def test_an_id_that_stands_twice_is_taken_once() -> None:
+def test_a_repeated_id_is_handled_once() -> None:
     execution_id = submitted("add")
 
     assert len(ok("cancel", execution_id, execution_id).out.splitlines()) == 1
@@ -71,7 +71,7 @@ def listed(*options: str) -> Ran:
     return ok("list", "--json", *options)
 
 
-def test_what_list_finds_can_be_replayed(client: Client) -> None:
+def test_output_of_list_can_be_replayed(client: Client) -> None:
     cancelled, waiting = submitted("add"), submitted("add")
     ok("cancel", cancelled)
 
@@ -81,7 +81,7 @@ def test_what_list_finds_can_be_replayed(client: Client) -> None:
     assert states(client) == {cancelled: "waiting", waiting: "waiting"}
 
 
-def test_all_that_list_finds_can_be_replayed_however_many(client: Client) -> None:
+def test_output_of_a_long_list_can_be_replayed(client: Client) -> None:
     runs = client.submit_many("add", [()] * 120)
     for run in runs:
         run.cancel()
@@ -93,7 +93,7 @@ def test_all_that_list_finds_can_be_replayed_however_many(client: Client) -> Non
     assert len(ran.out.splitlines()) == 120
 
 
-def test_ids_come_one_per_line_too_beside_those_that_are_named(client: Client) -> None:
+def test_ids_on_stdin_are_added_to_those_in_arguments(client: Client) -> None:
     ids = [submitted("add") for _ in range(3)]
 
     ok("cancel", "-", ids[2], stdin=f"{ids[0]}\n\n  {ids[1]}\r\n")
@@ -101,12 +101,12 @@ def test_ids_come_one_per_line_too_beside_those_that_are_named(client: Client) -
     assert states(client) == dict.fromkeys(ids, "cancelled")
 
 
-def test_nothing_on_stdin_is_nothing_to_do() -> None:
+def test_empty_stdin_does_nothing() -> None:
     assert ok("replay", "-", stdin="").out == ""
 
 
 @pytest.mark.parametrize("line", ["{}", '{"execution_id": 7}', "{broken", "[1]", b"\xff\xfe", "x" * 10_000])
-def test_a_line_that_holds_no_id_is_refused_before_anything_is_done(client: Client, line: str | bytes) -> None:
+def test_a_line_without_an_id_is_refused_before_any_action(client: Client, line: str | bytes) -> None:
     execution_id = submitted("add")
     given = line if isinstance(line, bytes) else line.encode()
 
@@ -117,7 +117,7 @@ def test_a_line_that_holds_no_id_is_refused_before_anything_is_done(client: Clie
     assert states(client) == {execution_id: "waiting"}
 
 
-def test_the_error_of_a_line_is_json_where_json_is_wanted() -> None:
+def test_the_error_of_a_line_is_json_with_json() -> None:
     ran = cli("cancel", "-", "--json", stdin="{}")
 
     assert json.loads(ran.err)["exit_code"] == ran.code == 2
