@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowfabric_worker.client import Client
     from flowfabric_worker.codec import Codec, DecodingError, EncodingError
     from flowfabric_worker.config import WorkerSettings
-    from flowfabric_worker.context import TaskContext, current
+    from flowfabric_worker.context import SummaryWriter, TaskContext, current
     from flowfabric_worker.engine.errors import (
         ConflictError,
         ContentionError,
@@ -50,10 +50,12 @@ if TYPE_CHECKING:
         WaitChildren,
     )
     from flowfabric_worker.runtime import RestartRequired, Runtime
+    from flowfabric_worker.stream import AttemptBegan, RunStream, RunSummary, StreamItem, StreamValue, ValuesDropped
     from flowfabric_worker.task import Call, Run, Submission, Task
     from flowfabric_worker.worker import Worker
 
 __all__ = [
+    "AttemptBegan",
     "AttemptEvent",
     "Call",
     "Cancel",
@@ -86,16 +88,22 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "Run",
+    "RunStream",
+    "RunSummary",
     "Runtime",
     "StateError",
     "StepFailed",
+    "StreamItem",
+    "StreamValue",
     "Submission",
+    "SummaryWriter",
     "Task",
     "TaskContext",
     "TaskOptions",
     "TransportError",
     "UnavailableError",
     "ValidationError",
+    "ValuesDropped",
     "WaitChildren",
     "Worker",
     "WorkerSettings",
@@ -105,6 +113,7 @@ __all__ = [
 
 # The module of every public name.
 _HOMES = {
+    "AttemptBegan": "stream",
     "AttemptEvent": "middleware",
     "Call": "task",
     "Cancel": "outcomes",
@@ -137,16 +146,22 @@ _HOMES = {
     "Retry": "outcomes",
     "RetryPolicy": "engine.types.policies",
     "Run": "task",
+    "RunStream": "stream",
+    "RunSummary": "stream",
     "Runtime": "runtime",
     "StateError": "engine.errors",
     "StepFailed": "outcomes",
+    "StreamItem": "stream",
+    "StreamValue": "stream",
     "Submission": "task",
+    "SummaryWriter": "context",
     "Task": "task",
     "TaskContext": "context",
     "TaskOptions": "_tasks.options",
     "TransportError": "engine.errors",
     "UnavailableError": "engine.errors",
     "ValidationError": "engine.errors",
+    "ValuesDropped": "stream",
     "WaitChildren": "outcomes",
     "Worker": "worker",
     "WorkerSettings": "config",

@@ -32,6 +32,7 @@ from flowfabric_worker.engine.types.reads import (
 )
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
+from flowfabric_worker.stream import RunStream, RunSummary
 from flowfabric_worker.task import Call, Run, Task
 
 # Seconds for which the published options of a task are cached.
@@ -168,6 +169,16 @@ class Client:
             NotFoundError: `execution_not_found`.
         """
         return self.run(execution_id).result(timeout)
+
+    def stream(
+        self, execution_id: Id, after: str | None = None, *, timeout: float | timedelta | None = None
+    ) -> RunStream[Any]:
+        """Return an iterator over the values that an execution emits, as plain values. See `Run.stream`."""
+        return self.run(execution_id).stream(after, timeout=timeout)
+
+    def summary(self, execution_id: Id, attempt: int | None = None) -> RunSummary | None:
+        """Return the summary document of an attempt, by default the latest one. See `Run.summary`."""
+        return self.run(execution_id).summary(attempt)
 
     # For watchers
 

@@ -164,7 +164,7 @@ class TaskCodec:
             TypeError: an annotation cannot be encoded, or does not resolve; the message names it.
         """
         ports = self._ports
-        every = [*ports.names.values(), *ports.places, ports.rest, ports.more, ports.result]
+        every = [*ports.names.values(), *ports.places, ports.rest, ports.more, ports.result, ports.frame]
         for port in every:
             refusal, unresolved = port.refusal()
             if unresolved and not final:
@@ -174,6 +174,11 @@ class TaskCodec:
                 return
             if refusal:
                 raise TypeError(f"{port.where} cannot be encoded: {refusal.rstrip('.')}.")
+
+    @property
+    def codec_name(self) -> str:
+        """The name of the codec, which is stored with what it writes."""
+        return self._codec.name
 
     def named(self, name: str) -> TaskCodec:
         """Return the `TaskCodec` of this task for the codec that a stored execution was written with.
@@ -340,6 +345,22 @@ class TaskCodec:
             result=port("The result", result),
             frame=port("A yielded value", frame),
         )
+
+
+def encode_plain_json(where: str, value: Any) -> bytes:
+    """Encode a plain value as JSON.
+
+    Args:
+        where: the name of the value in errors.
+
+    Raises:
+        EncodingError: the value is not plain, or JSON does not have it.
+    """
+    codec = find_codec("json")
+    try:
+        return codec.encode(_Port(where, _conversions(frozenset()).of(Any)).send(value))
+    except FAULTS as error:
+        raise EncodingError(f"{where} cannot be encoded{_reason(error)}") from error
 
 
 # The codecs that a stored record may choose, because decoding them runs no code.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -14,7 +15,9 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 from uuid import uuid4
 
 from flowfabric_worker._steps.durable_calls import DurableCalls, caller, check_step, check_step_result, inside_step
+from flowfabric_worker._streams.frame_values import encode_patch, encode_value
 from flowfabric_worker.codec import TaskCodec
+from flowfabric_worker.engine.merge_patch import merge
 from flowfabric_worker.outcomes import Interrupted
 
 P = ParamSpec("P")
@@ -30,6 +33,27 @@ LOG_FIELDS: Final = ("ff_task", "ff_lane", "ff_attempt", "ff_execution_id")
 def log_fields(task: str, lane: str, attempt: int, execution_id: str) -> dict[str, object]:
     """Return the fields of a log record about an attempt, with a prefix that avoids clashes with an application's."""
     return {"ff_task": task, "ff_lane": lane, "ff_attempt": attempt, "ff_execution_id": execution_id}
+
+
+class SummaryWriter:
+    """Change the summary document of an attempt, which `run.summary()` reads."""
+
+    __slots__ = ("_append",)
+
+    def __init__(self, append: Callable[[Any], None]) -> None:
+        self._append = append
+
+    def merge(self, patch: Any) -> None:
+        """Merge a JSON merge patch (RFC 7396) into the document, in the order of other patches and emitted values.
+
+        A member that is None removes that of the document, an object merges into it, and anything else replaces it.
+        The document begins empty in each attempt, and has at most 1 MiB. The patch is queued as by `emit`.
+
+        Raises:
+            EncodingError: the patch is not plain JSON, is larger than 64 KiB, or nests over 16 deep.
+            EngineError, Interrupted, DurableCallError: see `TaskContext.emit`.
+        """
+        self._append(patch)
 
 
 class TaskContext(ABC):
@@ -72,6 +96,31 @@ class TaskContext(ABC):
             percent: 0 to 100; None to keep the value that was reported before.
             message: a text for operators; None to keep the text that was reported before.
         """
+
+    @abstractmethod
+    def emit(self, value: Any, *, live: bool = False) -> None:
+        """Append a value to the stream of this attempt, which `run.stream()` reads while the handler runs.
+
+        The value is queued, and sent while the handler continues; the outcome of the attempt is sent after it. A call
+        waits only while 1,000 values or 1 MiB of this attempt are on their way. Values have numbers, so a handler that
+        runs again after a suspension does not repeat those that are there.
+
+        Args:
+            value: at most 64 KiB when encoded; in a generator of the type that it yields, else a plain value.
+            live: True for a value that only matters to a reader that watches now: the store drops the oldest ones. A
+                value that is not live is kept as long as the execution; an attempt may have 100,000, or 64 MiB.
+
+        Raises:
+            EncodingError: the value cannot be encoded, or is too large.
+            EngineError: the store refused an earlier value for good, such as `stream_full`; the execution fails.
+            Interrupted: the result of this attempt will not count any more.
+            DurableCallError: the attempt has ended, or this process was forked from the handler's.
+        """
+
+    @property
+    @abstractmethod
+    def summary(self) -> SummaryWriter:
+        """The summary document of this attempt, a JSON document that patches change."""
 
     @abstractmethod
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -119,16 +168,23 @@ class TaskContext(ABC):
 
 
 class LocalContext(TaskContext):
-    """The context of a plain call: steps run and are not recorded, and sleeping is refused.
+    """The context of a plain call: steps run and are not recorded, values are collected, and sleeping is refused.
 
     Args:
         task: the task's name.
+        codec: the codec of the task.
         step_codec: returns the codec of a step's function; results come back as they would in an execution.
+
+    Attributes:
+        emitted: the values that the call has emitted.
     """
 
-    def __init__(self, task: str, step_codec: Callable[[Callable[..., Any]], TaskCodec]) -> None:
+    def __init__(self, task: str, codec: TaskCodec, step_codec: Callable[[Callable[..., Any]], TaskCodec]) -> None:
         self.id = f"local-{uuid4()}"
         self.task = task
+        self.emitted: list[Any] = []
+        self._document: bytes | None = None
+        self._codec = codec
         self._step_codec = step_codec
         self._calls = DurableCalls()
         self._cancelled = threading.Event()
@@ -139,6 +195,21 @@ class LocalContext(TaskContext):
 
     def progress(self, percent: int | None = None, message: str | None = None) -> None:
         self.log.debug("progress: %s %s", percent, message)
+
+    def emit(self, value: Any, *, live: bool = False) -> None:  # noqa: ARG002  a plain call has no reader
+        self.emitted.append(self._codec.decode_frame(encode_value(self._codec, self.task, value)))
+
+    @property
+    def summary(self) -> SummaryWriter:
+        return SummaryWriter(self._merge)
+
+    def _merge(self, patch: Any) -> None:
+        self._document = merge(self._document, encode_patch(self.task, patch))
+
+    @property
+    def document(self) -> Any:
+        """The summary document; None before the first patch."""
+        return None if self._document is None else json.loads(self._document)
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_step(name, function)

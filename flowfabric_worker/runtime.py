@@ -21,6 +21,7 @@ from flowfabric_worker._runtime.attempt_runner import AttemptRunner
 from flowfabric_worker._runtime.claimer import Claimer
 from flowfabric_worker._runtime.completer import Completer
 from flowfabric_worker._runtime.execution_log import ExecutionLog
+from flowfabric_worker._runtime.frame_appender import FrameAppender
 from flowfabric_worker._runtime.handler_pool import HandlerPool
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.isolation import AssignedWork, IsolatedProcess
@@ -92,6 +93,7 @@ class Runtime:
         self._hooks = Hooks(worker.middleware, self._engine)
         self._execution_log = ExecutionLog()
         self._completer = Completer(self._leases, self._engine, self._hooks, self._execution_log)
+        self._frame_appender = FrameAppender(self._engine)
         self._handler_pool = self._make_handler_pool()
         limit = self.settings.memory_limit
         self._memory_limit: MemoryLimit | None = None
@@ -122,9 +124,8 @@ class Runtime:
         self._own_reason = ""
 
     def _make_handler_pool(self) -> HandlerPool:
-        attempt_runner = AttemptRunner(
-            self._completer, self._engine, self._engine.limits.payload_bytes, arounds_of(self.worker.middleware)
-        )
+        arounds, payload_limit = arounds_of(self.worker.middleware), self._engine.limits.payload_bytes
+        attempt_runner = AttemptRunner(self._completer, self._frame_appender, self._engine, payload_limit, arounds)
         grace, max_stuck = self.settings.interrupt_grace.total_seconds(), self.settings.max_stuck_threads
         return HandlerPool(self._leases, attempt_runner, grace, max_stuck, self._on_restart_required)
 
@@ -223,8 +224,8 @@ class Runtime:
     def _parts(self) -> tuple[Part, ...]:
         """The parts that own threads."""
         parts = (
-            self._claimer, self._lease_keeper, self._completer, self._handler_pool, self._hooks, self._ticker,
-            self._execution_log,
+            self._claimer, self._lease_keeper, self._completer, self._frame_appender, self._handler_pool, self._hooks,
+            self._ticker, self._execution_log,
         )  # fmt: skip
         return parts if self._isolated_process is None else (*parts, self._isolated_process)
 
@@ -279,8 +280,7 @@ class Runtime:
         self.worker.check()
         for warning in unknown_lanes(self.worker.name, self.worker.tasks.values(), self.settings.lanes):
             log.warning("%s", warning)
-        prepared = self._engine.prepare()
-        for warning in prepared.warnings:
+        for warning in self._engine.prepare().warnings:
             log.warning("%s", warning)
         self._engine.publish_tasks(self._publications)
         self._engine.register_worker(self._registration())
@@ -292,6 +292,7 @@ class Runtime:
         self._hooks.start()
         self._execution_log.start()
         self._completer.start()
+        self._frame_appender.start()
         self._handler_pool.start()
         self._lease_keeper.start()
         if self.settings.memory_limit is not None:
@@ -339,8 +340,9 @@ class Runtime:
         left = self._withhold_unfinished()
         unfinished = BackgroundCall(lambda: self._hand_back(left))
         self._completer.stop()
+        self._frame_appender.stop()
         isolated = () if self._isolated_process is None else (self._isolated_process,)
-        for part in (self._completer, unfinished, unstarted, *isolated):
+        for part in (self._completer, self._frame_appender, unfinished, unstarted, *isolated):
             deadline.await_at_all(part.join)
         self._execution_log.stop()
         self._lease_keeper.stop()
@@ -427,8 +429,6 @@ class Runtime:
             execution.lose("cancelled or revoked")
         elif self._isolated_process is not None:
             self._isolated_process.lost(execution_id, fence)
-
-    # The registration
 
     def _claim_lease(self) -> timedelta:
         """Return the shortest lease of all tasks, because a claim may get any of them."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
@@ -28,9 +28,11 @@ from flowfabric_worker.outcomes import (
     ResultError,
 )
 from flowfabric_worker.schedule import Schedule, check_needs_nothing, schedule_of
+from flowfabric_worker.stream import RunStream, RunSummary, read_summary
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Owner(Protocol):
@@ -100,6 +102,61 @@ class Run(Generic[R]):
             raise result_error(outcome)
         codec = self._codec and self._codec.named(outcome.codec)
         return cast(R, codec.decode_result(outcome.result) if codec else outcome.result)
+
+    @overload
+    def stream(
+        self: Run[Generator[T, Any, Any]], after: str | None = None, *, timeout: float | timedelta | None = None
+    ) -> RunStream[T]: ...
+
+    @overload
+    def stream(
+        self: Run[Iterator[T]], after: str | None = None, *, timeout: float | timedelta | None = None
+    ) -> RunStream[T]: ...
+
+    @overload
+    def stream(
+        self: Run[Iterable[T]], after: str | None = None, *, timeout: float | timedelta | None = None
+    ) -> RunStream[T]: ...
+
+    @overload
+    def stream(self, after: str | None = None, *, timeout: float | timedelta | None = None) -> RunStream[Any]: ...
+
+    def stream(self, after: str | None = None, *, timeout: float | timedelta | None = None) -> RunStream[Any]:
+        """Return an iterator over the values that the run emits, from the first one on, until the run has ended.
+
+        It yields a `StreamValue` for each value, an `AttemptBegan` where another attempt begins, which emits its
+        values from the start again, and a `ValuesDropped` where live values were dropped before they were read.
+        Values that others appended with the engine come as bytes.
+
+        Args:
+            after: the cursor of an item, to continue behind it; None for the beginning.
+            timeout: how long to wait for each item, in seconds or as a timedelta; None to wait without a limit.
+
+        Raises:
+            ValidationError: `invalid_cursor`, the cursor is damaged, or belongs to another run.
+            RuntimeError: the call was made inside a handler, where it would block a handler thread.
+        """
+        if inside_handler():
+            raise RuntimeError(
+                "stream() inside a handler would block its thread, and a worker whose threads all wait makes no "
+                "progress: read the stream in another process or thread."
+            )
+        seconds = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
+        return RunStream(self._engine, self.id, self._codec, after, seconds)
+
+    def summary(self, attempt: int | None = None) -> RunSummary | None:
+        """Return the summary document that the handler has made with `current().summary.merge(patch)`.
+
+        Args:
+            attempt: the number of the attempt, from 0; None for the latest one.
+
+        Returns:
+            The document and its version; None if the attempt has merged no patch.
+
+        Raises:
+            NotFoundError: `execution_not_found`.
+        """
+        return read_summary(self._engine, self.id, attempt)
 
     def state(self) -> PublicState | None:
         """Return the present state of the execution; None if its retention is over."""
@@ -181,7 +238,7 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function in the caller's thread, without a store; inside a handler it is part of that attempt."""
         around = context_of_this_thread()
-        context = around or LocalContext(self.name, functools.partial(step_codec_of, self))
+        context = around or LocalContext(self.name, self.codec, functools.partial(step_codec_of, self))
         args, kwargs = self._with_context(context, args, kwargs)  # type: ignore[assignment]  # the same, and the context
         if around is not None:
             return self.function(*args, **kwargs)

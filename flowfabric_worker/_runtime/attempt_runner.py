@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from flowfabric_worker._runtime.completer import Completer
+from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.handler_context import HandlerContext
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker.codec import DecodingError, EncodingError
@@ -50,15 +51,22 @@ class AttemptRunner:
 
     Args:
         completer: takes the outcomes.
+        appender: takes the frames that handlers emit.
         engine: serves the calls that handlers make to the store.
         payload_limit: the most bytes that a result may have.
         arounds: the context managers of middleware that each handler runs in, the outermost first.
     """
 
     def __init__(
-        self, completer: Completer, engine: EngineBackend, payload_limit: int, arounds: tuple[Around, ...] = ()
+        self,
+        completer: Completer,
+        appender: Appender,
+        engine: EngineBackend,
+        payload_limit: int,
+        arounds: tuple[Around, ...] = (),
     ) -> None:
         self._completer = completer
+        self._appender = appender
         self._engine = engine
         self._payload_limit = payload_limit
         self._arounds = arounds
@@ -73,20 +81,25 @@ class AttemptRunner:
             execution.lose("lease lost")
             self._completer.drop(execution, "was not begun")
             return
-        Context().run(forks.confined, self._run, execution, HandlerContext(execution, self._engine))
+        context = HandlerContext(execution, self._engine, self._appender)
+        Context().run(forks.confined, self._run, execution, context)
         execution.ended_at = now()
 
     def _run(self, execution: LeasedExecution, context: HandlerContext) -> None:
         enter(context)
+        result, error = b"", None
         try:
             result = self._call(execution, context)
-        except BaseException as error:  # noqa: BLE001  every exception of a task becomes its outcome, even SystemExit
-            self._end(execution, context, error)
+        except BaseException as raised:  # noqa: BLE001  every exception of a task becomes its outcome, even SystemExit
+            error = raised
+        # The outcome is sent after the frames that were emitted before it.
+        refused = context.end_frames()
+        if refused is not None:
+            self._fail(execution, refused, permanent=True)
+        elif error is None and context.leaving is None:
+            self._completer.complete(execution, result)
         else:
-            if context.leaving is None:
-                self._completer.complete(execution, result)
-            else:
-                self._end(execution, context, None)
+            self._end(execution, context, error)
 
     def _end(self, execution: LeasedExecution, context: HandlerContext, error: BaseException | None) -> None:
         """Queue the outcome of a handler that raised, or that returned although a durable call was leaving it."""
@@ -187,12 +200,14 @@ class AttemptRunner:
                 after = timedelta(milliseconds=_GRANTED.delay_ms(retries, random.random()))
         self._completer.fail(execution, FailureReason(message=reason), FailureClass.TRANSIENT, after)
 
-    def _fail(self, execution: LeasedExecution, error: BaseException) -> None:
+    def _fail(self, execution: LeasedExecution, error: BaseException, *, permanent: bool = False) -> None:
         if issubclass(type(error), MemoryError):
             # Free the locals of the handler first: there may be too little memory left to format the traceback.
             _clear_frames(error)
-        permanent = _is_one_of(error, (DecodingError, DurableCallError, EncodingError)) or _is_one_of(
-            error, execution.task.options_given.permanent
+        permanent = (
+            permanent
+            or _is_one_of(error, (DecodingError, DurableCallError, EncodingError))
+            or _is_one_of(error, execution.task.options_given.permanent)
         )
         message, detail = message_of(error), traceback_of(error)
         reason = FailureReason(message=message, detail=detail.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])

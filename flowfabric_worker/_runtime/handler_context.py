@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
+from flowfabric_worker._runtime.frame_appender import Appender
+from flowfabric_worker._runtime.frame_buffer import FrameBuffer
 from flowfabric_worker._runtime.lease_table import LeasedExecution
 from flowfabric_worker._steps.durable_calls import (
     RESERVED,
@@ -18,12 +21,14 @@ from flowfabric_worker._steps.durable_calls import (
     inside_step,
 )
 from flowfabric_worker._steps.step_errors import decode_error, encode_error
-from flowfabric_worker.codec import DecodingError
-from flowfabric_worker.context import ClaimKind, TaskContext
+from flowfabric_worker._streams.frame_values import encode_patch, encode_value, frame_type_of
+from flowfabric_worker.codec import DecodingError, TaskCodec
+from flowfabric_worker.context import ClaimKind, SummaryWriter, TaskContext
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import StateError
+from flowfabric_worker.engine.errors import EngineError, StateError
 from flowfabric_worker.engine.moments import moment_of
+from flowfabric_worker.engine.types.streams import StreamMode
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
 from flowfabric_worker.task import step_codec_of
 
@@ -33,6 +38,12 @@ R = TypeVar("R")
 # The journal has the exception of a step under this prefix and the step's name.
 _RAISED: Final = f"{RESERVED}raised "
 
+# The journal has the number of frames after a step that emitted some, under this prefix and the step's name.
+_EMITTED: Final = f"{RESERVED}emitted "
+
+# Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
+_creating: Final = threading.Lock()
+
 # In the order of `HandleKind`, whose members are indexes into this.
 _KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
 
@@ -40,8 +51,11 @@ _KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed"
 class HandlerContext(TaskContext):
     """The context that `current()` returns in the handler of an execution."""
 
-    def __init__(self, execution: LeasedExecution, engine: EngineBackend) -> None:
+    def __init__(self, execution: LeasedExecution, engine: EngineBackend, appender: Appender) -> None:
         claimed = execution.claimed
+        self._appender = appender
+        self._codec: TaskCodec | None = None
+        self._has_ended = False
         self._execution = execution
         self._engine = engine
         self._calls = DurableCalls()
@@ -75,6 +89,51 @@ class HandlerContext(TaskContext):
         self._check_running()
         self._fenced(lambda: self._engine.progress(self._execution.handle, percent, message))
 
+    def emit(self, value: Any, *, live: bool = False) -> None:
+        codec = self._codec
+        if codec is None:
+            codec = self._codec = self._execution.task.codec.named(self._execution.claimed.codec)
+        payload = forks.confined(encode_value, codec, self.task, value)
+        self._append(payload, StreamMode.BEST_EFFORT_LIVE if live else StreamMode.DURABLE, frame_type_of(codec))
+
+    @property
+    def summary(self) -> SummaryWriter:
+        return SummaryWriter(self._merge)
+
+    def _merge(self, patch: Any) -> None:
+        self._append(encode_patch(self.task, patch), StreamMode.DURABLE_SUMMARY, "patch")
+
+    def _append(self, payload: bytes, mode: StreamMode, frame_type: str) -> None:
+        frames = self._execution.frames or self._first_frames()
+        with self.shield():
+            frames.put(payload, mode, frame_type)
+
+    def _first_frames(self) -> FrameBuffer:
+        """Return the buffer for the frames of this attempt, which is made for the first one."""
+        with _creating:
+            frames = self._execution.frames
+            if frames is None:
+                frames = self._execution.frames = FrameBuffer(self._execution, self._appender.send)
+        if self._has_ended:
+            frames.close()
+        return frames
+
+    def end_frames(self) -> EngineError | None:
+        """Refuse further frames, and wait until the store has the emitted ones, or the lease is lost.
+
+        Returns:
+            The error by which the store refused a frame for good; None if it refused none.
+        """
+        # A thread of the handler may emit now: it sees this mark, or this thread sees its buffer.
+        self._has_ended = True
+        frames = self._execution.frames
+        if frames is None:
+            return None
+        frames.close()
+        with contextlib.suppress(EngineError, Interrupted):
+            frames.flush()
+        return frames.failure
+
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_step(name, function)
         self._begin(name, caller())
@@ -82,8 +141,10 @@ class HandlerContext(TaskContext):
         if name not in self._journal:
             raised = self._journal.get(_RAISED + name)
             if raised is not None:
+                self._skip_emitted(name)
                 raise decode_error(raised, name)
             self.check()
+            before = self._count_emitted()
             try:
                 with inside_step(name):
                     value = forks.confined(function, *args, **kwargs)
@@ -91,8 +152,12 @@ class HandlerContext(TaskContext):
                 encoded = forks.confined(codec.encode_result, value)
             except Exception as error:
                 self._raised[_RAISED + name] = encode_error(error)
+                self._keep_emitted(name, before)
                 raise
+            self._keep_emitted(name, before)
             self._record(name, encoded)
+        else:
+            self._skip_emitted(name)
         result: R = forks.confined(codec.decode_result, self._journal[name])
         return result
 
@@ -111,10 +176,31 @@ class HandlerContext(TaskContext):
                 ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
             self._record(name, str(ends_at).encode())
             raise self._calls.leave(pause)
-        ends_at = _read_moment(self._journal[name])
+        ends_at = _read_number(self._journal[name], "a sleep", "a time in ms")
         if self._execution.claimed_at_ms < ends_at:
             # The worker was lost before it could delay the execution, so the sleep continues.
             raise self._calls.leave(Delay(moment_of(ends_at)))
+
+    # A step that is not run again emits nothing again, so the numbers of its frames are left out.
+
+    def _count_emitted(self) -> int:
+        frames = self._execution.frames
+        return 0 if frames is None else frames.count
+
+    def _keep_emitted(self, name: str, before: int) -> None:
+        """Record how many frames there are after a step that emitted some; the store has them before the step."""
+        frames = self._execution.frames
+        if frames is not None and frames.count > before:
+            with self.shield():
+                frames.flush()
+            self._record(_EMITTED + name, str(frames.count).encode())
+
+    def _skip_emitted(self, name: str) -> None:
+        emitted = self._journal.get(_EMITTED + name)
+        if emitted is not None:
+            (self._execution.frames or self._first_frames()).skip_to(
+                _read_number(emitted, f"the step {name!r}", "a number")
+            )
 
     @property
     def leaving(self) -> HandlerExit | None:
@@ -151,8 +237,8 @@ class HandlerContext(TaskContext):
                 raise Interrupted(str(error)) from error
 
 
-def _read_moment(data: bytes) -> int:
+def _read_number(data: bytes, what: str, kind: str) -> int:
     try:
         return int(data)
     except ValueError:
-        raise DecodingError(f"The record of a sleep is damaged: {data!r:.50} is not a time in ms.") from None
+        raise DecodingError(f"The record of {what} is damaged: {data!r:.50} is not {kind}.") from None

@@ -13,6 +13,7 @@ from flowfabric_worker._runtime.attempt_runner import AttemptRunner
 from flowfabric_worker._runtime.claimer import hold
 from flowfabric_worker._runtime.completer import Completer
 from flowfabric_worker._runtime.execution_log import ExecutionLog
+from flowfabric_worker._runtime.frame_appender import InlineAppender
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker._runtime.ticker import Ticker
@@ -61,7 +62,9 @@ class InlineRuntime:
         self._execution_log = ExecutionLog()
         self._completer = Completer(LeaseTable(1), engine, self._hooks, self._execution_log)
         arounds = (self._note_interrupt, *arounds_of(middleware))
-        self._attempt_runner = AttemptRunner(self._completer, engine, limits.payload_bytes, arounds)
+        self._attempt_runner = AttemptRunner(
+            self._completer, InlineAppender(engine), engine, limits.payload_bytes, arounds
+        )
 
     @property
     def capabilities(self) -> frozenset[str]:

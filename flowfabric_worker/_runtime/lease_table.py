@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from flowfabric_worker._runtime.frame_buffer import FrameBuffer
 from flowfabric_worker._runtime.interruption import Interruption
 from flowfabric_worker.context import log_fields
 from flowfabric_worker.engine.handle import Handle
@@ -50,13 +51,14 @@ class LeasedExecution:
         lost_at: when the execution was lost; infinity while it is not.
         ended: True if the outcome is queued for the store, or dropped.
         counted: True if the execution counts as outstanding; see `LeaseTable`.
+        frames: the frames that the handler has emitted; None before the first one.
         interruption: interrupts the handler; None if the task does not want that.
         on_lost: called when the execution is lost.
     """
 
     __slots__ = (
-        "_event", "_start", "claimed", "claimed_at", "counted", "ended", "ended_at", "ends_at", "handle",
-        "interruption", "key", "lease_until", "lost", "lost_at", "on_lost", "renew_at", "started_at", "task",
+        "_event", "_start", "claimed", "claimed_at", "counted", "ended", "ended_at", "ends_at", "frames",
+        "handle", "interruption", "key", "lease_until", "lost", "lost_at", "on_lost", "renew_at", "started_at", "task",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +83,7 @@ class LeasedExecution:
         self.lost: str | None = None
         self.lost_at = math.inf
         self.ended = False
+        self.frames: FrameBuffer | None = None
         self.interruption = Interruption() if task.options_given.interrupt else None
         self.on_lost = on_lost
         self.counted = False
@@ -145,6 +148,8 @@ class LeasedExecution:
                 self.lost_at = now()
         if self._event is not None:
             self._event.set()
+        if self.frames is not None:
+            self.frames.wake()
         if first and self.on_lost is not None:
             self.on_lost(self)
         # This comes last, because in the handler's own thread it raises here.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from flowfabric_worker.engine.appends import Append, Outcome, Summaries, queues_of
 from flowfabric_worker.engine.batches import Item
@@ -37,6 +37,7 @@ from flowfabric_worker.engine.types.streams import (
     PatchKind,
     StreamCursor,
     StreamFrames,
+    StreamMode,
     SummaryDocument,
     TailVisibility,
 )
@@ -46,8 +47,14 @@ _MOST_MERGES = 20
 # A tail that nothing will wake looks so often, in seconds.
 _LOOK_EVERY = 1.0
 
-_Range: TypeAlias = tuple[ExecutionId, int, FrameId, FrameId, int, bool]
-"""Execution, attempt, first and last id, frames at most, and whether live ones are left out."""
+_LEFT_OUT: Final[Mapping[TailVisibility, str]] = {
+    TailVisibility.ALL: "",
+    TailVisibility.EXCLUDE_BEST_EFFORT: StreamMode.BEST_EFFORT_LIVE,
+    TailVisibility.EXCLUDE_SUMMARY: StreamMode.DURABLE_SUMMARY,
+}
+
+_Range: TypeAlias = tuple[ExecutionId, int, FrameId, FrameId, int, str]
+"""Execution, attempt, first and last id, frames at most, and the mode that is left out, or an empty text."""
 
 
 class Streams(EngineCore):
@@ -159,7 +166,7 @@ class Streams(EngineCore):
         last = last_of(check_record(to_cursor, StreamCursor))
         before, left, looks = in_front_of(begin), count_limit, list[Look]()
         while not looks or (looks[-1].more and left):
-            looks.append(self._look((execution_id, attempt_index, begin, last, left, False)))
+            looks.append(self._look((execution_id, attempt_index, begin, last, left, "")))
             left -= len(looks[-1].entries)
             begin = behind(looks[-1].end(before))
         return _frames(looks, execution_id, before)
@@ -178,9 +185,9 @@ class Streams(EngineCore):
             raise ValidationError("invalid_cursor", f"after must be a frame's id, not {after.value!r}.")
         if milliseconds(block, "block") > MAX_TAIL_BLOCK_MS:
             raise ValidationError("invalid_input", f"block must be at most {MAX_TAIL_BLOCK_MS // 1000} s, not {block}.")
-        hides_live = word(TailVisibility, visibility, "visibility") is TailVisibility.EXCLUDE_BEST_EFFORT
+        left_out = _LEFT_OUT[word(TailVisibility, visibility, "visibility")]
         place = first_of(after)
-        tail = (execution_id, attempt_index, behind(place), last_of(StreamCursor.end()), count_limit, hides_live)
+        tail = (execution_id, attempt_index, behind(place), last_of(StreamCursor.end()), count_limit, left_out)
         seconds = block / timedelta(seconds=1)
         # A reader that is behind needs no connection that listens.
         look = self._look(tail)
@@ -217,7 +224,7 @@ class Streams(EngineCore):
 
     def _look(self, wanted: _Range, topic: str = "") -> Look:
         """Read frames once; where there is nothing yet, the topic is told of the next ones."""
-        execution_id, attempt_index, first, last, limit, hides_live = wanted
+        execution_id, attempt_index, first, last, limit, left_out = wanted
         arguments: Item = [
             execution_id.uuid,
             self._packed_namespace,
@@ -225,7 +232,7 @@ class Streams(EngineCore):
             as_text(first),
             as_text(last),
             limit,
-            "1" if hides_live else "",
+            left_out,
             topic,
         ]
         return Look.read(self.call("read_stream", execution_id.partition_number, arguments), execution_id)

@@ -141,7 +141,7 @@ end
 
 -- Return the frames of an attempt between two ids, and whether there are more; then the newest frame that was dropped
 -- between them, and the first that is kept behind it, or ''.
-local function read_frames(ctx, record, stream, from, to, limit, hides_live)
+local function read_frames(ctx, record, stream, from, to, limit, left_out)
   local state = stream.state
   if state.first == '' then
     return {}, false, '', ''
@@ -150,7 +150,7 @@ local function read_frames(ctx, record, stream, from, to, limit, hides_live)
   to = ff.is_older(state.last, to) and state.last or to
   local keys, gone, kept = {}, nil, ''
   for _, mode in ipairs({ 'durable', 'summary', 'best_effort' }) do
-    if mode ~= 'best_effort' or not hides_live then
+    if mode ~= left_out then
       local key = ctx.base .. ff.FRAME_KEYS[mode] .. record.uuid
       keys[#keys + 1] = key
       if ff.TRIMMED[mode] then
@@ -184,8 +184,8 @@ local function wait_for_frames(ctx, record, topic)
 end
 
 -- read_stream: read frames of an attempt between two ids, both included, or wait for the next one.
--- Arguments: uuid, pack{namespace}, index of the attempt, first id, last id, limit, '1' to leave live frames out, topic to
--- wake if there is nothing yet, or ''.
+-- Arguments: uuid, pack{namespace}, index of the attempt, first id, last id, limit, the mode to leave out or '', topic
+-- to wake if there is nothing yet, or ''.
 -- Replies: 'ok', now, when the stream was closed or '', the reason, index of the present attempt or '', '1' if the execution
 -- has ended, the next due moment of the execution or '', '1' if there are more frames, the newest frame that was dropped
 -- between the ids or '', the first that is kept behind it or '', '1' if the topic is registered, the frames. A frame is:
@@ -193,7 +193,7 @@ end
 -- Errors: execution_not_found.
 ff.register_single('read_stream', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, attempt, from, to, limit = args[1], args[2], args[3], args[4], args[5], tonumber(args[6])
-  local hides_live, topic = args[7] == '1', args[8]
+  local left_out, topic = args[7], args[8]
   local record, failure = ff.load_now(ctx, namespace, uuid, FIELDS)
   local stream
   if record then
@@ -203,7 +203,7 @@ ff.register_single('read_stream', { 'allow-oom' }, function(ctx, args)
     return failure
   end
   local reason, closed = ff.why_attempt_closed(record, attempt)
-  local entries, more, gone, kept = read_frames(ctx, record, stream, from, to, limit, hides_live)
+  local entries, more, gone, kept = read_frames(ctx, record, stream, from, to, limit, left_out)
   local told = ''
   if #entries == 0 and not reason and gone == '' and topic ~= '' then
     told = wait_for_frames(ctx, record, topic)

@@ -18,7 +18,7 @@ from flowfabric_worker.engine.types.streams import (
 )
 from tests.conftest import Clock
 from tests.support.executions import BOOM, RETRYING, claim_one, raw_client, raw_key, refused, running
-from tests.support.streams import BEGINNING, append_all, frame, live, payloads, read_all, tail
+from tests.support.streams import BEGINNING, append_all, frame, live, patch, payloads, read_all, tail
 
 FEW = BestEffortLiveConfig(ttl=timedelta(seconds=1), maxlen_floor=3, maxlen_ceiling=3)
 
@@ -129,6 +129,18 @@ def test_a_reader_of_durable_frames_missed_nothing(engine: Engine) -> None:
     found = tail(engine, claimed.execution_id, visibility=TailVisibility.EXCLUDE_BEST_EFFORT)
 
     assert payloads(found) == [b"a", b"b"]
+    assert not found.dropped
+
+
+def test_a_reader_of_values_missed_no_patches_of_the_summary(engine: Engine) -> None:
+    claimed = running(engine)
+    patches = [patch(f'{{"at":{number}}}') for number in range(300)]
+    append_all(engine, claimed.handle, [frame("a"), *patches, frame("b"), live("c")])
+    assert tail(engine, claimed.execution_id).dropped
+
+    found = tail(engine, claimed.execution_id, visibility=TailVisibility.EXCLUDE_SUMMARY)
+
+    assert payloads(found) == [b"a", b"b", b"c"]
     assert not found.dropped
 
 

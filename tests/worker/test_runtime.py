@@ -55,6 +55,7 @@ def test_every_thread_has_a_name_and_ends_with_the_worker(worker: Worker, start:
         "flowfabric-claimer",
         "flowfabric-completer",
         "flowfabric-execution-log",
+        "flowfabric-frame-appender",
         "flowfabric-handler-0",
         "flowfabric-handler-1",
         "flowfabric-handler-2",

@@ -182,6 +182,7 @@ class TailVisibility(StrEnum):
 
     ALL = "all"
     EXCLUDE_BEST_EFFORT = "exclude_best_effort"
+    EXCLUDE_SUMMARY = "exclude_summary"
 
 
 class StreamCloseReason(StrEnum):

@@ -1,0 +1,1 @@
+"""The encoding of what the frames of streams hold, private."""

@@ -1,0 +1,313 @@
+"""`current().emit` and `current().summary`: what a handler says while it runs, wherever it runs."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flowfabric_worker import (
+    AttemptBegan,
+    DurableCallError,
+    EncodingError,
+    ExecutionFailed,
+    Limits,
+    Run,
+    StreamValue,
+    Worker,
+    current,
+)
+from flowfabric_worker.context import LocalContext
+from tests.support.observation import info_of
+from tests.support.places import SLOWLY, SOON, Place
+from tests.worker.conftest import RunAll, Start, each_way
+
+
+def told(run: Run[Any], after: str | None = None) -> list[Any]:
+    """Return the values of a stream, and for each further attempt its number in brackets."""
+    return [
+        [item.attempt] if isinstance(item, AttemptBegan) else getattr(item, "value", item)
+        for item in run.stream(after, timeout=10)
+    ]
+
+
+def test_values_come_in_the_order_in_which_they_were_emitted(place: Place) -> None:
+    @place.worker.task
+    def count(most: int) -> str:
+        for number in range(most):
+            current().emit({"number": number})
+        return "counted"
+
+    place.start()
+    run = count.submit(1200)
+
+    assert told(run) == [{"number": number} for number in range(1200)]
+    assert run.result(10) == "counted"
+
+
+def test_a_run_that_emits_nothing_has_an_empty_stream(place: Place) -> None:
+    @place.worker.task
+    def quiet() -> None:
+        pass
+
+    place.start()
+
+    assert told(quiet.submit()) == []
+
+
+def test_a_retry_after_half_an_answer_is_marked(place: Place, times: Any) -> None:
+    @place.worker.task(retry=SLOWLY)
+    def write() -> None:
+        again = next(times) > 1
+        for letter in "abc":
+            if letter == "c" and not again:
+                raise ValueError(letter)
+            current().emit(letter)
+
+    place.start()
+
+    assert told(write.submit()) == ["a", "b", [1], "a", "b", "c"]
+
+
+def test_a_run_that_sleeps_repeats_nothing_that_it_emitted(place: Place) -> None:
+    @place.worker.task
+    def nap() -> None:
+        current().emit("a")
+        current().emit("live", live=True)
+        current().summary.merge({"naps": 1})
+        current().sleep(SOON)
+        current().emit("b")
+
+    place.start()
+    run = nap.submit()
+
+    assert told(run) == ["a", "live", "b"]
+    summary = run.summary()
+    assert summary is not None
+    assert (summary.document, summary.version, summary.attempt) == ({"naps": 1}, 1, 0)
+
+
+def test_what_a_step_emitted_keeps_its_place_when_the_step_is_skipped(place: Place) -> None:
+    def work() -> None:
+        current().emit("in the step")
+
+    def trouble() -> None:
+        current().emit("in the step that fails")
+        raise KeyError
+
+    @place.worker.task
+    def steps() -> None:
+        current().emit("first")
+        current().step("work", work)
+        with pytest.raises(KeyError):
+            current().step("trouble", trouble)
+        current().emit("between")
+        current().sleep(SOON)
+        current().emit("last")
+
+    place.start()
+
+    assert told(steps.submit()) == ["first", "in the step", "in the step that fails", "between", "last"]
+
+
+def test_a_value_that_differs_after_a_sleep_does_not_replace_the_first(place: Place, times: Any) -> None:
+    @place.worker.task
+    def moody() -> None:
+        current().emit(next(times))
+        current().sleep(SOON)
+        current().emit("last")
+
+    place.start()
+
+    assert told(moody.submit()) == [1, "last"]
+
+
+def test_patches_of_the_summary_are_merged_in_order(place: Place) -> None:
+    @place.worker.task
+    def sums() -> None:
+        summary = current().summary
+        summary.merge({"title": "a", "author": {"given": "b", "family": "c"}, "tags": ["d"]})
+        summary.merge({"title": None, "author": {"family": None}, "tags": [], "large": 12345678901234567890})
+
+    place.start()
+    run = sums.submit()
+    run.result(10)
+    summary = run.summary()
+
+    assert summary is not None
+    assert summary.document == {"author": {"given": "b"}, "tags": [], "large": 12345678901234567890}
+    assert summary.version == 2
+    assert told(run) == []
+
+
+def test_a_run_without_patches_has_no_summary(place: Place) -> None:
+    @place.worker.task
+    def quiet() -> None:
+        pass
+
+    place.start()
+    run = quiet.submit()
+    assert run.summary() is None
+    run.result(10)
+    assert run.summary() is None
+    assert run.summary(attempt=3) is None
+
+
+def emits_a_large_value() -> None:
+    current().emit("x" * 70_000)
+
+
+def emits_an_object() -> None:
+    current().emit(object())
+
+
+def merges_a_large_patch() -> None:
+    current().summary.merge({"text": "x" * 70_000})
+
+
+def merges_an_object() -> None:
+    current().summary.merge({"text": object()})
+
+
+def merges_a_deep_patch() -> None:
+    patch: Any = 1
+    for _ in range(17):
+        patch = {"a": patch}
+    current().summary.merge(patch)
+
+
+REFUSED: dict[Callable[[], None], str] = {
+    emits_a_large_value: "an emitted value of 'shop.emits_a_large_value' has 70002 bytes; at most 65536 are allowed",
+    emits_an_object: "A yielded value of emits_an_object.* cannot be encoded",
+    merges_a_large_patch: "a summary patch of 'shop.merges_a_large_patch' has 70011 bytes; at most 65536",
+    merges_an_object: "A summary patch of 'shop.merges_an_object' cannot be encoded at",
+    merges_a_deep_patch: "'shop.merges_a_deep_patch' cannot merge a summary patch: .* nests more than 16 deep",
+}
+
+
+@pytest.mark.parametrize(("function", "message"), REFUSED.items(), ids=lambda each: getattr(each, "__name__", ""))
+def test_what_no_frame_can_hold_fails_for_good_before_it_is_sent(
+    place: Place, function: Callable[[], None], message: str
+) -> None:
+    task = place.worker.task(retry=SLOWLY)(function)
+    with pytest.raises(EncodingError, match=message):
+        task()
+    place.start()
+    run = task.submit()
+
+    with pytest.raises(ExecutionFailed, match=message):
+        run.result(10)
+    assert info_of(place.worker, run).retry_count == 0
+    assert told(run) == []
+    assert run.summary() is None
+
+
+@each_way
+def test_a_full_stream_fails_the_run_for_good(worker: Worker, start: Start, run_all: RunAll) -> None:
+    worker._limits = Limits(durable_frames=5)
+    worker.close()
+
+    @worker.task(retry=SLOWLY)
+    def talk() -> str:
+        for number in range(7):
+            current().emit(number)
+        return "ended"
+
+    run_all(worker, start)
+    run = talk.submit()
+    if run_all.__name__ == "run_here":
+        worker.run_until_idle()
+
+    with pytest.raises(ExecutionFailed, match=r"stream_full: 'shop.talk' cannot .* At most 5 frames are allowed"):
+        run.result(10)
+    assert info_of(worker, run).retry_count == 0
+    assert told(run) == list(range(5))
+
+
+def test_values_of_several_threads_of_a_handler_are_all_there(place: Place) -> None:
+    @place.worker.task
+    def crowd() -> None:
+        def talk(name: int) -> None:
+            for number in range(100):
+                current().emit([name, number])
+
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(talk, name), daemon=True) for name in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    place.start()
+    values = told(crowd.submit())
+
+    for name in range(4):
+        assert [number for who, number in values if who == name] == list(range(100))
+
+
+def test_a_thread_that_outlives_its_handler_cannot_emit(place: Place) -> None:
+    over = threading.Event()
+    refused: list[BaseException] = []
+
+    @place.worker.task
+    def leave() -> None:
+        context = current()
+
+        def late() -> None:
+            over.wait(10)
+            try:
+                context.emit("late")
+            except DurableCallError as error:
+                refused.append(error)
+
+        threads.append(threading.Thread(target=late))
+        threads[0].start()
+
+    threads: list[threading.Thread] = []
+    place.start()
+    run = leave.submit()
+    run.result(10)
+    over.set()
+    threads[0].join(10)
+
+    assert [str(error) for error in refused] == [
+        f"The attempt of {run.id} has ended: a thread that it started cannot continue it."
+    ]
+    assert told(run) == []
+
+
+def test_a_plain_call_collects_what_it_emits(worker: Worker) -> None:
+    @worker.task
+    def talk() -> tuple[list[Any], Any]:
+        context = current()
+        assert isinstance(context, LocalContext)
+        context.emit([1])
+        context.emit("two", live=True)
+        context.summary.merge({"a": {"b": 1, "c": 2}})
+        context.summary.merge({"a": {"c": None}})
+        return context.emitted, context.document
+
+    assert talk() == ([[1], "two"], {"a": {"b": 1}})
+
+
+def test_items_carry_their_attempt_and_place_and_time(place: Place) -> None:
+    @place.worker.task
+    def talk() -> None:
+        current().emit("kept")
+        current().emit("live", live=True)
+
+    place.start()
+    run = talk.submit()
+    first, second = run.stream(timeout=10)
+
+    assert isinstance(first, StreamValue)
+    assert isinstance(second, StreamValue)
+    assert (first.value, first.attempt, first.live) == ("kept", 0, False)
+    assert (second.value, second.attempt, second.live) == ("live", 0, True)
+    assert first.emitted_at <= second.emitted_at
+    assert told(run, first.cursor) == ["live"]
+    assert told(run, second.cursor) == []
