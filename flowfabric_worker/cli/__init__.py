@@ -17,10 +17,14 @@ from flowfabric_worker.cli.list import list_
 from flowfabric_worker.cli.migrate import migrate
 from flowfabric_worker.cli.replay import replay
 from flowfabric_worker.cli.result import result
+from flowfabric_worker.cli.resume import resume
 from flowfabric_worker.cli.run import run
 from flowfabric_worker.cli.schedules import schedules
+from flowfabric_worker.cli.secrets import secrets
 from flowfabric_worker.cli.status import status
 from flowfabric_worker.cli.submit import submit
+from flowfabric_worker.cli.suspended import suspended
+from flowfabric_worker.cli.waitpoints import waitpoints
 from flowfabric_worker.cli.workers import workers
 
 
@@ -44,9 +48,13 @@ for command in (
     explain,
     cancel,
     replay,
+    suspended,
+    waitpoints,
+    resume,
     lanes,
     workers,
     schedules,
+    secrets,
     check,
     migrate,
     bench,

@@ -55,7 +55,7 @@ class Finding:
 @json_option()
 @with_client
 def check(client: Client, *, as_json: bool) -> None:
-    """Check that the store can be used, and say what to do if it cannot.
+    """Check that the store can be used, or say what to do.
 
     The store must be reachable, supported and set up, and its user needs some rights. A small execution is run under a
     separate prefix and removed again. Warnings do not change the exit code.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 
@@ -22,6 +24,7 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.ids import with_plain_ids
 from flowfabric_worker.engine.suggestions import did_you_mean
+from flowfabric_worker.engine.waitpoint_tokens import without_tokens
 from flowfabric_worker.outcomes import ResultError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +55,9 @@ _MEANINGS: Final = {
     ExitCode.RESTART_REQUIRED: "the worker needs a restart: stuck threads, or its memory limit",
     ExitCode.INTERRUPTED: "the command was interrupted with Ctrl-C",
 }
+
+# The digits of a secret, or of a token's digest; ids of executions have no such row of digits.
+_LONG_DIGITS: Final = re.compile(r"[0-9a-fA-F]{32,}")
 
 _DEBUG: Final = f"{__name__}.debug"
 _JSON: Final = f"{__name__}.json"
@@ -128,7 +134,8 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Look for --json before parsing, so that errors of parsing are printed as JSON too.
         ctx.meta[_JSON] = _asks_for_json(args)
-        return super().parse_args(ctx, args)
+        with _secrets_hidden():
+            return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -141,10 +148,11 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _secrets_hidden():
+                return super().invoke(ctx)
         except (EngineError, ResultError, EncodingError, DecodingError, CommandError) as error:
             if ctx.meta.get(_DEBUG):
-                traceback.print_exception(error)
+                click.echo(without_tokens("".join(traceback.format_exception(error))), err=True)
             _tell(error, str(error), ctx.meta[_JSON])
             raise click.exceptions.Exit(exit_code_of(error)) from None
         except click.UsageError as error:
@@ -156,13 +164,26 @@ class Commands(click.Group):
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
 
 
+@contextlib.contextmanager
+def _secrets_hidden() -> Iterator[None]:
+    """Take tokens and secrets out of what is said about a wrong command line, where they may be in any place."""
+    try:
+        yield
+    except click.UsageError as error:
+        message = error.format_message()
+        hidden = _LONG_DIGITS.sub("...", without_tokens(message))
+        if hidden == message:
+            raise
+        raise click.UsageError(hidden, error.ctx) from None
+
+
 def _asks_for_json(args: Iterable[str]) -> bool:
     return "--json" in itertools.takewhile(lambda argument: argument != "--", args)
 
 
 def _tell(error: Exception, message: str, as_json: bool) -> None:
     """Print the error that ended the command on stderr."""
-    message = with_plain_ids(message)
+    message = without_tokens(with_plain_ids(message))
     if as_json:
         print_json({"error": message, "code": code_of(error), "exit_code": exit_code_of(error)}, err=True)
     else:

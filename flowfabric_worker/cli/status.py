@@ -13,7 +13,8 @@ from flowfabric_worker.cli.options import (
 )
 from flowfabric_worker.cli.output import moment, print_facts, print_json, shown
 from flowfabric_worker.client import Client
-from flowfabric_worker.engine.types.reads import ExecutionInfo, PastAttempt
+from flowfabric_worker.engine.suspension_replies import AT_TIMEOUT
+from flowfabric_worker.engine.types.reads import ExecutionInfo, PastAttempt, SuspensionInfo
 from flowfabric_worker.engine.types.states import PublicState
 
 
@@ -22,7 +23,7 @@ from flowfabric_worker.engine.types.states import PublicState
 @json_option()
 @with_client
 def status(client: Client, *, execution_id: str, as_json: bool) -> None:
-    """Show everything about an execution but its arguments and result."""
+    """Show all of an execution but its arguments and result."""
     info = client.get(execution_id)
     if info is None:
         raise missing_execution(execution_id)
@@ -50,7 +51,9 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
         "not before": moment(info.delay_until_ms),
         "started": moment(info.started_at_ms),
         "suspended": moment(info.suspended_at_ms),
-        "waits until": moment(info.suspended_until_ms),
+        "waits for": info.suspension and f"{info.suspension.awaits} ({info.suspension.reason})",
+        "waits until": info.suspension and _end_of_wait(info.suspension),
+        "unmatched": info.suspension and (info.suspension.unmatched_signals or None),
         "ended": moment(info.ended_at_ms),
         "kept until": moment(info.remove_at_ms),
         "deadline": moment(info.deadline_at_ms),
@@ -69,6 +72,12 @@ def _described(info: ExecutionInfo) -> Iterator[tuple[str, str]]:
     if info.past_attempts and (first := info.past_attempts[0].attempt_index):
         yield f"attempts 0 to {first - 1}", "not kept: only the last ones are"
     yield from ((f"attempt {past.attempt_index}", _past(past)) for past in info.past_attempts)
+
+
+def _end_of_wait(suspension: SuspensionInfo) -> str:
+    if suspension.timeout_at_ms is None:
+        return ""
+    return f"{moment(suspension.timeout_at_ms)}; {AT_TIMEOUT[suspension.timeout_behavior]}"
 
 
 def _succeeded(info: ExecutionInfo) -> bool:

@@ -38,7 +38,7 @@ from flowfabric_worker.engine.types.suspension import (
 )
 from flowfabric_worker.engine.waitpoint_secrets import SecretRing
 from flowfabric_worker.engine.waitpoint_tokens import fingerprint, sign
-from flowfabric_worker.engine.wire import DAMAGE, read_optional, unpack_text
+from flowfabric_worker.engine.wire import DAMAGE, decode_class, read_optional, unpack_text
 
 # How many digits the moment has in a place of the list of suspended executions; the uuid follows.
 MOMENT_DIGITS = 15
@@ -199,10 +199,13 @@ def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | Damag
     place, record, suspension = row
     execution_id = ExecutionId(partition, place[MOMENT_DIGITS:].decode())
     try:
-        suspended_at, until = record
+        suspended_at, until, work_class = record
         suspension_id, behavior, reason = suspension
+        named = decode_class(work_class)
         return SuspendedExecutionEntry(
             execution_id=execution_id,
+            lane=named.lane,
+            task=named.task,
             suspension_id=suspension_id.decode(),
             suspended_at_ms=int(suspended_at),
             timeout_at_ms=int(until) if until else None,

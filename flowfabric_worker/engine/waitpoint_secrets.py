@@ -73,15 +73,23 @@ def first_secret() -> Secret:
 def secret_of_environment() -> Secret | None:
     """Return the secret in the environment, given in hexadecimal digits, or None."""
     text = os.environ.get(FIRST_SECRET_VARIABLE)
-    if not text:
-        return None
+    return Secret(FIRST_KID, secret_of_digits(text, f"${FIRST_SECRET_VARIABLE}")) if text else None
+
+
+def secret_of_digits(text: str, where: str) -> bytes:
+    """Return the bytes of a secret that is written in hexadecimal digits.
+
+    Args:
+        text: the digits.
+        where: where they were found, for the error.
+
+    Raises:
+        ValidationError: `invalid_secret`; the message does not show the digits.
+    """
     try:
         value = bytes.fromhex(text)
     except ValueError:
         value = b""
     if not 1 <= len(value) <= MAX_SECRET_BYTES:
-        raise ValidationError(
-            "invalid_secret",
-            f"${FIRST_SECRET_VARIABLE} must be 2 to {2 * MAX_SECRET_BYTES} hexadecimal digits.",
-        ) from None
-    return Secret(FIRST_KID, value)
+        raise ValidationError("invalid_secret", f"{where} must be 2 to {2 * MAX_SECRET_BYTES} hexadecimal digits.")
+    return value

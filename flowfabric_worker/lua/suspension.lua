@@ -280,8 +280,8 @@ end)
 
 -- list_suspended: read a page of a namespace's suspended executions.
 -- Arguments: pack{namespace}, after (15 digits and a uuid) or '', limit.
--- Replies per execution: 15 digits and the uuid, { suspended_at, suspended_until } of the record, { id, behavior, reason }
--- of the suspension; false for what is damaged.
+-- Replies per execution: 15 digits and the uuid, { suspended_at, suspended_until, class } of the record, { id, behavior,
+-- reason } of the suspension; false for what is damaged.
 ff.register('list_suspended', { 'no-writes' }, function(ctx, args)
   local namespace, after, limit = args[1], args[2], tonumber(args[3])
   local from = after ~= '' and '(' .. namespace .. after or '[' .. namespace
@@ -293,16 +293,16 @@ ff.register('list_suspended', { 'no-writes' }, function(ctx, args)
     local place = string.sub(member, #namespace + 1)
     local uuid = string.sub(place, 16)
     local readable, stored = pcall(
-      call, 'HMGET', ff.record_key(ctx, uuid), 'suspended_at', 'suspended_until', 'suspension'
+      call, 'HMGET', ff.record_key(ctx, uuid), 'suspended_at', 'suspended_until', 'class', 'suspension'
     )
-    local number = readable and tonumber(stored[3] or '')
+    local number = readable and tonumber(stored[4] or '')
     local has_suspension, suspension
     if number then
       has_suspension, suspension = pcall(
         call, 'HMGET', ff.suspension_key(ctx, uuid, number), 'id', 'behavior', 'reason'
       )
     end
-    answer[i] = { place, readable and { stored[1], stored[2] } or false, has_suspension and suspension or false }
+    answer[i] = { place, readable and { stored[1], stored[2], stored[3] } or false, has_suspension and suspension or false }
   end
   return answer
 end)

@@ -51,7 +51,7 @@ def completed(*words: str) -> list[str]:
 
 def test_commands_are_completed() -> None:
     assert set(completed("")) == set(main.commands)
-    assert completed("re") == ["result", "replay"]
+    assert completed("re") == ["result", "replay", "resume"]
 
 
 def test_options_and_choices_are_completed() -> None:

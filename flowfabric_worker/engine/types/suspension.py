@@ -330,6 +330,8 @@ class SuspendedExecutionEntry:
     """
 
     execution_id: ExecutionId
+    lane: str
+    task: str
     suspension_id: str
     suspended_at_ms: int
     timeout_at_ms: int | None

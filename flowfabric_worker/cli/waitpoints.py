@@ -1,0 +1,64 @@
+"""The command `waitpoints`: list the waitpoints at which an execution takes signals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from flowfabric_worker.cli.options import json_option, with_client
+from flowfabric_worker.cli.output import plain, print_json, print_table, span
+from flowfabric_worker.client import Client
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
+from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.engine.types.suspension import PendingWaitpointInfo
+
+_HEADERS = ("WAITPOINT", "STATE", "UNTIL", "SIGNALS", "KID", "FINGERPRINT")
+
+Row = PendingWaitpointInfo | DamagedRow
+
+
+@click.command()
+@click.argument("execution_id", metavar="ID")
+@json_option("Print one JSON document per line.")
+@with_client
+def waitpoints(client: Client, *, execution_id: str, as_json: bool) -> None:
+    """List the waitpoints at which an execution takes signals.
+
+    A pending one keeps signals for a wait that has not begun. Tokens are never shown: KID is the id of the secret
+    that signed the token, FINGERPRINT the first digits of the token's digest.
+    """
+    found = _rows(client, ExecutionId.parse(execution_id))
+    if as_json:
+        for row in found:
+            print_json(_document(row))
+    elif rows := list(found):
+        now = client.engine.server_time()
+        print_table(_HEADERS, [_cells(row, now) for row in rows], cut={"WAITPOINT"}, folded={"SIGNALS"})
+    else:
+        click.echo("There are none: the execution takes no signals now.", err=True)
+
+
+def _rows(client: Client, execution_id: ExecutionId) -> Iterator[Row]:
+    cursor: str | None = None
+    while True:
+        page = client.engine.list_pending_waitpoints(execution_id, cursor, MAX_PAGE_SIZE)
+        yield from page.waitpoints
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _document(row: Row) -> object:
+    if isinstance(row, DamagedRow):
+        return row
+    return {**plain(row), "shown_digest": row.shown_digest}
+
+
+def _cells(row: Row, now: int) -> tuple[object, ...]:
+    if isinstance(row, DamagedRow):
+        return row.row_id, "damaged", "", row.corruption, "", ""
+    until = "-" if row.expires_at_ms is None else f"in {span(row.expires_at_ms - now)}"
+    names = ", ".join(row.required_signal_names) or "any"
+    return row.waitpoint_key, row.state, until, names, row.token_kid, row.token_fingerprint
