@@ -11,6 +11,7 @@ from typing import Any
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.limits import MAX_CALLS_REMEMBERED
 from flowfabric_worker.engine.types.admin import (
     AlreadySatisfied,
     CancelExecutionResult,
@@ -57,7 +58,8 @@ class Model:
         self.now = now
         self.partitions = [Partition() for _ in range(partitions)]
         self.paused: dict[str, int] = {}
-        self.lanes: set[str] = set()
+        # When each lane was used last: after a day without use a lane may be forgotten.
+        self.lanes: dict[str, int] = {}
         self.classes: set[WorkClass] = set()
 
     def find(self, execution_id: ExecutionId) -> Execution:
@@ -76,6 +78,11 @@ class Model:
     def keep_pace(self) -> None:
         for partition in self.partitions:
             partition.keep_pace(self.now)
+
+    def lanes_to_list(self) -> set[str]:
+        """Return the lanes that must be listed: those in use, and those that were used within a day."""
+        recent = {lane for lane, moment in self.lanes.items() if moment > self.now - DAY_MS}
+        return recent | set(self.paused) | {each.args.lane for each in self.executions()}
 
     # Submission
 
@@ -107,7 +114,7 @@ class Model:
             new.dedup_until = self.now + (DAY_MS if window is None else ms(window))
             partition.keys[args.task, new.key] = chosen.uuid
         partition.executions[chosen.uuid] = new
-        self.lanes.add(args.lane)
+        self.lanes[args.lane] = self.now
         self.classes.add(new.work_class)
         return Created(execution_id=chosen, state=new.public)
 
@@ -123,8 +130,10 @@ class Model:
     # Holders
 
     def fenced(self, handle: Handle) -> Execution:
-        """Return the execution that a handle's lease holds; refuses in the order that is promised."""
+        """Return the execution that a handle's lease holds, after what is due of it; refuse in the promised order."""
         each = self.find(handle.execution_id)
+        if not self.partitions[each.id.partition_number].catch_up(each, self.now):
+            raise Refused("execution_not_found")
         if not each.state.startswith("active"):
             raise Refused("execution_not_active")
         if each.state == REVOKED:
@@ -136,13 +145,16 @@ class Model:
         return each
 
     def _ends(self, handle: Handle, ending: str, act: Callable[[Partition, Execution], Any]) -> Any:
-        """Return an operation that ends a lease: a repeat gets the first answer."""
-        last = self.find(handle.execution_id).last
-        if last is not None and last[:2] == (ending, handle.fence):
-            return last[2]
+        """Return what an operation that ends a lease answers: a repeat gets the first answer, also after a replay."""
+        end = ending, handle.fence
+        ends = self.find(handle.execution_id).ends
+        if end in ends:
+            return ends[end]
         each = self.fenced(handle)
         answer = act(self.partitions[each.id.partition_number], each)
-        each.last = (ending, handle.fence, answer)
+        if len(ends) == MAX_CALLS_REMEMBERED:
+            del ends[next(iter(ends))]
+        ends[end] = answer
         return answer
 
     def renew(self, handle: Handle) -> LeaseRenewal:
@@ -218,7 +230,7 @@ class Model:
         each.past_attempts += each.attempt_began
         each.attempt_began = False
         each.place = self.now
-        each.progress, each.result, each.last = (None, None), None, None
+        each.progress, each.result = (None, None), None
         if each.deadline is not None and each.deadline <= self.now:
             each.deadline = None
         return ReplayExecutionResult(execution_id=target, state=PublicState.WAITING)
@@ -241,7 +253,7 @@ class Model:
         self.partitions[target.partition_number].remove(each)
 
     def pause(self, lane: str) -> bool:
-        self.lanes.add(lane)
+        self.lanes[lane] = self.now
         if lane in self.paused:
             return False
         self.paused[lane] = self.now

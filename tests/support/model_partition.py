@@ -76,7 +76,7 @@ class Execution:
     progress: tuple[int | None, str | None] = (None, None)
     result: bytes | None = None
     steps: dict[str, bytes] = attrs.field(factory=dict)
-    last: tuple[str, str, Any] | None = None
+    ends: dict[tuple[str, str], Any] = attrs.field(factory=dict)
 
     @property
     def policy(self) -> ExecutionPolicy:
@@ -158,8 +158,19 @@ class Partition:
             while self._age(execution, now):
                 pass
 
+    def catch_up(self, each: Execution, now: int) -> bool:
+        """Apply what is due of an active execution whose attempt timed out or whose deadline passed.
+
+        Returns whether the execution still exists.
+        """
+        moments = [moment for moment in (each.deadline, each.timeout_at) if moment is not None]
+        if each.state.startswith("active") and min(moments, default=now + 1) <= now:
+            while self._age(each, now):
+                pass
+        return each.id.uuid in self.executions
+
     def _age(self, each: Execution, now: int) -> bool:
-        """Return the first thing that is due of an execution; whether there may be another one."""
+        """Apply the first thing that is due of an execution; return whether there may be more."""
         if each.is_terminal:
             if each.remove_at is not None and each.remove_at <= now:
                 self.remove(each)
