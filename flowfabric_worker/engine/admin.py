@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.batches import Item
-from flowfabric_worker.engine.core import EngineCore, new_call_id
+from flowfabric_worker.engine.core import new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane, check_name
+from flowfabric_worker.engine.lane_pauses import FIRST_PARTITION, LanePauses
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_TAGS
 from flowfabric_worker.engine.submission import check_tags, clamp_priority
 from flowfabric_worker.engine.types.admin import (
@@ -30,7 +31,7 @@ from flowfabric_worker.engine.types.states import StateVector
 from flowfabric_worker.engine.wire import pack_texts
 
 
-class Admin(EngineCore):
+class Admin(LanePauses):
     """The operations of the area admin."""
 
     def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
@@ -77,15 +78,17 @@ class Admin(EngineCore):
         return target.uuid, self._packed_namespace, new_call_id()
 
     def pause_lane(self, lane: str) -> bool:
-        return self._on_every_partition("pause_lane", lane)
+        return self._pause_or_resume("pause_lane", lane)
 
     def resume_lane(self, lane: str) -> bool:
-        return self._on_every_partition("resume_lane", lane)
+        return self._pause_or_resume("resume_lane", lane)
 
-    def _on_every_partition(self, function: str, lane: str) -> bool:
-        arguments: Item = [self.packed_lane(check_lane(lane)), new_call_id()]
-        replies = [self.call(function, partition, arguments) for partition in range(self.partitions)]
-        return any(reply[0] == b"ok" for reply in replies)
+    def _pause_or_resume(self, function: str, lane: str) -> bool:
+        address = self.packed_lane(check_lane(lane))
+        has_followers = "1" if self.partitions > 1 else ""
+        answer, turn, since = self.call(function, FIRST_PARTITION, [address, new_call_id(), has_followers])
+        self.follow(address, turn, since)
+        return bool(answer == b"ok")
 
     def set_tags(self, execution_id: ExecutionId, tags: Mapping[str, str]) -> int:
         execution_id = check_execution_id(execution_id)

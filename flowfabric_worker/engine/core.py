@@ -203,6 +203,22 @@ class EngineCore:
             raise answer
         return answer
 
+    def call_each(self, function: str, partitions: Iterable[int], arguments: Sequence[Argument]) -> list[Reply]:
+        """Call a function in each of some partitions and return the replies.
+
+        A partition that cannot be reached does not keep the others from being called; its error is raised at the end.
+        """
+        replies: list[Reply] = []
+        away: list[TransportError] = []
+        for partition in partitions:
+            try:
+                replies.append(self.call(function, partition, arguments))
+            except TransportError as error:
+                away.append(error)
+        if away:
+            raise away[0]
+        return replies
+
     def call_items(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
     ) -> list[Reply | EngineError]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from datetime import datetime, timedelta
 
-from flowfabric_worker.engine.core import EngineCore, new_call_id
-from flowfabric_worker.engine.errors import ConflictError, EngineTimeoutError, ValidationError
+from flowfabric_worker.engine.core import new_call_id
+from flowfabric_worker.engine.errors import ConflictError, EngineError, EngineTimeoutError, ValidationError
+from flowfabric_worker.engine.lane_pauses import LanePauses
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS
 from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.types.maintenance import MaintenanceResult, PrepareResult
 from flowfabric_worker.engine.waitpoint_secrets import FIRST_SECRET_VARIABLE, secret_of_environment
 
 
-class Maintenance(EngineCore):
+class Maintenance(LanePauses):
     """The operations of the area maintenance."""
 
     def prepare(self, *, testing: bool = False) -> PrepareResult:
@@ -66,21 +68,20 @@ class Maintenance(EngineCore):
     def run_upkeep(self, limit: int = 200) -> MaintenanceResult:
         if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:
             raise ValidationError("invalid_input", f"The limit is 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
-        total = 0
-        call_id = new_call_id()
-        next_due: int | None = None
-        for partition in range(self.partitions):
-            handled, now, due = self.call("run_upkeep", partition, [limit, call_id])
-            total += handled
-            if due is not None:
-                remaining = max(0, due - now)
-                next_due = remaining if next_due is None else min(next_due, remaining)
-        return MaintenanceResult(handled=total, more=next_due == 0, next_due_in_ms=next_due)
+        replies = self.call_each("run_upkeep", range(self.partitions), [limit, new_call_id()])
+        for *_, following in replies:
+            for lane, turn, since in following:
+                # The next call tries it again; meanwhile it must not hide what is due.
+                with contextlib.suppress(EngineError):
+                    self.follow(lane, turn, since)
+        remaining = [max(0, due - now) for _, now, due, _ in replies if due is not None]
+        next_due = min(remaining, default=None)
+        handled = sum(reply[0] for reply in replies)
+        return MaintenanceResult(handled=handled, more=next_due == 0, next_due_in_ms=next_due)
 
     def set_clock(self, moment: datetime | None) -> None:
         value = "" if moment is None else str(epoch_ms(moment, "the clock"))
-        for partition in range(self.partitions):
-            self.call("set_clock", partition, [value])
+        self.call_each("set_clock", range(self.partitions), [value])
 
     def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
         grace_ms = milliseconds(grace, "grace")

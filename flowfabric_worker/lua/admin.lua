@@ -166,41 +166,103 @@ ff.register_single('revoke_lease', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- pause_lane: stop handing out a lane's work. The lane keeps its work and accepts more.
--- Arguments: pack{namespace, lane}, call id.
--- Replies: 'ok', or 'already' if the lane was paused before.
-ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
-  local lane, call_id = args[1], args[2]
-  local key = ctx.base .. ':lane:' .. lane
-  local stored = call('HMGET', key, 'paused', 'answered')
-  local before = ff.recall(stored[2], call_id)
-  if before or stored[1] then
-    return before or { 'already' }
-  end
+-- Lanes -------------------------------------------------------------------------------------------------------------
+--
+-- A lane is paused in every partition, and the first partition decides: it gives each change a turn, and the others follow.
+-- A partition ignores a turn that is older than its own, so two changes at one moment end alike everywhere. A lane whose
+-- last turn may not have reached all partitions stands in ':following', and upkeep completes what its caller did not.
+
+-- How many lanes of ':following' one call of upkeep returns.
+local MOST_FOLLOWING = 8
+
+local function lane_key(ctx, lane)
+  return ctx.base .. ':lane:' .. lane
+end
+
+-- Pause a lane since a moment, or resume it if the moment is ''.
+local function write_pause(ctx, lane, turn, since)
   local parts = ff.unpack(lane)
   ff.register_lane(ctx, lane, ff.pack({ parts[1] }) .. parts[2])
-  call('HSET', key, 'paused', ctx.now, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
-  return { 'ok' }
+  call('HSET', lane_key(ctx, lane), 'turn', turn, 'paused', since)
+  if since == '' then
+    call('HDEL', lane_key(ctx, lane), 'paused')
+    -- Each woken waiter asks for the lane's classes itself, so the number of classes does not matter here.
+    ctx.new_in[lane] = true
+  end
+end
+
+-- Pause or resume a lane in the first partition. Return the reply of the call.
+local function decide_pause(ctx, args, is_pause)
+  local lane, call_id, has_followers = args[1], args[2], args[3] == '1'
+  local stored = call('HMGET', lane_key(ctx, lane), 'paused', 'turn', 'answered')
+  local since, turn, memory = stored[1] or '', stored[2] or '0', stored[3]
+  local answer = ff.recall(memory, call_id)
+  if answer then
+    return answer
+  elseif (since ~= '') == is_pause then
+    return { 'already', turn, since }
+  end
+  turn = ff.text(math.max((tonumber(turn) or 0) + 1, ctx.now))
+  since = is_pause and ctx.now_text or ''
+  answer = { 'ok', turn, since }
+  write_pause(ctx, lane, turn, since)
+  call('HSET', lane_key(ctx, lane), 'answered', ff.remember(memory, call_id, answer))
+  if has_followers then
+    call('ZADD', ctx.base .. ':following', 0, lane)
+  end
+  ff.flush(ctx)
+  return answer
+end
+
+-- pause_lane: stop handing out a lane's work. The lane keeps its work and accepts more.
+-- Arguments: pack{namespace, lane}, call id, '1' if other partitions have to follow.
+-- Replies: 'ok', or 'already' if the lane was paused before; the turn; since when the lane is paused.
+ff.register('pause_lane', { 'allow-oom' }, function(ctx, args)
+  return decide_pause(ctx, args, true)
 end)
 
 -- resume_lane: hand out a paused lane's work again.
--- Arguments: pack{namespace, lane}, call id.
--- Replies: 'ok', or 'already' if the lane was not paused.
+-- Arguments: as of pause_lane.
+-- Replies: 'ok', or 'already' if the lane was not paused; the turn; ''.
 ff.register('resume_lane', { 'allow-oom' }, function(ctx, args)
-  local lane, call_id = args[1], args[2]
-  local key = ctx.base .. ':lane:' .. lane
-  local stored = call('HMGET', key, 'paused', 'answered')
-  local before = ff.recall(stored[2], call_id)
-  if before or not stored[1] then
-    return before or { 'already' }
+  return decide_pause(ctx, args, false)
+end)
+
+-- follow_lane: pause or resume a lane as the first partition decided, unless this partition has followed a later turn.
+-- Arguments: pack{namespace, lane}, turn, since when the lane is paused or ''.
+-- Replies: 'ok'.
+ff.register('follow_lane', { 'allow-oom' }, function(ctx, args)
+  local lane, turn, since = args[1], args[2], args[3]
+  local stored = call('HMGET', lane_key(ctx, lane), 'paused', 'turn')
+  local followed = ff.number(stored[2]) or 0
+  if tonumber(turn) > followed or tonumber(turn) == followed and since ~= (stored[1] or '') then
+    write_pause(ctx, lane, turn, since)
+    ff.flush(ctx)
   end
-  call('HDEL', key, 'paused')
-  call('HSET', key, 'answered', ff.remember(stored[2], call_id, { 'ok' }))
-  -- Each woken waiter asks for the lane's classes itself, so the number of classes does not matter here.
-  ctx.new_in[lane] = true
-  ff.flush(ctx)
   return { 'ok' }
 end)
+
+-- end_following: note in the first partition that all others have followed a turn of a lane.
+-- Arguments: pack{namespace, lane}, turn.
+-- Replies: 'ok'.
+ff.register('end_following', { 'allow-oom' }, function(ctx, args)
+  local lane, turn = args[1], args[2]
+  if (call('HGET', lane_key(ctx, lane), 'turn') or '0') == turn then
+    call('ZREM', ctx.base .. ':following', lane)
+  end
+  return { 'ok' }
+end)
+
+-- Return the lanes whose last turn may not have reached all partitions: pack{namespace, lane}, turn, since when paused or
+-- '', of each.
+function ff.lanes_following(ctx)
+  local rows = {}
+  for i, lane in ipairs(call('ZRANGE', ctx.base .. ':following', 0, MOST_FOLLOWING - 1)) do
+    local stored = call('HMGET', lane_key(ctx, lane), 'turn', 'paused')
+    rows[i] = { lane, stored[1] or '0', stored[2] or '' }
+  end
+  return rows
+end
 
 -- set_tags: add tags to an execution and replace those that it has.
 -- Arguments: uuid, pack{namespace}, call id, pack{key, value, ...}, most tags.

@@ -270,14 +270,15 @@ end
 
 -- run_upkeep: handle what is due.
 -- Arguments: most entries to handle, call id.
--- Replies: how many were handled; now; next due moment or false.
+-- Replies: how many were handled; now; next due moment or false; the lanes that other partitions have to follow, as
+-- ff.lanes_following returns them.
 ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   local limit, call_id = tonumber(args[1]), args[2]
   local meta = ctx.base .. ':meta'
   local memory = call('HGET', meta, 'upkeep')
   local before = ff.recall(memory, call_id)
   if before then
-    return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false }
+    return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx) }
   end
   local handled = ff.run_due(ctx, limit, 0.75)
   handled = handled + ff.run_removals(ctx, rest_of(limit, handled), 1)
@@ -289,7 +290,7 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
     call('HSET', meta, 'feed_last', ctx.feed_now)
   end
   ff.flush(ctx)
-  return { handled, ctx.now, ff.next_due_or_removal(ctx) or false }
+  return { handled, ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx) }
 end)
 
 -- check_rights: find the commands that the caller may not use. It touches no key, so any user may run it.
@@ -358,9 +359,9 @@ end)
 
 -- The keys that a partition has once each. All other keys are found through their members.
 local SINGLE_KEYS = {
-  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':due', ':delayed', ':retention', ':waiting', ':waiters',
-  ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task', ':schedules',
-  ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':meta',
+  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':following', ':due', ':delayed', ':retention', ':waiting',
+  ':waiters', ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task',
+  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':meta',
 }
 
 -- Remove at most `limit` members of an index and what they name; return whether those were all.

@@ -14,7 +14,9 @@
 --   :classes         zset    the classes that hold work, by lane
 --   :held            hash    per class the number of executions that have not ended
 --   :lanes           zset    the lanes, by namespace and name
---   :lane:<lane>     hash    per lane the depth counters, the revision of its classes, and since when it is paused
+--   :lane:<lane>     hash    per lane the depth counters, the revision of its classes, since when it is paused, and the
+--                            turn of that pause
+--   :following       zset    the lanes that the other partitions may still have to pause or resume; see admin.lua
 --   :waiters         hash    per waiter until when it waits, and its set of classes
 --   :waiting, :idle:<set>    the waiters in turn: all that wait for work, and those of one set
 --   :sets, :lane_sets        per set its lanes and classes, and the sets of each lane

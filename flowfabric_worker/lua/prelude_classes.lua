@@ -58,11 +58,13 @@ function ff.register_lane(ctx, lane, listed)
   end
 end
 
--- Remove a lane that holds nothing, is not paused and has no classes. Each lane is checked once a day.
+-- Remove a lane that holds nothing, is not paused, has no classes, and whose last turn all partitions have followed. Each
+-- lane is checked once a day.
 function ff.forget_lane(ctx, lane)
   local key = ctx.base .. ':lane:' .. lane
   local depths = call('HMGET', key, 'paused', unpack(ff.PUBLIC_STATES)) -- bounded: a fixed list of names
   local is_used = depths[1] ~= false or #ff.classes_of(ctx, lane, '', 1) > 0
+    or call('ZSCORE', ctx.base .. ':following', lane) ~= false
   for i = 2, #ff.PUBLIC_STATES + 1 do
     is_used = is_used or (ff.number(depths[i]) or 0) ~= 0
   end
