@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowfabric_worker.client import Client
     from flowfabric_worker.codec import Codec, DecodingError, EncodingError
     from flowfabric_worker.config import WorkerSettings
-    from flowfabric_worker.context import SummaryWriter, TaskContext, current
+    from flowfabric_worker.context import SummaryWriter, TaskContext, current, step
     from flowfabric_worker.engine.errors import (
         ConflictError,
         ContentionError,
@@ -31,7 +31,17 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from flowfabric_worker.engine.limits import Limits
+    from flowfabric_worker.engine.types.conditions import (
+        AllOf,
+        Count,
+        CountKind,
+        OperatorOnly,
+        SignalMatcher,
+        Single,
+        TimeoutOnly,
+    )
     from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
+    from flowfabric_worker.engine.types.suspension import SignalAccepted, SignalDuplicate, SignalEffect, TimeoutBehavior
     from flowfabric_worker.middleware import AttemptEvent, Middleware
     from flowfabric_worker.outcomes import (
         Cancel,
@@ -47,14 +57,19 @@ if TYPE_CHECKING:
         ResultError,
         Retry,
         StepFailed,
+        Suspend,
         WaitChildren,
+        WaitTimedOut,
     )
     from flowfabric_worker.runtime import RestartRequired, Runtime
+    from flowfabric_worker.signals import Approval, Signal
     from flowfabric_worker.stream import AttemptBegan, RunStream, RunSummary, StreamItem, StreamValue, ValuesDropped
     from flowfabric_worker.task import Call, Run, Submission, Task
     from flowfabric_worker.worker import Worker
 
 __all__ = [
+    "AllOf",
+    "Approval",
     "AttemptBegan",
     "AttemptEvent",
     "Call",
@@ -63,6 +78,8 @@ __all__ = [
     "Codec",
     "ConflictError",
     "ContentionError",
+    "Count",
+    "CountKind",
     "DecodingError",
     "Delay",
     "DurableCallError",
@@ -82,6 +99,7 @@ __all__ = [
     "Limits",
     "Middleware",
     "NotFoundError",
+    "OperatorOnly",
     "ResourceExhaustedError",
     "RestartRequired",
     "ResultError",
@@ -91,28 +109,41 @@ __all__ = [
     "RunStream",
     "RunSummary",
     "Runtime",
+    "Signal",
+    "SignalAccepted",
+    "SignalDuplicate",
+    "SignalEffect",
+    "SignalMatcher",
+    "Single",
     "StateError",
     "StepFailed",
     "StreamItem",
     "StreamValue",
     "Submission",
     "SummaryWriter",
+    "Suspend",
     "Task",
     "TaskContext",
     "TaskOptions",
+    "TimeoutBehavior",
+    "TimeoutOnly",
     "TransportError",
     "UnavailableError",
     "ValidationError",
     "ValuesDropped",
     "WaitChildren",
+    "WaitTimedOut",
     "Worker",
     "WorkerSettings",
     "__version__",
     "current",
+    "step",
 ]
 
 # The module of every public name.
 _HOMES = {
+    "AllOf": "engine.types.conditions",
+    "Approval": "signals",
     "AttemptBegan": "stream",
     "AttemptEvent": "middleware",
     "Call": "task",
@@ -121,6 +152,8 @@ _HOMES = {
     "Codec": "codec",
     "ConflictError": "engine.errors",
     "ContentionError": "engine.errors",
+    "Count": "engine.types.conditions",
+    "CountKind": "engine.types.conditions",
     "DecodingError": "codec",
     "Delay": "outcomes",
     "DurableCallError": "outcomes",
@@ -140,6 +173,7 @@ _HOMES = {
     "Limits": "engine.limits",
     "Middleware": "middleware",
     "NotFoundError": "engine.errors",
+    "OperatorOnly": "engine.types.conditions",
     "ResourceExhaustedError": "engine.errors",
     "RestartRequired": "runtime",
     "ResultError": "outcomes",
@@ -149,26 +183,39 @@ _HOMES = {
     "RunStream": "stream",
     "RunSummary": "stream",
     "Runtime": "runtime",
+    "Signal": "signals",
+    "SignalAccepted": "engine.types.suspension",
+    "SignalDuplicate": "engine.types.suspension",
+    "SignalEffect": "engine.types.suspension",
+    "SignalMatcher": "engine.types.conditions",
+    "Single": "engine.types.conditions",
     "StateError": "engine.errors",
     "StepFailed": "outcomes",
     "StreamItem": "stream",
     "StreamValue": "stream",
     "Submission": "task",
+    "Suspend": "outcomes",
     "SummaryWriter": "context",
     "Task": "task",
     "TaskContext": "context",
     "TaskOptions": "_tasks.options",
+    "TimeoutBehavior": "engine.types.suspension",
+    "TimeoutOnly": "engine.types.conditions",
     "TransportError": "engine.errors",
     "UnavailableError": "engine.errors",
     "ValidationError": "engine.errors",
     "ValuesDropped": "stream",
     "WaitChildren": "outcomes",
+    "WaitTimedOut": "outcomes",
     "Worker": "worker",
     "WorkerSettings": "config",
     "current": "context",
+    "step": "context",
 }
 # The public modules, which may be used as attributes of the package.
-_MODULES = frozenset({"client", "codec", "config", "context", "middleware", "outcomes", "schedule", "task", "worker"})
+_MODULES = frozenset(
+    {"client", "codec", "config", "context", "middleware", "outcomes", "schedule", "signals", "task", "worker"}
+)
 
 
 # Type checkers must not see this function, or they accept every name.

@@ -11,14 +11,13 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 import attrs
 
 from flowfabric_worker._tasks.options import TaskOptions, published_options
+from flowfabric_worker._tasks.published import find_task, full_name, unknown_task
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.engine.core import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.engine import open_engine
-from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
-from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
@@ -31,15 +30,15 @@ from flowfabric_worker.engine.types.reads import (
     ListExecutionsPage,
 )
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
+from flowfabric_worker.engine.types.suspension import DeliverSignalResult
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
+from flowfabric_worker.signals import send_decision, send_signal
 from flowfabric_worker.stream import RunStream, RunSummary
 from flowfabric_worker.task import Call, Run, Task
 
 # Seconds for which the published options of a task are cached.
 _CACHED_FOR: Final = 10.0
 _MOST_CACHED: Final = 1000
-# The most task names that an error lists.
-_MOST_NAMED: Final = 10
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -180,6 +179,51 @@ class Client:
         """Return the summary document of an attempt, by default the latest one. See `Run.summary`."""
         return self.run(execution_id).summary(attempt)
 
+    # For those who answer
+
+    def signal(
+        self, token: str, name: str, payload: Any = None, *, by: str = "unknown", key: str | None = None
+    ) -> DeliverSignalResult:
+        """Send a signal to the waitpoint of a token, which resumes the execution that waits for it.
+
+        Args:
+            token: what `current().waitpoint(...)` returned.
+            name: the name that the execution waits for.
+            payload: any value that `wait_for` can decode: plain, or of a class with annotations. At most 64 KiB.
+            by: who sends the signal; it is kept with the signal.
+            key: an idempotency key: a second signal under the same key is the same signal.
+
+        Returns:
+            `SignalAccepted`, whose `effect` is `no_op` if the signal matched nothing, and whose `awaited_names` then
+            are the names that the execution waits for; `SignalDuplicate` for a signal that came before.
+
+        Raises:
+            EncodingError: the payload would not come back equal.
+            ValidationError: `invalid_token`, `payload_too_large`, `signal_limit_exceeded`.
+            NotFoundError: `execution_not_found`.
+            StateError: `waitpoint_closed`, with why.
+        """
+        return send_signal(self.engine, token, name, payload, by, key)
+
+    def approve(self, token: str, approved: bool, *, by: str, reason: str = "") -> DeliverSignalResult:
+        """Decide what the execution of a token waits for; its handler gets an `Approval`. The first decision stands.
+
+        Args:
+            token: what `current().waitpoint(...)` returned.
+            approved: True to approve, False to reject.
+            by: who decides.
+            reason: a text for the handler.
+
+        Returns:
+            `SignalAccepted`; or `SignalDuplicate` if the same operator has made the same decision before.
+
+        Raises:
+            ValidationError: `invalid_input`, `approved` is neither True nor False; `invalid_token`.
+            NotFoundError: `execution_not_found`.
+            StateError: `waitpoint_closed`, with why; or decided, with the decision that stands and who made it.
+        """
+        return send_decision(self.engine, token, approved, by, reason)
+
     # For watchers
 
     def get(self, execution_id: Id) -> ExecutionInfo | None:
@@ -206,7 +250,7 @@ class Client:
         Raises:
             ValidationError: no public state has that name; `ambiguous_task`, several tasks have that bare name.
         """
-        named = None if task is None else self._full_name(task)
+        named = None if task is None else full_name(self.engine, task)
         chosen = ExecutionFilter(lane=lane, state=state, task=named, tags=tags or {})
         return Listing(lambda cursor: self.engine.list_executions(None, cursor, MAX_PAGE_SIZE, chosen))
 
@@ -257,7 +301,7 @@ class Client:
         See `EngineBackend.subscribe_completions` for the arguments.
         """
         if filter is not None and filter.tasks:
-            filter = attrs.evolve(filter, tasks={self._full_name(task) for task in filter.tasks})  # noqa: A001  as above
+            filter = attrs.evolve(filter, tasks={full_name(self.engine, task) for task in filter.tasks})  # noqa: A001  as above
         return self.engine.subscribe_completions(cursor, filter, timeout)
 
     # For operators
@@ -323,46 +367,16 @@ class Client:
         task, cached_until = self._tasks.get(name, (None, 0.0))
         if task is not None and monotonic() < cached_until:
             return task
-        found = self._find(name)
+        found = find_task(self.engine, name)
         if found is None:
             if force:
                 return self._task(name, TaskOptions(), "json")
-            raise self._unknown(name)
+            raise unknown_task(self.engine, name, self.namespace)
         task = self._task(found.name, published_options(found), "msgpack" if found.codec == "msgpack" else "json")
         if len(self._tasks) >= _MOST_CACHED:
             self._tasks.clear()
         self._tasks[name] = task, monotonic() + _CACHED_FOR
         return task
-
-    def _find(self, name: str) -> TaskInfo | None:
-        """Return the published task with a full or bare name; None if there is none.
-
-        Raises:
-            ValidationError: `ambiguous_task`.
-        """
-        page = self.engine.list_tasks(limit=_MOST_NAMED + 1, name=name)
-        found = [task for task in page.tasks if isinstance(task, TaskInfo)]
-        if len(found) > 1:
-            names = ", ".join(task.name for task in found[:_MOST_NAMED])
-            raise ValidationError("ambiguous_task", f"{name!r} may be any of {names}: give the full name.", task=name)
-        return found[0] if found else None
-
-    def _full_name(self, name: str) -> str:
-        """Return the full name of a published task; the given name if no worker has published such a task."""
-        found = self._find(name)
-        return name if found is None else found.name
-
-    def _unknown(self, name: str) -> NotFoundError:
-        page = self.engine.list_tasks(limit=MAX_PAGE_SIZE)
-        names = [task.name for task in page.tasks if isinstance(task, TaskInfo)]
-        ends = {full.rpartition(".")[2]: full for full in names}
-        hint = did_you_mean(name, [*names, *ends], ends)
-        return NotFoundError(
-            "task_not_found",
-            f"No worker has published a task {name!r} in the namespace {self.namespace!r}.{hint} Start its worker "
-            "once, or submit anyway with force=True (--force).",
-            task=name,
-        )
 
     @cached_property
     def _any_task(self) -> Task[..., Any]:

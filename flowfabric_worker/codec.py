@@ -30,7 +30,16 @@ from flowfabric_worker._codecs import (
 from flowfabric_worker._codecs.formats import Codec, find_codec
 from flowfabric_worker.engine.errors import FlowFabricError
 
-__all__ = ["Codec", "DecodingError", "EncodingError", "TaskCodec", "find_codec", "register"]
+__all__ = [
+    "Codec",
+    "DecodingError",
+    "EncodingError",
+    "TaskCodec",
+    "decode_value",
+    "encode_value",
+    "find_codec",
+    "register",
+]
 
 T = TypeVar("T")
 
@@ -267,20 +276,10 @@ class TaskCodec:
         return self._decode(self._ports.frame, data)
 
     def _encode(self, port: _Port, value: Any) -> bytes:
-        plain = value if value.__class__ in port.plain else port.send(value)
-        try:
-            return self._codec.encode(plain)
-        except FAULTS as error:
-            raise EncodingError(f"{port.where} cannot be encoded{_reason(error)}") from error
+        return _encode_at(port, self._codec, value)
 
     def _decode(self, port: _Port, data: bytes | None) -> Any:
-        if data is None:
-            return None
-        try:
-            plain = self._codec.decode(data)
-        except FAULTS as error:
-            raise DecodingError(f"{port.where} is not {self._codec.name}{_reason(error)}") from error
-        return plain if plain.__class__ in port.plain else port.receive(plain)
+        return _decode_at(port, self._codec, data)
 
     def _read_call(self, payload: bytes | None) -> tuple[list[Any], dict[str, Any]]:
         if payload is None:
@@ -347,6 +346,24 @@ class TaskCodec:
         )
 
 
+def _encode_at(port: _Port, codec: Codec, value: Any) -> bytes:
+    plain = value if value.__class__ in port.plain else port.send(value)
+    try:
+        return codec.encode(plain)
+    except FAULTS as error:
+        raise EncodingError(f"{port.where} cannot be encoded{_reason(error)}") from error
+
+
+def _decode_at(port: _Port, codec: Codec, data: bytes | None) -> Any:
+    if data is None:
+        return None
+    try:
+        plain = codec.decode(data)
+    except FAULTS as error:
+        raise DecodingError(f"{port.where} is not {codec.name}{_reason(error)}") from error
+    return plain if plain.__class__ in port.plain else port.receive(plain)
+
+
 def encode_plain_json(where: str, value: Any) -> bytes:
     """Encode a plain value as JSON.
 
@@ -356,11 +373,33 @@ def encode_plain_json(where: str, value: Any) -> bytes:
     Raises:
         EncodingError: the value is not plain, or JSON does not have it.
     """
-    codec = find_codec("json")
-    try:
-        return codec.encode(_Port(where, _conversions(frozenset()).of(Any)).send(value))
-    except FAULTS as error:
-        raise EncodingError(f"{where} cannot be encoded{_reason(error)}") from error
+    return _encode_at(_json_port(where, Any), find_codec("json"), value)
+
+
+def encode_value(value: Any, where: str) -> bytes:
+    """Encode a value that belongs to no signature, such as the payload of a signal, as JSON by its own class.
+
+    Args:
+        value: the value.
+        where: what the value is, for errors.
+
+    Raises:
+        EncodingError: the value would not come back equal.
+    """
+    return _encode_at(_json_port(where, Any if type(value) in PLAIN else type(value)), find_codec("json"), value)
+
+
+def decode_value(data: bytes | None, annotation: Any, where: str) -> Any:
+    """Decode what `encode_value` encoded, by an annotation; return None if there are no bytes.
+
+    Raises:
+        DecodingError: the bytes are not JSON, or not such a value.
+    """
+    return _decode_at(_json_port(where, annotation), find_codec("json"), data)
+
+
+def _json_port(where: str, annotation: Any) -> _Port:
+    return _Port(where, _conversions(frozenset()).of(annotation))
 
 
 # The codecs that a stored record may choose, because decoding them runs no code.

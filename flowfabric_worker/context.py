@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextvars
-import json
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from functools import wraps
 from types import MappingProxyType
-from typing import Any, Final, Literal, ParamSpec, TypeVar
-from uuid import uuid4
+from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
-from flowfabric_worker._steps.durable_calls import DurableCalls, caller, check_step, check_step_result, inside_step
-from flowfabric_worker._streams.frame_values import encode_patch, encode_value
-from flowfabric_worker.codec import TaskCodec
-from flowfabric_worker.engine.merge_patch import merge
-from flowfabric_worker.outcomes import Interrupted
+from flowfabric_worker._steps.durable_calls import (
+    caller,
+)
+from flowfabric_worker._steps.waits import NO_DEFAULT
+from flowfabric_worker.signals import Signal
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 ClaimKind = Literal["fresh", "resumed", "reclaimed", "local"]
+ResumedBy = Literal["signal", "operator", "timeout"]
 
 log = logging.getLogger("flowfabric_worker.task")
 
@@ -122,8 +122,26 @@ class TaskContext(ABC):
     def summary(self) -> SummaryWriter:
         """The summary document of this attempt, a JSON document that patches change."""
 
+    @property
     @abstractmethod
-    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def signals(self) -> Sequence[Signal]:
+        """The signals that came to the last suspension of the execution, oldest first.
+
+        Every attempt gets the same, until the next suspension.
+        """
+
+    @property
+    @abstractmethod
+    def resume_reason(self) -> ResumedBy | None:
+        """What ended the last suspension of the execution; None if it was never resumed."""
+
+    @overload
+    def step(self, name: str, /) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    @overload
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def step(self, name: str, function: Callable[..., Any] | None = None, /, *args: Any, **kwargs: Any) -> Any:
         """Run `function` once per execution, and return its result; later attempts return the recorded result.
 
         The result is encoded by `function`'s return annotation. If the process dies between the step and its
@@ -132,11 +150,106 @@ class TaskContext(ABC):
 
         Args:
             name: the name of the step, used once in a handler.
-            function: what to run, with `args` and `kwargs`.
+            function: what to run, with `args` and `kwargs`; None to return a decorator, whose function is such a step.
 
         Raises:
             DurableCallError: the name was used before in this attempt, or is reserved; the function is async or a
-                generator; or no durable call may be made here, such as inside another step.
+                generator; the result is too large; or no durable call may be made here, such as inside another step.
+            EncodingError: the result would not come back equal.
+        """
+        if function is None:
+            return as_step(name)
+        return self._step(name, caller(), function, args, kwargs)
+
+    @abstractmethod
+    def _step(
+        self, name: str, place: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a step; `place` is the file and line of the call."""
+
+    @overload
+    def wait_for(
+        self,
+        name: str,
+        *,
+        timeout: timedelta | None = None,
+        default: Any = NO_DEFAULT,
+        need: None = None,
+        type: Any = Any,
+        shown: Any = None,
+    ) -> Any: ...
+
+    @overload
+    def wait_for(
+        self,
+        name: Sequence[str],
+        *,
+        timeout: timedelta | None = None,
+        default: Any = NO_DEFAULT,
+        need: int | None = None,
+        type: Any = Any,
+        shown: Any = None,
+    ) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def wait_for(
+        self,
+        name: str | Sequence[str],
+        *,
+        timeout: timedelta | None = None,
+        default: Any = NO_DEFAULT,
+        need: int | None = None,
+        type: Any = Any,  # noqa: A002  it reads best in calls
+        shown: Any = None,
+    ) -> Any:
+        """Wait for a signal of this name, without holding this thread, and return its payload.
+
+        If the signal is there already, this call returns at once. Otherwise the handler is left by an exception that
+        is not an `Exception`; when the wait has ended, the handler runs again from its start, and this call returns.
+        The end of the wait is remembered under its name, as that of a step is. No retry is used.
+
+        Args:
+            name: the name of a waitpoint, used once in a handler; the signal has the same name, or is a decision. For
+                several names, the call waits for all of them, and returns a dict of the payloads by name.
+            timeout: how long to wait at most, on the store's clock; None to wait without a limit.
+            default: what to return if the time is over, or an operator resumes the execution.
+            need: how many of several names are enough; None for all.
+            type: the annotation by which payloads are decoded; for several names, a mapping of names to annotations is
+                possible. A decision is always an `Approval`.
+            shown: a document that is shown with the waitpoint, such as what is to be approved. It must be the same in
+                every run, so make it of arguments and of results of steps.
+
+        Raises:
+            WaitTimedOut: the time is over, or an operator has resumed the execution, and there is no default.
+            DecodingError: the payload is not of that type.
+            DurableCallError: the name was used before in this attempt, or is reserved; the waitpoint shows another
+                document; or no durable call may be made here, such as inside a step or in another thread.
+            RuntimeError: the task was called as a plain function.
+        """
+
+    @abstractmethod
+    def waitpoint(self, name: str, *, shown: Any = None) -> str:
+        """Return the token by which the outside can signal a waitpoint, for `Client.signal` and `Client.approve`.
+
+        Call it before `wait_for`, to hand the token out first. In every run of the execution it is the same token.
+        Signals that come before the wait are kept for it. The token is secret: its bearer may answer.
+
+        Args:
+            name: the name that `wait_for` waits for.
+            shown: see `wait_for`.
+
+        Raises:
+            DurableCallError: the name is reserved; or the waitpoint shows another document.
+            EncodingError: the document would not come back equal.
+            RuntimeError: the task was called as a plain function.
+        """
+
+    @abstractmethod
+    def idempotency_key(self, name: str) -> str:
+        """Return a key of 40 characters that is the same in every run of the execution, to hand to other systems.
+
+        A system that knows the key does a step only once, even if the process dies between the step and its recording.
+        Other names and other executions have other keys; so has an execution whose steps were forgotten by a replay.
         """
 
     @abstractmethod
@@ -151,87 +264,27 @@ class TaskContext(ABC):
         """
 
     @abstractmethod
-    def sleep(self, duration: timedelta) -> None:
-        """Free this thread; after `duration` the handler runs again from its start, and this call returns at once.
+    def sleep(self, until: timedelta | datetime, *, name: str | None = None) -> None:
+        """Free this thread; after the sleep the handler runs again from its start, and this call returns at once.
 
-        Calls are identified by their order, so a handler must make them in the same order each time. No retry is
-        used. The handler is left by an exception that is not an `Exception`.
+        The end of the sleep is remembered, and a crash does not move it. No retry is used. The handler is left by an
+        exception that is not an `Exception`.
+
+        Args:
+            until: how long to sleep, or the moment of the end; a moment that later runs give is not used.
+            name: the name of the sleep, used once in a handler. Sleeps without a name are told apart by their length,
+                and those of one length by their order.
 
         Raises:
-            DurableCallError: no durable call may be made here, such as inside a step or in another thread.
+            ValueError: the duration is negative, or the moment has no time zone.
+            DurableCallError: the name was used before in this attempt, or is reserved; or no durable call may be made
+                here, such as inside a step or in another thread.
             RuntimeError: the task was called as a plain function.
         """
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         return logging.LoggerAdapter(log, log_fields(self.task, self.lane, self.attempt, self.id))
-
-
-class LocalContext(TaskContext):
-    """The context of a plain call: steps run and are not recorded, values are collected, and sleeping is refused.
-
-    Args:
-        task: the task's name.
-        codec: the codec of the task.
-        step_codec: returns the codec of a step's function; results come back as they would in an execution.
-
-    Attributes:
-        emitted: the values that the call has emitted.
-    """
-
-    def __init__(self, task: str, codec: TaskCodec, step_codec: Callable[[Callable[..., Any]], TaskCodec]) -> None:
-        self.id = f"local-{uuid4()}"
-        self.task = task
-        self.emitted: list[Any] = []
-        self._document: bytes | None = None
-        self._codec = codec
-        self._step_codec = step_codec
-        self._calls = DurableCalls()
-        self._cancelled = threading.Event()
-
-    @property
-    def cancelled(self) -> threading.Event:
-        return self._cancelled
-
-    def progress(self, percent: int | None = None, message: str | None = None) -> None:
-        self.log.debug("progress: %s %s", percent, message)
-
-    def emit(self, value: Any, *, live: bool = False) -> None:  # noqa: ARG002  a plain call has no reader
-        self.emitted.append(self._codec.decode_frame(encode_value(self._codec, self.task, value)))
-
-    @property
-    def summary(self) -> SummaryWriter:
-        return SummaryWriter(self._merge)
-
-    def _merge(self, patch: Any) -> None:
-        self._document = merge(self._document, encode_patch(self.task, patch))
-
-    @property
-    def document(self) -> Any:
-        """The summary document; None before the first patch."""
-        return None if self._document is None else json.loads(self._document)
-
-    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        check_step(name, function)
-        self._calls.begin(name, caller())
-        with inside_step(name):
-            value = function(*args, **kwargs)
-        check_step_result(name, value)
-        codec = self._step_codec(function)
-        result: R = codec.decode_result(codec.encode_result(value))
-        return result
-
-    def check(self) -> None:
-        if self._cancelled.is_set():
-            raise Interrupted("cancelled or revoked")
-
-    def shield(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def sleep(self, duration: timedelta) -> None:
-        raise RuntimeError(
-            f"current().sleep({duration}) works only in a durable execution: submit the task instead of calling it."
-        )
 
 
 _current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("flowfabric_current", default=None)
@@ -263,7 +316,43 @@ def current() -> TaskContext:
     return context
 
 
+def as_step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator: each call of its function is the step of that name in the execution that makes it."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            context = _current.get()
+            if context is None:
+                return function(*args, **kwargs)
+            result: R = context._step(name, caller(), function, args, kwargs)
+            return result
+
+        return run
+
+    return decorate
+
+
+@overload
+def step(name: str, /) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+@overload
+def step(name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
+def step(name: str, function: Callable[..., Any] | None = None, /, *args: Any, **kwargs: Any) -> Any:
+    """Run a step of the execution that this code runs in, or decorate a function as one; see `TaskContext.step`.
+
+    Used as `@step("charge")` or `step("charge", charge, order)`. Outside of a task a decorated function is an ordinary
+    one.
+    """
+    if function is None:
+        return as_step(name)
+    return current()._step(name, caller(), function, args, kwargs)
+
+
 def inside_handler() -> bool:
     """Return True if this code runs inside a handler of a worker."""
     context = _current.get()
-    return context is not None and not isinstance(context, LocalContext)
+    return context is not None and context.kind != "local"

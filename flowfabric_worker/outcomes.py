@@ -5,12 +5,23 @@ An exception that ends an attempt on purpose is not an `Exception`, so `except E
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
+from flowfabric_worker.engine.conditions import referenced_waitpoint_keys, validate
 from flowfabric_worker.engine.errors import FlowFabricError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.moments import milliseconds
+from flowfabric_worker.engine.types.checks import word
+from flowfabric_worker.engine.types.conditions import ResumeCondition
+from flowfabric_worker.engine.types.suspension import (
+    ResumePolicy,
+    SuspendArgs,
+    SuspensionReason,
+    TimeoutBehavior,
+    WaitpointBinding,
+)
 
 
 class HandlerExit(BaseException):
@@ -82,6 +93,46 @@ def plain_time(time: datetime | timedelta) -> datetime | timedelta:
     return timedelta(milliseconds=milliseconds(time, "a duration"))
 
 
+class Suspend(HandlerExit):
+    """Suspend the execution until its condition is met; then the handler runs again from its start.
+
+    `current().signals` and `current().resume_reason` tell what happened, until the next suspension. For most waits
+    `current().wait_for(...)` is simpler.
+
+    Args:
+        condition: when signals resume the execution; its waitpoints are those of the execution with these names.
+        timeout: how long it waits at most, on the store's clock; None to wait without a limit.
+        on_timeout: what becomes of the execution when its time is over; `auto_resume_with_timeout_signal` runs the
+            handler again.
+        reason: why it waits, for operators.
+        resume_delay: how long after its resume the handler runs again.
+
+    Raises:
+        ValidationError: `invalid_condition`, the condition can never be met; `invalid_input`.
+    """
+
+    def __init__(
+        self,
+        condition: ResumeCondition,
+        *,
+        timeout: timedelta | None = None,
+        on_timeout: TimeoutBehavior | str = TimeoutBehavior.FAIL,
+        reason: SuspensionReason | str = SuspensionReason.WAITING_FOR_SIGNAL,
+        resume_delay: timedelta = timedelta(0),
+    ) -> None:
+        keys = referenced_waitpoint_keys(condition)
+        validate(condition, keys, has_timeout=timeout is not None)
+        self.request = SuspendArgs(
+            condition=condition,
+            waitpoints=[WaitpointBinding(waitpoint_key=key) for key in keys],
+            timeout=None if timeout is None else plain_time(timeout),
+            timeout_behavior=word(TimeoutBehavior, on_timeout, "on_timeout"),
+            reason=word(SuspensionReason, reason, "reason"),
+            resume_policy=ResumePolicy(resume_delay=plain_time(resume_delay)),
+        )
+        super().__init__(f"until {condition}")
+
+
 class WaitChildren(HandlerExit):
     """Run the handler again when the children of this execution have ended."""
 
@@ -110,10 +161,33 @@ class Interrupted(HandlerExit):
 
 
 class DurableCallError(FlowFabricError, RuntimeError):
-    """A durable call, such as `step` or `sleep`, was made in a place or with a name that is not allowed.
+    """A durable call, such as `step` or `wait_for`, was made in a place or with arguments that are not allowed.
 
     It fails the execution for good, because a retry would make the same call again.
     """
+
+
+class WaitTimedOut(FlowFabricError):  # noqa: N818  it says what happened
+    """A `wait_for` ended before what it waited for had come.
+
+    A handler that runs again gets it again, so it fails an execution for good.
+
+    Attributes:
+        names: the names that the handler waited for.
+        received: the payloads that came in time, by name.
+        reason: "timeout", or "operator" if an operator resumed the execution.
+    """
+
+    def __init__(self, names: Sequence[str], received: Mapping[str, Any], reason: str = "timeout") -> None:
+        why = "its time was over" if reason == "timeout" else "an operator resumed the execution"
+        came = f"; {', '.join(map(repr, received))} came" if received else ""
+        super().__init__(f"The wait for {', '.join(map(repr, names))} ended because {why}{came}.")
+        self.names = tuple(names)
+        self.received = dict(received)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.names, self.received, self.reason)
 
 
 class StepFailed(Exception):  # noqa: N818  it says what happened

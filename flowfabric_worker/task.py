@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
+from flowfabric_worker._tasks.local_context import LocalContext
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
-from flowfabric_worker.context import LocalContext, TaskContext, context_of_this_thread, enter, inside_handler, leave
+from flowfabric_worker.context import TaskContext, context_of_this_thread, enter, inside_handler, leave
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name

@@ -24,6 +24,7 @@ from flowfabric_worker.engine.exception_text import message_of, plain_text, trac
 from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES
 from flowfabric_worker.engine.types.attempts import FailureReason
 from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
+from flowfabric_worker.engine.types.suspension import AlreadySatisfied
 from flowfabric_worker.middleware import Around
 from flowfabric_worker.outcomes import (
     Cancel,
@@ -33,7 +34,9 @@ from flowfabric_worker.outcomes import (
     HandlerExit,
     Interrupted,
     Retry,
+    Suspend,
     WaitChildren,
+    WaitTimedOut,
     plain_time,
 )
 
@@ -41,6 +44,8 @@ log = log_queue.Log(__name__)
 
 # The retries that a task without a retry policy is granted when its handler raises Retry.
 _GRANTED = RetryPolicy(max_retries=3)
+# The exceptions that the next run would raise again.
+_PERMANENT: tuple[type[BaseException], ...] = (DecodingError, DurableCallError, EncodingError, WaitTimedOut)
 # A chain of exceptions may be a circle, so only so many of its members are visited.
 _MOST_CHAINED = 100
 _MOST_IN_GROUPS = 1000
@@ -178,6 +183,9 @@ class AttemptRunner:
                 moment = plain_time(until)
                 context.keep_raised()
                 self._completer.run(execution, "delay", lambda: self._engine.delay(execution.handle, moment))
+            case Suspend():
+                context.keep_raised()
+                self._suspend(execution, context, exit_)
             case WaitChildren():
                 context.keep_raised()
                 self._completer.run(execution, "wait_children", lambda: self._engine.wait_children(execution.handle))
@@ -189,6 +197,19 @@ class AttemptRunner:
                 self._completer.drop(execution, "was interrupted")
             case _:
                 self._fail(execution, exit_)
+
+    def _suspend(self, execution: LeasedExecution, context: HandlerContext, exit_: Suspend) -> None:
+        """Queue a suspension, which `wait_for` has checked already unless the handler raised it."""
+        if exit_ is not context.leaving and context.take(exit_) is not None:
+            self._completer.run(execution, "suspend", lambda: self._engine.delay(execution.handle, timedelta(0)))
+            return
+
+        def suspend() -> None:
+            if isinstance(self._engine.suspend(execution.handle, exit_.request), AlreadySatisfied):
+                # Signals came while the handler was being left, so it runs again at once.
+                self._engine.delay(execution.handle, timedelta(0))
+
+        self._completer.run(execution, "suspend", suspend)
 
     def _retry(self, execution: LeasedExecution, reason: str, after: timedelta | None) -> None:
         """Queue a failure that asks for another attempt; a task without a retry policy is granted some."""
@@ -205,9 +226,7 @@ class AttemptRunner:
             # Free the locals of the handler first: there may be too little memory left to format the traceback.
             _clear_frames(error)
         permanent = (
-            permanent
-            or _is_one_of(error, (DecodingError, DurableCallError, EncodingError))
-            or _is_one_of(error, execution.task.options_given.permanent)
+            permanent or _is_one_of(error, _PERMANENT) or _is_one_of(error, execution.task.options_given.permanent)
         )
         message, detail = message_of(error), traceback_of(error)
         reason = FailureReason(message=message, detail=detail.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])

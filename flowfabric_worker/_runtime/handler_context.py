@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
-from typing import Any, Final, ParamSpec, TypeVar
+from functools import partial
+from itertools import chain
+from typing import Any, Final, TypeVar
 
 from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.frame_buffer import FrameBuffer
@@ -16,27 +19,42 @@ from flowfabric_worker._steps.durable_calls import (
     RESERVED,
     DurableCalls,
     caller,
+    check_durable_name,
     check_step,
     check_step_result,
+    encode_step_result,
+    idempotency_key_of,
     inside_step,
 )
+from flowfabric_worker._steps.sleeps import Sleeps, end_of_sleep
 from flowfabric_worker._steps.step_errors import decode_error, encode_error
+from flowfabric_worker._steps.waits import NO_DEFAULT, WAIT, Wait, WaitEnd, encode_shown
 from flowfabric_worker._streams.frame_values import encode_patch, encode_value, frame_type_of
 from flowfabric_worker.codec import DecodingError, TaskCodec
-from flowfabric_worker.context import ClaimKind, SummaryWriter, TaskContext
+from flowfabric_worker.context import ClaimKind, ResumedBy, SummaryWriter, TaskContext
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, StateError
+from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_JOURNAL_BYTES, MAX_PAGE_SIZE, MAX_STEPS
 from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.streams import StreamMode
-from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted
+from flowfabric_worker.engine.types.suspension import AlreadySatisfied, ObservedSignals, ResumeReason
+from flowfabric_worker.engine.waitpoint_tokens import to_bearer
+from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted, Suspend
+from flowfabric_worker.signals import Signal, signal_of
 from flowfabric_worker.task import step_codec_of
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 # The journal has the exception of a step under this prefix and the step's name.
 _RAISED: Final = f"{RESERVED}raised "
+
+# The journal has the seed of idempotency keys under this name, so a replay that forgets steps gives other keys.
+_SEED: Final = f"{RESERVED}seed"
+# A waitpoint takes signals until its wait ends or the execution does.
+_NO_LIMIT: Final = timedelta(milliseconds=MAX_DURATION_MS)
+# The codes of errors about waitpoints that do not mean that the lease is lost, or that another try could help.
+_OF_WAITPOINTS: Final = ("waitpoint_not_pending", "pending_waitpoint_expired", "too_many_waitpoints")
 
 # The journal has the number of frames after a step that emitted some, under this prefix and the step's name.
 _EMITTED: Final = f"{RESERVED}emitted "
@@ -59,7 +77,11 @@ class HandlerContext(TaskContext):
         self._execution = execution
         self._engine = engine
         self._calls = DurableCalls()
-        self._sleeps = 0
+        self._sleeps = Sleeps()
+        # Whether the end of the last wait is recorded.
+        self._has_looked = False
+        # What ended the last suspension, and its signals; None before they are asked for.
+        self._signals: tuple[ResumedBy | None, Sequence[Signal]] | None = None
         # The encoded exceptions of steps that are not recorded yet: the next durable call records them.
         self._raised: dict[str, bytes] = {}
         self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
@@ -134,9 +156,13 @@ class HandlerContext(TaskContext):
             frames.flush()
         return frames.failure
 
-    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    # Steps
+
+    def _step(
+        self, name: str, place: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         check_step(name, function)
-        self._begin(name, caller())
+        self._begin(name, place)
         codec = step_codec_of(self._execution.task, function).named(self._execution.claimed.codec)
         if name not in self._journal:
             raised = self._journal.get(_RAISED + name)
@@ -149,7 +175,7 @@ class HandlerContext(TaskContext):
                 with inside_step(name):
                     value = forks.confined(function, *args, **kwargs)
                 check_step_result(name, value)
-                encoded = forks.confined(codec.encode_result, value)
+                encoded = forks.confined(encode_step_result, codec, name, value)
             except Exception as error:
                 self._raised[_RAISED + name] = encode_error(error)
                 self._keep_emitted(name, before)
@@ -158,28 +184,143 @@ class HandlerContext(TaskContext):
             self._record(name, encoded)
         else:
             self._skip_emitted(name)
-        result: R = forks.confined(codec.decode_result, self._journal[name])
-        return result
+        return forks.confined(codec.decode_result, self._journal[name])
+
+    def idempotency_key(self, name: str) -> str:
+        if _SEED not in self._journal:
+            self._check_running()
+            self._record(_SEED, secrets.token_hex(16).encode())
+        return idempotency_key_of(self.id, self._journal[_SEED].decode(), name)
 
     def shield(self) -> AbstractContextManager[None]:
         interruption = self._execution.interruption
         return nullcontext() if interruption is None else interruption.shield()
 
-    def sleep(self, duration: timedelta) -> None:
-        pause = Delay(duration)
-        name = f"{RESERVED}sleep {self._sleeps + 1}"
-        self._begin(name, caller(), leaves=True)
-        self._sleeps += 1
-        if name not in self._journal:
+    # Waiting
+
+    def sleep(self, until: timedelta | datetime, *, name: str | None = None) -> None:
+        if isinstance(until, timedelta) and until < timedelta(0):
+            raise ValueError(f"sleep() needs a duration that is not negative, not {until}.")
+        # Arguments that are not valid are refused before the call counts.
+        Delay(until)
+        record = f"{RESERVED}sleep {self._sleeps.name_of(until, name)}"
+        self._begin(record, caller(), leaves=True)
+        if until == timedelta(0):
+            return
+        if record not in self._journal:
             # The end of the sleep is recorded before the delay, so that the next run finds it.
             with self.shield():
-                ends_at = self._engine.server_time() + duration // timedelta(milliseconds=1)
-            self._record(name, str(ends_at).encode())
-            raise self._calls.leave(pause)
-        ends_at = _read_number(self._journal[name], "a sleep", "a time in ms")
+                ends_at = end_of_sleep(until, self._engine.server_time())
+            self._record(record, str(ends_at).encode())
+            raise self._calls.leave(Delay(moment_of(ends_at)))
+        ends_at = _read_number(self._journal[record], "a sleep", "a time in ms")
         if self._execution.claimed_at_ms < ends_at:
             # The worker was lost before it could delay the execution, so the sleep continues.
             raise self._calls.leave(Delay(moment_of(ends_at)))
+
+    def wait_for(
+        self,
+        name: str | Sequence[str],
+        *,
+        timeout: timedelta | None = None,
+        default: Any = NO_DEFAULT,
+        need: int | None = None,
+        type: Any = Any,  # noqa: A002  it reads best in calls
+        shown: Any = None,
+    ) -> Any:
+        wait, place = Wait.of(name, need, timeout, type, shown), caller()
+        for each in wait.names:
+            self._begin(WAIT + each, place, leaves=True)
+        if not wait.names:
+            return {}
+        if self._ended(wait) is None:
+            self._remember_last_wait()
+        record = self._ended(wait)
+        if record is None:
+            record = self._wait(wait)
+        elif wait.shown is not None:
+            # The store refuses a document that is not the one that was answered.
+            for each in wait.names:
+                self._open_waitpoint(each, wait.shown)
+        end = WaitEnd.decode(self._journal[record], wait.names[0])
+        return forks.confined(wait.result, end, default)
+
+    def _ended(self, wait: Wait) -> str | None:
+        """Return the name under which the end of a wait is remembered; None if the wait has not ended."""
+        return next((WAIT + each for each in wait.names if WAIT + each in self._journal), None)
+
+    def _remember_last_wait(self) -> None:
+        """Record the end of the wait that the last suspension was for, because the next suspension replaces it."""
+        if self._has_looked or not self._may_have_waited:
+            return
+        pages = self._observed()
+        first = next(pages)
+        name = first.continuation or ""
+        if first.reason is not None and name.startswith(WAIT) and name not in self._journal:
+            signals = chain(first.signals, chain.from_iterable(page.signals for page in pages))
+            self._record(name, WaitEnd.of(first.reason, signals).encode())
+        self._has_looked = True
+
+    def _wait(self, wait: Wait) -> str:
+        """Return the name of the record of a wait whose signals are there already; otherwise leave the handler."""
+        self.check()
+        suspend, record = wait.suspend(), WAIT + wait.names[0]
+        taken = self.take(suspend)
+        if taken is None:
+            raise self._calls.leave(suspend)
+        self._record(record, WaitEnd.of(ResumeReason.SIGNAL, taken.signals).encode())
+        return record
+
+    def take(self, suspend: Suspend) -> AlreadySatisfied | None:
+        """Take the signals that a suspension waits for if they are there already.
+
+        Raises:
+            DurableCallError: the suspension is not possible.
+        """
+        self._signals = None
+        return self._checked(lambda: self._engine.try_satisfy(self._execution.handle, suspend.request))
+
+    def waitpoint(self, name: str, *, shown: Any = None) -> str:
+        self._check_running()
+        return self._open_waitpoint(check_durable_name(name, "waitpoint"), encode_shown(name, shown))
+
+    def _open_waitpoint(self, name: str, shown: bytes | None) -> str:
+        """Return the token of a waitpoint of the execution, which is created if there is none of this name."""
+        handle = self._execution.handle
+        opened = self._checked(lambda: self._engine.create_waitpoint(handle, name, _NO_LIMIT, shown))
+        return to_bearer(handle.execution_id, opened.waitpoint_id, opened.token)
+
+    @property
+    def signals(self) -> Sequence[Signal]:
+        return self._last_resume()[1]
+
+    @property
+    def resume_reason(self) -> ResumedBy | None:
+        return self._last_resume()[0]
+
+    def _last_resume(self) -> tuple[ResumedBy | None, Sequence[Signal]]:
+        """Return what ended the last suspension, and its signals."""
+        if self._signals is None:
+            self._check_running()
+            pages = list(self._observed())
+            reason: ResumedBy | None = pages[0].reason.value if pages[0].reason else None
+            self._signals = reason, tuple(signal_of(each) for page in pages for each in page.signals)
+        return self._signals
+
+    def _observed(self) -> Iterator[ObservedSignals]:
+        """Yield what the last suspension brought, page by page."""
+        cursor: str | None = None
+        while True:
+            page = self._fenced(partial(self._engine.observe_signals, self._execution.handle, cursor, MAX_PAGE_SIZE))
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    @property
+    def _may_have_waited(self) -> bool:
+        """False in the first run of an execution, which cannot have been suspended."""
+        return self.attempt > 0 or self.kind != "fresh"
 
     # A step that is not run again emits nothing again, so the numbers of its frames are left out.
 
@@ -201,6 +342,8 @@ class HandlerContext(TaskContext):
             (self._execution.frames or self._first_frames()).skip_to(
                 _read_number(emitted, f"the step {name!r}", "a number")
             )
+
+    # What is remembered
 
     @property
     def leaving(self) -> HandlerExit | None:
@@ -224,6 +367,18 @@ class HandlerContext(TaskContext):
             raise DurableCallError(f"The attempt of {self.id} has ended: a thread that it started cannot continue it.")
 
     def _record(self, name: str, value: bytes) -> None:
+        """Record a result under a name; the first record of a name stands.
+
+        Raises:
+            DurableCallError: the journal is full.
+        """
+        size = sum(len(each.encode()) + len(data) for each, data in self._journal.items())
+        if len(self._journal) >= MAX_STEPS or size + len(name.encode()) + len(value) > MAX_JOURNAL_BYTES:
+            raise DurableCallError(
+                f"journal_full: the execution has {len(self._journal)} records of {size} bytes, and "
+                f"{name.removeprefix(RESERVED)!r} takes {len(value)} more; {MAX_STEPS} records and {MAX_JOURNAL_BYTES} "
+                "bytes are allowed. Make fewer or smaller steps, or submit part of the work as another execution."
+            )
         record = self._fenced(lambda: self._engine.record_step(self._execution.handle, name, value))
         self._journal[name] = record.value
 
@@ -233,8 +388,23 @@ class HandlerContext(TaskContext):
             try:
                 return call()
             except StateError as error:
+                if error.code in _OF_WAITPOINTS:
+                    raise
                 self._execution.lose("lease lost")
                 raise Interrupted(str(error)) from error
+
+    def _checked(self, call: Callable[[], R]) -> R:
+        """Make a call about waitpoints under this lease.
+
+        Raises:
+            DurableCallError: the store refused it for good.
+        """
+        try:
+            return self._fenced(call)
+        except EngineError as error:
+            if error.retryable and error.code not in _OF_WAITPOINTS:
+                raise
+            raise DurableCallError(str(error)) from error
 
 
 def _read_number(data: bytes, what: str, kind: str) -> int:

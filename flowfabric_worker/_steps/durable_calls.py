@@ -7,6 +7,7 @@ a call that the next run might not make in the same way is refused.
 from __future__ import annotations
 
 import contextvars
+import hashlib
 import inspect
 import sys
 import threading
@@ -14,9 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from flowfabric_worker.codec import EncodingError, TaskCodec
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.ids import check_name
-from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, WaitChildren
+from flowfabric_worker.engine.limits import MAX_JOURNAL_BYTES
+from flowfabric_worker.engine.wire import pack
+from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Suspend, WaitChildren
 
 # The prefix of the records that the package itself keeps in the journal of a handler.
 RESERVED: Final = "ff:"
@@ -59,9 +63,11 @@ class DurableCalls:
         mine = (place,)
         first = self._places.setdefault(name, mine)
         if first is not mine:
+            what = "durable call" if name.startswith(RESERVED) else "step"
             raise DurableCallError(
-                f"The step {name!r} was used at {first[0]} and again at {place}, in one run: the second call would get "
-                "the result of the first. Give each call its own name, for instance with a number."
+                f"The {what} {name.removeprefix(RESERVED)!r} was used at {first[0]} and again at {place}, in one run: "
+                "the second call would get the result of the first. Give each call its own name, for instance with a "
+                "number."
             )
 
     def _check_place(self, call: str) -> None:
@@ -71,7 +77,7 @@ class DurableCalls:
         if forks.depth() != self._depth:
             raise DurableCallError(f"{call} was made in a forked process: make it in the handler itself.")
         leaving = self.leaving or sys.exception()
-        if isinstance(leaving, Delay | WaitChildren):
+        if isinstance(leaving, Delay | Suspend | WaitChildren):
             raise DurableCallError(
                 f"{call} was made while the handler is being left ({type(leaving).__name__}), such as in a `finally` "
                 "block, which runs each time: move it out."
@@ -89,6 +95,22 @@ def caller() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+def check_durable_name(name: str, what: str) -> str:
+    """Return the name of a step, a waitpoint or a sleep after checking it.
+
+    Raises:
+        ValidationError: the name is not valid.
+        DurableCallError: the name is reserved or too long.
+    """
+    check_name(name, f"a {what}'s name")
+    if name.startswith(RESERVED) or len(name.encode()) > MAX_STEP_NAME_BYTES:
+        raise DurableCallError(
+            f"A {what} cannot be named {name!r}: a name has at most {MAX_STEP_NAME_BYTES} bytes, and does not begin "
+            f"with {RESERVED!r}."
+        )
+    return name
+
+
 def check_step(name: str, function: Callable[..., Any]) -> None:
     """Check the name and the function of a step.
 
@@ -96,12 +118,7 @@ def check_step(name: str, function: Callable[..., Any]) -> None:
         ValidationError: the name is not valid.
         DurableCallError: the name is reserved or too long, or the function is async or a generator.
     """
-    check_name(name, "a step's name")
-    if name.startswith(RESERVED) or len(name.encode()) > MAX_STEP_NAME_BYTES:
-        raise DurableCallError(
-            f"A step cannot be named {name!r}: a name has at most {MAX_STEP_NAME_BYTES} bytes, and does not begin with "
-            f"{RESERVED!r}."
-        )
+    check_durable_name(name, "step")
     code = getattr(function, "__code__", None)
     if code is not None:
         flags = code.co_flags
@@ -114,6 +131,31 @@ def check_step(name: str, function: Callable[..., Any]) -> None:
             f"The step {name!r} got an async function or a generator, which calling does not run: give it a function "
             "that does the work before it returns."
         )
+
+
+def encode_step_result(codec: TaskCodec, name: str, value: object) -> bytes:
+    """Encode the result of a step.
+
+    Raises:
+        EncodingError: it would not come back equal, or is too large for the journal of an execution.
+    """
+    try:
+        data = codec.encode_result(value)
+    except EncodingError as error:
+        raise EncodingError(f"The step {name!r}: {error}") from error
+    size = len(name.encode()) + len(data)
+    if size > MAX_JOURNAL_BYTES:
+        raise EncodingError(
+            f"payload_too_large: the result of the step {name!r} takes {size} bytes with its name; all steps of an "
+            f"execution have {MAX_JOURNAL_BYTES}. Store it elsewhere and return its address."
+        )
+    return data
+
+
+def idempotency_key_of(*parts: str) -> str:
+    """Return the key that follows from these texts: 40 hexadecimal digits."""
+    check_name(parts[-1], "a name of an idempotency key")
+    return hashlib.sha256(pack(parts)).hexdigest()[:40]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from flowfabric_worker import Runtime, Worker, WorkerSettings
+from tests.support.mailbox import Mailbox
 from tests.support.places import Place
 from tests.support.servers import ValkeyServer
 
@@ -93,6 +94,19 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
                 runtime.start()
 
         yield Place(worker, start)
+
+
+@pytest.fixture(params=["memory", "server"])
+def either(request: pytest.FixtureRequest) -> Worker:
+    """Provide a worker on a store in this process, and one on a store on a real server."""
+    worker: Worker = request.getfixturevalue("served" if request.param == "server" else "worker")
+    return worker
+
+
+@pytest.fixture
+def mailbox(either: Worker) -> Mailbox:
+    """Provide where the handlers of the fixture `either` hand out tokens."""
+    return Mailbox(either)
 
 
 @pytest.fixture

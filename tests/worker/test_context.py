@@ -339,7 +339,7 @@ def test_a_sleep_that_a_lost_worker_had_only_begun_goes_on(worker: Worker, start
     run = drowsy.submit()
     lost = claim_one(worker.engine, "default").handle
     ends_at = worker.engine.server_time() + 3_600_000
-    worker.engine.record_step(lost, "ff:sleep 1", str(ends_at).encode())
+    worker.engine.record_step(lost, "ff:sleep 3600000 ms 1", str(ends_at).encode())
     worker.engine.release(lost)
     start(worker)
 

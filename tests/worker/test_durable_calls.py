@@ -485,7 +485,7 @@ def test_a_damaged_record_of_a_sleep_fails_the_execution_for_good(worker: Worker
     task = worker.task(name="drowsy", retry=TWICE)(lambda: current().sleep(MOMENT))
     run = task.submit()
     lost = claim_one(worker.engine, "default").handle
-    worker.engine.record_step(lost, "ff:sleep 1", b"tomorrow")
+    worker.engine.record_step(lost, "ff:sleep 20 ms 1", b"tomorrow")
     worker.engine.release(lost)
     start(worker)
 

@@ -20,7 +20,7 @@ from flowfabric_worker import (
     Worker,
     current,
 )
-from flowfabric_worker.context import LocalContext
+from flowfabric_worker._tasks.local_context import LocalContext
 from tests.support.observation import info_of
 from tests.support.places import SLOWLY, SOON, Place
 from tests.worker.conftest import RunAll, Start, each_way
