@@ -98,7 +98,7 @@ reserve reset resize resolve respond restart restore restrict resume retain retr
 reuse reverse revoke rewrite ring rotate round route run sample save scan schedule seal search seed
 select send separate serialize serve set settle share shift ship shorten show shut sign signal
 simulate skip sleep snapshot sort spawn specify split spread stage stamp start state stop store
-stream strip submit subscribe sum summarize supply suspend sweep switch synchronize tail take tell
+stream strip submit subscribe subtract sum summarize supply suspend sweep switch synchronize tail take tell
 terminate test tick tidy time total trace track transcode transform translate traverse treat trim
 try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update upgrade use validate
 verify visit wait wake walk warn watch weigh wrap write yield

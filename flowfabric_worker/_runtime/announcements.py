@@ -12,7 +12,7 @@ from flowfabric_worker.config import WorkerSettings, shown_url, store_url
 from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.task import Task
 
-# The most names of one kind in a line; the line tells how many more there are.
+# The most names of one kind in a line; the others are counted.
 _MOST_NAMES: Final = 8
 
 
@@ -23,7 +23,7 @@ def start_line(
     lanes: Mapping[str, int],
     instance_id: str,
 ) -> str:
-    """Format the line that tells what a worker process runs, where, and how it is stopped."""
+    """Format the line that says what a worker process runs, on which store, and how to stop it."""
     ordered = sorted(tasks, key=lambda task: task.name)
     scheduled = [f"{task.name} ({task.schedule.spec})" for task in ordered if task.schedule is not None]
     weighed = [lane if weight == 1 else f"{lane}={weight}" for lane, weight in lanes.items()]
@@ -31,7 +31,7 @@ def start_line(
         f"{instance_id} takes work from {shown_url(store_url(url))}: flowfabric_worker {__version__}, "
         f"{_counted(settings.threads, 'thread')}, {_named('lane', weighed)}, "
         f"{_named('task', [task.name for task in ordered])}, {_named('schedule', scheduled)}. "
-        f"Ctrl-C or SIGTERM stops it; what runs may go on for {spoken(settings.grace.total_seconds())}."
+        f"Ctrl-C or SIGTERM stops it; running handlers have {spoken(settings.grace.total_seconds())} to finish."
     )
 
 
@@ -46,14 +46,14 @@ def unknown_lanes(worker_name: str, tasks: Iterable[Task[..., Any]], lanes: Mapp
 
 
 def waiting_line(running: Sequence[LeasedExecution], grace: float) -> str:
-    """Format the line that tells what a stop waits for, and how to stop at once."""
+    """Format the line that says what a stop waits for, and how to stop at once."""
     waited_for = [
         f"{each.task.name} {short(each.key)} ({spoken(now() - (each.started_at or now()))})"
         for each in sorted(running, key=lambda each: each.started_at or 0.0)
     ]
     return (
         f"Stopping: waiting up to {spoken(grace)} for {_counted(len(running), 'handler')}: {_listed(waited_for)}. "
-        "A second Ctrl-C or SIGTERM hands them back at once."
+        "A second Ctrl-C or SIGTERM releases them at once."
     )
 
 
@@ -66,7 +66,7 @@ def _named(noun: str, names: Sequence[str]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Join names for a line, and count those beyond the most that it holds."""
+    """Join names for a line, which ends with a count of those that it leaves out."""
     listed = list(names)
     more = [f"{len(listed) - _MOST_NAMES:,} more"] if len(listed) > _MOST_NAMES else []
     return ", ".join([*listed[:_MOST_NAMES], *more])

@@ -1,4 +1,4 @@
-"""Runs one attempt: calls the task, and turns what it returns or raises into an outcome."""
+"""Runs attempts: calls the task, and turns what it returns or raises into an outcome."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ log = log_queue.Log(__name__)
 _GRANTED = RetryPolicy(max_retries=3)
 # The exceptions that the next run would raise again.
 _PERMANENT: tuple[type[BaseException], ...] = (DecodingError, DurableCallError, EncodingError, WaitTimedOut)
-# A chain of exceptions may be a circle, so only so many of its members are visited.
+# The most exceptions of a chain that are visited, because a chain may be a circle.
 _MOST_CHAINED = 100
 _MOST_IN_GROUPS = 1000
 
@@ -58,7 +58,7 @@ class AttemptRunner:
         completer: takes the outcomes.
         appender: takes the frames that handlers emit.
         engine: serves the calls that handlers make to the store.
-        payload_limit: the most bytes that a result may have.
+        payload_limit: the most bytes of a result.
         arounds: the context managers of middleware that each handler runs in, the outermost first.
     """
 
@@ -131,7 +131,7 @@ class AttemptRunner:
         """Call the task; return its encoded result."""
         task = execution.task
         try:
-            # The result is encoded by the codec of the call, which the caller can read.
+            # Encode the result with the codec of the call, which the caller can read.
             codec = task.codec.named(execution.claimed.codec)
             args, kwargs = forks.confined(codec.decode_call, execution.claimed.payload)
         except DecodingError as error:
@@ -162,13 +162,16 @@ class AttemptRunner:
             except BaseException as error:
                 raised = error
                 raise
-        # A context manager has suppressed the exception, which would make a failure count as a success.
-        raise raised or RuntimeError("A middleware suppressed an exception of another one; it must let it pass.")
+        # A context manager has suppressed the exception; without this, a failure would count as a success.
+        raise raised or RuntimeError(
+            "A middleware suppressed an exception that another middleware raised; it must let exceptions pass."
+        )
 
     def _leave(self, execution: LeasedExecution, context: HandlerContext, exit_: BaseException) -> None:
         """Queue the outcome that a handler chose by raising a `HandlerExit`.
 
-        Its arguments are converted to plain types in this thread, because classes of users may raise in any method.
+        The arguments of the exception are converted to plain types here, because classes of users may raise in any
+        method.
         """
         match exit_:
             case Retry(reason=reason, after=after):
@@ -193,7 +196,8 @@ class AttemptRunner:
                 text = plain_text(reason)
                 self._completer.run(execution, "cancel", lambda: self._engine.cancel(execution.handle, text))
             case Interrupted() if execution.lost is not None:
-                # The store has decided how the execution goes on, or will when its lease is released.
+                # Send nothing: the store has decided how the execution continues, or does so when its lease is
+                # released.
                 self._completer.drop(execution, "was interrupted")
             case _:
                 self._fail(execution, exit_)
@@ -212,7 +216,7 @@ class AttemptRunner:
         self._completer.run(execution, "suspend", suspend)
 
     def _retry(self, execution: LeasedExecution, reason: str, after: timedelta | None) -> None:
-        """Queue a failure that asks for another attempt; a task without a retry policy is granted some."""
+        """Queue a failure that asks for another attempt; a task without a retry policy is granted a few."""
         if execution.claimed.policy.retry is None:
             retries = execution.claimed.retry_count
             if retries >= _GRANTED.max_retries:
@@ -223,7 +227,7 @@ class AttemptRunner:
 
     def _fail(self, execution: LeasedExecution, error: BaseException, *, permanent: bool = False) -> None:
         if issubclass(type(error), MemoryError):
-            # Free the locals of the handler first: there may be too little memory left to format the traceback.
+            # Free the locals of the handler first, because formatting the traceback takes memory.
             _clear_frames(error)
         permanent = (
             permanent or _is_one_of(error, _PERMANENT) or _is_one_of(error, execution.task.options_given.permanent)
@@ -231,7 +235,7 @@ class AttemptRunner:
         message, detail = message_of(error), traceback_of(error)
         reason = FailureReason(message=message, detail=detail.encode("utf-8", "replace")[-MAX_DETAIL_BYTES:])
         self._completer.fail(execution, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
-        # The frames keep the handler's locals alive, and the outcome holds only text.
+        # Free the locals of the handler, which the frames keep alive; the outcome holds only text.
         _clear_frames(error)
 
 
@@ -240,8 +244,8 @@ def _enter(stack: ExitStack, around: Around, context: HandlerContext) -> None:
 
 
 def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
-    """Return True if an exception, or one in its group, is of one of the classes, by its real type."""
-    # Groups may be nested, and a class of a user may return any number of exceptions.
+    """Return True if an exception, or a member of its group, is an instance of one of the classes by its real type."""
+    # Bound the search: groups may be nested, and a class of a user may return any number of exceptions.
     looking = [error]
     try:
         for _ in range(_MOST_IN_GROUPS):

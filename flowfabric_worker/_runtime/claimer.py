@@ -1,4 +1,4 @@
-"""The claimer: fetches work for the handler threads, and waits in the store when there is none."""
+"""The claimer: claims work for the handler threads, and waits in the store while there is none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flowfabric_worker.task import Task
 
 log = log_queue.Log(__name__)
 
-# Work that will start within this many seconds at the recent throughput is prefetched, so that no thread waits.
+# Prefetch the work that will start within this many seconds at the recent throughput, so that no thread waits.
 PREFETCH_SECONDS = 0.05
 MAX_PREFETCH = 480
 MAX_WAIT = timedelta(seconds=60)
@@ -63,7 +63,7 @@ class Claimer(OwnedThread):
         self._policy = attrs.evolve(policy, max_wait=MAX_WAIT)
         self._tasks = tasks
         self._names = frozenset(tasks)
-        # Each lane is first in a claim as often as its weight says, so that no lane starves.
+        # Put each lane first as often as its weight says, so that no lane starves.
         self._turns = itertools.cycle([lane for lane, weight in lanes.items() for _ in range(weight)])
         self._lanes = tuple(lanes)
         self._capabilities = capabilities
@@ -85,7 +85,7 @@ class Claimer(OwnedThread):
     def join(self, timeout: float) -> bool:
         """End the wait in the store, and wait for the thread; return True if it has ended.
 
-        This calls the store, so it may take longer than `timeout` seconds. Call it again until the thread has ended:
+        It calls the store, so it may take longer than `timeout` seconds. Call it until the thread has ended, because
         the thread may have begun another wait meanwhile.
         """
         if self._thread.is_alive():
@@ -96,7 +96,7 @@ class Claimer(OwnedThread):
         try:
             self._engine.stop_waiting(self._policy.worker_instance_id)
         except EngineError as error:
-            log.debug("The store was away when this worker stopped waiting: %s", error)
+            log.debug("The store was unavailable when this worker stopped waiting: %s", error)
 
     def _work(self) -> None:
         dedicate_thread(self._engine)
@@ -114,7 +114,7 @@ class Claimer(OwnedThread):
             try:
                 claimed = self._engine.claim_many(self._request(capacity))
             except EngineError as error:
-                # The claimer tries again without a limit, because an outage may last for hours.
+                # Retry without a limit, because an outage may last for hours.
                 self._outage_log.note(error)
                 self._stopping.wait(backoff.next())
                 continue
@@ -123,9 +123,9 @@ class Claimer(OwnedThread):
             self._take(claimed)
 
     def _free_capacity(self) -> int:
-        """Return how many executions to claim: one for each free thread, and what is prefetched; 0 to wait."""
+        """Return how many executions to claim, for free threads and for the prefetch; 0 to wait."""
         ahead = min(MAX_PREFETCH, int(self._throughput.per_second() * PREFETCH_SECONDS))
-        # A few large claims are cheaper than many small ones, so wait until half of the prefetched work is done.
+        # Wait until half of the prefetched work is done: a few large claims are cheaper than many small ones.
         self._leases.low_water = ahead // 2
         capacity = self._leases.threads + ahead - self._leases.outstanding()
         return capacity if capacity >= max(1, ahead // 2) else 0
@@ -155,7 +155,7 @@ class Claimer(OwnedThread):
         for execution in taken:
             self._leases.hold(execution)
         if self._tells:
-            # The hooks are told of the claims before any handler begins, so that no end is told before its claim.
+            # Queue the hooks of the claims before any handler begins, so that no end is reported before its claim.
             for execution in taken:
                 self._hooks.tell("on_claim", execution)
         if self._on_reclaimed is not None and any(each.reclaim_count for each in claimed):
@@ -170,7 +170,7 @@ class Claimer(OwnedThread):
 def hold(
     claimed: Claimed, task: Task[..., Any], moment: float, on_lost: Callable[[LeasedExecution], None] | None = None
 ) -> LeasedExecution:
-    """Return a claimed execution as an entry of the lease table; its renewals ask for the task's own lease."""
+    """Return a claimed execution as an entry of the lease table, whose renewals ask for the lease of its task."""
     handle, lease = claimed.handle, task.options_given.lease
     if lease is not None:
         handle = attrs.evolve(handle, lease_ttl_ms=lease // _MS)
@@ -191,7 +191,7 @@ class _ThroughputEstimate:
         if elapsed >= 0.01:
             finished = self._leases.finished_in_all()
             lately = (finished - self._finished) / elapsed
-            # The estimate falls quickly, so that no execution is prefetched to wait behind a slow one.
+            # Let the estimate fall quickly, so that nothing is prefetched to wait behind a slow execution.
             self._rate = min(lately, self._rate) if lately < self._rate / 2 else (self._rate + lately) / 2
             self._since, self._finished = now(), finished
         return self._rate

@@ -1,4 +1,4 @@
-"""The completer: sends outcomes to the store, all that were queued since its last answer in one call."""
+"""The completer: sends outcomes to the store; each call has all that were queued during the call before."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from flowfabric_worker.engine.types.states import PublicState
 
 log = log_queue.Log(__name__)
 
-# The errors that refuse an outcome for good; after every other error the outcome is sent again.
+# The errors that refuse an outcome for good; after any other error the outcome is sent again.
 _REFUSALS = (StateError, NotFoundError, ValidationError)
-# Handler threads wait while this many outcomes are queued.
+# The most queued outcomes; at this number, handler threads wait.
 MAX_QUEUED = 1000
 # Seconds before outcomes without an answer are sent again: at first, and at most.
 _FIRST_PAUSE = 0.05
@@ -43,7 +43,7 @@ _LONGEST_PAUSE = 1.0
 
 @attrs.frozen
 class _Outcome:
-    """The outcome of one attempt: a result, a failure, or another call to make."""
+    """The outcome of one attempt: a result, a failure, or another call to the store."""
 
     execution: LeasedExecution
     what: str
@@ -53,7 +53,7 @@ class _Outcome:
 
 
 class _Unanswered:
-    """The outcomes that the store has not acknowledged; outcomes for other partitions do not wait for them."""
+    """The outcomes that were sent without an answer, for which the outcomes of other partitions do not wait."""
 
     def __init__(self) -> None:
         self._outcomes: list[_Outcome] = []
@@ -68,14 +68,14 @@ class _Unanswered:
         return max(0.0, self._due_at - now()) if self._outcomes else None
 
     def take_due(self) -> list[_Outcome]:
-        """Take all outcomes if they are due to be sent again; return an empty list if they are not."""
+        """Take all outcomes if it is time to send them again; otherwise return an empty list."""
         if not self._outcomes or now() < self._due_at:
             return []
         taken, self._outcomes = self._outcomes, []
         return taken
 
     def add(self, outcomes: Sequence[_Outcome]) -> None:
-        """Add outcomes that got no answer; reset the back-off if none are left."""
+        """Add outcomes that were not answered; reset the back-off if there are none left."""
         if outcomes and not self._outcomes:
             self._due_at = now() + self._backoff.next()
         self._outcomes += outcomes
@@ -86,8 +86,8 @@ class _Unanswered:
 class Completer(OwnedThread):
     """Send outcomes to the store, in one thread.
 
-    An outcome counts once the store has acknowledged it; until then its lease is renewed. After a failure of the
-    connection it is sent again until its lease expires.
+    An outcome counts once the store has acknowledged it, and its lease is renewed until then. If the connection fails,
+    the outcome is sent again until its lease expires.
     """
 
     def __init__(self, leases: LeaseTable, engine: EngineBackend, hooks: Hooks, execution_log: ExecutionLog) -> None:
@@ -100,11 +100,11 @@ class Completer(OwnedThread):
         self._moved = threading.Event()
 
     def stop(self) -> None:
-        """End the thread after everything that is queued was sent."""
+        """Tell the thread to send everything that is queued, and then end."""
         self._queue.put(None)
 
     def flush(self) -> None:
-        """Send everything that is queued, in the caller's thread; for a runtime that starts no thread."""
+        """Send everything that is queued, in the caller's thread; used if the thread was not started."""
         while not self._queue.empty():
             self._send_until_answered(self._gather(0)[0])
 
@@ -133,7 +133,7 @@ class Completer(OwnedThread):
         self._put(_Outcome(execution, what, call=call))
 
     def drop(self, execution: LeasedExecution, what: str) -> None:
-        """Remove an execution without an outcome: this worker does not hold it any more."""
+        """Remove an execution without an outcome, because this worker does not hold it any more."""
         execution.ended = True
         self._execution_log.lost(execution, what)
         self._leases.drop(execution)
@@ -158,7 +158,7 @@ class Completer(OwnedThread):
             self._moved.set()
 
     def _gather(self, timeout: float | None) -> tuple[list[_Outcome], bool]:
-        """Wait for an outcome; return all that are queued, up to the limit of one call, and True if they are the last.
+        """Wait for an outcome; return what is queued, up to the limit of one call, and True if nothing follows.
 
         Args:
             timeout: seconds to wait for the first outcome; None to wait without a limit.
@@ -181,7 +181,7 @@ class Completer(OwnedThread):
         return batch, False
 
     def _send(self, batch: Sequence[_Outcome]) -> list[_Outcome]:
-        """Send the outcomes that still count; return those that got no answer and must be sent again."""
+        """Send the outcomes that still count; return those that must be sent again."""
         batch = [outcome for outcome in batch if self._counts(outcome)]
         completions = [outcome for outcome in batch if outcome.failure is None and outcome.call is None]
         failures = [outcome for outcome in batch if outcome.failure is not None]
@@ -192,7 +192,7 @@ class Completer(OwnedThread):
         return again
 
     def _counts(self, outcome: _Outcome) -> bool:
-        """Return True if an outcome may be sent; drop it if its lease is lost, because another worker continues."""
+        """Return True if an outcome still counts; drop it if its lease is lost, because another worker continues."""
         execution = outcome.execution
         if execution.lost is None and now() < execution.lease_until:
             return True
@@ -241,7 +241,7 @@ class Completer(OwnedThread):
         return False
 
     def _tell(self, outcome: _Outcome, answer: object) -> None:
-        """Tell the hooks and the log what the store has acknowledged."""
+        """Report what the store has acknowledged to the hooks and the log."""
         execution = outcome.execution
         if outcome.failure is not None:
             reason = outcome.failure.reason

@@ -1,4 +1,4 @@
-"""The engine of `worker.eager()`: a submission runs its work, on a store in memory, before it returns."""
+"""The engine of `worker.eager()`, which runs submitted work on a store in memory before the submission returns."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.middleware import Around, Middleware
 from flowfabric_worker.task import Task
 
-# The most moves of the clock for one submission; more mean that its work submits new work without end.
+# The most moves of the clock for one submission; work that needs more is taken to submit new work without end.
 MOST_MOVES: Final = 1000
-# The most runs of handlers without a move of the clock; more mean the same.
+# The most handler runs without a move of the clock; work that needs more is taken to do the same.
 MOST_RUNS: Final = 10_000
-# Tests read results long after the clock has passed their default retention.
+# Keep results for as long as possible, because tests read them after the clock has moved far ahead.
 _RETENTION: Final = timedelta(milliseconds=MAX_DURATION_MS)
 
 
 class EagerEngine(Engine):
     """Run every submission in the caller's thread before returning.
 
-    The engine moves the clock of its store with real time, and forward to the next moment that an execution waits
-    for. The executions that handlers submit run after those handlers, in the same thread. A thread that submits while
-    another thread runs handlers leaves its work to that thread.
+    The clock of the store follows real time, and jumps to the next moment that an execution waits for. The executions
+    that a handler submits run after the handler, in the same thread. A thread that submits while another thread runs
+    handlers leaves its work to that thread.
 
     Args:
         store: an engine on a new store that no other engine uses.
         tasks: the tasks that may run, by name.
-        middleware: the middleware of their worker.
+        middleware: the middleware of the worker.
         capabilities: capabilities in addition to those that the tasks require.
     """
 
@@ -63,7 +63,7 @@ class EagerEngine(Engine):
         self._running = False
         self._taking = threading.Lock()
         self._setting = threading.Lock()
-        # The store's clock showed `_shown` at `_shown_at` of this process, and has followed real time since.
+        # At `_shown_at`, by this process's clock, the store's clock showed `_shown`; it has followed real time since.
         self._shown = moment_of(super().server_time())
         self._shown_at = monotonic()
 
@@ -82,12 +82,12 @@ class EagerEngine(Engine):
     def create_in_batches(
         self, args: Iterable[CreateExecutionArgs]
     ) -> Iterator[list[CreateExecutionResult | EngineError]]:
-        # Each batch has run before the next one is taken.
+        # Create one batch after the other, so that each has run before the next one.
         return EngineBackend.create_in_batches(self, args)
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
         if self.read_outcome(execution_id) is None:
-            # A replay may have made the execution ready again.
+            # Run the execution: a replay may have made it ready again.
             self._run([execution_id])
         return super().wait_for_result(execution_id, timeout)
 
@@ -108,7 +108,7 @@ class EagerEngine(Engine):
     # Running
 
     def _run(self, execution_ids: Iterable[ExecutionId]) -> None:
-        """Run executions until they end, and those that they submit; leave them to another thread that runs already."""
+        """Run executions and those that they submit until all have ended, unless another thread is doing so already."""
         with self._taking:
             self._pending.update(execution_ids)
             if self._running:
@@ -118,7 +118,7 @@ class EagerEngine(Engine):
             self._run_pending()
         except BaseException:
             with self._taking:
-                # The next submission must not fail because of this one.
+                # Forget the rest, so that the next submission does not fail because of this one.
                 self._pending.clear()
                 self._running = False
             raise
@@ -139,16 +139,16 @@ class EagerEngine(Engine):
                 raise self._given_up(
                     left,
                     f"{left[0].execution_id} of {left[0].task!r} has not ended after {count} runs of handlers at one "
-                    "moment: a task that submits itself again and again, or fails for ever, cannot run in eager().",
+                    "moment: a task that keeps submitting itself, or keeps failing, cannot run in eager().",
                 )
             if not tried.issuperset(self._pending):
-                # Another thread has added work, perhaps after the last claim.
+                # Claim again, because another thread may have added work after the last claim.
                 continue
             if moves == MOST_MOVES:
                 raise self._given_up(
                     left,
                     f"{left[0].execution_id} of {left[0].task!r} has not ended after {moves} moves of the clock: "
-                    "a task that submits itself again and again, or fails for ever, cannot run in eager().",
+                    "a task that keeps submitting itself, or keeps failing, cannot run in eager().",
                 )
             self.set_clock(min(self._next_moment(info, left) for info in left))
             moves += 1
@@ -159,10 +159,10 @@ class EagerEngine(Engine):
         return [info for info in infos if info is not None and not info.public_state.is_terminal]
 
     def _next_moment(self, info: ExecutionInfo, left: Iterable[ExecutionInfo]) -> datetime:
-        """Return when time will change an execution that cannot run now.
+        """Return the next moment at which an execution that cannot run now changes.
 
         Raises:
-            RuntimeError: time will never change it; the message says why.
+            RuntimeError: there is no such moment; the message says why.
         """
         moments = [info.deadline_at_ms]
         if info.public_state is PublicState.DELAYED:
@@ -173,11 +173,11 @@ class EagerEngine(Engine):
         if info.public_state is PublicState.WAITING or not known:
             why = self._explain(info)
             raise self._given_up(left, f"{info.execution_id} of {info.task!r} cannot end in eager(): {why}")
-        # The clock follows real time, so it may have passed that moment already.
+        # Never return the past: the clock follows real time, and may have passed that moment already.
         return moment_of(max(self.server_time(), min(known)))
 
     def _given_up(self, left: Iterable[ExecutionInfo], why: str) -> RuntimeError:
-        """Cancel executions that do not end, so that the next submission does not run them; return the error."""
+        """Cancel executions that do not end, so that no later submission runs them; return the error to raise."""
         for info in left:
             self.cancel_execution(CancelExecutionArgs(execution_id=info.execution_id, reason=why))
         return RuntimeError(why)
@@ -198,7 +198,7 @@ class EagerEngine(Engine):
 
 
 def _kept(args: CreateExecutionArgs) -> CreateExecutionArgs:
-    """Return the same submission with the longest retention, unless it has a retention."""
+    """Return a submission with the longest retention, unless it has its own."""
     if args.policy.retention is not None:
         return args
     return attrs.evolve(args, policy=attrs.evolve(args.policy, retention=_RETENTION))

@@ -21,15 +21,15 @@ from flowfabric_worker.engine.types.claiming import EndedByClaim
 
 log = log_queue.Log(EXECUTION_LOG)
 
-# The most completions in a second that get a line each; more are summarized per task, in one line per second.
+# The most completions in a second that are logged in a line each; more are summarized in one line per second.
 MOST_COMPLETIONS: Final = 20
-# The most failures in a second that get a line each, with their tracebacks; the others are counted.
+# The most failures in a second that are logged in a line each, with their tracebacks; more are only counted.
 MOST_FAILURES: Final = 100
 _SECOND: Final = 1.0
-# The most ends that wait to be logged, of each of both kinds; the oldest is dropped for the next one. A worker at
-# full load has a third of this in a second.
+# The most successes, and the most other ends, that wait to be logged; then the oldest is dropped. It is the number that
+# a worker at full load reaches in about three seconds.
 MOST_WAITING: Final = 100_000
-# The most tasks that a summary names, those with the most executions first.
+# The most tasks that a summary names; it prefers those with the most executions.
 _MOST_NAMED: Final = 5
 # The most characters of a reason in a line; the store keeps more.
 _LONGEST_REASON: Final = 500
@@ -39,10 +39,10 @@ _LINES: Final = "\n\t"
 T = TypeVar("T")
 
 
-# Not frozen: one is made for each execution, and a frozen one takes three times as long.
+# Not frozen, because creating a frozen one takes three times as long, and there is one for each execution.
 @attrs.define(slots=True)
 class Ended:
-    """How an attempt ended, as the store acknowledged it. It keeps nothing of the payload.
+    """How an attempt ended, as the store acknowledged it, without its payload.
 
     Attributes:
         how: "completed", "cancelled", "retried", "failed" or "lost".
@@ -67,39 +67,39 @@ class Ended:
 
 
 class ExecutionLog(OwnedThread):
-    """Log how executions end, in one thread. What is told to it waits in memory, so that no other thread waits.
+    """Log how executions end, in one thread. Ends wait for it in memory, so that no other thread waits.
 
-    Its lines go to the logger `flowfabric_worker.executions`: what completed at INFO, what failed at
-    WARNING, and what failed for good at ERROR.
+    The lines go to the logger `flowfabric_worker.executions`: completions at INFO, failures that are retried at
+    WARNING, and other failures at ERROR.
     """
 
     def __init__(self) -> None:
         super().__init__("execution-log")
         self._ended: collections.deque[Ended] = collections.deque()
-        # While completions are summarized, only their tasks and seconds are kept.
+        # The tasks and seconds of completions, which are all that is kept while completions are summarized.
         self._times: collections.deque[tuple[str, float]] = collections.deque()
         self._dropping = threading.Lock()
         self._dropped = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        # While completions are summarized, the thread runs once per second and is not woken for each execution.
+        # True while completions are summarized: the thread then runs once per second, and no execution wakes it.
         self._summing = False
         self._over = False
 
     def stop(self) -> None:
-        """End the thread after it has logged everything."""
+        """Tell the thread to log everything that waits, and then end."""
         self._stopping.set()
         self._wake.set()
 
     def flush(self) -> None:
-        """Log everything that was told, in the caller's thread; for a runtime that starts no thread."""
+        """Log everything that waits, in the caller's thread; used if the thread was not started."""
         for ended in _taken(self._ended):
             _log_one(ended)
 
     # Called by the thread that gets the store's answers
 
     def completed(self, execution: LeasedExecution) -> None:
-        """Tell that an execution completed."""
+        """Note that an execution completed."""
         if not log.wants(logging.INFO):
             return
         if self._summing:
@@ -108,12 +108,12 @@ class ExecutionLog(OwnedThread):
             self._tell("completed", execution)
 
     def cancelled(self, execution: LeasedExecution) -> None:
-        """Tell that a handler cancelled its execution."""
+        """Note that a handler cancelled its execution."""
         if log.wants(logging.INFO):
             self._tell("cancelled", execution)
 
     def retried(self, execution: LeasedExecution, reason: FailureReason, retry_at_ms: int) -> None:
-        """Tell that an attempt failed, and when the next one begins, in ms of the store's clock."""
+        """Note that an attempt failed, and when the next one begins, in ms of the store's clock."""
         if log.wants(logging.WARNING):
             number, policy = execution.claimed.retry_count + 1, execution.claimed.policy.retry
             of = "" if policy is None or number > policy.max_retries else f" of {policy.max_retries}"
@@ -122,15 +122,15 @@ class ExecutionLog(OwnedThread):
             self._tell("retried", execution, f"retry {number}{of} in {delay}: {reason.message}")
 
     def failed(self, execution: LeasedExecution, reason: FailureReason) -> None:
-        """Tell that an execution failed for good."""
+        """Note that an execution failed for good."""
         if log.wants(logging.ERROR):
-            # If very many executions fail at once, most are only counted: their tracebacks would fill the memory.
+            # Only count most failures if very many executions fail at once: their tracebacks would fill the memory.
             counted = len(self._ended) >= MOST_FAILURES
             detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
             self._tell("failed", execution, reason.message, detail)
 
     def ended_by_claim(self, ended: EndedByClaim) -> None:
-        """Tell that a claim ended an execution, because its deadline or its reclaims were over."""
+        """Note that a claim ended an execution whose deadline had passed, or whose reclaims were used up."""
         if log.wants(logging.ERROR):
             reason, attempt = ended.error[:_LONGEST_REASON], ended.attempt_index
             self._keep(
@@ -139,7 +139,7 @@ class ExecutionLog(OwnedThread):
             self._wake.set()
 
     def lost(self, execution: LeasedExecution, what: str) -> None:
-        """Tell that the outcome of an attempt does not count."""
+        """Note that the outcome of an attempt does not count."""
         if log.wants(logging.WARNING):
             self._tell("lost", execution, f"{what}: {execution.lost}")
 
@@ -156,7 +156,7 @@ class ExecutionLog(OwnedThread):
             self._wake.set()
 
     def _keep(self, told: collections.deque[T], item: T) -> None:
-        """Add an item to a queue; of a full one the oldest is dropped, and counted."""
+        """Add an item to a queue; if the queue is full, drop and count its oldest item."""
         if len(told) >= MOST_WAITING:
             with self._dropping, contextlib.suppress(IndexError):
                 told.popleft()
@@ -164,7 +164,7 @@ class ExecutionLog(OwnedThread):
         told.append(item)
 
     def _take_dropped(self) -> int:
-        """Return how many were dropped since the last call."""
+        """Return how many ends were dropped since the last call."""
         with self._dropping:
             dropped, self._dropped = self._dropped, 0
         return dropped
@@ -178,7 +178,7 @@ class ExecutionLog(OwnedThread):
             self._wake.clear()
             if not self._log_each(window):
                 self._sum_up()
-        # What comes from here on is logged by the thread that tells it, such as that of a handler handed back.
+        # From here on, each end is logged by the thread that reports it, such as that of a released handler.
         self._over = True
         _log_summary([], _taken(self._times))
         self.flush()
@@ -200,7 +200,7 @@ class ExecutionLog(OwnedThread):
             ended, times = _taken(self._ended), _taken(self._times)
             _log_summary(ended, times)
             if dropped := self._take_dropped():
-                log.warning("%s further executions ended; there were too many to count them by task.", f"{dropped:,}")
+                log.warning("%s more executions ended; there were too many to count them by task.", f"{dropped:,}")
             few = stopping or len(ended) + len(times) <= MOST_COMPLETIONS
         self._summing = False
         self._wake.set()
@@ -210,7 +210,7 @@ def _taken(told: collections.deque[T]) -> list[T]:
     """Remove and return everything in a queue that other threads fill."""
     taken: list[T] = []
     with contextlib.suppress(IndexError):
-        # Another thread may empty the queue meanwhile; the items taken so far are returned.
+        # Return what was taken so far if another thread empties the queue meanwhile.
         taken.extend(told.popleft() for _ in range(len(told)))
     return taken
 
@@ -231,7 +231,7 @@ class _Window:
         self._completions, self._failures = MOST_COMPLETIONS, MOST_FAILURES
 
     def takes(self, ended: Ended) -> bool:
-        """Count one more line; return False if its kind has had enough lines in this second."""
+        """Count one more line; return False if this second has had the most lines of its kind."""
         if now() >= self._ends_at:
             self._begin()
         if ended.is_failure:
@@ -260,7 +260,7 @@ def _log_one(ended: Ended) -> None:
 
 
 def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) -> None:
-    """Log what completed in a second in one line, and each failure, unless there are too many."""
+    """Log the completions of a second in one line, and its failures one by one, unless there are too many."""
     completed: dict[str, list[float]] = {}
     for task, seconds in times:
         completed.setdefault(task, []).append(seconds)
@@ -275,7 +275,7 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
         else:
             failed.setdefault(each.task, []).append(each)
     if completed:
-        # The import stands here, because only busy workers need it.
+        # Import statistics here, because only busy workers need it.
         import statistics
 
         tasks = sorted(completed.items(), key=lambda item: -len(item[1]))
@@ -292,7 +292,7 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
 
 
 def shown(text: str, keep: str = "") -> str:
-    """Escape the characters of a text that would control a terminal or begin another line, except those in `keep`."""
+    """Escape the characters of a text that would control a terminal or start a new line, except those in `keep`."""
     if text.isprintable():
         return text
     return "".join(
@@ -301,7 +301,7 @@ def shown(text: str, keep: str = "") -> str:
 
 
 def short(execution_id: str) -> str:
-    """Return both ends of an execution's id: its time of submission, and the part that makes it unique."""
+    """Shorten an execution's id to both ends: the time of its submission, and the part that makes it unique."""
     uuid = execution_id.rpartition(":")[2]
     return f"{uuid[:8]}…{uuid[-4:]}"
 

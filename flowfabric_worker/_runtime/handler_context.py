@@ -46,7 +46,7 @@ from flowfabric_worker.task import step_codec_of
 
 R = TypeVar("R")
 
-# The journal has the exception of a step under this prefix and the step's name.
+# The prefix of the names under which the journal has the exceptions of steps.
 _RAISED: Final = f"{RESERVED}raised "
 
 # The journal has the seed of idempotency keys under this name, so a replay that forgets steps gives other keys.
@@ -62,7 +62,7 @@ _EMITTED: Final = f"{RESERVED}emitted "
 # Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
 _creating: Final = threading.Lock()
 
-# In the order of `HandleKind`, whose members are indexes into this.
+# Indexed by the members of `HandleKind`.
 _KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
 
 
@@ -82,7 +82,7 @@ class HandlerContext(TaskContext):
         self._has_looked = False
         # What ended the last suspension, and its signals; None before they are asked for.
         self._signals: tuple[ResumedBy | None, Sequence[Signal]] | None = None
-        # The encoded exceptions of steps that are not recorded yet: the next durable call records them.
+        # The encoded exceptions of steps that the next durable call will record.
         self._raised: dict[str, bytes] = {}
         self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
         self.id = execution.key
@@ -208,14 +208,14 @@ class HandlerContext(TaskContext):
         if until == timedelta(0):
             return
         if record not in self._journal:
-            # The end of the sleep is recorded before the delay, so that the next run finds it.
+            # Record the end of the sleep before the delay, so that the next run finds it.
             with self.shield():
                 ends_at = end_of_sleep(until, self._engine.server_time())
             self._record(record, str(ends_at).encode())
             raise self._calls.leave(Delay(moment_of(ends_at)))
         ends_at = _read_number(self._journal[record], "a sleep", "a time in ms")
         if self._execution.claimed_at_ms < ends_at:
-            # The worker was lost before it could delay the execution, so the sleep continues.
+            # Continue a sleep whose worker was lost before it could delay the execution.
             raise self._calls.leave(Delay(moment_of(ends_at)))
 
     def wait_for(

@@ -37,7 +37,7 @@ class HandlerThread:
 
     @property
     def fallen(self) -> bool:
-        """Whether the thread has ended by a defect. A stuck thread may end before it is replaced."""
+        """Whether the thread has ended because of a defect; a stuck thread may also end before it is replaced."""
         return not self._thread.is_alive() and not self._lost
 
     def overdue(self, seconds: float) -> LeasedExecution | None:
@@ -63,7 +63,7 @@ class HandlerThread:
                 return
             self._execution = execution
             self._attempt_runner.run(execution)
-            # Free the execution before waiting for the next one.
+            # Free the execution before waiting, so that its payload does not stay in memory.
             del execution
             if not self._finish():
                 return
@@ -111,7 +111,7 @@ class HandlerPool:
 
     @property
     def lost(self) -> int:
-        """How many threads are stuck now: their handlers run on, and their results do not count."""
+        """The number of stuck threads, whose handlers are still running although their results do not count."""
         self._lost = [thread for thread in self._lost if thread.alive]
         return len(self._lost)
 
@@ -143,7 +143,7 @@ class HandlerPool:
             self._threads[place] = successor
             self._leases.space.set()
             log.error(
-                "%s of %s runs on although its result does not count (%s); its thread is stuck, and is replaced. "
+                "%s of %s is still running although its result does not count (%s); its stuck thread is replaced. "
                 "%s threads are stuck.",
                 execution.task.name, execution.key, execution.lost, self.lost, extra=execution.fields,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The hooks of middleware: called one after the other in a thread that nothing else waits for."""
+"""The hooks of middleware, which are called one after the other in a thread that nothing waits for."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 Hook: TypeAlias = Callable[[AttemptEvent], None]
 
 _NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost", "on_ended")
-# The most events that wait for hooks; then the oldest are dropped.
+# The most events that wait for hooks; beyond it the oldest are dropped.
 MAX_QUEUED: Final = 10_000
-# Seconds between two log lines about hooks that do not keep up.
+# Seconds between two log lines about hooks that are too slow.
 LOG_EVERY: Final = 10.0
-# Seconds between two checks of the thread whether to end.
+# Seconds after which the thread checks again whether to end.
 _CHECK_EVERY: Final = 1.0
 
 
@@ -73,7 +73,7 @@ class Hooks(OwnedThread):
     """Call the hooks of middleware, in one thread, which starts only if a middleware overrides a hook.
 
     Args:
-        engine: answers how a lost execution ended.
+        engine: tells how a lost execution ended.
     """
 
     def __init__(self, middleware: tuple[Middleware | Around, ...], engine: EngineBackend) -> None:
@@ -91,17 +91,17 @@ class Hooks(OwnedThread):
         return name in self._hooks
 
     def stop(self) -> None:
-        """End the thread after it has told all events."""
+        """Tell the thread to call the hooks for all queued events, and then end."""
         self._ending = True
         self._told.put(None)
 
     def tell_rest(self) -> None:
-        """Log how many events were not told to the hooks, if the thread has not ended in time."""
+        """Log how many events the hooks have missed, if the thread has not ended in time."""
         if self._thread.is_alive():
-            log.warning("%s events were not told to hooks: %s.", len(self._told), self._trouble())
+            log.warning("The hooks missed %s events at the stop: %s.", len(self._told), self._trouble())
 
     def flush(self) -> None:
-        """Call the hooks for everything that is queued, in the caller's thread; for a runtime that starts no thread."""
+        """Call the hooks for all queued events, in the caller's thread; used if the thread was not started."""
         while len(self._told):
             self._call(self._told.get())
 
@@ -112,11 +112,11 @@ class Hooks(OwnedThread):
             self._told.put((hooks, _event(execution, error, outcome)))
 
     def ended(self, execution: LeasedExecution, outcome: PublicState, error: str = "") -> None:
-        """Tell how an execution ended, once the store has acknowledged it."""
+        """Queue the end of an execution, once the store has acknowledged it."""
         self.tell("on_ended", execution, error, outcome.value)
 
     def ended_by_claim(self, ended: EndedByClaim) -> None:
-        """Tell of an execution that a claim ended, because its deadline or its reclaims were over."""
+        """Queue the end of an execution whose deadline had passed, or whose reclaims were used up, at a claim."""
         hooks = self._hooks.get("on_ended")
         if hooks is not None:
             event = AttemptEvent(
@@ -137,20 +137,20 @@ class Hooks(OwnedThread):
         return self.wants("on_lost") or self.wants("on_ended")
 
     def lost(self, execution: LeasedExecution) -> None:
-        """Tell that an attempt will not count, and then how its execution ended, if the store has ended it."""
+        """Queue the loss of an attempt, and then the end of its execution, if the store has ended it."""
         self.tell("on_lost", execution, execution.lost or "")
         if self.wants("on_ended") and execution.lost != "stopping":
             self._told.put(execution)
 
     def watch(self) -> None:
-        """Log every few seconds while the hooks do not keep up."""
+        """Log every few seconds while the hooks are too slow."""
         if now() - self._logged_at < LOG_EVERY:
             return
         dropped, calling = self._told.take_dropped(), self._calling
         if dropped or (calling is not None and now() - calling[1] > LOG_EVERY):
             self._logged_at = now()
             log.warning(
-                "The hooks do not keep up: %s. %s events wait, and %s were dropped.",
+                "The hooks are too slow: %s. %s events wait, and %s were dropped.",
                 self._trouble(), len(self._told), dropped,
             )  # fmt: skip
 
@@ -177,7 +177,7 @@ class Hooks(OwnedThread):
             self._calling = getattr(hook, "__qualname__", "a hook"), now()
             try:
                 forks.confined(hook, event)
-            # A defect in a hook, which is code of the application, must not end this thread.
+            # A hook is code of the application, whose defects must not end this thread.
             except BaseException:
                 log.exception("A hook failed for %s of %s.", event.task, event.execution_id)
             finally:
@@ -188,18 +188,22 @@ class Hooks(OwnedThread):
         try:
             info = self._engine.read_execution_info(execution.handle.execution_id)
             if info is not None and execution.lost == "timeout" and info.public_state is PublicState.ACTIVE:
-                # Its time is over, but no maintenance has ended it yet.
+                # The time of the execution is over, but no maintenance has ended it yet.
                 self._engine.run_upkeep()
                 info = self._engine.read_execution_info(execution.handle.execution_id)
         except EngineError as error:
             log.warning(
-                "How %s of %s ended is not known: %s", execution.task.name, execution.key, error, extra=execution.fields
+                "The end of %s of %s is not known: %s",
+                execution.task.name,
+                execution.key,
+                error,
+                extra=execution.fields,
             )
             return None
         if info is None or info.ended_at_ms is None or info.current_attempt is None:
             return None
         if info.current_attempt.attempt_index != execution.handle.attempt_index:
-            # Another worker has claimed it, and will tell its end.
+            # Another worker has claimed the execution, and will report its end.
             return None
         why = info.error or info.cancel_reason or ""
         return self._hooks["on_ended"], _event(execution, why, info.public_state.value)

@@ -1,4 +1,4 @@
-"""A runtime without threads: it runs what is due in the caller's thread."""
+"""A runtime without threads, which runs what is due in the caller's thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flowfabric_worker.middleware import Around, Middleware, arounds_of
 from flowfabric_worker.task import Task
 
 INSTANCE: Final = "inline"
-# No lease is renewed here, so each one is as long as possible.
+# Take the longest lease, because this runtime renews none.
 _POLICY: Final = ClaimPolicy(
     worker_id=INSTANCE, worker_instance_id=INSTANCE, lease=timedelta(milliseconds=MAX_LEASE_MS)
 )
@@ -35,12 +35,12 @@ class InlineRuntime:
     """Run the tasks of a worker in the caller's thread.
 
     Args:
-        engine: the engine on the store of their executions.
+        engine: the engine on the store of the executions.
         limits: the sizes that an operator allows.
         tasks: the tasks by name; each claim reads them again.
         middleware: the middleware of the worker.
         capabilities: capabilities in addition to those that the tasks require.
-        schedules: True to submit the ticks of the tasks' schedules too.
+        schedules: True to submit the ticks of schedules too.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class InlineRuntime:
         return self._given_capabilities.union(*(task.options_given.requires for task in self._tasks.values()))
 
     def run_until_idle(self, most: float = math.inf) -> int:
-        """Run everything that is due, and what those handlers submit; return how many times a handler ran.
+        """Run everything that is due, including what the handlers submit; return how many times a handler ran.
 
         Args:
             most: the number of handler runs after which to stop.
@@ -88,7 +88,7 @@ class InlineRuntime:
         """Claim the next executions; return an empty list if no execution is due any more."""
         while True:
             self._ticker.tick()
-            # A claim handles only a part of the timers that are due, so there may be more work.
+            # Claim again after the timers: a claim handles only some of those that are due.
             claimed = self._claim()
             if claimed or not self._handle_due():
                 return claimed
@@ -132,7 +132,7 @@ class InlineRuntime:
         with self._watched(execution):
             self._attempt_runner.run(execution)
         if execution.ends_at < math.inf:
-            # A timeout that passed while the handler ran must end the execution before its outcome is sent.
+            # Let a timeout that passed while the handler ran end the execution before its outcome is sent.
             self._handle_due()
         self._completer.flush()
         self._execution_log.flush()

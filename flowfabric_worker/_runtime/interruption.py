@@ -1,9 +1,9 @@
 """Raises `Interrupted` in the thread of a handler, and only while that thread runs the handler's own code.
 
-Python can make another thread raise an exception at its next bytecode instruction. At a wrong time the exception would
-be raised in the loop of the thread, or in the next handler. So a lock guards whether the handler's code runs: the
-exception is armed and disarmed under the lock, at most once per run. A C function that blocks is not interrupted
-before it returns.
+Python can make another thread raise an exception at its next bytecode instruction. At the wrong time, the exception
+would be raised in the loop of the thread, or in the next handler. A lock therefore guards whether the handler's code
+runs: the exception is armed and disarmed under the lock, at most once per run. A C function that blocks is not
+interrupted before it returns.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _raise_in.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
 class _DisarmedError(BaseException):
-    """It takes the place of an interruption that was not raised yet."""
+    """Replaces an interruption that was not raised yet."""
 
 
 def _disarm() -> None:
-    """Take back an exception that is armed for this thread, by arming another one and catching it.
+    """Disarm the exception that is armed for this thread, by arming another one and catching it.
 
     Arming nothing is shorter, but leaves CPython 3.11 in a state in which it hangs as soon as a debugger traces it.
     """
@@ -55,7 +55,7 @@ class Interruption:
         self._shields = 0
 
     def interrupt(self) -> None:
-        """Raise `Interrupted` in the handler, now or when it leaves its last shield; a second call does nothing."""
+        """Raise `Interrupted` in the handler, once, now or when it leaves its last shield."""
         with self._lock:
             if not self._wanted:
                 self._wanted = True
@@ -70,7 +70,7 @@ class Interruption:
             finally:
                 self._leave()
         except Interrupted:
-            # The exception may have been raised inside _leave(). It is raised only once, so this call completes.
+            # The exception may have been raised inside _leave(): call it again, which is safe after that.
             self._leave()
             raise
 
@@ -87,7 +87,7 @@ class Interruption:
                 due = self._wanted and self._reached and not self._shields and not self._armed
                 self._armed = self._armed or due
             if due:
-                # This replaces an exception of the block, which the handler might catch and then continue.
+                # Replace an exception of the block, which the handler might catch.
                 raise Interrupted
 
     def _enter(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs suspects in a separate process, which the worker that holds their leases starts and observes.
+"""Runs suspects in a separate process, which is started and watched by the worker that holds their leases.
 
 The worker continues with other work, and renews the leases of its suspects. The isolated process renews them too, and
 sends the outcomes to the store by itself. If it dies, the worker releases the suspect as a reclaim, with the reason.
@@ -45,7 +45,7 @@ class IsolatedProcess(OwnedThread):
         super().__init__("isolated-process")
         self._leases = leases
         self._lease_keeper = lease_keeper
-        # The process is started by the command of this one, so that the application loads in the same way.
+        # Start the process by the command of this one, so that the application loads in the same way.
         self._command = [sys.executable, *sys.orig_argv[1:]]
         self._process: WorkerProcess | None = None
         self._pauses = PauseMeter()
@@ -54,7 +54,7 @@ class IsolatedProcess(OwnedThread):
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs, or is not needed any more because no process can be started."""
+        """Whether the thread runs; also true if it has ended because no process can be started."""
         return not self._leases.suspects_isolated or super().alive
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class IsolatedProcess(OwnedThread):
         super().start()
 
     def stop(self) -> None:
-        """Tell the process to stop in order."""
+        """Tell the process to stop after its handler."""
         self._stopping.set()
         process = self._process
         if process is not None:
@@ -98,7 +98,7 @@ class IsolatedProcess(OwnedThread):
 
     def _run(self, execution: LeasedExecution) -> None:
         """Run one suspect in the process, and wait for its end."""
-        # The isolated process sends the outcome, so this process must not wait for one.
+        # Do not wait for an outcome here, because the isolated process sends it.
         execution.ended = True
         if not self._has_process():
             execution.ended = False
@@ -119,14 +119,14 @@ class IsolatedProcess(OwnedThread):
         while self._is_well(process) and process.done == done:
             pass
         self._running = None
-        # The last message of the process may still be unread.
+        # Read the last message of the process.
         process.hear()
         if process.done == done:
             self._tell_loss(execution)
         self._leases.drop(execution)
 
     def _tell_loss(self, execution: LeasedExecution) -> None:
-        """Release the execution that was lost with the process; a process that ended in order has released it."""
+        """Release the execution that was lost with the process, unless the process stopped cleanly and released it."""
         code = self._end_process()
         if code in (0, RESTART_EXIT_CODE):
             return
@@ -171,7 +171,7 @@ class IsolatedProcess(OwnedThread):
         while process.exit_code is None and self._is_well(process):
             pass
         if process.exit_code is None:
-            # A process that dies closes its channel a moment before it has ended.
+            # Wait for the end, because a process closes its channel a moment before it has ended.
             process.join()
         process.hear()
         process.close()
@@ -217,7 +217,7 @@ class AssignedWork:
         self._leases.begin(execution)
 
     def is_done(self) -> bool:
-        """Return True, once, after the store has acknowledged the outcome of the assigned execution."""
+        """Return True once after the store has acknowledged the outcome of the assigned execution."""
         done = self._is_assigned and not self._leases.executions
         self._is_assigned = self._is_assigned and not done
         return done

@@ -29,11 +29,11 @@ MAINTENANCE_TURN = 0.1
 HEARTBEAT_EVERY = 20.0
 PUBLISH_EVERY = 24 * 3600.0
 ALIVE_FOR = timedelta(seconds=60)
-# An execution that has waited longer than this for a thread is offered to other workers.
+# Offer an execution to other workers if it has waited longer than this for a thread.
 RELEASE_UNSTARTED_AFTER = 0.25
 # Do not log renewals that are late by less than this.
 LATE = 1.0
-# The pause after a failed call: it does not grow, because leases expire meanwhile.
+# The pause after a failed call, which does not grow, because leases expire meanwhile.
 _PAUSE_AFTER_ERROR = 0.2
 
 
@@ -68,7 +68,7 @@ class LeaseKeeper(OwnedThread):
         self._next_maintenance = now() + MAINTENANCE_EVERY / 2
         self._next_heartbeat = now() + HEARTBEAT_EVERY
         self._next_publication = now() + PUBLISH_EVERY
-        # A stop releases what is offered, but not while a call that offers it is in flight.
+        # Held during a call that offers executions, so that a stop does not release them at the same time.
         self._offering = threading.Lock()
         self._offered: list[LeasedExecution] = []
         self._offered_at = -math.inf
@@ -78,18 +78,18 @@ class LeaseKeeper(OwnedThread):
         self._stopping.set()
 
     def release_waiting(self) -> list[LeasedExecution]:
-        """Release everything that no thread has begun, ready at once; return what the store acknowledged."""
+        """Release the executions that no thread has begun; return those whose release the store acknowledged."""
         with self._offering:
             taken = [*self._offered, *self._leases.take_back_waiting()]
             self._offered = []
         return self.release(taken)
 
     def release(self, some: Sequence[LeasedExecution], lost: str | None = None) -> list[LeasedExecution]:
-        """Release executions to their places in the lane, without using a retry; return what the store acknowledged.
+        """Release executions, which keep their place and use no retry; return those that the store acknowledged.
 
         Args:
             some: the executions to release.
-            lost: why their worker was lost, if the release counts as a reclaim; None if it does not.
+            lost: how the worker was lost, if the release counts as a reclaim; None if it does not.
         """
         acknowledged: list[LeasedExecution] = []
         for first in range(0, len(some), MAX_BATCH_ITEMS):
@@ -97,13 +97,13 @@ class LeaseKeeper(OwnedThread):
             try:
                 answers = self._engine.release_many([execution.handle for execution in batch], lost=lost)
             except EngineError as error:
-                log.warning("%s executions could not be handed back: %s", len(batch), error)
+                log.warning("%s executions could not be released: %s", len(batch), error)
                 continue
             for execution, answer in zip(batch, answers, strict=True):
                 self._leases.drop(execution)
                 if isinstance(answer, EngineError):
                     log.warning(
-                        "%s of %s is not handed back: %s",
+                        "%s of %s was not released: %s",
                         execution.task.name,
                         execution.key,
                         answer,
@@ -131,7 +131,7 @@ class LeaseKeeper(OwnedThread):
                 self._heartbeat()
                 self._run_maintenance()
             except EngineError as error:
-                # The lease keeper tries again without a limit, because an outage may last for hours.
+                # Retry without a limit, because an outage may last for hours.
                 self._outage_log.note(error)
                 self._stopping.wait(_PAUSE_AFTER_ERROR)
             else:
@@ -143,18 +143,18 @@ class LeaseKeeper(OwnedThread):
         stopping = self._stopping.wait(self._pause)
         late = now() - wanted
         if late > LATE:
-            # A handler that blocked this thread may have ended, but its execution is held until the store knows.
+            # Look at all leased executions: the handler that blocked this thread may have just ended.
             held_now = list(self._leases.executions.values())
             running = sorted({execution.task.name for execution in held_now if execution.started_at is not None})
             log.warning(
-                "Renewals are %.1f s late. If a task keeps Python's interpreter to itself, give it a longer lease: %s.",
+                "Renewals are %.1f s late. If a task holds Python's global lock for long, give it a longer lease: %s.",
                 late,
                 ", ".join(running) or "none runs",
             )
         return stopping
 
     def _renew(self) -> None:
-        """Renew every lease that is due: a third of its time has passed."""
+        """Renew every lease of which a third has passed."""
         asked_at = now()
         due = [execution for execution in list(self._leases.executions.values()) if self._is_due(execution, asked_at)]
         for first in range(0, len(due), MAX_BATCH_ITEMS):
@@ -170,7 +170,7 @@ class LeaseKeeper(OwnedThread):
         if moment >= execution.lease_until:
             execution.lose("lease lost")
             log.warning(
-                "%s of %s is lost: its lease ran out.", execution.task.name, execution.key, extra=execution.fields
+                "%s of %s is lost: its lease expired.", execution.task.name, execution.key, extra=execution.fields
             )
             return False
         return True
@@ -182,7 +182,7 @@ class LeaseKeeper(OwnedThread):
             execution.renew_again()
             log.warning("The lease of %s could not be renewed: %s", execution.key, answer, extra=execution.fields)
         elif not execution.ended:
-            # The completer gets the store's answer for an execution whose handler has ended.
+            # Report the loss only while the handler runs; after that, the completer gets the store's answer.
             execution.lose("lease lost")
             log.warning("%s of %s is lost: %s", execution.task.name, execution.key, answer, extra=execution.fields)
 
@@ -192,7 +192,7 @@ class LeaseKeeper(OwnedThread):
             self._offered = self._leases.take_back_waiting()
         while self._offered:
             batch = self._offered[:MAX_BATCH_ITEMS]
-            # After a failed call the same executions are offered again, to learn which worker holds them.
+            # Keep the batch after a failed call, and offer it again to learn which worker holds it.
             answers = self._engine.release_many([execution.handle for execution in batch], if_wanted=True)
             del self._offered[: len(batch)]
             self._offered_at = now()
@@ -208,14 +208,14 @@ class LeaseKeeper(OwnedThread):
             if answer is True:
                 self._leases.hand_over(execution)
             else:
-                # If the lease is lost, the handler thread finds that out when it takes the execution.
+                # Also put back an execution whose lease is lost: the handler thread notices when it takes it.
                 self._leases.put_back(execution)
         log.debug("Handed over %s of %s executions that waited for a thread.", answers.count(True), len(batch))
 
     def _heartbeat(self) -> None:
         if now() < self._next_heartbeat:
             return
-        # A registration is a heartbeat too, and restores an entry that was lost.
+        # Register again, which is a heartbeat too and restores an entry that was lost.
         self._engine.register_worker(self._worker)
         self._next_heartbeat = now() + HEARTBEAT_EVERY
         if now() >= self._next_publication:
@@ -223,11 +223,11 @@ class LeaseKeeper(OwnedThread):
             self._engine.publish_tasks(self._publications)
 
     def _run_maintenance(self) -> None:
-        """Handle what is due, every few seconds, and at once when a running handler's time is over."""
+        """Run maintenance every few seconds, and at once when the time of a running handler is over."""
         moment = now()
         if moment < self._next_maintenance and all(execution.ends_at > moment for execution in self._leases.running()):
             return
-        # A turn is short, because leases are renewed between two turns.
+        # Keep a turn short, because leases are renewed between two turns.
         while (result := self._engine.run_upkeep()).more and now() < moment + MAINTENANCE_TURN:
             pass
         self._next_maintenance = now() + (0 if result.more else MAINTENANCE_EVERY)

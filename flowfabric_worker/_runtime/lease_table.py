@@ -19,9 +19,10 @@ from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.task import Task
 
 RENEWALS_PER_LEASE = 3
-# An execution whose worker was lost this many times may be what kills its processes.
+# After this many lost workers, the execution itself may be what kills its processes.
 SUSPECT_AFTER = 2
-# Several threads may notice one loss, which is told once. One lock serves all executions, because few are lost.
+# Guards that a loss is reported once, though several threads may notice it. One lock serves all executions, because
+# few are lost.
 _losing = threading.Lock()
 # A handler is near its end after this part of its time.
 _NEARLY = 0.9
@@ -47,12 +48,12 @@ class LeasedExecution:
         ends_at: when the store ends the attempt: its timeout or the deadline.
         started_at: when the handler began; None before.
         ended_at: when the handler ended; None before.
-        lost: why the result of the handler will not count; None while it will.
-        lost_at: when the execution was lost; infinity while it is not.
+        lost: why the result of the handler will not count; None if it counts.
+        lost_at: when the execution was lost; infinity if it was not.
         ended: True if the outcome is queued for the store, or dropped.
         counted: True if the execution counts as outstanding; see `LeaseTable`.
         frames: the frames that the handler has emitted; None before the first one.
-        interruption: interrupts the handler; None if the task does not want that.
+        interruption: interrupts the handler; None unless the task has `interrupt=True`.
         on_lost: called when the execution is lost.
     """
 
@@ -88,7 +89,7 @@ class LeasedExecution:
         self.on_lost = on_lost
         self.counted = False
         self._event: threading.Event | None = None
-        # Two threads may decide whether the handler begins; the one that removes this item decides.
+        # Two threads may decide whether the handler begins: the one that removes this item.
         self._start = [True]
 
     def begin(self) -> bool:
@@ -113,7 +114,7 @@ class LeasedExecution:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether its worker was lost so often that the execution may be what kills its processes."""
+        """Whether so many of its workers were lost that the execution may be what kills its processes."""
         return self.claimed.reclaim_count >= SUSPECT_AFTER
 
     @property
@@ -152,22 +153,22 @@ class LeasedExecution:
             self.frames.wake()
         if first and self.on_lost is not None:
             self.on_lost(self)
-        # This comes last, because in the handler's own thread it raises here.
+        # Interrupt last, because in the handler's own thread this call raises.
         if self.interruption is not None:
             self.interruption.interrupt()
 
     def renewed(self, asked_at: float) -> None:
-        """Note a renewal: the lease holds for its full time from `asked_at`, when the renewal was sent."""
+        """Note a renewal: the lease lasts for its full time from `asked_at`, when the renewal was sent."""
         lease = self.handle.lease_ttl_ms / 1000
         self.lease_until = asked_at + lease
         self.renew_at = asked_at + lease / RENEWALS_PER_LEASE
 
     def renew_again(self) -> None:
-        """Note that a renewal failed, so that it is tried a few more times before the lease expires."""
+        """Schedule another renewal after a failed one, so that there are several tries before the lease expires."""
         self.renew_at = now() + self.handle.lease_ttl_ms / 1000 / RENEWALS_PER_LEASE**2
 
     def _here(self, *moments_ms: int | None) -> float:
-        """Return the earliest of some times of the store's clock (ms), by `now()`; infinity if all are None."""
+        """Convert the earliest of some times of the store's clock, in ms, to `now()`; infinity if all are None."""
         known = [moment for moment in moments_ms if moment is not None]
         return self.claimed_at + (min(known) - self.claimed_at_ms) / 1000 if known else math.inf
 
@@ -175,7 +176,7 @@ class LeasedExecution:
 class LeaseTable:
     """The leased executions of a worker process, which its threads share.
 
-    An execution in `waiting` counts as outstanding until its handler has ended, or another worker has it. Each
+    An execution counts as outstanding from `queue` until its handler has ended, or another worker has it. Each
     execution knows whether it was counted, so that it is subtracted only once.
 
     Attributes:
@@ -206,13 +207,13 @@ class LeaseTable:
         """Add a claimed execution; from now on its lease is renewed."""
         former = self.executions.get(execution.key)
         if former is not None and not former.ended:
-            # The store hands an execution out again only after the former lease has ended. If the former handler has
-            # ended, its retry may arrive before the answer for its outcome, which the completer handles.
+            # The former lease has ended, or the store would not have handed the execution out again. If its handler has
+            # ended too, the retry has arrived before the answer to the outcome, which the completer handles.
             former.lose("lease lost")
         self.executions[execution.key] = execution
 
     def queue(self, execution: LeasedExecution) -> None:
-        """Queue a claimed execution for a thread, or among the suspects. Only the claimer calls this."""
+        """Queue a claimed execution for a handler thread, or a suspect for isolation. Only the claimer calls this."""
         if execution.is_suspect:
             self.suspects.append(execution)
         else:
@@ -237,7 +238,7 @@ class LeaseTable:
         return any(execution.claimed.reclaim_count for execution in list(self.executions.values()))
 
     def holds(self, execution: LeasedExecution) -> bool:
-        """Return True if this very lease of an execution is in the table."""
+        """Return True if the table holds this lease of the execution, and not a later one."""
         return self.executions.get(execution.key) is execution
 
     def drop(self, execution: LeasedExecution) -> None:
@@ -246,7 +247,7 @@ class LeaseTable:
             del self.executions[execution.key]
 
     def take_back_waiting(self) -> list[LeasedExecution]:
-        """Take everything that no thread has begun; it counts as outstanding until it is handed over."""
+        """Take the executions that no thread has begun, which count as outstanding until they are handed over."""
         taken: list[LeasedExecution] = []
         ends = 0
         with contextlib.suppress(queue.Empty):
@@ -257,7 +258,7 @@ class LeaseTable:
                 else:
                     taken.append(execution)
         for _ in range(ends):
-            # These tell handler threads to end, so they must stay in the queue.
+            # Keep the items that tell handler threads to end.
             self.waiting.put(None)
         while self.suspects:
             with contextlib.suppress(IndexError):
@@ -265,7 +266,7 @@ class LeaseTable:
         return taken
 
     def put_back(self, execution: LeasedExecution) -> None:
-        """Queue an execution again that was taken back."""
+        """Queue an execution again after it was taken back."""
         if execution.counted:
             self.waiting.put(execution)
         else:

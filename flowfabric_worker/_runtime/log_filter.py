@@ -8,7 +8,7 @@ from typing import Final
 from flowfabric_worker.context import LOG_FIELDS, context_of_this_thread, log_fields
 
 EXECUTION_LOG: Final = "flowfabric_worker.executions"
-"""The logger of the lines about how each execution ended."""
+"""The name of the logger for the lines about how executions ended."""
 
 
 class ExecutionLogFilter(logging.Filter):
@@ -28,7 +28,7 @@ class ExecutionLogFilter(logging.Filter):
 
 
 class ExecutionLogFormatter(logging.Formatter):
-    """Append the ids of an attempt to the message of a record that has them, except those that the message tells.
+    """Append the ids of an attempt to the message of a record that has them, except those in the message.
 
     Args:
         format_: the format of a line, as for `logging.Formatter`.
@@ -44,7 +44,7 @@ class ExecutionLogFormatter(logging.Formatter):
         message = super().formatMessage(record)
         if not hasattr(record, "ff_execution_id") or (self._brief and record.name == EXECUTION_LOG):
             return message
-        # A line of the execution log begins with the task, and that of a failure continues with the id.
+        # A line of the execution log begins with the task; a failure's line continues with the id.
         told = record.message.split(" ", 2)[:2] if record.name == EXECUTION_LOG else ()
         fields = {name.removeprefix("ff_"): getattr(record, name, None) for name in LOG_FIELDS}
         behind = " ".join(f"{name}={value}" for name, value in fields.items() if value not in told)

@@ -18,12 +18,12 @@ from flowfabric_worker._runtime.lease_table import now
 from flowfabric_worker.engine import forks
 
 CHECK_EVERY: Final = 1.0
-# A process that stays above this part of its limit is restarted, before handlers run out of memory.
+# Restart a process that stays above this share of its limit, before handlers run out of memory.
 CLOSE: Final = 0.9
-# The number of checks for which it stays there: memory that a handler has freed returns to the system later.
+# The number of checks in a row above that share, because freed memory returns to the system later.
 CHECKS: Final = 3
 
-# The functions that start a program without `os.fork()`, under the names that the standard library calls.
+# The functions that start a program without `os.fork()`, as modules and names that the standard library uses.
 _STARTERS: Final = (
     (subprocess, "_fork_exec"),
     (_posixsubprocess, "fork_exec"),
@@ -40,13 +40,13 @@ TO_STOP: Final = 128 * _MIB
 
 
 class MemoryLimit:
-    """Make allocations fail that would bring this process above a limit; Python then raises MemoryError.
+    """Make allocations beyond a limit fail, for which Python raises MemoryError.
 
     Create it after the threads have started: memory that is only reserved by then, such as their stacks, does not
-    count. Where the system has no such limit this does nothing; `MemoryWatch` works everywhere.
+    count. It does nothing on a system without such a limit; `MemoryWatch` works everywhere.
 
-    Programs that handlers start get the limits that this process was started with. A new process inherits the limit,
-    so the limit is lifted while a program is being started.
+    Programs that handlers start get the limits that this process was started with: the limit is lifted while a program
+    is being started, because a new process inherits it.
 
     Args:
         limit: the limit in bytes.
@@ -102,7 +102,7 @@ def _set_limit(limit: int) -> None:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes; where the system does not tell it, its maximum so far."""
+    """Return the resident memory of this process in bytes, or its maximum so far if the system tells only that."""
     pages = _statm()
     if pages is None:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -111,7 +111,7 @@ def resident_bytes() -> int:
 
 
 def _left_bytes() -> float:
-    """Return how many bytes this process may still allocate; reserved memory counts, whether it is used or not."""
+    """Return how many bytes this process may still allocate; memory counts as soon as it is reserved."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return math.inf if allowed == resource.RLIM_INFINITY else allowed - _reserved_bytes()
 

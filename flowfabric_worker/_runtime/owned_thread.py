@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Part(Protocol):
-    """What owns threads: the runtime stops when one of them has ended by itself."""
+    """A part that owns threads; the runtime stops when one of them has ended unexpectedly."""
 
     @property
     def alive(self) -> bool: ...
@@ -18,8 +18,8 @@ class OwnedThread(ABC):
     """The one thread of a part: it is started once, told to stop, and joined.
 
     Args:
-        name: what the thread is called, behind `flowfabric-`.
-        needed: False for a part that has nothing to do: then no thread starts, and the part counts as alive.
+        name: the name of the thread, after `flowfabric-`.
+        needed: False if the part has nothing to do; it then starts no thread, and counts as alive.
     """
 
     def __init__(self, name: str, *, needed: bool = True) -> None:
@@ -28,7 +28,7 @@ class OwnedThread(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether the part does what it is there for: its thread runs, or it needs none."""
+        """Whether the part works: its thread runs, or it needs none."""
         return not self._needed or self._thread.is_alive()
 
     def start(self) -> None:

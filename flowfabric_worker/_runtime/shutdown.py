@@ -1,4 +1,4 @@
-"""The deadline of a stop, and calls in the background that a stop need not wait for."""
+"""The deadline of a stop, and background calls for which a stop need not wait."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class BackgroundCall(Generic[T]):
         try:
             threading.Thread(target=self._work, name="flowfabric-background-call", daemon=True).start()
         except RuntimeError:
-            # No memory is left for another thread.
+            # There is not enough memory for another thread.
             self._work()
 
     def join(self, timeout: float) -> bool:

@@ -21,7 +21,7 @@ from flowfabric_worker.engine import log_queue
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
-# The former handler of each signal, and the worker's handler.
+# The handler of each signal before the worker set its own.
 _before: dict[int, Any] = {}
 _ours: dict[int, Any] = {}
 _forking = threading.local()
@@ -147,7 +147,7 @@ def print_threads(_: int, __: FrameType | None) -> None:
 
 
 def _hold() -> None:
-    """Block signals while this thread forks, because Python drops those that a child gets before it runs."""
+    """Block signals while this thread forks, because Python drops those that the child receives before it runs."""
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ours)
 
 

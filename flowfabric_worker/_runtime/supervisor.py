@@ -1,4 +1,4 @@
-"""The supervisor of several worker processes: it starts them, replaces those that die or hang, and stops them.
+"""The supervisor of several worker processes, which starts them, replaces those that die or hang, and stops them.
 
 The supervisor runs no task and does not use the store. It starts processes by exec, never by fork, and has a channel
 to each (see `supervisor_channel`). The kernel closes the channel when either side dies, so no process outlives its
@@ -27,7 +27,7 @@ log = log_queue.Log(__name__)
 # Seconds before a dead process is replaced: at first, and at most if processes die again and again.
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 30.0
-# A process that has worked for this many seconds is replaced after the first pause.
+# After a process that has worked for this many seconds, the next one starts after the first pause again.
 STEADY_AFTER: Final = 10.0
 # The seconds beyond the grace that a process may take to stop; its own deadline is a little earlier.
 STOP_WITHIN: Final = 4.6
@@ -51,8 +51,9 @@ class Slot:
     def plan(self, process: WorkerProcess, *, in_order: bool) -> float:
         """Plan the successor of a process that has ended; return the seconds until it starts.
 
-        The pause grows only with deaths in this slot that no suspect explains. So an application that cannot run is
-        not restarted all the time, while other slots, and work beside a task that kills its process, are not delayed.
+        The pause grows only with deaths in this slot that no suspect explains. An application that cannot run is
+        therefore not restarted all the time, but a task that kills its process does not delay other slots or other
+        work.
         """
         pause = 0.0
         if not in_order:
@@ -70,7 +71,8 @@ class Supervisor:
         command: the command that starts one process.
         count: the number of processes.
         grace: the most seconds that each process waits for its handlers when it stops.
-        hopeless: exit codes at a process's start that a restart cannot mend, unless another process has started.
+        hopeless: exit codes of a starting process after which a restart cannot help, unless another process has
+            started.
     """
 
     def __init__(self, command: Sequence[str], count: int, grace: float, hopeless: Collection[int] = ()) -> None:
@@ -80,10 +82,10 @@ class Supervisor:
         self._slots = [Slot() for _ in range(count)]
         self._pauses = PauseMeter()
         self._stop_by: float | None = None
-        # Whether any process has ever begun; then a failure at a later start may be temporary.
+        # Whether a process has ever started; if so, a failure to start may be temporary.
         self._began = False
         self._exit_code = 0
-        # The deaths that no living process has reported to the store yet.
+        # The deaths that no running process has reported to the store yet.
         self._deaths: list[str] = []
         self._selector = selectors.DefaultSelector()
         self._signals, self._signalled = socket.socketpair()
@@ -94,7 +96,7 @@ class Supervisor:
         SIGUSR1 is forwarded too.
 
         Returns:
-            The exit code: 0 if every process ended in order, else that of a process which did not.
+            The exit code: 0 if every process stopped cleanly, else that of a process that did not.
         """
         for end in (self._signals, self._signalled):
             end.setblocking(False)
@@ -118,7 +120,7 @@ class Supervisor:
         return [slot.process for slot in self._slots if slot.process is not None]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # A signal handler may interrupt any code, so it only writes to a socket.
+        # Only write to a socket here, because a signal handler may interrupt any code.
         self._signalled.send(bytes([number]))
 
     def _start_missing(self) -> None:
@@ -139,7 +141,7 @@ class Supervisor:
             elif process.hear():
                 self._began = self._began or bool(process.instance_id)
             else:
-                # The process has closed its end, so it is dying; its exit code follows.
+                # The process has closed the channel, so it is dying; its exit code follows.
                 self._selector.unregister(process)
 
     def _forward(self, number: int) -> None:
@@ -164,12 +166,12 @@ class Supervisor:
             elif self._stop_by is None and process.silent():
                 process.kill("was silent for too long; it is killed and replaced")
             elif self._stop_by is not None and time.monotonic() > self._stop_by:
-                # Silence means nothing here: a process that stops has released its leases before.
+                # Do not wait for silence here: a process that stops has already released its leases.
                 process.kill("does not stop; it is killed")
         self._pass_on_deaths()
 
     def _ignore_own_pauses(self) -> None:
-        """Extend all limits if this process was stopped, because it read no messages meanwhile."""
+        """Extend all limits by the time for which this process was stopped, because it read no messages meanwhile."""
         paused = self._pauses.measure()
         if not paused:
             return
@@ -182,7 +184,7 @@ class Supervisor:
         """Record the end of a process, and plan its successor."""
         if process in self._selector.get_map():
             self._selector.unregister(process)
-        # Its last message may have been its `hello`.
+        # Read its last message, which may be its `hello`.
         process.hear()
         process.close()
         began, how = bool(process.instance_id), describe_ending(code)
@@ -190,11 +192,11 @@ class Supervisor:
         in_order = began and code in (0, RESTART_EXIT_CODE)
         if self._stop_by is not None:
             slot.process = None
-            # A process that had not begun had nothing to stop, so its exit code does not count.
+            # Ignore the exit code of a process that had not started: it had nothing to stop.
             self._exit_code = self._exit_code or int(began and not in_order)
             return
         if code in self._hopeless and not self._began:
-            # The other processes would end in the same way.
+            # Start no other process, because it would end in the same way.
             slot.process = None
             self._exit_code = code
             self._forward(signal.SIGTERM)
@@ -205,7 +207,7 @@ class Supervisor:
         log.warning("The worker process %s ended (%s); another one starts in %.1f s.", process.pid, how, pause)
 
     def _pass_on_deaths(self) -> None:
-        """Let a living process tell the store how others died."""
+        """Have a running process report to the store how others died."""
         living = [process for process in self._processes if process.instance_id]
         while living and self._deaths:
             if living[-1].tell(self._deaths[0]):

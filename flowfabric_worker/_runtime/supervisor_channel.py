@@ -1,4 +1,4 @@
-"""The channel between a supervisor and a worker process: the end of the worker process.
+"""The worker process's end of the channel to its supervisor.
 
 The channel is a pair of sockets with one message per line. The process sends `hello INSTANCE SILENCE` when it has
 started, and `.` every second; `. suspect` while it holds an execution whose worker was lost before. The supervisor
@@ -22,15 +22,15 @@ from flowfabric_worker.engine import log_queue
 log = log_queue.Log(__name__)
 
 CHANNEL_VARIABLE: Final = "FLOWFABRIC_SUPERVISOR_CHANNEL"
-# Set for a process that does not claim, and runs the executions that are assigned to it.
+# Set for an isolated process, which does not claim but runs the executions that are assigned to it.
 ISOLATED_VARIABLE: Final = "FLOWFABRIC_RUN_ISOLATED"
 BEAT_EVERY: Final = 1.0
-# The exit code of a process that stopped in order because it needs a restart.
+# The exit code of a process that stopped cleanly because it needs a restart.
 RESTART_EXIT_CODE: Final = 7
 
 
 class SupervisorChannel:
-    """Exchange messages with the supervisor of this process, or with the starter of an isolated process.
+    """Exchange messages with the process that started this one: its supervisor or, if it is isolated, a worker.
 
     Args:
         end: this process's end of the channel.
@@ -73,7 +73,7 @@ class SupervisorChannel:
         self._thread.start()
 
     def done(self) -> None:
-        """Tell the starter that the assigned execution is finished."""
+        """Report that the assigned execution has ended."""
         self._send("done")
 
     def beat(self) -> None:
@@ -87,14 +87,14 @@ class SupervisorChannel:
         try:
             self._end.send(b". suspect\n" if self._holds_suspect() else b".\n", socket.MSG_DONTWAIT)
         except OSError as error:
-            # A stopped supervisor reads nothing, and must not delay the renewal of leases.
+            # Never block: a supervisor that is stopped reads nothing, and must not delay the renewal of leases.
             log.debug("A beat to the supervisor was not sent: %s", error)
 
     def _send(self, message: str) -> None:
         try:
             self._end.sendall(message.encode() + b"\n")
         except OSError:
-            # The listening thread notices the closed channel, and stops this process.
+            # The listening thread notices a closed channel, and stops this process.
             log.debug("The message %r to the supervisor was not sent.", message)
 
     def _listen(self) -> None:
@@ -120,7 +120,7 @@ class SupervisorChannel:
 
 
 def socket_from_environment() -> socket.socket | None:
-    """Return this process's end of the channel if a supervisor started it; processes that it starts do not get it."""
+    """Return this process's end of the channel to its supervisor, and hide it from child processes."""
     number = os.environ.pop(CHANNEL_VARIABLE, None)
     if number is None:
         return None
@@ -130,5 +130,5 @@ def socket_from_environment() -> socket.socket | None:
 
 
 def runs_isolated() -> bool:
-    """Return True if this process was started to run assigned executions; processes that it starts are not."""
+    """Return True if this process runs isolated, and hide that from child processes."""
     return os.environ.pop(ISOLATED_VARIABLE, None) is not None

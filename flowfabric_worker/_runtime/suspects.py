@@ -1,4 +1,4 @@
-"""Suspects, executions that may kill their process: in a process with other work they take turns of bounded time."""
+"""Suspects: executions that may kill their process, and so run in turns, apart from the other work of a process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from flowfabric_worker.engine import log_queue
 
 log = log_queue.Log(__name__)
 
-# The most seconds that a suspect waits for other handlers to end, and that it then runs isolated.
+# The most seconds that a turn waits for other handlers to end, and for which the suspect then runs isolated.
 ISOLATE_WITHIN: Final = 5.0
 ISOLATE_FOR: Final = 5.0
-# The most seconds that a suspect waits until the line that names it is written.
+# The most seconds that a suspect waits until the log line that names it is written.
 LOGGED_WITHIN: Final = 0.5
 
 
@@ -60,7 +60,7 @@ class Suspects:
         try:
             execution = self._leases.suspects.popleft()
         except IndexError:
-            # The lease keeper has handed it over to a worker that was waiting.
+            # The lease keeper has handed the suspect over to a waiting worker.
             return False
         log.warning(
             "%s of %s runs isolated: its worker was lost %s times.",

@@ -27,18 +27,18 @@ from flowfabric_worker.task import Task, creation_of
 
 log = log_queue.Log(__name__)
 
-# How long a process leads without renewal. Another process takes over within this time, long before a tick is missed.
+# How long a process leads without renewal, which is much less than the time after which a tick counts as missed.
 LEADS_FOR: Final = timedelta(seconds=6)
 # The most seconds between two calls by which the leader renews its leadership.
 _RENEW_EVERY: Final = 2.0
 # Seconds to wait after an error: at first, and at most.
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
-# A schedule that the store refused is sent again after this.
+# The pause after which a schedule that the store refused is sent again.
 _RETRY_AFTER: Final = timedelta(seconds=1)
 # Followers spread their calls over this many seconds.
 _SPREAD: Final = 0.5
-# The most schedules in one call, so that the first ones are submitted early.
+# The most schedules in one call, so that the first ones need not wait for all.
 _BATCH: Final = 100
 
 
@@ -47,7 +47,7 @@ class _Scheduled:
     """A task with its schedule.
 
     Attributes:
-        last: the last tick that the store has handled; None while it is not known.
+        last: the last tick that the store has handled; None if it is not known.
         following: when to serve the schedule next: at the first tick after `last`, or later after an error.
     """
 
@@ -93,7 +93,7 @@ class Ticker(OwnedThread):
         self._stopping.set()
 
     def tick(self) -> float | None:
-        """Submit every tick that is due, in this thread, whichever process leads.
+        """Submit every tick that is due, in this thread, even if another process leads.
 
         Returns:
             The seconds until the next tick, by the store's clock; None if no task has a schedule.
@@ -142,7 +142,7 @@ class Ticker(OwnedThread):
                 lasts = (leadership.until_ms - leadership.now_ms) / 1000
                 return min(LEADS_FOR.total_seconds(), lasts) + random.uniform(0.001, _SPREAD), False, None
         except EngineError as error:
-            # Serve the schedules all the same: their partitions may be available, and each tick is submitted once.
+            # Serve the schedules anyway: their partitions may be available, and each tick is submitted only once.
             unled = error
             try:
                 moment = moment_of(self._engine.server_time())
@@ -150,12 +150,12 @@ class Ticker(OwnedThread):
                 return _LONGEST_PAUSE, led, error
         asked_at = now()
         failed = self._serve(moment)
-        # The time that serving took is subtracted from the wait.
+        # Subtract the time that serving took.
         wait = self._until_next(moment) - (now() - asked_at)
         return min(_RENEW_EVERY, max(0.0, wait)), True, unled or failed
 
     def _forget_progress(self) -> None:
-        """Forget the last ticks, which another leader changes; read them again when this process leads."""
+        """Forget the last ticks, which another leader changes, so that they are read again when this process leads."""
         for each in self._scheduled:
             each.last, each.following = None, EPOCH
 
@@ -177,7 +177,7 @@ class Ticker(OwnedThread):
         open_ = self._scheduled
         while open_ and not self._stopping.is_set():
             asked = [(each, due) for each in open_ if (due := each.due(moment)) is not None]
-            # A schedule that was read for the first time, or is far behind, may have more ticks that are due.
+            # Continue with schedules that may have more due ticks: those read for the first time, or far behind.
             open_ = []
             for first in range(0, len(asked), _BATCH):
                 batch = asked[first : first + _BATCH]
@@ -186,7 +186,7 @@ class Ticker(OwnedThread):
                 try:
                     answers = self._engine.tick_schedules([_args(each, due, moment) for each, due in batch])
                 except EngineError as error:
-                    # The other schedules are in the same store.
+                    # Stop here, because the other schedules are in the same store.
                     return error
                 for (each, due), answer in zip(batch, answers, strict=True):
                     if isinstance(answer, EngineError):
@@ -200,7 +200,7 @@ class Ticker(OwnedThread):
     def _note(each: _Scheduled, due: Due, answer: TickScheduleResult) -> bool:
         """Record the last tick of a schedule; return True if more of its ticks may be due."""
         if isinstance(answer, Paused):
-            # The last tick is read again after the pause, whose ticks are skipped.
+            # Read the last tick again after the pause, whose ticks are skipped.
             each.last = None
             return False
         if isinstance(answer, Ticked):
@@ -231,7 +231,7 @@ def _args(each: _Scheduled, due: Due, moment: datetime) -> TickScheduleArgs:
 def _tell(each: _Scheduled, due: Due) -> None:
     if due.missed:
         more = "or more " if each.schedule.cron is not None and due.missed >= MAX_COUNTED else ""
-        then = f"the one of {due.ticks[-1]:%Y-%m-%d %H:%M:%S} runs" if due.ticks else "none of them runs"
+        then = f"the one of {due.ticks[-1]:%Y-%m-%d %H:%M:%S} runs" if due.ticks else "none of them runs now"
         log.warning(
             "%s missed %s %stick(s), because no worker ran within 30 s of them; %s (missed=%r).",
             each.task.name, due.missed, more, then, each.missed,
@@ -241,6 +241,6 @@ def _tell(each: _Scheduled, due: Due) -> None:
 
 
 def _group_of(scheduled: Sequence[_Scheduled]) -> str:
-    """Return a name for the processes with exactly these schedules, of which one serves for all."""
+    """Return a name for the group of processes with exactly these schedules, one of which serves them."""
     text = "\n".join(sorted(f"{each.task.name}\0{each.schedule.spec}\0{each.missed}" for each in scheduled))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""A worker process that this process has started, and the starter's end of the channel to it."""
+"""A worker process that this process has started, and this end of the channel to it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = log_queue.Log(__name__)
 START_WITHIN: Final = 60.0
 # Seconds that a process may take to receive an execution.
 ASSIGN_WITHIN: Final = 10.0
-# A supervisor that has not run for longer than this, in seconds, was stopped itself, such as by a debugger.
+# Seconds without running after which a process knows that it was stopped itself, for example by a debugger.
 STOPPED_AFTER: Final = 1.0
 
 
 class PauseMeter:
-    """Measure for how long this process was stopped, so that it does not count that time as the silence of others."""
+    """Measures for how long this process was stopped, so that it does not mistake that time for silence of others."""
 
     def __init__(self) -> None:
         self._measured_at = time.monotonic()
@@ -39,7 +39,7 @@ class PauseMeter:
 
 
 class WorkerProcess:
-    """One worker process, and the starter's end of the channel to it.
+    """One worker process, and this end of the channel to it.
 
     Args:
         command: the command that starts the process.
@@ -54,7 +54,7 @@ class WorkerProcess:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self._end, theirs = socket.socketpair()
         with theirs:
-            # In its own session the process gets no Ctrl-C; the supervisor forwards it.
+            # Start a session, so that the process gets no Ctrl-C but what the supervisor forwards.
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -127,7 +127,7 @@ class WorkerProcess:
         return self.hear()
 
     def stop(self, *, hurry: bool) -> None:
-        """Tell the process to stop, over the channel: a service manager may signal all processes by itself.
+        """Tell the process to stop, over the channel, because a service manager may signal all processes by itself.
 
         Args:
             hurry: stop without waiting for handlers.
@@ -136,7 +136,7 @@ class WorkerProcess:
             self.signal(signal.SIGTERM)
 
     def silent(self) -> bool:
-        """Return True if the process was silent for so long that its leases have expired, or it never started."""
+        """Return True if the process was silent until its leases expired, or has not started in time."""
         return time.monotonic() - self._heard_at > self._silence
 
     def join(self) -> None:
@@ -144,11 +144,11 @@ class WorkerProcess:
         try:
             self._process.wait(ASSIGN_WITHIN)
         except subprocess.TimeoutExpired:
-            self.kill("does not end; it is killed")
+            self.kill("does not end by itself; it is killed")
             self._process.wait()
 
     def ignore_silence(self, seconds: float) -> None:
-        """Reduce by `seconds` the silence of the process, in which the starter itself was stopped."""
+        """Subtract the `seconds` for which this process was stopped itself from the silence of the process."""
         self._heard_at += seconds
 
     def signal(self, number: int) -> None:

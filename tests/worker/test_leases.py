@@ -136,7 +136,7 @@ def test_a_task_that_holds_the_interpreter_delays_renewals_and_is_named(
     run.result(20)
 
     assert starts == [str(run.id)]
-    wait_until(lambda: "s late. If a task keeps Python's interpreter to itself" in caplog.text, "it is logged")
+    wait_until(lambda: "s late. If a task holds Python's global lock" in caplog.text, "it is logged")
     assert "hog" in caplog.text
 
 
@@ -357,6 +357,6 @@ def test_a_worker_of_which_a_thread_has_fallen_stops(
     worker.task(name="nap")(lambda: current().cancelled.wait(5)).submit()
     previous = signal.getsignal(signal.SIGTERM)
 
-    with pytest.raises(RuntimeError, match=f"The {part} of shop-.* ended by itself"):
+    with pytest.raises(RuntimeError, match=f"The {part} of shop-.* ended unexpectedly"):
         Runtime(worker, WorkerSettings(lease=SECOND, grace=timedelta())).run()
     assert signal.getsignal(signal.SIGTERM) is previous

@@ -58,7 +58,7 @@ def test_a_pool_of_one_thread_works_on_when_its_thread_is_lost(
     assert not over.is_set()
     assert lost_threads(runtime) == 1
     assert handler_threads() == 2
-    wait_until(lambda: "its thread is stuck, and is replaced. 1 threads are stuck." in caplog.text, "it is logged")
+    wait_until(lambda: "its stuck thread is replaced. 1 threads are stuck." in caplog.text, "it is logged")
     assert "deaf of" in caplog.text
 
 

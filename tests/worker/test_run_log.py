@@ -293,4 +293,4 @@ def test_ends_that_wait_to_be_told_are_bounded_and_the_rest_counted(
     lines = of_runs(told)
     assert len([line for line in lines if "completed in" in line and "a second" not in line]) == MOST_COMPLETIONS
     assert len([line for line in lines if line.startswith("completed in a second: add 80 ")]) == 1
-    assert lines[-1] == "900 further executions ended; there were too many to count them by task."
+    assert lines[-1] == "900 more executions ended; there were too many to count them by task."
