@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +13,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import ExecutionId
+from tests.support import leaks
 from tests.support.dumps import Dump, dump_of
 from tests.support.servers import ValkeyCluster, ValkeyServer, running
 
@@ -27,6 +28,18 @@ DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store", action="append", choices=STORES, help="run store tests on this store only; may repeat")
+
+
+def pytest_configure() -> None:
+    leaks.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail every test in which a token or a secret was written somewhere."""
+    report = yield
+    leaks.judge(report)
+    return report
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

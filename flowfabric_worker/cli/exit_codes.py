@@ -21,10 +21,10 @@ from flowfabric_worker.engine.errors import (
     TransportError,
     UnavailableError,
     ValidationError,
+    without_tokens,
 )
 from flowfabric_worker.engine.ids import with_plain_ids
 from flowfabric_worker.engine.suggestions import did_you_mean
-from flowfabric_worker.engine.waitpoint_tokens import without_tokens
 from flowfabric_worker.outcomes import ResultError
 
 F = TypeVar("F", bound=Callable[..., Any])

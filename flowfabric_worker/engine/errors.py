@@ -18,10 +18,21 @@ succeed later, the names of its details, and a sentence that says what happened 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
+
+_BEARER = re.compile(r"ffw1_[\w=%+/-]*")
+
+
+def without_tokens(text: str) -> str:
+    """Return a text in which only the prefix is left of each waitpoint token, also of one that is cut short.
+
+    A token may be given in the place of any name, and errors repeat names.
+    """
+    return _BEARER.sub("ffw1_...", text) if "ffw1_" in text else text
 
 
 class FlowFabricError(Exception):
@@ -44,7 +55,7 @@ class EngineError(FlowFabricError):
         row = CODES.get(self.code)
         self.retryable = row.retryable if row else False
         self.details: Mapping[str, Any] = details
-        super().__init__(message or (row.sentence if row else self.code))
+        super().__init__(without_tokens(message) or (row.sentence if row else self.code))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.code, str(self), dict(self.details), dict(self.__dict__))

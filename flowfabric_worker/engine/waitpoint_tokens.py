@@ -24,7 +24,6 @@ from flowfabric_worker.engine.wire import pack, unpack_text
 
 _VERSION: Final = "1"
 _BEARER_PREFIX: Final = "ffw1_"
-_BEARER = re.compile(rf"{_BEARER_PREFIX}[\w=%+/-]*")
 _TOKEN = re.compile(r"([^:]+):([0-9a-f]{64})")
 # How many digits of a digest may be shown, to tell tokens apart.
 FINGERPRINT_DIGITS: Final = 16
@@ -105,11 +104,6 @@ def to_bearer(execution_id: ExecutionId, waitpoint_id: WaitpointId, token: str) 
     """Return the opaque text with which its bearer can signal a waitpoint; it is safe in a URL."""
     packed = pack((str(execution_id), waitpoint_id, token))
     return _BEARER_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
-
-
-def without_tokens(text: str) -> str:
-    """Return a text in which nothing but the prefix is left of every bearer's token, also of one that is cut short."""
-    return _BEARER.sub(f"{_BEARER_PREFIX}...", text)
 
 
 def from_bearer(text: object) -> BearerToken:

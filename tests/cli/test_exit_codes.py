@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flowfabric_worker.client import Client
 from tests.support.cli import UNKNOWN_ID, cli
+from tests.support.cli_suspensions import waiting
 from tests.support.servers import ValkeyServer
 
 WRONG_USE = {
@@ -134,3 +136,45 @@ def test_debug_shows_the_traceback_of_an_error() -> None:
 
     assert ran.code == 2
     assert "Traceback" in ran.err
+
+
+MISPLACED = [
+    [],
+    ["status"],
+    ["status", UNKNOWN_ID],
+    ["list", "--state"],
+    ["list", "--limit"],
+    ["submit", "add"],
+    ["submit", "add", "--kwargs"],
+    ["submit", "add", "--delay"],
+    ["submit", "add", "--tag"],
+    ["cancel"],
+    ["result"],
+    ["resume", "--delay"],
+    ["waitpoints"],
+    ["secrets", "rotate", "k2"],
+    ["lanes"],
+    ["--url"],
+    ["completion"],
+]
+
+
+@pytest.mark.parametrize("arguments", MISPLACED, ids=" ".join)
+@pytest.mark.parametrize("length", [None, 60])
+def test_a_token_in_a_wrong_place_is_not_repeated(client: Client, arguments: list[str], length: int | None) -> None:
+    token = waiting(client).token[:length]
+
+    for further in ([], ["--json"], ["--debug"]):
+        ran = cli(*arguments, token, *further)
+
+        assert ran.code != 0
+        assert token[:20] not in ran.out + ran.err
+
+
+def test_a_token_on_stdin_where_ids_belong_is_not_repeated(client: Client) -> None:
+    token = waiting(client).token
+
+    ran = cli("cancel", "-", stdin=f"{token}\n{{{token}\n")
+
+    assert ran.code == 2
+    assert token[:20] not in ran.err

@@ -27,6 +27,7 @@ from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support import cli_app as application
 from tests.support.dumps import dump_of
+from tests.support.leaks import LEAKS
 from tests.support.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,7 @@ def cli(*arguments: object, stdin: str | bytes | None = None) -> Ran:
     result = CliRunner().invoke(main, words, input=stdin, prog_name="flowfabric-worker")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
+    LEAKS.note(f"the output of {' '.join(words[:2])}", result.output)
     return Ran(code=result.exit_code, out=result.stdout, err=result.stderr)
 
 
@@ -197,6 +199,7 @@ class Process:
         if self.popen.poll() is None:
             self.signal(signal.SIGKILL)
             self.wait()
+        LEAKS.note("the output of a process", self.log)
 
 
 def await_state(client: Client, execution_id: str, state: PublicState) -> None:

@@ -26,6 +26,8 @@ from flowfabric_worker.engine.errors import (
     ValidationError,
     error_from_code,
 )
+from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, uuid7
+from flowfabric_worker.engine.waitpoint_tokens import to_bearer
 
 PACKAGE = Path(errors.__file__).parents[1]
 CLASSES = {
@@ -274,3 +276,14 @@ def test_every_public_error_derives_from_one_root() -> None:
     assert outside == ["StepFailed"]
     assert issubclass(flowfabric_worker.EncodingError, ValueError)
     assert issubclass(flowfabric_worker.DurableCallError, RuntimeError)
+
+
+@pytest.mark.parametrize("length", [None, 200, 60, 10])
+def test_an_error_that_repeats_a_token_leaves_only_its_prefix(length: int | None) -> None:
+    token = to_bearer(ExecutionId.mint(1), WaitpointId(str(uuid7())), "k1:" + "0" * 64)[:length]
+
+    with pytest.raises(ValidationError) as refused:
+        ExecutionId.parse(token)
+
+    assert "'ffw1_..." in str(refused.value)
+    assert token[:10] not in str(refused.value)
