@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from flowfabric_worker._codecs import (
     unsupported,
 )
 from flowfabric_worker._codecs.formats import Codec, find_codec
+from flowfabric_worker._codecs.generators import innermost, is_generator, outputs_of
 from flowfabric_worker.engine.errors import FlowFabricError
 
 __all__ = [
@@ -308,9 +308,7 @@ class TaskCodec:
 
     def _hints(self) -> dict[str, Any]:
         """Return the annotations of the encoded values. Those of skipped parameters may not resolve at run time."""
-        function: Any = inspect.unwrap(self._function)
-        while isinstance(function, functools.partial):
-            function = inspect.unwrap(function.func)
+        function = innermost(self._function)
         if not inspect.isroutine(function) and not inspect.isclass(function):
             function = type(function).__call__
         annotations = getattr(function, "__annotations__", {})
@@ -328,21 +326,26 @@ class TaskCodec:
         except UNRESOLVED as error:
             unresolved = f"the annotations of {self._name} do not resolve: {error}"
 
-        def port(where: str, annotation: Any) -> _Port:
-            conversion = unsupported("", unresolved, unresolved=True) if unresolved else conversions.of(annotation)
+        def port(where: str, annotation: Any, refusal: str = "") -> _Port:
+            if unresolved or refusal:
+                conversion = unsupported("", unresolved or refusal, unresolved=bool(unresolved))
+            else:
+                conversion = conversions.of(annotation)
             return _Port(f"{where} of {self._name}", conversion)
 
         ports = {p.name: port(f"The argument {p.name!r}", hints.get(p.name, Any)) for p in self._parameters}
         by_kind = {p.kind: ports[p.name] for p in self._parameters}
-        result, frame = _outputs(self._function, hints.get("return", Any))
+        result, frame, refusal = hints.get("return", Any), Any, ""
+        if is_generator(self._function):
+            result, frame, refusal = outputs_of(result)
         unused = port("An argument", Any)  # never used, because binding refuses extra arguments
         return _Ports(
             places=[ports[name] for name in self._places],
             rest=by_kind.get(Parameter.VAR_POSITIONAL, unused),
             names={p.name: ports[p.name] for p in self._parameters if p.kind in _BY_NAME},
             more=by_kind.get(Parameter.VAR_KEYWORD, unused),
-            result=port("The result", result),
-            frame=port("A yielded value", frame),
+            result=port("The result", result, refusal),
+            frame=port("An emitted value", frame),
         )
 
 
@@ -433,15 +436,3 @@ def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str]
                 raise TypeError(f"{name} cannot be given {parameter.name!r} by keyword; make it keyword-only.")
             return count
     return None
-
-
-def _outputs(function: Callable[..., Any], annotation: Any) -> tuple[Any, Any]:
-    """Return the annotations of the result and of the yielded values, from the return annotation of a function."""
-    if not inspect.isgeneratorfunction(inspect.unwrap(function)):
-        return annotation, Any
-    match typing.get_args(annotation):
-        case [frame, _, result]:
-            return result, frame
-        case [frame]:
-            return Any, frame
-    return Any, Any

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from flowfabric_worker._tasks.local_context import LocalContext
+from flowfabric_worker._codecs.generators import is_generator
+from flowfabric_worker._tasks.local_context import LocalContext, iterate_in
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
@@ -81,7 +82,19 @@ class Run(Generic[R]):
     def __repr__(self) -> str:
         return f"Run({str(self.id)!r})"
 
-    def result(self, timeout: float | timedelta | None = None) -> R:
+    @overload
+    def result(self: Run[Generator[Any, Any, T]], timeout: float | timedelta | None = None) -> T: ...
+
+    @overload
+    def result(self: Run[Iterator[T]], timeout: float | timedelta | None = None) -> Any: ...
+
+    @overload
+    def result(self: Run[Iterable[T]], timeout: float | timedelta | None = None) -> Any: ...
+
+    @overload
+    def result(self, timeout: float | timedelta | None = None) -> R: ...
+
+    def result(self, timeout: float | timedelta | None = None) -> Any:
         """Wait until the execution ends, and return its result.
 
         Args:
@@ -102,7 +115,7 @@ class Run(Generic[R]):
         if outcome.outcome is not TerminalOutcome.SUCCESS:
             raise result_error(outcome)
         codec = self._codec and self._codec.named(outcome.codec)
-        return cast(R, codec.decode_result(outcome.result) if codec else outcome.result)
+        return codec.decode_result(outcome.result) if codec else outcome.result
 
     @overload
     def stream(
@@ -202,10 +215,11 @@ class Task(Generic[P, R]):
         codec: the codec of the owner, which a task without a codec option uses.
 
     Attributes:
+        is_generator: True if the function yields the values of its stream.
         schedule: when the worker submits the task by itself; None if it has no schedule.
 
     Raises:
-        TypeError: the function is async, a generator or a method, or an annotation cannot be encoded.
+        TypeError: the function is async or a method, or an annotation cannot be encoded.
         TypeError, ValueError: the schedule is not valid, or the function has parameters without defaults.
     """
 
@@ -218,6 +232,7 @@ class Task(Generic[P, R]):
         self.function = function
         self.name = check_name(name, "a task's name")
         self.options_given = options
+        self.is_generator = is_generator(function)
         self.context_parameter = find_context_parameter(function)
         self._owner = owner
         skip = {self.context_parameter} if self.context_parameter else set()
@@ -243,6 +258,8 @@ class Task(Generic[P, R]):
         args, kwargs = self._with_context(context, args, kwargs)  # type: ignore[assignment]  # the same, and the context
         if around is not None:
             return self.function(*args, **kwargs)
+        if self.is_generator:
+            return cast(R, iterate_in(context, functools.partial(self.function, *args, **kwargs)))
         token = enter(context)
         try:
             return self.function(*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from contextvars import Context
 from datetime import timedelta
@@ -98,7 +98,7 @@ class AttemptRunner:
         except BaseException as raised:  # noqa: BLE001  every exception of a task becomes its outcome, even SystemExit
             error = raised
         # The outcome is sent after the frames that were emitted before it.
-        refused = context.end_frames()
+        refused = context.frames.end()
         if refused is not None:
             self._fail(execution, refused, permanent=True)
         elif error is None and context.leaving is None:
@@ -147,10 +147,13 @@ class AttemptRunner:
 
     def _invoke(self, execution: LeasedExecution, context: HandlerContext, args: Any, kwargs: Any) -> Any:
         """Run code of users: the handler, inside the context managers of middleware."""
-        function: Callable[..., Any] = partial(forks.confined, execution.task.function)
+        call: Callable[..., Any] = forks.confined
         if execution.interruption is not None:
             # Only the handler can be interrupted: middleware must be able to close what it has opened.
-            function = partial(execution.interruption.run, function)
+            call = partial(execution.interruption.run, call)
+        function: Callable[..., Any] = partial(call, execution.task.function)
+        if execution.task.is_generator:
+            function = partial(_emit_all, call, function, context.emit)
         if not self._arounds:
             return function(*args, **kwargs)
         raised: BaseException | None = None
@@ -237,6 +240,33 @@ class AttemptRunner:
         self._completer.fail(execution, reason, FailureClass.PERMANENT if permanent else FailureClass.TRANSIENT)
         # Free the locals of the handler, which the frames keep alive; the outcome holds only text.
         _clear_frames(error)
+
+
+def _emit_all(
+    call: Callable[..., Any], function: Callable[..., Any], emit: Callable[[Any], None], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Emit every value that a generator yields; return what it returns.
+
+    The generator is closed at the value that it yielded last if that value is refused, or its attempt does not count.
+
+    Args:
+        call: calls code of the user.
+        function: returns the generator; what it returns is the result if it is no generator.
+        emit: emits a value.
+    """
+    values = function(*args, **kwargs)
+    if not isinstance(values, Generator):
+        return values
+    try:
+        while True:
+            try:
+                value = call(next, values)
+            except StopIteration as end:
+                return end.value
+            emit(value)
+    except BaseException:
+        forks.confined(values.close)
+        raise
 
 
 def _enter(stack: ExitStack, around: Around, context: HandlerContext) -> None:

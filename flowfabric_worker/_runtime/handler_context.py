@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from itertools import chain
 from typing import Any, Final, TypeVar
 
 from flowfabric_worker._runtime.frame_appender import Appender
-from flowfabric_worker._runtime.frame_buffer import FrameBuffer
+from flowfabric_worker._runtime.frame_writer import FrameWriter
 from flowfabric_worker._runtime.lease_table import LeasedExecution
 from flowfabric_worker._steps.durable_calls import (
     RESERVED,
@@ -29,15 +28,13 @@ from flowfabric_worker._steps.durable_calls import (
 from flowfabric_worker._steps.sleeps import Sleeps, end_of_sleep
 from flowfabric_worker._steps.step_errors import decode_error, encode_error
 from flowfabric_worker._steps.waits import NO_DEFAULT, WAIT, Wait, WaitEnd, encode_shown
-from flowfabric_worker._streams.frame_values import encode_patch, encode_value, frame_type_of
-from flowfabric_worker.codec import DecodingError, TaskCodec
+from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.context import ClaimKind, ResumedBy, SummaryWriter, TaskContext
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, StateError
 from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_JOURNAL_BYTES, MAX_PAGE_SIZE, MAX_STEPS
 from flowfabric_worker.engine.moments import moment_of
-from flowfabric_worker.engine.types.streams import StreamMode
 from flowfabric_worker.engine.types.suspension import AlreadySatisfied, ObservedSignals, ResumeReason
 from flowfabric_worker.engine.waitpoint_tokens import to_bearer
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted, Suspend
@@ -56,27 +53,23 @@ _NO_LIMIT: Final = timedelta(milliseconds=MAX_DURATION_MS)
 # The codes of errors about waitpoints that do not mean that the lease is lost, or that another try could help.
 _OF_WAITPOINTS: Final = ("waitpoint_not_pending", "pending_waitpoint_expired", "too_many_waitpoints")
 
-# The journal has the number of frames after a step that emitted some, under this prefix and the step's name.
-_EMITTED: Final = f"{RESERVED}emitted "
-
-# Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
-_creating: Final = threading.Lock()
-
 # Indexed by the members of `HandleKind`.
 _KINDS: Final[tuple[ClaimKind, ...]] = ("local", "fresh", "resumed", "reclaimed")
 
 
 class HandlerContext(TaskContext):
-    """The context that `current()` returns in the handler of an execution."""
+    """The context that `current()` returns in the handler of an execution.
+
+    Attributes:
+        frames: writes what the handler emits.
+    """
 
     def __init__(self, execution: LeasedExecution, engine: EngineBackend, appender: Appender) -> None:
         claimed = execution.claimed
-        self._appender = appender
-        self._codec: TaskCodec | None = None
-        self._has_ended = False
         self._execution = execution
         self._engine = engine
         self._calls = DurableCalls()
+        self.frames = FrameWriter(execution, appender)
         self._sleeps = Sleeps()
         # Whether the end of the last wait is recorded.
         self._has_looked = False
@@ -112,49 +105,16 @@ class HandlerContext(TaskContext):
         self._fenced(lambda: self._engine.progress(self._execution.handle, percent, message))
 
     def emit(self, value: Any, *, live: bool = False) -> None:
-        codec = self._codec
-        if codec is None:
-            codec = self._codec = self._execution.task.codec.named(self._execution.claimed.codec)
-        payload = forks.confined(encode_value, codec, self.task, value)
-        self._append(payload, StreamMode.BEST_EFFORT_LIVE if live else StreamMode.DURABLE, frame_type_of(codec))
+        self._calls.check_not_leaving("emit()")
+        self.frames.emit(value, live=live)
 
     @property
     def summary(self) -> SummaryWriter:
         return SummaryWriter(self._merge)
 
     def _merge(self, patch: Any) -> None:
-        self._append(encode_patch(self.task, patch), StreamMode.DURABLE_SUMMARY, "patch")
-
-    def _append(self, payload: bytes, mode: StreamMode, frame_type: str) -> None:
-        frames = self._execution.frames or self._first_frames()
-        with self.shield():
-            frames.put(payload, mode, frame_type)
-
-    def _first_frames(self) -> FrameBuffer:
-        """Return the buffer for the frames of this attempt, which is made for the first one."""
-        with _creating:
-            frames = self._execution.frames
-            if frames is None:
-                frames = self._execution.frames = FrameBuffer(self._execution, self._appender.send)
-        if self._has_ended:
-            frames.close()
-        return frames
-
-    def end_frames(self) -> EngineError | None:
-        """Refuse further frames, and wait until the store has the emitted ones, or the lease is lost.
-
-        Returns:
-            The error by which the store refused a frame for good; None if it refused none.
-        """
-        # A thread of the handler may emit now: it sees this mark, or this thread sees its buffer.
-        self._has_ended = True
-        frames = self._execution.frames
-        if frames is None:
-            return None
-        frames.close()
-        with contextlib.suppress(EngineError, Interrupted):
-            frames.flush()
-        return frames.failure
+        self._calls.check_not_leaving("summary.merge()")
+        self.frames.merge(patch)
 
     # Steps
 
@@ -167,10 +127,10 @@ class HandlerContext(TaskContext):
         if name not in self._journal:
             raised = self._journal.get(_RAISED + name)
             if raised is not None:
-                self._skip_emitted(name)
+                self.frames.skip(name, self._journal)
                 raise decode_error(raised, name)
             self.check()
-            before = self._count_emitted()
+            before = self.frames.count
             try:
                 with inside_step(name):
                     value = forks.confined(function, *args, **kwargs)
@@ -183,7 +143,7 @@ class HandlerContext(TaskContext):
             self._keep_emitted(name, before)
             self._record(name, encoded)
         else:
-            self._skip_emitted(name)
+            self.frames.skip(name, self._journal)
         return forks.confined(codec.decode_result, self._journal[name])
 
     def idempotency_key(self, name: str) -> str:
@@ -213,7 +173,7 @@ class HandlerContext(TaskContext):
                 ends_at = end_of_sleep(until, self._engine.server_time())
             self._record(record, str(ends_at).encode())
             raise self._calls.leave(Delay(moment_of(ends_at)))
-        ends_at = _read_number(self._journal[record], "a sleep", "a time in ms")
+        ends_at = _read_moment(self._journal[record])
         if self._execution.claimed_at_ms < ends_at:
             # Continue a sleep whose worker was lost before it could delay the execution.
             raise self._calls.leave(Delay(moment_of(ends_at)))
@@ -322,26 +282,12 @@ class HandlerContext(TaskContext):
         """False in the first run of an execution, which cannot have been suspended."""
         return self.attempt > 0 or self.kind != "fresh"
 
-    # A step that is not run again emits nothing again, so the numbers of its frames are left out.
-
-    def _count_emitted(self) -> int:
-        frames = self._execution.frames
-        return 0 if frames is None else frames.count
-
     def _keep_emitted(self, name: str, before: int) -> None:
         """Record how many frames there are after a step that emitted some; the store has them before the step."""
-        frames = self._execution.frames
-        if frames is not None and frames.count > before:
+        if self.frames.count > before:
             with self.shield():
-                frames.flush()
-            self._record(_EMITTED + name, str(frames.count).encode())
-
-    def _skip_emitted(self, name: str) -> None:
-        emitted = self._journal.get(_EMITTED + name)
-        if emitted is not None:
-            (self._execution.frames or self._first_frames()).skip_to(
-                _read_number(emitted, f"the step {name!r}", "a number")
-            )
+                count = self.frames.flush()
+            self._record(self.frames.record_of(name), count)
 
     # What is remembered
 
@@ -407,8 +353,8 @@ class HandlerContext(TaskContext):
             raise DurableCallError(str(error)) from error
 
 
-def _read_number(data: bytes, what: str, kind: str) -> int:
+def _read_moment(data: bytes) -> int:
     try:
         return int(data)
     except ValueError:
-        raise DecodingError(f"The record of {what} is damaged: {data!r:.50} is not {kind}.") from None
+        raise DecodingError(f"The record of a sleep is damaged: {data!r:.50} is not a time in ms.") from None

@@ -76,6 +76,14 @@ class DurableCalls:
             raise DurableCallError(f"{call} was made inside the step {around!r}, which later runs skip: move it out.")
         if forks.depth() != self._depth:
             raise DurableCallError(f"{call} was made in a forked process: make it in the handler itself.")
+        self.check_not_leaving(call)
+
+    def check_not_leaving(self, call: str) -> None:
+        """Refuse a call that a later run would not make in the same place, because the handler is being left.
+
+        Raises:
+            DurableCallError: the handler is being left, to continue later.
+        """
         leaving = self.leaving or sys.exception()
         if isinstance(leaving, Delay | Suspend | WaitChildren):
             raise DurableCallError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -20,7 +22,7 @@ from flowfabric_worker._steps.durable_calls import (
 )
 from flowfabric_worker._streams.frame_values import encode_patch, encode_value
 from flowfabric_worker.codec import TaskCodec
-from flowfabric_worker.context import ResumedBy, SummaryWriter, TaskContext
+from flowfabric_worker.context import ResumedBy, SummaryWriter, TaskContext, enter
 from flowfabric_worker.engine.merge_patch import merge
 from flowfabric_worker.outcomes import Interrupted
 from flowfabric_worker.signals import Signal
@@ -106,3 +108,30 @@ class LocalContext(TaskContext):
 
 def _needs_execution(call: str) -> RuntimeError:
     return RuntimeError(f"current().{call} works only in a durable execution: submit the task instead of calling it.")
+
+
+def iterate_in(context: TaskContext, function: Callable[[], Any]) -> Any:
+    """Call a generator function in a context; return a generator whose code runs in it, between the caller's own code.
+
+    What the function returns is returned as it is if it is no generator.
+    """
+    scope = contextvars.copy_context()
+    scope.run(enter, context)
+    values = scope.run(function)
+    return _iterate_in(scope, values) if isinstance(values, Generator) else values
+
+
+def _iterate_in(scope: contextvars.Context, values: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    resume: Callable[[], Any] = partial(next, values)
+    while True:
+        try:
+            value = scope.run(resume)
+        except StopIteration as end:
+            return end.value
+        try:
+            resume = partial(values.send, (yield value))
+        except GeneratorExit:
+            scope.run(values.close)
+            raise
+        except BaseException as error:  # noqa: BLE001  what the caller throws is raised in the generator
+            resume = partial(values.throw, error)

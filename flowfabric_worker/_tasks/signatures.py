@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, Union
 
 from flowfabric_worker._codecs import UNRESOLVED
+from flowfabric_worker._codecs.generators import innermost
 from flowfabric_worker.context import TaskContext
 
 _UNIONS: Final = (Union, types.UnionType)
@@ -21,7 +22,7 @@ def check_function(function: Callable[..., Any]) -> None:
     """Refuse a function that does not do its work when it is called, or that needs an instance.
 
     Raises:
-        TypeError: it is async, a generator, a method or no function; the message says what to do.
+        TypeError: it is async, a method or no function; the message says what to do.
     """
     if not callable(function):
         raise TypeError(f"@worker.task decorates a function, not {function!r:.100}.")
@@ -34,8 +35,6 @@ def check_function(function: Callable[..., Any]) -> None:
             raise TypeError(
                 f"{name}() is async, and handlers run in threads: make it a plain function that calls asyncio.run()."
             )
-        if inspect.isgeneratorfunction(called):
-            raise TypeError(f"{name}() is a generator, and a task cannot yield yet: return a list.")
     if _takes_an_instance(inner, name):
         raise TypeError(
             f"{name}() is a method, and a worker has no instance for it: decorate a function, or put @staticmethod "
@@ -95,7 +94,4 @@ def _resolved(function: Callable[..., Any], annotation: str) -> Any:
 
 def globals_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the global names of the module of a function."""
-    inner: Any = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    return getattr(inner, "__globals__", {})
+    return getattr(innermost(function), "__globals__", {})

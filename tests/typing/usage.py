@@ -5,9 +5,21 @@ An error that is expected is ignored by its name; mypy complains about an `ignor
 
 from __future__ import annotations
 
-from typing import assert_type
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, assert_type
 
-from flowfabric_worker import Call, Run, Submission, Task, Worker, current
+from flowfabric_worker import (
+    AttemptBegan,
+    Call,
+    Run,
+    StreamItem,
+    StreamValue,
+    Submission,
+    Task,
+    ValuesDropped,
+    Worker,
+    current,
+)
 
 worker = Worker("shop")
 
@@ -22,6 +34,42 @@ def price(order: int, country: str = "de") -> float:
 def receipt(order: int, *, to: str) -> list[str]:
     """Return a task with options."""
     return [f"{order}: {to}"]
+
+
+@worker.task
+def words(text: str) -> Generator[str, None, int]:
+    """Return a generator with a result."""
+    yield from text.split()
+    return len(text)
+
+
+@worker.task(lane="mail")
+def numbers(most: int) -> Iterator[int]:
+    """Return a generator without a result."""
+    yield from range(most)
+
+
+@worker.task
+def pairs(most: int) -> Iterable[tuple[int, int]]:
+    """Return a generator that is annotated as an iterable."""
+    for number in range(most):
+        yield number, number
+
+
+def streams() -> None:
+    """Use the streams of generators, with the types that must come out."""
+    assert_type(words.submit("a b").result(), int)
+    assert_type(numbers.submit(3).result(), Any)
+    assert_type(list(words("a b")), list[str])
+    assert_type(next(words.submit("a b").stream()), StreamItem[str])
+    assert_type(next(pairs.submit(3).stream()), StreamItem[tuple[int, int]])
+    assert_type(next(price.submit(7).stream()), StreamItem[Any])
+    for item in numbers.options(priority=3).submit(3).stream(timeout=5):
+        match item:
+            case StreamValue(value):
+                assert_type(value, int)
+            case AttemptBegan(attempt) | ValuesDropped(attempt):
+                assert_type(attempt, int)
 
 
 def right() -> None:

@@ -195,7 +195,7 @@ def test_a_generator_yields_frames_and_returns_a_result() -> None:
     task = TaskCodec(counting, find_codec("json"))
     assert task.decode_frame(task.encode_frame(Decimal("1.0"))) == Decimal("1.0")
     assert task.decode_result(task.encode_result(date(2024, 1, 1))) == date(2024, 1, 1)
-    with pytest.raises(EncodingError, match=r"^A yielded value of counting\(\) cannot be encoded"):
+    with pytest.raises(EncodingError, match=r"^An emitted value of counting\(\) cannot be encoded"):
         task.encode_frame(1)
     assert TaskCodec(wrapped, find_codec("json")).encode_result(date(2024, 1, 1)) == b'"2024-01-01"'
     iterator = TaskCodec(iterating, find_codec("json"))

@@ -181,7 +181,7 @@ def merges_a_deep_patch() -> None:
 
 REFUSED: dict[Callable[[], None], str] = {
     emits_a_large_value: "an emitted value of 'shop.emits_a_large_value' has 70002 bytes; at most 65536 are allowed",
-    emits_an_object: "A yielded value of emits_an_object.* cannot be encoded",
+    emits_an_object: "An emitted value of emits_an_object.* cannot be encoded",
     merges_a_large_patch: "a summary patch of 'shop.merges_a_large_patch' has 70011 bytes; at most 65536",
     merges_an_object: "A summary patch of 'shop.merges_an_object' cannot be encoded at",
     merges_a_deep_patch: "'shop.merges_a_deep_patch' cannot merge a summary patch: .* nests more than 16 deep",

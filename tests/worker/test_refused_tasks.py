@@ -41,10 +41,6 @@ async def later_each(number: int) -> AsyncIterator[int]:
     yield number
 
 
-def numbers(count: int) -> Iterator[int]:
-    yield from range(count)
-
-
 class Shop:
     def send(self, order: int) -> None: ...
 
@@ -61,7 +57,6 @@ class Shop:
         (later_each, "is async"),
         (functools.partial(later, 1), "is async"),
         (Shop(), "is async"),
-        (numbers, "is a generator"),
         (Shop.send, "is a method"),
         (Shop.__dict__["open"], "method|function"),
         (5, "decorates a function"),

@@ -1,0 +1,118 @@
+"""What a handler adds to its stream: values, and patches of the summary document."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flowfabric_worker._runtime.frame_appender import Appender
+from flowfabric_worker._runtime.frame_buffer import FrameBuffer
+from flowfabric_worker._runtime.lease_table import LeasedExecution
+from flowfabric_worker._steps.durable_calls import RESERVED
+from flowfabric_worker._streams.frame_values import encode_patch, encode_value, frame_type_of
+from flowfabric_worker.codec import DecodingError, TaskCodec
+from flowfabric_worker.engine import forks
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.types.streams import StreamMode
+from flowfabric_worker.outcomes import Interrupted
+
+# Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
+_creating: Final = threading.Lock()
+
+
+class FrameWriter:
+    """Write the frames of one attempt; its methods raise what `TaskContext.emit` raises.
+
+    Args:
+        execution: the execution whose handler writes.
+        appender: sends the frames.
+    """
+
+    __slots__ = ("_appender", "_codec", "_execution", "_has_ended")
+
+    def __init__(self, execution: LeasedExecution, appender: Appender) -> None:
+        self._execution = execution
+        self._appender = appender
+        self._codec: TaskCodec | None = None
+        self._has_ended = False
+
+    def emit(self, value: Any, *, live: bool) -> None:
+        """Queue a value."""
+        codec = self._codec
+        if codec is None:
+            codec = self._codec = self._execution.task.codec.named(self._execution.claimed.codec)
+        payload = forks.confined(encode_value, codec, self._execution.task.name, value)
+        self._put(payload, StreamMode.BEST_EFFORT_LIVE if live else StreamMode.DURABLE, frame_type_of(codec))
+
+    def merge(self, patch: Any) -> None:
+        """Queue a patch of the summary document."""
+        self._put(encode_patch(self._execution.task.name, patch), StreamMode.DURABLE_SUMMARY, "patch")
+
+    def end(self) -> EngineError | None:
+        """Refuse further frames, and wait until the store has the emitted ones, or the lease is lost.
+
+        Returns:
+            The error by which the store refused a frame for good; None if it refused none.
+        """
+        # A thread of the handler may emit now: it sees this mark, or this thread sees its buffer.
+        self._has_ended = True
+        frames = self._execution.frames
+        if frames is None:
+            return None
+        frames.close()
+        with contextlib.suppress(EngineError, Interrupted):
+            frames.flush()
+        return frames.failure
+
+    def _put(self, payload: bytes, mode: StreamMode, frame_type: str) -> None:
+        frames, interruption = self._execution.frames or self._begin(), self._execution.interruption
+        if interruption is None:
+            frames.put(payload, mode, frame_type)
+            return
+        # An interruption must not leave the buffer half changed.
+        with interruption.shield():
+            frames.put(payload, mode, frame_type)
+
+    def _begin(self) -> FrameBuffer:
+        """Return the buffer of the attempt's frames, which is made for the first one."""
+        with _creating:
+            frames = self._execution.frames
+            if frames is None:
+                frames = self._execution.frames = FrameBuffer(self._execution, self._appender.send)
+        if self._has_ended:
+            frames.close()
+        return frames
+
+    # A step that is not run again emits nothing again, so the numbers of its frames are left out.
+
+    @property
+    def count(self) -> int:
+        """How many frames the attempt has so far."""
+        frames = self._execution.frames
+        return 0 if frames is None else frames.count
+
+    def record_of(self, step: str) -> str:
+        """Return the name under which the journal has the number of frames after a step that emitted some."""
+        # Each attempt numbers its frames from the start.
+        return f"{RESERVED}out {self._execution.handle.attempt_index} {step}"
+
+    def flush(self) -> bytes:
+        """Wait until the store has every frame; return their number, for the journal."""
+        frames = self._execution.frames or self._begin()
+        frames.flush()
+        return str(frames.count).encode()
+
+    def skip(self, step: str, journal: Mapping[str, bytes]) -> None:
+        """Leave out the numbers of the frames that a step emitted in an earlier run of this attempt."""
+        emitted = journal.get(self.record_of(step))
+        if emitted is None:
+            return
+        try:
+            count = int(emitted)
+        except ValueError:
+            raise DecodingError(
+                f"The record of the step {step!r} is damaged: {emitted!r:.50} is not a number of frames."
+            ) from None
+        (self._execution.frames or self._begin()).skip_to(count)
