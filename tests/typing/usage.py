@@ -97,5 +97,5 @@ def wrong() -> None:
     price.submit(7, land="fr")  # type: ignore[call-arg]
     receipt.submit(7, "a@b.c")  # type: ignore[call-arg]
     receipt.options(priority=9).submit(7)  # type: ignore[call-arg]
-    current().step("price", price, "seven")  # type: ignore[arg-type]
+    current().step("price", price, "seven")  # type: ignore[call-overload]
     assert_type(price.submit(7).result(), str)  # type: ignore[assert-type]
