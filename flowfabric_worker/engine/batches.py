@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
-from flowfabric_worker.engine.limits import MAX_CALL_BYTES, MAX_CALL_ITEMS
+from flowfabric_worker.engine.limits import MAX_CALL_BYTES
 from flowfabric_worker.engine.stores.base import Argument
 
 T = TypeVar("T")
@@ -39,12 +39,12 @@ def cut_items(items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: in
     yield from (indices for indices, _ in open_batches.values())
 
 
-def windows(batches: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Yield the batches that are sent together: small ones of several partitions, in all no more than a full one."""
+def windows(batches: Iterable[Sequence[int]], full: int) -> Iterator[list[Sequence[int]]]:
+    """Yield the batches that are sent together: small ones of several partitions, in all at most `full` items."""
     together: list[Sequence[int]] = []
     count = 0
     for batch in batches:
-        if together and count + len(batch) > MAX_CALL_ITEMS:
+        if together and count + len(batch) > full:
             yield together
             together, count = [], 0
         together.append(batch)

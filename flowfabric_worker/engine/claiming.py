@@ -22,6 +22,7 @@ from flowfabric_worker.engine.limits import (
     MAX_BATCH_ITEMS,
     MAX_CALLS_REMEMBERED,
     MAX_LANES_PER_CLAIM,
+    MAX_LEASE_ITEMS,
     MAX_LEASE_MS,
 )
 from flowfabric_worker.engine.listener import FALLBACK
@@ -272,7 +273,9 @@ class Claiming(Decoding, ClassCache):
                 lanes, wait = [attrs.evolve(lane, revision=b"") for lane in lanes], 0.0
             stale: set[bytes] = set()
             next_due, again = FALLBACK, False
-            for batch, wait_ms, limit in self._calls_for(lanes, wait, terms.request.limit - len(claimed)):
+            wanted = terms.request.limit - len(claimed)
+            most = wanted if terms.request.claim_id is not None else min(wanted, MAX_LEASE_ITEMS)
+            for batch, wait_ms, limit in self._calls_for(lanes, wait, most):
                 numbers: list[Argument] = [terms.lease_ms, wait_ms, limit, matching_lanes.set_name]
                 try:
                     reply = self._call_claim(terms, partition, numbers, batch)
@@ -288,7 +291,7 @@ class Claiming(Decoding, ClassCache):
                     break
                 if items:
                     got = self._decode(partition, items, terms)
-                    if more == b"1":
+                    if more == b"1" or len(items) == most < wanted:
                         got += self._claim_more(terms, partition, [*claimed, *got])
                     # All of them may be damaged, so the next look is at once.
                     return got, 0.0
@@ -311,7 +314,7 @@ class Claiming(Decoding, ClassCache):
                 request.on_ended(ended)
 
     def _claim_more(self, terms: _Terms, partition: int, claimed: Sequence[Claimed]) -> list[Claimed]:
-        """Claim more after a call had used its work budget, as another claim; return nothing if that fails."""
+        """Claim more after a call that could not carry all, as another claim; return nothing if that fails."""
         size = sum(len(each.payload or b"") + sum(map(len, each.journal.values())) for each in claimed)
         if terms.request.claim_id is not None or len(claimed) >= terms.request.limit or size > MAX_BATCH_BYTES // 2:
             return []

@@ -23,7 +23,7 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
-from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, Limits
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_LEASE_ITEMS, Limits
 from flowfabric_worker.engine.listener import Listener, Waiter
 from flowfabric_worker.engine.pages import read_cursor
 from flowfabric_worker.engine.partitions import parse_partition_key
@@ -35,6 +35,8 @@ from flowfabric_worker.engine.wire import pack
 T = TypeVar("T")
 
 DEFAULT_RETRY_FOR = 5.0
+
+_ITEMS_PER_CALL = {"complete_many": MAX_LEASE_ITEMS, "fail_many": MAX_LEASE_ITEMS}
 
 
 class EngineCore:
@@ -238,11 +240,11 @@ class EngineCore:
         answers: list[Reply | EngineError | None] = [None] * len(items)
         waiting: Sequence[int] = range(len(items))
         lost: dict[int, TransportError] = {}
-        most = MAX_CALL_ITEMS
+        most = full = _ITEMS_PER_CALL.get(function, MAX_CALL_ITEMS)
         with self.under_way:
             while waiting:
                 batches = list(cut_items(items, waiting, most))
-                for window in windows(batches):
+                for window in windows(batches, full):
                     # A partition that was away for as long as calls are sent again is not waited for once more.
                     together = [batch for batch in window if self.check_partition(items[batch[0]][0]) not in lost]
                     replies = yield from self._send_batches(function, items, together, timeout)
