@@ -22,6 +22,12 @@ from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
+from flowfabric_worker.engine.types.suspension import (
+    DeliverApprovalSignalArgs,
+    DeliverSignalArgs,
+    DeliverSignalResult,
+    ResumeExecutionResult,
+)
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.middleware import Around, Middleware
 from flowfabric_worker.task import Task
@@ -35,7 +41,7 @@ _RETENTION: Final = timedelta(milliseconds=MAX_DURATION_MS)
 
 
 class EagerEngine(Engine):
-    """Run every submission in the caller's thread before returning.
+    """Run every submission in the caller's thread until it has ended, or waits for a signal, before returning.
 
     The clock of the store follows real time, and jumps to the next moment that an execution waits for. The executions
     that a handler submits run after the handler, in the same thread. A thread that submits while another thread runs
@@ -86,10 +92,46 @@ class EagerEngine(Engine):
         return EngineBackend.create_in_batches(self, args)
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
-        if self.read_outcome(execution_id) is None:
-            # Run the execution: a replay may have made it ready again.
+        for _ in range(MOST_MOVES):
+            if self.read_outcome(execution_id) is not None:
+                break
+            # A replay, or a signal from another engine, may have made the execution ready again.
             self._run([execution_id])
+            info = self.read_execution_info(execution_id)
+            if info is None or info.public_state is not PublicState.SUSPENDED:
+                break
+            # Nothing else can happen while the caller waits.
+            self.set_clock(self._end_of_wait(info))
         return super().wait_for_result(execution_id, timeout)
+
+    def _end_of_wait(self, info: ExecutionInfo) -> datetime:
+        """Return when the time of a suspended execution is over.
+
+        Raises:
+            RuntimeError: it waits without a limit.
+        """
+        known = [moment for moment in (info.suspended_until_ms, info.deadline_at_ms) if moment is not None]
+        if not known:
+            raise RuntimeError(
+                f"{info.execution_id} of {info.task!r} has no result yet: {self._explain(info)} Answer it before you "
+                "ask for its result."
+            )
+        return moment_of(max(self.server_time(), min(known)))
+
+    def deliver_signal(self, args: DeliverSignalArgs) -> DeliverSignalResult:
+        result = super().deliver_signal(args)
+        self._run([args.execution_id])
+        return result
+
+    def deliver_approval_signal(self, args: DeliverApprovalSignalArgs) -> DeliverSignalResult:
+        result = super().deliver_approval_signal(args)
+        self._run([args.execution_id])
+        return result
+
+    def resume_execution(self, execution_id: ExecutionId, delay: timedelta = timedelta(0)) -> ResumeExecutionResult:
+        result = super().resume_execution(execution_id, delay)
+        self._run([execution_id])
+        return result
 
     def server_time(self) -> int:
         self._follow_time()
@@ -154,9 +196,13 @@ class EagerEngine(Engine):
             moves += 1
 
     def _left(self) -> list[ExecutionInfo]:
-        """Return the pending executions that have not ended."""
+        """Return the pending executions that have not ended, and wait for no signal."""
         infos = [self.read_execution_info(each) for each in self._pending]
-        return [info for info in infos if info is not None and not info.public_state.is_terminal]
+        return [
+            info
+            for info in infos
+            if info is not None and not info.public_state.is_terminal and info.public_state is not PublicState.SUSPENDED
+        ]
 
     def _next_moment(self, info: ExecutionInfo, left: Iterable[ExecutionInfo]) -> datetime:
         """Return the next moment at which an execution that cannot run now changes.
