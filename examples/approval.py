@@ -36,7 +36,7 @@ inbox: queue.Queue[Message] = queue.Queue()
 
 @worker.task
 def deploy(version: str) -> str:
-    """Deploy a version if the team or, when the team does not answer in time, the manager approves."""
+    """Release a version if the team or, when the team does not answer in time, the manager approves."""
     changes = current().step("list the changes", list_changes, version)
     decision = ask("the team", version, changes)
     if decision is None:
@@ -72,7 +72,7 @@ def list_changes(version: str) -> list[str]:
 
 
 def roll_out(version: str, key: str) -> str:
-    """Roll a version out: a step."""
+    """Start a version on a cluster: a step."""
     return f"cluster-{len(version + key) % 2}"
 
 

@@ -237,8 +237,8 @@ class Worker:
         those that their handlers submitted. Everything else is as in a worker: encoding, retries, timeouts, steps.
         `result()` raises the failure of an execution. No time passes: the store's clock moves forward over delays,
         sleeps and back-offs. An execution that waits for a signal continues when the signal comes; `result()` moves
-        the clock to the end of its time instead. Inside a handler `submit` returns at once, and the work runs when the handler has ended.
-        If several threads submit at the same time, one of them runs all the work.
+        the clock to the end of its time instead. Inside a handler `submit` returns at once, and the work runs when the
+        handler has ended. If several threads submit at the same time, one of them runs all the work.
 
         Args:
             capabilities: capabilities in addition to those that the tasks require.

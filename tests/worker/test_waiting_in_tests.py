@@ -39,7 +39,7 @@ def deploying(worker: Worker, tokens: list[str], timeout: timedelta | None = Non
         tokens.append(current().waitpoint("approval"))
         approval = current().wait_for("approval", timeout=timeout, default=None)
         if approval is None:
-            return f"{version}: nobody answered"
+            return f"{version}: no answer"
         return f"{version}: {'deployed' if approval else approval.reason}"
 
     return deploy
@@ -58,7 +58,7 @@ def test_the_result_of_a_submission_in_place_lets_its_wait_time_out(eager: Worke
     run = deploying(eager, tokens, DAY).submit("1.2")
     began = eager.engine.server_time()
 
-    assert run.result(0) == "1.2: nobody answered"
+    assert run.result(0) == "1.2: no answer"
     assert DAY - timedelta(seconds=1) <= timedelta(milliseconds=eager.engine.server_time() - began) < 2 * DAY
 
 
@@ -109,4 +109,4 @@ def test_run_until_idle_goes_on_when_the_clock_passes_the_time(tokens: list[str]
         clock.move(timedelta(seconds=1))
 
         assert worker.run_until_idle() == 1
-        assert run.result(0) == "1.2: nobody answered"
+        assert run.result(0) == "1.2: no answer"
