@@ -98,8 +98,7 @@ class Claiming(Decoding, ClassCache):
     def stop_waiting(self, worker_instance_id: str) -> None:
         """Stop a worker's waiting, also in a claim that is under way; it gets no more wake-ups."""
         for worker in self._waiting.pop(check_name(worker_instance_id, "worker_instance_id")):
-            for partition in range(self.partitions):
-                self.call("stop_waiting", partition, [worker.waiter.name])
+            self.call_each("stop_waiting", range(self.partitions), [worker.waiter.name])
 
     def _terms(self, request: ClaimRequest) -> _Terms:
         policy = check_record(check_record(request, ClaimRequest).policy, ClaimPolicy)
@@ -336,20 +335,21 @@ class Claiming(Decoding, ClassCache):
             yield list(lanes), wait_ms, 0
 
     def _call_claim(self, terms: _Terms, partition: int, numbers: Sequence[Argument], lanes: Sequence[Lane]) -> Reply:
+        return self.call("claim_many", partition, self._claim_arguments(terms, numbers, lanes))
+
+    def _claim_arguments(self, terms: _Terms, numbers: Sequence[Argument], lanes: Sequence[Lane]) -> list[Argument]:
         name = terms.worker.waiter.name if terms.worker else ""
         counted = "1" if self.store.counts_listeners else ""
         head: list[Argument] = [terms.claim_id, terms.holder, terms.instance, name, *numbers, counted]
-        return self.call("claim_many", partition, [*head, *lane_arguments(lanes)])
+        return [*head, *lane_arguments(lanes)]
 
     def _claimed_before(self, terms: _Terms) -> list[Claimed] | None:
         """Return what is still leased of an earlier call with the caller's claim id, or None if the claim is new."""
-        again: list[Claimed] = []
-        known = False
-        for partition in range(self.partitions):
-            reply = self._call_claim(terms, partition, [terms.lease_ms, 0, 1, ""], [])
-            known = known or bool(reply[5])
-            again += self._decode(partition, reply[3], terms)
-        return again if known else None
+        arguments = self._claim_arguments(terms, [terms.lease_ms, 0, 1, ""], [])
+        replies = self.call_each("claim_many", range(self.partitions), arguments)
+        if not any(reply[5] for reply in replies):
+            return None
+        return [each for partition, reply in enumerate(replies) for each in self._decode(partition, reply[3], terms)]
 
     def _decode(self, partition: int, items: Reply, terms: _Terms) -> list[Claimed]:
         instance = terms.request.policy.worker_instance_id

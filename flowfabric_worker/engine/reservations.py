@@ -58,11 +58,9 @@ class Reservations(Claiming):
         """Return what an earlier call reserved under the caller's grant id, in any partition."""
         # A lane without classes cannot give another execution.
         lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
-        for partition in range(self.partitions):
-            reply = self.call("reserve", partition, [*head, *lane])
-            if reply[0] == b"granted":
-                return _grant(partition, reply, args.worker_id)
-        return None
+        replies = self.call_each("reserve", range(self.partitions), [*head, *lane])
+        granted = [partition for partition, reply in enumerate(replies) if reply[0] == b"granted"]
+        return _grant(granted[0], replies[granted[0]], args.worker_id) if granted else None
 
     def _reserve_from(self, partition: int, request: ClaimRequest, head: list[Argument]) -> Reply | None:
         for _ in range(MOST_LOOKS):
@@ -100,14 +98,11 @@ class Reservations(Claiming):
     def _redeem(
         self, target: ExecutionId, worker_id: str, instance: str, lease: timedelta, claim_id: str | None, mode: str
     ) -> Claimed:
-        holder, _ = self._holder(worker_id, instance, waits=False)
+        holder, packed_instance = self._holder(worker_id, instance, waits=False)
         minted = check_uuid(claim_id, "claim_id")
         ttl = lease_ms(lease)
-        reply = self.call(
-            "redeem",
-            target.partition_number,
-            [target.uuid, minted, holder, worker_id, ttl, mode, self._packed_namespace],
-        )
+        head: list[Argument] = [target.uuid, minted, holder, worker_id, ttl, mode]
+        reply = self.call("redeem", target.partition_number, [*head, self._packed_namespace, packed_instance])
         try:
             return self.decode_claimed(target.partition_number, reply[1], minted, instance, ttl)
         except DAMAGE as error:

@@ -239,7 +239,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
   local ttl, wait_ms, limit, set, counted = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), args[8], args[9]
   local lanes = ff.lanes_of(args, 10)
-  local claims, failure = ff.claims_of(ctx, instance, instance, ff.unpack(holder)[1])
+  local claims, failure = ff.claims_of(ctx, instance, ff.unpack(holder)[1])
   if not claims then
     return failure
   end
@@ -328,10 +328,14 @@ end)
 ff.register('reserve', {}, function(ctx, args)
   local grant_id, instance, worker, ttl = args[1], args[2], args[3], tonumber(args[4])
   local lane = ff.lanes_of(args, 5)[1]
-  local claims, failure = ff.claims_of(ctx, instance, 'g' .. instance, worker)
-  local before = claims and ff.recall(claims.memory, grant_id)
-  if failure or before then
-    return failure or before
+  local claims, failure = ff.claims_of(ctx, instance, worker)
+  if not claims then
+    return failure
+  end
+  local grants = ff.grants_of(ctx, instance, worker)
+  local before = ff.recall(grants.memory, grant_id)
+  if before then
+    return before
   end
   ff.run_due(ctx, ff.DUE_PER_CLAIM, 0.5)
   local granted
@@ -346,7 +350,8 @@ ff.register('reserve', {}, function(ctx, args)
   if granted then
     ff.move(ctx, granted, nil, { reserved_for = worker, reserved_until = ctx.now + ttl })
     answer = { 'granted', granted.uuid, ff.text(granted.reserved_until) }
-    ff.keep_claim(ctx, claims, grant_id, answer, ttl)
+    ff.keep_claim(ctx, grants, grant_id, answer, ttl)
+    ff.keep_instance(ctx, claims, ttl)
   end
   ff.flush(ctx)
   return answer
@@ -354,13 +359,13 @@ end)
 
 -- redeem: claim the execution that is reserved for a worker.
 -- Arguments: uuid, claim id, holder as in claim_many, worker id, lease in ms, 'any' or 'resumed' (only an interrupted
--- attempt), pack{namespace}.
+-- attempt), pack{namespace}, pack{namespace, instance}.
 -- Replies: 'claimed', the item.
 -- Errors: execution_not_found, execution_not_leaseable, not_a_resumed_execution, invalid_claim_grant,
--- claim_grant_expired.
+-- claim_grant_expired, instance_of_other_worker.
 ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
-  local namespace = args[7]
+  local namespace, instance = args[7], args[8]
   local record, failure = load_for_claim(ctx, uuid)
   if not record then
     return failure
@@ -378,6 +383,11 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
     return ff.failure('invalid_claim_grant', uuid)
   elseif tonumber(record.reserved_until) <= ctx.now then
     return ff.failure('claim_grant_expired', uuid)
+  end
+  local claims
+  claims, failure = ff.claims_of(ctx, instance, worker)
+  if not claims then
+    return failure
   elseif call('HGET', ctx.base .. ':lane:' .. ff.class(record.class).lane, 'paused') then
     return ff.failure('execution_not_leaseable', uuid, 'lane_paused')
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
@@ -386,6 +396,7 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   elseif ff.exhausted(ctx, record) then
     return ff.failure('execution_not_leaseable', uuid, 'failed')
   end
+  ff.keep_instance(ctx, claims, ttl)
   take(ctx, record, new_lease(ctx, claim_id, holder, ttl))
   return { 'claimed', claimed(record) }
 end)

@@ -1,23 +1,41 @@
 -- The last claims of each worker instance, kept to answer repeated claims.
 
--- Return the remembered claims (or grants) of a worker instance. An instance belongs to one worker id; for another worker
--- id return nil and the failure.
-function ff.claims_of(ctx, instance, field, worker)
+-- Read a memory of a worker instance, for a worker id.
+local function read_memory(ctx, field, worker)
   local parts = ff.unpack(call('HGET', ctx.base .. ':claims', field) or '') or {}
-  local claims = { field = field, parts = parts, kept = tonumber(parts[1]) or 0, memory = parts[2], worker = worker }
-  if parts[3] and parts[3] ~= worker and claims.kept > ctx.now then
-    return nil, ff.failure('instance_of_other_worker', (ff.behind_first(instance)), parts[3])
+  return { field = field, parts = parts, kept = tonumber(parts[1]) or 0, memory = parts[2], worker = worker }
+end
+
+-- Return the remembered claims of a worker instance, pack{namespace, instance}. An instance belongs to one worker id; for
+-- another worker id return nil and the failure.
+function ff.claims_of(ctx, instance, worker)
+  local claims = read_memory(ctx, instance, worker)
+  local owner = claims.parts[3]
+  if owner and owner ~= worker and claims.kept > ctx.now then
+    return nil, ff.failure('instance_of_other_worker', (ff.behind_first(instance)), owner)
   end
   return claims
 end
 
--- Remember the reply of one more claim for `ttl` ms, and store the fields that follow `ttl`.
-function ff.keep_claim(ctx, claims, claim_id, answer, ttl, ...)
+-- Return the remembered grants of a worker instance.
+function ff.grants_of(ctx, instance, worker)
+  return read_memory(ctx, 'g' .. instance, worker)
+end
+
+-- Keep what is remembered of a worker instance, and the instance for its worker id, for `ttl` ms at least. Store the fields
+-- that follow `ttl`.
+function ff.keep_instance(ctx, claims, ttl, ...)
   claims.kept = math.max(claims.kept, ctx.now + ttl)
   local parts = claims.parts
-  parts[1], parts[2], parts[3] = ff.text(claims.kept), ff.remember(claims.memory, claim_id, answer), claims.worker
+  parts[1], parts[2], parts[3] = ff.text(claims.kept), claims.memory or '', claims.worker
   call('HSET', ctx.base .. ':claims', claims.field, ff.pack(parts), ...)
   ff.due_at(ctx, 'retention', 'k' .. claims.field, claims.kept)
+end
+
+-- Remember the reply of one more claim for `ttl` ms, and store the fields that follow `ttl`.
+function ff.keep_claim(ctx, claims, claim_id, answer, ttl, ...)
+  claims.memory = ff.remember(claims.memory, claim_id, answer)
+  ff.keep_instance(ctx, claims, ttl, ...)
 end
 
 -- A claim got many ids, so they are stored in a field of their own, a slot, and the memory holds the slot's number.

@@ -12,7 +12,14 @@ import pytest
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import ConflictError, TransportError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.claiming import Claimed, ClaimForWorkerArgs, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.claiming import (
+    Claimed,
+    ClaimForWorkerArgs,
+    ClaimPolicy,
+    ClaimRequest,
+    LaneRequest,
+    ReclaimToken,
+)
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conftest import Clock
@@ -173,6 +180,13 @@ def as_worker(worker: str) -> ClaimPolicy:
     return ClaimPolicy(worker_id=worker, worker_instance_id="host-1")
 
 
+def redeem(engine: Engine) -> object:
+    """Redeem a grant of instance `host-2` as instance `host-1`."""
+    grant = engine.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="two", worker_instance_id="host-2"))
+    assert grant is not None
+    return engine.claim_from_reclaim(ReclaimToken(grant=grant, worker_id="two", worker_instance_id="host-1"))
+
+
 OTHERS: dict[str, Callable[[Engine], object]] = {
     "claim": lambda engine: engine.claim(LANE, frozenset(), as_worker("two")),
     "register": lambda engine: engine.register_worker(
@@ -181,6 +195,7 @@ OTHERS: dict[str, Callable[[Engine], object]] = {
     "reserve": lambda engine: engine.claim_for_worker(
         ClaimForWorkerArgs(lane=LANE, worker_id="two", worker_instance_id="host-1")
     ),
+    "redeem": redeem,
 }
 
 
@@ -197,6 +212,28 @@ def test_an_instance_belongs_to_one_worker_id(engine: Engine, clock: Clock, othe
 
     assert isinstance(caught.value, ConflictError)
     assert caught.value.details["worker_id"] == "one"
-    # When the first one is gone, another worker may take its name.
+    # When worker `one` is gone, another worker may take the name of its instance.
     clock.move(timedelta(minutes=5))
     assert OTHERS[other](engine)
+
+
+@pytest.mark.parametrize("other", ["claim", "reserve", "redeem"])
+@pytest.mark.parametrize("first", ["claim", "reserve", "redeem"])
+def test_leases_and_reservations_alike_bind_an_instance_to_a_worker_id(engine: Engine, first: str, other: str) -> None:
+    for execution in same_partition_ids(engine, 3):
+        created(engine, execution_id=execution)
+    grant = engine.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="one", worker_instance_id="host-0"))
+    assert grant is not None
+    ways: dict[str, Callable[[], object]] = {
+        "claim": lambda: engine.claim(LANE, frozenset(), as_worker("one")),
+        "reserve": lambda: engine.claim_for_worker(
+            ClaimForWorkerArgs(lane=LANE, worker_id="one", worker_instance_id="host-1")
+        ),
+        "redeem": lambda: engine.claim_from_reclaim(
+            ReclaimToken(grant=grant, worker_id="one", worker_instance_id="host-1")
+        ),
+    }
+    assert ways[first]()
+
+    with refused("instance_of_other_worker"):
+        OTHERS[other](engine)

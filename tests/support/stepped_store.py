@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Reply
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.support.lossy_store import LosingStore
 
@@ -35,12 +36,21 @@ class SteppedStore(LosingStore):
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
         reply = super().call(function, partition, arguments, timeout)
+        self._count(function)
+        return reply
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        replies = super().call_many(calls, timeout)
+        for call in calls:
+            self._count(call.function)
+        return replies
+
+    def _count(self, function: str) -> None:
         self.sent.append(function)
         action = self._action
         if action is not None and len(self.sent) == self._last:
             self._action = None
             action()
-        return reply
 
 
 def stepped(engine: Engine) -> tuple[Engine, SteppedStore]:

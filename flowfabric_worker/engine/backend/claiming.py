@@ -33,7 +33,7 @@ class ClaimingBackend:
 
         Raises:
             ValidationError: `invalid_input`, `invalid_capabilities`.
-            StateError: `instance_of_other_worker`.
+            ConflictError: `instance_of_other_worker`.
         """
         raise UnavailableError("claim")
 
@@ -49,7 +49,7 @@ class ClaimingBackend:
 
         Raises:
             ValidationError: `invalid_input`, `invalid_capabilities`, `duplicate_in_call`.
-            StateError: `instance_of_other_worker`.
+            ConflictError: `instance_of_other_worker`.
         """
         raise UnavailableError("claim_many")
 
@@ -86,7 +86,7 @@ class ClaimingBackend:
 
         Raises:
             ValidationError: `invalid_input`, `invalid_capabilities`.
-            StateError: `instance_of_other_worker`.
+            ConflictError: `instance_of_other_worker`.
         """
         raise UnavailableError("claim_for_worker")
 
@@ -103,6 +103,7 @@ class ClaimingBackend:
             NotFoundError: `execution_not_found`.
             ContentionError: `execution_not_leaseable`, `not_a_resumed_execution`, `invalid_claim_grant`,
                 `claim_grant_expired`.
+            ConflictError: `instance_of_other_worker`.
             ValidationError: `invalid_input`; `corruption`, the execution is damaged and was set aside.
         """
         raise UnavailableError("claim_resumed_execution")
@@ -118,6 +119,7 @@ class ClaimingBackend:
 
         Raises:
             ContentionError: `invalid_claim_grant`, `claim_grant_expired`.
+            ConflictError: `instance_of_other_worker`.
             ValidationError: `invalid_input`; `corruption`, the execution is damaged and was set aside.
         """
         raise UnavailableError("claim_from_reclaim")

@@ -31,7 +31,7 @@ class WorkersBackend:
 
         Raises:
             ValidationError: `invalid_input`, `invalid_capabilities`.
-            StateError: `instance_of_other_worker`.
+            ConflictError: `instance_of_other_worker`.
         """
         raise UnavailableError("register_worker")
 
