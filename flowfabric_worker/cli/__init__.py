@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from flowfabric_worker._version import __version__
+from flowfabric_worker.cli.approve import approve
 from flowfabric_worker.cli.bench import bench
 from flowfabric_worker.cli.cancel import cancel
 from flowfabric_worker.cli.check import check
@@ -21,9 +22,11 @@ from flowfabric_worker.cli.resume import resume
 from flowfabric_worker.cli.run import run
 from flowfabric_worker.cli.schedules import schedules
 from flowfabric_worker.cli.secrets import secrets
+from flowfabric_worker.cli.signal import signal
 from flowfabric_worker.cli.status import status
 from flowfabric_worker.cli.submit import submit
 from flowfabric_worker.cli.suspended import suspended
+from flowfabric_worker.cli.tail import tail
 from flowfabric_worker.cli.waitpoints import waitpoints
 from flowfabric_worker.cli.workers import workers
 
@@ -44,12 +47,15 @@ for command in (
     submit,
     status,
     result,
+    tail,
     list_,
     explain,
     cancel,
     replay,
     suspended,
     waitpoints,
+    signal,
+    approve,
     resume,
     lanes,
     workers,

@@ -23,6 +23,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _RETRY_FOR: Final = 1.0
 
 _JSON: Final = find_codec("json")
+# Characters of an argument that an error repeats.
+_MOST_REPEATED: Final = 80
+
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
 _SIZE: Final = re.compile(r"([0-9]{1,15})(|KB|MB|GB)")
 _SIZE_UNITS: Final = ("", "KB", "MB", "GB")
@@ -36,22 +39,27 @@ _UNITS: Final = {
 }
 
 
+def _brief(text: str) -> str:
+    """Return the beginning of an argument, for an error that repeats it."""
+    return f"{text!r:.{_MOST_REPEATED}}"
+
+
 def duration(text: str) -> timedelta:
     """Read a duration: seconds, or a number with a unit, such as 500ms, 30s, 5m, 2h or 1d."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise click.BadParameter(f"{text!r} is not a duration: write seconds, or a number with ms, s, m, h or d.")
+        raise click.BadParameter(f"{_brief(text)} is not a duration: write seconds, or a number with ms, s, m, h or d.")
     try:
         return float(match[1]) * _UNITS[match[2]]
     except OverflowError:
-        raise click.BadParameter(f"The duration {text!r} is too long.") from None
+        raise click.BadParameter(f"The duration {_brief(text)} is too long.") from None
 
 
 def size(text: str) -> int:
     """Read a size: bytes, or a number with a unit, such as 512MB or 2GB; 1 KB is 1024 bytes."""
     match = _SIZE.fullmatch(text.upper())
     if match is None or not int(match[1]):
-        raise click.BadParameter(f"{text!r} is not a size: write bytes, or a number with KB, MB or GB.")
+        raise click.BadParameter(f"{_brief(text)} is not a size: write bytes, or a number with KB, MB or GB.")
     return int(match[1]) * int(1024 ** _SIZE_UNITS.index(match[2]))
 
 
@@ -60,15 +68,15 @@ def json_value(text: str) -> Any:
     try:
         return _JSON.decode(text.encode())
     except ValueError:
-        quoted = shlex.quote(json.dumps(text, ensure_ascii=False))
-        raise click.BadParameter(f"{text!r} is not JSON: in a shell, write a text as {quoted}.") from None
+        quoted = shlex.quote(json.dumps(text, ensure_ascii=False)) if len(text) <= _MOST_REPEATED else "'\"...\"'"
+        raise click.BadParameter(f"{_brief(text)} is not JSON: in a shell, write a text as {quoted}.") from None
 
 
 def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object."""
     value = json_value(text)
     if not isinstance(value, dict):
-        raise click.BadParameter(f"""{text!r} is not a JSON object: write one such as '{{"to": "a@b.c"}}'.""")
+        raise click.BadParameter(f"""{_brief(text)} is not a JSON object: write one such as '{{"to": "a@b.c"}}'.""")
     return value
 
 
@@ -85,7 +93,7 @@ def header(text: str) -> tuple[str, str]:
 def _pair(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise click.BadParameter(f"{text!r} is not a {what}: write NAME=VALUE.")
+        raise click.BadParameter(f"{_brief(text)} is not a {what}: write NAME=VALUE.")
     return name, value
 
 

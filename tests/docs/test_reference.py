@@ -112,7 +112,7 @@ def test_every_command_stands_in_the_reference_and_the_guide() -> None:
 def test_every_option_of_a_command_stands_in_the_reference(name: str) -> None:
     parameters = [each for each in main.commands[name].params if isinstance(each, click.Option)]
 
-    assert options_in(section(PAGE, name)) == {option for each in parameters for option in each.opts}
+    assert options_in(section(PAGE, name)) == {each for one in parameters for each in (*one.opts, *one.secondary_opts)}
 
 
 @pytest.mark.parametrize("name", main.commands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from flowfabric_worker import Fail, RetryPolicy, Worker, current
+from flowfabric_worker import Approval, Fail, RetryPolicy, Worker, current
 
 worker = Worker("application")
 without_tasks = Worker("idle")
@@ -34,3 +34,29 @@ def nap(seconds: float) -> str:
     current().log.info("sleeping for %s s", seconds)
     time.sleep(seconds)
     return "slept"
+
+
+@worker.task(name="count", lane="streams")
+def count(last: int) -> None:
+    for number in range(1, last + 1):
+        current().emit(number)
+
+
+@worker.task(name="tell", lane="streams", retry=RetryPolicy(max_retries=1, initial=timedelta(milliseconds=10)))
+def tell(text: str) -> None:
+    current().emit(text)
+    if current().retry_count == 0:
+        raise ValueError("stumbled")
+
+
+@worker.task(name="ask", lane="waits")
+def ask(name: str) -> object:
+    current().emit(current().waitpoint(name))
+    return current().wait_for(name)
+
+
+@worker.task(name="decide", lane="waits")
+def decide() -> str:
+    current().emit(current().waitpoint("decision"))
+    decision = current().wait_for("decision", type=Approval)
+    return f"{'approved' if decision else 'rejected'} by {decision.by}: {decision.reason}"
