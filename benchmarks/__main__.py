@@ -21,6 +21,7 @@ from benchmarks import (
     schedules,
     server_time,
     steps,
+    streams,
     timing,
     writes,
 )
@@ -29,13 +30,14 @@ from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
 SECTIONS = (
-    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "listings", "logs", "scale",
-    "schedules", "timing",
+    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "streams", "listings", "logs",
+    "scale", "schedules", "timing",
 )  # fmt: skip
 _TABLES = {
     "writes": writes.table,
     "leases": leases.table,
     "steps": steps.table,
+    "streams": streams.table,
     "listings": listings.table,
     "logs": logs.table,
 }

@@ -30,6 +30,7 @@ class Append:
     They have numbers that grow, or none has; and all are summary frames, or none is.
 
     Attributes:
+        is_summary: whether the frames are summary frames.
         frames: by the places of their outcomes, those that have no outcome yet.
         outcomes: where outcomes go, of all items of the call.
         call_id: by which a repeat is known.
@@ -39,18 +40,14 @@ class Append:
     """
 
     handle: Handle
-    frames: dict[int, Frame]
+    is_summary: bool
     outcomes: dict[int, Outcome]
+    frames: dict[int, Frame] = attrs.field(factory=dict)
     call_id: str = attrs.field(factory=new_call_id)
     size: int = 0
     version: int = 0
     document: bytes | None = None
     failure: EngineError | None = None
-
-    @property
-    def is_summary(self) -> bool:
-        """Whether the frames are summary frames."""
-        return any(frame.mode is StreamMode.DURABLE_SUMMARY for frame in self.frames.values())
 
     def takes(self, frame: Frame) -> bool:
         """Return whether a frame may follow those that it has."""
@@ -86,7 +83,7 @@ def queues_of(appends: Sequence[FrameAppend], outcomes: dict[int, Outcome]) -> l
         handle, frame = each.handle, each.frame
         queue = queues.setdefault((handle.execution_id, handle.fence), deque())
         if not queue or not queue[-1].takes(frame):
-            queue.append(Append(handle, {}, outcomes))
+            queue.append(Append(handle, frame.mode is StreamMode.DURABLE_SUMMARY, outcomes))
         queue[-1].frames[place] = frame
         queue[-1].size += len(frame.payload)
     return list(queues.values())

@@ -84,17 +84,20 @@ def encode_frames(frames: Sequence[Frame], first_version: int) -> bytes:
     parts: list[str | bytes] = []
     for version, frame in enumerate(frames, first_version):
         is_summary = frame.mode is StreamMode.DURABLE_SUMMARY
-        said = (frame.mode, frame.kind, frame.frame_type or frame.kind, _optional_text(frame.correlation_id))
+        said = _said(frame.mode, frame.kind, frame.frame_type, frame.correlation_id)
         seq = "" if frame.seq is None else str(frame.seq)
-        digest = "" if frame.seq is None else blake2b(pack((*said, frame.payload)), digest_size=8).hexdigest()
+        digest = "" if frame.seq is None else blake2b(said + pack((frame.payload,)), digest_size=8).hexdigest()
         live = _live(frame.live or _DEFAULT_LIVE) if frame.mode is StreamMode.BEST_EFFORT_LIVE else b""
-        head = pack((*said, seq, str(version) if is_summary else ""))
+        head = said + pack((seq, str(version) if is_summary else ""))
         parts += (frame.mode, head, frame.payload, seq, digest, live)
     return pack(parts)
 
 
-def _optional_text(text: str | None) -> bytes:
-    return optional(None if text is None else text.encode())
+@functools.lru_cache(maxsize=256)
+def _said(mode: StreamMode, kind: FrameKind, frame_type: str | None, correlation_id: str | None) -> bytes:
+    """Pack what most frames of a stream have in common."""
+    correlation = None if correlation_id is None else correlation_id.encode()
+    return pack((mode, kind, frame_type or kind, optional(correlation)))
 
 
 @functools.lru_cache(maxsize=64)

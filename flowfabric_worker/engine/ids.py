@@ -152,6 +152,11 @@ def mint_parts(partitions: int) -> tuple[int, str]:
     return 0 if partitions == 1 else partition_of_uuid(UUID(int=number), partitions), text
 
 
+def is_plain_name(value: object) -> bool:
+    """Return True if `value` is a valid name of printable ASCII characters, as nearly all names are."""
+    return value.__class__ is str and value.isascii() and value.isprintable() and 0 < len(value) <= MAX_NAME_BYTES
+
+
 def check_name(value: object, what: str) -> str:
     """Return `value` if it is a valid name: UTF-8 of 1 to 256 bytes, no control character, no surrogate.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from benchmarks import leases, listings, logs, schedules, steps, writes
+from benchmarks import leases, listings, logs, schedules, steps, streams, writes
 from benchmarks.leases import Renewal
 from benchmarks.listings import Page
 from benchmarks.logs import Drain
@@ -82,3 +82,17 @@ def test_what_a_drain_costs_another_lane_has_rows_in_ms_and_in_times() -> None:
     assert len(names) == 8
     judged = ("submit_p50", "submit_p99", "start_p50")
     assert [names[f"beside_{what}_times"].targets[0].factor for what in judged] == [2, 5, 2]
+
+
+def test_streams_are_told_as_times_and_rates() -> None:
+    times = [1.0] * 99 + [50.0]
+    table = streams.table_of(
+        streams.Measured(first=times, late=[2.0] * 100, rates={1: [100.0, 300.0, 200.0], 8: [1000.0]})
+    )
+
+    assert table.rows == [
+        ["submission to the first value at a live reader", "1 ms", "49.5 ms"],
+        ["emission to a live reader", "2 ms", "2 ms"],
+        ["frames of one handler", "200 per s", ""],
+        ["frames of 8 handlers", "1,000 per s", ""],
+    ]

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import attrs
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.ids import check_capabilities, check_name
+from flowfabric_worker.engine.ids import check_capabilities, check_name, is_plain_name
 from flowfabric_worker.engine.moments import milliseconds
 
 T = TypeVar("T")
@@ -23,7 +23,15 @@ Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 def name(record: Any, field: attrs.Attribute[Any], value: object) -> None:
     """Check that a field is a name: UTF-8 of 1 to 256 bytes, no control character."""
-    check_name(value, _spoken(record, field))
+    # The name of the field is only needed for an error.
+    if not is_plain_name(value):
+        check_name(value, _spoken(record, field))
+
+
+def optional_name(record: Any, field: attrs.Attribute[Any], value: object) -> None:
+    """Check that a field is None or a name."""
+    if value is not None:
+        name(record, field, value)
 
 
 def names(record: Any, field: attrs.Attribute[Any], values: Iterable[object]) -> None:
@@ -87,6 +95,8 @@ def word(kind: type[E], value: object, what: str) -> E:
     Raises:
         ValidationError: it is none; the message names `what` and the words that there are.
     """
+    if value.__class__ is kind:
+        return value
     try:
         return kind(value)  # type: ignore[arg-type]  # what is no text is none of its words
     except ValueError:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from enum import StrEnum
 
 import attrs
-from attrs.validators import optional
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.handle import Handle
@@ -101,8 +100,8 @@ class Frame:
 
     payload: bytes = attrs.field(repr=False, validator=checks.payload(MAX_FRAME_BYTES))
     kind: FrameKind = attrs.field(default=FrameKind.EVENT, converter=_kind)
-    frame_type: str | None = attrs.field(default=None, validator=optional(checks.name))
-    correlation_id: str | None = attrs.field(default=None, validator=optional(checks.name))
+    frame_type: str | None = attrs.field(default=None, validator=checks.optional_name)
+    correlation_id: str | None = attrs.field(default=None, validator=checks.optional_name)
     seq: int | None = attrs.field(default=None, validator=_seq)
     mode: StreamMode = attrs.field(default=StreamMode.DURABLE, converter=_mode)
     live: BestEffortLiveConfig | None = None
