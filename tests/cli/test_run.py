@@ -57,7 +57,7 @@ def test_repeated_signals_release_everything_at_once_and_exit_0(client: Client, 
         worker.signal(signal.SIGTERM)
         return worker.popen.poll() is not None
 
-    wait_until(keep_signalling, "the worker has ended", timeout=20)
+    wait_until(keep_signalling, "the worker has ended")
     assert worker.wait() == 0
     assert client.run(nap.id).state() is PublicState.WAITING
 

@@ -25,7 +25,7 @@ def await_workers(client: Client, count: int) -> list[WorkerInfo]:
         rows = [row for row in client.workers() if isinstance(row, WorkerInfo) and row.alive]
         return rows if len(rows) == count else []
 
-    rows: list[WorkerInfo] = wait_until(living, f"{count} workers are known", timeout=20)
+    rows: list[WorkerInfo] = wait_until(living, f"{count} workers are known")
     return rows
 
 

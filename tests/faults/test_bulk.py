@@ -50,7 +50,7 @@ def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server:
         began = time.monotonic()
         results = engine.create_executions([creation()] * COUNT)
 
-        assert time.monotonic() - began < 6 * SHORT
+        assert time.monotonic() - began < 12 * SHORT
         assert {type(result) for result in results} == {TransportError}
 
 
@@ -74,7 +74,7 @@ def test_calls_that_wait_behind_a_silent_server_fail_with_the_first_one(server: 
         try:
             began = time.monotonic()
             answers = engine.store.call_many(calls, SHORT)
-            assert time.monotonic() - began < 5 * SHORT
+            assert time.monotonic() - began < 10 * SHORT
         finally:
             os.kill(pid, signal.SIGCONT)
 

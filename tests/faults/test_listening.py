@@ -28,10 +28,10 @@ from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from tests.support.embedded import guardian_pids, server_pids
 from tests.support.engines import opened
 from tests.support.executions import claim_one, created, refused, request
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, wait_until
 from tests.support.waiters import known_class, waiting
 
-SOON = 10.0
+SOON = PATIENCE
 
 
 def publish(server: ValkeyServer, engine: Engine, message: bytes) -> int:
@@ -255,14 +255,14 @@ def test_listening_alone_brings_an_embedded_server_back(tmp_path: Path) -> None:
         name, event = watched(engine)
         for pid in [*guardian_pids(home), *server_pids(home)]:
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: len(server_pids(home)) == 1, "the server is back", 20)
+        wait_until(lambda: len(server_pids(home)) == 1, "the server is back")
 
         def is_heard() -> bool:
             with contextlib.suppress(TransportError):
                 engine.store.wake(engine.listener.topic, f"done {name}".encode())
             return event.is_set()
 
-        wait_until(is_heard, "it is heard", 20)
+        wait_until(is_heard, "it is heard")
 
 
 @pytest.mark.parametrize("timeout", [None, timedelta(seconds=60)])

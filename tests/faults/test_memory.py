@@ -67,7 +67,7 @@ def measured(tmp_path: Path) -> Iterator[Measured]:
         try:
             for task in ("nothing", "fail"):
                 client.submit(f"forgetting.{task}", force=True)
-            wait_until(lambda: measured.is_idle() and list(client.workers()), "it has started", 30)
+            wait_until(lambda: measured.is_idle() and list(client.workers()), "it has started")
             yield measured
         finally:
             process.kill()

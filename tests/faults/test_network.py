@@ -16,7 +16,7 @@ from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import TransportError
 from tests.support.counting_worker import THREADS
 from tests.support.proxy import Proxy
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, wait_until
 from tests.support.site import Process, Site
 
 COUNT = 200
@@ -70,12 +70,12 @@ def cut_off(site: Site, proxy: Proxy) -> CutOff:
 
 
 def await_busy(site: Site, process: Process) -> None:
-    wait_until(lambda: len(site.begun_by(process)) >= 20, "it is busy", 30)
+    wait_until(lambda: len(site.begun_by(process)) >= 20, "it is busy")
 
 
 def await_told(site: Site) -> None:
     """Return when the lasting handlers were told that their leases are over."""
-    wait_until(lambda: site.counted("told") == Counter(range(LASTING)), "they are told", LEASE + 5)
+    wait_until(lambda: site.counted("told") == Counter(range(LASTING)), "they are told")
 
 
 def assert_only_held_work_ran_again(site: Site, work: CutOff) -> None:
@@ -96,7 +96,7 @@ def test_a_worker_recovers_from_a_network_that_dropped_everything_for_30_s(serve
     time.sleep(work.since + SILENCE - time.monotonic())
     proxy.pass_on()
 
-    served_site.wait_for(work.runs, 30)
+    served_site.wait_for(work.runs, 60)
     assert_only_held_work_ran_again(served_site, work)
 
 
@@ -104,15 +104,15 @@ def test_another_worker_takes_over_while_one_network_drops_everything(served_sit
     work = cut_off(served_site, proxy)
     another = served_site.start(LEASE)
 
-    served_site.wait_for(work.runs, work.since + LEASE + 20 - time.monotonic())
+    served_site.wait_for(work.runs, work.since + LEASE + 40 - time.monotonic())
     await_told(served_site)
     proxy.pass_on()
     assert_only_held_work_ran_again(served_site, work)
     # The one that was cut off takes part again: there is no other one left.
     another.send_signal(signal.SIGTERM)
-    assert another.wait(timeout=10) == 0
+    assert another.wait(PATIENCE) == 0
     more = served_site.tasks.count.submit_many((number,) for number in range(COUNT, COUNT + 50))
-    served_site.wait_for(more, 30, first=COUNT)
+    served_site.wait_for(more, 60, first=COUNT)
     served_site.assert_each_ended_once([*work.runs, *more])
 
 
@@ -126,7 +126,7 @@ def test_a_new_connection_into_the_silence_is_given_up_in_time(served_site: Site
         engine.prepare()
 
     assert caught.value.code == "store_timeout"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 # Less than everything
@@ -143,7 +143,7 @@ def test_calls_whose_replies_are_swallowed_are_neither_lost_nor_made_twice(serve
     time.sleep(2)
     proxy.pass_on()
 
-    served_site.wait_for(runs, 30)
+    served_site.wait_for(runs, 50)
     assert served_site.begun() == Counter(range(COUNT))
     served_site.assert_each_ended_once(runs)
 
@@ -158,7 +158,7 @@ def test_work_goes_on_while_all_connections_are_cut_every_100_ms(served_site: Si
         cuts += proxy.cut()
         time.sleep(0.1)
 
-    served_site.wait_for(runs, 30)
+    served_site.wait_for(runs, 50)
     assert cuts > 10
     assert served_site.begun() == Counter(range(COUNT))
     served_site.assert_each_ended_once(runs)

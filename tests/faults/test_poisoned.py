@@ -17,7 +17,7 @@ from tests.support.crew import Crew, await_workers, ends_of, opened_crew
 from tests.support.servers import wait_until
 
 COUNT = 120
-WITHIN = 30.0
+WITHIN = 60.0
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_handler_that_holds_the_interpreter_for_5_s_keeps_its_lease(crew: Crew
 
 
 def test_a_handler_that_never_frees_the_interpreter_ends_its_process(crew: Crew) -> None:
-    supervisor = crew.start(lease="1s")
+    supervisor = crew.start(lease="2s")
     faulty = poisoned_app.hold_interpreter.submit(4_000_000_000)
     runs = crew.submit_counts(COUNT)
 
@@ -84,7 +84,7 @@ def test_a_handler_that_never_frees_the_interpreter_ends_its_process(crew: Crew)
 def test_a_handler_that_kills_its_process_is_isolated_and_fails_with_why(
     crew: Crew, task: Task[[], None], how: str
 ) -> None:
-    supervisor = crew.start(lease="1s")
+    supervisor = crew.start(lease="2s")
 
     faulty = failed_among_others(crew, task)
 
@@ -204,13 +204,13 @@ def test_a_worker_stops_in_spite_of_threads_that_a_handler_left_running(crew: Cr
     supervisor.signal(signal.SIGTERM)
 
     try:
-        assert supervisor.wait(timeout=10) == 0
+        assert supervisor.wait() == 0
     finally:
         os.kill(left, signal.SIGKILL)
 
 
 def test_ten_tasks_that_kill_their_process_delay_good_work_for_seconds(crew: Crew) -> None:
-    supervisor = crew.start(lease="1s", processes=4)
+    supervisor = crew.start(lease="2s", processes=4)
     faulty = poisoned_app.kill_itself.submit_many([()] * 10)
     runs = crew.submit_counts(2 * COUNT)
     began = time.monotonic()
@@ -219,15 +219,15 @@ def test_ten_tasks_that_kill_their_process_delay_good_work_for_seconds(crew: Cre
     for run in faulty:
         await_failure(crew, run)
 
-    assert took < 25
+    assert took < 60
     # Each costs a worker at most twice, and then a process that does nothing else.
     assert len(ends_of(supervisor)) <= 2 * len(faulty)
     assert len(supervisor.children()) == 4
 
 
 def test_a_suspect_that_goes_on_and_on_stops_no_other_work_of_its_process(crew: Crew) -> None:
-    crew.start(processes=1, lease="1s")
-    suspect = poisoned_app.last.submit(1_000_000, 6.0)
+    crew.start(processes=1, lease="2s")
+    suspect = poisoned_app.last.submit(1_000_000, 8.0)
     for times in (1, 2):
         (pid, *_) = wait_until(
             lambda times=times: (begun := crew.pids("begin", 1_000_000)) and len(begun) == times and begun[::-1],

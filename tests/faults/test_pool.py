@@ -22,7 +22,7 @@ from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.support.engines import connections_to, opened
 from tests.support.executions import created
-from tests.support.servers import ValkeyServer, free_ports, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, free_ports, wait_until
 
 LIVE = 6
 
@@ -69,7 +69,7 @@ def test_the_connection_that_was_used_last_is_used_next(server: ValkeyServer) ->
 
 
 def test_who_finds_no_connection_free_is_told_which_option_gives_more(server: ValkeyServer) -> None:
-    store, _ = open_store(f"{server.url}?pool_size=1&timeout=0.2")
+    store, _ = open_store(f"{server.url}?pool_size=1&timeout=1")
     assert isinstance(store, ValkeyStore)
     taken = store.pool_of(0).get_connection()
     with pytest.raises(TransportError, match="pool_size") as caught:
@@ -83,12 +83,12 @@ def test_who_finds_no_connection_free_is_told_which_option_gives_more(server: Va
 
 
 def test_who_waits_for_a_connection_gets_the_one_that_is_given_back(server: ValkeyServer) -> None:
-    pool = pool_of(f"{server.url}?pool_size=1&timeout=10")
+    pool = pool_of(f"{server.url}?pool_size=1&timeout=60")
     taken = pool.get_connection()
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(pool.get_connection)
         pool.release(taken)
-        assert waiting.result(5) is taken
+        assert waiting.result(PATIENCE) is taken
     pool.disconnect()
 
 
@@ -114,7 +114,7 @@ def test_a_restart_is_noticed_before_a_call_uses_an_idle_connection(
 
 
 def test_a_server_that_was_away_leaves_every_connection_free_again(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=1&timeout=0.2", retry_for=0) as engine:
+    with opened(f"{server.url}?pool_size=1&timeout=1", retry_for=0) as engine:
         created(engine)
         server.kill()
         for _ in range(3):
@@ -217,14 +217,14 @@ def test_an_idle_connection_that_died_fails_no_call_while_others_live(server: Va
 
 
 def test_a_thread_that_keeps_connections_calls_while_all_others_are_in_use(server: ValkeyServer) -> None:
-    with opened(f"{server.url}?pool_size=1&timeout=0.2", retry_for=0) as engine, ThreadPoolExecutor(1) as threads:
+    with opened(f"{server.url}?pool_size=1&timeout=1", retry_for=0) as engine, ThreadPoolExecutor(1) as threads:
         created(engine)
-        threads.submit(dedicate_thread, engine).result(5)
+        threads.submit(dedicate_thread, engine).result(PATIENCE)
         pool = pool_of_store(engine)
         taken = pool.get_connection()
         admin = no_more_clients(server)
 
-        assert threads.submit(created, engine).result(5)
+        assert threads.submit(created, engine).result(PATIENCE)
         with pytest.raises(TransportError, match="pool_size"):
             created(engine)
         pool.release(taken)
@@ -234,7 +234,7 @@ def test_a_thread_that_keeps_connections_calls_while_all_others_are_in_use(serve
 def test_a_connection_that_a_thread_keeps_is_closed_when_the_thread_ends(server: ValkeyServer) -> None:
     with opened(server.url, retry_for=0) as engine:
         with ThreadPoolExecutor(1) as threads:
-            threads.submit(dedicate_thread, engine).result(5)
+            threads.submit(dedicate_thread, engine).result(PATIENCE)
             before = connections_to(server)
 
         wait_until(lambda: connections_to(server) == before - 1, "the connection is closed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support.engines import opened
 from tests.support.executions import claim_one, created, refused
-from tests.support.servers import ValkeyServer, WatchedValkey, running, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, WatchedValkey, running, wait_until
 from tests.support.site import Site, opened_site
 
 COUNT = 300
@@ -78,14 +78,15 @@ def await_replicated(server: ValkeyServer) -> None:
     assert client.execute_command("WAIT", 1, 5000) == 1
 
 
-def fail_over(watched: WatchedValkey) -> None:
+def fail_over(watched: WatchedValkey, is_busy: Callable[[], bool] = lambda: True) -> None:
     """Let the sentinels give the primary's place to a replica; return when all of them say so."""
     watched.sentinels[0].execute("SENTINEL", "FAILOVER", watched.service)
+    assert is_busy(), "this happened under load"
     await_failover(watched)
 
 
 def await_failover(watched: WatchedValkey) -> None:
-    wait_until(lambda: watched.primary_port() not in (0, watched.primary.port), "another one is the primary", 30)
+    wait_until(lambda: watched.primary_port() not in (0, watched.primary.port), "another one is the primary")
 
 
 def port_of(engine: Engine) -> int:
@@ -99,7 +100,7 @@ def port_of(engine: Engine) -> int:
 def test_work_goes_on_by_itself_when_the_primary_is_killed(watched: WatchedValkey, tmp_path: Path) -> None:
     with patient_site(watched.url, tmp_path) as site:
         producer = Producer(site)
-        wait_until(lambda: len(site.begun()) >= COUNT / 10, "they are busy", 30)
+        wait_until(lambda: len(site.begun()) >= COUNT / 10, "they are busy")
         safe = len(producer.runs)
         ended = {number for number, run in enumerate(producer.runs[:safe]) if run.state() is PublicState.COMPLETED}
         await_replicated(watched.primary)
@@ -121,10 +122,9 @@ def test_work_goes_on_by_itself_when_the_primary_is_killed(watched: WatchedValke
 def test_work_goes_on_by_itself_when_a_replica_takes_over_by_plan(watched: WatchedValkey, tmp_path: Path) -> None:
     with patient_site(watched.url, tmp_path) as site:
         runs = site.tasks.count.submit_many((number,) for number in range(3 * COUNT))
-        wait_until(lambda: len(site.begun()) >= COUNT / 10, "they are busy", 30)
+        wait_until(lambda: len(site.begun()) >= COUNT / 10, "they are busy")
         await_replicated(watched.primary)
-        fail_over(watched)
-        assert site.ended(runs) < len(runs), "this happened under load"
+        fail_over(watched, lambda: site.ended(runs) < len(runs))
         site.wait_for(runs, 60)
         # Work that the old primary acknowledged after the replica had left it ran again.
         site.assert_each_ended_once(runs)
@@ -133,7 +133,7 @@ def test_work_goes_on_by_itself_when_a_replica_takes_over_by_plan(watched: Watch
 def test_nothing_acknowledged_is_lost_where_a_replica_must_have_it(tmp_path: Path) -> None:
     with running(WatchedValkey(replicas=2)) as watched, patient_site(f"{watched.url}?replicas=1", tmp_path) as site:
         producer = Producer(site)
-        wait_until(lambda: len(producer.runs) >= COUNT / 3, "the producer is under way", 30)
+        wait_until(lambda: len(producer.runs) >= COUNT / 3, "the producer is under way")
         watched.primary.kill()
         submitted = len(producer.runs)
         wait_until(lambda: len(producer.runs) >= submitted + COUNT / 3, "the producer goes on", 60)
@@ -174,9 +174,9 @@ def test_threads_that_call_at_once_at_first_all_find_the_primary(watched: Watche
     threads = 8
     begin = threading.Barrier(threads)
     with opened(watched.url, retry_for=0) as engine, ThreadPoolExecutor(threads) as pool:
-        calls = [pool.submit(lambda: (begin.wait(10), engine.store.ping())) for _ in range(threads)]
+        calls = [pool.submit(lambda: (begin.wait(PATIENCE), engine.store.ping())) for _ in range(threads)]
 
-        assert not [call.exception(10) for call in calls if call.exception(10)]
+        assert not [call.exception(PATIENCE) for call in calls if call.exception(PATIENCE)]
 
 
 def test_functions_that_the_new_primary_lacks_are_loaded(watched: WatchedValkey) -> None:

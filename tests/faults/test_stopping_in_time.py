@@ -67,7 +67,7 @@ def test_a_stop_ends_in_time_although_the_store_does_not_answer(
 ) -> None:
     worker = launched(crew, proxy, processes)
     ends, goes_on = poisoned_app.last.submit_many([(1, 1.5), (2, 60.0)])
-    wait_until(lambda: crew.pids("begin", 1) and crew.pids("begin", 2), "both have begun", 30)
+    wait_until(lambda: crew.pids("begin", 1) and crew.pids("begin", 2), "both have begun")
     harm(proxy)
     began = time.monotonic()
     worker.signal(signal.SIGTERM)
@@ -84,7 +84,7 @@ def test_a_stop_ends_in_time_although_the_store_does_not_answer(
 def test_a_second_signal_is_heard_while_the_store_hangs(crew: Crew, proxy: Proxy, processes: int) -> None:
     worker = launched(crew, proxy, processes, grace="60s")
     poisoned_app.last.submit(1, 60.0)
-    wait_until(lambda: crew.pids("begin", 1), "it has begun", 30)
+    wait_until(lambda: crew.pids("begin", 1), "it has begun")
     proxy.swallow()
     worker.signal(signal.SIGTERM)
     time.sleep(0.5)

@@ -13,7 +13,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.streams import StreamCloseReason, StreamCursor
 from tests.support.executions import running as running_execution
-from tests.support.servers import ValkeyServer
+from tests.support.servers import PATIENCE, ValkeyServer
 from tests.support.streams import BEGINNING, BlockedTail, append_all, frame, payloads, tail, waiting
 
 BLOCK = timedelta(seconds=30)
@@ -62,7 +62,7 @@ def test_a_tail_outlives_what_becomes_of_its_store(
     harm(server)
     served.append_frame(claimed.handle, frame("after"))
 
-    assert payloads(blocked.result(20)) == [b"after"]
+    assert payloads(blocked.result(PATIENCE)) == [b"after"]
 
 
 def followed(engine: Engine, execution_id: ExecutionId) -> Iterator[bytes]:
@@ -89,7 +89,7 @@ def test_a_reader_that_is_cut_off_sees_each_frame_once_and_the_end(server: Valke
         cutting.start()
         served.complete(claimed.handle)
         cutting.join()
-        thread.join(10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         assert found == [str(number).encode() for number in range(10)]
     reader.close()
@@ -111,12 +111,12 @@ def test_a_hundred_tails_are_woken_and_hold_up_nothing(served: Engine, streams: 
         began = time.monotonic()
         served.append_frame(elsewhere.handle, frame(str(number)))
         slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 1.0
+    assert slowest < 5.0
 
     for each in claimed:
         served.append_frame(each.handle, frame("x"))
 
-    assert [payloads(each.result(15)) for each in blocked] == [[b"x"]] * 100
+    assert [payloads(each.result(PATIENCE)) for each in blocked] == [[b"x"]] * 100
 
 
 def test_a_hundred_tails_learn_of_an_end(served: Engine) -> None:
@@ -124,7 +124,7 @@ def test_a_hundred_tails_learn_of_an_end(served: Engine) -> None:
     with waiting(served, claimed.execution_id, 100):
         blocked = [BlockedTail(lambda: tail(served, claimed.execution_id, BEGINNING, BLOCK)) for _ in range(100)]
     served.complete(claimed.handle)
-    reasons = {each.result(15).closed_reason for each in blocked}
+    reasons = {each.result(PATIENCE).closed_reason for each in blocked}
     assert reasons == {StreamCloseReason.ATTEMPT_SUCCESS}
 
 

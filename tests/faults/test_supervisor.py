@@ -21,11 +21,11 @@ from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support import poisoned_app
 from tests.support.crew import APP, Crew, await_workers, ends_of, opened_crew, processes_of, runs_now
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import PATIENCE, ValkeyServer, wait_until
 from tests.support.site import ROOT, seeds
 
 COUNT = 200
-WITHIN = 20.0
+WITHIN = 40.0
 # Work of a killed process is claimed again after this lease.
 LEASE = "2s"
 # With leases of a minute, only work that is handed back reaches another worker in time.
@@ -43,7 +43,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 
 def test_a_killed_process_is_replaced_and_its_running_work_runs_again_once(crew: Crew) -> None:
     supervisor = crew.start(lease=LEASE)
-    runs = crew.submit_counts(COUNT)
+    runs = crew.submit_counts(3 * COUNT)
     (doomed, *_) = wait_until(lambda: crew.pids("begin", 40), "they are in the middle of it")
     (instance,) = (each for each in crew.instances() if f"-{doomed}-" in each)
     os.kill(doomed, signal.SIGKILL)
@@ -152,7 +152,7 @@ def starts_of(
     try:
         wait_until(lambda: len(moments()) >= count, "it was started so often", WITHIN)
         process.terminate()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()
@@ -178,23 +178,23 @@ def test_processes_that_die_in_one_slot_delay_no_other_slot(tmp_path: Path) -> N
     # Eight deaths in four slots: two or three in each, and then all four live.
     moments = starts_of(tmp_path, 12, *[(True, 1)] * 8, (True, None), slots=4)
 
-    assert moments[11] - moments[0] < 5
+    assert moments[11] - moments[0] < 15
 
 
 def test_a_process_that_dies_with_a_suspect_restarts_without_back_off(tmp_path: Path) -> None:
     moments = starts_of(tmp_path, 12, (True, 1), said=b". suspect\n")
 
-    assert moments[11] - moments[0] < 8
+    assert moments[11] - moments[0] < 20
 
 
 def test_processes_that_were_stopped_with_their_supervisor_live_on(crew: Crew) -> None:
-    supervisor = crew.start(lease="1s")
+    supervisor = crew.start(lease="2s")
     children = supervisor.children()
     everything = [supervisor.popen.pid, *children]
     for pid in everything:
         os.kill(pid, signal.SIGSTOP)
     # More than the two leases after which silence means death.
-    time.sleep(3)
+    time.sleep(5)
     os.kill(supervisor.popen.pid, signal.SIGCONT)
     time.sleep(0.5)
     for pid in children:
@@ -262,7 +262,7 @@ def test_told_to_stop_at_any_moment_nothing_is_lost_and_nothing_runs_twice(busy:
 
     assert told.wait() == 0
     # The other worker gets handed-back work at once, not after a lease of a minute.
-    busy.assert_all_ended_well(runs, 10, first)
+    busy.assert_all_ended_well(runs, PATIENCE, first)
     begun = busy.begun()
     assert {begun[number] for number in range(first, first + COUNT)} == {1}
     assert not any(busy.info_of(run).reclaim_count for run in runs)
@@ -275,7 +275,7 @@ def test_told_to_stop_while_its_processes_begin_it_ends_in_order(crew: Crew, see
     time.sleep(random.Random(seed).uniform(0.0, 0.7))
     supervisor.signal(signal.SIGTERM)
 
-    assert supervisor.wait(timeout=10) == 0
+    assert supervisor.wait() == 0
     assert not ends_of(supervisor)
 
 
@@ -287,7 +287,7 @@ def test_a_second_signal_hands_back_what_runs_at_once(crew: Crew) -> None:
     supervisor.signal(signal.SIGTERM)
     supervisor.signal(signal.SIGINT)
 
-    assert supervisor.wait(timeout=10) == 0
+    assert supervisor.wait() == 0
     assert {run.state() for run in runs} == {PublicState.WAITING}
     assert not any(crew.info_of(run).reclaim_count for run in runs)
 
@@ -313,7 +313,7 @@ def test_a_signal_to_every_process_of_a_service_counts_once(crew: Crew) -> None:
     for pid in (supervisor.popen.pid, *supervisor.children()):
         os.kill(pid, signal.SIGTERM)
 
-    assert supervisor.wait(timeout=10) == 0
+    assert supervisor.wait() == 0
     assert run.result(0.001) == 7
     assert len(crew.pids("begin", 7)) == 1
 
@@ -346,10 +346,10 @@ def test_ctrl_c_in_a_terminal_counts_once(crew: Crew) -> None:
     os.close(theirs)
     try:
         run = poisoned_app.last.submit(7, 1.0)
-        wait_until(lambda: crew.pids("begin", 7), "it has begun", 30)
+        wait_until(lambda: crew.pids("begin", 7), "it has begun")
         os.write(ours, b"\x03")
 
-        assert process.wait(timeout=10) == 0
+        assert process.wait(PATIENCE) == 0
         assert run.result(0.001) == 7
         assert len(crew.pids("begin", 7)) == 1
     finally:
@@ -366,7 +366,7 @@ def test_of_a_killed_supervisor_the_processes_stop_in_order_by_themselves(busy: 
     wait_until(lambda: busy.pids("begin", first), "they have begun")
     supervisor.end()
 
-    busy.assert_all_ended_well(runs, 10, first)
+    busy.assert_all_ended_well(runs, PATIENCE, first)
     begun = busy.begun()
     assert {begun[number] for number in range(first, first + COUNT)} == {1}
     assert not any(busy.info_of(run).reclaim_count for run in runs)

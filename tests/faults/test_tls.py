@@ -101,7 +101,7 @@ def test_workers_go_on_when_their_connections_are_cut(
         site.start_two(10.0)
         runs = site.tasks.count.submit_many((number,) for number in range(count))
         for share in (4, 2):
-            wait_until(partial(has_begun, site, count // share), "they are busy", 30)
+            wait_until(partial(has_begun, site, count // share), "they are busy")
             assert proxy.cut()
         site.wait_for(runs, 60)
         site.assert_each_ended_once(runs)
@@ -150,7 +150,7 @@ def test_a_cluster_is_reached_over_tls(certificates: Certificates) -> None:
                 node.client().config_set("cluster-announce-port", proxy.port)
             ports = {proxy.port for proxy in proxies}
             for node in cluster.nodes:
-                wait_until(partial(names_ports, node, ports), "every node knows the new ports", 30)
+                wait_until(partial(names_ports, node, ports), "every node knows the new ports")
             hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
             with opened(f"valkey+cluster://{hosts}?tls=yes&ca={certificates.ca}") as engine:
                 assert_works(engine)

@@ -28,7 +28,7 @@ from flowfabric_worker.engine.types.states import PublicState
 from tests.support import cli_app as application
 from tests.support.dumps import dump_of
 from tests.support.leaks import LEAKS
-from tests.support.servers import wait_until
+from tests.support.servers import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.support.cli_app:worker"
@@ -103,13 +103,13 @@ def on_terminal(*arguments: str, url: str, **environment: str) -> str:
     )
     os.close(theirs)
     printed = b""
-    while select.select([ours], [], [], 20)[0]:
+    while select.select([ours], [], [], PATIENCE)[0]:
         try:
             printed += os.read(ours, 65536)
         except OSError:  # on Linux the end of a terminal is an error
             break
     os.close(ours)
-    assert process.wait(20) == 0, printed
+    assert process.wait(PATIENCE) == 0, printed
     return printed.decode()
 
 
@@ -127,7 +127,7 @@ def on_terminal_until(text: str, *arguments: str, url: str) -> str:
     os.close(theirs)
     printed = b""
     told = False
-    while select.select([ours], [], [], 20)[0]:
+    while select.select([ours], [], [], PATIENCE)[0]:
         try:
             printed += os.read(ours, 65536)
         except OSError:  # on Linux the end of a terminal is an error
@@ -136,7 +136,7 @@ def on_terminal_until(text: str, *arguments: str, url: str) -> str:
             told = True
             process.send_signal(signal.SIGTERM)
     os.close(ours)
-    assert process.wait(20) == 0, printed
+    assert process.wait(PATIENCE) == 0, printed
     return printed.decode()
 
 
@@ -179,13 +179,13 @@ class Process:
     def signal(self, number: int) -> None:
         self.popen.send_signal(number)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Return its exit code."""
         return self.popen.wait(timeout)
 
     def await_log(self, text: str) -> None:
         """Wait until it has printed something."""
-        wait_until(lambda: text in self.log or self.popen.poll() is not None, f"{text!r} is printed", timeout=20)
+        wait_until(lambda: text in self.log or self.popen.poll() is not None, f"{text!r} is printed")
         assert text in self.log
 
     def children(self) -> set[int]:
@@ -204,7 +204,7 @@ class Process:
 
 def await_state(client: Client, execution_id: str, state: PublicState) -> None:
     """Wait until an execution is in a state."""
-    wait_until(lambda: client.run(execution_id).state() is state, f"{execution_id} is {state}", timeout=20)
+    wait_until(lambda: client.run(execution_id).state() is state, f"{execution_id} is {state}")
 
 
 def lives(pid: int) -> bool:

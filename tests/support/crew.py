@@ -113,7 +113,7 @@ class Crew:
 
 def await_workers(supervisor: Process, count: int) -> None:
     """Wait until so many starts of its processes take work."""
-    wait_until(lambda: supervisor.log.count("takes work") >= count, f"{count} processes take work", 30)
+    wait_until(lambda: supervisor.log.count("takes work") >= count, f"{count} processes take work")
 
 
 def ends_of(supervisor: Process) -> list[str]:

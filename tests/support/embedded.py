@@ -20,6 +20,7 @@ from redis.retry import Retry
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.stores.embedded_guard import GUARD_LOCK, SERVER_LOCK, open_private, release, take
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
+from tests.support.servers import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ def client(server: EmbeddedServer) -> Redis:
     )
 
 
-def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
+def eventually(condition: Callable[[], object], within: float = PATIENCE) -> None:
     """Return when `condition` holds; fail after `within` seconds. A lost connection counts as not yet."""
     deadline = time.monotonic() + within
     while True:

@@ -78,7 +78,7 @@ class Site:
         return process
 
     def _await_registered(self, process: Process) -> None:
-        wait_until(lambda: self.instance_of(process), "the worker has registered", 30)
+        wait_until(lambda: self.instance_of(process), "the worker has registered")
 
     def instance_of(self, process: Process) -> str:
         """Return the instance id of a worker process; empty when it has none yet."""

@@ -192,7 +192,7 @@ def test_executions_that_are_interrupted_at_random_harm_no_others(
     try:
         for _ in range(10):
             runs.extend(short.submit_many((number,) for number in range(len(runs), len(runs) + 1000)))
-            wait_until(they_ran, "they ran", 60)
+            wait_until(they_ran, "they ran")
     finally:
         over.set()
         striking.join()

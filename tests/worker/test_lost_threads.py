@@ -86,7 +86,7 @@ def test_capacity_is_counted_right_when_threads_were_stuck_and_returned(
     add = served.task(name="add")(lambda a: a + 1)
     runtime = start(served, threads=2, interrupt_grace=PATIENCE, max_stuck_threads=9)
     deaf.submit_many([()] * 3)
-    wait_until(lambda: lost_threads(runtime) == 3, "three are lost", 20)
+    wait_until(lambda: lost_threads(runtime) == 3, "three are lost")
     over.set()
     wait_until(lambda: lost_threads(runtime) == 0, "all have ended")
     for run in add.submit_many((number,) for number in range(50)):

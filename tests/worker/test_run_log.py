@@ -164,7 +164,7 @@ def test_a_storm_of_failures_is_bounded_and_counted(
         )
         return sum(map(int, more)) + text.count("failed for good")
 
-    wait_until(lambda: counted() == 5 * MOST_FAILURES, "each failure is told or counted", timeout=20)
+    wait_until(lambda: counted() == 5 * MOST_FAILURES, "each failure is told or counted")
 
 
 def test_what_a_stop_interrupts_is_told(served: Worker, start: Start, told: pytest.LogCaptureFixture) -> None:

@@ -319,7 +319,7 @@ def test_nothing_is_kept_of_failed_tasks(served: Worker, start: Start) -> None:
         """Run failing tasks; return how much memory is in use when they are over."""
         locals_.clear()
         failing.submit_many([()] * count)
-        wait_until(lambda: len(locals_) == count and not any(ref() for ref in locals_), "their locals are gone", 60)
+        wait_until(lambda: len(locals_) == count and not any(ref() for ref in locals_), "their locals are gone")
         return tracemalloc.get_traced_memory()[0]
 
     runtime = start(served)

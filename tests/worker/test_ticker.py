@@ -370,7 +370,7 @@ def test_threads_tick_by_the_clock_of_the_store_each_tick_once(
         begin(scheduler_of(worker))
     engine = workers[0].engine
 
-    found = wait_until(lambda: len(ticks_of(engine)) >= 3 and ticks_of(engine), "three ticks", timeout=20)
+    found = wait_until(lambda: len(ticks_of(engine)) >= 3 and ticks_of(engine), "three ticks")
 
     moments = [datetime.fromisoformat(tick) for tick in found]
     assert len(set(moments)) == len(moments)
@@ -398,13 +398,13 @@ def test_a_scheduler_survives_a_store_that_goes_away(begin: Callable[[Ticker], T
         worker.engine.retry_for = 0
         beating(worker, every=SECOND)
         scheduler = begin(scheduler_of(worker))
-        wait_until(lambda: ticks_of(worker.engine), "a tick", timeout=20)
+        wait_until(lambda: ticks_of(worker.engine), "a tick")
         before = len(ticks_of(worker.engine))
         server.kill()
         wait_until(lambda: not server.answers(), "the server is gone")
         server.start()
 
-        wait_until(lambda: len(ticks_of(worker.engine)) > before, "another tick", timeout=20)
+        wait_until(lambda: len(ticks_of(worker.engine)) > before, "another tick")
 
         assert scheduler.alive
         scheduler.stop()
@@ -419,7 +419,7 @@ def test_one_process_submits_and_the_others_stand_by(another: Another, begin: Ca
         beating(worker, every=SECOND)
         begin(Ticker(engine, worker.tasks.values()))
 
-    wait_until(lambda: len(ticks_of(workers[0].engine)) >= 3, "three ticks", timeout=20)
+    wait_until(lambda: len(ticks_of(workers[0].engine)) >= 3, "three ticks")
 
     assert sorted(engine.calls for engine in engines)[:2] == [1, 1]
 
@@ -462,6 +462,6 @@ def test_two_workers_run_each_tick_once(another: Another, start: Start, begin: C
         # A second one beside that of the runtime changes nothing.
         begin(scheduler_of(worker))
 
-    wait_until(lambda: len(ran) >= 3, "three runs", timeout=20)
+    wait_until(lambda: len(ran) >= 3, "three runs")
 
     assert len(set(ran)) == len(ran)
