@@ -29,8 +29,8 @@ def start_line(
     weighed = [lane if weight == 1 else f"{lane}={weight}" for lane, weight in lanes.items()]
     return (
         f"{instance_id} takes work from {shown_url(store_url(url))}: flowfabric_worker {__version__}, "
-        f"{_counted(settings.threads, 'thread')}, {_named('lane', weighed)}, "
-        f"{_named('task', [task.name for task in ordered])}, {_named('schedule', scheduled)}. "
+        f"{_counted(settings.threads, 'thread')}; {_named('lane', weighed)}; "
+        f"{_named('task', [task.name for task in ordered])}; {_named('schedule', scheduled)}. "
         f"Ctrl-C or SIGTERM stops it; running handlers have {spoken(settings.grace.total_seconds())} to finish."
     )
 
@@ -62,7 +62,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _named(noun: str, names: Sequence[str]) -> str:
-    return f"{_counted(len(names), noun)} {_listed(names)}" if names else f"no {noun}s"
+    return f"{_counted(len(names), noun)}: {_listed(names)}" if names else f"no {noun}s"
 
 
 def _listed(names: Iterable[str]) -> str:

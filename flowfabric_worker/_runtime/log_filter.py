@@ -6,6 +6,7 @@ import logging
 from typing import Final
 
 from flowfabric_worker.context import LOG_FIELDS, context_of_this_thread, log_fields
+from flowfabric_worker.engine.ids import with_plain_ids
 
 EXECUTION_LOG: Final = "flowfabric_worker.executions"
 """The name of the logger for the lines about how executions ended."""
@@ -46,7 +47,7 @@ class ExecutionLogFormatter(logging.Formatter):
             return message
         # A line of the execution log begins with the task; a failure's line continues with the id.
         told = record.message.split(" ", 2)[:2] if record.name == EXECUTION_LOG else ()
-        fields = {name.removeprefix("ff_"): getattr(record, name, None) for name in LOG_FIELDS}
+        fields = {name.removeprefix("ff_"): with_plain_ids(str(getattr(record, name, None))) for name in LOG_FIELDS}
         behind = " ".join(f"{name}={value}" for name, value in fields.items() if value not in told)
         first, *rest = message.split("\n", 1)
         return "\n".join([f"{first} [{behind}]", *rest])

@@ -86,4 +86,4 @@ def _row(summary: ExecutionSummary, now: int) -> tuple[object, ...]:
     if summary.corruption is not None:
         return summary.execution_id, "damaged", "", "", summary.corruption
     age = span(now - (summary.created_at_ms or now))
-    return summary.execution_id, summary.public_state, age, summary.lane, summary.task
+    return summary.execution_id, summary.public_state or "newer release", age, summary.lane, summary.task

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 # How many of the innermost frames a traceback shows.
 _TRACEBACK_FRAMES: Final = -50
 _MAX_CHARACTERS: Final = 1 << 20
+_PACKAGE: Final = str(Path(__file__).parents[1]) + os.sep
 _class_name = type.__dict__["__name__"].__get__
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
 
@@ -38,9 +42,19 @@ def message_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the end of an exception's traceback as text, with as much as can be read of it."""
+    """Return the end of an exception's traceback as text, from the user's code on, as far as it can be read."""
+    frames = _from_user_code(_traceback_of(error))
     try:
-        return "".join(traceback.format_exception(error, limit=_TRACEBACK_FRAMES))[-_MAX_CHARACTERS:]
+        lines = traceback.format_exception(type(error), error, frames, limit=_TRACEBACK_FRAMES)
+        return "".join(lines)[-_MAX_CHARACTERS:]
     except BaseException:  # noqa: BLE001  its causes, notes and text are asked for, and may raise anything
-        frames = traceback.format_tb(_traceback_of(error), limit=_TRACEBACK_FRAMES)
-        return "".join(["Traceback (most recent call last):\n", *frames, message_of(error), "\n"])
+        read = traceback.format_tb(frames, limit=_TRACEBACK_FRAMES)
+        return "".join(["Traceback (most recent call last):\n", *read, message_of(error), "\n"])
+
+
+def _from_user_code(frames: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that begins in code outside of this package; all of it if there is none."""
+    rest = frames
+    while rest is not None and rest.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        rest = rest.tb_next
+    return rest or frames

@@ -20,7 +20,9 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.exception_text import class_name
+from flowfabric_worker.engine.ids import with_plain_ids
 
 # How many lines may wait to be logged; beyond that the oldest is dropped.
 MAX_WAITING: Final = 10_000
@@ -93,7 +95,14 @@ class _Line:
     def log(self) -> None:
         file, number, function = self.place
         record = self.logger.makeRecord(
-            self.logger.name, self.level, file, number, self.message, self.values, self.error, function
+            self.logger.name,
+            self.level,
+            file,
+            number,
+            self.message,
+            tuple(map(_for_people, self.values)),
+            self.error,
+            function,
         )
         record.relativeCreated -= (record.created - self.written_at) * 1000
         record.created = self.written_at
@@ -102,6 +111,13 @@ class _Line:
         # `extra` would raise if the application's record factory sets the same names.
         record.__dict__.update(self.extra)
         self.logger.handle(record)
+
+
+def _for_people(value: object) -> object:
+    """Return a value for a line, with each execution id in the form that shells and the command line take."""
+    if isinstance(value, EngineError):
+        value = str(value)
+    return with_plain_ids(value) if isinstance(value, str) else value
 
 
 @attrs.frozen

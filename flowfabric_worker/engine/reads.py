@@ -281,7 +281,8 @@ def _matches(summary: ExecutionSummary, wanted: ExecutionFilter) -> bool:
         return True
     return (
         wanted.lane in (None, summary.lane)
-        and wanted.state in (None, summary.public_state)
+        # The state that a newer release gave an execution is unknown here, so it matches too.
+        and (summary.public_state is None or wanted.state in (None, summary.public_state))
         and wanted.task in (None, summary.task)
         and wanted.tags.items() <= summary.tags.items()
     )

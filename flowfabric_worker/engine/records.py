@@ -371,13 +371,21 @@ def summary_of(execution_id: ExecutionId, values: Sequence[bytes | None] | None)
             execution_id=execution_id,
             lane=work_class.lane,
             task=work_class.task,
-            public_state=record.state().public_state,
+            public_state=_state_known_here(record),
             priority=record.needed_number("priority"),
             created_at_ms=record.needed_number("created"),
             tags=record.tags(),
         )
-    except (ValidationError, StateError) as error:
+    except ValidationError as error:
         return ExecutionSummary(execution_id=execution_id, corruption=str(error))
+
+
+def _state_known_here(record: Record) -> PublicState | None:
+    """Return the state of an execution, or None if a newer release put it into a phase of its own."""
+    try:
+        return record.state().public_state
+    except StateError:
+        return None
 
 
 def _key_of(data: bytes) -> str:

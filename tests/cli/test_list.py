@@ -9,8 +9,10 @@ import pytest
 
 from flowfabric_worker import RetryPolicy, Worker
 from flowfabric_worker.client import Client
+from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from tests.support.cli import ok, submitted
+from tests.support.executions import put_into_newer_phase
 
 OPTIONS: dict[str, Any] = {
     "lane": "mail",
@@ -134,3 +136,14 @@ def test_list_accepts_the_bare_name_of_a_task(client: Client) -> None:
     documents = ok("list", "--task", "send_receipt", "--json").documents
 
     assert [document["execution_id"] for document in documents] == [submitted.execution_id.plain]
+
+
+def test_list_marks_an_execution_in_a_phase_of_a_newer_release(client: Client) -> None:
+    newer = submitted("add", 1, 2, "--lane", "sums")
+    put_into_newer_phase(client.engine, ExecutionId.parse(newer))
+
+    (row,) = [line for line in ok("list").out.splitlines() if newer in line]
+
+    assert "newer release" in row
+    assert "sums" in row
+    assert "damaged" not in row

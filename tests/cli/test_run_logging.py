@@ -20,14 +20,14 @@ OWN = "tests.support.logging_app:worker"
 def test_run_logs_its_start_and_each_end_once(client: Client, start_worker: Start) -> None:
     worker = start_worker("--threads", 2)
     added, refused = client.submit("add", (1, 2), lane="sums"), client.submit("refuse", ("no",), lane="sums")
-    worker.await_log(f"refuse {refused.id} failed for good: no")
+    worker.await_log(f"refuse {refused.id.plain} failed for good: no")
     worker.await_log(f"add {short(str(added.id))} completed in ")
     worker.signal(signal.SIGTERM)
 
     assert worker.wait() == 0
-    for text in ("takes work from embedded://", "add " + short(str(added.id)), str(refused.id), " stopped;"):
+    for text in ("takes work from embedded://", "add " + short(str(added.id)), refused.id.plain, " stopped;"):
         assert worker.log.count(text) == 1
-    assert f"[lane=sums attempt=0 execution_id={added.id}]" in worker.log
+    assert f"[lane=sums attempt=0 execution_id={added.id.plain}]" in worker.log
 
 
 def test_run_logs_lines_of_80_columns_on_a_terminal(client: Client, url: str) -> None:

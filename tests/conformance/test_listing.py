@@ -24,6 +24,7 @@ from tests.support.executions import (
     created,
     creation,
     damage,
+    put_into_newer_phase,
     raw_client,
     raw_key,
     refused,
@@ -305,6 +306,15 @@ def test_a_damaged_execution_is_marked_and_the_page_goes_on(engine: Engine, fiel
     assert [row.corruption is not None for row in rows] == [False, True, False]
     assert field in str(rows[1].corruption)
     assert (rows[1].lane, rows[1].public_state) == (None, None)
+
+
+def test_an_execution_in_a_newer_releases_phase_is_listed_without_a_state(engine: Engine) -> None:
+    newer = created(engine, lane="mail")
+    put_into_newer_phase(engine, newer)
+
+    (row,) = engine.list_executions(limit=10).executions
+
+    assert (row.execution_id, row.lane, row.public_state, row.corruption) == (newer, "mail", None, None)
 
 
 def test_a_damaged_execution_is_shown_by_a_filter_without_an_index(engine: Engine) -> None:

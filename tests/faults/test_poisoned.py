@@ -89,7 +89,7 @@ def test_a_handler_that_kills_its_process_is_isolated_and_fails_with_why(
     faulty = failed_among_others(crew, task)
 
     assert_exhausted(crew, faulty, task.name.rpartition(".")[2], how)
-    assert supervisor.log.count(f"{task.name} of {faulty.id} runs isolated") == poisoned_app.MAX_RECLAIMS - 1
+    assert supervisor.log.count(f"{task.name} of {faulty.id.plain} runs isolated") == poisoned_app.MAX_RECLAIMS - 1
     # It costs its worker twice, and then a process that does nothing else; the count is kept.
     await_workers(supervisor, 2 + poisoned_app.MAX_RECLAIMS)
     assert len(supervisor.children()) == 2

@@ -151,6 +151,13 @@ def raw_client(engine: Engine, partition: int = 0) -> Redis:
     return Redis(connection_pool=engine.store.pool_of(partition))
 
 
+def put_into_newer_phase(engine: Engine, execution_id: ExecutionId) -> None:
+    """Put an execution into a phase that only a newer release knows."""
+    client = raw_client(engine, execution_id.partition_number)
+    key = raw_key(engine, execution_id.partition_number, f"x:{execution_id.uuid}")
+    client.hset(key, "state", b"d" + client.hget(key, "state")[1:])
+
+
 def raw_key(engine: Engine, partition: int, rest: str) -> str:
     """Return the name of a key in a partition."""
     assert isinstance(engine.store, ValkeyStore)

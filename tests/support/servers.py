@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import redis
 
-
 # Seconds that a test waits for what must happen soon. A loaded machine needs some of them; a test whose execution waits
 # for the end of a default lease, which takes 30 s, fails.
 PATIENCE: Final = 25.0

@@ -187,7 +187,7 @@ def test_log_records_say_of_which_run_they_speak(
 
     assert [record.getMessage().split("\n")[0] for record in records] == [
         "hello from inside",
-        f"shop.talkative {run.id} failed for good: OSError: broken",
+        f"shop.talkative {run.id.plain} failed for good: OSError: broken",
     ]
     for record in records:
         fields = {name: vars(record)[name] for name in ("ff_execution_id", "ff_task", "ff_lane", "ff_attempt")}

@@ -262,7 +262,7 @@ def test_a_sleep_that_the_handler_swallows_still_suspends_it_and_is_logged(
 
     assert run.result(10) == "slept"
     assert runs == ["begun", "begun"]
-    wait_until(lambda: f"drowsy of {run.id} caught the Delay" in caplog.text, "it is logged")
+    wait_until(lambda: f"drowsy of {run.id.plain} caught the Delay" in caplog.text, "it is logged")
     assert {"returns": "(it returned)", "raises": "(ValueError: swallowed)", "finally": "(DurableCallError: "}[
         way
     ] in caplog.text

@@ -80,8 +80,9 @@ def test_what_failed_for_good_is_told_once_with_its_id_and_traceback(
     (line,) = [record.getMessage() for record in told.records if "boom" in record.getMessage()]
 
     first, *traceback = line.split("\n")
-    assert first == f"shop.pay {run.id} failed for good: ValueError: boom"
+    assert first == f"shop.pay {run.id.plain} failed for good: ValueError: boom"
     assert traceback[0].startswith("Traceback")
+    assert __file__ in traceback[1], "it begins with the handler, not with what called it"
     assert traceback[-1] == "ValueError: boom"
 
 
@@ -208,8 +209,8 @@ def test_the_start_tells_what_runs_where_and_how_to_stop_it(
     (line,) = wait_until(lambda: [text for text in told.messages if "takes work from" in text], "it is told")
 
     for words in (
-        "flowfabric_worker 0.", served.url.partition("?")[0], "3 threads", "2 lanes clock, default",
-        "11 tasks add0, add1,", ", 3 more", "1 schedule beat (every 5m)", "Ctrl-C or SIGTERM stops it", "7 s",
+        "flowfabric_worker 0.", served.url.partition("?")[0], "3 threads", "2 lanes: clock, default",
+        "11 tasks: add0, add1,", ", 3 more", "1 schedule: beat (every 5m)", "Ctrl-C or SIGTERM stops it", "7 s",
     ):  # fmt: skip
         assert words in line
 

@@ -186,6 +186,7 @@ class ExecutionSummary:
     """A row of a listing.
 
     Attributes:
+        public_state: None for a damaged record, and for an execution that a newer release put into a phase of its own.
         corruption: what is wrong with a damaged record, whose other values are then None; None otherwise.
     """
 
