@@ -324,7 +324,9 @@ class Runtime:
         if self._memory_limit is not None:
             self._memory_limit.raise_by()
         given = self.settings.grace if grace is None else grace
-        deadline = Deadline(given.total_seconds(), self._stop_requests.qsize)
+        # The lease keeper ends before the hooks, and a process that sends no beats is killed.
+        beat = (lambda: None) if self._channel is None else self._channel.beat
+        deadline = Deadline(given.total_seconds(), self._stop_requests.qsize, beat)
         self._ticker.stop()
         self._claimer.stop()
         self._leases.open.set()

@@ -21,13 +21,17 @@ class Deadline:
     Args:
         grace: seconds that handlers may take.
         requests: returns the number of requests since the stop began.
+        on_waiting: called several times a second during each wait.
     """
 
-    def __init__(self, grace: float, requests: Callable[[], int]) -> None:
+    def __init__(
+        self, grace: float, requests: Callable[[], int], on_waiting: Callable[[], None] = lambda: None
+    ) -> None:
         self._requests = requests
         self._grace_until = now() + grace
         self._until = self._grace_until + FINISH_WITHIN
         self._hurried = False
+        self._on_waiting = on_waiting
 
     def grace(self) -> float:
         """Return the seconds that handlers still have."""
@@ -48,19 +52,19 @@ class Deadline:
 
     def await_within_grace(self, join: Callable[[float], bool], most: float | None = None) -> bool:
         """Wait for the end of a part during the grace, at most `most` seconds; return True if it has ended."""
-        return _wait(join, self.grace, most)
+        return self._wait(join, self.grace, most)
 
     def await_at_all(self, join: Callable[[float], bool], most: float | None = None) -> bool:
         """Wait for a part until the whole stop must end, at most `most` seconds; return True if the part has ended."""
-        return _wait(join, self.left, most)
+        return self._wait(join, self.left, most)
 
-
-def _wait(join: Callable[[float], bool], left: Callable[[], float], most: float | None) -> bool:
-    until = None if most is None else now() + most
-    while not join(min(_CHECK_EVERY, left())):
-        if left() <= 0 or (until is not None and now() >= until):
-            return False
-    return True
+    def _wait(self, join: Callable[[float], bool], left: Callable[[], float], most: float | None) -> bool:
+        until = None if most is None else now() + most
+        while not join(min(_CHECK_EVERY, left())):
+            if left() <= 0 or (until is not None and now() >= until):
+                return False
+            self._on_waiting()
+        return True
 
 
 class BackgroundCall(Generic[T]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -316,6 +317,31 @@ def test_the_last_line_counts_what_the_store_has_acknowledged(
 
     assert "stopped; it handed back 0, of which 0 had begun." in caplog.text
     assert "The store has not acknowledged 0 outcomes and the release of 1 executions" in caplog.text
+
+
+def test_a_process_whose_stop_waits_for_a_hook_goes_on_telling_that_it_lives(
+    another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowfabric_worker.runtime._HOOKS_WITHIN", 3.0)
+    over = threading.Event()
+
+    class Hanging(Middleware):
+        def on_success(self, event: AttemptEvent) -> None:  # noqa: ARG002  the name that all hooks have
+            over.wait(60)
+
+    worker = another(Hanging())
+    task = worker.task(name="add")(lambda: 1)
+    ours, theirs = socket.socketpair()
+    with ours:
+        runtime = Runtime(worker, WorkerSettings(threads=1), channel_socket=theirs)
+        runtime.start()
+        assert task.submit().result(10) == 1
+        ours.recv(4096)
+        ours.setblocking(False)
+        runtime.stop()
+        over.set()
+
+        assert ours.recv(4096).count(b".") >= 2
 
 
 def test_a_hook_that_hangs_does_not_keep_a_stop_waiting_for_the_grace(
