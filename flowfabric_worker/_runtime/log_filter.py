@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from flowfabric_worker.context import LOG_FIELDS, context_of_this_thread, log_fields
-from flowfabric_worker.engine.ids import with_plain_ids
+from flowfabric_worker.engine.plain_ids import with_plain_ids
 
 EXECUTION_LOG: Final = "flowfabric_worker.executions"
 """The name of the logger for the lines about how executions ended."""

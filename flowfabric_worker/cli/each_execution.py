@@ -12,7 +12,8 @@ import click
 from flowfabric_worker.cli.exit_codes import ExitCode, code_of, exit_code_of
 from flowfabric_worker.cli.output import print_json, shown
 from flowfabric_worker.engine.errors import NotFoundError, StateError, ValidationError
-from flowfabric_worker.engine.ids import ExecutionId, with_plain_ids
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.plain_ids import with_plain_ids
 
 _STDIN: Final = "-"
 

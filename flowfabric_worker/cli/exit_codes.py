@@ -23,7 +23,7 @@ from flowfabric_worker.engine.errors import (
     ValidationError,
     without_tokens,
 )
-from flowfabric_worker.engine.ids import with_plain_ids
+from flowfabric_worker.engine.plain_ids import with_plain_ids
 from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.outcomes import ResultError
 

@@ -11,7 +11,7 @@ from flowfabric_worker.cli.options import (
 )
 from flowfabric_worker.cli.output import console, print_json, shown
 from flowfabric_worker.client import Client
-from flowfabric_worker.engine.ids import with_plain_ids
+from flowfabric_worker.engine.plain_ids import with_plain_ids
 
 
 @click.command()

@@ -34,7 +34,6 @@ _EXECUTION_ID = re.compile(
     r"(?:\{fp:(0|[1-9][0-9]{0,4})\}:|(0|[1-9][0-9]{0,4})-)"
     r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 )
-_IN_BRACES = re.compile(r"\{fp:([0-9]{1,5})\}:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
 
 
@@ -196,11 +195,6 @@ def check_execution_id(value: object) -> ExecutionId:
     if not isinstance(value, str):
         raise ValidationError("invalid_execution_id", f"Pass an ExecutionId or its text, not {type(value).__name__}.")
     return ExecutionId.parse(value)
-
-
-def with_plain_ids(text: str) -> str:
-    """Return a text for people, with the plain form of each execution id in it."""
-    return _IN_BRACES.sub(r"\1-\2", text)
 
 
 def check_capabilities(tokens: object) -> tuple[str, ...]:

@@ -20,9 +20,8 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from flowfabric_worker.engine import forks as forking
-from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.exception_text import class_name
-from flowfabric_worker.engine.ids import with_plain_ids
+from flowfabric_worker.engine.exception_text import class_name, text_of
+from flowfabric_worker.engine.plain_ids import with_plain_ids
 
 # How many lines may wait to be logged; beyond that the oldest is dropped.
 MAX_WAITING: Final = 10_000
@@ -115,8 +114,8 @@ class _Line:
 
 def _for_people(value: object) -> object:
     """Return a value for a line, with each execution id in the form that shells and the command line take."""
-    if isinstance(value, EngineError):
-        value = str(value)
+    if isinstance(value, BaseException):
+        value = text_of(value)
     return with_plain_ids(value) if isinstance(value, str) else value
 
 

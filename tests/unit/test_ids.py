@@ -22,7 +22,6 @@ from flowfabric_worker.engine.ids import (
     check_lane,
     check_name,
     uuid7,
-    with_plain_ids,
 )
 from flowfabric_worker.engine.limits import (
     MAX_CAPABILITIES,
@@ -31,6 +30,7 @@ from flowfabric_worker.engine.limits import (
     MAX_NAME_BYTES,
 )
 from flowfabric_worker.engine.partitions import partition_of_uuid
+from flowfabric_worker.engine.plain_ids import with_plain_ids
 
 UUID_TEXT = "550e8400-e29b-41d4-a716-446655440000"
 
