@@ -198,7 +198,9 @@ class Runtime:
 
     def _await_request(self) -> str:
         """Wait for a request to stop, and return ""; if a part ends unexpectedly, return its name."""
-        own = signal_handlers.wait_for(_STOP_SIGNALS, self._must_stop, self._leases.open.set)
+        own = signal_handlers.wait_for(
+            _STOP_SIGNALS, lambda: bool(self._stop_requests.qsize() or self._ended_part()), self._leases.open.set
+        )
         part = self._ended_part() if self._stop_requests.empty() else ""
         if part:
             self._own_reason = f"its {part} ended"
@@ -209,9 +211,6 @@ class Runtime:
         elif own:
             self._own_reason = "it sent itself a signal"
         return ""
-
-    def _must_stop(self) -> bool:
-        return not self._stop_requests.empty() or bool(self._ended_part())
 
     def _ended_part(self) -> str:
         """Return the name of a part whose thread has ended because of a defect; else ""."""
@@ -324,8 +323,8 @@ class Runtime:
         if self._memory_limit is not None:
             self._memory_limit.raise_by()
         given = self.settings.grace if grace is None else grace
-        # The lease keeper ends before the hooks, and a process that sends no beats is killed.
-        beat = (lambda: None) if self._channel is None else self._channel.beat
+        # A supervisor kills a process that sends no beats, and the lease keeper may have ended.
+        beat = None if self._channel is None else self._channel.beat
         deadline = Deadline(given.total_seconds(), self._stop_requests.qsize, beat)
         self._ticker.stop()
         self._claimer.stop()

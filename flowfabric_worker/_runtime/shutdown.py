@@ -21,12 +21,10 @@ class Deadline:
     Args:
         grace: seconds that handlers may take.
         requests: returns the number of requests since the stop began.
-        on_waiting: called several times a second during each wait.
+        on_waiting: called several times a second during each wait, if there is one.
     """
 
-    def __init__(
-        self, grace: float, requests: Callable[[], int], on_waiting: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, grace: float, requests: Callable[[], int], on_waiting: Callable[[], None] | None = None) -> None:
         self._requests = requests
         self._grace_until = now() + grace
         self._until = self._grace_until + FINISH_WITHIN
@@ -63,7 +61,8 @@ class Deadline:
         while not join(min(_CHECK_EVERY, left())):
             if left() <= 0 or (until is not None and now() >= until):
                 return False
-            self._on_waiting()
+            if self._on_waiting is not None:
+                self._on_waiting()
         return True
 
 

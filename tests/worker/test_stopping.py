@@ -319,7 +319,7 @@ def test_the_last_line_counts_what_the_store_has_acknowledged(
     assert "The store has not acknowledged 0 outcomes and the release of 1 executions" in caplog.text
 
 
-def test_a_process_whose_stop_waits_for_a_hook_goes_on_telling_that_it_lives(
+def test_a_process_sends_beats_while_its_stop_waits_for_a_hook(
     another: Another, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowfabric_worker.runtime._HOOKS_WITHIN", 3.0)
