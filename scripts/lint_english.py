@@ -75,10 +75,10 @@ WORDS = re.compile(
 # The first words that a docstring of a function may have. Add a verb when a new one is needed; never a noun.
 VERB_LINES = """
 abort accept acquire add adjust advance allow analyze announce answer append apply approve archive
-arm ask assemble assert assign attach attempt await back begin bind block bound bring build
-calculate call cancel capture change charge check choose claim clean clear close collect combine
-compare complete compose compute configure connect consume convert copy count crawl create cut
-decide declare decode decorate deduplicate defer delay delete deliver deregister derive describe
+arm ask assemble assert assign attach attempt await back begin bind block bound bring build cache
+calculate call cancel capture change charge check choose claim clamp clean clear close collect
+combine compare complete compose compute configure connect consume convert copy count crawl create
+cut decide declare decode decorate deduplicate defer delay delete deliver deregister derive describe
 detach detect determine disable disarm discard dispatch distribute divide do download drain draw
 drive drop dump echo emit empty enable encode end enforce enqueue ensure enter erase escape
 establish estimate evaluate exclude execute exit expand expect expire explain export expose extend
@@ -98,10 +98,10 @@ reserve reset resize resolve respond restart restore restrict resume retain retr
 reuse reverse revoke rewrite ring rotate round route run sample save scan schedule seal search seed
 select send separate serialize serve set settle share shift ship shorten show shut sign signal
 simulate skip sleep snapshot sort spawn specify split spread stage stamp start state stop store
-stream strip submit subscribe subtract sum summarize supply suspend sweep switch synchronize tail take tell
-terminate test tick tidy time total trace track transcode transform translate traverse treat trim
-try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update upgrade use validate
-verify visit wait wake walk warn watch weigh wrap write yield
+stream strip submit subscribe subtract sum summarize supply suspend sweep switch synchronize tail
+take tell terminate test tick tidy time total trace track transcode transform translate traverse
+treat trim try turn unbind unblock undo unlock unpack unregister unsubscribe unwrap update upgrade
+use validate verify visit wait wake walk warn watch weigh wrap write yield
 """
 VERBS = frozenset(VERB_LINES.split())
 

@@ -41,7 +41,7 @@ def label_of(annotation: Any) -> str:
 
 
 def is_typed_dict(kind: type) -> bool:
-    """Return whether a class is a TypedDict, of `typing` or of `typing_extensions`."""
+    """Return True if a class is a TypedDict, of `typing` or of `typing_extensions`."""
     return issubclass(kind, dict) and hasattr(kind, "__required_keys__")
 
 

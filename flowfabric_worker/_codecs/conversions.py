@@ -130,7 +130,7 @@ class Conversions:
         return unsupported(label)
 
     def _class_with_fields(self, annotation: Any, kind: type[Any]) -> Conversion:
-        # The import stands here, so that only applications with such classes load cattrs.
+        # Import it here, so that only applications with such classes load cattrs.
         from flowfabric_worker._codecs.fields import CattrsConverter, RecordClass, TypedDictClass
 
         if is_typed_dict(kind):

@@ -1,4 +1,4 @@
-"""Frames on their way into streams: what goes out in one item, and the summaries that they are merged into."""
+"""Frames that are being appended: how they are grouped into items, and the summaries that they are merged into."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowfabric_worker.engine.types.streams import AppendFrameOutcome, Frame, Fr
 
 Outcome = AppendFrameOutcome | EngineError
 Summary = tuple[int, bytes | None]
-"""A summary's version, and its document; 0 and None before the first frame."""
+"""The version of a summary and its document; 0 and None before the first frame."""
 
 _MOST_SUMMARIES = 256
 _MOST_SUMMARY_BYTES = 16 * MIB
@@ -25,18 +25,19 @@ _MOST_SUMMARY_BYTES = 16 * MIB
 
 @attrs.define(eq=False)
 class Append:
-    """Consecutive frames of one holder that go out as one item.
+    """Consecutive frames of one holder that are sent as one item.
 
-    They have numbers that grow, or none has; and all are summary frames, or none is.
+    Either all frames have a `seq`, in ascending order, or none has; either all are summary frames, or none is.
 
     Attributes:
         is_summary: whether the frames are summary frames.
-        frames: by the places of their outcomes, those that have no outcome yet.
-        outcomes: where outcomes go, of all items of the call.
-        call_id: by which a repeat is known.
-        size: bytes of the payloads.
-        version: of the summary into which summary frames are merged; and `document`, what comes of it.
-        failure: why it failed as a whole.
+        frames: the frames without an outcome, by the indices of their outcomes.
+        outcomes: receives the outcomes of all items of the call, by index.
+        call_id: the name of the call, by which a repeat is recognized.
+        size: the bytes of all payloads.
+        version: the version of the summary into which summary frames are merged.
+        document: the merged summary document.
+        failure: why the whole item failed; None if it did not.
     """
 
     handle: Handle
@@ -50,7 +51,7 @@ class Append:
     failure: EngineError | None = None
 
     def takes(self, frame: Frame) -> bool:
-        """Return whether a frame may follow those that it has."""
+        """Return True if a frame may be added to the item."""
         last = next(reversed(self.frames.values()))
         if len(self.frames) >= MAX_FRAMES_PER_ITEM or self.size + len(frame.payload) > MIB:
             return False
@@ -61,7 +62,7 @@ class Append:
         return frame.seq > last.seq
 
     def merge_into(self, summary: Summary) -> None:
-        """Merge summary frames into a document; those that cannot be merged are refused by themselves."""
+        """Merge summary frames into a document, and refuse those that cannot be merged one by one."""
         self.version, self.document = summary
         for place, frame in list(self.frames.items()):
             try:
@@ -77,7 +78,7 @@ class Append:
 
 
 def queues_of(appends: Sequence[FrameAppend], outcomes: dict[int, Outcome]) -> list[deque[Append]]:
-    """Return the items of each holder, in the order of its frames; their outcomes go into `outcomes`."""
+    """Return the items of each holder, in the order of its frames, which put their outcomes into `outcomes`."""
     queues: dict[tuple[object, str], deque[Append]] = {}
     for place, each in enumerate(appends):
         handle, frame = each.handle, each.frame
@@ -90,7 +91,7 @@ def queues_of(appends: Sequence[FrameAppend], outcomes: dict[int, Outcome]) -> l
 
 
 class Summaries:
-    """The summaries that this process wrote or read last, so that a merge need not read first. Safe between threads."""
+    """A thread-safe cache of the summaries that this process wrote or read last, so that a merge need not read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,12 +99,12 @@ class Summaries:
         self._bytes = 0
 
     def get(self, attempt_id: str) -> Summary:
-        """Return an attempt's summary as it was last seen."""
+        """Return the summary of an attempt as this process saw it last."""
         with self._lock:
             return self._known.get(attempt_id, (0, None))
 
     def put(self, attempt_id: str, summary: Summary) -> None:
-        """Remember an attempt's summary; the oldest ones are forgotten."""
+        """Cache the summary of an attempt, and drop the oldest ones."""
         with self._lock:
             self._bytes -= _size(self._known.pop(attempt_id, (0, None)))
             self._known[attempt_id] = summary

@@ -1,4 +1,4 @@
-"""What the holder of a lease does with its execution."""
+"""The operations of a lease holder on its execution."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from flowfabric_worker.engine.wire import optional, pack_moment
 
 T = TypeVar("T")
 
-# A renewal may take this part of the lease; after that, sending it again is better than waiting.
+# A renewal times out after this fraction of the lease: sending it again is then better than waiting.
 RENEWAL_TIMEOUT_SHARE = 6
 
 
@@ -125,7 +125,7 @@ class AttemptOperations(EngineCore):
             cut(failure.reason.message, MAX_MESSAGE_BYTES),
             failure.reason.detail[:MAX_DETAIL_BYTES],
             after,
-            # The caller draws the number, so that the stored function depends on its arguments only.
+            # Draw the number here, so that the stored function depends only on its arguments.
             repr(random.random()),
         )
 
@@ -202,7 +202,7 @@ def _fail_outcome(reply: Reply) -> FailOutcome:
 
 
 def cut(text: str, limit: int) -> bytes:
-    """Return a text as UTF-8 of at most `limit` bytes; characters that cannot be encoded are replaced.
+    """Encode a text as UTF-8 of at most `limit` bytes, and replace characters that cannot be encoded.
 
     Raises:
         ValidationError: `invalid_input`, not a str.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Backoff:
-    """Return pauses that double up to a limit, and begin again after a success.
+    """Pauses that double after each failure, up to a limit, and start over after a success.
 
     Args:
         first: the first pause, in seconds.
@@ -24,5 +24,5 @@ class Backoff:
         return pause
 
     def reset(self) -> None:
-        """Begin again with the first pause, after a success."""
+        """Start over with the first pause, after a success."""
         self._pause = self.first

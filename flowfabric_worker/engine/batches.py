@@ -1,4 +1,4 @@
-"""Cutting the items of a stored function into calls, and calls into windows that are sent together."""
+"""Batches: how the items of a stored function are cut into calls, and calls into windows that are sent together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flowfabric_worker.engine.stores.base import Argument
 T = TypeVar("T")
 Item = Sequence[Argument]
 Steps: TypeAlias = Generator[None, None, T]
-"""Work that yields before calls are sent and while one is under way, and returns its result."""
+"""A generator that yields before calls are sent and while one is in flight, and returns its result."""
 
 
 def finish(steps: Steps[T]) -> T:
-    """Run steps to their end, and return what they return."""
+    """Run a generator of steps to its end, and return its result."""
     while True:
         try:
             next(steps)
@@ -25,7 +25,7 @@ def finish(steps: Steps[T]) -> T:
 
 
 def cut_items(items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: int) -> Iterator[list[int]]:
-    """Yield the indices of the chosen items in batches for one call each: one partition, within the limits."""
+    """Yield the indices of the chosen items in batches, each for one call: in one partition, and within the limits."""
     open_batches: dict[int, tuple[list[int], int]] = {}
     for index in chosen:
         partition, arguments = items[index]
@@ -40,7 +40,7 @@ def cut_items(items: Sequence[tuple[int, Item]], chosen: Iterable[int], most: in
 
 
 def windows(batches: Iterable[Sequence[int]], full: int) -> Iterator[list[Sequence[int]]]:
-    """Yield the batches that are sent together: small ones of several partitions, in all at most `full` items."""
+    """Yield the batches that are sent together: batches of several partitions with together at most `full` items."""
     together: list[Sequence[int]] = []
     count = 0
     for batch in batches:

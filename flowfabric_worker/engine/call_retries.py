@@ -1,4 +1,4 @@
-"""How calls are sent: repeated for a time after the connection failed, or once; and counted until they return."""
+"""How calls are sent: once, or with retries while the connection fails; and how those in flight are counted."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _call_retries_disabled: ContextVar[bool] = ContextVar("flowfabric_sends_once", d
 
 
 def disable_call_retries() -> None:
-    """Send each call of this thread once from now on, for a thread that retries by itself."""
+    """Send each call of this thread only once from now on, because the thread has its own retries."""
     _call_retries_disabled.set(True)
 
 
 def dedicate_thread(engine: EngineBackend) -> None:
-    """Prepare a thread that leases depend on.
+    """Prepare the calling thread, on which leases depend, for its calls.
 
-    Its calls are sent once, over connections that no other thread uses, and that are opened now.
+    Its calls are sent without retries, over connections that are opened now and that no other thread uses.
     """
     disable_call_retries()
     keep_connections()
@@ -34,10 +34,10 @@ def dedicate_thread(engine: EngineBackend) -> None:
 
 
 class InFlightCalls:
-    """Count the calls that have not returned yet. Use it as a context manager around each call."""
+    """The number of calls that have not returned yet; used as a context manager around each call."""
 
     def __init__(self) -> None:
-        # Every call passes through here, so what only a shutdown needs is set up at the shutdown.
+        # Set up only at a shutdown what only a shutdown needs, because every call passes through here.
         self._lock = threading.Lock()
         self._none_left = threading.Condition(self._lock)
         self._count = 0
@@ -64,14 +64,14 @@ class InFlightCalls:
 def call_with_retries(attempt: Callable[[], T], retry_for: float) -> T:
     """Call `attempt`, and repeat it for `retry_for` seconds while the connection fails.
 
-    It is called once in a thread with `disable_call_retries`.
+    It is called only once in a thread that has called `disable_call_retries`.
     """
     try:
         return attempt()
     except TransportError as error:
         if not error.retryable or retry_for <= 0 or _call_retries_disabled.get():
             raise
-    # The import stands here, because few calls fail.
+    # Import tenacity here, because few calls fail.
     import tenacity
 
     retrying = tenacity.Retrying(

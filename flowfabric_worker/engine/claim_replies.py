@@ -1,4 +1,4 @@
-"""How the claimed executions in a reply are decoded."""
+"""The decoding of claimed executions in a reply."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _NO_FURTHER = (b"",) * 6
 
 
 class Decoding(Damage):
-    """Decode claimed items, each by itself."""
+    """The decoding of claimed items, in which a damaged item does not affect the others."""
 
     def decode_items(self, partition: int, items: Reply, claim_id: str, instance: str, lease: int) -> list[Claimed]:
-        """Decode each claimed item by itself, and set the damaged ones aside."""
+        """Decode the claimed items, and set the damaged ones aside."""
         decoded = []
         for item in items:
             try:
@@ -82,7 +82,7 @@ class Decoding(Damage):
 
 
 def decode_end(partition: int, row: Reply, namespace: str) -> EndedByClaim | None:
-    """Decode an execution that a claim ended; None if it is of another namespace, or damaged, which its readers see."""
+    """Decode an execution that a claim ended; return None if it is damaged, or in another namespace."""
     try:
         uuid, class_data, outcome, attempt, retries, tags, error, detail = row
         work_class = decode_class(class_data)

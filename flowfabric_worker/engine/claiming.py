@@ -357,7 +357,7 @@ class Claiming(Decoding, ClassCache):
 
 
 def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:
-    """Return whether a request asks for work like this execution."""
+    """Return True if a request asks for work like this execution."""
     return (
         any(lane.lane == claimed.handle.lane and lane.limit != 0 for lane in request.lanes)
         and (request.tasks is None or claimed.task in request.tasks)

@@ -21,7 +21,7 @@ from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimRequest
 from flowfabric_worker.engine.wire import DAMAGE, WorkClass, decode_class
 
-# How many requests have their match cached. A worker asks for its lanes in changing orders.
+# The most requests whose match is cached; there are several per worker, which names its lanes in changing order.
 _REMEMBERED = 64
 
 
@@ -108,7 +108,7 @@ class ClassCache(EngineCore):
         return [lane for lane in lanes if lane.limit > 0]
 
     def lane_batches(self, lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
-        """Yield lanes in batches of at most 64 classes, one per call. A lane with more classes rotates them."""
+        """Yield lanes in batches of at most 64 classes, one batch per call. A lane with more classes rotates them."""
         if sum(len(lane.classes) for lane in lanes) <= MAX_CLASSES_PER_CLAIM:
             yield list(lanes)
             return
@@ -141,7 +141,7 @@ class ClassCache(EngineCore):
     def _read(self, partition: int, known: _Known, request: ClaimRequest) -> Mapping[str, _KnownLane]:
         """Return the lanes of a request; read those that are not known."""
         names: list[str] = [check_lane(lane.lane) for lane in request.lanes]
-        # Another thread may forget a lane at the same time.
+        # Get each lane only once, because another thread may forget it at the same time.
         lanes = {name: found for name in names if (found := known.lanes.get(name)) is not None}
         for lane, (revision, classes) in self._read_classes(partition, [n for n in names if n not in lanes]).items():
             readable = [pair for data in classes for pair in _readable(data)]
@@ -155,9 +155,9 @@ class ClassCache(EngineCore):
         while places:
             arguments = [argument for lane, after in places.items() for argument in (self.packed_lane(lane), after)]
             for lane, row in zip(list(places), self.call("list_classes", partition, arguments), strict=True):
-                # A lane without a row did not fit into the work budget of the call.
+                # Read a lane without a row again: it did not fit into the work budget of the call.
                 if row:
-                    # Classes that are added now give the lane a new revision, which the next claim notices.
+                    # Keep the first revision: if classes are added meanwhile, the next claim notices the new one.
                     found.setdefault(lane, (row[0], []))[1].extend(row[1])
                     if len(row[1]) < MAX_CALL_ROWS:
                         del places[lane]
@@ -167,7 +167,7 @@ class ClassCache(EngineCore):
 
 
 def _readable(data: bytes) -> Iterator[tuple[bytes, WorkClass]]:
-    """Yield a class of the registry, stored and decoded; skip a damaged one."""
+    """Yield a class of the registry in its stored and its decoded form, unless it is damaged."""
     try:
         yield data, decode_class(data)
     except DAMAGE:

@@ -44,7 +44,7 @@ _OWN_NAME = "\t"
 
 
 class SignalLike(Protocol):
-    """The part of a signal that a condition looks at."""
+    """The part of a signal that conditions depend on."""
 
     @property
     def signal_id(self) -> str: ...
@@ -64,9 +64,9 @@ _Signal = TypeVar("_Signal", bound=SignalLike)
 
 
 def evaluate(condition: ResumeCondition, signals: Sequence[SignalLike]) -> bool:
-    """Return whether these signals meet the condition.
+    """Return True if these signals meet the condition.
 
-    Order and repetition do not matter, and further signals never make a condition that is met unmet.
+    Order and repetition do not matter, and a condition that is met stays met with more signals.
     """
     match condition:
         case Single():
@@ -132,17 +132,17 @@ def validate(
     has_timeout: bool = True,
     limits: Limits = _DEFAULT_LIMITS,
 ) -> None:
-    """Refuse a condition that can never be met, or that does not fit the waitpoints of its suspension.
+    """Refuse a condition that can never be met, or that does not match the waitpoints of its suspension.
 
     Args:
         condition: the condition.
-        waitpoint_keys: the keys of the suspension's waitpoints. OperatorOnly and TimeoutOnly name none, so any may be
-            given with them; every other condition must name each.
+        waitpoint_keys: the keys of the suspension's waitpoints. A condition must name each of them; OperatorOnly and
+            TimeoutOnly name none, and allow any.
         has_timeout: whether the suspension has a timeout.
-        limits: how many signals an execution accepts.
+        limits: give the number of signals that an execution accepts.
 
     Raises:
-        ValidationError: `invalid_condition`; the message and `path` say where.
+        ValidationError: `invalid_condition`; the message and the detail `path` name the node.
     """
     for path, node in _nodes(condition):
         _check_node(node, path, limits)
@@ -151,14 +151,14 @@ def validate(
     _check_bindings(referenced_waitpoint_keys(condition), waitpoint_keys)
     size = sum(len(word.encode()) + 1 for word in to_postfix(condition))
     if size > MAX_CONDITION_BYTES:
-        raise _unfit(_ROOT, f"it takes {size} bytes in store, more than the {MAX_CONDITION_BYTES} that are allowed")
+        raise _unfit(_ROOT, f"it takes {size} bytes; at most {MAX_CONDITION_BYTES} are allowed")
 
 
 def _nodes(condition: object, path: str = _ROOT, depth: int = 0) -> Iterator[tuple[str, object]]:
     """Yield every node with its path, members after their AllOf; raise where the nesting is too deep."""
     depth += isinstance(condition, AllOf | Count)
     if depth > MAX_CONDITION_DEPTH:
-        raise _unfit(path, f"conditions are nested {MAX_CONDITION_DEPTH} deep at most")
+        raise _unfit(path, f"conditions may be nested at most {MAX_CONDITION_DEPTH} deep")
     yield path, condition
     if isinstance(condition, AllOf):
         inside = "" if path == _ROOT else f"{path}."
@@ -177,7 +177,7 @@ def _check_node(node: object, path: str, limits: Limits) -> None:
                 raise _unfit(path, "an AllOf needs a member")
         case OperatorOnly() | TimeoutOnly():
             if path != _ROOT:
-                raise _unfit(path, f"no signal meets {type(node).__name__}, so the AllOf around it never would be met")
+                raise _unfit(path, f"no signal meets {type(node).__name__}, so the AllOf around it can never be met")
         case Single() | Count():
             raise _unfit(path, f"a {type(node).__name__} needs a SignalMatcher, and a Count a CountKind too")
         case _:
@@ -186,7 +186,7 @@ def _check_node(node: object, path: str, limits: Limits) -> None:
 
 def _check_count(node: Count, path: str, limits: Limits) -> None:
     if not isinstance(node.n, int) or isinstance(node.n, bool) or node.n < 1:
-        raise _unfit(path, "the n of a Count is an int of at least 1")
+        raise _unfit(path, "the n of a Count must be an int of at least 1")
     if not node.waitpoint_keys:
         raise _unfit(path, "a Count needs a waitpoint")
     waitpoints = len(set(node.waitpoint_keys))
@@ -198,7 +198,7 @@ def _check_count(node: Count, path: str, limits: Limits) -> None:
 
 def _check_bindings(referenced: Sequence[str], bound: Sequence[str]) -> None:
     if len(bound) > MAX_WAITPOINTS:
-        raise _unfit(_ROOT, f"a suspension has {MAX_WAITPOINTS} waitpoints at most")
+        raise _unfit(_ROOT, f"a suspension may have at most {MAX_WAITPOINTS} waitpoints")
     if twice := [key for key in bound if bound.count(key) > 1]:
         raise _unfit(_ROOT, f"two waitpoints have the key {twice[0]!r}")
     if missing := [key for key in referenced if key not in bound]:
@@ -215,7 +215,7 @@ def _unfit(path: str, why: str) -> ValidationError:
 
 
 def to_postfix(condition: ResumeCondition) -> list[str]:
-    """Return the condition as words, in the one canonical spelling."""
+    """Encode a condition as words, in one canonical form."""
     match condition:
         case Single():
             return ["single", condition.waitpoint_key, _name_of(condition.matcher)]
@@ -239,7 +239,7 @@ def to_postfix(condition: ResumeCondition) -> list[str]:
 
 
 def from_postfix(words: Sequence[str]) -> ResumeCondition:
-    """Return the condition that `to_postfix` encoded.
+    """Decode a condition from the words of `to_postfix`.
 
     Raises:
         ValidationError: `corruption`, the words do not encode a condition.
@@ -271,7 +271,7 @@ def _read_node(operator: str, reader: Iterator[str], done: list[ResumeCondition]
         case "all_of":
             first = len(done) - _number(next(reader))
             if first < 0:
-                raise ValueError("an all_of has fewer results before it than it takes")
+                raise ValueError("an all_of takes more members than there are before it")
             members = done[first:]
             del done[first:]
             return AllOf(members)
@@ -289,5 +289,5 @@ def _matcher_of(word: str) -> SignalMatcher:
 def _number(word: str) -> int:
     number = int(word)
     if number < 0 or str(number) != word:
-        raise ValueError(f"{word!r} is not spelled as a number is")
+        raise ValueError(f"{word!r} is not a number in canonical form")
     return number

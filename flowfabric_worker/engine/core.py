@@ -1,4 +1,4 @@
-"""What all areas of the engine share: calling stored functions, and setting a store up."""
+"""The base of all areas of the engine: how it calls stored functions, and sets up a store."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class EngineCore:
 
     @property
     def store(self) -> Store:
-        """Return the store; it is opened at the first use."""
+        """The store, which is opened at its first use."""
         if self._opened is None:
             with self._starting:
                 if self._opened is None:
@@ -95,15 +95,19 @@ class EngineCore:
 
     @property
     def partitions(self) -> int:
-        """Return how many partitions the store has; a store that is new is set up."""
+        """The number of partitions of the store; a new store is set up."""
         if not self._partitions:
             self.set_up(testing=False)
         return self._partitions
 
     def set_up(self, *, testing: bool) -> tuple[bool, bool]:
-        """Set the store up if it is new, with a clock that can be set if `testing`; or check how it is set up.
+        """Set up a new store, or check the settings of an existing one.
 
-        Returns whether this call set the store up, and whether its clock can be set.
+        Args:
+            testing: True to give a new store a clock that can be set.
+
+        Returns:
+            True if this call set up the store, and True if its clock can be set.
 
         Raises:
             ConflictError: `configuration_mismatch`.
@@ -111,7 +115,7 @@ class EngineCore:
             UnavailableError: `store_not_supported`, a release with a newer contract wrote the store.
         """
         store = self.store
-        # Rights are checked first, because a command refused inside a function leaves half of its writes behind.
+        # Check rights first, because a stored function that is refused a command leaves half of its writes behind.
         self.call_with_retries(store.check_rights)
         wanted = self._wanted_partitions or store.default_partitions
         status, major, count, stored_testing, *stored_secret = self._prepare_partition(
@@ -147,14 +151,14 @@ class EngineCore:
         return self.call_with_retries(lambda: self.store.call("prepare", partition, arguments))
 
     def _remember_secret(self, partition: int, stored: Sequence[bytes]) -> Secret:
-        """Keep the secret with which a partition signs waitpoint tokens, and return it."""
+        """Cache the secret with which a partition signs waitpoint tokens, and return it."""
         secret = Secret(stored[0].decode(), bytes.fromhex(stored[1].decode()))
         self.secret_rings[partition] = SecretRing.of(secret)
         return secret
 
     @property
     def listener(self) -> Listener:
-        """Return the listener; it subscribes at the first use."""
+        """The listener, which subscribes at its first use."""
         if self._listener is None:
             with self._starting:
                 if self._listener is None:
@@ -164,7 +168,7 @@ class EngineCore:
         return self._listener
 
     def waiter(self) -> Waiter:
-        """Return a new waiter. It is stopped when this engine is closed."""
+        """Return a new waiter, which is stopped when this engine is closed."""
         waiter = Waiter(lambda topic: self.call_with_retries(lambda: self.store.subscribe(topic)), self.partitions)
         with self._starting:
             self._waiters.add(waiter)
@@ -173,7 +177,7 @@ class EngineCore:
         return waiter
 
     def close(self) -> None:
-        """Stop listening and waiting, and close every connection. It may be called again."""
+        """Stop listening and waiting, and close every connection; a second call does nothing."""
         with self._starting:
             self.is_closed = True
             for waiter in self._waiters:
@@ -186,7 +190,7 @@ class EngineCore:
     # Calls
 
     def call_with_retries(self, attempt: Callable[[], T]) -> T:
-        """Call `attempt`, and repeat it for a time while the connection fails; any call may be repeated."""
+        """Call `attempt`, and repeat it for a time while the connection fails, because any call may be repeated."""
         with self.under_way:
             return self._call_with_retries(attempt)
 
@@ -224,10 +228,11 @@ class EngineCore:
     def call_items(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT
     ) -> list[Reply | EngineError]:
-        """Call a function that takes many items, each `(partition, arguments)`, and replies to each by itself.
+        """Call a stored function that takes many items, and replies to each of them.
 
-        Items are sent in bounded batches per partition, one after the other, so that other clients are served between
-        them. Items that are answered `batch_full` are sent again in another round, as long as each round progresses.
+        An item is `(partition, arguments)`. Items are sent in bounded batches per partition, one after the other, so
+        that other clients are served in between. Items that are answered `batch_full` are sent again in another round,
+        as long as each round makes progress.
         """
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
@@ -245,7 +250,7 @@ class EngineCore:
             while waiting:
                 batches = list(cut_items(items, waiting, most))
                 for window in windows(batches, full):
-                    # A partition that was away for as long as calls are sent again is not waited for once more.
+                    # Do not wait again for a partition that was unavailable for the whole time of the retries.
                     together = [batch for batch in window if self.check_partition(items[batch[0]][0]) not in lost]
                     replies = yield from self._send_batches(function, items, together, timeout)
                     for batch, answered in zip(together, replies, strict=True):
@@ -284,7 +289,7 @@ class EngineCore:
     def call_item(
         self, function: str, partition: int, item: Item, timeout: float = CALL_TIMEOUT
     ) -> Reply | EngineError:
-        """Call such a function for one item, without sorting it into batches."""
+        """Call a function of `call_items` for one item, without batches."""
         self.check_partition(partition)
         reply = self.call_with_retries(lambda: self.store.call(function, partition, item, timeout))
         return as_error(reply[0], partition)
@@ -295,7 +300,7 @@ class EngineCore:
             return list(self.store.call_many(calls, timeout))
 
     def _send(self, call: Call, timeout: float) -> Steps[Reply | EngineError]:
-        """Send one call; it is sent again for a while when it got lost."""
+        """Send one call, and repeat it for a time while the connection fails."""
         sent = call.function, call.partition, call.arguments, timeout
         begun: list[Callable[[], Reply]] = []
         with contextlib.suppress(TransportError):
@@ -307,7 +312,7 @@ class EngineCore:
             return error
 
     def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
-        """Send many calls at once, and repeat those that were lost together for a time."""
+        """Send many calls at once, and repeat those whose connection failed together, for a time."""
         replies: list[Reply | EngineError] = [TransportError()] * len(calls)
         lost = list(range(len(calls)))
 
@@ -341,11 +346,11 @@ class EngineCore:
         return partition
 
     def partitions_behind(self, partition: str | None, cursor: ExecutionId | None) -> range:
-        """Return the partitions that a listing reads, from its cursor's partition on.
+        """Return the partitions that a listing still has to read, beginning with its cursor's.
 
         Raises:
-            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, the cursor is not an id or
-                is not of a listed partition.
+            ValidationError: `invalid_partition_key`, `partition_mismatch`; `invalid_cursor`, the cursor is not an id,
+                or is not in a listed partition.
         """
         count = self.partitions
         partitions = range(count)
@@ -397,7 +402,7 @@ class EngineCore:
         return handle
 
     def fenced(self, handle: Handle) -> tuple[int, str, str]:
-        """Return partition, uuid and fence of a handle of this kind of store."""
+        """Return the partition, the uuid and the fence of a handle, after checking it."""
         self.check_handle(handle)
         uuid, fence = handle.execution_id.uuid, handle.fence
         if not (uuid.isascii() and fence.isascii()):
@@ -423,24 +428,24 @@ class EngineCore:
 
 
 def as_error(reply: Reply, partition: int) -> Reply | EngineError:
-    """Return the error that a partition replied with, or the reply."""
+    """Return the reply of a partition, or the error that it stands for."""
     if not reply or reply[0] != b"error":
         return reply
     code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])
     row = CODES.get(code)
     if row is not None and row.details[:1] == ("execution_id",) and details and details[0]:
-        # A partition knows executions by uuid, and callers know them by their full ids.
+        # Give the caller the full id: a partition knows executions only by their uuids.
         details[0] = str(ExecutionId(partition, details[0]))
     return error_from_code(code, details)
 
 
 def is_put_off(answer: object) -> bool:
-    """Return whether an item was not handled because its call was full."""
+    """Return True if an item was not handled because its call was full."""
     return isinstance(answer, EngineError) and answer.code == "batch_full"
 
 
 def new_call_id() -> str:
-    """Return a new name for one call, by which a repeated call is recognized and gets its first reply."""
+    """Return a new name for a call, by which its repeats are recognized and get the first reply."""
     return uuid4().hex
 
 

@@ -1,4 +1,4 @@
-"""Executions whose records are damaged, and how they are set aside."""
+"""Executions with damaged records, and how they are set aside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Damage(EngineCore):
             for uuid, entry in self._damaged(number, after):
                 each = execution_id(number, uuid)
                 field, namespace = unpack(entry) if entry else (b"record", b"")
-                # The namespace of a damaged class is unknown, so the execution is listed in every namespace.
+                # List an execution in every namespace if its class is damaged, because its namespace is unknown then.
                 if namespace in (b"", self._packed_namespace):
                     if len(rows) == count:
                         return ListDamagedPage(executions=tuple(rows), next_cursor=last)
@@ -44,12 +44,12 @@ class Damage(EngineCore):
         return read_rows(lambda place, most: self.call("list_damaged", partition, [place, most]), after, MAX_DAMAGED)
 
     def set_aside(self, damaged: ExecutionId, claim_id: str, error: Exception) -> str:
-        """Set a claimed execution aside that cannot be decoded; return what is wrong with it."""
+        """Set aside a claimed execution that cannot be decoded; return what is wrong with it."""
         problem = f"the claimed record ({error})"
         log.error("%s is damaged and was set aside: %s. See list_damaged; purge removes it.", damaged, error)
         try:
             self.call("set_aside", damaged.partition_number, [damaged.uuid, claim_id, cut(problem, MAX_MESSAGE_BYTES)])
         except EngineError as failure:
-            # The lease will expire, and the next claim finds the execution again.
+            # Continue: the lease will expire, and the next claim will find the execution again.
             log.warning("%s could not be set aside: %s", damaged, failure)
         return problem

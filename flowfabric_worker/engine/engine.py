@@ -1,4 +1,4 @@
-"""The implementation of the engine, assembled from its areas. It runs on every store."""
+"""The implementation of the engine, which is assembled from its areas and runs on every store."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def open_engine(
     Raises:
         ValidationError: the namespace is not valid. An invalid URL is reported at the first call.
     """
-    # The import stands here, so that importing the package does not load the driver.
+    # Import it here, so that importing the package does not load the driver.
     from flowfabric_worker.engine.stores.urls import anchored_url, open_store
 
-    # The URL is made absolute here, so that a process means the same store after it changed its directory or forked.
+    # Make the URL absolute, so that it names the same store after the process has changed its directory.
     anchored = anchored_url(url)
     return Engine(lambda: open_store(anchored), namespace=namespace, limits=limits, retry_for=retry_for)
 
 
 def forget_memory(name: str) -> None:
     """Delete the store `memory://NAME`, which otherwise lives as long as this process. Open engines keep it."""
-    # The import stands here, so that the driver is loaded only if a memory store is used.
+    # Import it here, so that the driver is loaded only if a memory store is used.
     from flowfabric_worker.engine.stores.memory import forget_memory as forget
 
     forget(name)

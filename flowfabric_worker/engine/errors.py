@@ -36,7 +36,7 @@ def without_tokens(text: str) -> str:
 
 
 class FlowFabricError(Exception):
-    """The root of every error that this package raises for a reason of its own: engine, codec and result errors."""
+    """The root of the errors that this package defines: those of the engine, of codecs and of results."""
 
 
 class EngineError(FlowFabricError):
@@ -393,7 +393,7 @@ CODES: dict[str, Row] = {
 def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", **context: Any) -> EngineError:
     """Return the exception for a code of the table, with details named as the row names them.
 
-    A code without a row is a defect of this package; it becomes a `TransportError` that says so.
+    A code without a row is a defect of this package, and gives a `TransportError` that says so.
     """
     row = CODES.get(code)
     if row is None:

@@ -1,4 +1,4 @@
-"""Text of exceptions of user code, whose own methods may raise or return anything."""
+"""The texts of exceptions of user code, whose methods may raise or return anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-# How many of the innermost frames a traceback shows.
+# A traceback shows this many of the innermost frames.
 _TRACEBACK_FRAMES: Final = -50
 _MAX_CHARACTERS: Final = 1 << 20
 _PACKAGE: Final = str(Path(__file__).parents[1]) + os.sep
@@ -27,12 +27,12 @@ def text_of(error: BaseException) -> str:
     try:
         text = str(error)
     except BaseException:  # noqa: BLE001  its own __str__ may raise anything, SystemExit too
-        return "(its text cannot be had)"
+        return "(its text cannot be read)"
     return plain_text(text)
 
 
 def plain_text(text: str) -> str:
-    """Return a text as a plain str, without the methods of a subclass, cut to a bounded size."""
+    """Return a text of bounded size as a plain str, without the methods of a subclass."""
     return str.__getitem__(text, slice(_MAX_CHARACTERS))
 
 
@@ -47,7 +47,7 @@ def traceback_of(error: BaseException) -> str:
     try:
         lines = traceback.format_exception(type(error), error, frames, limit=_TRACEBACK_FRAMES)
         return "".join(lines)[-_MAX_CHARACTERS:]
-    except BaseException:  # noqa: BLE001  its causes, notes and text are asked for, and may raise anything
+    except BaseException:  # noqa: BLE001  reading its causes, notes and text may raise anything
         read = traceback.format_tb(frames, limit=_TRACEBACK_FRAMES)
         return "".join(["Traceback (most recent call last):\n", *read, message_of(error), "\n"])
 

@@ -1,4 +1,4 @@
-"""The feed: every end of an execution in order, and waiting for one."""
+"""The feed of all ends of executions in order, and waiting for a single end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Feed(EngineCore):
         outcome = self.read_outcome(execution_id)
         while outcome is None:
             self._await_end(execution_id, deadline)
-            # The outcome is read after every wait, because the execution may have ended however the wait ended.
+            # Read the outcome after every wait, because the execution may have ended even if the wait timed out.
             is_closed = self.listener.is_closed
             try:
                 outcome = self.read_outcome(execution_id)
@@ -60,7 +60,7 @@ class Feed(EngineCore):
         return outcome
 
     def _await_end(self, execution_id: ExecutionId, deadline: float | None) -> None:
-        """Return when an execution may have ended, the time is over, or the listener has not looked for a while."""
+        """Wait until an execution may have ended, the time is over, or the listener has not looked for a while."""
         listener = self.listener
         event = listener.watch(str(execution_id), self._ended_of)
         try:
@@ -69,7 +69,7 @@ class Feed(EngineCore):
             while status == b"watched":
                 since = time.monotonic()
                 remaining = _remaining(deadline)
-                # The listener looks for all waiting threads; if it could not, each thread looks by itself.
+                # Look here if the listener, which looks for all waiting threads, could not.
                 if event.wait(remaining) or remaining < FALLBACK or listener.rechecked_at < since:
                     listener.revive()
                     return
@@ -90,10 +90,10 @@ class Feed(EngineCore):
         return Record(execution_id, _OUTCOME_FIELDS, values).outcome()
 
     def _ended_of(self, ids: list[str]) -> Iterator[str]:
-        """Yield the watched executions that have ended or do not exist, and watch the others again in the same step.
+        """Yield the watched executions that have ended or do not exist, and keep watching the others in the same step.
 
         Raises:
-            EngineError: a partition did not answer; the executions of the others were yielded before.
+            EngineError: a partition did not answer; the executions of the other partitions were yielded before.
         """
         by_partition: dict[int, list[ExecutionId]] = {}
         for each in map(ExecutionId.parse, ids):
@@ -130,7 +130,7 @@ class Feed(EngineCore):
         return self._follow(positions, wanted, _seconds(timeout))
 
     def feed_cursor(self) -> str:
-        """Return a cursor after the newest end; a subscription from it yields later ends only."""
+        """Return a cursor after the newest end, from which a subscription yields only later ends."""
         return _encode_cursor(self._places({}, 0))
 
     def _follow(
@@ -142,7 +142,7 @@ class Feed(EngineCore):
         counted = "1" if self.store.counts_listeners else ""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            # The waiter subscribes before it registers, so that no wake-up is missed.
+            # Subscribe before registering, so that no wake-up is missed.
             waiter.wait(0)
             while True:
                 found = False
@@ -167,7 +167,7 @@ class Feed(EngineCore):
             waiter.stop()
 
     def _places(self, known: dict[int, str], which: int) -> dict[int, str]:
-        """Return a place per partition: the known one, else after the newest end (0) or before the oldest one (1)."""
+        """Return a place in each partition: the known one, or after the newest end (0), or before the oldest (1)."""
         return {
             partition: known.get(partition) or self.call("feed_places", partition, [])[which].decode()
             for partition in range(self.partitions)
@@ -181,10 +181,10 @@ class Feed(EngineCore):
             if match is None or int(match[1]) >= self.partitions or int(match[1]) in positions:
                 raise ValidationError("invalid_cursor", f"{cursor!a:.200} is not a cursor of this feed.")
             positions[int(match[1])] = match[2]
-        # In a partition that the cursor does not name, nothing is known to have been seen.
+        # Begin at the oldest end in a partition that the cursor does not name.
         for partition in range(self.partitions):
             positions.setdefault(partition, "0-0")
-        # An expired cursor is refused now, not when the first event is read.
+        # Refuse an expired cursor now, and not when the first event is read.
         for partition, entry in positions.items():
             self.call("read_feed", partition, [entry, 1, "", 0, ""])
         return positions
@@ -211,7 +211,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 
 
 def _event(partition: int, entry: Reply, cursor: str) -> tuple[str, CompletionEvent]:
-    """Return the event of a feed entry, and its namespace."""
+    """Return the namespace and the event of a feed entry."""
     try:
         fields = unpack_pairs(entry[1:])
         work_class = decode_class(fields["class"])

@@ -1,7 +1,8 @@
-"""What a process gives up after `os.fork()`.
+"""What happens to connections, locks and threads after `os.fork()`.
 
-The child shares connections with its parent, has none of its threads, and inherits locks that those may hold. A child
-that user code forks inside a worker's thread ends where that user code ends, so that it is not a second worker.
+A forked child shares connections with its parent, has none of the parent's threads, and inherits locks that those
+threads may hold. If user code forks inside a worker's thread, the child ends where that code ends, so that it does not
+become a second worker.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class Inherited(Protocol):
     """An object that has connections, threads or locks."""
 
     def reset_after_fork(self) -> None:
-        """Reset itself in a forked process: only one thread runs, and no inherited connection may be used."""
+        """Reset the object in a forked child, where one thread runs and no inherited connection may be used."""
 
 
 _inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
-# How many forks lie between this process and the process that imported the module.
+# The number of forks between the process that imported this module and the present one.
 _depth = 0
 
-# Register an object to be reset whenever this process is forked. Only a weak reference is kept.
+# Registers an object to be reset in forked children; only a weak reference to it is kept.
 remember = _inherited.add
 
 
@@ -38,9 +39,9 @@ def depth() -> int:
 
 
 def confined(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function of the user. A process that the function forks ends when the function does, as a script would.
+    """Call a function of the user; a process that the function forks ends when the function does, as a script would.
 
-    The exit code of the child is 0 after a return, that of SystemExit, or 1 after any other exception.
+    The exit code of such a child is 0 after a return, the code of a SystemExit, or 1 after any other exception.
     """
     before = _depth
     try:
@@ -68,7 +69,7 @@ def _end_child(error: BaseException | None) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        # os._exit is the only way to end the child without running the loops of the worker that it was forked from.
+        # End with os._exit, because anything else would run code of the worker that the child was forked from.
         os._exit(code & 0xFF)
 
 

@@ -1,4 +1,4 @@
-"""How frames travel to stored functions and back, and the order of their ids."""
+"""The encoding of frames for stored functions, the decoding of replies, and the order of frame ids."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from flowfabric_worker.engine.wire import DAMAGE, optional, pack, read_optional,
 
 _LARGEST = 2**64 - 1
 _DEFAULT_LIVE = BestEffortLiveConfig()
-# In seconds, when something is due that this release cannot handle.
+# The shortest pause between two looks, in seconds, for the case that this release cannot handle what is due.
 _LEAST_PAUSE = 0.1
 
 FrameId = tuple[int, int]
-"""Milliseconds and a number: ids are ordered as these pairs are."""
+"""A frame id as a pair of milliseconds and number, in whose order the ids are."""
 
 
 # Ids
 
 
 def first_of(cursor: StreamCursor) -> FrameId:
-    """Return the first id that a range from this cursor on holds."""
+    """Return the first id of a range that begins at this cursor."""
     return _parts(cursor, 0)
 
 
 def last_of(cursor: StreamCursor) -> FrameId:
-    """Return the last id that a range up to this cursor holds."""
+    """Return the last id of a range that ends at this cursor."""
     return _parts(cursor, _LARGEST)
 
 
@@ -56,7 +56,7 @@ def _parts(cursor: StreamCursor, number: int) -> FrameId:
 
 
 def behind(frame_id: FrameId) -> FrameId:
-    """Return the id that follows another one; the largest one follows itself."""
+    """Return the id after another one; for the largest id, the same."""
     ms, number = frame_id
     if number < _LARGEST:
         return ms, number + 1
@@ -64,7 +64,7 @@ def behind(frame_id: FrameId) -> FrameId:
 
 
 def in_front_of(frame_id: FrameId) -> FrameId:
-    """Return the id that another one follows; the smallest one follows itself."""
+    """Return the id before another one; for the smallest id, the same."""
     ms, number = frame_id
     if number:
         return ms, number - 1
@@ -72,7 +72,7 @@ def in_front_of(frame_id: FrameId) -> FrameId:
 
 
 def as_text(frame_id: FrameId) -> str:
-    """Return an id as stores write it."""
+    """Return an id in the form that stores use."""
     return f"{frame_id[0]}-{frame_id[1]}"
 
 
@@ -80,7 +80,7 @@ def as_text(frame_id: FrameId) -> str:
 
 
 def encode_frames(frames: Sequence[Frame], first_version: int) -> bytes:
-    """Pack frames for `append_frames`; summary frames make versions from `first_version` on."""
+    """Pack frames for `append_frames`; the versions that summary frames create begin at `first_version`."""
     parts: list[str | bytes] = []
     for version, frame in enumerate(frames, first_version):
         is_summary = frame.mode is StreamMode.DURABLE_SUMMARY
@@ -107,7 +107,7 @@ def _live(config: BestEffortLiveConfig) -> bytes:
 
 
 def outcome_of(reply: Reply) -> AppendFrameOutcome:
-    """Return what `append_frames` answers of one frame."""
+    """Decode the answer of `append_frames` to one frame."""
     _, frame_id, count, version = reply
     return AppendFrameOutcome(
         frame_id=frame_id.decode(), frame_count=int(count or 0), summary_version=int(version) if version else None
@@ -119,17 +119,17 @@ def outcome_of(reply: Reply) -> AppendFrameOutcome:
 
 @attrs.frozen(kw_only=True)
 class Look:
-    """What one call of `read_stream` answers.
+    """The answer to one call of `read_stream`.
 
     Attributes:
-        entries: the frames, undecoded.
-        more: whether there are more of them.
-        dropped_id: the newest frame that was dropped unread; "" for none.
-        kept_id: the first that is kept behind it; "" for none.
-        closed_at_ms: when the stream was closed.
+        entries: the frames, not decoded.
+        more: whether there are more frames.
+        dropped_id: the newest frame that was dropped before it was read; "" if there is none.
+        kept_id: the first frame after it that is kept; "" if there is none.
+        closed_at_ms: when the stream was closed, in ms of the store's clock.
         latest_attempt: the present or last attempt.
-        due_in: milliseconds until time changes something about the execution; None when it does not.
-        is_told: whether the topic that was given will be told of frames and of the end.
+        due_in: the ms after which time changes the execution; None if it does not.
+        is_told: whether the given topic gets messages about new frames and the end.
     """
 
     entries: Sequence[Reply]
@@ -145,17 +145,17 @@ class Look:
 
     @property
     def says_something(self) -> bool:
-        """Whether a reader who waits has something to learn from it."""
+        """Whether the answer has something new for a waiting reader."""
         return bool(self.entries or self.dropped_id) or self.closed_at_ms is not None
 
     def end(self, before: FrameId) -> FrameId:
-        """Return the place behind which to go on; `before` is the one behind which this look began."""
+        """Return the id after which to continue; `before` is the id after which this look began."""
         if self.entries:
             return _parts(StreamCursor(self.entries[-1][0].decode()), 0)
         return max(before, _parts(StreamCursor(self.dropped_id), 0)) if self.dropped_id else before
 
     def pause(self, longest: float) -> float:
-        """Return after how many seconds a reader who learned nothing looks again."""
+        """Return the seconds after which a reader that got nothing new looks again, at most `longest`."""
         if self.due_in is None:
             return longest
         return min(longest, max(self.due_in / 1000, _LEAST_PAUSE))

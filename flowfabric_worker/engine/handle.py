@@ -1,6 +1,6 @@
-"""Handles: what a worker shows to prove that it holds a lease.
+"""Handles, with which a worker shows that it holds a lease.
 
-A handle is not a secret. An execution is protected by its fence, which every call carries and the store compares.
+A handle is not a secret: what protects an execution is its fence, which every call carries and the store compares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIXED = struct.Struct("<BBHIQQ")
 
 
 class HandleKind(IntEnum):
-    """What kind of work was claimed."""
+    """The kind of work that was claimed."""
 
     FRESH = 1
     RESUMED = 2
@@ -32,7 +32,7 @@ class Handle:
     """A lease on an execution.
 
     Attributes:
-        backend: the kind of store that issued it.
+        backend: the kind of store that issued the handle.
         lease_ttl_ms: how long a renewal extends the lease, in ms.
     """
 
@@ -49,7 +49,7 @@ class Handle:
 
     @property
     def fence(self) -> str:
-        """Return lease, epoch and attempt, which every call of the holder carries.
+        """The lease, the epoch and the attempt, which every call of the holder carries.
 
         An attempt has the id of its first lease; the fence of that lease leaves the attempt out.
         """
@@ -57,7 +57,7 @@ class Handle:
         return f"{self.lease_id}:{self.lease_epoch}:{attempt}"
 
     def to_bytes(self) -> bytes:
-        """Return an opaque form that another process can read back."""
+        """Encode the handle in an opaque form that another process can read."""
         head = _FIXED.pack(
             _VERSION,
             self.kind,
@@ -73,7 +73,7 @@ class Handle:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Handle:
-        """Read a handle back.
+        """Decode a handle from the form of `to_bytes`.
 
         Raises:
             ValidationError: `corruption`, the bytes are not a handle: cut short, too long, or damaged.

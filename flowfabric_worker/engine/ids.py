@@ -40,11 +40,11 @@ _LANE = re.compile(rf"[\x20-\x7e]{{1,{MAX_LANE_CHARACTERS}}}")
 class ExecutionId(str):
     """The id of an execution, `{fp:N}:<uuid>`: its partition and a UUID, in canonical spelling.
 
-    It is a str of that text, and sorts by partition, then by UUID.
+    It is a str with that text, and sorts by partition and then by UUID.
 
     Attributes:
         partition_number: the number of the partition that holds the execution.
-        uuid: its UUID, in lower case.
+        uuid: the UUID, in lower case.
     """
 
     __slots__ = ("partition_number", "uuid")
@@ -78,12 +78,12 @@ class ExecutionId(str):
 
     @classmethod
     def mint(cls, partitions: int = 1) -> Self:
-        """Mint an id in the partition that its UUID belongs to. Ids sort by the time at which they were minted."""
+        """Mint an id in the partition of its UUID; the ids of a partition sort by the time of their minting."""
         return cls(*mint_parts(partitions))
 
     @property
     def plain(self) -> str:
-        """Return the id as `N-<uuid>`, without braces and colons, for shells and URLs."""
+        """The id as `N-<uuid>`, without braces and colons, for shells and URLs."""
         return f"{self.partition_number}-{self.uuid}"
 
     def __lt__(self, other: str) -> bool:
@@ -108,7 +108,7 @@ _SIX_BYTES = struct.Struct(">IH")
 
 
 class _Uuid7:
-    """Mint UUIDv7 that increase strictly within a process: 48 bits of ms, a counter of 12 + 14 bits, 48 random bits."""
+    """Mints UUIDv7s that increase within a process: 48 bits of ms, a counter of 12 + 14 bits, and 48 random bits."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -116,23 +116,23 @@ class _Uuid7:
         forking.remember(self)
 
     def reset_after_fork(self) -> None:
-        """Take a new lock in a forked process, because a thread of the parent may have held the old one."""
+        """Replace the lock in a forked child, because a thread of the parent may have held it."""
         self._lock = threading.Lock()
-        # The parent goes on with the random bytes that it has read.
+        # Read new random bytes, because the parent uses those that were read.
         self._random: Iterator[tuple[int, ...]] = iter(())
 
     def __call__(self) -> UUID:
         return UUID(int=self.number())
 
     def number(self) -> int:
-        """Return a new one as a number."""
+        """Mint a UUID, and return it as a number."""
         with self._lock:
             random = next(self._random, None)
             if random is None:
-                # Random bytes are read for many ids at once, because each read is a system call.
+                # Read random bytes for many ids at once, because each read is a system call.
                 self._random = _SIX_BYTES.iter_unpack(os.urandom(_SIX_BYTES.size * 64))
                 random = next(self._random)
-            # One number holds time and counter, so an overflow of the counter borrows from the next millisecond.
+            # Keep time and counter in one number, so that a counter that overflows moves on to the next millisecond.
             moment = max((time.time_ns() // 1_000_000) << 26, self._last + 1)
             self._last = moment
         milliseconds, counter = moment >> 26, moment & 0x3FFFFFF
@@ -144,7 +144,7 @@ uuid7 = _Uuid7()
 
 
 def mint_parts(partitions: int) -> tuple[int, str]:
-    """Return partition and UUID of a new execution id; see `ExecutionId.mint`."""
+    """Mint an execution id, and return its partition and its UUID; see `ExecutionId.mint`."""
     number = uuid7.number()
     digits = f"{number:032x}"
     text = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
@@ -167,7 +167,7 @@ def check_name(value: object, what: str) -> str:
     if value.isascii() and value.isprintable() and 0 < len(value) <= MAX_NAME_BYTES:
         return value
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-        raise ValidationError("invalid_input", f"{what} {value!a} holds a control character or a lone surrogate.")
+        raise ValidationError("invalid_input", f"{what} {value!a} contains a control character or a lone surrogate.")
     if not 0 < len(value.encode()) <= MAX_NAME_BYTES:
         raise ValidationError("invalid_input", f"{what} must be 1 to {MAX_NAME_BYTES} bytes long.")
     return value
@@ -187,7 +187,7 @@ def check_lane(value: object) -> LaneId:
 
 
 def check_execution_id(value: object) -> ExecutionId:
-    """Return the execution id that `value` is, or is the text of, in either form.
+    """Return the execution id that `value` is or spells, in either form.
 
     Raises:
         ValidationError: `invalid_execution_id`.
@@ -214,19 +214,21 @@ def check_capabilities(tokens: object) -> tuple[str, ...]:
             raise ValidationError("invalid_capabilities", f"{token!a} is not a capability: pass a word.")
         if "," in token or any(c.isspace() or unicodedata.category(c) in ("Cc", "Cs") for c in token):
             raise ValidationError(
-                "invalid_capabilities", f"The capability {token!a} holds a comma, white space or a control character."
+                "invalid_capabilities",
+                f"The capability {token!a} contains a comma, white space or a control character.",
             )
         unique.add(token)
     ordered = tuple(sorted(unique, key=str.encode))
     if len(ordered) > MAX_CAPABILITIES or len(",".join(ordered).encode()) > MAX_CAPABILITIES_BYTES:
         raise ValidationError(
-            "invalid_capabilities", f"At most {MAX_CAPABILITIES} capabilities and {MAX_CAPABILITIES_BYTES} bytes."
+            "invalid_capabilities",
+            f"At most {MAX_CAPABILITIES} capabilities with together {MAX_CAPABILITIES_BYTES} bytes are allowed.",
         )
     return ordered
 
 
 def refuse_reserved(tokens: Iterable[str]) -> None:
-    """Refuse capabilities that begin with `@`, which newer releases use for what this release cannot do.
+    """Refuse capabilities that begin with `@`: newer releases use them for work that this release cannot do.
 
     Raises:
         ValidationError: `invalid_capabilities`; the message names the capability.

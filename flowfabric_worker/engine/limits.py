@@ -15,7 +15,7 @@ MAX_PRIORITY: Final = 9000
 
 MAX_BATCH_ITEMS: Final = 500
 MAX_BATCH_BYTES: Final = 8 * MIB
-# What one call of a stored function may carry, so that it holds the server for at most about 3 ms.
+# The most items of one call of a stored function, so that it takes the server at most about 3 ms.
 MAX_CALL_ITEMS: Final = 100
 MAX_CALL_BYTES: Final = 2 * MIB
 # How many executions one call claims, completes or fails. More per call save the server little, and make others wait.
@@ -83,7 +83,7 @@ class Limits:
         payload_bytes: the largest payload and the largest result of an execution, in bytes.
         signals_per_execution: how many signals an execution accepts; fixed when the execution is created.
         durable_frames: how many durable frames one attempt may append.
-        durable_bytes: how large their payloads may be together, in bytes.
+        durable_bytes: the largest total size of the payloads of those frames, in bytes.
         feed_age_ms: how long ends stay in the feed, for every user of the store, in ms; None to keep the present value,
             which is a day for a new store.
     """

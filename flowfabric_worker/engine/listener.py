@@ -1,10 +1,10 @@
-"""The messages that an engine receives: a connection per thread that waits for work, and one for everything else.
+"""The messages that an engine receives: over a connection per thread that waits for work, and one for all others.
 
-A stored function that changes what others wait for sends a message to their topic. Each thread that waits for work or
-for the feed reads its topic itself, so no other thread is between the message and the claim:
+A stored function that changes what a thread waits for sends a message to its topic. Each thread that waits for work or
+for the feed reads its topic itself, so that no other thread delays the claim:
 
     wake PARTITION                there is work, or something is due
-    standby PARTITION MS OTHER    another waiter was woken: look after so many ms, unless it calls
+    standby PARTITION MS OTHER    another waiter was woken: look after MS ms, unless it has called
     taken PARTITION OTHER         that other waiter has called
 
 One thread per engine reads the messages for all other threads:
@@ -13,8 +13,8 @@ One thread per engine reads the messages for all other threads:
     lost EXECUTION FENCE          a lease of this process has ended
     frames EXECUTION              tails of the execution have frames to read, or the end of an attempt
 
-A message may be lost with its connection. So after a reconnect each waiter looks, and watched executions are looked up
-every few seconds, by one thread for all. An unreadable message is ignored.
+A message may be lost with its connection. Each waiter therefore looks after a reconnect, and one thread looks up all
+watched executions every few seconds. A message that cannot be read is ignored.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from flowfabric_worker.engine.stores.base import Store, Subscription
 
 log = reporting.Log(__name__)
 
-# The longest that a thread waits without looking by itself, in seconds, in case a failover lost a message.
+# The longest time that a thread waits without looking, in seconds, in case a failover lost a message.
 FALLBACK = 10.0
-# The longest wait for one message, in seconds; a silent subscription is then asked for a sign of life.
+# The longest wait for one message, in seconds; then a silent subscription must answer a ping.
 _LISTEN = FALLBACK / 4
 # Seconds between two looks at all watched executions; every wait of FALLBACK seconds contains one.
 _RECHECK_EVERY = FALLBACK / 2
 # The pauses before connecting again, after one failure, two, and more, in seconds.
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-# After so many seconds a subscription has worked, so the next failure counts as the first.
+# The seconds after which a subscription counts as working, so that the next failure counts as the first.
 _STEADY_AFTER = 5.0
 _SAY_AGAIN = 10.0
-_NO_MESSAGE = "A message that cannot be used was ignored: %.100r (%s)."
+_NO_MESSAGE = "A message that cannot be read was ignored: %.100r (%s)."
 
 
 class _Warnings:
@@ -61,7 +61,7 @@ class _Warnings:
 
 
 class TopicReader:
-    """Reads the messages of one topic, over a connection that is opened again after it failed.
+    """Reads the messages of one topic, over a connection that is opened again after a failure.
 
     One thread at a time reads; another thread may call `close`.
 
@@ -78,13 +78,13 @@ class TopicReader:
 
     @property
     def is_closed(self) -> bool:
-        """Return whether the reader is closed."""
+        """Whether the reader is closed."""
         return self._closed.is_set()
 
     def connect(self) -> bool:
         """Subscribe if the reader is not subscribed; return True if it was not, so that earlier messages are lost.
 
-        After a failure it pauses first, so that a connection that fails at once is not opened over and over.
+        After a failure it pauses first, so that a connection that keeps failing is not opened in a busy loop.
 
         Raises:
             TransportError: the store cannot be reached.
@@ -101,7 +101,7 @@ class TopicReader:
         return True
 
     def read(self, timeout: float) -> list[bytes]:
-        """Return the messages that arrive within `timeout` seconds; none once the reader is closed.
+        """Wait at most `timeout` seconds for messages, and return them; none once the reader is closed.
 
         Raises:
             TransportError: the connection is lost; call `fail`, then `connect`.
@@ -126,7 +126,7 @@ class TopicReader:
 
 
 class Waiter:
-    """The means by which one thread at a time waits: its topic, and the partitions in which it was woken.
+    """The topic on which one thread at a time waits, and the partitions in which it was woken.
 
     Args:
         subscribe: subscribes to a topic.
@@ -141,19 +141,20 @@ class Waiter:
         self._partitions = partitions
         self._reader = TopicReader(lambda: subscribe(self.name))
         self._warnings = _Warnings()
-        # When to look, by partition and the other waiter.
+        # When to look in place of another waiter, by partition and waiter.
         self._stand_by: dict[tuple[int, str], float] = {}
 
     @property
     def stopped(self) -> bool:
-        """Return whether the waiter was stopped."""
+        """Whether the waiter was stopped."""
         return self._reader.is_closed
 
     def wait(self, timeout: float) -> set[int] | None:
         """Wait at most `timeout` seconds for a wake-up.
 
-        Returns the partitions in which to look; None to look everywhere, as after the first call and after each loss of
-        the connection.
+        Returns:
+            The partitions in which to look; None to look everywhere, as after the first call and after each loss of the
+            connection.
 
         Raises:
             TransportError: the connection is lost and cannot be opened again.
@@ -210,7 +211,7 @@ class Waiter:
         return None
 
     def stop(self) -> None:
-        """End a wait that is under way, and all that follow."""
+        """End a wait that is in progress, and all later ones."""
         self._reader.close()
 
 
@@ -222,7 +223,7 @@ class Listener:
 
     Attributes:
         topic: the topic that it reads.
-        rechecked_at: when the last look at all watched executions began that reached the whole store.
+        rechecked_at: the start of the last look at all watched executions that reached the whole store.
     """
 
     def __init__(self, store: Store) -> None:
@@ -238,13 +239,13 @@ class Listener:
         self._rechecking = threading.Lock()
         self._warnings = _Warnings()
         self._reader = TopicReader(lambda: store.subscribe(self.topic))
-        # It subscribes before anything can be watched, so no message is sent to a topic without a subscriber.
+        # Subscribe before anything can be watched, so that no message is sent to a topic without a subscriber.
         self._reader.connect()
         self._thread = self._started()
 
     @property
     def is_closed(self) -> bool:
-        """Return whether the listener is closed."""
+        """Whether the listener is closed."""
         return self._reader.is_closed
 
     def on_lost(self, callback: Callable[[str, str], None]) -> None:
@@ -271,7 +272,7 @@ class Listener:
         return event
 
     def unwatch(self, execution_id: str, event: threading.Event) -> None:
-        """Stop what `watch` started."""
+        """Stop watching an execution for the event that `watch` returned."""
         with self._lock:
             events = self._results.get(execution_id, [])
             if event in events:
@@ -295,7 +296,7 @@ class Listener:
         return event
 
     def end_tail(self, execution_id: str, event: threading.Event) -> None:
-        """Stop what `tail` started."""
+        """Stop setting the event that `tail` returned."""
         with self._lock:
             self._tail_count -= 1
             self._tails[execution_id].remove(event)
@@ -307,7 +308,7 @@ class Listener:
         with self._lock:
             if self.is_closed or self._thread.is_alive():
                 return
-            log.error("The thread that listens for wake-ups had died; it is started again.")
+            log.error("The thread that listens for messages had died; it is started again.")
             self._reader.fail()
             self._thread = self._started()
 
@@ -332,7 +333,7 @@ class Listener:
             try:
                 self._listen()
             except Exception as error:  # noqa: BLE001  whatever it is, threads wait for this one
-                self._warnings.warn("The connection that listens for wake-ups was lost (%s); connecting again.", error)
+                self._warnings.warn("The connection that listens for messages was lost (%s); connecting again.", error)
                 self._reader.fail()
 
     def _listen(self) -> None:
@@ -376,7 +377,7 @@ class Listener:
                 for event in self._tails.get(execution_id, ()):
                     event.set()
 
-    # Watched executions are looked up in a second thread, because a partition that is down must not delay messages.
+    # Look up watched executions in a second thread, because a partition that is down must not delay messages.
 
     def _start_recheck(self) -> None:
         with self._lock:
@@ -397,6 +398,6 @@ class Listener:
                 self._finish(execution_id)
             self.rechecked_at = began
         except Exception as error:  # noqa: BLE001  it is tried again in a few seconds
-            self._warnings.warn("What has ended cannot be looked up (%s); trying again.", error)
+            self._warnings.warn("The store cannot tell which executions have ended (%s); trying again.", error)
         finally:
             self._rechecking.release()

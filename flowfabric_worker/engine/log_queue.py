@@ -1,8 +1,8 @@
 """The log of this package, isolated from the log handlers, filters and record factories of the application.
 
-While a `Runtime` or a supervisor runs, a thread passes the lines on to `logging`, so that no thread that holds a lease
-waits for an application's log handler or a full pipe. Otherwise a line is logged by the thread that wrote it. No error
-on the way is raised: a line that cannot be logged is printed to stderr.
+While a `Runtime` or a supervisor runs, one thread passes the lines on to `logging`, so that no thread with a lease
+waits for an application's log handler or a full pipe. Otherwise the thread that writes a line logs it. No error is
+raised: a line that cannot be logged is printed to stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.exception_text import class_name, text_of
 from flowfabric_worker.engine.plain_ids import with_plain_ids
 
-# How many lines may wait to be logged; beyond that the oldest is dropped.
+# The most lines that may wait to be logged; then the oldest is dropped.
 MAX_WAITING: Final = 10_000
 # Seconds between two lines that report how many lines were dropped.
 TELL_DROPPED_EVERY: Final = 10.0
@@ -107,7 +107,7 @@ class _Line:
         record.created = self.written_at
         record.msecs = int(self.written_at % 1 * 1000) + 0.0
         record.thread, record.threadName = self.thread, self.thread_name
-        # `extra` would raise if the application's record factory sets the same names.
+        # Set the fields here, because `extra` raises if the application's record factory has set the same names.
         record.__dict__.update(self.extra)
         self.logger.handle(record)
 
@@ -144,14 +144,14 @@ def _line(
 
 
 class _Reporter:
-    """The thread that passes lines on, while it is started."""
+    """The thread that passes lines on to `logging`."""
 
     def __init__(self) -> None:
         self.reset_after_fork()
         forking.remember(self)
 
     def reset_after_fork(self) -> None:
-        """Start a forked process without a thread and without lines; the parent logs its own lines."""
+        """Drop the lines and the thread in a forked child, because the parent logs its own lines."""
         self._lock = threading.RLock()
         self._wanted = 0
         self._dropped = 0
@@ -163,7 +163,8 @@ class _Reporter:
         with self._lock:
             self._wanted += 1
             if self._wanted == 1:
-                # The thread before may still be in a log handler that does not return, so it keeps its own queue.
+                # Use a new queue: the former thread may still be in a log handler that does not return, and uses the
+                # old one.
                 self._queue = queue.SimpleQueue()
                 self._thread = threading.Thread(
                     target=self._work, args=(self._queue,), name="flowfabric-reporter", daemon=True
@@ -191,7 +192,7 @@ class _Reporter:
             logged.wait(timeout)
 
     def _log_rest(self) -> None:
-        """Log what was written while the thread ended."""
+        """Log the lines that were written while the thread ended."""
         with contextlib.suppress(queue.Empty):
             while True:
                 line = self._queue.get_nowait()
@@ -224,13 +225,13 @@ class _Reporter:
         with self._lock:
             dropped, self._dropped = self._dropped, 0
         self._told_at = time.monotonic()
-        message = "%s log lines were dropped: the application's log handlers take longer than the lines."
-        # This line does not go through the queue, where it would drop another line.
+        message = "%s log lines were dropped, because the application's log handlers are too slow."
+        # Log this line directly, because in the queue it would drop another line.
         _log(_line(_logger, logging.WARNING, message, (dropped,), {}, None, sys._getframe()))
 
 
 def _log(line: _Line | _Text) -> None:
-    """Log a line; what the application's logging raises is printed."""
+    """Log a line, and print any error that the application's logging raises."""
     try:
         line.log()
     except BaseException as error:
@@ -251,7 +252,7 @@ def _print(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text to stderr, in order with the lines that are logged, without waiting for a full pipe."""
+    """Print a text to stderr, in order with the log lines, and without waiting for a full pipe."""
     _reporter.take(_Text(text))
 
 
@@ -261,7 +262,7 @@ start = _reporter.start
 """Start the thread that passes lines on. Each call needs a later call of `stop`."""
 
 flush = _reporter.flush
-"""Wait at most so many seconds until the lines written so far are logged, before the process ends."""
+"""Wait until the lines written so far are logged, at most the given number of seconds, before the process ends."""
 
 stop = _reporter.stop
-"""Wait at most so many seconds until the lines written so far are logged; the last `stop` ends the thread."""
+"""Wait until the lines written so far are logged, at most the given seconds; the last `stop` ends the thread."""

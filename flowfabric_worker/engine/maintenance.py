@@ -1,4 +1,4 @@
-"""Setting a store up, handling what is due, and closing the engine."""
+"""The operations that set up a store, handle what is due, and close the engine."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Maintenance(LanePauses):
         )
 
     def _warnings(self) -> tuple[str, ...]:
-        """Return warnings for an operator about the secret that signs waitpoint tokens."""
+        """Return warnings for operators about the secret that signs waitpoint tokens."""
         named = secret_of_environment()
         if named is None or named.value == self.secret_rings[0].signing.value:
             return ()
         return (
-            f"${FIRST_SECRET_VARIABLE} names another secret than the one that signs waitpoint tokens here; the stored "
-            "one stays. Rotate the secret to change it.",
+            f"${FIRST_SECRET_VARIABLE} differs from the stored secret that signs waitpoint tokens, which is used. "
+            "Rotate the secret to change it.",
         )
 
     def prune_libraries(self) -> tuple[str, ...]:
@@ -60,14 +60,14 @@ class Maintenance(LanePauses):
                 stored=False,
                 given=True,
             )
-        # Partition 0 is erased last, because only it knows how many partitions there are.
+        # Erase partition 0 last, because only it knows the number of partitions.
         for partition in reversed(range(self.partitions)):
             while self.call("erase", partition, [MAX_CALL_ITEMS])[0] == b"more":
                 pass
 
     def run_upkeep(self, limit: int = 200) -> MaintenanceResult:
         if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:
-            raise ValidationError("invalid_input", f"The limit is 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
+            raise ValidationError("invalid_input", f"The limit must be 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
         replies = self.call_each("run_upkeep", range(self.partitions), [limit, new_call_id()])
         for *_, following in replies:
             for lane, turn, since in following:
@@ -89,5 +89,5 @@ class Maintenance(LanePauses):
         self.close()
         if left:
             raise EngineTimeoutError(
-                message=f"{left} calls had not finished after {grace}; whether they took effect is unknown."
+                message=f"{left} calls had not ended after {grace}; it is unknown whether they took effect."
             )

@@ -1,4 +1,4 @@
-"""JSON Merge Patch (RFC 7396): how a summary frame changes an attempt's summary document."""
+"""JSON Merge Patch (RFC 7396), by which a summary frame changes an attempt's summary document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowfabric_worker.engine.limits import MAX_SUMMARY_BYTES, MAX_SUMMARY_DEPTH
 
 
 def merge(document: bytes | None, patch: bytes) -> bytes:
-    """Return a document with a patch merged in.
+    """Merge a patch into a document, and return the new document.
 
     Integers keep every digit, `{}` and `[]` are kept, and the members of an object keep their order.
 
@@ -25,7 +25,7 @@ def merge(document: bytes | None, patch: bytes) -> bytes:
     """
     change = _read(patch, "invalid_patch", "The summary frame is not a JSON patch")
     current = None if document is None else _read(document, "corruption", "The summary document is damaged")
-    # The merged document is nested no deeper than the deeper one of the two.
+    # The depth need not be checked again: the merged document is no deeper than the deeper one of the two.
     data = _write(apply(current, change))
     if len(data) > MAX_SUMMARY_BYTES:
         raise ValidationError(
@@ -35,7 +35,7 @@ def merge(document: bytes | None, patch: bytes) -> bytes:
 
 
 def apply(target: Any, patch: Any) -> Any:
-    """Return `target` with `patch` merged in: null removes a member, an object merges, anything else replaces."""
+    """Merge `patch` into `target`: null removes a member, an object is merged, and anything else replaces."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -61,7 +61,7 @@ def _write(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        # A lone surrogate has no UTF-8, so it keeps the escape that it was written in.
+        # Write everything with escapes if there is a lone surrogate, which UTF-8 cannot express.
         return json.dumps(value, separators=(",", ":")).encode()
 
 

@@ -12,12 +12,12 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def moment_of(milliseconds: int) -> datetime:
-    """Return the moment in UTC that lies `milliseconds` after the epoch."""
+    """Return the moment in UTC that is `milliseconds` after the epoch."""
     return EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def milliseconds(duration: timedelta, what: str, *, least: int = 0) -> int:
-    """Return a duration in whole ms.
+    """Convert a duration to whole ms.
 
     Raises:
         ValidationError: `invalid_input`, not a timedelta, below `least` ms, or over 100 years; the message names
@@ -32,7 +32,7 @@ def milliseconds(duration: timedelta, what: str, *, least: int = 0) -> int:
 
 
 def epoch_ms(moment: datetime, what: str) -> int:
-    """Return a moment in ms since 1970.
+    """Convert a moment to ms since 1970.
 
     Raises:
         ValidationError: not a datetime with a time zone, or before 1970; the message names `what`.

@@ -13,22 +13,22 @@ T = TypeVar("T")
 
 
 def page_size(limit: int) -> int:
-    """Return the limit of a page if it is 0 to 1000.
+    """Check the limit of a page, 0 to 1000, and return it.
 
     Raises:
         ValidationError: `invalid_input`.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
-        raise ValidationError("invalid_input", f"The limit of a page is 0 to {MAX_PAGE_SIZE}, not {limit!r}.")
+        raise ValidationError("invalid_input", f"The limit of a page must be 0 to {MAX_PAGE_SIZE}, not {limit!r}.")
     return limit
 
 
 def read_cursor(read: Callable[[], T], what: str) -> T:
-    """Return what `read` makes of a cursor.
+    """Read the cursor of a listing.
 
     Args:
         read: checks the cursor, and raises a `ValidationError` if it is not valid.
-        what: what the cursor of this listing is, for the message.
+        what: what a cursor of this listing is, for the message.
 
     Raises:
         ValidationError: `invalid_cursor`.
@@ -36,17 +36,17 @@ def read_cursor(read: Callable[[], T], what: str) -> T:
     try:
         return read()
     except ValidationError as error:
-        raise ValidationError("invalid_cursor", f"The cursor of this listing is {what}: {error}") from None
+        raise ValidationError("invalid_cursor", f"The cursor of this listing must be {what}: {error}") from None
 
 
 def read_rows(call: Callable[[bytes, int], Reply], after: bytes, count: int) -> Iterator[Reply]:
-    """Yield up to `count` rows after a place, in as many calls as the work budget of one call makes necessary.
+    """Yield up to `count` rows after a place, in several calls if one exceeds its work budget.
 
     Args:
         call: calls the stored function of a listing with a place and a limit. It replies with `1` if there may be more
             rows, then the rows, each of which begins with its place.
         after: the place to begin after; empty for the beginning.
-        count: how many rows are wanted.
+        count: the most rows to yield.
     """
     while count > 0:
         more, *rows = call(after, min(count, MAX_CALL_ROWS))

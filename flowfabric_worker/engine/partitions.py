@@ -1,6 +1,6 @@
-"""Partitions, the unit of atomicity and of order. A store has one, except on a cluster.
+"""Partitions, the unit of atomicity and of order; a store has one, except on a cluster.
 
-The number of a partition is part of every execution id, so no id is hashed to find a record.
+Every execution id contains the number of its partition, so that no id is hashed to find a record.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def partition_of_uuid(uuid: UUID, partitions: int) -> int:
 
 
 def partition_of_names(names: Iterable[str], partitions: int) -> int:
-    """Return the partition that some names lead to.
+    """Return the partition that is chosen by some names.
 
-    Namespace, task and key place an execution with an idempotency key, in any lane. Namespace and name place a
-    schedule.
+    An execution with an idempotency key is placed by namespace, task and key, in any lane; a schedule is placed by
+    namespace and name.
     """
     return crc16("\0".join(names).encode()) % partitions
 
 
 def partition_key(partition: int) -> str:
-    """Return a partition as text, `{fp:N}`, which is the hash tag of all its keys on a cluster."""
+    """Return the text of a partition, `{fp:N}`, which is the hash tag of all its keys on a cluster."""
     return f"{{fp:{partition}}}"
 
 

@@ -1,4 +1,4 @@
-"""Reading what is stored, decoded strictly: a damaged record raises `corruption`, which names the field."""
+"""The operations that read; decoding is strict, and a damaged record raises `corruption`, which names the field."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from flowfabric_worker.engine.types.states import OwnershipState, PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.engine.workers import Workers
 
-# How many executions a filtered listing looks at before it returns the page that it has.
+# The most executions that a filtered listing scans before it returns a page that is not full.
 _MOST_WALKED = 10 * MAX_PAGE_SIZE
 
 _COUNTERS = (*PublicState, "paused")
@@ -163,7 +163,7 @@ class Reads(Workers, EngineCore):
         return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
-        """Return lanes, tasks and capabilities of each worker that is alive."""
+        """Return the lanes, tasks and capabilities of each worker that is alive."""
         living = []
         cursor = None
         while True:
@@ -203,7 +203,7 @@ class Reads(Workers, EngineCore):
         return next(self._records([check_execution_id(execution_id)], fields), None)
 
     def _records(self, execution_ids: Sequence[ExecutionId], fields: tuple[str, ...]) -> Iterator[Record]:
-        """Yield those of some executions that exist, read in bounded calls. The ids must be in partition order."""
+        """Yield the records of the executions that exist, read in bounded calls; the ids must be in partition order."""
         head: Item = [self._packed_namespace, len(fields), *fields]
         for partition, group in itertools.groupby(execution_ids, key=lambda each: each.partition_number):
             while ids := list(itertools.islice(group, MAX_CALL_ROWS)):
@@ -216,7 +216,7 @@ class Reads(Workers, EngineCore):
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:
     """Return the expired or revoked lease of an execution, or None if its lease is valid.
 
-    A damaged record is left to list_executions, which shows it.
+    A damaged record is skipped, because list_executions shows it.
     """
     try:
         lease, ownership = record.lease(), record.state().ownership_state
@@ -247,12 +247,12 @@ class _Walk:
     looked_at: int = 0
 
     def rows_wanted(self) -> int:
-        """Return how many executions the next call looks at: one more than the page lacks, to see if it ends."""
+        """Return how many executions the next call scans: one more than the page lacks, to see if others follow."""
         one_index = not self.wanted.unindexed() and not (self.wanted.lane and self.wanted.state)
         return min(self.limit - len(self.found) + 1, MAX_CALL_ROWS) if one_index else MAX_CALL_ROWS
 
     def add(self, partition: int, rows: Sequence[Reply]) -> bool:
-        """Add the rows that match; return False if the page has no space for one of them."""
+        """Add the rows that match; return False if the page is full before all of them are added."""
         for uuid, values in rows:
             summary = summary_of(ExecutionId(partition, uuid.decode()), values)
             if _matches(summary, self.wanted):
@@ -262,7 +262,7 @@ class _Walk:
         return True
 
     def note(self, looked: int, last: ExecutionId | None) -> None:
-        """Count executions that were looked at, and remember the last one."""
+        """Count the scanned executions, and remember the last one."""
         self.looked_at += looked
         self.last = last or self.last
 

@@ -1,4 +1,4 @@
-"""Reserving work for a named worker, and redeeming what was reserved."""
+"""The operations that reserve work for a named worker, and redeem reservations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flowfabric_worker.engine.wire import DAMAGE
 
 
 class Reservations(Claiming):
-    """The operations of the area claiming, reservations included."""
+    """The operations of the area claiming, including reservations."""
 
     def claim_for_worker(self, args: ClaimForWorkerArgs) -> ClaimGrant | None:
         refuse_reserved(check_record(args, ClaimForWorkerArgs).capabilities)
@@ -40,7 +40,7 @@ class Reservations(Claiming):
         )
         grant_ms = milliseconds(args.grant, "grant", least=1)
         if grant_ms > MAX_GRANT_MS:
-            raise ValidationError("invalid_input", f"A reservation holds at most {MAX_GRANT_MS} ms; ask for less.")
+            raise ValidationError("invalid_input", f"A reservation lasts at most {MAX_GRANT_MS} ms: ask for less.")
         grant_id = check_uuid(args.grant_id, "grant_id")
         _, instance = self._holder(args.worker_id, args.worker_instance_id, waits=False)
         head: list[Argument] = [grant_id, instance, args.worker_id, grant_ms]
@@ -55,8 +55,8 @@ class Reservations(Claiming):
         return None
 
     def _reserved_before(self, args: ClaimForWorkerArgs, head: list[Argument]) -> ClaimGrant | None:
-        """Return what an earlier call reserved under the caller's grant id, in any partition."""
-        # A lane without classes cannot give another execution.
+        """Return the reservation of an earlier call with the caller's grant id, in any partition."""
+        # Name no class, so that the call cannot reserve another execution.
         lane = lane_arguments([Lane(address=self.packed_lane(args.lane), limit=1, classes=[])])
         replies = self.call_each("reserve", range(self.partitions), [*head, *lane])
         granted = [partition for partition, reply in enumerate(replies) if reply[0] == b"granted"]

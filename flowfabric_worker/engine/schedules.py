@@ -1,4 +1,4 @@
-"""Schedules: work that is submitted at each tick, each tick once."""
+"""The operations on schedules, which submit an execution at each tick, once."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Schedules(Submission):
             try:
                 items.append(self._ticks(each))
             except EngineError as error:
-                # The error of one schedule must not keep the others from ticking.
+                # Keep the place of the schedule: its error must not keep the others from ticking.
                 items.append((0, ()))
                 results[index] = error
         away: dict[int, TransportError] = {}
         waiting: Sequence[int] = [index for index, (_, item) in enumerate(items) if item]
         while waiting:
             self._tick(items, args, waiting, results, away)
-            # Items that were answered `batch_full` are sent again, as long as each round progresses.
+            # Send items that were answered `batch_full` again, as long as each round makes progress.
             left = [index for index in waiting if is_put_off(results[index])]
             waiting = left if len(left) < len(waiting) else ()
         return results
@@ -91,7 +91,7 @@ class Schedules(Submission):
     def _tick_batches(
         self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs], chosen: Iterable[int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yield the indices of the items of one call each, with a bounded number of schedules and ticks."""
+        """Yield the indices of the items of each call, which has a bounded number of schedules and ticks."""
         for indices in cut_items(items, chosen, MAX_CALL_ITEMS):
             partition = items[indices[0]][0]
             batch: list[int] = []
@@ -151,12 +151,12 @@ class Schedules(Submission):
         )
 
     def _place(self, name: str) -> tuple[int, bytes]:
-        """Return the partition of a schedule and its address there."""
+        """Return the partition of a schedule, and its address there."""
         partition = partition_of_names((self.namespace, check_name(name, "a schedule's name")), self.partitions)
         return partition, self._packed_namespace + name.encode()
 
     def _ticks(self, args: TickScheduleArgs) -> tuple[int, Item]:
-        """Check the arguments of one schedule and return them as the stored function reads them."""
+        """Check the arguments of one schedule, and encode them for the stored function."""
         check_record(args, TickScheduleArgs)
         expected, last = _checked_ticks(args)
         partition, schedule = self._place(args.name)
@@ -167,8 +167,8 @@ class Schedules(Submission):
         return partition, [*head, *creations]
 
     def _creations(self, args: TickScheduleArgs) -> Item:
-        """Return the executions of the ticks as the stored function reads them, in the schedule's partition."""
-        # A call without ticks is checked as if it had one, so that an invalid execution is refused at once.
+        """Encode the executions of the ticks, in the schedule's partition, for the stored function."""
+        # Check a call without ticks as if it had one, so that an invalid execution is refused at once.
         made = [self._item(_creation(args, tick))[1] for tick in args.ticks or (_SOME_TICK,)]
         creations = [argument for item in made for argument in item] if args.ticks else []
         size = size_of(creations)
@@ -182,7 +182,7 @@ class Schedules(Submission):
 
 
 def _checked_ticks(args: TickScheduleArgs) -> tuple[str, str]:
-    """Return the expected last tick and the new one as texts; both are empty if the call has no ticks."""
+    """Encode the expected last tick and the new one; both are empty if the call has no ticks."""
     new = args.ticks or (() if args.missed_until is None else (args.missed_until,))
     if args.expected is None or not new:
         if args.expected is not None or new or args.missed:
@@ -209,7 +209,7 @@ def _tick_result(reply: Reply | EngineError, partition: int) -> TickScheduleResu
 def _creation(args: TickScheduleArgs, tick: datetime) -> CreateExecutionArgs:
     tags = args.creation.tags
     if not hasattr(tags, "items"):
-        # create_executions refuses such tags with a message.
+        # Leave it to create_executions to refuse such tags.
         return args.creation
     return attrs.evolve(args.creation, tags={**tags, "schedule": args.name, "tick": _iso(tick)})
 

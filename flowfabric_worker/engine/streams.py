@@ -1,4 +1,4 @@
-"""streams: frames of running attempts, and those who read them."""
+"""The operations on streams: appending frames of running attempts, and reading them."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from flowfabric_worker.engine.types.streams import (
     TailVisibility,
 )
 
-# How often summary frames are merged again after others were faster.
+# How often summary frames are merged again after another call has changed the summary first.
 _MOST_MERGES = 20
-# A tail that nothing will wake looks so often, in seconds.
+# The seconds between two looks of a tail that no message wakes.
 _LOOK_EVERY = 1.0
 
 _LEFT_OUT: Final[Mapping[TailVisibility, str]] = {
@@ -58,7 +58,7 @@ _Range: TypeAlias = tuple[ExecutionId, int, FrameId, FrameId, int, str]
 
 
 class Streams(EngineCore):
-    """The area streams."""
+    """The operations of the area streams."""
 
     def _begin(self) -> None:
         super()._begin()
@@ -81,7 +81,7 @@ class Streams(EngineCore):
         outcomes: dict[int, Outcome] = {}
         queues = queues_of(appends, outcomes)
         while queues:
-            # One item of each holder at a time keeps the frames of each in their order.
+            # Send one item of each holder at a time, which keeps the order of its frames.
             together = [queue.popleft() for queue in queues]
             self._append(together)
             for queue, done in zip(queues, together, strict=True):
@@ -106,7 +106,7 @@ class Streams(EngineCore):
             append.fail(error_from_code("stale_summary_version", (str(append.handle.execution_id),)))
 
     def _append_item(self, append: Append) -> tuple[int, Item]:
-        """Return an item as it travels."""
+        """Encode an item for the stored function."""
         partition, uuid, fence = self.fenced(append.handle)
         return partition, (
             uuid,
@@ -121,7 +121,7 @@ class Streams(EngineCore):
         )
 
     def _settle(self, append: Append, reply: Reply | EngineError) -> bool:
-        """Note the outcomes of an item; return whether some of its frames have to be merged again."""
+        """Record the outcomes of an item; return True if some of its frames must be merged again."""
         if isinstance(reply, EngineError):
             append.fail(reply)
             return False
@@ -141,7 +141,7 @@ class Streams(EngineCore):
         return bool(stale) and self._renew_summary(append)
 
     def _renew_summary(self, append: Append) -> bool:
-        """Read the summary that others have changed; return whether that could be done."""
+        """Read the summary again after another call has changed it; return True if that succeeded."""
         handle = append.handle
         try:
             summary = self.read_summary(handle.execution_id, handle.attempt_index)
@@ -189,14 +189,14 @@ class Streams(EngineCore):
         place = first_of(after)
         tail = (execution_id, attempt_index, behind(place), last_of(StreamCursor.end()), count_limit, left_out)
         seconds = block / timedelta(seconds=1)
-        # A reader that is behind needs no connection that listens.
+        # Look first, because a reader that is behind needs no listening connection.
         look = self._look(tail)
         if seconds and not look.says_something:
             look = self._wait_for_frames(tail, seconds)
         return _frames([look], execution_id, place)
 
     def _wait_for_frames(self, tail: _Range, seconds: float) -> Look:
-        """Look until there are frames or the stream is closed, at most for some seconds."""
+        """Look until there are frames or the stream is closed, at most for `seconds`."""
         listener, name = self.listener, str(tail[0])
         event = listener.tail(name)
         deadline = time.monotonic() + seconds
@@ -208,7 +208,7 @@ class Streams(EngineCore):
                 try:
                     look = self._look(tail, listener.topic if remaining else "")
                 except TransportError as error:
-                    # Behind the store's restart there may be frames.
+                    # Look again: there may be frames once the store is available again.
                     if not error.retryable or listener.is_closed or not remaining:
                         raise
                 else:
@@ -223,7 +223,7 @@ class Streams(EngineCore):
             listener.end_tail(name, event)
 
     def _look(self, wanted: _Range, topic: str = "") -> Look:
-        """Read frames once; where there is nothing yet, the topic is told of the next ones."""
+        """Read frames once; if there are none yet, messages about the next ones go to the topic."""
         execution_id, attempt_index, first, last, limit, left_out = wanted
         arguments: Item = [
             execution_id.uuid,
@@ -255,7 +255,7 @@ class Streams(EngineCore):
 
 
 def _check_read(execution_id: ExecutionId, attempt_index: int, count_limit: int = 1) -> ExecutionId:
-    """Return the id of the execution to read; refuse what no read can be asked for."""
+    """Check the arguments of a read, and return the id of the execution."""
     checked = check_execution_id(execution_id)
     if type(attempt_index) is not int or not 0 <= attempt_index < 2**31:
         raise ValidationError("invalid_input", f"attempt_index must be an int from 0 on, not {attempt_index!a:.40}.")
@@ -267,7 +267,7 @@ def _check_read(execution_id: ExecutionId, attempt_index: int, count_limit: int 
 
 
 def _frames(looks: Sequence[Look], execution_id: ExecutionId, before: FrameId) -> StreamFrames:
-    """Return what looks at one attempt found, each behind the one before; `before` is the place before the first."""
+    """Combine consecutive looks at one attempt; `before` is the id before the first one."""
     last = looks[-1]
     return StreamFrames(
         frames=tuple(decode_frame(entry, execution_id) for look in looks for entry in look.entries),

@@ -1,4 +1,4 @@
-"""Creating executions."""
+"""The operations that create executions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Submission(EngineCore):
     def create_in_batches(
         self, args: Iterable[CreateExecutionArgs]
     ) -> Iterator[list[CreateExecutionResult | EngineError]]:
-        # One call each where there is one partition; calls to several partitions are only full with more items.
+        # Make a batch one call if there is one partition; with several, a batch needs more items to fill their calls.
         most = min(MAX_CALL_ITEMS * self.partitions, MAX_BATCH_ITEMS)
         batches = map(self._batch, batches_of(args, most, MAX_CALL_BYTES))
         batch = next(batches, None)
@@ -70,14 +70,14 @@ class Submission(EngineCore):
             following: _Batch | None = None
             problem: Exception | None = None
             try:
-                # The server works on the batch before meanwhile.
+                # Encode the next batch while the server works on this one.
                 following = next(batches, None)
                 if following is not None:
                     following.prepare()
-            except Exception as error:  # noqa: BLE001  raised when the results of the batch before are told
+            except Exception as error:  # noqa: BLE001  raised after the results of this batch were yielded
                 following, problem = None, error
             replies = finish(batch.steps)
-            # The caller may end here when one is refused, so nothing else is under way then.
+            # Send nothing else after a refusal, because the caller may end here.
             if following is not None and not any(isinstance(reply, EngineError) for reply in replies):
                 following.send()
             yield self._results(batch, replies)
@@ -101,14 +101,14 @@ class Submission(EngineCore):
         ]
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
-        """Check one creation and return its partition and arguments."""
+        """Check one creation, and return its partition and arguments."""
         check_record(args, CreateExecutionArgs)
         terms = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
         signals = self.limits.signals_per_execution
         try:
             kind = _kind(self.namespace, *terms, signals)
         except TypeError:
-            # An unhashable value cannot be cached; it is not valid either, and this call raises the error that says so.
+            # An unhashable value cannot be cached. It is not valid either, and this call raises the error for it.
             kind = _kind.__wrapped__(self.namespace, *terms, signals)
         self.check_payload(args.payload, "payload")
         if args.deadline is not None and args.policy.execution_deadline is not None:
@@ -128,12 +128,12 @@ class Submission(EngineCore):
         )
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
-        """Return partition, uuid and packed key. The partition is that of the key or, without a key, of the uuid."""
+        """Return the partition, which follows from the key or else from the uuid, the uuid, and the packed key."""
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
         minted, uuid = mint_parts(self.partitions) if given is None else (given.partition_number, given.uuid)
         key = b""
         if args.idempotency_key is not None:
-            # A key belongs to its task, so two tasks may use the same order number as their key.
+            # Make the task part of the key, so that two tasks may use the same order number as their key.
             names = self.namespace, args.task, check_name(args.idempotency_key, "idempotency key")
             partition, key = partition_of_names(names, self.partitions), pack(names)
         elif given is None:
@@ -157,7 +157,7 @@ class Submission(EngineCore):
         if reply[0] == b"created":
             return Created(execution_id=existing, state=_public_state(reply[2]))
         if args.execution_id is None and existing.uuid == uuid:
-            # The id was minted for this call, so the first reply was lost. The state may have changed since.
+            # The first reply was lost, because the id was minted for this call. Return the state at the creation.
             state = PublicState.DELAYED if args.delay or args.delay_until else PublicState.WAITING
             return Created(execution_id=existing, state=state)
         return Duplicate(execution_id=existing, same_request=bool(reply[3]))
@@ -165,7 +165,7 @@ class Submission(EngineCore):
 
 @attrs.frozen
 class _Batch:
-    """Creations, what the stored function gets of each, and the steps in which they are made."""
+    """Creations, their arguments for the stored function, and the steps that create them."""
 
     args: Sequence[CreateExecutionArgs]
     items: Sequence[tuple[int, Item]]
@@ -193,12 +193,12 @@ class _Kind:
     deadline: str
 
 
-# The cache compares types too, because True equals 1 but is not a priority.
+# Typed, because True equals 1 but is not a priority.
 @functools.lru_cache(maxsize=4096, typed=True)
 def _kind(
     namespace: str, lane: str, task: str, codec: str, priority: int, policy: ExecutionPolicy, creator: str, signals: int
 ) -> _Kind:
-    """Check what many creations have in common and return it encoded. There are few kinds, so it is cached.
+    """Check and encode what many creations have in common; cached, because there are few kinds of them.
 
     Raises:
         ValidationError: a value is not valid.
@@ -235,12 +235,12 @@ def _kind(
 
 @functools.lru_cache(maxsize=256)
 def _public_state(state: bytes) -> PublicState:
-    """Return what users see of a stored state."""
+    """Return the public state of a stored state."""
     return StateVector.parse(state.decode()).public_state
 
 
 def clamp_priority(priority: int) -> int:
-    """Return a priority clamped to 0 to 9000.
+    """Clamp a priority to 0 to 9000.
 
     Raises:
         ValidationError: `invalid_input`, not a whole number.
@@ -251,7 +251,7 @@ def clamp_priority(priority: int) -> int:
 
 
 def check_tags(tags: object) -> dict[str, str]:
-    """Return tags if their keys and values are valid.
+    """Check the keys and values of tags, and return them.
 
     Raises:
         ValidationError: `invalid_tag_key`; `invalid_input`, a value is not a text of at most 1 KiB, or more than
@@ -261,7 +261,7 @@ def check_tags(tags: object) -> dict[str, str]:
 
 
 def check_headers(headers: object) -> dict[str, str]:
-    """Return headers if their names and values are valid.
+    """Check the names and values of headers, and return them.
 
     Raises:
         ValidationError: `invalid_input`, a name is not valid, a value is not a text of at most 8 KiB, or more than 64
@@ -271,7 +271,7 @@ def check_headers(headers: object) -> dict[str, str]:
 
 
 def _check_texts(texts: object, what: str, code: str, most: int, value_bytes: int) -> dict[str, str]:
-    """Return a mapping of names to bounded texts; `code` is the error of an invalid name."""
+    """Check a mapping of names to bounded texts, and return it; `code` is the code for an invalid name."""
     if not hasattr(texts, "items"):
         raise ValidationError("invalid_input", f"Give {what}s as a mapping of names to texts, not {texts!r:.100}.")
     checked = {}
@@ -285,9 +285,11 @@ def _check_texts(texts: object, what: str, code: str, most: int, value_bytes: in
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
-            raise ValidationError("invalid_input", f"The {what} {key!r} holds a lone surrogate.") from None
+            raise ValidationError("invalid_input", f"The {what} {key!r} contains a lone surrogate.") from None
         if size > value_bytes:
-            raise ValidationError("invalid_input", f"The {what} {key!r} has {size} bytes; at most {value_bytes} fit.")
+            raise ValidationError(
+                "invalid_input", f"The {what} {key!r} has {size} bytes; at most {value_bytes} are allowed."
+            )
         checked[key] = value
     if len(checked) > most:
         raise ValidationError("invalid_input", f"At most {most} {what}s are allowed, not {len(checked)}.")

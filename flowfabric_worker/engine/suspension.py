@@ -1,4 +1,4 @@
-"""Suspending executions until signals, an operator or a time-out resume them."""
+"""The operations that suspend executions until signals, an operator or a timeout resume them."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ class Suspension(EngineCore):
 
         reply = self._call_with_secret(function, partition, arguments)
         while reply[0] == b"more":
-            # One call counts a page of the buffered signals, and answers 'more' if there are others.
+            # Repeat the call while it answers 'more': each one counts a page of the buffered signals.
             reply = self._call_with_secret(function, partition, arguments)
         return reply
 
     def _request(self, args: SuspendArgs) -> list[bytes | str]:
-        """Check the arguments of a suspension and return them as the stored function reads them.
+        """Check the arguments of a suspension, and encode them for the stored function.
 
         Raises:
             ValidationError: `invalid_condition`, or an argument is not valid.
@@ -148,7 +148,7 @@ class Suspension(EngineCore):
         try:
             behavior, reason = TimeoutBehavior(args.timeout_behavior), SuspensionReason(args.reason)
         except ValueError as error:
-            raise ValidationError("invalid_input", f"A suspension cannot have that: {error}.") from None
+            raise ValidationError("invalid_input", f"The suspension is not valid: {error}.") from None
         return [
             behavior.value,
             reason.value,
@@ -164,7 +164,7 @@ class Suspension(EngineCore):
         ]
 
     def _details(self, execution_id: ExecutionId, reply: Reply) -> SuspensionDetails:
-        """Return the suspension that a reply tells of, and sign its tokens."""
+        """Decode the suspension in a reply, and sign its tokens."""
         issued = []
         for waitpoint, kid, name in zip(reply[2::3], reply[3::3], reply[4::3], strict=True):
             waitpoint_id = WaitpointId(waitpoint.decode())
@@ -295,7 +295,7 @@ class Suspension(EngineCore):
     def _read_secrets(self, partition: int) -> SecretRing:
         reply = self.call("read_secrets", partition, [])
         if not reply[0]:
-            # The store lost its data while this engine was open, and its setup with it.
+            # Set up the store again, because it lost its data while this engine was open.
             self.set_up(testing=False)
             reply = self.call("read_secrets", partition, [])
         ring = SecretRing.read(reply)
@@ -303,7 +303,7 @@ class Suspension(EngineCore):
         return ring
 
     def _call_with_secret(self, function: str, partition: int, arguments: Callable[[SecretRing], Item]) -> Reply:
-        """Call a stored function that depends on secrets; if they were rotated, call it once more with the new ones.
+        """Call a stored function that depends on secrets, and once more if they were rotated meanwhile.
 
         Raises:
             ContentionError: they were rotated again.
@@ -318,7 +318,7 @@ class Suspension(EngineCore):
         return reply
 
     def _token(self, execution_id: ExecutionId, waitpoint_id: WaitpointId, kid: str) -> str:
-        """Return the token of a waitpoint, signed with the secret of this kid.
+        """Sign the token of a waitpoint with the secret of this kid.
 
         Raises:
             ContentionError: the secret has expired meanwhile.
@@ -333,9 +333,9 @@ class Suspension(EngineCore):
 
 
 def _proof(token: str, ring: SecretRing, execution_id: ExecutionId, waitpoint_id: str) -> Item:
-    """Return kid, fingerprint of the secret that a token was checked with, and whether the token is right.
+    """Return the kid, the fingerprint of the secret that the token was checked with, and whether it is valid.
 
-    A wrong token is sent too, because the store first checks the execution and whether the secret was rotated.
+    An invalid token is sent too, because the store first checks the execution, and whether the secret was rotated.
     """
     try:
         kid = kid_of(token)
@@ -352,7 +352,7 @@ def _proof(token: str, ring: SecretRing, execution_id: ExecutionId, waitpoint_id
 
 
 def _signal(signal_id: str, name: str, category: str, source: SignalSource, payload: bytes | None) -> list[bytes | str]:
-    """Return a signal as a stored function reads it, without correlation id and idempotency key."""
+    """Encode a signal for a stored function, without its correlation id and idempotency key."""
     return [signal_id, name, category, source.type, source.identity, "", optional(payload), ""]
 
 
@@ -361,7 +361,7 @@ def _digest(request: list[bytes | str]) -> str:
 
 
 def _ending(args: SuspendArgs, request: list[bytes | str]) -> str:
-    """Return the name by which a repeated suspension is recognized: its key, else a digest of what it asks for."""
+    """Return the name by which a repeated suspension is recognized: its key, or a digest of its arguments."""
     return f"suspend ={args.idempotency_key}" if args.idempotency_key else f"suspend {_digest(request)}"
 
 
@@ -380,4 +380,6 @@ def _page(limit: int) -> int:
 
 
 def _invalid_cursor() -> ValidationError:
-    return ValidationError("invalid_cursor", "That cursor is not one that this listing gave.")
+    return ValidationError(
+        "invalid_cursor", "The cursor is not one that this listing returned: begin again without one."
+    )

@@ -1,4 +1,4 @@
-"""How the replies of the stored functions of suspension are decoded."""
+"""The decoding of the replies of the stored functions of suspension."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from flowfabric_worker.engine.waitpoint_secrets import SecretRing
 from flowfabric_worker.engine.waitpoint_tokens import fingerprint, sign
 from flowfabric_worker.engine.wire import DAMAGE, decode_class, read_optional, unpack_text
 
-# How many digits the moment has in a place of the list of suspended executions; the uuid follows.
+# The digits of the moment in a cursor of the list of suspended executions; the uuid follows them.
 MOMENT_DIGITS = 15
 
 
@@ -54,7 +54,7 @@ def condition_of(data: bytes) -> ResumeCondition:
 
 
 def delivery_of(reply: Reply) -> DeliverSignalResult:
-    """Return the result of a delivery."""
+    """Decode the result of a delivery."""
     signal_id = SignalId(reply[1].decode())
     if reply[0] == b"duplicate":
         return SignalDuplicate(existing_signal_id=signal_id)
@@ -106,7 +106,7 @@ def observed_of(reply: Reply) -> ObservedSignals:
 
 @contextlib.contextmanager
 def damage_told(execution_id: ExecutionId) -> Iterator[None]:
-    """Tell what cannot be decoded inside as damage of an execution.
+    """Report errors of decoding inside the block as damage of an execution.
 
     Raises:
         ValidationError: `corruption`.
@@ -116,7 +116,7 @@ def damage_told(execution_id: ExecutionId) -> Iterator[None]:
     except DAMAGE:
         raise ValidationError(
             "corruption",
-            f"{execution_id}: what is kept of its suspension is damaged.",
+            f"{execution_id}: the record of its suspension is damaged.",
             execution_id=str(execution_id),
             field="suspension",
         ) from None
@@ -126,7 +126,7 @@ AT_TIMEOUT = {
     TimeoutBehavior.FAIL: "then it fails",
     TimeoutBehavior.CANCEL: "then it is cancelled",
     TimeoutBehavior.EXPIRE: "then it expires",
-    TimeoutBehavior.AUTO_RESUME_WITH_TIMEOUT_SIGNAL: "then it goes on",
+    TimeoutBehavior.AUTO_RESUME_WITH_TIMEOUT_SIGNAL: "then it continues",
     TimeoutBehavior.ESCALATE: "then it waits for an operator",
 }
 
@@ -182,7 +182,7 @@ class OpenSuspension:
 
 
 def _awaited_in_words(condition: ResumeCondition) -> str:
-    """Return what meets a condition: each waitpoint with the names that count at it."""
+    """Describe what meets a condition: each waitpoint with the names that count at it."""
     if isinstance(condition, OperatorOnly):
         return "an operator to resume it"
     if isinstance(condition, TimeoutOnly):
@@ -195,7 +195,7 @@ def _awaited_in_words(condition: ResumeCondition) -> str:
 
 
 def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | DamagedRow:
-    """Return a row of the list of suspended executions; a damaged one says what is damaged."""
+    """Decode a row of the list of suspended executions; a damaged row says what is damaged."""
     place, record, suspension = row
     execution_id = ExecutionId(partition, place[MOMENT_DIGITS:].decode())
     try:
@@ -219,7 +219,7 @@ def suspended_row(partition: int, row: Reply) -> SuspendedExecutionEntry | Damag
 def waitpoint_row(
     execution_id: ExecutionId, secrets: SecretRing, condition: bytes, row: Sequence[bytes]
 ) -> PendingWaitpointInfo | DamagedRow:
-    """Return a row of the list of open waitpoints. Its fingerprint is empty if its secret has expired."""
+    """Decode a row of the list of open waitpoints; its fingerprint is empty if its secret has expired."""
     waitpoint_id, data, state, shown = row
     try:
         key, kid, created, expires, activated = unpack_text(data)[:5]

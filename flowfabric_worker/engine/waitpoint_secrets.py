@@ -1,4 +1,4 @@
-"""The secrets that sign waitpoint tokens, as an engine caches them, and the first secret of a store."""
+"""The secrets that sign waitpoint tokens: their cache in an engine, and the first secret of a store."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ FIRST_SECRET_VARIABLE: Final = "FLOWFABRIC_WAITPOINT_SECRET"
 
 @attrs.frozen
 class Secret:
-    """A secret under its kid. Its bytes are never shown."""
+    """A secret with its kid; its bytes are never shown."""
 
     kid: str
     value: bytes = attrs.field(repr=False)
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest that tells two secrets of one kid apart without revealing them."""
+        """Return a digest that distinguishes two secrets of one kid without revealing them."""
         return hashlib.sha256(b"flowfabric waitpoint secret\0" + self.value).hexdigest()[:32]
 
     @property
     def stored(self) -> tuple[str, str, str]:
-        """Return kid, bytes as hexadecimal digits, and fingerprint, as a stored function reads them."""
+        """Encode the kid, the bytes as hexadecimal digits, and the fingerprint for a stored function."""
         return self.kid, self.value.hex(), self.fingerprint
 
 
 @attrs.frozen
 class SecretRing:
-    """The valid secrets of one partition: the one that signs, and all by their kids."""
+    """The valid secrets of one partition by kid, and which of them signs."""
 
     signing: Secret
     by_kid: dict[str, Secret] = attrs.field(repr=False)
@@ -57,12 +57,12 @@ class SecretRing:
 
     @classmethod
     def of(cls, signing: Secret) -> SecretRing:
-        """Return a ring of which only the signing secret is known."""
+        """Return a ring with only the signing secret."""
         return cls(signing, {signing.kid: signing})
 
 
 def first_secret() -> Secret:
-    """Return the secret to set a new store up with: the one in the environment, else a random one.
+    """Return the first secret of a new store: the one in the environment, or a random one.
 
     Raises:
         ValidationError: `invalid_secret`, the one in the environment is not valid; the message does not show it.
@@ -71,7 +71,7 @@ def first_secret() -> Secret:
 
 
 def secret_of_environment() -> Secret | None:
-    """Return the secret in the environment, given in hexadecimal digits, or None."""
+    """Return the secret in the environment, where it is in hexadecimal digits, or None."""
     text = os.environ.get(FIRST_SECRET_VARIABLE)
     return Secret(FIRST_KID, secret_of_digits(text, f"${FIRST_SECRET_VARIABLE}")) if text else None
 

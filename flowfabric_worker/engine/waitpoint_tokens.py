@@ -1,7 +1,7 @@
-"""Waitpoint tokens: how they are signed, checked, and handed out as one opaque text.
+"""Waitpoint tokens: how they are signed and checked, and how they are handed out as one opaque text.
 
 A token is `kid:hex`: the id of the secret that signed it, and the HMAC-SHA256 of the waitpoint under that secret. These
-texts are signed, each behind its length in bytes and a colon (`pack` in `engine/wire.py`):
+texts are signed, each preceded by its length in bytes and a colon (`pack` in `engine/wire.py`):
 
     version ("1"), kid, execution id, waitpoint id, creation time of the waitpoint in ms since 1970
 
@@ -25,12 +25,12 @@ from flowfabric_worker.engine.wire import pack, unpack_text
 _VERSION: Final = "1"
 _BEARER_PREFIX: Final = "ffw1_"
 _TOKEN = re.compile(r"([^:]+):([0-9a-f]{64})")
-# How many digits of a digest may be shown, to tell tokens apart.
+# The digits of a digest that may be shown to distinguish tokens.
 FINGERPRINT_DIGITS: Final = 16
 
 
 class BearerToken(NamedTuple):
-    """What an opaque token holds: all that a delivery needs."""
+    """The contents of an opaque token, which are all that a delivery needs."""
 
     execution_id: ExecutionId
     waitpoint_id: WaitpointId
@@ -72,7 +72,7 @@ def check(token: str, secret: bytes, execution_id: ExecutionId, waitpoint_id: Wa
     try:
         expected = sign(secret, kid, execution_id, waitpoint_id)
     except ValueError:
-        # A waitpoint id that is not a UUIDv7 is answered like any other unknown one.
+        # Answer a waitpoint id that is not a UUIDv7 like any other unknown id.
         expected = ""
     if not hmac.compare_digest(token.encode(), expected.encode()):
         raise invalid_token()
@@ -80,16 +80,16 @@ def check(token: str, secret: bytes, execution_id: ExecutionId, waitpoint_id: Wa
 
 def invalid_token() -> ValidationError:
     """Return the error for every invalid token; it reveals nothing about the waitpoint."""
-    return ValidationError("invalid_token", "The token does not open that waitpoint.")
+    return ValidationError("invalid_token", "The token is not valid for that waitpoint.")
 
 
 def fingerprint(token: str) -> str:
-    """Return the first hexadecimal digits of a token's digest, by which an operator tells tokens apart."""
+    """Return the first hexadecimal digits of a token's digest, by which operators distinguish tokens."""
     return token.rpartition(":")[2][:FINGERPRINT_DIGITS]
 
 
 def created_at_ms(waitpoint_id: str) -> int:
-    """Return the creation time that a waitpoint id carries, in ms since 1970.
+    """Return the creation time in a waitpoint id, in ms since 1970.
 
     Raises:
         ValueError: the id is not the canonical text of a UUIDv7.
@@ -101,13 +101,13 @@ def created_at_ms(waitpoint_id: str) -> int:
 
 
 def to_bearer(execution_id: ExecutionId, waitpoint_id: WaitpointId, token: str) -> str:
-    """Return the opaque text with which its bearer can signal a waitpoint; it is safe in a URL."""
+    """Return the opaque text whose bearer can signal a waitpoint; it is safe in a URL."""
     packed = pack((str(execution_id), waitpoint_id, token))
     return _BEARER_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def from_bearer(text: object) -> BearerToken:
-    """Read the text that `to_bearer` returned.
+    """Decode the text of `to_bearer`.
 
     Raises:
         ValidationError: `invalid_token`, the text is cut short or not such a text.

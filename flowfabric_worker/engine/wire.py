@@ -1,4 +1,4 @@
-"""How values are encoded for stored functions and in records: arrays of bytes, never JSON."""
+"""The encoding of values for stored functions and in records, as arrays of bytes and never as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, V
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:
-    """Join texts into one, each behind its length, so that different lists never give the same bytes."""
+    """Join texts, each preceded by its length, so that different lists never give the same bytes."""
     out = bytearray()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -27,7 +27,7 @@ def pack(parts: Iterable[str | bytes]) -> bytes:
 
 
 def unpack(data: bytes) -> list[bytes]:
-    """Return the texts that `pack` joined.
+    """Split what `pack` joined.
 
     Raises:
         ValueError: the bytes are not packed texts.
@@ -45,27 +45,27 @@ def unpack(data: bytes) -> list[bytes]:
 
 
 def unpack_text(data: bytes) -> list[str]:
-    """Return the texts that `pack` joined, as str."""
+    """Split what `pack` joined, into str."""
     return [part.decode() for part in unpack(data)]
 
 
 def optional(data: bytes | None) -> bytes:
-    """Encode bytes or None: a mark is put before bytes, so that None and `b""` differ."""
+    """Encode bytes or None, with a mark before bytes, so that None and `b""` differ."""
     return b"" if data is None else b"=" + data
 
 
 def read_optional(data: bytes | None) -> bytes | None:
-    """Return the bytes or None that `optional` encoded; an absent field is None."""
+    """Decode what `optional` encoded; an absent field is None."""
     return data[1:] if data else None
 
 
 def pack_texts(texts: Mapping[str, str]) -> bytes:
-    """Join names and their texts in the order of the names, so that equal mappings give equal bytes."""
+    """Join names and texts in the order of the names, so that equal mappings give equal bytes."""
     return pack(text for key in sorted(texts) for text in (key, texts[key])) if texts else b""
 
 
 def unpack_texts(data: bytes | None) -> dict[str, str]:
-    """Return the mapping that `pack_texts` joined."""
+    """Split what `pack_texts` joined, into a mapping."""
     if not data:
         return {}
     texts = unpack_text(data)
@@ -73,12 +73,12 @@ def unpack_texts(data: bytes | None) -> dict[str, str]:
 
 
 def unpack_pairs(entries: Sequence[bytes]) -> dict[str, bytes]:
-    """Return name, value, name, value, ... as a dict."""
+    """Convert name, value, name, value, ... to a dict."""
     return {name.decode(): value for name, value in zip(entries[::2], entries[1::2], strict=True)}
 
 
 def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
-    """Return a moment as a stored function reads it: `+ms` from the store's now, `@ms` absolute, or empty for none.
+    """Encode a moment for a stored function: `+ms` from the store's present time, `@ms` absolute, or empty for none.
 
     Raises:
         ValidationError: both are given, `at` has no time zone, or one is out of range; the message names `what`.
@@ -92,7 +92,7 @@ def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class WorkClass:
-    """What a worker must match to claim an execution. It is also the address of the ready index of that work."""
+    """What a worker must match to claim an execution; also the address of the ready index of that work."""
 
     namespace: str
     lane: str
@@ -102,15 +102,15 @@ class WorkClass:
     quota: str = ""
 
     def encode(self) -> bytes:
-        """Return the packed form, which begins with the packed lane."""
+        """Encode the class; the packed form begins with the packed lane."""
         return pack(
             (self.namespace, self.lane, self.task, ",".join(self.capabilities), ",".join(self.budgets), self.quota)
         )
 
     def fits(self, capabilities: frozenset[str], tasks: frozenset[str] | None) -> bool:
-        """Return whether a worker with these capabilities and tasks may claim work of this class.
+        """Return True if a worker with these capabilities and tasks may claim work of this class.
 
-        Work that needs more than this release knows has a reserved capability (`@...`), which no worker has. Budgets
+        Work that needs a newer release has a reserved capability (`@...`), which no worker of this release has. Budgets
         and quotas are gates that this release cannot open.
         """
         if self.budgets or self.quota:
@@ -230,7 +230,7 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     if not data:
         return bare
     values = data.decode().split("|")
-    # Further values, which a newer release wrote, are ignored.
+    # Ignore further values, which a newer release wrote.
     if len(values) < 14 or values[-1]:
         raise ValueError("a policy has 13 values")
 

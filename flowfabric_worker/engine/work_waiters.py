@@ -1,4 +1,4 @@
-"""Workers that wait for work: where each is registered, and when it looks there again without a wake-up."""
+"""Workers that wait for work: where they are registered, and when they look there again without a wake-up."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import attrs
 from flowfabric_worker.engine.listener import FALLBACK, Waiter
 from flowfabric_worker.engine.types.claiming import ClaimRequest
 
-# A registration in the store expires a second after the worker should have looked.
+# The seconds after which a registration expires: a second after the worker should have looked.
 _FORGET_AFTER = FALLBACK + 1.0
-# Each has a connection, so callers that come once, under new ids, must not pile them up.
+# The most idle waiters, which each hold a connection: callers that use a new id for each claim must not pile them up.
 _MOST_IDLE = 16
 
 
 @attrs.define(eq=False)
 class WaitingWorker:
-    """A worker that waits, or may continue to wait with its next claim. One claim at a time uses it.
+    """A worker that waits, or that may continue to wait with its next claim; one claim at a time uses it.
 
     Attributes:
-        instance: the id of its instance.
-        waiter: its name in the store, and the wake-ups that it got.
+        instance: the instance id of the worker.
+        waiter: its name in the store, and the wake-ups that it received.
         request: what it waits for.
-        looks: the partitions in which it is registered, and the moment at which it looks there again.
-        is_used: whether a claim is under way.
+        looks: for each partition in which it is registered, the moment at which it looks there again.
+        is_used: whether a claim uses it now.
         used: when the last claim ended.
     """
 
@@ -42,17 +42,17 @@ class WaitingWorker:
         return self.request is not None and _asked(self.request) == _asked(request)
 
     def due(self, partitions: Iterable[int]) -> list[int]:
-        """Return the partitions to look at now: it is time, or the worker is not registered there."""
+        """Return the partitions to look at now, because it is time or the worker is not registered there."""
         moment = time.monotonic()
         return [partition for partition in partitions if self.looks.get(partition, 0.0) <= moment]
 
     def next_look(self) -> float:
-        """Return the moment of the first look that is to come."""
+        """Return the moment of the next look."""
         return min(self.looks.values(), default=0.0)
 
 
 class WaitingWorkers:
-    """The waiting workers of an engine. A worker that does not claim again is forgotten."""
+    """The waiting workers of an engine, which forgets those that do not claim again."""
 
     def __init__(self, new_waiter: Callable[[], Waiter]) -> None:
         self._new_waiter = new_waiter
@@ -60,7 +60,7 @@ class WaitingWorkers:
         self._workers: list[WaitingWorker] = []
 
     def enter(self, instance: str) -> WaitingWorker:
-        """Return a worker of an instance id for one claim: one that no other claim uses now."""
+        """Return a worker with an instance id that no other claim uses now, for one claim."""
         with self._lock:
             for worker in self._workers:
                 if worker.instance == instance and not worker.is_used:
@@ -79,12 +79,12 @@ class WaitingWorkers:
             worker.used = time.monotonic()
 
     def pop(self, instance: str) -> list[WaitingWorker]:
-        """Remove and stop the workers of an instance; its next claim begins with a new one."""
+        """Remove and stop the workers of an instance, whose next claim begins with a new one."""
         with self._lock:
             return self._drop(worker for worker in self._workers if worker.instance == instance)
 
     def _prune(self) -> None:
-        """Forget the workers that have not claimed again while they were registered."""
+        """Forget the workers that did not claim again before their registrations expired."""
         until = time.monotonic() - _FORGET_AFTER
         idle = sorted((worker for worker in self._workers if not worker.is_used), key=lambda worker: worker.used)
         surplus = len(idle) - _MOST_IDLE
@@ -99,5 +99,5 @@ class WaitingWorkers:
 
 
 def _asked(request: ClaimRequest) -> object:
-    """Return what a claim asks for, independent of the order of its lanes."""
+    """Return what a claim asks for, independently of the order of its lanes."""
     return frozenset(request.lanes), request.capabilities, request.tasks

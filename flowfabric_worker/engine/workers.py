@@ -1,4 +1,4 @@
-"""The registered workers, and the published tasks."""
+"""The operations on registered workers and published tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from flowfabric_worker.engine.wire import (
     unpack_texts,
 )
 
-# The registry is in the first partition, because workers belong to no partition.
+# The partition of the registry, because workers belong to no partition.
 _REGISTRY = 0
 
 
@@ -61,7 +61,7 @@ class Workers(EngineCore):
         arguments: Item = [self._worker(worker_instance_id), why, new_call_id()]
         marked = bool(self.call("mark_worker_dead", _REGISTRY, arguments)[0] == b"marked")
         if marked and self.partitions > 1:
-            # Other partitions only tell the reason to claims that find the worker's work, so errors are ignored.
+            # Ignore errors of the other partitions, which only need the reason for claims that find the worker's work.
             others = [partition for partition in range(self.partitions) if partition != _REGISTRY]
             self.call_many([Call("note_death", partition, arguments) for partition in others])
         return marked
@@ -127,7 +127,7 @@ class Workers(EngineCore):
         )
 
     def _task(self, name: str) -> bytes:
-        """Return the address of a task. Tasks with the same last part are next to each other."""
+        """Return the address of a task, which puts tasks with the same bare name next to each other."""
         checked = check_name(name, "task")
         return self._packed_namespace + f"{checked.rpartition('.')[2]}\n{checked}".encode()
 
@@ -136,7 +136,7 @@ class Workers(EngineCore):
 
 
 def _about(args: RegisterWorkerArgs) -> bytes:
-    """Return the description of a worker as it is stored."""
+    """Encode the description of a worker."""
     capabilities = check_capabilities(args.capabilities)
     refuse_reserved(capabilities)
     about = pack(
@@ -184,7 +184,7 @@ def _worker_info(instance: str, row: Reply) -> WorkerInfo:
 
 
 def _published(task: TaskPublication) -> bytes:
-    """Return the description of a task as it is stored."""
+    """Encode the description of a task."""
     check_record(task.policy, ExecutionPolicy)
     refuse_reserved(task.policy.requires)
     published = pack(
@@ -211,7 +211,7 @@ def _published(task: TaskPublication) -> bytes:
 
 
 def _task_row(name: str, row: Reply) -> TaskInfo | DamagedRow | None:
-    """Return a published task, or None if it has expired."""
+    """Decode a published task; return None if it has expired."""
     try:
         _, expires, published, about, current = row
         return _task_info(name, int(expires), int(published), about) if current else None
@@ -220,7 +220,7 @@ def _task_row(name: str, row: Reply) -> TaskInfo | DamagedRow | None:
 
 
 def _task_info(name: str, expires: int, published: int, about: bytes) -> TaskInfo:
-    # Further parts, which a newer release wrote, are ignored.
+    # Ignore further parts, which a newer release wrote.
     lane, codec, priority, delay, tags, headers, policy, capabilities, budgets, quota = unpack(about)[:10]
     work_class = WorkClass(
         namespace="",

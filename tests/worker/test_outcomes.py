@@ -232,7 +232,7 @@ class OwnExit(HandlerExit):
         (OwnBase("mine"), "OwnBase: mine"),
         (OwnExit("mine"), "OwnExit: mine"),
         (Interrupted("by hand"), "Interrupted: by hand"),
-        (BrokenTextError(), "BrokenTextError: (its text cannot be had)"),
+        (BrokenTextError(), "BrokenTextError: (its text cannot be read)"),
         (RecursionError("too deep"), "RecursionError: too deep"),
         (MemoryError(), "MemoryError: "),
     ],

@@ -129,7 +129,7 @@ def test_lines_are_dropped_and_counted_while_a_log_handler_hangs(
     over.set()
     reporting.stop(10)
 
-    told = "15 log lines were dropped: the application's log handlers take longer than the lines."
+    told = "15 log lines were dropped, because the application's log handlers are too slow."
     assert seen == ["first", told, *(f"line {number}" for number in range(15, 20))]
 
 

@@ -650,7 +650,7 @@ def test_a_suspend_that_can_never_be_met_is_refused_where_it_is_made() -> None:
         ("x", {"timeout": 5}, "timeout must be a timedelta"),
         ("x", {"shown": {1: 2}}, "cannot be encoded"),
         ("x", {"shown": "x" * 70_000}, "has 70002 bytes; at most 65536"),
-        ([str(number) for number in range(65)], {}, "a suspension has 64 waitpoints at most"),
+        ([str(number) for number in range(65)], {}, "a suspension may have at most 64 waitpoints"),
     ],
 )
 def test_arguments_that_do_not_work_are_refused(
@@ -681,7 +681,7 @@ def test_a_signal_that_is_too_large_is_refused_before_it_is_sent() -> None:
 
 @pytest.mark.parametrize("token", ["", "x", "ffw1_", "ffw1_AAAA", None])
 def test_what_is_no_token_is_refused_before_any_call(token: Any) -> None:
-    with pytest.raises(ValidationError, match="does not open that waitpoint"):
+    with pytest.raises(ValidationError, match="is not valid for that waitpoint"):
         Client("valkey://127.0.0.1:1").signal(token, "paid")
 
 

@@ -1,4 +1,4 @@
-"""What a store is: named functions, each an atomic step in one partition, and topics to wait on.
+"""The interface of a store: named functions, each an atomic step in one partition, and topics to wait on.
 
 A store does not know executions. It installs the stored functions, calls one by name in a partition, calls many at
 once, waits on a topic, wakes a topic, and turns the errors of its driver into `EngineError`s.
@@ -32,12 +32,12 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class StoreInfo:
-    """What a store tells about itself.
+    """What a store reports about itself.
 
     Attributes:
-        servers: how many servers hold its partitions now.
-        calls: how many functions its servers have run since they started; 0 if they do not tell.
-        busy_us: how long these took, in microseconds.
+        servers: the number of servers that hold its partitions now.
+        calls: the number of functions that its servers have run since their start; 0 if it is not known.
+        busy_us: the time that those functions took, in microseconds.
     """
 
     product: str
@@ -49,19 +49,19 @@ class StoreInfo:
 
 
 class Subscription(ABC):
-    """A connection that listens on one topic. One thread at a time uses it; another thread may call `close`."""
+    """A connection that listens on one topic, for one thread at a time; another thread may call `close`."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[bytes]:
-        """Block for at most `timeout` seconds until messages arrive; return them, oldest first.
+        """Wait at most `timeout` seconds for messages, and return them, oldest first.
 
         Raises:
-            TransportError: the connection is lost, with the messages that were sent since.
+            TransportError: the connection is lost, and with it the messages that were sent since.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End the subscription, and a `wait` that another thread is in. It may be called again."""
+        """End the subscription, and a `wait` of another thread; a second call does nothing."""
 
 
 class Store(ABC):
@@ -70,7 +70,7 @@ class Store(ABC):
     Attributes:
         label: the kind of store, for handles, logs and metrics.
         default_partitions: how many partitions a new store of this kind gets.
-        counts_listeners: whether a function learns how many listen on a topic; False if other servers have listeners.
+        counts_listeners: whether a function can count the listeners of a topic; False if they may be on other servers.
     """
 
     label: str
@@ -81,10 +81,10 @@ class Store(ABC):
     def install(self) -> bool:
         """Install the stored functions of this release where they are missing; return True if any were missing.
 
-        The functions of other releases stay.
+        The functions of other releases are kept.
 
         Raises:
-            UnavailableError: `store_not_supported`, the server is too old or set up to lose data.
+            UnavailableError: `store_not_supported`, the server is too old, or its settings would lose data.
             TransportError: the store cannot be reached, or refuses the password or the right to install functions.
         """
 
@@ -110,7 +110,7 @@ class Store(ABC):
     ) -> Reply:
         """Call one function atomically in one partition, in one round trip, and return its reply.
 
-        If functions are missing, they are installed and the call is repeated once; nothing else is repeated here.
+        If functions are missing, they are installed, and the call is repeated once. Nothing else is repeated.
 
         Raises:
             TransportError: the call did not reach the store, or its effect is unknown.
@@ -120,23 +120,23 @@ class Store(ABC):
     def begin(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Callable[[], Reply]:
-        """Send one call, and return a function that waits for its reply: the caller may do other work meanwhile.
+        """Send one call, and return a function that waits for its reply, so that the caller can work meanwhile.
 
-        That function is called once, in the same thread, and raises what `call` raises, as this one does. A store that
-        cannot send without waiting calls when the reply is asked for.
+        The function must be called once, in the same thread. Like this method, it raises what `call` raises. A store
+        that cannot send without waiting makes the call when the reply is asked for.
         """
         return lambda: self.call(function, partition, arguments, timeout)
 
     @abstractmethod
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
-        """Make many calls, each atomic by itself, in few round trips per server; an error takes its call's place.
+        """Make many calls, each of them atomic, in few round trips per server; an error takes the place of a reply.
 
-        A bounded number of calls is under way at a time. Servers are called in parallel.
+        A bounded number of calls is in flight at a time. Servers are called in parallel.
         """
 
     @abstractmethod
     def subscribe(self, topic: str) -> Subscription:
-        """Subscribe to a topic; every message that is sent after this call returns is received."""
+        """Subscribe to a topic, and receive every message that is sent after this call has returned."""
 
     @abstractmethod
     def wake(self, topic: str, message: bytes) -> None:
@@ -144,16 +144,16 @@ class Store(ABC):
 
     @abstractmethod
     def ping(self) -> None:
-        """Return if the store answers.
+        """Check that the store answers.
 
         Raises:
-            TransportError: it does not.
+            TransportError: the store does not answer.
         """
 
     @abstractmethod
     def info(self) -> StoreInfo:
-        """Return what the store tells about itself now."""
+        """Return what the store reports about itself now."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close every connection. It may be called again; a closed store must not be used."""
+        """Close every connection; a second call does nothing, and a closed store must not be used."""

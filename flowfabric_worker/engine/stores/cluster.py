@@ -1,4 +1,4 @@
-"""A Valkey or Redis cluster: every partition is in one slot, and this store finds the slot's server by itself."""
+"""A Valkey or Redis cluster: each partition is in one slot, and this store calls the server of the slot directly."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ClusterStore(ValkeyStore):
     """A store on a cluster. Calls to a partition go straight to the primary of its slot.
 
     Args:
-        seeds: connections to some nodes, from which the others are read.
+        seeds: connections to some nodes, which tell the other nodes.
         prefix: the beginning of every key and channel.
         address: the cluster in words, without secrets.
-        replicas: how many replicas of a primary must have what a call wrote before the call returns.
+        replicas: how many replicas of a primary must have what a call wrote before it returns.
     """
 
     default_partitions = DEFAULT_CLUSTER_PARTITIONS
@@ -45,7 +45,7 @@ class ClusterStore(ValkeyStore):
         self._refreshes = 0
         self._problem: EngineError | None = None
         self._asked: set[Pool] = set()
-        # The index of the primary that is listened to; it changes after a failure.
+        # The index of the primary to which this store listens; it changes after a failure.
         self._heard = 0
 
     def pool_of(self, partition: int) -> Pool:
@@ -63,7 +63,8 @@ class ClusterStore(ValkeyStore):
         return list({id(pool): pool for _, _, pool in self._known_ranges()}.values())
 
     def install(self) -> bool:
-        # A primary that took over slots lacks the functions, because moving slots does not copy them.
+        # Find the primaries first: one that took over slots lacks the functions, because moving slots does not copy
+        # them.
         self.refresh()
         return super().install()
 
@@ -75,11 +76,11 @@ class ClusterStore(ValkeyStore):
         return self._by_any(lambda pool: _NodeSubscription(self, pool, self.channel(topic)))
 
     def wake(self, topic: str, message: bytes) -> None:
-        # Any node passes a message on to all other nodes.
+        # Call one node, which passes the message on to all others.
         self._by_any(lambda pool: self.execute(pool, "PUBLISH", self.channel(topic), message))
 
     def _by_any(self, ask: Callable[[Pool], T]) -> T:
-        """Ask one primary, and another one if it fails. The one that answers is asked first the next time."""
+        """Ask one primary, and another one if it fails; the one that answers is asked first the next time."""
         primaries = self.primaries()
         problem: EngineError | None = None
         for _ in primaries:
@@ -155,8 +156,8 @@ class ClusterStore(ValkeyStore):
         return fallback
 
     def _ask_node(self, pool: Pool) -> tuple[bool, list[_Range]]:
-        """Return whether a node sees a working cluster, and which primaries it sees for the slots."""
-        # A node that is down may never answer, so it is not asked again meanwhile.
+        """Return True if a node sees a working cluster, and which primaries it sees for the slots."""
+        # Do not ask a node again before it has answered, because a node that is down may never answer.
         self._asked.add(pool)
         try:
             with self.translated():
@@ -166,7 +167,7 @@ class ClusterStore(ValkeyStore):
                     raise slots
         finally:
             self._asked.discard(pool)
-        # If the user may not ask for the state, the node's view of the slots is taken.
+        # Accept the node's view of the slots if the user lacks the right to read the state.
         is_whole = isinstance(state, redis.RedisError) or b"cluster_state:ok" in state
         return is_whole, self._ranges_in(slots, pool)
 
@@ -179,7 +180,7 @@ class ClusterStore(ValkeyStore):
                 pool.disconnect(inuse_connections=False)
 
     def refresh_quietly(self) -> None:
-        """Read the slots again if a node answers; its error is dropped, because the error before it says more."""
+        """Read the slots again; ignore an error, because the error before it says more."""
         with contextlib.suppress(TransportError):
             self.refresh()
 
@@ -196,7 +197,7 @@ class ClusterStore(ValkeyStore):
         asked_host = asked.connection_kwargs.get("host", "localhost")
         ranges = []
         for first, last, (host, port, *_), *_ in slots:
-            # A node that does not know its own name leaves it empty; then it is the name that was asked.
+            # A node that does not know its own name leaves it empty: take the name by which it was called.
             name = host.decode() if host else asked_host
             ranges.append((int(first), int(last), self._node(name, int(port))))
         if not ranges:
@@ -214,7 +215,7 @@ class ClusterStore(ValkeyStore):
 
 
 class _NodeSubscription(ValkeySubscription):
-    """A subscription that ends when its node no longer serves slots, since messages may not reach it then."""
+    """A subscription that ends when its node no longer serves slots, because messages may not reach it then."""
 
     def __init__(self, store: ClusterStore, pool: Pool, channel: str) -> None:
         self._store = store
@@ -229,5 +230,5 @@ class _NodeSubscription(ValkeySubscription):
 
 
 def _moved(answer: Reply | EngineError) -> bool:
-    """Return whether a call was refused because its slot moved. It did not run, so it may be sent again."""
+    """Return True if a call was refused because its slot moved; it did not run, and may be sent again."""
     return isinstance(answer, TransportError) and isinstance(answer.__cause__, redis.exceptions.MovedError)

@@ -1,4 +1,4 @@
-"""Connections that a thread keeps, so that it can call when all others are in use or the server takes no more."""
+"""Connections that belong to one thread, so that it can call even if all others are in use, or the server is full."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Kept:
-    """The connections that one thread keeps: at most one of each pool, closed when the thread ends."""
+    """The connections of one thread, at most one of each pool, which are closed when the thread ends."""
 
     def __init__(self) -> None:
         self.connections: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -18,7 +18,7 @@ kept: ContextVar[Kept | None] = ContextVar("flowfabric_kept_connections", defaul
 
 
 def keep_connections() -> None:
-    """Give the calling thread its own connections from now on, one per server that it calls.
+    """Give the calling thread connections of its own from now on, one per server that it calls.
 
     They stay open between calls, and do not count against the size of a pool.
     """

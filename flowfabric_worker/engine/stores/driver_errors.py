@@ -1,8 +1,8 @@
-"""What the errors of the driver and of a server mean to the engine.
+"""The translation of errors of the driver and of servers into errors of the engine.
 
-A server that cannot serve a call now is disturbed: it loads its data, fails over, cannot write to its disk, or is full.
-The same call may succeed later, so the error is retryable. The server may answer so by itself, in a pipeline, as the
-reason why a transaction was given up, or inside the text with which a stored function failed.
+A server may be unable to serve a call for a time: it loads its data, fails over, cannot write to its disk, or is full.
+The same call may succeed later, so the error is retryable. The server may answer so directly, in a pipeline, as the
+reason for giving up a transaction, or inside the text of a failed stored function.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from flowfabric_worker.engine.stores.replicas import TooFewReplicasError
 from flowfabric_worker.engine.stores.server_info import versions_wanted
 from flowfabric_worker.engine.stores.tls import HandshakeTimeoutError, advice, failed_handshake
 
-# How a server says that a function used a command that its caller may not use.
+# The text with which a server refuses a command inside a function, because the caller lacks the right.
 _IN_SCRIPT = "ACL failure in script"
-# The word may be behind the text with which a function failed; the driver cuts it off if it has a class for it.
+# The code may follow the text of a failed function; the driver removes it if it has a class for it.
 _BUSY = re.compile(
     r"(?<![\w'\"])"
     r"(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|READONLY|TRYAGAIN|UNBLOCKED|UNKILLABLE)\b"
@@ -103,7 +103,7 @@ def _of_answer(error: Exception, address: str, label: str) -> EngineError:
     if isinstance(error, _BUSY_CLASSES) or _BUSY.search(text):
         return transport("store_busy", f"{address} cannot serve calls now: {text}")
     if is_missing_function(error):
-        # The functions were loaded a moment ago, so something removes them; the engine may try again.
+        # The functions were loaded a moment ago, so that something else removes them; the engine may try again.
         return transport("store_busy", f"{address} lost its functions again while they were loaded.")
     if "unknown command" in text.lower():
         return UnavailableError(

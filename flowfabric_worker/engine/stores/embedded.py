@@ -17,7 +17,7 @@ from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
-# Process, user and group of the peer of a socket, as the kernel knows them.
+# The process, user and group of the peer of a socket, as the kernel reports them.
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -26,7 +26,7 @@ class OwnServerConnection(UnixDomainSocketConnection):
 
     def _connect(self) -> socket.socket:
         connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]  # the driver leaves it untyped
-        # On other systems than Linux, the rights of the directory must suffice.
+        # Only Linux reports the peer; elsewhere the permissions of the directory must suffice.
         if hasattr(socket, "SO_PEERCRED"):
             told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             _, owner, _ = _CREDENTIALS.unpack(told)
@@ -37,10 +37,10 @@ class OwnServerConnection(UnixDomainSocketConnection):
 
 
 class EmbeddedStore(ValkeyStore):
-    """A store on the server of a directory. The first process that names it starts the server, the last stops it.
+    """A store on the server of a directory, which the first process that uses it starts, and the last one stops.
 
     Args:
-        directory: where the data is; it is created if it is missing.
+        directory: the directory of the data; it is created if it does not exist.
         prefix: the beginning of every key and channel.
         pool_size: the most connections.
         settings: the settings of each connection.
@@ -65,9 +65,9 @@ class EmbeddedStore(ValkeyStore):
         return super().translate(error)
 
     def _rejoin(self) -> None:
-        """Start the server again if it does not run, since its guardian may have died with it."""
+        """Start the server again if it does not run, because its guardian may have died with it."""
         if self._is_closed or not self._joining.acquire(blocking=False):
-            return  # It is not needed any more, or another thread does it.
+            return  # It is not needed any more, or another thread is doing it.
         try:
             old, self._server = self._server, EmbeddedServer.join(self._directory)
             old.leave()

@@ -1,4 +1,4 @@
-"""The guardian of an embedded server: a small process that starts, restarts and stops the server.
+"""The guardian of an embedded server, a small process that starts, restarts and stops the server.
 
 It runs as a script, by path, in the directory that it guards, and needs only the standard library. The directory has:
 
@@ -10,8 +10,8 @@ It runs as a script, by path, in the directory that it guards, and needs only th
     guard.lock       held by a running guardian
     server.lock      held by a running server
 
-The locks are `flock`s, so the kernel releases them however their holder ends: a free lock proves that its holder is
-gone. A process that needs both start.lock and users.lock takes start.lock first.
+The locks are `flock`s, which the kernel releases however their holder ends: a free lock proves that its holder has
+ended. A process that needs both start.lock and users.lock takes start.lock first.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SERVER_OPTIONS = {
 
 
 def open_private(path: Path | str) -> FileIO:
-    """Open a file for appending; create it for this user alone if it is missing. Programs do not inherit it.
+    """Open a file for appending, and create it for this user alone if it does not exist; programs do not inherit it.
 
     Raises:
         OSError: it cannot be opened, or its path is a link.
@@ -69,7 +69,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def take(lock: FileIO, *, shared: bool = False) -> bool:
-    """Take the lock on an open file if it is free; return whether it was taken."""
+    """Take the lock on an open file if it is free; return True if it is taken now."""
     import fcntl  # A platform without fcntl must be able to import this module.
 
     try:
@@ -80,14 +80,14 @@ def take(lock: FileIO, *, shared: bool = False) -> bool:
 
 
 def release(lock: FileIO) -> None:
-    """Release the lock on an open file, also for a forked child that inherited it."""
+    """Release the lock on an open file, even if a forked child has inherited the file."""
     import fcntl  # See take().
 
     fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def ask(socket_path: Path | str, command: bytes, timeout: float = 1.0) -> bytes:
-    """Send one command to a server and return the beginning of its reply; empty if the server hangs up.
+    """Send one command to a server, and return the beginning of its reply; empty if the server hangs up.
 
     Raises:
         OSError: no server listens, or no reply came within `timeout` seconds.
@@ -100,10 +100,10 @@ def ask(socket_path: Path | str, command: bytes, timeout: float = 1.0) -> bytes:
 
 
 def answers(socket_path: Path | str) -> bool:
-    """Return whether a server listens there, has loaded its data and answers.
+    """Return True if a server listens there, has loaded its data and answers.
 
     Raises:
-        OSError: this user may not ask it.
+        OSError: this user may not call the server.
     """
     try:
         return ask(socket_path, b"PING").startswith(b"+PONG")
@@ -112,10 +112,10 @@ def answers(socket_path: Path | str) -> bool:
 
 
 class Guardian:
-    """Keeps the server of the current directory running as long as a process uses it.
+    """Keeps the server of the current directory running while a process uses it.
 
-    Names are relative to the current directory on purpose. If the directory is removed and created again under the same
-    path, this guardian and its server cannot reach, let alone stop, what is there now.
+    Paths are relative to the current directory on purpose: if the directory is removed and created again under the same
+    path, this guardian and its server cannot affect the new one.
     """
 
     def __init__(self, binary: str, guard_lock: int) -> None:
@@ -130,12 +130,12 @@ class Guardian:
         self._answered = False
 
     def run(self) -> None:
-        """Return when the server was stopped because no process uses it, or cannot be kept running."""
+        """Run until the server was stopped because no process uses it, or cannot be kept running."""
         while not (self._directory_is_gone() or self._stopped_unused() or self._server_refuses()):
             time.sleep(LOOK_EVERY)
 
     def _directory_is_gone(self) -> bool:
-        """Return whether the guarded files were deleted; the server, which no process can reach, is then killed."""
+        """Return True if the guarded files were deleted, after killing the server, which no process can reach."""
         if os.fstat(self._guard_lock).st_nlink:
             return False
         if self._server is not None:
@@ -143,7 +143,7 @@ class Guardian:
         return True
 
     def _stopped_unused(self) -> bool:
-        """Stop the server if no process uses it, keeping every process out meanwhile; return whether it stopped."""
+        """Stop the server if no process uses it, and let no process begin to; return True if it was stopped."""
         try:
             return take(self._start_lock) and take(self._users_lock) and self._stop()
         finally:
@@ -151,7 +151,7 @@ class Guardian:
             release(self._start_lock)
 
     def _stop(self) -> bool:
-        # NOSAVE ends even a function that still runs for a process that is gone; data is flushed in any case.
+        # NOSAVE stops even a function that still runs for a process that has ended; the data is flushed anyway.
         with contextlib.suppress(OSError):
             ask(SOCKET, b"SHUTDOWN NOSAVE FORCE", STOP_TIMEOUT)
         deadline = time.monotonic() + STOP_TIMEOUT
@@ -162,7 +162,7 @@ class Guardian:
         return True
 
     def _server_refuses(self) -> bool:
-        """Start the server if none runs; return True if it never answered and ended by itself (its log says why).
+        """Start the server if none runs; return True if it ended without ever answering (its log says why).
 
         A server that was killed or crashed is started again, after a pause that grows while it keeps crashing.
         """
@@ -190,7 +190,8 @@ class Guardian:
 
     def _start(self) -> None:
         options = [word for name, value in SERVER_OPTIONS.items() for word in (f"--{name}", value)]
-        # The server inherits the locked file and alone keeps it open, so the lock lives as long as it does.
+        # Only the server, which inherits the locked file, keeps it open, so that the lock is held while the server
+        # runs.
         with open_private(SERVER_LOCK) as lock:
             take(lock)
             self._server = subprocess.Popen([self._binary, *options], pass_fds=[lock.fileno()])
@@ -200,14 +201,14 @@ class Guardian:
 def main() -> None:
     """Run in the background as the guardian.
 
-    Arguments: the directory, for those who read `ps`; the server's binary; the inherited descriptor of guard.lock.
+    Arguments: the directory, which is shown by `ps`; the server's binary; the inherited descriptor of guard.lock.
     """
     _, _, binary, guard_lock = sys.argv
-    # The guardian ends only when no process uses the server: a service manager that signals every process of a worker
-    # must not stop the store before the worker has sent its results.
+    # Ignore signals, so that the guardian ends only when no process uses the server: a service manager that signals all
+    # processes of a worker must not stop the store before the worker has sent its results.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # The started process ends here, so its parent has no child to wait for.
+    # Let the started process end here, so that its parent has no child to wait for.
     if os.fork():
         os._exit(0)
     Guardian(binary, int(guard_lock)).run()

@@ -1,7 +1,7 @@
-"""The server behind `embedded://DIR`: a Valkey server that the processes which name DIR start, share and stop.
+"""The server behind `embedded://DIR`: a Valkey server that the processes which use DIR start, share and stop.
 
-The first process starts it, the others use it, and it stops when the last one has left or died. A guardian process does
-that, see `embedded_guard`; this module makes a process a user of the server.
+The first process starts the server, and the server stops when the last process has left or died. A guardian process
+does so, see `embedded_guard`; this module makes a process a user of the server.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _CHOOSE: Final = "Name a directory in which this user may write."
 class EmbeddedServer:
     """The membership of this process in the server of one directory.
 
-    The server runs until the last member has left, and is restarted when it crashes. A member that lost it may wait, or
-    `join` again and then `leave` the old membership, which also helps if the guardian was killed or the directory
-    removed.
+    The server runs until the last member has left, and is restarted when it crashes. A member that lost the server may
+    wait; it may also `join` again and `leave` the old membership, which helps even if the guardian was killed or the
+    directory was removed.
 
     Attributes:
         directory: the real path of the directory.
-        socket_path: the unix socket of the server; it stays the same over restarts.
+        socket_path: the unix socket of the server, which restarts do not change.
     """
 
     directory: Path
@@ -52,11 +52,11 @@ class EmbeddedServer:
 
     @classmethod
     def join(cls, directory: Path | str, *, timeout: float = JOIN_TIMEOUT) -> Self:
-        """Start the directory's server or join the running one; return when it answers.
+        """Start the server of a directory, or join the running one, and wait until it answers.
 
         Args:
-            directory: where data, socket, locks and log are; it is created if it is missing.
-            timeout: how long the server may take to answer, in seconds.
+            directory: the directory of the data, the socket, the locks and the log; it is created if it does not exist.
+            timeout: the most seconds to wait for the server.
 
         Raises:
             UnavailableError: `embedded_unavailable`; the message says what is missing or what went wrong.
@@ -71,8 +71,8 @@ class EmbeddedServer:
         return cls(directory=home, socket_path=home / embedded_guard.SOCKET, membership=membership)
 
     def leave(self) -> None:
-        """End the membership; the server stops when the last one ends. It may be called again, and at exit."""
-        # The file is closed, not unlocked, so that a forked child that inherited the membership keeps it.
+        """End the membership; the server stops when the last one ends. A second call does nothing."""
+        # Close the file without unlocking it, so that a forked child that inherited the membership keeps it.
         self._membership.close()
 
 
@@ -81,11 +81,11 @@ def _unavailable(message: str) -> UnavailableError:
 
 
 def _prepare(directory: Path | str) -> Path:
-    """Create the directory and return its real path, which is the same for every process that means it."""
+    """Create the directory, and return its real path, which is the same for every process that uses it."""
     try:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise _unavailable(f"The embedded store's directory cannot be made: {error}. {_CHOOSE}") from error
+        raise _unavailable(f"The embedded store's directory cannot be created: {error}. {_CHOOSE}") from error
     home = Path(os.path.realpath(directory))
     _refuse_foreign(Path(directory), home)
     length = len(os.fsencode(home / embedded_guard.SOCKET))
@@ -98,11 +98,11 @@ def _prepare(directory: Path | str) -> Path:
 
 
 def _refuse_foreign(named: Path, home: Path) -> None:
-    """Refuse a directory into which, or out of which, another user could lead data.
+    """Refuse a directory that would let another user read or replace data.
 
     Args:
-        named: the directory's path as it was named.
-        home: its real path.
+        named: the path of the directory as the user gave it.
+        home: the real path of the directory.
     """
     us = os.geteuid()
     whole = Path(os.path.abspath(named))
@@ -116,7 +116,7 @@ def _refuse_foreign(named: Path, home: Path) -> None:
         raise _unavailable(f"The embedded store's directory {home} belongs to another user. {_CHOOSE}")
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _unavailable(
-            f"Other users may write in the embedded store's directory {home}; take that from them: chmod 700 {home}"
+            f"Other users may write in the embedded store's directory {home}; remove that right: chmod 700 {home}"
         )
     for name in embedded_guard.NAMES:
         path = home / name
@@ -128,7 +128,7 @@ def _refuse_foreign(named: Path, home: Path) -> None:
 
 
 def _enter(home: Path, timeout: float) -> FileIO:
-    """Become a user of the server and make sure that it runs; the returned file holds the membership."""
+    """Become a user of the server, and ensure that it runs; the returned file holds the membership."""
     deadline = time.monotonic() + timeout
     with _starting(home, deadline), ExitStack() as on_failure:
         membership = on_failure.enter_context(open_private(home / embedded_guard.USERS_LOCK))
@@ -140,7 +140,7 @@ def _enter(home: Path, timeout: float) -> FileIO:
 
 @contextmanager
 def _starting(home: Path, deadline: float) -> Iterator[None]:
-    """Keep every other process from starting or stopping the directory's server."""
+    """Keep other processes from starting or stopping the server of the directory during the block."""
     with open_private(home / embedded_guard.START_LOCK) as lock:
         _take_in_time(lock, deadline)
         try:
@@ -160,7 +160,7 @@ def _take_in_time(lock: FileIO, deadline: float, *, shared: bool = False) -> Non
 
 
 def _await_server(home: Path, deadline: float) -> None:
-    """Return when the server answers and has a guardian; start a guardian if there is none."""
+    """Wait until the server answers and has a guardian, and start a guardian if there is none."""
     started = False
     while True:
         with open_private(home / embedded_guard.GUARD_LOCK) as lock:
@@ -180,7 +180,7 @@ def _await_server(home: Path, deadline: float) -> None:
 
 
 def _start_guardian(home: Path, guard_lock: FileIO) -> None:
-    """Start the guardian, which inherits guard.lock; return when it runs on in the background."""
+    """Start the guardian, which inherits guard.lock, and wait until it runs in the background."""
     descriptor = guard_lock.fileno()
     script = [sys.executable, "-I", "-S", embedded_guard.__file__]
     with open_private(home / embedded_guard.LOG) as log:

@@ -1,4 +1,4 @@
-"""The function library: the Lua files joined into one, named so that releases can be loaded beside each other.
+"""The function library: the Lua files joined into one, with names by which releases can be loaded side by side.
 
 Function names are global in a server, so every name carries the major of the engine's contract and the hash of the
 library. Loading only adds, and workers of two releases can use the same store during an upgrade.
@@ -20,12 +20,12 @@ _OURS = re.compile(r"ff[0-9]+_[0-9a-f]{12}")
 
 @attrs.frozen
 class Library:
-    """The functions as a server loads them.
+    """The stored functions in the form in which a server loads them.
 
     Attributes:
         name: the name of the library, `ff<major>_<hash>`.
         source: the Lua code with its header.
-        commands: the server's commands that the functions use.
+        commands: the commands of the server that the functions use.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Library:
 
 
 def lua_files() -> list[tuple[str, str]]:
-    """Return name and text of every Lua file: the preludes first, then the areas, each in the order of names."""
-    # The import stands here, because reading the files is not part of importing the package.
+    """Return the name and text of each Lua file: the preludes and then the areas, each in the order of their names."""
+    # Import it here, because importing the package does not read the files.
     from importlib import resources
 
     folder = resources.files("flowfabric_worker") / "lua"
@@ -49,14 +49,14 @@ def lua_files() -> list[tuple[str, str]]:
 
 
 def is_ours(name: str) -> bool:
-    """Return whether a library is one of this package, of any release."""
+    """Return True if a library belongs to any release of this package."""
     return _OURS.fullmatch(name) is not None
 
 
 @functools.cache
 def library() -> Library:
-    """Return the library of this release; the files are read once."""
-    # Each area is a block, because Lua allows 200 local names in one.
+    """Return the library of this release, whose files are read only once."""
+    # Make each area a block, because Lua allows only 200 local names in one.
     body = "".join(text if name.startswith("prelude") else f"\ndo\n{text}end\n" for name, text in lua_files())
     name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
     commands = {called or chunked for called, chunked in _COMMAND.findall(body)}

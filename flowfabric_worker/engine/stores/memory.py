@@ -19,7 +19,7 @@ class MemoryStore(ValkeyStore):
     """A store that lives as long as the process.
 
     Args:
-        name: stores of one name share their data; a store without a name shares its data with no other.
+        name: stores with the same name share their data; a store without a name shares it with no other.
         prefix: the beginning of every key and channel.
         partitions: how many partitions a new store gets.
     """
@@ -45,7 +45,7 @@ class MemoryStore(ValkeyStore):
         super().__init__(pool, label="memory", prefix=prefix, address=f"memory://{name}")
 
     def other_releases(self) -> tuple[str, ...]:
-        # The store lives as long as this process, so no other release has used it.
+        # No other release has used a store that lives only as long as this process.
         return ()
 
     def info(self) -> StoreInfo:
@@ -53,6 +53,6 @@ class MemoryStore(ValkeyStore):
 
 
 def forget_memory(name: str) -> None:
-    """Forget the store of a name; it is deleted when the last engine that has it open is gone."""
+    """Forget the store with a name; it is deleted when the last engine that has it open is closed."""
     with _servers_lock:
         _servers.pop(name, None)

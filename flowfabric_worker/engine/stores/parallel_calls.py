@@ -1,4 +1,4 @@
-"""Asking several servers in parallel, so that one that does not answer delays no other."""
+"""Calls to several servers in parallel, so that a server that does not answer does not delay the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_they_end(tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T | Eng
             ended.put((place, error))
 
     for place, task in enumerate(tasks):
-        # The context tells which connections the calling thread keeps.
+        # Copy the context, which holds the dedicated connections of the calling thread.
         context = copy_context()
         threading.Thread(target=context.run, args=(run, place, task), name="flowfabric-call", daemon=True).start()
     return _outcomes(ended, len(tasks))

@@ -1,7 +1,7 @@
-"""The connections to one server, in a pool that costs a call as little as possible.
+"""A pool of the connections to one server, which costs a call as little time as possible.
 
-It is a pool of the driver, so that the driver's clients work with it. What every call passes through is written again
-here: without the metrics, notifications and caches of the driver it takes less than half of the time.
+It derives from the driver's pool, so that the driver's clients work with it. The code that every call passes through is
+replaced: without the metrics, notifications and caches of the driver it takes less than half of the time.
 
 Only connections that are open and have no reply outstanding are kept for the next call. An exception may reach a thread
 between any two lines here (Ctrl-C, a signal handler, an interrupted handler); the connection that it used is then
@@ -24,7 +24,7 @@ from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.stores.dedicated_connections import Kept
 from flowfabric_worker.engine.stores.dedicated_connections import kept as kept_by_thread
 
-# A connection that was idle for so many seconds is checked before it is used.
+# A connection that was idle for longer than this, in seconds, is checked before it is used.
 LOOK_AFTER: Final = 0.5
 
 
@@ -48,25 +48,25 @@ class Pool(ConnectionPool):
         forking.remember(self)
 
     def reset(self) -> None:
-        """Start again without connections; the present ones are closed when their last user drops them."""
-        # The lock is entered directly: no exception can come between taking it and its block.
+        """Start over without connections; the present ones are closed when their last user drops them."""
+        # This lock is used only by `with`, in which no exception can occur between taking the lock and the block.
         self._mutex = threading.Lock()
         self._released = threading.Condition(self._mutex)
-        # The last element is used next. Beside each connection is the moment at which it was released.
+        # The idle connections, each with the moment of its release; the last one is used next.
         self._idle: list[tuple[Any, float]] = []
-        # The set is weak, so that a connection whose user was interrupted does not count for ever.
+        # A weak set, so that a connection whose user was interrupted does not count for ever.
         self._used: weakref.WeakSet[Any] = weakref.WeakSet()
         self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
         self._failed_at = 0.0
 
-    # Closing a connection in a forked process sends nothing to the server, which continues with the parent.
+    # Closing a connection in a forked child sends nothing to the server, which continues with the parent.
     reset_after_fork = reset
 
     def get_connection(self, *_: object, **__: object) -> Any:
-        """Return a connection that is ready for a call; it is this thread's until it is released or discarded.
+        """Return a connection that is ready for a call, and that this thread uses until it releases or discards it.
 
         Raises:
-            NoFreeConnectionError: all were in use for too long.
+            NoFreeConnectionError: all connections were in use for too long.
             redis.ConnectionError: the server cannot be reached.
         """
         kept = kept_by_thread.get()
@@ -74,7 +74,7 @@ class Pool(ConnectionPool):
         try:
             connection.connect()
         except BaseException:
-            # Only a part of the handshake may be done, such as the password without the database.
+            # The handshake may be incomplete, such as the password without the database.
             self.discard(connection)
             raise
         return connection
@@ -95,7 +95,7 @@ class Pool(ConnectionPool):
             kept.connections[self] = connection
             return
         with self._mutex:
-            # A connection that was opened before this pool was reset is not kept.
+            # Keep only connections that were opened after the last reset.
             if connection in self._used:
                 self._used.discard(connection)
                 self._idle.append((connection, time.monotonic()))
@@ -111,9 +111,9 @@ class Pool(ConnectionPool):
         connection.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close every connection, or only the idle ones. The pool opens new ones when it is used again.
+        """Close every connection, or only the idle ones; the pool opens new ones when it is used again.
 
-        A call that another thread waits for ends with an error; that thread closes its connection.
+        A call of another thread that waits for its reply ends with an error, and that thread closes its connection.
         """
         with self._mutex:
             idle = [connection for connection, _ in self._idle]
@@ -128,7 +128,7 @@ class Pool(ConnectionPool):
             _hang_up(connection)
 
     def _take(self) -> Any:
-        """Return an idle connection that is alive, or a new one that is not connected yet."""
+        """Return an idle connection that is alive, or a new one, which is not connected yet."""
         while True:
             with self._mutex:
                 if len(self._used) >= self.max_connections and not self._released.wait_for(
@@ -143,7 +143,7 @@ class Pool(ConnectionPool):
                     return connection
                 connection, given_back = self._idle.pop()
                 self._used.add(connection)
-            # A connection that was used a moment ago counts as alive, unless another one has failed since.
+            # Assume that a connection is alive if it was used a moment ago, and no other connection has failed since.
             recent = max(self._failed_at, time.monotonic() - LOOK_AFTER)
             if given_back > recent or _is_alive(connection):
                 return connection
@@ -164,14 +164,14 @@ class Pool(ConnectionPool):
 
 
 def _hang_up(connection: Any) -> None:
-    """End the conversation with the server, and leave the socket to the thread that uses it.
+    """Shut a connection down, and leave closing its socket to the thread that uses it.
 
-    If it were closed here, its number could go to a new connection, whose replies that thread would read.
+    If the socket were closed here, a new connection could get its number, and that thread would read its replies.
     """
     used = connection._sock
     if isinstance(used, socket.socket):
         with contextlib.suppress(OSError):
-            # The method of a TLS socket would remove what the other thread reads with.
+            # Bypass the method of a TLS socket, which would remove the state that the other thread reads with.
             socket.socket.shutdown(used, socket.SHUT_RDWR)
 
 

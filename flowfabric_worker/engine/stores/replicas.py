@@ -1,8 +1,8 @@
-"""Waiting for replicas: with `?replicas=N` a call that writes returns when N replicas have what it wrote.
+"""Waiting for replicas: with `?replicas=N`, a call that writes returns when N replicas have what it wrote.
 
-A repeated call writes nothing, so WAIT alone would wait for nothing. A marker that is written behind the call makes
-WAIT cover everything before the marker. If too few replicas have it in time, the call fails as one that may be
-repeated, though it may have taken effect.
+A repeated call writes nothing, so that WAIT alone would not wait. A marker that is written after the call makes WAIT
+cover everything before the marker. If too few replicas have it in time, the call fails with a retryable error, even
+though it may have taken effect.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import redis
 from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.stores.library import lua_files
 
-# The marker has no use once it is written, so it expires.
+# The marker expires, because it has no use once it is written.
 _MARKER_SECONDS = 60
 REPLICA_COMMANDS = ("SET", "WAIT")
 _READS = re.compile(r"ff\.register\('(\w+)', \{ 'no-writes' \}")
 
 
 class TooFewReplicasError(redis.RedisError):
-    """Fewer replicas than wanted have what was written."""
+    """Too few replicas have what a call wrote."""
 
 
 @functools.cache
@@ -36,15 +36,15 @@ def reading_functions() -> frozenset[str]:
 
 @attrs.frozen
 class Replicas:
-    """The number of replicas that must have what was written."""
+    """The number of replicas that must have what a call wrote."""
 
     count: int
 
     def commands(self, key: str, timeout: float) -> list[tuple[Argument, ...]]:
-        """Return the commands to send behind a call; half of its `timeout` is for the replicas.
+        """Return the commands to send after a call; half of its `timeout` is for the replicas.
 
         Args:
-            key: the key of the call; the marker is on the same server.
+            key: the key of the call, so that the marker is on the same server.
             timeout: how long the call may take, in seconds.
         """
         return [
@@ -53,7 +53,7 @@ class Replicas:
         ]
 
     def check(self, answers: Sequence[Any]) -> None:
-        """Refuse a call if the answers to `commands` say that too few replicas have what it wrote.
+        """Check that the answers to `commands` report enough replicas.
 
         Raises:
             TooFewReplicasError: too few replicas have it.

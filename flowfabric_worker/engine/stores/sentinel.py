@@ -1,8 +1,8 @@
-"""A primary with replicas that sentinels watch: this store asks the sentinels for the primary, and follows it.
+"""A primary and its replicas under the watch of sentinels, which tell this store the present primary.
 
-They are asked at the first call, after a call that failed, and about once a second while calls are made, because a
-primary that was cut off may answer for a while as if nothing had happened. The newest answer counts, by the number that
-each failover gets; a sentinel that was cut off too gives an older one.
+The sentinels are asked at the first call, after a call that failed, and about once a second while calls are made,
+because a primary that was cut off may still answer for a while. The newest answer counts, by the number of its
+failover; a sentinel that was cut off too gives an older answer.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 
 LOOK_EVERY = 1.0
-# How long a sentinel may take to answer, in seconds. There are others, so a slow one must not delay calls.
+# The seconds to wait for the answer of a sentinel: a slow one must not delay calls, because there are others.
 ANSWER_TIMEOUT = 1.0
-# How long a sentinel that did not answer is not asked, in seconds, since each question may delay a call.
+# The seconds for which a sentinel that did not answer is not asked again, because each question may delay a call.
 _LEFT_OUT = 10.0
 
 
 @attrs.frozen(kw_only=True, order=True)
 class _Primary:
-    """The answer of a sentinel. Of two answers the greater one counts.
+    """The answer of a sentinel; the greater of two answers counts.
 
     Attributes:
         epoch: the number of the failover that promoted the primary.
-        settled: whether that failover is over; until then its leading sentinel still names the old address.
+        settled: whether the failover has ended; until then its leading sentinel still names the old address.
     """
 
     epoch: int
@@ -90,7 +90,7 @@ class SentinelStore(ValkeyStore):
         self._pool_to = pool_to
         self._looking = threading.Lock()
         self._look_at = 0.0
-        # After a failed call, another server may be the primary.
+        # True after a failed call, because another server may be the primary.
         self._doubted = True
         self._primary: _Primary | None = None
         self._current: Pool | None = None
@@ -98,7 +98,7 @@ class SentinelStore(ValkeyStore):
     def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
         if self._doubted:
             with self._looking:
-                # Many calls may have failed at once; the first of them asks for all.
+                # Ask only once, even if many calls have failed at the same time.
                 if self._doubted:
                     self._look(doubted=True)
                     self._doubted = False
@@ -133,9 +133,9 @@ class SentinelStore(ValkeyStore):
             self._current.disconnect()
 
     def _look(self, *, doubted: bool) -> None:
-        """Ask the sentinels in parallel and follow the newest answer. The caller holds the lock.
+        """Ask the sentinels in parallel, and follow the newest answer; the caller holds the lock.
 
-        Without an answer the known primary stays, because sentinels may be down while the primary works.
+        Without an answer the known primary is kept, because the sentinels may be down while the primary works.
 
         Raises:
             TransportError: no sentinel answers, and no primary is known.
@@ -178,19 +178,19 @@ class SentinelStore(ValkeyStore):
         )
 
     def _consider(self, said: _Primary, *, doubted: bool) -> None:
-        """Switch to another primary; while the known one works, only to a newer one."""
+        """Switch to another primary; while the known one works, switch only to a newer one."""
         known = self._primary
         if known is not None and (said.is_at(known) or (not doubted and said.epoch <= known.epoch)):
             return
         old, self._current = self._current, self._pool_to(said.host, said.port)
         self._primary = said
         if old is not None:
-            # Calls that are under way there end by themselves.
+            # Close only idle connections, because calls that are in flight end by themselves.
             old.disconnect(inuse_connections=False)
 
 
 class _PrimarySubscription(ValkeySubscription):
-    """A subscription that ends when another server is the primary, which is the one that messages are sent to."""
+    """A subscription that ends when another server is the primary, because messages are sent to that one."""
 
     def __init__(self, store: SentinelStore, pool: Pool, channel: str) -> None:
         self._store = store

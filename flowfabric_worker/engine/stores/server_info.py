@@ -1,4 +1,4 @@
-"""What servers tell about themselves, and which of them can be used."""
+"""What servers report about themselves, and whether they can be used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FUNCTION_USE = re.compile(r"calls=([0-9]+),usec=([0-9]+)")
 
 
 def versions_wanted() -> str:
-    """Return the oldest usable servers, in words."""
+    """Return the oldest supported versions of servers, in words."""
     return " or ".join(f"{name.capitalize()} {major}.{minor}" for name, (major, minor) in OLDEST.items())
 
 
 def read_info(address: str, answers: Iterable[bytes]) -> StoreInfo:
-    """Return what the servers of a store are; refuse servers that would not work or would lose data.
+    """Describe the servers of a store, and refuse servers that do not work or would lose data.
 
     Args:
         address: the store in words, for messages.
@@ -35,7 +35,7 @@ def read_info(address: str, answers: Iterable[bytes]) -> StoreInfo:
         found.append(_check_product(address, fields))
         _check_eviction(address, fields)
         if fields.get("aof_enabled") == "0":
-            warnings.append(f"{address} keeps no append-only file: a restart loses what came since its last save.")
+            warnings.append(f"{address} keeps no append-only file: a restart loses everything since its last save.")
         spent.append(_function_use(fields))
     product, version = found[0]
     calls, busy_us = map(sum, zip(*spent, strict=True))
@@ -64,7 +64,7 @@ def _check_eviction(address: str, fields: dict[str, str]) -> None:
     if policy.startswith("allkeys"):
         raise UnavailableError(
             "prepare",
-            f"{address} throws keys away when its memory is full (maxmemory-policy {policy}), which would "
+            f"{address} evicts keys when its memory is full (maxmemory-policy {policy}), which would "
             "lose work: set it to noeviction.",
             "store_not_supported",
         )

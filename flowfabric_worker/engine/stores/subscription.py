@@ -12,15 +12,15 @@ import redis
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Subscription
 from flowfabric_worker.engine.stores.pool import Pool
 
-# After so many seconds of silence the server is asked for a sign of life; it must answer within as many.
+# The seconds of silence after which a server is pinged, and within which it must answer.
 _ASK_AFTER: Final = 2.0
 
 
 class ValkeySubscription(Subscription):
-    """A connection beside those of a pool.
+    """A listening connection, which does not belong to a pool.
 
     Args:
-        pool: knows the server.
+        pool: the pool of the server to connect to.
         channel: the channel to listen on.
         translated: turns the driver's errors into the engine's; the constructor raises the driver's.
     """
@@ -29,7 +29,7 @@ class ValkeySubscription(Subscription):
         self._translated = translated
         self._connection = pool.connection_class(**pool.connection_kwargs)
         self._is_closed = False
-        # When the server last gave a sign of life, and since when it was asked for one.
+        # The moment of the last message from the server.
         self._heard_at = time.monotonic()
         self._asked_at: float | None = None
         try:
@@ -50,16 +50,16 @@ class ValkeySubscription(Subscription):
                     return []
                 answer = self._connection.read_response()
         except Exception:
-            # A connection that another thread has just closed may raise anything.
+            # Ignore any error of a connection that another thread has just closed.
             if self._is_closed:
                 return []
             raise
         self._heard_at, self._asked_at = time.monotonic(), None
-        # A thread waits for this message, so it is returned before the next one is read.
+        # Return this message before reading the next one, because a thread waits for it.
         return [answer[2]] if answer[0] == b"message" else []
 
     def _check_alive(self) -> None:
-        """Ask a server that was silent for a sign of life; raise if it did not answer in time."""
+        """Ping a server that was silent, and raise if it does not answer in time."""
         moment = time.monotonic()
         if self._asked_at is None:
             if moment - self._heard_at >= _ASK_AFTER:

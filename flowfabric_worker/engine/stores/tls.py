@@ -1,6 +1,6 @@
-"""Connections over TLS: the server proves its identity, and so does a client that has a certificate.
+"""Connections over TLS, on which the server, and a client with a certificate, prove their identities.
 
-The server's proof cannot be left out, because a connection to an unknown server protects nothing. A self-signed
+The server's certificate is always verified, because a connection to an unknown server protects nothing. A self-signed
 certificate is its own authority, so `ca` may name the file of that certificate.
 """
 
@@ -20,7 +20,7 @@ _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class HandshakeTimeoutError(redis.TimeoutError):
-    """A server that took the connection did not finish the handshake."""
+    """A server accepted the connection, but did not finish the handshake."""
 
 
 class TlsConnection(Connection):
@@ -28,7 +28,7 @@ class TlsConnection(Connection):
 
     Args:
         tls: which authorities to trust and which certificate to show, read once for all connections.
-        settings: those of the driver's connection.
+        settings: the settings of the driver's connection.
     """
 
     def __init__(self, *, tls: ssl.SSLContext, **settings: Any) -> None:
@@ -39,7 +39,7 @@ class TlsConnection(Connection):
         try:
             return super().can_read(timeout)
         except redis.ConnectionError:
-            # A server that hung up may have said why; reading raises that.
+            # Read, because a server that hung up may have sent the reason.
             self.read_response()
             raise
 
@@ -56,12 +56,12 @@ class TlsConnection(Connection):
 
 
 def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContext:
-    """Return which authorities to trust and which certificate to show.
+    """Create the TLS context: the authorities to trust, and the certificate to present.
 
     Args:
-        ca: file with the certificates of the authorities to trust, instead of the system's.
-        cert: file with the client's certificate and its chain.
-        key: file with the key of `cert`, if that file does not have it.
+        ca: the file with the certificates of the authorities to trust, instead of the system's.
+        cert: the file with the client's certificate and its chain.
+        key: the file with the key of `cert`, if it is not in the same file.
 
     Raises:
         ValueError: a file cannot be used; the message says which.
@@ -74,7 +74,7 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContex
         raise ValueError("the file of the option ca cannot be read, or holds no certificate (PEM)") from None
     if cert:
         try:
-            # With a password, even an empty one, OpenSSL does not ask for one at the terminal.
+            # Pass a password, even if it is empty, so that OpenSSL does not ask for one at the terminal.
             context.load_cert_chain(cert, key or None, password="")
         except OSError:
             raise ValueError(
@@ -84,7 +84,7 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContex
 
 
 def failed_handshake(error: BaseException) -> ssl.SSLError | None:
-    """Return the failed handshake behind an error of the driver, or None.
+    """Return the failed handshake that caused an error of the driver, or None.
 
     A client learns only at its first answer that the server wants another certificate.
     """
@@ -97,7 +97,7 @@ def failed_handshake(error: BaseException) -> ssl.SSLError | None:
 
 
 def advice(refusal: ssl.SSLError) -> str:
-    """Return what went wrong in a handshake and what to do, as the rest of a sentence."""
+    """Describe what failed in a handshake and what to do, as the end of a sentence."""
     reason = refusal.reason or "no reason given"
     if isinstance(refusal, ssl.SSLCertVerificationError):
         said = refusal.verify_message.rstrip(".")

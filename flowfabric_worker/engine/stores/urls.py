@@ -1,4 +1,4 @@
-"""From a URL to a store.
+"""Opens the store that a URL names.
 
     memory://[NAME]                      in this process
     embedded://DIR                       a Valkey server that this library starts, with its data in DIR
@@ -9,7 +9,7 @@
     valkey+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DATABASE]
                                          the hosts are those of the sentinels, user and password those of the primary
 
-Options are behind `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
+Options follow `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
 many must have what a call wrote before it returns). With TLS: ca, cert and key name files (PEM). With tls=yes a cluster
 and sentinels use TLS to all servers. Sentinels with their own user or password take sentinel_user and
 sentinel_password.
@@ -48,7 +48,7 @@ _MAX_TIMEOUT = 3600
 
 @attrs.define(kw_only=True)
 class _Options:
-    """The options of a URL; for partitions, None means the number that the store was set up with."""
+    """The options of a URL; partitions is None for the number that the store was set up with."""
 
     prefix: str = "ff"
     partitions: int | None = None
@@ -66,13 +66,13 @@ class _Options:
 
 def _yes_or_no(text: str) -> bool:
     if text not in ("yes", "no"):
-        raise _wrong("tls is yes or no")
+        raise _wrong("tls must be yes or no")
     return text == "yes"
 
 
 def _file(path: str) -> str:
     if not path or "\0" in path:
-        raise _wrong("ca, cert and key are the paths of files")
+        raise _wrong("ca, cert and key must be paths of files")
     return path
 
 
@@ -93,7 +93,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def anchored_url(url: str) -> str:
-    """Return a URL with the directory in it made absolute; any other URL, valid or not, is returned as it is."""
+    """Make the directory in a URL absolute; return any other URL, valid or not, unchanged."""
     if not isinstance(url, str):
         return url
     scheme, _, behind = url.partition("://")
@@ -143,27 +143,27 @@ def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
     given: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name == "verify":
-            raise _wrong("a server's certificate is always verified; name whom to trust with the option ca")
+            raise _wrong("a server's certificate is always verified; name the authority to trust with the option ca")
         if name not in known:
             # The message does not repeat the name, which may be a part of a password that was not percent-encoded.
             problem = f"it has an option that this kind of store does not know; known are {', '.join(known)}"
             raise _wrong(problem, did_you_mean(name, known))
         if name in given:
-            raise _wrong(f"the option {name} stands twice")
+            raise _wrong(f"the option {name} is given twice")
         given[name] = value
     options = _Options()
     for name, value in given.items():
         try:
             setattr(options, name, _READERS[name](value))
         except ValueError:
-            raise _wrong(f"the option {name} is no number") from None
+            raise _wrong(f"the option {name} is not a number") from None
     _check_options(options)
     return options
 
 
 def _check_options(options: _Options) -> None:
     if _PREFIX.fullmatch(options.prefix) is None:
-        raise _wrong("a prefix is 1 to 64 letters, digits and '_.:-'")
+        raise _wrong("a prefix must be 1 to 64 letters, digits and '_.:-'")
     if options.partitions is not None and not 1 <= options.partitions <= MAX_PARTITIONS:
         raise _wrong(f"partitions must be 1 to {MAX_PARTITIONS}")
     if not 1 <= options.pool_size <= _MAX_POOL_SIZE:
@@ -177,8 +177,8 @@ def _check_options(options: _Options) -> None:
 
 
 def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
-    # RESP2 has the same shapes on every server. Without a driver name a new connection asks nothing before its first
-    # call; what it must ask (the password, the database) is bounded by the timeout of the socket.
+    # Use RESP2, which has the same replies on every server. Without a driver name, a new connection sends nothing
+    # before its first call; what it must send (the password, the database) is bounded by the timeout of the socket.
     return {
         "username": unquote(parts.username) if parts.username else None,
         "password": unquote(parts.password) if parts.password else None,
@@ -192,7 +192,7 @@ def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
 
 
 def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Pool]:
-    """Create the connections to a server at a host and port, over TLS if that is wanted."""
+    """Return a function that creates the connections to a host and port, over TLS if the options ask for it."""
     connection_class: type[Connection] = Connection
     if options.tls:
         try:
@@ -211,7 +211,7 @@ def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Po
 
 
 def _address(text: str, default_port: int = _DEFAULT_PORT) -> tuple[str, int]:
-    """Return host and port of a server."""
+    """Return the host and the port of a server."""
     try:
         host = urlsplit(f"//{text}").hostname
     except ValueError:
@@ -231,12 +231,12 @@ def _database(text: str) -> int:
     if not text:
         return 0
     if _NUMBER.fullmatch(text) is None:
-        raise _wrong("what stands behind the host is the number of a database")
+        raise _wrong("after the host only the number of a database may follow")
     return int(text)
 
 
 def _hosts(parts: SplitResult) -> str:
-    """Return the part of a URL behind user and password."""
+    """Return the part of a URL after the user and the password."""
     return parts.netloc.rpartition("@")[2]
 
 
@@ -270,7 +270,7 @@ def _open_cluster(parts: SplitResult, options: _Options) -> Store:
     from flowfabric_worker.engine.stores.cluster import ClusterStore
 
     if parts.path.strip("/"):
-        raise _wrong("a cluster has one database; nothing may stand behind its hosts")
+        raise _wrong("a cluster has one database; nothing may follow its hosts")
     hosts = _hosts(parts)
     pool_to = _tcp(options, {**_common(parts, options), "db": 0})
     seeds = [pool_to(*_address(node)) for node in hosts.split(",")]
@@ -325,7 +325,7 @@ def _open_embedded(parts: SplitResult, options: _Options) -> Store:
 
 @attrs.frozen
 class _Kind:
-    """A kind of store: how it is opened, and which options it takes."""
+    """A kind of store: the function that opens it, and the options that it takes."""
 
     open: Callable[[SplitResult, _Options], Store]
     options: tuple[str, ...]

@@ -30,13 +30,13 @@ T = TypeVar("T")
 Command: TypeAlias = tuple[Argument, ...]
 Steps: TypeAlias = Generator[None, None, T]
 
-# How many calls are sent before the first of their replies is read: enough to keep a server busy, and few enough that
-# replies come in time and other clients are served in between.
+# The calls that are sent before the first of their replies is read: enough to keep a server busy, and few enough that
+# the replies arrive in time and other clients are served in between.
 _WINDOW_CALLS = 16
 _WINDOW_BYTES = 1024 * 1024
 
 
-# The commands that this store uses beside calling functions.
+# The commands that this store uses in addition to calling functions.
 _OWN_COMMANDS = ("PING", "PUBLISH", "SUBSCRIBE")
 
 
@@ -89,7 +89,7 @@ class ValkeyStore(Store):
             )
 
     def _refused_by(self, pool: Pool) -> list[str]:
-        """Return the commands that a server refuses to this user, on this store's keys and channels at least."""
+        """Return the commands that a server refuses to this user on the keys and channels of this store."""
         own = [*_OWN_COMMANDS, *(REPLICA_COMMANDS if self._replicas else ())]
         name = library().function("check_rights")
         sample = (self._key(0), self.channel("any"))
@@ -174,7 +174,7 @@ class ValkeyStore(Store):
     ) -> list[list[Reply | EngineError]]:
         """Make the calls of each group on its server, all in parallel; return the replies of each group."""
         steps = [self._call_group(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
-        # A server without an open connection may be down and would delay the others.
+        # Call servers without an open connection in threads: they may be down, and would delay the others.
         away = [place for place, pool in enumerate(groups) if len(groups) > 1 and not pool.is_ready()]
         ready = [place for place in range(len(steps)) if place not in away]
         shares = [share for share in [ready, *([place] for place in away)] if share]
@@ -191,7 +191,7 @@ class ValkeyStore(Store):
             return ValkeySubscription(self.primaries()[0], self.channel(topic), self.translated)
 
     def wake(self, topic: str, message: bytes) -> None:
-        # Any node of a cluster passes a message on to all other nodes.
+        # Call one node, which on a cluster passes the message on to all others.
         self.execute(self.primaries()[0], "PUBLISH", self.channel(topic), message)
 
     def ping(self) -> None:
@@ -227,8 +227,8 @@ class ValkeyStore(Store):
         """Ask every server in parallel; raise the first error if there is one."""
         return all_of(side_by_side([partial(ask, pool) for pool in self.primaries()]))
 
-    # The following generators yield while replies are outstanding, so that several servers work in parallel for one
-    # thread. A generator that is dropped there takes its connection with it.
+    # The following generators yield while replies are outstanding, so that several servers can work in parallel for one
+    # thread. A generator that is dropped there drops its connection too.
 
     def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Make calls on one server, window by window, and return their replies and errors."""
@@ -237,14 +237,14 @@ class ValkeyStore(Store):
             try:
                 answers += yield from self._call_window(pool, window, timeout)
             except TransportError as error:
-                # The server is down or disturbed, so the calls that were not sent yet are not tried.
+                # Do not try the remaining calls, because the server is not available.
                 return [*answers, *[error] * (len(calls) - len(answers))]
             except EngineError as error:
                 answers += [error] * len(window)
         return answers
 
     def _call_window(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
-        """Make calls in one round trip; send those whose function is missing once more after loading it."""
+        """Make calls in one round trip; if functions are missing, load them and send those calls once more."""
         with self.translated():
             answers = yield from self._send_calls(pool, calls, timeout)
             missing = [i for i, answer in enumerate(answers) if is_missing_function(answer)]
@@ -256,7 +256,7 @@ class ValkeyStore(Store):
         return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
 
     def _send_calls(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Any]]:
-        """Send calls to one server, and wait for its replicas if that is wanted."""
+        """Send calls to one server, and wait for its replicas if the URL asks for it."""
         commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
         replicas = self._replicas
         if all(call.function in reading_functions() for call in calls):
@@ -273,7 +273,7 @@ class ValkeyStore(Store):
     def _exchange(
         self, pool: Pool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
     ) -> list[Any]:
-        """Send commands over one connection and read their replies, each within `timeout` seconds."""
+        """Send commands over one connection, and read their replies, each within `timeout` seconds."""
         replies = _received(pool, _sent(pool, commands), len(commands), timeout)
         if not keep_errors:
             for reply in replies:
@@ -282,7 +282,7 @@ class ValkeyStore(Store):
         return replies
 
     def _load_into(self, pool: Pool) -> bool:
-        """Add the library to one server; return False if it was there. Libraries of other releases stay."""
+        """Add the library to one server; return False if the server has it already."""
         with self.translated():
             try:
                 self._exchange(pool, [("FUNCTION", "LOAD", library().source)], CALL_TIMEOUT)
@@ -302,14 +302,14 @@ class ValkeyStore(Store):
             return True
 
     def _has_library(self, pool: Pool) -> bool:
-        """Return True if a server has the library, which a user who may only call functions can ask too."""
+        """Return True if a server has the library; works also for a user that may only call functions."""
         command = ("FCALL_RO", library().function("server_time"), 0)
         (answer,) = self._exchange(pool, [command], CALL_TIMEOUT, keep_errors=True)
         return not is_missing_function(answer)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn errors of the driver into errors of the engine."""
+        """Translate errors of the driver inside the block into errors of the engine."""
         try:
             yield
         except (redis.RedisError, OSError) as error:
@@ -321,7 +321,7 @@ class ValkeyStore(Store):
 
 
 def _sent(pool: Pool, commands: Sequence[Command]) -> Any:
-    """Send commands; return the connection on which their replies are outstanding."""
+    """Send commands, and return the connection on which their replies are outstanding."""
     packed = _packed(commands)
     connection = pool.get_connection()
     try:
@@ -333,13 +333,13 @@ def _sent(pool: Pool, commands: Sequence[Command]) -> Any:
 
 
 def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline: float | None = None) -> list[Any]:
-    """Read replies, each within `timeout` seconds, the first one before `deadline`; then give the connection back."""
+    """Read replies, each within `timeout` seconds and the first before `deadline`, and release the connection."""
     replies: list[Any] = []
     is_replica = False
     try:
         for _ in range(count):
             wait = timeout if deadline is None else max(0.0, deadline - time.monotonic())
-            # The connection waits as long as its socket's timeout, so only another timeout needs a look at the socket.
+            # Poll the socket only for another timeout than its own, which the connection applies by itself.
             if wait != connection.socket_timeout and not connection.can_read(wait):
                 raise redis.TimeoutError(f"no answer within {timeout} s")
             deadline = None
@@ -351,11 +351,11 @@ def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline:
             except redis.ResponseError as error:
                 replies.append(error)
     except BaseException:
-        # Replies may be outstanding, and the next call would read them as its own.
+        # Replies may be outstanding, which the next call would take for its own.
         pool.discard(connection)
         raise
     if is_replica:
-        # The name may lead to another server by now, which only a new connection finds.
+        # Only a new connection finds the server to which the name leads now.
         pool.discard(connection)
         pool.disconnect(inuse_connections=False)
     else:
@@ -364,7 +364,7 @@ def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline:
 
 
 def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
-    """Run generators to their ends, one step of each in turn; return what each returned."""
+    """Run generators to their ends, one step of each in turn, and return their results."""
     returned: dict[int, T] = {}
     while len(returned) < len(steps):
         for place, each in enumerate(steps):
@@ -377,16 +377,16 @@ def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
-    """Return commands as bytes to send in one piece."""
+    """Encode commands as bytes to send in one piece."""
     try:
-        # The stub of hiredis knows commands of one part only.
+        # The type stub of hiredis allows only commands of one part.
         return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
     except TypeError as error:
         raise redis.DataError(str(error)) from error
 
 
 def _windows(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
-    """Cut calls into what may be under way at once."""
+    """Cut calls into windows of calls that may be in flight at once."""
     first = size = 0
     for place, call in enumerate(calls):
         added = sum(len(argument) for argument in call.arguments if isinstance(argument, bytes | str))

@@ -53,7 +53,7 @@ class CountKind(StrEnum):
 
 @attrs.frozen
 class Single:
-    """Met by one signal that matches, at one waitpoint."""
+    """Met by one matching signal at one waitpoint."""
 
     waitpoint_key: str = attrs.field(validator=checks.name)
     matcher: SignalMatcher = ANY_SIGNAL
@@ -61,26 +61,26 @@ class Single:
 
 @attrs.frozen
 class OperatorOnly:
-    """Met by no signal: an operator resumes the execution, or its timeout does."""
+    """Met by no signal: only an operator or the timeout resumes the execution."""
 
 
 @attrs.frozen
 class TimeoutOnly:
-    """Met by no signal: the timeout decides. The suspension must have one."""
+    """Met by no signal: only the timeout resumes the execution, so the suspension must have one."""
 
 
 @attrs.frozen
 class AllOf:
-    """Met when every member is; the same signal may serve several members."""
+    """Met when every member is met; a signal may count for several members."""
 
     members: tuple[ResumeCondition, ...] = attrs.field(converter=checks.as_tuple)
 
 
 @attrs.frozen(kw_only=True)
 class Count:
-    """Met by `n` different waitpoints, signals or sources, among the signals that match at these waitpoints.
+    """Met by `n` different waitpoints, signals or sources among the matching signals at these waitpoints.
 
-    Each Count counts for itself: what another one has counted neither helps nor hinders it.
+    Several Counts in one condition count independently.
     """
 
     n: int

@@ -56,5 +56,5 @@ class BackendCapabilities:
     operations: frozenset[str]
 
     def supports(self, operation: str) -> bool:
-        """Return whether the engine implements an operation."""
+        """Return True if the engine implements an operation."""
         return operation in self.operations

@@ -104,7 +104,7 @@ class PublicState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Return whether an execution in this state has ended."""
+        """Whether an execution in this state has ended."""
         return self in _ENDED.values()
 
 

@@ -18,7 +18,7 @@ _LARGEST_ID_PART = 2**64 - 1
 
 
 class FrameKind(StrEnum):
-    """What a frame is."""
+    """The kind of content of a frame."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
@@ -29,9 +29,9 @@ class FrameKind(StrEnum):
 class StreamMode(StrEnum):
     """How a frame is kept.
 
-    DURABLE frames stay as long as the execution. DURABLE_SUMMARY frames are merged into the attempt's summary document,
-    which stays; of the frames themselves the newest 256 are kept. BEST_EFFORT_LIVE frames are for readers that watch
-    now: the oldest are dropped first.
+    DURABLE frames are kept as long as the execution. DURABLE_SUMMARY frames are merged into the summary document of the
+    attempt, which is kept as long; of the frames themselves the newest 256 are kept. BEST_EFFORT_LIVE frames are for
+    readers that follow the stream live, and the oldest of them are dropped first.
     """
 
     DURABLE = "durable"
@@ -40,7 +40,7 @@ class StreamMode(StrEnum):
 
 
 class PatchKind(StrEnum):
-    """How a summary frame changes the document: by RFC 7396."""
+    """How a summary frame changes the document; the only kind is the merge patch of RFC 7396."""
 
     JSON_MERGE_PATCH = "json-merge-patch"
 
@@ -52,13 +52,13 @@ def _smoothing(_record: object, _field: attrs.Attribute[float], value: object) -
 
 @attrs.frozen(kw_only=True)
 class BestEffortLiveConfig:
-    """How many best-effort frames are kept: as many as `ttl` holds at twice the present pace, within bounds.
+    """How many best-effort frames are kept: as many as `ttl` brings at twice the present rate, within bounds.
 
     Attributes:
-        ttl: how long a watcher should be able to look back.
-        maxlen_floor: frames that are kept at least.
-        maxlen_ceiling: frames that are kept at most.
-        ema_alpha: the weight of the newest frame in the pace, over 0 and at most 1.
+        ttl: how far back a reader should be able to read.
+        maxlen_floor: the least number of frames to keep.
+        maxlen_ceiling: the largest number of frames to keep.
+        ema_alpha: the weight of the newest frame in the rate, above 0 and at most 1.
     """
 
     ttl: timedelta = attrs.field(default=timedelta(seconds=10), validator=checks.duration())
@@ -89,13 +89,13 @@ class Frame:
     """One frame to append.
 
     Attributes:
-        payload: at most 64 KiB; in mode DURABLE_SUMMARY a merge patch in JSON.
-        kind: what it is.
-        frame_type: a word of the writer's choice; None means the kind's word.
-        correlation_id: a word of the writer's choice, handed on.
-        seq: the writer's own number, growing in an attempt; appended again under it, the frame is not repeated.
-        mode: how it is kept.
-        live: for mode BEST_EFFORT_LIVE, how many are kept; None means the defaults.
+        payload: at most 64 KiB; in the mode DURABLE_SUMMARY, a merge patch in JSON.
+        kind: the kind of content.
+        frame_type: a name that the writer chooses; None for the name of the kind.
+        correlation_id: a text that the writer chooses, and readers receive.
+        seq: the writer's number, ascending within an attempt; a frame appended again with the same number is a repeat.
+        mode: how the frame is kept.
+        live: for the mode BEST_EFFORT_LIVE, how many frames are kept; None for the defaults.
     """
 
     payload: bytes = attrs.field(repr=False, validator=checks.payload(MAX_FRAME_BYTES))
@@ -111,12 +111,14 @@ class Frame:
             return
         checks.check_record(self.live, BestEffortLiveConfig)
         if self.mode is not StreamMode.BEST_EFFORT_LIVE:
-            raise ValidationError("invalid_input", f"Frame.live means nothing in mode {self.mode.value}; leave it out.")
+            raise ValidationError(
+                "invalid_input", f"Frame.live has no effect in the mode {self.mode.value}: leave it out."
+            )
 
 
 @attrs.frozen(kw_only=True)
 class FrameAppend:
-    """A frame, and the holder that appends it."""
+    """A frame, and the handle of the lease holder that appends it."""
 
     handle: Handle
     frame: Frame
@@ -124,13 +126,13 @@ class FrameAppend:
 
 @attrs.frozen(kw_only=True)
 class AppendFrameOutcome:
-    """A frame that was appended, now or by an earlier call with the same `seq`.
+    """The outcome of an append, also of one that repeats an earlier append with the same `seq`.
 
     Attributes:
-        frame_id: its id in the stream, `<ms>-<number>`; "" for a repeated frame that is not durable and that over a
-            thousand others followed.
-        frame_count: frames appended in this attempt so far, those that were dropped included; 0 where the id is "".
-        summary_version: the document's version after it; None unless it is a summary frame.
+        frame_id: the id of the frame in the stream, `<ms>-<number>`; "" for a repeat of a frame that is not durable,
+            and that more than a thousand other frames followed.
+        frame_count: the frames appended in this attempt so far, including dropped ones; 0 if the id is "".
+        summary_version: the version of the document after the frame; None if it is not a summary frame.
     """
 
     frame_id: str
@@ -142,7 +144,8 @@ class AppendFrameOutcome:
 class StreamCursor:
     """A place in a stream: `start`, `end`, or a frame's id, `<ms>` or `<ms>-<number>`.
 
-    A bare `<ms>` means the first frame of that millisecond where a range begins, and the last where it ends.
+    A bare `<ms>` stands for the first frame of that millisecond at the beginning of a range, and for the last at its
+    end.
     """
 
     value: str = attrs.field()
@@ -153,7 +156,7 @@ class StreamCursor:
             return
         match = _FRAME_ID.fullmatch(value) if isinstance(value, str) else None
         if match is None or any(int(part) > _LARGEST_ID_PART for part in match.groups(default="0")):
-            raise ValidationError("invalid_cursor", f"{value!a} is neither 'start' nor 'end' nor a frame's id.")
+            raise ValidationError("invalid_cursor", f"{value!a} is not 'start', 'end' or the id of a frame.")
 
     @classmethod
     def start(cls) -> StreamCursor:
@@ -162,7 +165,7 @@ class StreamCursor:
 
     @classmethod
     def end(cls) -> StreamCursor:
-        """Return the place behind the last frame, for `read_stream`."""
+        """Return the place after the last frame, for `read_stream`."""
         return cls("end")
 
     @classmethod
@@ -172,7 +175,7 @@ class StreamCursor:
 
     @property
     def is_concrete(self) -> bool:
-        """Whether it is a frame's id."""
+        """Whether the cursor is the id of a frame."""
         return self.value not in ("start", "end")
 
 
@@ -198,7 +201,7 @@ class StreamCloseReason(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class StreamFrame:
-    """One frame as it was stored. `appended_at_ms` is the store's time."""
+    """A stored frame; `appended_at_ms` is in ms of the store's clock."""
 
     frame_id: str
     kind: FrameKind
@@ -213,18 +216,18 @@ class StreamFrame:
 
 @attrs.frozen(kw_only=True)
 class StreamFrames:
-    """Frames of one attempt in the order of their ids, and whether more can come.
+    """Frames of one attempt in the order of their ids, and whether more may follow.
 
     Attributes:
         frames: the frames.
-        next_cursor: the place behind everything that was looked at; `tail_stream` goes on from it.
-        more: whether some lie behind it already.
-        dropped: whether live or summary frames were dropped that this read would have shown, before `frames`.
-        first_kept_id: the first of them that is kept; None where none is, or none was dropped.
-        closed_at_ms: when the stream was closed; None while its attempt goes on.
-        closed_reason: what closed it; None also for an attempt before the last hundred.
-        latest_attempt: the execution's present or last attempt; None before the first one begins.
-        has_ended: whether the execution has ended, so that no further attempt begins unless it is replayed.
+        next_cursor: the place after everything that was scanned, from which `tail_stream` continues.
+        more: whether there are frames after it already.
+        dropped: whether live or summary frames before `frames`, which this read would have returned, were dropped.
+        first_kept_id: the first of them that is kept; None if none is kept, or none was dropped.
+        closed_at_ms: when the stream was closed; None while its attempt continues.
+        closed_reason: what closed the stream; None also for attempts before the last hundred.
+        latest_attempt: the present or last attempt of the execution; None before the first one begins.
+        has_ended: whether the execution has ended, so that a further attempt begins only after a replay.
     """
 
     frames: tuple[StreamFrame, ...] = ()
@@ -239,13 +242,13 @@ class StreamFrames:
 
     @property
     def is_closed(self) -> bool:
-        """Whether no further frame can be appended; `more` tells whether some were not read yet."""
+        """Whether no further frame can be appended; see `more` for frames that were not read yet."""
         return self.closed_at_ms is not None
 
 
 @attrs.frozen(kw_only=True)
 class SummaryDocument:
-    """An attempt's rolling summary: JSON in UTF-8, and its version, which counts from 1."""
+    """The summary document of an attempt: JSON in UTF-8, and its version, which counts from 1."""
 
     document: bytes = attrs.field(repr=False)
     version: int

@@ -24,7 +24,7 @@ _DEDUP_WINDOW = timedelta(milliseconds=DEFAULT_DEDUP_WINDOW_MS)
 
 
 class TimeoutBehavior(StrEnum):
-    """What becomes of an execution whose suspension runs out of time."""
+    """What happens to an execution whose suspension times out."""
 
     FAIL = "fail"
     CANCEL = "cancel"
@@ -52,7 +52,7 @@ class ResumePolicy:
     """How an execution is resumed.
 
     Attributes:
-        resume_delay: from the moment its condition is met until it is ready; zero makes it ready at once.
+        resume_delay: the time from the moment at which the condition is met until the execution is ready.
     """
 
     resume_delay: timedelta = attrs.field(default=timedelta(0), validator=checks.duration())
@@ -63,10 +63,10 @@ class WaitpointBinding:
     """One waitpoint of a suspension.
 
     Attributes:
-        waitpoint_key: the name that the condition calls it by.
-        pending: the waitpoint that `create_waitpoint` made under this key; None takes the execution's waitpoint of that
-            key, or makes a new one.
-        shown: the document that is shown with it, at most 64 KiB; it stays what it was at first.
+        waitpoint_key: the name of the waitpoint in the condition.
+        pending: the waitpoint that `create_waitpoint` returned for this key; None for the waitpoint of the execution
+            with that key, which is created if it does not exist.
+        shown: the document that is shown with the waitpoint, at most 64 KiB; the first one is kept.
     """
 
     waitpoint_key: str = attrs.field(validator=checks.name)
@@ -76,17 +76,17 @@ class WaitpointBinding:
 
 @attrs.frozen(kw_only=True)
 class SuspendArgs:
-    """What a worker suspends its execution with.
+    """How a worker suspends its execution.
 
     Attributes:
-        condition: when signals resume it.
-        waitpoints: where signals come in, at most 64; the condition names each one.
-        timeout: how long it waits at most, on the store's clock; None waits for ever.
-        timeout_behavior: what happens when the timeout comes first.
-        reason: why, for operators.
-        resume_policy: how it is resumed.
-        continuation: an address of the worker's own choice, handed back by `observe_signals`.
-        idempotency_key: tells two suspensions of one lease apart; the same key gets the first answer again.
+        condition: the condition under which signals resume the execution.
+        waitpoints: the waitpoints that receive the signals, at most 64; the condition must name each of them.
+        timeout: the longest wait, by the store's clock; None for no limit.
+        timeout_behavior: what happens at the timeout.
+        reason: why the execution waits, for operators.
+        resume_policy: how the execution is resumed.
+        continuation: a text that the worker chooses, and `observe_signals` returns.
+        idempotency_key: a name for this suspension of the lease; a call with the same key gets the first answer again.
     """
 
     condition: ResumeCondition
@@ -120,7 +120,7 @@ class SuspensionDetails:
 
 @attrs.frozen(kw_only=True)
 class Suspended:
-    """The execution is suspended and its lease is over; `handle` takes the place of the one that was used."""
+    """The execution is suspended, and its lease has ended; `handle` replaces the handle of the call."""
 
     details: SuspensionDetails
     handle: Handle
@@ -128,10 +128,10 @@ class Suspended:
 
 @attrs.frozen(kw_only=True)
 class AlreadySatisfied:
-    """Buffered signals met the condition at once: nothing is suspended, the lease and its handle go on.
+    """Buffered signals met the condition, so nothing was suspended: the lease and its handle stay valid.
 
     Attributes:
-        signals: those that match, oldest first, up to one page; `observe_signals` tells of all.
+        signals: the matching signals, oldest first, up to one page; `observe_signals` returns all of them.
     """
 
     details: SuspensionDetails
@@ -143,10 +143,10 @@ SuspendOutcome: TypeAlias = Suspended | AlreadySatisfied
 
 @attrs.frozen(kw_only=True)
 class PendingWaitpoint:
-    """A waitpoint that waits for its suspension; signals to it are buffered until `expires_at_ms`.
+    """A waitpoint before its suspension, which buffers signals until `expires_at_ms`.
 
     Attributes:
-        expires_at_ms: None of one whose suspension has no timeout: it was asked for again after its suspension.
+        expires_at_ms: None if the waitpoint was requested again after its suspension, which has no timeout.
     """
 
     waitpoint_id: WaitpointId
@@ -160,7 +160,7 @@ class PendingWaitpoint:
 
 @attrs.frozen
 class SignalSource:
-    """Who sent a signal: a kind of sender, such as `user` or `system`, and which one."""
+    """The sender of a signal: its kind, such as `user` or `system`, and its identity."""
 
     type: str = attrs.field(validator=checks.name)
     identity: str = attrs.field(validator=checks.name)
@@ -180,14 +180,14 @@ class DeliverSignalArgs:
     """A signal to a waitpoint, from the bearer of the waitpoint's token.
 
     Attributes:
-        token: what `suspend` or `create_waitpoint` gave out; never shown.
-        name: what the condition's matchers look at.
+        token: the token that `suspend` or `create_waitpoint` returned; never shown.
+        name: the name that the matchers of the condition compare.
         category: a word of the sender's choice, handed on.
         payload: at most 64 KiB; None and b"" differ.
         correlation_id: a word of the sender's choice, handed on.
         idempotency_key: the same key at the same waitpoint is the same signal.
-        dedup_window: how long the key is remembered while the waitpoint is open; at a closed one it is kept.
-        signal_id: the signal's id; None makes a new one.
+        dedup_window: how long the key is remembered while the waitpoint is open; after that, it is kept.
+        signal_id: the signal's id; None to have one minted.
     """
 
     execution_id: ExecutionId
@@ -212,8 +212,8 @@ class DeliverApprovalSignalArgs:
     Attributes:
         name: the decision, such as `approved` or `rejected`.
         operator: who decided.
-        decision_key: tells two decisions of the same name apart.
-        lane: when given, the execution must lie in it.
+        decision_key: distinguishes two decisions with the same name.
+        lane: the lane in which the execution must be; None for any.
         payload: at most 64 KiB; None and b"" differ.
         dedup_window: how long the decision is remembered.
     """
@@ -238,9 +238,9 @@ class SignalAccepted:
     """A signal that was recorded.
 
     Attributes:
-        effect: what it did.
-        awaited_names: of a signal that matched nothing, the names that its waitpoint waits for, sorted; empty when the
-            condition takes any name, or waits for no signal.
+        effect: what the signal did.
+        awaited_names: if the signal matched nothing, the names that its waitpoint waits for, sorted; empty if the
+            condition accepts any name, or waits for no signal.
     """
 
     signal_id: SignalId
@@ -250,7 +250,7 @@ class SignalAccepted:
 
 @attrs.frozen(kw_only=True)
 class SignalDuplicate:
-    """The signal came before, under `existing_signal_id`; nothing changed."""
+    """The signal was received before, as `existing_signal_id`; nothing has changed."""
 
     existing_signal_id: SignalId
 
@@ -263,7 +263,7 @@ class ResumeSignal:
     """A signal as the resumed worker sees it.
 
     Attributes:
-        accepted_at_ms: when it was accepted, on the store's clock.
+        accepted_at_ms: when the signal was accepted, in ms of the store's clock.
         matched: whether it counted somewhere in the condition.
     """
 
@@ -280,7 +280,7 @@ class ResumeSignal:
 
 
 class ResumeReason(StrEnum):
-    """What ended a suspension that was followed by a resume."""
+    """What resumed an execution."""
 
     SIGNAL = "signal"
     OPERATOR = "operator"
@@ -289,12 +289,12 @@ class ResumeReason(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class ObservedSignals:
-    """What the last suspension of an execution brought.
+    """How the last suspension of an execution ended, and the signals that it received.
 
     Attributes:
-        reason: why the execution was resumed; None when it was not.
-        signals: those that came to the waitpoints of the suspension, oldest first, each with whether it matched.
-        continuation: what the suspension was given.
+        reason: what resumed the execution; None if it was not resumed.
+        signals: the signals at the waitpoints of the suspension, oldest first, each with whether it matched.
+        continuation: the continuation of the suspension.
         next_cursor: where the next page begins; None on the last one.
     """
 
@@ -311,7 +311,7 @@ class ObservedSignals:
 
 @attrs.frozen(kw_only=True)
 class ResumeExecutionResult:
-    """An execution that an operator resumed: ready at `ready_at_ms`."""
+    """An execution that an operator resumed, which is ready at `ready_at_ms`."""
 
     execution_id: ExecutionId
     ready_at_ms: int
@@ -326,7 +326,7 @@ class SuspendedExecutionEntry:
 
     Attributes:
         suspended_at_ms: when it was suspended.
-        timeout_at_ms: when its timeout comes; None when it has none.
+        timeout_at_ms: when the suspension times out; None if it has no timeout.
     """
 
     execution_id: ExecutionId
@@ -348,7 +348,7 @@ class ListSuspendedPage:
 
 
 class WaitpointState(StrEnum):
-    """Where a waitpoint stands."""
+    """The state of a waitpoint."""
 
     PENDING = "pending"
     ACTIVE = "active"
@@ -357,13 +357,13 @@ class WaitpointState(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class PendingWaitpointInfo:
-    """A waitpoint that takes signals, without its token.
+    """A waitpoint that accepts signals, without its token.
 
     Attributes:
-        required_signal_names: the names that count at it, sorted; empty when any does.
+        required_signal_names: the names that count at the waitpoint, sorted; empty if every name does.
         token_kid: the id of the secret that signed its token.
-        token_fingerprint: the first 16 hex digits of the token's digest, to recognise it by.
-        shown: the document that is shown with it; None when there is none.
+        token_fingerprint: the first 16 hex digits of the token's digest, by which operators recognize it.
+        shown: the document that is shown with the waitpoint; None if there is none.
     """
 
     execution_id: ExecutionId
