@@ -1,8 +1,8 @@
-"""The contract of the engine: every operation and what it promises, one file per area.
+"""The contract of the engine: every operation and its promises, in one file per area.
 
-Every operation is one atomic step: it happens whole or not at all, and a refused call leaves no trace. Every operation
-may be sent again after a lost reply and returns the same answer. Time is decided by the store's clock alone. Every
-operation may raise `TransportError`; the docstrings name its other errors.
+Every operation is one atomic step, which happens whole or not at all, and a refused call leaves no trace. Every
+operation may be sent again after a lost reply, and returns the same answer. Only the store's clock decides about time.
+Every operation may raise `TransportError`; the docstrings name the other errors.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class EngineBackend(
     FeedBackend,
     MaintenanceBackend,
 ):
-    """The operations of an engine. A subclass overrides what it offers; the others raise `UnavailableError`.
+    """The operations of an engine; a subclass overrides those that it offers, and the others raise `UnavailableError`.
 
     Operations that take a handle check in this order: the execution exists (`execution_not_found`); the call does not
     repeat the one that ended this lease; the execution is active (`execution_not_active`, with its outcome); the lease
     is not revoked (`lease_revoked`), has not expired (`lease_expired`), and holds the execution (`stale_lease`).
-    Operations on many items answer each by itself, with an error in place of a result.
+    Operations on many items return an answer for each of them, which may be an error in place of a result.
     """
 
     def capabilities(self) -> BackendCapabilities:

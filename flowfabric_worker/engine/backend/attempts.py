@@ -22,14 +22,14 @@ from flowfabric_worker.engine.types.policies import FailureClass
 
 
 class AttemptsBackend:
-    """What the holder of a lease does with its execution.
+    """The operations of a lease holder on its execution.
 
     Each operation may raise the errors of a lost lease: `execution_not_found`, `execution_not_active`, `lease_revoked`,
     `lease_expired` and `stale_lease`. An operation on many handles returns them in place of a result.
     """
 
     def renew(self, handle: Handle) -> LeaseRenewal:
-        """Extend a lease to its full time from now. An expired lease stays lost.
+        """Extend a lease to its full time from now; an expired lease stays lost.
 
         Args:
             handle: the lease.
@@ -54,12 +54,12 @@ class AttemptsBackend:
         raise UnavailableError("renew_many")
 
     def progress(self, handle: Handle, percent: int | None = None, message: str | None = None) -> None:
-        """Record how far the handler has come.
+        """Record the progress of the handler.
 
         Args:
             handle: the lease.
-            percent: 0 to 100; None keeps the value before.
-            message: a message; None keeps the one before.
+            percent: 0 to 100; None to keep the present value.
+            message: a text for operators; None to keep the present one.
 
         Raises:
             ValidationError: `invalid_input`.
@@ -99,7 +99,7 @@ class AttemptsBackend:
         classification: FailureClass,
         retry_after: timedelta | None = None,
     ) -> FailOutcome:
-        """End an attempt as failed. The execution's policy decides whether it is tried again.
+        """End an attempt as failed; the execution's policy decides whether it is retried.
 
         Args:
             handle: the lease.
@@ -140,7 +140,7 @@ class AttemptsBackend:
         raise UnavailableError("cancel")
 
     def release(self, handle: Handle, delay: timedelta | None = None) -> None:
-        """Hand a claim back. The execution keeps its place and its attempt, and no retry is used.
+        """Release a claim; the execution keeps its place and its attempt, and no retry is used.
 
         Args:
             handle: the lease.
@@ -159,26 +159,26 @@ class AttemptsBackend:
         if_wanted: bool = False,
         lost: str | None = None,
     ) -> list[bool | TerminalFailed | EngineError]:
-        """Hand many claims back in one round trip; at most one of `delay`, `if_wanted` and `lost` may be given.
+        """Release many claims in one round trip; at most one of `delay`, `if_wanted` and `lost` may be given.
 
         Args:
             handles: the leases, each once.
             delay: how long until the executions are ready; None for at once.
-            if_wanted: hand back only the claims that another worker waits for.
+            if_wanted: release only the claims that another worker waits for.
             lost: why the attempts are lost, such as "killed by SIGKILL". Each attempt ends and counts as a reclaim; an
                 execution that has used up its reclaims ends as failed.
 
         Returns:
-            For each claim True if it was handed back; False if no worker waits for it and the caller still holds it;
+            For each claim True if it was released; False if no worker waits for it and the caller still holds it;
             `TerminalFailed` if the execution ended; or the error.
 
         Raises:
-            ValidationError: `invalid_input`, `duplicate_in_call`; no claim was handed back.
+            ValidationError: `invalid_input`, `duplicate_in_call`; no claim was released.
         """
         raise UnavailableError("release_many")
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
-        """End a lease and let the attempt continue later; no retry is used.
+        """End a lease, and let the attempt continue later; no retry is used.
 
         Args:
             handle: the lease.
@@ -190,7 +190,7 @@ class AttemptsBackend:
         raise UnavailableError("delay")
 
     def wait_children(self, handle: Handle) -> None:
-        """End a lease and let the attempt continue when its children have ended; at once if none is outstanding.
+        """End a lease, and let the attempt continue when its children have ended; at once if none is outstanding.
 
         Args:
             handle: the lease.
@@ -198,7 +198,7 @@ class AttemptsBackend:
         raise UnavailableError("wait_children")
 
     def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:
-        """Keep the result of a step for every later attempt. The first result under a name stands.
+        """Record the result of a step for every later attempt; the first result under a name is kept.
 
         Args:
             handle: the lease.
@@ -206,7 +206,7 @@ class AttemptsBackend:
             value: the step's result.
 
         Returns:
-            The result that stands, and whether this call recorded it.
+            The recorded result, and whether this call recorded it.
 
         Raises:
             ValidationError: `invalid_input`, `payload_too_large`; `journal_full`, the journal has 1,000 steps or 1 MiB.

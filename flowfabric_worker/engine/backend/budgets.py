@@ -25,25 +25,25 @@ class BudgetsBackend:
     """Limit what executions spend."""
 
     def create_budget(self, args: CreateBudgetArgs) -> CreateBudgetResult:
-        """Create a budget, all of whose counters are zero.
+        """Create a budget, whose counters are zero.
 
         Args:
-            args: its id and its limits.
+            args: the id and the limits of the budget.
 
         Returns:
-            Whether this call created it; the same call again changes nothing.
+            Whether this call created the budget; the same call again changes nothing.
 
         Raises:
-            ConflictError: `conflict`, a budget of that id exists with other limits; see `update_budget`.
+            ConflictError: `conflict`, a budget with that id has other limits; see `update_budget`.
         """
         raise UnavailableError("create_budget")
 
     def update_budget(self, budget_id: BudgetId, definition: BudgetDefinition) -> BudgetStatus:
-        """Give a budget other limits. Counters stay, also of dimensions that are limited no more.
+        """Change the limits of a budget; counters are kept, also those of dimensions without a limit.
 
         Args:
             budget_id: the budget.
-            definition: the limits in place of the present ones.
+            definition: the new limits.
 
         Returns:
             The budget as it is now.
@@ -54,13 +54,13 @@ class BudgetsBackend:
         raise UnavailableError("update_budget")
 
     def reset_budget(self, budget_id: BudgetId) -> ResetBudgetResult:
-        """Set a budget's counters to zero and let the executions go on that it held back.
+        """Set the counters of a budget to zero, and let the executions continue that it had blocked.
 
         Args:
             budget_id: the budget.
 
         Returns:
-            When it resets itself next.
+            The time of its next automatic reset.
 
         Raises:
             NotFoundError: `budget_not_found`.
@@ -68,7 +68,7 @@ class BudgetsBackend:
         raise UnavailableError("reset_budget")
 
     def get_budget_status(self, budget_id: BudgetId) -> BudgetStatus:
-        """Read a budget and its counters at one moment.
+        """Read a budget and its counters.
 
         Args:
             budget_id: the budget.
@@ -78,19 +78,19 @@ class BudgetsBackend:
 
         Raises:
             NotFoundError: `budget_not_found`.
-            ValidationError: `corruption`, with the field.
+            ValidationError: `corruption`; the message names the field.
         """
         raise UnavailableError("get_budget_status")
 
     def list_budgets(self, cursor: str | None = None, limit: int = 100) -> ListBudgetsPage:
-        """List the namespace's budgets by id.
+        """List the budgets of the namespace by id.
 
         Args:
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most budgets of the page, 1 to 1,000.
 
         Returns:
-            A page.
+            A page of budgets.
 
         Raises:
             ValidationError: `invalid_cursor`, `invalid_input`.
@@ -98,7 +98,7 @@ class BudgetsBackend:
         raise UnavailableError("list_budgets")
 
     def report_usage(self, handle: Handle, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
-        """Add what an execution used to a budget: everything, or nothing if a hard limit would be passed.
+        """Add what an execution used to a budget; add nothing if that would exceed a hard limit.
 
         Args:
             handle: the lease of the execution.
@@ -106,16 +106,16 @@ class BudgetsBackend:
             dimensions: what was used; with a `dedup_key` the report may be sent again.
 
         Returns:
-            How the budget stands to its limits; a repeated report gets its first answer, marked.
+            How the budget compares with its limits; a repeated report gets its first answer, which is marked.
 
         Raises:
             NotFoundError: `budget_not_found`, `execution_not_found`.
-            StateError: the lease is over.
+            StateError: the lease has ended.
         """
         raise UnavailableError("report_usage")
 
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
-        """Add usage to a budget for an operator; otherwise as `report_usage`.
+        """Add usage to a budget on behalf of an operator; otherwise the same as `report_usage`.
 
         Args:
             budget_id: the budget.
@@ -130,13 +130,13 @@ class BudgetsBackend:
         raise UnavailableError("report_usage_admin")
 
     def record_spend(self, args: RecordSpendArgs) -> ReportUsageResult:
-        """Add usage to a budget and remember it per execution, so that `release_budget` can take it back.
+        """Add usage to a budget, and record it per execution, so that `release_budget` can take it back.
 
         Args:
             args: the execution, the budget, and what was used.
 
         Returns:
-            As `report_usage`.
+            The same as `report_usage`.
 
         Raises:
             NotFoundError: `budget_not_found`, `execution_not_found`.
@@ -144,7 +144,7 @@ class BudgetsBackend:
         raise UnavailableError("record_spend")
 
     def release_budget(self, budget_id: BudgetId, execution_id: ExecutionId) -> ReleaseBudgetResult:
-        """Take back exactly what an execution recorded with `record_spend`; no counter falls below zero.
+        """Take back exactly what an execution spent by `record_spend`; no counter falls below zero.
 
         Args:
             budget_id: the budget.

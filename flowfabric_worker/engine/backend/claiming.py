@@ -54,7 +54,7 @@ class ClaimingBackend:
         raise UnavailableError("claim_many")
 
     def forward_wakeup(self, request: ClaimRequest) -> None:
-        """Pass a wake-up on, for a woken worker that has no capacity: wake a waiter per class that holds work.
+        """Forward the wake-up of a worker without capacity: wake one waiter for each class that holds work.
 
         Args:
             request: the worker's claim request.
@@ -65,7 +65,7 @@ class ClaimingBackend:
         raise UnavailableError("forward_wakeup")
 
     def stop_waiting(self, worker_instance_id: str) -> None:
-        """Stop a worker's waiting; a claim that waits returns without work.
+        """Stop the waiting of a worker, whose waiting claim then returns without work.
 
         Args:
             worker_instance_id: the worker instance.

@@ -17,16 +17,16 @@ class DamageBackend:
     ) -> ListDamagedPage:
         """List the executions whose records are damaged, by id.
 
-        A damaged execution is not handed out and does not change any more; `purge` removes it. At most 1,000 are listed
-        per partition.
+        A damaged execution is neither handed out nor changed any more; `purge` removes it. At most 1,000 are listed per
+        partition.
 
         Args:
             partition: the key of one partition, such as `{fp:0}`; None for all.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most executions of the page, 0 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most executions of the page, 0 to 1,000.
 
         Returns:
-            A page of damaged executions, each with what is damaged.
+            A page of damaged executions, each with a description of the damage.
 
         Raises:
             ValidationError: `invalid_cursor`, `invalid_partition_key`, `partition_mismatch`, `invalid_input`.

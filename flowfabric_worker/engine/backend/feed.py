@@ -26,7 +26,7 @@ class FeedBackend:
         Args:
             cursor: the cursor of the last event that was seen; None for all that is kept (24 h by default).
             filter: which ends to yield; None for all.
-            timeout: how long to wait for the next end before the iteration stops; None to wait without end.
+            timeout: how long to wait for the next end before the iteration stops; None for no limit.
 
         Returns:
             An iterator of events.
@@ -46,7 +46,7 @@ class FeedBackend:
 
         Args:
             execution_id: the execution.
-            timeout: how long to wait; None to wait without end.
+            timeout: how long to wait; None for no limit.
 
         Returns:
             How the execution ended.

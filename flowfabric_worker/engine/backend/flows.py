@@ -40,16 +40,16 @@ class FlowsBackend:
     """Build, cancel and read flows."""
 
     def create_flow(self, args: CreateFlowArgs) -> CreateFlowResult:
-        """Create an empty flow. Members are added one by one, and linked before or while they run.
+        """Create an empty flow, to which members are added one by one, and linked before or while they run.
 
         Args:
             args: the flow.
 
         Returns:
-            Whether this call created it; the same call again changes nothing.
+            Whether this call created the flow; the same call again changes nothing.
 
         Raises:
-            ConflictError: `conflict`, a flow of that id exists with another kind.
+            ConflictError: `conflict`, a flow with that id has another kind.
         """
         raise UnavailableError("create_flow")
 
@@ -57,16 +57,16 @@ class FlowsBackend:
         """Make an execution a member of a flow.
 
         Args:
-            args: the flow and the execution, which lies in the flow's partition.
+            args: the flow, and the execution, which must be in the flow's partition.
 
         Returns:
-            Whether it became one now, and how many members there are.
+            Whether this call made it a member, and the number of members.
 
         Raises:
             ValidationError: `partition_mismatch`.
             NotFoundError: `flow_not_found`, `execution_not_found`.
             StateError: `flow_already_terminal`.
-            ConflictError: `execution_already_in_flow`, it is a member of another one.
+            ConflictError: `execution_already_in_flow`, the execution is a member of another flow.
         """
         raise UnavailableError("add_execution_to_flow")
 
@@ -74,14 +74,14 @@ class FlowsBackend:
         """Record an edge between two members; `apply_dependency_to_child` puts it into force.
 
         Args:
-            args: the edge, and the flow's revision that the caller has seen.
+            args: the edge, and the revision of the flow that the caller has read.
 
         Returns:
-            The flow's new revision.
+            The new revision of the flow.
 
         Raises:
-            ConflictError: `self_referencing_edge`; `cycle_detected`; `dependency_already_exists`, the id is
-                another edge's; `edge_group_fired`, the execution waits no more.
+            ConflictError: `self_referencing_edge`; `cycle_detected`; `dependency_already_exists`, another edge has
+                that id; `edge_group_fired`, the execution does not wait any more.
             NotFoundError: `flow_not_found`.
             StateError: `flow_already_terminal`, `execution_not_in_flow`.
             ContentionError: `stale_graph_revision`, read the flow again.
@@ -89,13 +89,13 @@ class FlowsBackend:
         raise UnavailableError("stage_dependency_edge")
 
     def apply_dependency_to_child(self, args: ApplyDependencyToChildArgs) -> ApplyDependencyToChildResult:
-        """Put a staged edge into force: its downstream execution waits, unless the upstream one has ended.
+        """Put a staged edge into force, so that its downstream execution waits unless the upstream one has ended.
 
         Args:
             args: the flow and the edge.
 
         Returns:
-            How many edges the downstream execution still waits for.
+            The number of edges for which the downstream execution still waits.
 
         Raises:
             NotFoundError: `flow_not_found`, `edge_not_found`, `execution_not_found`.
@@ -103,16 +103,16 @@ class FlowsBackend:
         raise UnavailableError("apply_dependency_to_child")
 
     def link(self, edge: DependencyEdge) -> LinkResult:
-        """Stage an edge, apply it, and look at the upstream execution's outcome, in one step.
+        """Stage an edge, apply it, and take the outcome of the upstream execution into account, in one step.
 
         Args:
             edge: the edge.
 
         Returns:
-            Where the edge stands, and how many the downstream execution still waits for.
+            The state of the edge, and the number of edges for which the downstream execution still waits.
 
         Raises:
-            ConflictError, NotFoundError, StateError: as `stage_dependency_edge`.
+            ConflictError, NotFoundError, StateError: the same as `stage_dependency_edge`.
         """
         raise UnavailableError("link")
 
@@ -124,10 +124,10 @@ class FlowsBackend:
         Args:
             flow_id: the flow.
             downstream_execution_id: the execution.
-            policy: all of them, any, or a quorum. Without this call it is all.
+            policy: all of the edges, any of them, or a quorum; the default is all.
 
         Returns:
-            SET, or ALREADY_SET when the whole policy was the same.
+            SET, or ALREADY_SET if the policy was the same before.
 
         Raises:
             NotFoundError: `flow_not_found`.
@@ -137,41 +137,41 @@ class FlowsBackend:
         raise UnavailableError("set_edge_group_policy")
 
     def submit_flow(self, graph: FlowGraph) -> SubmitFlowResult:
-        """Create a flow with all its executions and edges; none can run before the last one is wired.
+        """Create a flow with all its executions and edges; no execution can run before all edges are in force.
 
-        A large graph goes in bounded chunks; one that stays half-built is removed after an hour.
+        A large graph is sent in bounded chunks; a graph that stays incomplete is removed after an hour.
 
         Args:
             graph: the nodes and edges.
 
         Returns:
-            The executions by node key; the same graph again gets the same ones.
+            The executions by node key; the same graph again gets the same executions.
 
         Raises:
-            ValidationError: `invalid_graph`, a key stands twice or an edge names no node; or what
-                `create_execution` refuses.
-            ConflictError: `self_referencing_edge`, `cycle_detected`; `conflict`, another flow has that id.
+            ValidationError: `invalid_graph`, a key occurs twice or an edge names no node; or an error of
+                `create_execution`.
+            ConflictError: `self_referencing_edge`, `cycle_detected`; `conflict`, a different flow has that id.
         """
         raise UnavailableError("submit_flow")
 
     def cancel_flow(
         self, flow_id: FlowId, policy: CancelFlowPolicy, wait: CancelFlowWait, reason: str | None = None
     ) -> CancelFlowResult:
-        """Cancel a flow and the members that the policy takes along; what has ended stays as it is.
+        """Cancel a flow and the members that the policy includes; members that have ended do not change.
 
         Args:
             flow_id: the flow.
-            policy: which members it takes along.
-            wait: how long to wait until these have ended.
+            policy: which members are cancelled too.
+            wait: how long to wait until those members have ended.
             reason: why, for operators.
 
         Returns:
-            How far it got. A flow that is cancelled already gives its first answer.
+            The progress of the cancellation; a flow that was cancelled before gets its first answer.
 
         Raises:
             NotFoundError: `flow_not_found`.
-            StateError: `flow_already_terminal`, it completed or failed.
-            EngineTimeoutError: `timeout`, the wait is over; the cancellation goes on.
+            StateError: `flow_already_terminal`, the flow has completed or failed.
+            EngineTimeoutError: `timeout`, the members have not ended in time; the cancellation continues.
         """
         raise UnavailableError("cancel_flow")
 
@@ -182,7 +182,7 @@ class FlowsBackend:
             args: the flow, the policy and the reason.
 
         Returns:
-            The members; for a flow that has ended, with what is stored of its cancellation.
+            The members; for a flow that has ended, with the stored policy and reason.
 
         Raises:
             NotFoundError: `flow_not_found`.
@@ -193,19 +193,19 @@ class FlowsBackend:
         """Record that a member of a cancelled flow has ended, so that it is not cancelled again.
 
         Args:
-            flow_id: the flow; an unknown one is no error.
-            execution_id: the member; may be noted again.
+            flow_id: the flow; an unknown flow is not an error.
+            execution_id: the member; it may be recorded again.
         """
         raise UnavailableError("ack_cancel_member")
 
     def describe_flow(self, flow_id: FlowId) -> FlowSnapshot | None:
-        """Read a flow at one moment.
+        """Read a flow.
 
         Args:
             flow_id: the flow.
 
         Returns:
-            The flow, or None when there is none.
+            The flow, or None if it does not exist.
 
         Raises:
             ValidationError: `corruption`, with the field.
@@ -220,7 +220,7 @@ class FlowsBackend:
             edge_id: the edge.
 
         Returns:
-            The edge, or None when that flow has none of that id.
+            The edge, or None if the flow has no edge with that id.
 
         Raises:
             ValidationError: `corruption`, with the field.
@@ -234,12 +234,12 @@ class FlowsBackend:
 
         Args:
             flow_id: the flow.
-            direction: Outgoing or Incoming, with the execution.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most rows of the page, 1 to 1,000.
+            direction: `Outgoing` or `Incoming`, with the execution.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most rows of the page, 1 to 1,000.
 
         Returns:
-            A page; empty for a flow or member that does not exist.
+            A page of edges; empty if the flow or the member does not exist.
 
         Raises:
             ValidationError: `invalid_cursor`, `invalid_input`.
@@ -247,12 +247,12 @@ class FlowsBackend:
         raise UnavailableError("list_edges")
 
     def list_flows(self, partition: int, cursor: str | None = None, limit: int = 100) -> ListFlowsPage:
-        """List a partition's flows by id.
+        """List the flows of a partition by id.
 
         Args:
-            partition: the partition's number.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most rows of the page, 1 to 1,000.
+            partition: the number of the partition.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most rows of the page, 1 to 1,000.
 
         Returns:
             A page.
@@ -263,13 +263,13 @@ class FlowsBackend:
         raise UnavailableError("list_flows")
 
     def resolve_execution_flow_id(self, execution_id: ExecutionId) -> FlowId | None:
-        """Tell which flow an execution is a member of.
+        """Return the flow of which an execution is a member.
 
         Args:
             execution_id: the execution.
 
         Returns:
-            The flow's id; None when the execution stands alone or does not exist.
+            The id of the flow; None if the execution is in no flow, or does not exist.
 
         Raises:
             ValidationError: `corruption`.

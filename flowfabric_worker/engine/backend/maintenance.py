@@ -14,15 +14,15 @@ class MaintenanceBackend:
     """Set a store up, handle what is due, and close the engine."""
 
     def prepare(self, *, testing: bool = False) -> PrepareResult:
-        """Load the functions, set the store up if it is new, and check that it keeps what it is given.
+        """Load the functions, set up a new store, and check that its settings lose no data.
 
-        Any number of processes may call it, also at once.
+        Any number of processes may call it, also at the same time.
 
         Args:
-            testing: let the clock of a new store be set; an existing store stays as it is.
+            testing: True to give a new store a clock that can be set; an existing store is not changed.
 
         Returns:
-            Whether this call set the store up, and how it is set up.
+            Whether this call set up the store, and its settings.
 
         Raises:
             ConflictError: `configuration_mismatch`.
@@ -50,10 +50,10 @@ class MaintenanceBackend:
         raise UnavailableError("erase")
 
     def run_upkeep(self, limit: int = 200) -> MaintenanceResult:
-        """Handle what is due. Claims do the same in smaller parts.
+        """Handle entries that are due; claims handle some of them too.
 
         Args:
-            limit: most entries to handle per partition.
+            limit: the most entries to handle per partition.
 
         Returns:
             How many entries were handled, and when the next one is due.
@@ -75,12 +75,12 @@ class MaintenanceBackend:
         raise UnavailableError("set_clock")
 
     def shutdown_prepare(self, grace: timedelta = timedelta()) -> None:
-        """Close the engine after its calls have finished.
+        """Close the engine after its calls have ended.
 
         Args:
-            grace: how long calls that are under way may take to finish.
+            grace: how long to wait for calls that are in flight.
 
         Raises:
-            EngineTimeoutError: calls had not finished in time; the engine was closed nevertheless.
+            EngineTimeoutError: calls had not ended in time; the engine was closed anyway.
         """
         raise UnavailableError("shutdown_prepare")

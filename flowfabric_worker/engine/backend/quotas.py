@@ -24,32 +24,32 @@ class QuotasBackend:
         """Create a quota policy.
 
         Args:
-            args: the id of the policy and what it allows.
+            args: the id of the policy, and what it allows.
 
         Returns:
             Whether the policy was created by this call; the same call again changes nothing.
 
         Raises:
-            ConflictError: `conflict`, a policy of that id allows something else; see `update_quota_policy`.
+            ConflictError: `conflict`, a policy with that id differs; see `update_quota_policy`.
         """
         raise UnavailableError("create_quota_policy")
 
     def read_quota_policy(self, quota_policy_id: QuotaPolicyId) -> QuotaPolicyStatus | None:
-        """Read a quota policy and its counters at one moment.
+        """Read a quota policy and its counters.
 
         Args:
             quota_policy_id: the policy.
 
         Returns:
-            The policy, or None when there is none.
+            The policy, or None if it does not exist.
 
         Raises:
-            ValidationError: `corruption`, with the field.
+            ValidationError: `corruption`; the message names the field.
         """
         raise UnavailableError("read_quota_policy")
 
     def update_quota_policy(self, quota_policy_id: QuotaPolicyId, policy: QuotaPolicy) -> QuotaPolicyStatus:
-        """Change what a quota policy allows. Slots that are held stay held.
+        """Change what a quota policy allows; slots that are held stay held.
 
         Args:
             quota_policy_id: the policy.
@@ -64,14 +64,14 @@ class QuotasBackend:
         raise UnavailableError("update_quota_policy")
 
     def list_quotas(self, cursor: str | None = None, limit: int = 100) -> ListQuotasPage:
-        """List the namespace's quota policies by id.
+        """List the quota policies of the namespace by id.
 
         Args:
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most policies of the page, 1 to 1,000.
 
         Returns:
-            A page.
+            A page of quota policies.
 
         Raises:
             ValidationError: `invalid_cursor`, `invalid_input`.
@@ -79,15 +79,15 @@ class QuotasBackend:
         raise UnavailableError("list_quotas")
 
     def check_admission(self, args: CheckAdmissionArgs) -> CheckAdmissionResult:
-        """Ask whether an execution may run now, and take its slot if it may.
+        """Take a slot for an execution if it may run now.
 
-        The slot is held until that run ends, however it ends, or `release_admission` gives it back.
+        The slot is held until that run ends, or `release_admission` releases it.
 
         Args:
             args: the policy and the execution.
 
         Returns:
-            Whether it is admitted; if not, which limit forbids it. A refusal counts nothing.
+            Whether the execution is admitted and, if not, which limit forbids it; a refusal is not counted.
 
         Raises:
             NotFoundError: `quota_policy_not_found`, `execution_not_found`.
@@ -95,14 +95,14 @@ class QuotasBackend:
         raise UnavailableError("check_admission")
 
     def release_admission(self, quota_policy_id: QuotaPolicyId, execution_id: ExecutionId) -> bool:
-        """Give an execution's slot back before its run ends. The window still counts its start.
+        """Release the slot of an execution before its run ends; the window still counts its start.
 
         Args:
             quota_policy_id: the policy.
             execution_id: the execution.
 
         Returns:
-            Whether it held one.
+            True if the execution held a slot.
 
         Raises:
             NotFoundError: `quota_policy_not_found`.

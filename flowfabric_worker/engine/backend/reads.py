@@ -28,8 +28,8 @@ class ReadsBackend:
 
         Args:
             partition: the key of one partition, such as `{fp:0}`; None for all.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most executions of the page, 0 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most executions of the page, 0 to 1,000.
 
         Returns:
             A page of leases, by execution id.
@@ -40,7 +40,7 @@ class ReadsBackend:
         raise UnavailableError("list_expired_leases")
 
     def describe_execution(self, execution_id: ExecutionId) -> ExecutionSnapshot | None:
-        """Read an execution as it is now.
+        """Read the present state of an execution.
 
         Args:
             execution_id: the execution.
@@ -54,7 +54,7 @@ class ReadsBackend:
         raise UnavailableError("describe_execution")
 
     def read_execution_info(self, execution_id: ExecutionId) -> ExecutionInfo | None:
-        """Read everything of an execution except its payload and its result.
+        """Read everything about an execution except its payload and its result.
 
         Args:
             execution_id: the execution.
@@ -68,7 +68,7 @@ class ReadsBackend:
         raise UnavailableError("read_execution_info")
 
     def read_execution_state(self, execution_id: ExecutionId) -> PublicState | None:
-        """Read an execution's public state.
+        """Read the public state of an execution.
 
         Args:
             execution_id: the execution.
@@ -102,16 +102,16 @@ class ReadsBackend:
         limit: int = 100,
         filter: ExecutionFilter | None = None,  # noqa: A002  the name that the operation has
     ) -> ListExecutionsPage:
-        """List the namespace's executions by id.
+        """List the executions of the namespace by id.
 
-        A lane and the states of `INDEXED_STATES` have indexes. For other filters executions are looked at one by one,
-        at most about 10,000 per page, so a page may be short or empty although there is a next one; its `looked_at` and
-        `unindexed` tell why. A damaged execution that was set aside is listed whatever the filter asks for.
+        Lanes and the states of `INDEXED_STATES` have indexes. For other filters executions are scanned one by one, at
+        most about 10,000 per page, so that a page may be short or empty although there is a next one; its `looked_at`
+        and `unindexed` tell why. A damaged execution that was set aside matches every filter.
 
         Args:
             partition: the key of one partition, such as `{fp:0}`; None for all.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most executions of the page, 0 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most executions of the page, 0 to 1,000.
             filter: which executions to list; None for all.
 
         Returns:
@@ -123,11 +123,11 @@ class ReadsBackend:
         raise UnavailableError("list_executions")
 
     def list_lanes(self, cursor: str | None = None, limit: int = 100) -> ListLanesPage:
-        """List the namespace's lanes by name, with the number of executions per public state.
+        """List the lanes of the namespace by name, with the number of executions per public state.
 
         Args:
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most lanes of the page, 0 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most lanes of the page, 0 to 1,000.
 
         Returns:
             A page of lanes.
@@ -152,7 +152,7 @@ class ReadsBackend:
         raise UnavailableError("explain_execution")
 
     def ping(self) -> None:
-        """Return if the store answers, or raise `TransportError`."""
+        """Check that the store answers, or raise `TransportError`."""
         raise UnavailableError("ping")
 
     def backend_label(self) -> str:

@@ -22,8 +22,8 @@ class SchedulesBackend:
     def tick_schedule(self, args: TickScheduleArgs) -> TickScheduleResult:
         """Submit ticks of a schedule: compare its last tick, move it, and create the executions of the new ticks.
 
-        The first call for an unknown schedule registers it and submits nothing. A call without ticks asks how far the
-        schedule is. Each call stores the schedule's present spec, task, lane and next tick.
+        The first call for an unknown schedule registers it, and submits nothing. A call without ticks reads the last
+        tick of the schedule. Each call stores the present spec, task, lane and next tick of the schedule.
 
         Args:
             args: the schedule, its expected last tick, the ticks to submit, and what each creates.
@@ -33,14 +33,14 @@ class SchedulesBackend:
             or `Paused`.
 
         Raises:
-            ContentionError: `tick_not_due`, a tick lies in the future of the store's clock.
+            ContentionError: `tick_not_due`, a tick is in the future by the store's clock.
             ValidationError: an argument is not valid; the message names it.
             ResourceExhaustedError: `too_many_classes`, `store_full`.
         """
         raise UnavailableError("tick_schedule")
 
     def tick_schedules(self, args: Sequence[TickScheduleArgs]) -> list[TickScheduleResult | EngineError]:
-        """Submit ticks of many schedules in bounded calls; each is answered by itself, in order.
+        """Submit ticks of many schedules in bounded calls, and return an answer for each, in order.
 
         Args:
             args: the schedules, each once.
@@ -60,8 +60,8 @@ class SchedulesBackend:
 
         Args:
             group: the name of the group.
-            process: the name of the calling process; no other process may ever use it.
-            duration: how long the leadership holds if it is not renewed.
+            process: the name of the calling process, which no other process must use.
+            duration: how long the leadership lasts without renewal.
 
         Returns:
             Whether the caller leads, until when the group has a leader, and the store's clock, both in ms.
@@ -72,7 +72,7 @@ class SchedulesBackend:
         raise UnavailableError("lead_schedules")
 
     def resign_schedules(self, group: str, process: str) -> None:
-        """End the leadership of a process. Nothing changes if another process leads.
+        """End the leadership of a process; do nothing if another process leads.
 
         Args:
             group: the name of the group.
@@ -84,11 +84,11 @@ class SchedulesBackend:
         raise UnavailableError("resign_schedules")
 
     def list_schedules(self, cursor: str | None = None, limit: int = 100) -> ListSchedulesPage:
-        """List the namespace's schedules by name.
+        """List the schedules of the namespace by name.
 
         Args:
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most schedules of the page, 0 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most schedules of the page, 0 to 1,000.
 
         Returns:
             A page of schedules; a damaged one is a row that says what is damaged.
@@ -113,7 +113,7 @@ class SchedulesBackend:
         raise UnavailableError("pause_schedule")
 
     def resume_schedule(self, name: str) -> bool:
-        """Submit a paused schedule's ticks again, from now on. Ticks that passed during the pause are not submitted.
+        """Submit the ticks of a paused schedule again from now on; those of the time of the pause are not submitted.
 
         Args:
             name: the schedule.
@@ -127,7 +127,7 @@ class SchedulesBackend:
         raise UnavailableError("resume_schedule")
 
     def remove_schedule(self, name: str) -> None:
-        """Remove a schedule. A worker that still has it registers it again, from that moment on.
+        """Remove a schedule; a worker that still declares it registers it again, with the ticks from then on.
 
         Args:
             name: the schedule.

@@ -1,4 +1,4 @@
-"""The operations of the area streams, with their promises."""
+"""The operations of the area streams, and what each promises."""
 
 # ruff: noqa: ARG002 - the arguments are named for those who override these methods.
 
@@ -28,33 +28,33 @@ class StreamsBackend:
         """Append a frame to the stream of the execution's current attempt.
 
         Args:
-            handle: the execution's.
-            frame: the frame. Appended again under its `seq`, also after a suspension, it is answered as before.
+            handle: the lease of the execution.
+            frame: the frame. A repeat with the same `seq`, also after a suspension, gets the first answer.
 
         Returns:
-            The frame's id, and how many frames the attempt has appended.
+            The id of the frame, and the number of frames that the attempt has appended.
 
         Raises:
             ValidationError: `stream_full`, the attempt has 100,000 durable frames or 64 MiB of them; `invalid_patch`, a
-                summary frame is no merge patch, nests the document over 16 deep, or makes it larger than 1 MiB.
-            ConflictError: `frame_conflict`, another frame stands under this `seq`, or a later one does.
-            ContentionError: `stale_summary_version`, others change the summary all the time.
-            StateError: the lease is over.
+                summary frame is not a merge patch, nests the document over 16 deep, or makes it larger than 1 MiB.
+            ConflictError: `frame_conflict`, another frame has this `seq`, or a frame with a later one exists.
+            ContentionError: `stale_summary_version`, other calls kept changing the summary.
+            StateError: the lease has ended.
         """
         raise UnavailableError("append_frame")
 
     def append_frames(self, appends: Sequence[FrameAppend]) -> list[AppendFrameOutcome | EngineError]:
-        """Append many frames, of one holder or of many, in bounded calls; those of a holder in their order.
+        """Append many frames of one or many lease holders, in bounded calls that keep the order of each holder.
 
         Args:
             appends: the frames, each with its holder.
 
         Returns:
-            Of each what `append_frame` returns, or the error that it raises. A frame is refused by itself. Where a call
-            fails as a whole, or a lease is over, so do all later frames of that holder.
+            For each frame what `append_frame` returns, or the error that it raises. If a call fails as a whole, or a
+            lease has ended, all later frames of that holder are refused too.
 
         Raises:
-            ValidationError: `duplicate_in_call`, one `seq` twice; nothing was appended.
+            ValidationError: `duplicate_in_call`, a `seq` occurs twice; nothing was appended.
         """
         raise UnavailableError("append_frames")
 
@@ -66,18 +66,18 @@ class StreamsBackend:
         to_cursor: StreamCursor,
         count_limit: int,
     ) -> StreamFrames:
-        """Read a range of an attempt's stream; both ends belong to it.
+        """Read a range of an attempt's stream, including both of its ends.
 
         Args:
             execution_id: the execution.
             attempt_index: the attempt, counted from 0.
             from_cursor: the first place.
             to_cursor: the last place.
-            count_limit: frames at most, 1 to 10,000.
+            count_limit: the most frames to return, 1 to 10,000.
 
         Returns:
-            The frames, and whether the stream is closed. One that was never written is empty, and closed with its
-            attempt. That of an attempt that has not begun is open until the execution ends.
+            The frames, and whether the stream is closed. A stream without frames is empty, and closed when its attempt
+            has ended. The stream of an attempt that has not begun is open until the execution ends.
 
         Raises:
             NotFoundError: `execution_not_found`.
@@ -94,24 +94,24 @@ class StreamsBackend:
         count_limit: int,
         visibility: TailVisibility = TailVisibility.ALL,
     ) -> StreamFrames:
-        """Wait for frames behind a place of an attempt's stream, or for its end.
+        """Wait for frames after a place in an attempt's stream, or for its end.
 
         Args:
             execution_id: the execution.
             attempt_index: the attempt, counted from 0.
-            after: the frame behind which to begin; an id, `StreamCursor.from_beginning()` for all.
-            block: how long to wait at most, up to 30 s; zero only looks.
-            count_limit: frames at most, 1 to 10,000, counted after the visibility was applied.
-            visibility: which frames are shown.
+            after: the id of the frame after which to begin; `StreamCursor.from_beginning()` for all frames.
+            block: how long to wait, at most 30 s; zero to look only once.
+            count_limit: the most frames to return, 1 to 10,000, of those that are visible.
+            visibility: which frames are visible.
 
         Returns:
-            The frames that one look finds, which may be fewer; none when the time is over first, or the attempt.
-            `next_cursor` is what to give as `after` next.
+            The frames that one look finds, which may be fewer; none if the time is over, or the attempt ends, first.
+            Pass `next_cursor` as `after` in the next call.
 
         Raises:
             NotFoundError: `execution_not_found`.
             ValidationError: `invalid_input`; `invalid_cursor`, `after` is `start` or `end`.
-            ResourceExhaustedError: `too_many_tails`, over 1,000 wait in this engine.
+            ResourceExhaustedError: `too_many_tails`, more than 1,000 calls wait in this engine.
             TransportError: `engine_closed`, this engine was closed while the caller waited.
         """
         raise UnavailableError("tail_stream")
@@ -124,7 +124,7 @@ class StreamsBackend:
             attempt_index: the attempt, counted from 0.
 
         Returns:
-            The document, or None when no summary frame was ever appended.
+            The document, or None if no summary frame was appended.
 
         Raises:
             NotFoundError: `execution_not_found`.

@@ -31,7 +31,7 @@ class SubmissionBackend:
         raise UnavailableError("create_execution")
 
     def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
-        """Create many executions, each by itself, in bounded calls.
+        """Create many executions in bounded calls, each independently of the others.
 
         Args:
             args: what to run, where and when; each id and each idempotency key once.
@@ -48,24 +48,25 @@ class SubmissionBackend:
     def create_in_batches(
         self, args: Iterable[CreateExecutionArgs]
     ) -> Iterator[list[CreateExecutionResult | EngineError]]:
-        """Make executions of any number in bounded batches; yield the results of one batch after the other.
+        """Create any number of executions in bounded batches, and yield the results of one batch after the other.
 
-        The engine may take the next batch from `args` while one is under way, and holds no more than these two. A batch
-        with an argument that is not valid, and those behind it, are left out; so is the batch that `args` breaks off.
+        The engine may take the next batch from `args` while one is in flight, and holds at most these two. A batch with
+        an argument that is not valid is not created, and neither are later batches, nor a batch during which `args`
+        raises.
 
         Raises:
-            ValidationError: an argument is not valid, or an id or key stands twice in a batch.
+            ValidationError: an argument is not valid, or an id or key occurs twice in a batch.
         """
         for batch in batches_of(args, MAX_BATCH_ITEMS, MAX_BATCH_BYTES):
             yield self.create_executions(batch)
 
 
 def batches_of(args: Iterable[CreateExecutionArgs], most: int, most_bytes: int) -> Iterator[list[CreateExecutionArgs]]:
-    """Cut creations into batches of at most so many, with so many bytes of payload."""
+    """Cut creations into batches of at most `most` creations with `most_bytes` of payload."""
     batch: list[CreateExecutionArgs] = []
     size = 0
     for each in args:
-        # What is no creation is refused where it is written down.
+        # Leave it to the engine to refuse what is not a creation.
         payload = getattr(each, "payload", None)
         added = len(payload) if isinstance(payload, bytes) else 0
         if batch and size + added > most_bytes:

@@ -36,23 +36,23 @@ class SuspensionBackend:
     ) -> PendingWaitpoint:
         """Create a waitpoint before its suspension, so that its token can be handed out first.
 
-        Signals to it are buffered until `suspend` takes it over or it expires. The lease continues.
+        Signals to the waitpoint are buffered until `suspend` uses it, or it expires. The lease continues.
 
-        A waitpoint belongs to the execution: asked for again under its name, in any attempt, it is the same one with
-        the same token, also when its suspension is over. One that expired, or closed because the execution ended, is
-        opened again.
+        A waitpoint belongs to the execution: a later call with the same name, in any attempt, returns the same
+        waitpoint with the same token, even after its suspension. A waitpoint that expired, or was closed because the
+        execution ended, is opened again.
 
         Args:
             handle: the lease of the execution.
-            waitpoint_key: the name that a condition will call it by; it stands once in an execution.
-            expires_in: how long it may wait for its suspension, on the store's clock.
-            shown: the document that is shown with it, at most 64 KiB; it is listed, and stays what it was at first.
+            waitpoint_key: the name of the waitpoint in conditions, which is unique in the execution.
+            expires_in: how long the waitpoint may wait for its suspension, by the store's clock.
+            shown: the document that is shown with the waitpoint, at most 64 KiB; the first one is kept.
 
         Returns:
             The waitpoint with its token.
 
         Raises:
-            StateError: the lease is over.
+            StateError: the lease has ended.
             ConflictError: `document_mismatch`, the waitpoint shows another document.
             ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
             ValidationError: `invalid_input`.
@@ -60,24 +60,24 @@ class SuspensionBackend:
         raise UnavailableError("create_waitpoint")
 
     def suspend(self, handle: Handle, args: SuspendArgs) -> SuspendOutcome:
-        """Suspend the execution until its condition is met, and end the lease.
+        """Suspend an execution until a condition is met, and end its lease.
 
-        The attempt timeout is paused during the suspension; the stream stays open.
+        The timeout of the attempt is paused during the suspension, and the stream stays open.
 
         Args:
             handle: the lease of the execution.
             args: the condition, its waitpoints, and the timeout.
 
         Returns:
-            Suspended, with the handle that takes the place of this one; or AlreadySatisfied, when signals
-            buffered at pending waitpoints meet the condition: then the lease and its handle go on.
+            `Suspended`, with the handle that replaces this one; or `AlreadySatisfied`, if signals that are buffered at
+            pending waitpoints meet the condition: then the lease and its handle stay valid.
 
         Raises:
-            ValidationError: `invalid_condition`, it can never be met or does not fit its waitpoints;
-                `invalid_waitpoint_for_execution`, a pending waitpoint is another execution's.
+            ValidationError: `invalid_condition`, the condition can never be met or does not match its waitpoints;
+                `invalid_waitpoint_for_execution`, a pending waitpoint belongs to another execution.
             NotFoundError: `waitpoint_not_found`.
             StateError: `already_suspended`, the handle is a suspended one; `waitpoint_not_pending`, its wait is over;
-                `pending_waitpoint_expired`; or the lease is over.
+                `pending_waitpoint_expired`; or the lease has ended.
             ConflictError: `document_mismatch`, a waitpoint shows another document.
             ResourceExhaustedError: `too_many_waitpoints`, 1,000 are open.
         """
@@ -102,17 +102,18 @@ class SuspensionBackend:
         raise UnavailableError("try_satisfy")
 
     def observe_signals(self, handle: Handle, cursor: str | None = None, limit: int = 100) -> ObservedSignals:
-        """Read what the last suspension of the execution brought, until the next one. Changes nothing.
+        """Read how the last suspension of an execution ended, and its signals; change nothing.
 
-        Every attempt is told the same: also after a retry, a reclaim, a delay or a release.
+        Every attempt gets the same answer until the next suspension, also after a retry, a reclaim, a delay or a
+        release.
 
         Args:
-            handle: the resumed execution's; it is not fenced.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: signals of the page, 1 to 1,000.
+            handle: the lease of the resumed execution, which is not checked.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most signals of the page, 1 to 1,000.
 
         Returns:
-            Why the execution was resumed, and a page of the signals that came; neither when it was never resumed.
+            Why the execution was resumed, and a page of its signals; neither if it was never resumed.
 
         Raises:
             NotFoundError: `execution_not_found`.
@@ -123,27 +124,28 @@ class SuspensionBackend:
     def deliver_signal(self, args: DeliverSignalArgs) -> DeliverSignalResult:
         """Deliver a signal to a waitpoint, and resume the execution if that meets its condition.
 
-        A pending waitpoint buffers it. However many signals race to be the last one, there is one resume. Of the
-        signals of category `approval` to a waitpoint the first one stands.
+        A pending waitpoint buffers the signal. The execution is resumed once, even if many signals race to be the last
+        one. The first signal of the category `approval` at a waitpoint is the decision.
 
         Args:
             args: the waitpoint, its token, and the signal.
 
         Returns:
-            SignalAccepted, which says what the signal did, and what is waited for if it matched nothing; or
-            SignalDuplicate with the id of the first signal under the same idempotency key or id, also after the resume.
+            `SignalAccepted`, with the effect of the signal and, if it matched nothing, the awaited names; or
+            `SignalDuplicate`, with the id of the first signal with the same idempotency key or id, also after the
+            resume.
 
         Raises:
-            ValidationError: `invalid_token`, alike for a waitpoint that is unknown or foreign and for a token that is
-                wrong or whose secret is past its grace; `signal_limit_exceeded`.
+            ValidationError: `invalid_token`, the waitpoint is unknown or belongs to another execution, or the token is
+                wrong or its secret is past its grace; `signal_limit_exceeded`.
             NotFoundError: `execution_not_found`.
-            StateError: `waitpoint_closed`, with why: resumed, already_satisfied, timed_out, cancelled, completed,
-                failed or expired; or decided, of a second decision, with the first one and who made it.
+            StateError: `waitpoint_closed`, with the reason: resumed, already_satisfied, timed_out, cancelled,
+                completed, failed or expired; for a second decision, decided, with the first one and who made it.
         """
         raise UnavailableError("deliver_signal")
 
     def deliver_approval_signal(self, args: DeliverApprovalSignalArgs) -> DeliverSignalResult:
-        """Deliver an operator's decision to a waitpoint without its token; otherwise as `deliver_signal`.
+        """Deliver an operator's decision to a waitpoint without its token; otherwise the same as `deliver_signal`.
 
         Args:
             args: the waitpoint and the decision.
@@ -152,21 +154,21 @@ class SuspensionBackend:
             SignalAccepted or SignalDuplicate.
 
         Raises:
-            ValidationError: `lane_mismatch`, the execution lies in another lane; `signal_limit_exceeded`.
+            ValidationError: `lane_mismatch`, the execution is in another lane; `signal_limit_exceeded`.
             NotFoundError: `execution_not_found`, `waitpoint_not_found`.
             StateError: `waitpoint_closed`, as in `deliver_signal`.
         """
         raise UnavailableError("deliver_approval_signal")
 
     def resume_execution(self, execution_id: ExecutionId, delay: timedelta = timedelta(0)) -> ResumeExecutionResult:
-        """Resume a suspended execution whatever its condition says, for an operator.
+        """Resume a suspended execution on behalf of an operator, whether or not its condition is met.
 
         Args:
             execution_id: the execution.
-            delay: until it is ready, on the store's clock.
+            delay: how long until the execution is ready, by the store's clock.
 
         Returns:
-            When it is ready.
+            When the execution is ready.
 
         Raises:
             NotFoundError: `execution_not_found`.
@@ -175,12 +177,12 @@ class SuspensionBackend:
         raise UnavailableError("resume_execution")
 
     def list_suspended(self, partition: int, cursor: str | None = None, limit: int = 100) -> ListSuspendedPage:
-        """List a partition's suspended executions by the time of their suspension, then by id.
+        """List the suspended executions of a partition by the time of their suspension, then by id.
 
         Args:
-            partition: the partition's number.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most rows of the page, 1 to 1,000.
+            partition: the number of the partition.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most rows of the page, 1 to 1,000.
 
         Returns:
             A page.
@@ -193,12 +195,12 @@ class SuspensionBackend:
     def list_pending_waitpoints(
         self, execution_id: ExecutionId, cursor: str | None = None, limit: int = 100
     ) -> ListPendingWaitpointsPage:
-        """List an execution's waitpoints that take signals, by id. Tokens are never shown.
+        """List the waitpoints of an execution that accept signals, by id; tokens are never shown.
 
         Args:
             execution_id: the execution.
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most rows of the page, 1 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most rows of the page, 1 to 1,000.
 
         Returns:
             A page.
@@ -214,13 +216,13 @@ class SuspensionBackend:
     ) -> RotateWaitpointHmacSecretAllResult:
         """Sign waitpoint tokens with another secret from now on, in every partition.
 
-        Tokens of the secret before it stay valid for the grace; a known secret can be promoted again.
+        Tokens of the former secret stay valid for the grace; a known secret can be used again.
 
         Args:
-            args: the secret, its kid, and the grace.
+            args: the secret, its kid, and the grace of the former secret.
 
         Returns:
-            What became of each partition. One that failed holds its error, such as ConflictError
-            `rotation_conflict` for a known kid with other bytes; the same call again converges the rest.
+            The result of each partition, which may be its error, such as ConflictError
+            `rotation_conflict` for a known kid with other bytes; repeat the call to rotate the rest.
         """
         raise UnavailableError("rotate_waitpoint_hmac_secret_all")

@@ -53,9 +53,9 @@ class WorkersBackend:
         raise UnavailableError("heartbeat_worker")
 
     def mark_worker_dead(self, worker_instance_id: str, reason: str = "") -> bool:
-        """Record that a worker instance died. Its leases expire by themselves.
+        """Record that a worker instance has died; its leases expire by themselves.
 
-        Work that is reclaimed from it afterwards keeps the reason with the attempt, and as the detail of
+        The reason is stored with each attempt that is reclaimed from the worker afterwards, and is the detail of
         `reclaims_exhausted`.
 
         Args:
@@ -72,11 +72,11 @@ class WorkersBackend:
         raise UnavailableError("mark_worker_dead")
 
     def list_workers(self, cursor: str | None = None, limit: int = 100) -> ListWorkersPage:
-        """List the namespace's workers by instance id. Expired registrations are listed for a day.
+        """List the workers of the namespace by instance id; expired registrations are listed for a day.
 
         Args:
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most workers of the page, 0 to 1,000.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most workers of the page, 0 to 1,000.
 
         Returns:
             A page of workers; a damaged registration is a row that says what is damaged.
@@ -87,7 +87,7 @@ class WorkersBackend:
         raise UnavailableError("list_workers")
 
     def publish_tasks(self, tasks: Sequence[TaskPublication], keep: timedelta = timedelta(days=7)) -> None:
-        """Publish how tasks are submitted. The last publication of a task stands.
+        """Publish how tasks are submitted; the last publication of a task counts.
 
         Args:
             tasks: the tasks, each once.
@@ -95,17 +95,18 @@ class WorkersBackend:
 
         Raises:
             ValidationError: `invalid_input`, `duplicate_in_call`; nothing was published.
-            ResourceExhaustedError: `too_many_tasks`, the namespace has 10,000; the tasks before it were published.
+            ResourceExhaustedError: `too_many_tasks`, the namespace has 10,000; the tasks before the error were
+                published.
         """
         raise UnavailableError("publish_tasks")
 
     def list_tasks(self, cursor: str | None = None, limit: int = 100, name: str | None = None) -> ListTasksPage:
-        """List the namespace's published tasks, ordered by the part of each name behind its last dot.
+        """List the published tasks of the namespace, ordered by their bare names.
 
         Args:
-            cursor: the `next_cursor` of the page before; None for the first page.
-            limit: most tasks of the page, 0 to 1,000.
-            name: list only the task of this name or, if there is none, those whose last part it is.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most tasks of the page, 0 to 1,000.
+            name: list only the task with this full name or, if there is none, those with this bare name.
 
         Returns:
             A page of tasks; a damaged publication is a row that says what is damaged.
