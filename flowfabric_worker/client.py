@@ -14,7 +14,7 @@ from flowfabric_worker._tasks.options import TaskOptions, published_options
 from flowfabric_worker._tasks.published import find_task, full_name, unknown_task
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
-from flowfabric_worker.engine.core import DEFAULT_RETRY_FOR
+from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits

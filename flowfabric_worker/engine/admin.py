@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.batches import Item
-from flowfabric_worker.engine.core import new_call_id
+from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane, check_name
 from flowfabric_worker.engine.lane_pauses import FIRST_PARTITION, LanePauses

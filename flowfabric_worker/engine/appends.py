@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from flowfabric_worker.engine.core import new_call_id
+from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.limits import MAX_FRAMES_PER_ITEM, MIB

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from flowfabric_worker.engine.batches import Item
-from flowfabric_worker.engine.core import EngineCore, new_call_id
+from flowfabric_worker.engine.connection import new_call_id
+from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_name

@@ -1,201 +1,32 @@
-"""The base of all areas of the engine: how it calls stored functions, and sets up a store."""
+"""The base of all areas of the engine: how they call stored functions, and check arguments."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
-from uuid import uuid4
 
-from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish, windows
-from flowfabric_worker.engine.call_retries import InFlightCalls, call_with_retries
+from flowfabric_worker.engine.connection import EngineConnection
 from flowfabric_worker.engine.errors import (
     CODES,
-    ConflictError,
     EngineError,
     TransportError,
-    UnavailableError,
     ValidationError,
     error_from_code,
 )
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_name
-from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_LEASE_ITEMS, Limits
-from flowfabric_worker.engine.listener import Listener, Waiter
+from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_LEASE_ITEMS
 from flowfabric_worker.engine.pages import read_cursor
 from flowfabric_worker.engine.partitions import parse_partition_key
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
-from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
-from flowfabric_worker.engine.waitpoint_secrets import Secret, SecretRing, first_secret
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.wire import pack
-
-T = TypeVar("T")
-
-DEFAULT_RETRY_FOR = 5.0
 
 _ITEMS_PER_CALL = {"complete_many": MAX_LEASE_ITEMS, "fail_many": MAX_LEASE_ITEMS}
 
 
-class EngineCore:
-    """The base of the areas.
-
-    Args:
-        open_store: opens the store and returns it with the number of partitions that its URL asks for, or None; called
-            once, at the first call.
-        namespace: the tenant whose lanes, keys and listings the engine works with.
-        limits: the limits of this installation; None for the defaults.
-        retry_for: for how many seconds a call is repeated after the connection failed; 0 to send it once.
-    """
-
-    def __init__(
-        self,
-        open_store: Callable[[], tuple[Store, int | None]],
-        *,
-        namespace: str = "default",
-        limits: Limits | None = None,
-        retry_for: float = DEFAULT_RETRY_FOR,
-    ) -> None:
-        self.namespace = check_name(namespace, "namespace")
-        self.limits = limits or Limits()
-        self.retry_for = retry_for
-        self._open_store = open_store
-        self._wanted_partitions: int | None = None
-        self._partitions = 0
-        self._packed_namespace = pack((namespace,))
-        self._begin()
-        forking.remember(self)
-
-    def _begin(self) -> None:
-        self._starting = threading.Lock()
-        self._opened: Store | None = None
-        self._listener: Listener | None = None
-        self._waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
-        self.is_closed = False
-        self.under_way = InFlightCalls()
-        # Per partition, the known secrets that sign waitpoint tokens.
-        self.secret_rings: dict[int, SecretRing] = {}
-
-    def reset_after_fork(self) -> None:
-        """Drop the connections in a forked process, which are the parent's."""
-        self._begin()
-
-    # Set-up
-
-    @property
-    def store(self) -> Store:
-        """The store, which is opened at its first use."""
-        if self._opened is None:
-            with self._starting:
-                if self._opened is None:
-                    self._opened, self._wanted_partitions = self._open_store()
-        return self._opened
-
-    @property
-    def partitions(self) -> int:
-        """The number of partitions of the store; a new store is set up."""
-        if not self._partitions:
-            self.set_up(testing=False)
-        return self._partitions
-
-    def set_up(self, *, testing: bool) -> tuple[bool, bool]:
-        """Set up a new store, or check the settings of an existing one.
-
-        Args:
-            testing: True to give a new store a clock that can be set.
-
-        Returns:
-            True if this call set up the store, and True if its clock can be set.
-
-        Raises:
-            ConflictError: `configuration_mismatch`.
-            TransportError: `permission_denied`, the store's user lacks a right that is needed.
-            UnavailableError: `store_not_supported`, a release with a newer contract wrote the store.
-        """
-        store = self.store
-        # Check rights first, because a stored function that is refused a command leaves half of its writes behind.
-        self.call_with_retries(store.check_rights)
-        wanted = self._wanted_partitions or store.default_partitions
-        status, major, count, stored_testing, *stored_secret = self._prepare_partition(
-            0, wanted, testing, first_secret()
-        )
-        if int(major) > CONTRACT_MAJOR:
-            raise UnavailableError(
-                "prepare",
-                f"The store was written by a newer release (contract {int(major)}); upgrade flowfabric_worker.",
-                "store_not_supported",
-            )
-        partitions = int(count)
-        if self._wanted_partitions not in (None, partitions):
-            raise ConflictError(
-                "configuration_mismatch",
-                f"The store was set up with {partitions} partitions, not {self._wanted_partitions}; leave the number "
-                "out to take the stored one.",
-                what="partitions",
-                stored=partitions,
-                given=self._wanted_partitions,
-            )
-        secret = self._remember_secret(0, stored_secret)
-        for partition in range(1, partitions):
-            _, _, _, _, *stored_secret = self._prepare_partition(partition, partitions, stored_testing == b"1", secret)
-            self._remember_secret(partition, stored_secret)
-        self._partitions = partitions
-        return status == b"prepared", stored_testing == b"1"
-
-    def _prepare_partition(self, partition: int, partitions: int, testing: bool, secret: Secret) -> Reply:
-        age = self.limits.feed_age_ms
-        wanted = (CONTRACT_MAJOR, partitions, "1" if testing else "0", new_call_id(), "" if age is None else age)
-        arguments = (*wanted, *secret.stored)
-        return self.call_with_retries(lambda: self.store.call("prepare", partition, arguments))
-
-    def _remember_secret(self, partition: int, stored: Sequence[bytes]) -> Secret:
-        """Cache the secret with which a partition signs waitpoint tokens, and return it."""
-        secret = Secret(stored[0].decode(), bytes.fromhex(stored[1].decode()))
-        self.secret_rings[partition] = SecretRing.of(secret)
-        return secret
-
-    @property
-    def listener(self) -> Listener:
-        """The listener, which subscribes at its first use."""
-        if self._listener is None:
-            with self._starting:
-                if self._listener is None:
-                    store = self._opened
-                    assert store is not None, "the listener is wanted only after a call"
-                    self._listener = self.call_with_retries(lambda: Listener(store))
-        return self._listener
-
-    def waiter(self) -> Waiter:
-        """Return a new waiter, which is stopped when this engine is closed."""
-        waiter = Waiter(lambda topic: self.call_with_retries(lambda: self.store.subscribe(topic)), self.partitions)
-        with self._starting:
-            self._waiters.add(waiter)
-            if self.is_closed:
-                waiter.stop()
-        return waiter
-
-    def close(self) -> None:
-        """Stop listening and waiting, and close every connection; a second call does nothing."""
-        with self._starting:
-            self.is_closed = True
-            for waiter in self._waiters:
-                waiter.stop()
-        if self._listener is not None:
-            self._listener.close()
-        if self._opened is not None:
-            self._opened.close()
-
-    # Calls
-
-    def call_with_retries(self, attempt: Callable[[], T]) -> T:
-        """Call `attempt`, and repeat it for a time while the connection fails, because any call may be repeated."""
-        with self.under_way:
-            return self._call_with_retries(attempt)
-
-    def _call_with_retries(self, attempt: Callable[[], T]) -> T:
-        return call_with_retries(attempt, self.retry_for)
+class EngineCore(EngineConnection):
+    """The base of the areas: calls of stored functions, and the checks that areas share."""
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -307,7 +138,7 @@ class EngineCore:
             begun.append(self.store.begin(*sent))
         yield
         try:
-            return self._call_with_retries(lambda: begun.pop()() if begun else self.store.call(*sent))
+            return self.call_in_flight(lambda: begun.pop()() if begun else self.store.call(*sent))
         except EngineError as error:
             return error
 
@@ -329,7 +160,7 @@ class EngineCore:
                 raise problem
 
         with contextlib.suppress(TransportError):
-            self._call_with_retries(attempt)
+            self.call_in_flight(attempt)
         return replies
 
     def check_partition(self, partition: int) -> int:
@@ -442,11 +273,6 @@ def as_error(reply: Reply, partition: int) -> Reply | EngineError:
 def is_put_off(answer: object) -> bool:
     """Return True if an item was not handled because its call was full."""
     return isinstance(answer, EngineError) and answer.code == "batch_full"
-
-
-def new_call_id() -> str:
-    """Return a new name for a call, by which its repeats are recognized and get the first reply."""
-    return uuid4().hex
 
 
 def execution_id(partition: int, uuid: bytes) -> ExecutionId:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from datetime import datetime, timedelta
 
-from flowfabric_worker.engine.core import new_call_id
+from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import ConflictError, EngineError, EngineTimeoutError, ValidationError
 from flowfabric_worker.engine.lane_pauses import LanePauses
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS

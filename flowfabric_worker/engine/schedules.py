@@ -9,7 +9,8 @@ from itertools import pairwise
 import attrs
 
 from flowfabric_worker.engine.batches import Item, cut_items, size_of
-from flowfabric_worker.engine.core import as_error, execution_id, is_put_off, new_call_id
+from flowfabric_worker.engine.connection import new_call_id
+from flowfabric_worker.engine.core import as_error, execution_id, is_put_off
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_BATCH_BYTES, MAX_CALL_ITEMS

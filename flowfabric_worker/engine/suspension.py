@@ -11,7 +11,8 @@ import attrs
 
 from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.conditions import to_postfix, validate
-from flowfabric_worker.engine.core import EngineCore, new_call_id
+from flowfabric_worker.engine.connection import new_call_id
+from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import ContentionError, EngineError, ValidationError, error_from_code
 from flowfabric_worker.engine.handle import Handle, HandleKind
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, check_execution_id, check_lane, check_name, uuid7

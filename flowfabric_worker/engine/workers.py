@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.batches import Item
-from flowfabric_worker.engine.core import EngineCore, new_call_id
+from flowfabric_worker.engine.connection import new_call_id
+from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import check_capabilities, check_lane, check_name, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_MESSAGE_BYTES, MAX_REGISTRATION_BYTES
