@@ -25,7 +25,7 @@ class Sleeps:
             DurableCallError: the name is reserved or too long.
         """
         if name is not None:
-            return f"named {check_durable_name(name, 'sleep')}"
+            return check_durable_name(name, "sleep")
         kind = "until" if isinstance(until, datetime) else f"{milliseconds(until, 'a sleep')} ms"
         self._counts[kind] += 1
         return f"{kind} {self._counts[kind]}"

@@ -174,7 +174,7 @@ def test_names_of_sleeps_are_those_of_steps(worker: Worker, start: Start, name: 
 
     start(worker)
 
-    with pytest.raises(ExecutionFailed, match=r"'sleep named x' was used at|cannot be named 'ff:x'|a sleep's name"):
+    with pytest.raises(ExecutionFailed, match=r"'sleep x' was used at|cannot be named 'ff:x'|a sleep's name"):
         drowsy.submit().result(10)
 
 
