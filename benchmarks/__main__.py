@@ -23,6 +23,7 @@ from benchmarks import (
     steps,
     streams,
     timing,
+    waits,
     writes,
 )
 from benchmarks.environments import ROOT, Script, scripts
@@ -30,14 +31,15 @@ from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
 SECTIONS = (
-    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "streams", "listings", "logs",
-    "scale", "schedules", "timing",
+    "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "streams", "waits", "listings",
+    "logs", "scale", "schedules", "timing",
 )  # fmt: skip
 _TABLES = {
     "writes": writes.table,
     "leases": leases.table,
     "steps": steps.table,
     "streams": streams.table,
+    "waits": waits.table,
     "listings": listings.table,
     "logs": logs.table,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from benchmarks import leases, listings, logs, schedules, steps, streams, writes
+from benchmarks import leases, listings, logs, schedules, steps, streams, waits, writes
 from benchmarks.leases import Renewal
 from benchmarks.listings import Page
 from benchmarks.logs import Drain
@@ -41,6 +41,16 @@ def test_steps_of_one_handler_alone_are_judged(rate: float, reached: str) -> Non
     one, eight = steps.table_of({1: [rate], 8: [4000.0]}).rows
     assert one[-2:] == ["1,500", reached]
     assert eight == ["8", "4,000", "500", "-", "-"]
+
+
+@pytest.mark.parametrize(("took", "reached"), [(5.0, "yes"), (5.1, "no")])
+def test_waits_are_judged_by_how_soon_a_handler_runs_again(took: float, reached: str) -> None:
+    measured = waits.Measured(suspended=[took] * 3, signalled=[1.0] * 3, first=[0.2] * 3, last=[0.3] * 3)
+    suspended, signalled, first, last = waits.table_of(measured).rows
+    assert suspended[1:] == [f"{took:g} ms", f"{took:g} ms", "5 ms", reached]
+    assert [row[1:] for row in (signalled, first, last)] == [
+        [f"{each} ms", f"{each} ms", "-", "-"] for each in ("1", "0.2", "0.3")
+    ]
 
 
 @pytest.mark.parametrize(("calls", "reached"), [(100, "yes"), (10, "no")])

@@ -336,7 +336,7 @@ def test_what_is_no_durable_call_works_inside_a_step(worker: Worker, start: Star
 # D9: cancelled
 
 
-def test_no_step_begins_after_a_cancel_and_the_handler_is_told_in_that_step(either: Worker, start: Start) -> None:
+def test_no_step_begins_after_a_cancel_and_the_handler_is_told(either: Worker, start: Start) -> None:
     begun: list[int] = []
     told: list[str] = []
     entered, leave = threading.Event(), threading.Event()
