@@ -29,6 +29,8 @@ from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.streams import BestEffortLiveConfig
 from tests.support.executions import BOOM, RETRYING, claim_one, running
+from tests.support.mailbox import Mailbox
+from tests.support.servers import wait_until
 from tests.support.streams import append_all, frame, live, patch
 from tests.worker.conftest import Start
 
@@ -271,6 +273,25 @@ def test_a_stream_can_be_opened_before_the_run_begins(served: Worker, start: Sta
     assert not reader.is_alive()
     assert len(times) == 1
     assert times[0] - emitted_at < 0.4
+
+
+def test_a_stream_goes_on_over_a_suspension_without_a_mark(served: Worker, start: Start) -> None:
+    mailbox = Mailbox(served)
+
+    @served.task
+    def talk() -> None:
+        current().emit("asked")
+        mailbox.post(current().waitpoint("answer"))
+        current().emit(current().wait_for("answer"))
+
+    start(served)
+    run = talk.submit()
+    reader = run.stream(timeout=10)
+    assert shown(next(reader)) == "asked"
+    wait_until(lambda: run.state() is PublicState.SUSPENDED, "the run waits")
+    mailbox.signal(mailbox.take(), "answer", "yes")
+
+    assert [shown(item) for item in reader] == ["yes"]
 
 
 def fails(run: Run[Any]) -> None:
