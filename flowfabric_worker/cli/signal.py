@@ -43,9 +43,18 @@ def signal(
     \b
       flowfabric-worker signal "$TOKEN" paid '{"amount": 7}'
     """
-    text = sys.stdin.read(MAX_SIGNAL_PAYLOAD_BYTES + 1) if payload == _STDIN else payload
+    text = _from_stdin() if payload == _STDIN else payload
     value = None if text is None else json_value(text)
     tell_delivery(token, client.signal(token, name, value, by=by, key=key), as_json)
+
+
+def _from_stdin() -> str:
+    text = sys.stdin.read(MAX_SIGNAL_PAYLOAD_BYTES + 1)
+    if len(text) > MAX_SIGNAL_PAYLOAD_BYTES:
+        raise click.UsageError(
+            f"The payload on stdin is over {MAX_SIGNAL_PAYLOAD_BYTES} bytes: pass its address instead."
+        )
+    return text
 
 
 def tell_delivery(token: str, delivered: DeliverSignalResult, as_json: bool) -> None:

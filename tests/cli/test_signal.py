@@ -160,3 +160,7 @@ def test_a_payload_that_cannot_be_sent_is_refused(client: Client, payload: str) 
         assert ran.code == 2
         assert len(ran.err) < 1000
     assert client.run(one.id).state() == "suspended"
+
+
+def test_a_payload_on_stdin_that_is_too_large_is_called_that(client: Client) -> None:
+    assert "65536 bytes" in cli("signal", waiting(client).token, "go", "-", stdin='"' + "x" * 70_000 + '"').err

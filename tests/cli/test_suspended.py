@@ -11,6 +11,7 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.conditions import SignalMatcher, Single
 from tests.support.cli import ok, on_terminal, without_escapes
 from tests.support.cli_suspensions import waiting
+from tests.support.executions import damage
 from tests.support.suspensions import MINUTE, signal
 
 pytestmark = pytest.mark.usefixtures("url")
@@ -86,3 +87,14 @@ def test_status_and_explain_say_what_is_waited_for_and_until_when(client: Client
     assert document["suspension"]["waitpoints"] == {"go": ["yes"]}
     assert re.match(r"It waits for signals at 'go' \('yes'\) since .*, for \d", ok("explain", one.id).out)
     assert ok("list", "--state", "suspended", "--json").document["execution_id"] == one.id
+
+
+def test_a_damaged_row_is_shown_as_one_and_hides_no_other(client: Client) -> None:
+    broken, good = waiting(client), waiting(client)
+    damage(client.engine, broken.execution_id, "class", b"junk")
+
+    rows = ok("suspended", "--lane", "ops").out.splitlines()[1:]
+
+    damaged, whole = sorted(rows, key=lambda row: good.id in row)
+    assert "damaged" in damaged
+    assert good.id in whole

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -150,9 +150,15 @@ def test_a_tail_whose_pipe_is_closed_ends_also_while_nothing_comes(
         assert process.stderr.read() == ""
 
 
-def test_a_tail_lives_through_a_restart_of_its_store() -> None:
-    persistent = ValkeyServer("--appendonly", "yes", "--appendfsync", "always")
-    with running(persistent) as server, Client(server.url) as client:
+@pytest.fixture
+def server() -> Iterator[ValkeyServer]:
+    """Provide a server that keeps what it acknowledged."""
+    with running(ValkeyServer("--appendonly", "yes", "--appendfsync", "always")) as server:
+        yield server
+
+
+def test_a_tail_lives_through_a_restart_of_its_store(server: ValkeyServer) -> None:
+    with Client(server.url) as client:
         found = claimed(client)
         emitted(client, found, "before")
         with pipeline(server.url, found.execution_id.plain) as process:
@@ -166,6 +172,24 @@ def test_a_tail_lives_through_a_restart_of_its_store() -> None:
 
             assert process.stdout.read() == "after\n"
             assert process.wait(20) == 0
+
+
+def test_a_tail_says_that_its_store_is_away_and_ctrl_c_still_ends_it(server: ValkeyServer) -> None:
+    with Client(server.url) as client:
+        found = claimed(client)
+        emitted(client, found, "before")
+        with pipeline(server.url, found.execution_id.plain) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == "before\n"
+            server.kill()
+            assert "does not answer" in process.stderr.readline()
+
+            process.send_signal(signal.SIGINT)
+
+            assert process.wait(20) == 130
+            (said,) = process.stderr.read().splitlines()
+            assert said.startswith("Continue with: flowfabric-worker tail ")
 
 
 def _is_back(client: Client) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
 import attrs
 import pytest
 
-from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.errors import ConflictError, EngineError
 from flowfabric_worker.engine.types.conditions import Count, CountKind
 from flowfabric_worker.engine.types.suspension import DeliverSignalArgs, SignalAccepted, SuspendArgs, WaitpointBinding
 from flowfabric_worker.engine.types.waitpoint_secrets import (
@@ -137,6 +139,19 @@ def test_a_partition_that_failed_converges_when_the_rotation_comes_again(engine:
     rest = engine.partitions - 1
     assert first[1:] == rotated(engine, "k2", "k1")[:rest]
     assert second == [rotated(engine, "k2", "k1")[0], *[SecretUnchanged("k2")] * rest]
+
+
+def test_two_rotations_at_once_leave_one_secret_in_each_partition(engine: Engine, store_url: str) -> None:
+    with closing(open_engine(store_url)) as other, ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(rotate, (engine, other), ("k2", "k2"), (A, B))
+        after = rotate(engine, "k3", C)
+        execution, waitpoint = suspended(other)
+
+    for results in zip(one, two, strict=True):
+        assert {type(each) for each in results} == {SecretRotated, ConflictError}
+    assert after == rotated(engine, "k3", previous="k2")
+    assert waitpoint.token.startswith("k3:")
+    signal(engine, execution, waitpoint)
 
 
 def test_an_engine_that_knows_an_old_secret_learns_the_new_one_by_itself(engine: Engine) -> None:
