@@ -22,7 +22,7 @@ from tests.support.lossy_store import LosingStore
 from tests.support.operations import SECOND, beat
 
 BATCH_FULL = [b"error", b"batch_full"]
-WIDTHS = {"create_executions": 14, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
+WIDTHS = {"create_executions": 8, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
 
 
 class Busy(LosingStore):

@@ -10,21 +10,25 @@ import pytest
 import redis
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_CALL_ROWS, MIB
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.attempts import Completion
+from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.schedules import TickScheduleArgs
-from flowfabric_worker.engine.types.submission import Created
+from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.conftest import Clock
-from tests.support.executions import LANE, creation, damage, raw_client, request
+from tests.support.executions import LANE, all_created, creation, damage, raw_client, raw_key, request
 from tests.support.lossy_store import LosingStore
 
 # Calls that carry many items, with the arguments of one; and how many commands one call may send besides.
-WIDTHS = {"create_executions": 14, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
+WIDTHS = {"create_executions": 8, "complete_many": 3, "fail_many": 7, "release_many": 3, "renew_many": 3}
 MOST_COMMANDS = 600
+# How many commands one claim may send, whatever the classes hold that it asks for.
+MOST_CLAIM_COMMANDS = 400
 # Listings whose replies are one word and the rows.
 LISTINGS = ("list_lanes", "list_workers", "list_tasks", "list_schedules", "list_damaged")
 
@@ -38,6 +42,7 @@ class Counting(LosingStore):
         self.items: list[int] = []
         self.together: list[int] = []
         self.commands: list[int] = []
+        self.claim_commands: list[int] = []
         self.listing_commands: list[int] = []
 
     def call(
@@ -48,6 +53,8 @@ class Counting(LosingStore):
         self.commands.append(self._sent() - before)
         if function in (*LISTINGS, "list_classes"):
             self.listing_commands.append(self.commands[-1])
+        if function == "claim_many":
+            self.claim_commands.append(self.commands[-1])
         self._note(function, arguments, reply)
         return reply
 
@@ -207,3 +214,75 @@ def test_a_listing_reads_all_rows_in_calls_of_bounded_length(
     assert list_all(counting) == count
     assert max(store.items) <= (60 if list_all is register_large_workers else MAX_CALL_ROWS)
     assert max(store.listing_commands, default=0) <= MOST_COMMANDS
+
+
+TASKS = [f"task {number:02}" for number in range(64)]
+
+
+def of_all_tasks(each: int, **changes: Any) -> list[CreateExecutionArgs]:
+    return [creation(task=task, **changes) for task in TASKS for _ in range(each)]
+
+
+def one_hot_class(engine: Engine, clock: Clock) -> set[ExecutionId]:
+    """Put most of the work of 64 classes into one of them, at the head of all."""
+    del clock
+    hot = all_created(engine, [creation(task=TASKS[7], priority=5) for _ in range(200)])
+    return {*hot, *all_created(engine, of_all_tasks(9))}
+
+
+def ended_heads(engine: Engine, clock: Clock) -> set[ExecutionId]:
+    """Put work in front that ends as soon as a claim finds it: its reclaims are used up."""
+    policy = ExecutionPolicy(max_reclaim_count=0, retention=timedelta(seconds=1))
+    dead = all_created(engine, of_all_tasks(4, policy=policy))
+    assert {each.execution_id for each in claimed_all(engine)} == set(dead)
+    clock.move(timedelta(minutes=1))
+    while engine.run_upkeep().more:
+        pass
+    return set(all_created(engine, of_all_tasks(2)))
+
+
+def stale_heads(engine: Engine, clock: Clock) -> set[ExecutionId]:
+    """Put entries in front whose records are gone."""
+    del clock
+    behind = all_created(engine, of_all_tasks(2))
+    gone = all_created(engine, of_all_tasks(4, priority=5))
+    for each in gone:
+        raw_client(engine, each.partition_number).delete(raw_key(engine, each.partition_number, f"x:{each.uuid}"))
+    return set(behind)
+
+
+def claimed_all(engine: Engine) -> list[Claimed]:
+    """Claim until nothing is left."""
+    claimed: list[Claimed] = []
+    while more := engine.claim_many(request(limit=100)):
+        claimed += more
+    return claimed
+
+
+@pytest.mark.parametrize("arrange", [one_hot_class, ended_heads, stale_heads])
+def test_a_claim_over_many_classes_sends_few_commands_and_finds_all(
+    counting: Engine, clock: Clock, arrange: Callable[[Engine, Clock], set[ExecutionId]]
+) -> None:
+    store = counting.store
+    assert isinstance(store, Counting)
+    work = arrange(Engine(lambda: (store.behind, None)), clock)
+
+    claimed = claimed_all(counting)
+
+    assert {each.execution_id for each in claimed} == work
+    assert max(store.claim_commands) <= MOST_CLAIM_COMMANDS
+    for partition in range(counting.partitions):
+        here = [each for each in claimed if each.execution_id.partition_number == partition]
+        assert [each.priority for each in here] == sorted((each.priority for each in here), reverse=True)
+
+
+def test_waiting_for_many_classes_sends_few_commands(counting: Engine) -> None:
+    store = counting.store
+    assert isinstance(store, Counting)
+    tasks = [f"task {number}" for number in range(1000)]
+    all_created(counting, [creation(task=task, delay=timedelta(hours=1)) for task in tasks])
+    store.claim_commands = []
+
+    assert counting.claim_many(request(max_wait=timedelta(milliseconds=500))) == []
+
+    assert max(store.claim_commands) <= MOST_CLAIM_COMMANDS
