@@ -148,14 +148,16 @@ end
 
 -- Return the record of a ready entry if it may be handed out. An entry without a claimable record leaves the index; work
 -- whose deadline has passed or whose reclaims are used up ends here.
-local function claimable(ctx, head)
-  local record = ff.found(ctx, head[2], load_for_claim, head[3])
+local function claimable(ctx, uuid, class)
+  local record = ff.found(ctx, uuid, load_for_claim, class)
   if record and record.words.foreign then
-    ff.skip(ctx, head[3])
+    ff.skip(ctx, class)
   elseif not record or not record.words.claimable then
-    call('ZREM', ctx.base .. ':ready:' .. head[3], head[2])
-  elseif not (record.more or record.words.phase == 'active') or not ff.isolated(ctx, head[2], ends_here, record) then
+    ff.drop_ready(ctx, class, uuid, 0)
+  elseif not (record.more or record.words.phase == 'active') or not ff.isolated(ctx, uuid, ends_here, record) then
     return record
+  else
+    ff.drop_ready(ctx, class, uuid, ff.cost_of_end(ctx))
   end
   return nil
 end
@@ -188,10 +190,6 @@ local function claim_lanes(ctx, lanes, limit, lease)
     local wanted = math.min(lane.limit, limit - #items)
     if wanted > 0 and #lane.classes > 0 and not lane.paused then
       ff.each_ready(ctx, lane.classes, wanted, claimable, function(record)
-        if ctx.work <= 0 and #items > 0 then
-          ctx.is_cut_short = true
-          return false
-        end
         ff.spend(ctx, 2, #(record.payload or '') + tonumber(record.journal_bytes or '0'))
         if not ff.isolated(ctx, record.uuid, take, record, lease) then
           items[#items + 1] = claimed(record)
@@ -270,7 +268,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   end
   -- A worker that got work does not wait, so the next due moment need not be read.
   due = due or #items == 0 and ff.next_due(ctx) or false
-  local is_cut_short = ctx.is_cut_short or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
+  local is_cut_short = ctx.is_cut_short or ff.is_spent(ctx) or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
   local again = (is_cut_short or ff.has_passed_enough(ctx)) and '1' or ''
   return { ctx.now, due, stale, items, again, repeated, #ctx.ends > 0 and ctx.ends or nil }
 end)
@@ -346,7 +344,8 @@ ff.register('reserve', {}, function(ctx, args)
       return false
     end)
   end
-  local answer = { 'none', lane.stale and '1' or '', ff.has_passed_enough(ctx) and '1' or '' }
+  local is_cut_short = ctx.is_cut_short or ff.is_spent(ctx) or ff.has_passed_enough(ctx)
+  local answer = { 'none', lane.stale and '1' or '', is_cut_short and '1' or '' }
   if granted then
     ff.move(ctx, granted, nil, { reserved_for = worker, reserved_until = ctx.now + ttl })
     answer = { 'granted', granted.uuid, ff.text(granted.reserved_until) }

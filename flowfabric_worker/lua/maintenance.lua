@@ -239,10 +239,13 @@ function ff.keep_pace(ctx)
   end
 end
 
--- Return how many commands one end takes, with the removals that keep pace with it if some are due.
+-- Return how many commands one end takes, with the removals that keep pace with it if some are due. It is read once per call.
 function ff.cost_of_end(ctx)
-  local removal = ff.first_moment(ctx, ':retention')
-  return removal and removal < ctx.now and 3 + 2 * REMOVAL or 3
+  if not ctx.cost_of_end then
+    local removal = ff.first_moment(ctx, ':retention')
+    ctx.cost_of_end = removal and removal < ctx.now and 3 + 2 * REMOVAL or 3
+  end
+  return ctx.cost_of_end
 end
 
 -- Return what the first of two parts leaves of a budget, but never less than a quarter, so the second part always

@@ -222,6 +222,7 @@ function ff.begin(keys)
     listed = {},
     lost = {},
     passed = 0,
+    has_progressed = false,
     announced = false,
   }
 end

@@ -3,8 +3,11 @@
 -- How many entries that cannot be handed out one call passes over. The next call continues behind them.
 local MOST_PASSED = 256
 
--- How many entries of a class are read at least, once some could not be handed out.
-local LEAST_PAGE = 16
+-- How many entries the first pages of all classes have together, and how many each later page has.
+local MOST_READ, LEAST_PAGE = 512, 16
+
+-- How many classes that hold work are looked for: as many as one claim asks for.
+local MOST_LEFT = 64
 
 -- Return the lanes that a call asks for, from argument `at` on. Each lane is: pack{namespace, lane}, limit, revision of the
 -- classes that the caller knows or '' for any, number of classes, the classes.
@@ -29,38 +32,47 @@ function ff.look_at_lane(ctx, lane)
   lane.stale = lane.revision ~= '' and lane.revision ~= (stored[2] or '0')
 end
 
--- Return the heads of several classes of a lane in their common order, { score, uuid, class } each, and whether there are
--- more. Each class gives a page; behind the end of a full page the order is unknown, so the list ends there.
-local function heads(ctx, classes, wanted)
-  local page = ctx.passed > 0 and math.max(LEAST_PAGE, wanted) or wanted
-  page = math.min(page, math.max(2, math.floor(512 / math.max(1, #classes))))
-  local found, more = {}, false
-  for _, class in ipairs(classes) do
-    local first = ctx.skipped[class] or 0
-    local entries = call('ZRANGE', ctx.base .. ':ready:' .. class, first, first + page - 1, 'WITHSCORES')
-    local is_full = #entries == page * 2
-    more = more or is_full
-    for i = 1, #entries, 2 do
-      found[#found + 1] = { tonumber(entries[i + 1]), entries[i], class, is_full and i == page * 2 - 1 }
+-- Read the next page of a class, and move to its first entry. A source is the ready entries of one class in their order. What
+-- leaves the index does so at the end of the call, so the places of entries stay valid.
+local function read_page(ctx, source, size)
+  local entries = call('ZRANGE', source.key, source.read, source.read + size - 1, 'WITHSCORES')
+  ff.spend(ctx, 1, 0)
+  source.entries, source.at, source.read = entries, 1, source.read + #entries / 2
+  source.has_more = #entries == 2 * size
+  source.uuid, source.score = entries[1], tonumber(entries[2])
+end
+
+-- Move a source behind its present entry.
+local function advance(ctx, source)
+  source.at = source.at + 2
+  if source.at > #source.entries and source.has_more then
+    read_page(ctx, source, LEAST_PAGE)
+  else
+    source.uuid, source.score = source.entries[source.at], tonumber(source.entries[source.at + 1])
+  end
+end
+
+-- Return the sources of some classes, each with its first page.
+local function sources_of(ctx, classes, wanted)
+  local size = math.min(wanted, math.max(2, math.floor(MOST_READ / #classes)))
+  local sources = {}
+  for i, class in ipairs(classes) do
+    sources[i] = { class = class, key = ctx.base .. ':ready:' .. class, read = 0 }
+    read_page(ctx, sources[i], size)
+  end
+  return sources
+end
+
+-- Return the source whose entry is the first in the common order of all, or nil if none has an entry.
+local function first_of(sources)
+  local first
+  for _, source in ipairs(sources) do
+    if source.uuid and (not first or source.score < first.score
+      or source.score == first.score and source.uuid < first.uuid) then
+      first = source
     end
   end
-  if #classes > 1 then
-    table.sort(found, function(a, b)
-      if a[1] ~= b[1] then
-        return a[1] < b[1]
-      end
-      return a[2] < b[2]
-    end)
-    for i = 1, #found do
-      if found[i][4] then
-        for j = #found, i + 1, -1 do
-          found[j] = nil
-        end
-        break
-      end
-    end
-  end
-  return found, more
+  return first
 end
 
 -- Pass over an entry of a newer release: it stays in the index and does not hide what is behind it.
@@ -68,32 +80,39 @@ function ff.skip(ctx, class)
   ctx.skipped[class] = (ctx.skipped[class] or 0) + 1
 end
 
--- Give up to `wanted` ready records to `use` until it returns false. `find` returns the record of a head, or nil if it
--- cannot be handed out. Read further heads while there is progress, within a budget that the lanes of a call share.
+-- Take an entry that cannot be handed out from its index. Reading it and updating the index takes 3 commands, and what
+-- happened to it takes `further` ones.
+function ff.drop_ready(ctx, class, uuid, further)
+  ff.ready_at(ctx, class, uuid, false)
+  ff.spend(ctx, 3 + further, 0)
+  ctx.has_progressed = true
+end
+
+-- Return whether a call has used its work budget, and took or dropped an entry, so that the next call continues behind it.
+function ff.is_spent(ctx)
+  return ctx.work <= 0 and ctx.has_progressed
+end
+
+-- Give up to `wanted` ready records to `use`, in the common order of their classes, until it returns false. `find` returns
+-- the record of an entry, or nil if it cannot be handed out. The lanes of a call share its work budget.
 function ff.each_ready(ctx, classes, wanted, find, use)
-  local more = true
-  while more and wanted > 0 do
-    local list
-    list, more = heads(ctx, classes, wanted)
-    for _, head in ipairs(list) do
-      local record = find(ctx, head)
-      if not record then
-        more = true
-        ctx.passed = ctx.passed + 1
-        if ctx.passed >= MOST_PASSED then
-          return
-        end
-      elseif not use(record) then
-        return
-      else
-        wanted = wanted - 1
-        if wanted == 0 then
-          return
-        end
-      end
+  if ff.is_spent(ctx) then
+    return
+  end
+  local sources = sources_of(ctx, classes, wanted)
+  local source = first_of(sources)
+  while source and wanted > 0 and not ff.has_passed_enough(ctx) and not ff.is_spent(ctx) do
+    local record = find(ctx, source.uuid, source.class)
+    if not record then
+      ctx.passed = ctx.passed + 1
+    elseif use(record) then
+      ctx.has_progressed = true
+      wanted = wanted - 1
+    else
+      return
     end
-    more = more and #list > 0
-    ff.flush_ready(ctx)
+    advance(ctx, source)
+    source = first_of(sources)
   end
 end
 
@@ -102,13 +121,26 @@ function ff.has_passed_enough(ctx)
   return ctx.passed >= MOST_PASSED
 end
 
--- Return the classes of some lanes that still hold work which may be handed out.
+-- Return whether one of the classes between two places holds work. One class alone is looked at anyway.
+local function any_ready(ctx, classes, first, last)
+  local keys = {}
+  for i = first, last do
+    keys[i - first + 1] = ctx.base .. ':ready:' .. classes[i]
+  end
+  return first == last or call('EXISTS', unpack(keys)) > 0 -- bounded: MOST_LEFT keys
+end
+
+-- Return the classes of some lanes that still hold work which may be handed out, at most MOST_LEFT. Most of many classes
+-- hold none, so they are looked at together.
 function ff.classes_left(ctx, lanes)
   local left = {}
   for _, lane in ipairs(lanes) do
-    if not lane.paused then
-      for _, class in ipairs(lane.classes) do
-        if call('ZCARD', ctx.base .. ':ready:' .. class) > (ctx.skipped[class] or 0) then
+    local count = lane.paused and 0 or #lane.classes
+    for first = 1, count, MOST_LEFT do
+      local last = math.min(first + MOST_LEFT - 1, count)
+      for i = first, any_ready(ctx, lane.classes, first, last) and last or 0 do
+        local class = lane.classes[i]
+        if #left < MOST_LEFT and call('ZCARD', ctx.base .. ':ready:' .. class) > (ctx.skipped[class] or 0) then
           left[#left + 1] = class
         end
       end
