@@ -46,7 +46,7 @@ class Slot:
     def __init__(self) -> None:
         self.process: WorkerProcess | None = None
         self.start_at = time.monotonic()
-        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, STEADY_AFTER)
 
     def plan(self, process: WorkerProcess, *, in_order: bool) -> float:
         """Plan the successor of a process that has ended; return the seconds until it starts.
@@ -57,8 +57,7 @@ class Slot:
         """
         pause = 0.0
         if not in_order:
-            if time.monotonic() - process.started_at > STEADY_AFTER:
-                self._backoff.reset()
+            self._backoff.settle(time.monotonic() - process.started_at)
             pause = self._backoff.first if process.holds_suspect else self._backoff.next()
         self.process, self.start_at = None, time.monotonic() + pause
         return pause

@@ -28,6 +28,7 @@ from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.outcomes import ResultError
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class ExitCode(IntEnum):
@@ -82,12 +83,18 @@ class CommandError(Exception):
         self.code = code
 
 
-def missing_execution(execution_id: str) -> CommandError:
-    """Return the error for an execution that does not exist."""
-    return CommandError(
-        f"The execution {execution_id} does not exist: the id or the namespace is wrong, or its retention is over.",
-        ExitCode.FAILED,
-    )
+def existing(found: T | None, execution_id: str) -> T:
+    """Return what was found of an execution.
+
+    Raises:
+        CommandError: nothing was found, because the execution does not exist.
+    """
+    if found is None:
+        raise CommandError(
+            f"The execution {execution_id} does not exist: the id or the namespace is wrong, or its retention is over.",
+            ExitCode.FAILED,
+        )
+    return found
 
 
 def exit_code_of(error: Exception) -> ExitCode:

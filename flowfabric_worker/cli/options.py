@@ -97,6 +97,11 @@ def _pair(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
+def id_argument(function: F) -> F:
+    """Add the argument ID; the command receives `execution_id`."""
+    return click.argument("execution_id", metavar="ID")(function)
+
+
 def url_option(function: F) -> F:
     """Add --url."""
     text = f"The store; defaults to ${URL_VARIABLE}, then to {DEFAULT_URL}."

@@ -7,11 +7,7 @@ from typing import Any
 
 import click
 
-from flowfabric_worker.cli.options import (
-    json_option,
-    timeout_option,
-    with_client,
-)
+from flowfabric_worker.cli.options import id_argument, json_option, timeout_option, with_client
 from flowfabric_worker.cli.output import print_json
 from flowfabric_worker.client import Client
 from flowfabric_worker.outcomes import ResultError
@@ -19,7 +15,7 @@ from flowfabric_worker.task import Run
 
 
 @click.command()
-@click.argument("execution_id", metavar="ID")
+@id_argument
 @timeout_option
 @json_option("Print one JSON document, also for a failure.")
 @with_client

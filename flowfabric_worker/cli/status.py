@@ -6,11 +6,8 @@ from collections.abc import Iterator
 
 import click
 
-from flowfabric_worker.cli.exit_codes import missing_execution
-from flowfabric_worker.cli.options import (
-    json_option,
-    with_client,
-)
+from flowfabric_worker.cli.exit_codes import existing
+from flowfabric_worker.cli.options import id_argument, json_option, with_client
 from flowfabric_worker.cli.output import moment, print_facts, print_json, shown
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.suspension_replies import AT_TIMEOUT
@@ -19,14 +16,12 @@ from flowfabric_worker.engine.types.states import PublicState
 
 
 @click.command()
-@click.argument("execution_id", metavar="ID")
+@id_argument
 @json_option()
 @with_client
 def status(client: Client, *, execution_id: str, as_json: bool) -> None:
     """Show all of an execution but its arguments and result."""
-    info = client.get(execution_id)
-    if info is None:
-        raise missing_execution(execution_id)
+    info = existing(client.get(execution_id), execution_id)
     if as_json:
         print_json(info)
         return

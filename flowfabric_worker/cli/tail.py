@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from flowfabric_worker.cli.exit_codes import missing_execution
-from flowfabric_worker.cli.options import json_option, with_client
+from flowfabric_worker.cli.exit_codes import existing
+from flowfabric_worker.cli.options import id_argument, json_option, with_client
 from flowfabric_worker.cli.output import plain, print_json, shown
 from flowfabric_worker.client import Client
 from flowfabric_worker.codec import DecodingError
@@ -24,7 +24,7 @@ _LOOK_EVERY: Final = 2.0
 
 
 @click.command()
-@click.argument("execution_id", metavar="ID")
+@id_argument
 @click.option("--from", "after", metavar="CURSOR", help="Continue behind this cursor.")
 @json_option("Print one JSON document per line, each with its cursor.")
 @with_client
@@ -37,8 +37,7 @@ def tail(client: Client, *, execution_id: str, after: str | None, as_json: bool)
     identity = ExecutionId.parse(execution_id)
     stream = client.stream(identity, after, timeout=_LOOK_EVERY)
     # A store that cannot be reached, or an unknown execution, ends the command before it waits.
-    if client.engine.read_execution_state(identity) is None:
-        raise missing_execution(identity.plain)
+    existing(client.engine.read_execution_state(identity), identity.plain)
     try:
         for item in _items(stream, as_json):
             _print(item, as_json)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from flowfabric_worker.cli.options import json_option, with_client
+from flowfabric_worker.cli.options import id_argument, json_option, with_client
 from flowfabric_worker.cli.output import plain, print_json, print_table, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.ids import ExecutionId
@@ -20,7 +20,7 @@ Row = PendingWaitpointInfo | DamagedRow
 
 
 @click.command()
-@click.argument("execution_id", metavar="ID")
+@id_argument
 @json_option("Print one JSON document per line.")
 @with_client
 def waitpoints(client: Client, *, execution_id: str, as_json: bool) -> None:

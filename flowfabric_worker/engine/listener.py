@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 from uuid import uuid4
 
 from flowfabric_worker.engine import log_queue as reporting
+from flowfabric_worker.engine.backoff import Backoff
 from flowfabric_worker.engine.errors import TransportError, error_from_code
 from flowfabric_worker.engine.limits import MAX_TAILS
 from flowfabric_worker.engine.stores.base import Store, Subscription
@@ -38,8 +39,9 @@ FALLBACK = 10.0
 _LISTEN = FALLBACK / 4
 # Seconds between two looks at all watched executions; every wait of FALLBACK seconds contains one.
 _RECHECK_EVERY = FALLBACK / 2
-# The pauses before connecting again, after one failure, two, and more, in seconds.
-_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+# Seconds to wait before connecting again: after the first failure, and at most.
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
 # The seconds after which a subscription counts as working, so that the next failure counts as the first.
 _STEADY_AFTER = 5.0
 _SAY_AGAIN = 10.0
@@ -73,7 +75,8 @@ class TopicReader:
         self._subscribe = subscribe
         self._subscription: Subscription | None = None
         self._closed = threading.Event()
-        self._failures = 0
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_AFTER)
+        self._pause = 0.0
         self._began = 0.0
 
     @property
@@ -91,8 +94,8 @@ class TopicReader:
         """
         if self._subscription is not None:
             return False
-        if self._failures:
-            self._closed.wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
+        if self._pause:
+            self._closed.wait(self._pause)
         if not self.is_closed:
             self._began = time.monotonic()
             self._subscription = self._subscribe()
@@ -112,7 +115,8 @@ class TopicReader:
 
     def fail(self) -> None:
         """Drop a connection that failed, or whose messages could not be handled."""
-        self._failures = 1 if time.monotonic() - self._began >= _STEADY_AFTER else self._failures + 1
+        self._backoff.settle(time.monotonic() - self._began)
+        self._pause = self._backoff.next()
         if self._subscription is not None:
             self._subscription.close()
             self._subscription = None

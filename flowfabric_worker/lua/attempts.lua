@@ -1,4 +1,4 @@
--- What the holder of a lease does with its execution. Every call may be refused with the errors of ff.fenced:
+-- The operations of a lease holder on its execution. Every call may be refused with the errors of ff.fenced:
 -- execution_not_found, execution_not_active, lease_revoked, lease_expired, stale_lease.
 
 -- renew_many: extend leases from now on.
@@ -21,7 +21,7 @@ end)
 -- The fields that a holder's call reads if it does not end the lease. `reported` remembers those calls.
 local REPORTING = ff.joined({ ff.CORE, { 'reported', 'steps', 'journal_bytes' } })
 
--- progress: record how far the handler has come.
+-- progress: record the progress of the handler.
 -- Arguments: uuid, fence, percent or '', '=' + message or '', call id.
 -- Replies: 'ok'.
 -- Errors: those of ff.fenced.
@@ -63,7 +63,7 @@ ff.register('complete_many', { 'allow-oom' }, function(ctx, args)
   end)
 end)
 
--- fail_many: end attempts as failed. The policy of each execution decides whether it is tried again.
+-- fail_many: end attempts as failed. The policy of each execution decides whether it is retried.
 -- Arguments per item: uuid, fence, class, message, detail, retry after in ms or '', draw in [0, 1) for the jitter.
 -- Replies per item: 'retry' and when, 'failed', or 'cancelled'.
 -- Errors per item: those of ff.fenced.
@@ -137,7 +137,7 @@ local function give_up(ctx, record, fence, why)
   return answer
 end
 
--- release_many: hand claims back. The execution keeps its place and its attempt, and no retry is used.
+-- release_many: release claims. The execution keeps its place and its attempt, and no retry is used.
 -- Arguments per item: uuid, fence, and when the execution is ready again: a moment; '?' for at once, but only if another
 -- worker waits for such work; or '!' + reason, which ends the attempt and counts as a reclaim.
 -- Replies per item: 'ok'; 'kept' if no worker waits for such work; 'lost' if it counted as a reclaim; 'failed' if it was
@@ -180,9 +180,9 @@ ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
   return record and interrupt(ctx, record, 'wait_children', fence, nil) or answer
 end)
 
--- record_step: keep the result of a step for every later attempt. The first result of a name stands.
+-- record_step: record the result of a step for every later attempt. The first result of a name is kept.
 -- Arguments: uuid, fence, name, value, most steps, most bytes of the journal, call id.
--- Replies: 'recorded' or 'known', then the value that stands.
+-- Replies: 'recorded' or 'known', then the recorded value.
 -- Errors: those of ff.fenced, journal_full.
 ff.register_single('record_step', {}, function(ctx, args)
   local uuid, fence, name, value, call_id = args[1], args[2], args[3], args[4], args[7]

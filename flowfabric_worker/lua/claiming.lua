@@ -129,7 +129,7 @@ function ff.exhausted(ctx, record, last)
   local list = { 'error', 'reclaims_exhausted', 'error_class', 'infra_crash', 'error_detail', why }
   if last then
     ff.append(list, { 'last', last })
-    -- The attempt of work that its holder gives up has not ended yet.
+    -- End the attempt first: that of work that its holder gives up has not ended yet.
     ff.append(list, ff.end_attempt(ctx, record, 'lease_expired'))
   end
   ff.finish(ctx, record, 'failed', list)

@@ -3,9 +3,9 @@
 -- How many topics can wait for one execution. A process has one topic, however many of its threads wait.
 local MAX_WATCHERS = 64
 
--- watch_executions: ask to be told when executions end.
+-- watch_executions: register a topic for messages about the ends of executions.
 -- Arguments: topic, pack{namespace}, the uuids.
--- Replies per uuid: 'ended' if it has ended, 'watched' if the topic will be told, 'missing' if there is none.
+-- Replies per uuid: 'ended' if it has ended, 'watched' if the topic will get a message, 'missing' if it does not exist.
 ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   local topic, namespace = args[1], args[2]
   local answer = {}

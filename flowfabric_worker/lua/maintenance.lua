@@ -1,4 +1,4 @@
--- What time alone brings about, and how a store is set up, checked and erased.
+-- Transitions that time causes, and how a store is set up, checked and erased.
 
 -- End an execution whose deadline has passed, in any phase.
 function ff.expire(ctx, record)

@@ -1,5 +1,5 @@
--- The end of a lease and the end of an execution. Every operation that ends one goes through here, so what all ends have in
--- common stands here only.
+-- The end of a lease and the end of an execution. Every operation that ends one goes through here, so that there is one
+-- place for what all ends have in common.
 
 -- End a lease. `list` has the fields to write, with the new state; `told` is true if the holder did not ask for the end.
 function ff.end_lease(ctx, record, list, told)

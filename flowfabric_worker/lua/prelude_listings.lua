@@ -1,6 +1,6 @@
 -- The indexes of listings. Each is a sorted set in the order of ids.
 
--- The states that have an index. Plain work is `waiting` and then `completed`; indexes of these two would cost every task
+-- The states that have an index. Plain work is `waiting` and then `completed`; indexes of these two would cost each task
 -- more than their listings are worth, see docs/decisions/0037-listings.md.
 ff.LISTED = {
   'delayed', 'rate_limited', 'waiting_children', 'active', 'suspended', 'failed', 'cancelled', 'expired', 'skipped',

@@ -30,7 +30,7 @@ function ff.remember(memory, call_id, answer)
   return ff.pack(parts)
 end
 
--- Return whether a call removed something. The partition remembers it, since a removed record cannot.
+-- Return whether a call removed something, which the partition remembers because a removed record cannot.
 function ff.was_removed(ctx, call_id)
   return ff.recall(call('HGET', ctx.base .. ':meta', 'removed'), call_id) ~= nil
 end

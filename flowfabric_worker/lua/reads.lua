@@ -1,4 +1,4 @@
--- What is stored, as it is. Python decodes it strictly.
+-- Operations that return stored values as they are; Python decodes them strictly.
 
 -- Return the values of some fields of a record, or false if the key does not hold a hash.
 local function values_of(key, fields)

@@ -1,5 +1,5 @@
--- Schedules: work that submits itself. The callers compute when; here a tick is a moment that is submitted once. A
--- schedule is pack{namespace} and its name, and lies in the partition that its name gives.
+-- Schedules: work that is submitted at ticks. The callers compute the ticks; each moment is submitted once. A
+-- schedule is pack{namespace} and its name, and is in the partition that its name gives.
 
 -- The parts of an entry: last tick, last submitted tick, paused since, first seen, next tick (moments, '' for none),
 -- pack{spec, task, lane}, remembered calls, number of missed ticks. Further parts, which a newer release wrote, are kept.
@@ -45,7 +45,7 @@ local function carried(args, first, count)
   return uuids
 end
 
--- Return the reply that tells how far a schedule is.
+-- Return the reply with the last tick of a schedule.
 local function how_far(entry)
   if entry.paused ~= '' then
     return { 'paused', entry.paused }

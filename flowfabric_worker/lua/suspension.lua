@@ -156,7 +156,7 @@ ff.register_single('deliver_approval_signal', {}, function(ctx, args)
   return ff.deliver(ctx, record, waitpoint, ff.signal_of(args, 6, waitpoint_id, call_id), window_ms)
 end)
 
--- resume_execution: resume an execution on an operator's word, even if its condition is not met.
+-- resume_execution: resume an execution on behalf of an operator, even if its condition is not met.
 -- Arguments: uuid, pack{namespace}, call id, delay in ms.
 -- Replies: 'resumed', the moment at which it is ready.
 -- Errors: execution_not_found, execution_not_suspended.

@@ -142,7 +142,7 @@ ff.register('list_workers', { 'no-writes' }, function(ctx, args)
   end)
 end)
 
--- Remove a worker from the list when its time is over.
+-- Remove a worker that has been listed long enough.
 function ff.forget_worker(ctx, worker)
   local entry = read(ctx, worker)
   if entry and entry.expires + REMEMBERED > ctx.now then
