@@ -205,24 +205,28 @@ class Client:
         """
         return send_signal(self.engine, token, name, payload, by, key)
 
-    def approve(self, token: str, approved: bool, *, by: str, reason: str = "") -> DeliverSignalResult:
-        """Decide what the execution of a token waits for; its handler gets an `Approval`. The first decision stands.
+    def approve(
+        self, token: Id, approved: bool, *, by: str, reason: str = "", waitpoint: str | None = None
+    ) -> DeliverSignalResult:
+        """Decide what an execution waits for; its handler gets an `Approval`. The first decision stands.
 
         Args:
-            token: what `current().waitpoint(...)` returned.
+            token: what `current().waitpoint(...)` returned; or, for an operator, the execution's id.
             approved: True to approve, False to reject.
             by: who decides.
             reason: a text for the handler.
+            waitpoint: the name of the waitpoint, for an execution that takes signals at several.
 
         Returns:
             `SignalAccepted`; or `SignalDuplicate` if the same operator has made the same decision before.
 
         Raises:
-            ValidationError: `invalid_input`, `approved` is neither True nor False; `invalid_token`.
-            NotFoundError: `execution_not_found`.
+            ValidationError: `invalid_input`, `approved` is neither True nor False; `invalid_token`;
+                `ambiguous_waitpoint`, the execution takes signals at several waitpoints, which the message lists.
+            NotFoundError: `execution_not_found`, `waitpoint_not_found`.
             StateError: `waitpoint_closed`, with why; or decided, with the decision that stands and who made it.
         """
-        return send_decision(self.engine, token, approved, by, reason)
+        return send_decision(self.engine, token, approved, by, reason, waitpoint)
 
     # For watchers
 

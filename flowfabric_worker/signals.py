@@ -9,11 +9,14 @@ import attrs
 
 from flowfabric_worker.codec import DecodingError, decode_value, encode_value
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.limits import MAX_SIGNAL_PAYLOAD_BYTES
+from flowfabric_worker.engine.errors import NotFoundError, ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
+from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, MAX_SIGNAL_PAYLOAD_BYTES
 from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.conditions import APPROVAL
+from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import (
+    DeliverApprovalSignalArgs,
     DeliverSignalArgs,
     DeliverSignalResult,
     ResumeSignal,
@@ -141,22 +144,70 @@ def send_signal(
     return engine.deliver_signal(_to(token, name=name, source=SignalSource("user", by), payload=data, key=key))
 
 
-def send_decision(engine: EngineBackend, token: str, approved: object, by: str, reason: str) -> DeliverSignalResult:
-    """Send a decision to the waitpoint of a token; see `Client.approve`."""
-    decision = decision_of(approved)
-    return engine.deliver_signal(
-        _to(
-            token,
+def send_decision(
+    engine: EngineBackend, target: str | ExecutionId, approved: object, by: str, reason: str, waitpoint: str | None
+) -> DeliverSignalResult:
+    """Send a decision to the waitpoint of a token, or to an execution; see `Client.approve`."""
+    decision, payload = decision_of(approved), encode_payload(reason or None, "The reason of the decision")
+    execution_id = execution_named_by(target)
+    if execution_id is None:
+        source, key = SignalSource("operator", by), decision_key(decision, by)
+        return engine.deliver_signal(
+            _to(target, name=decision, source=source, payload=payload, key=key, category=APPROVAL)
+        )
+    return engine.deliver_approval_signal(
+        DeliverApprovalSignalArgs(
+            execution_id=execution_id,
+            waitpoint_id=_open_waitpoint(engine, execution_id, waitpoint),
             name=decision,
-            source=SignalSource("operator", by),
-            payload=encode_payload(reason or None, "The reason of the decision"),
-            key=decision_key(decision, by),
-            category=APPROVAL,
+            operator=by,
+            decision_key=by,
+            payload=payload,
         )
     )
 
 
-def _to(token: str, *, key: str | None, **signal: Any) -> DeliverSignalArgs:
+def execution_named_by(target: str | ExecutionId) -> ExecutionId | None:
+    """Return the execution that a text names; None if the text is a token, or no id. Errors must not repeat a token."""
+    if not isinstance(target, str):
+        return target
+    try:
+        return ExecutionId.parse(target)
+    except ValidationError:
+        return None
+
+
+def _open_waitpoint(engine: EngineBackend, execution_id: ExecutionId, name: str | None) -> WaitpointId:
+    """Return the one waitpoint of an execution that takes signals, or the one of that name.
+
+    Raises:
+        ValidationError: `ambiguous_waitpoint`, there are several.
+        NotFoundError: `waitpoint_not_found`.
+    """
+    found: dict[str, WaitpointId] = {}
+    cursor: str | None = None
+    while True:
+        page = engine.list_pending_waitpoints(execution_id, cursor, MAX_PAGE_SIZE)
+        rows = [each for each in page.waitpoints if not isinstance(each, DamagedRow)]
+        found |= {each.waitpoint_key: each.waitpoint_id for each in rows if name in (None, each.waitpoint_key)}
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    if len(found) == 1:
+        return found.popitem()[1]
+    if not found:
+        what = "takes no signals now" if name is None else f"takes no signals at {name!r} now"
+        raise NotFoundError("waitpoint_not_found", f"{execution_id} {what}.", execution_id=str(execution_id))
+    names = ", ".join(map(repr, sorted(found)))
+    raise ValidationError(
+        "ambiguous_waitpoint",
+        f"{execution_id} takes signals at several waitpoints: {names}. Name one.",
+        execution_id=str(execution_id),
+        waitpoints=tuple(sorted(found)),
+    )
+
+
+def _to(token: object, *, key: str | None, **signal: Any) -> DeliverSignalArgs:
     target = from_bearer(token)
     return DeliverSignalArgs(
         execution_id=target.execution_id,

@@ -14,6 +14,7 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.engine.limits import MAX_SIGNAL_PAYLOAD_BYTES
 from flowfabric_worker.engine.types.suspension import DeliverSignalResult, SignalDuplicate, SignalEffect
 from flowfabric_worker.engine.waitpoint_tokens import from_bearer
+from flowfabric_worker.signals import execution_named_by
 
 _STDIN: Final = "-"
 
@@ -63,7 +64,7 @@ def tell_delivery(token: str, delivered: DeliverSignalResult, as_json: bool) -> 
     Raises:
         CommandError: the signal matched nothing.
     """
-    execution_id = from_bearer(token).execution_id
+    execution_id = execution_named_by(token) or from_bearer(token).execution_id
     if isinstance(delivered, SignalDuplicate):
         if as_json:
             print_json({"execution_id": execution_id, "signal_id": delivered.existing_signal_id, "effect": "duplicate"})

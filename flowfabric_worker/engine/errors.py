@@ -175,6 +175,9 @@ CODES: dict[str, Row] = {
     ),
     # What is wrong with the call
     "ambiguous_task": Row(ValidationError, False, "Several tasks have that name; give the full name.", ("task",)),
+    "ambiguous_waitpoint": Row(
+        ValidationError, False, "The execution takes signals at several waitpoints; name one.", ("execution_id",)
+    ),
     "invalid_input": Row(ValidationError, False, "An argument is not valid; correct it."),
     "invalid_execution_id": Row(ValidationError, False, "The text is not an execution id; write it as {fp:N}:<uuid>."),
     "invalid_partition_key": Row(ValidationError, False, "The text is not a partition key; write it as {fp:N}."),

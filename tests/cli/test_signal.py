@@ -84,6 +84,18 @@ def test_the_first_decision_stands_and_the_second_is_told_whose_it_is(client: Cl
     assert "ann" in second.err
 
 
+def test_a_decision_on_an_execution_needs_a_name_where_it_takes_two(client: Client) -> None:
+    two = waiting(client, "left", "right", condition=AllOf([Single("left"), Single("right")]))
+
+    ran = cli("approve", two.id, "--yes", "--by", "ann")
+    ok("approve", two.id, "--yes", "--by", "ann", "--waitpoint", "right")
+    one = ok("approve", waiting(client).id, "--no", "--by", "ann")
+
+    assert (ran.code, "'left', 'right'" in ran.err) == (2, True)
+    assert "resumes" in one.out
+    assert cli("approve", submitted("add", "[1, 2]"), "--yes", "--by", "ann").code == 1
+
+
 def test_a_signal_that_matches_nothing_says_what_is_waited_for(client: Client) -> None:
     one = waiting(client, condition=Single("go", SignalMatcher("approved")))
 
@@ -148,7 +160,7 @@ def test_a_forged_token_is_refused_alike_and_not_repeated(client: Client, comman
     ran = cli(*command, forge(one.token), *name)
 
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == "Error: The token does not open that waitpoint.\n"
+    assert ran.err == "Error: The token is not valid for that waitpoint.\n"
     assert client.run(one.id).state() == "suspended"
 
 

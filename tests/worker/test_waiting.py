@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from flowfabric_worker import (
     Approval,
+    AttemptEvent,
     Client,
     Count,
     CountKind,
@@ -22,6 +25,8 @@ from flowfabric_worker import (
     ExecutionExpired,
     ExecutionFailed,
     FailureClass,
+    Middleware,
+    NotFoundError,
     RetryPolicy,
     Signal,
     SignalAccepted,
@@ -29,6 +34,7 @@ from flowfabric_worker import (
     SignalEffect,
     Single,
     StateError,
+    StreamValue,
     Suspend,
     TimeoutBehavior,
     ValidationError,
@@ -37,9 +43,12 @@ from flowfabric_worker import (
     current,
 )
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.waitpoint_tokens import from_bearer
+from tests.support.executions import claim_one
 from tests.support.mailbox import Mailbox
 from tests.support.observation import ended, in_state, info_of
 from tests.support.servers import wait_until
+from tests.support.suspensions import signal_to
 from tests.worker.conftest import Start
 
 SHORT = timedelta(milliseconds=150)
@@ -309,6 +318,41 @@ def test_a_name_that_is_waited_for_twice_is_an_error_that_names_it(either: Worke
     assert info.error.startswith("DurableCallError: The durable call 'wait x' was used at ")
 
 
+# W4: answers that name only the execution
+
+
+def test_a_decision_on_an_execution_with_two_waitpoints_needs_a_name(either: Worker, start: Start) -> None:
+    @either.task
+    def ask() -> list[Any]:
+        got = current().wait_for(["left", "right"])
+        return [got["left"].approved, got["right"].approved, len(current().signals)]
+
+    start(either)
+    run = ask.submit()
+    in_state(either, run, PublicState.SUSPENDED)
+    with Client(either.url) as client:
+        with pytest.raises(ValidationError, match=r"several waitpoints: 'left', 'right'. Name one") as refused:
+            client.approve(run.id, True, by="ann")
+        client.approve(run.id, False, by="ann", waitpoint="right")
+        client.approve(str(run.id), True, by="bob", waitpoint="left")
+
+        assert refused.value.code == "ambiguous_waitpoint"
+        assert run.result(10) == [True, False, 2]
+        with pytest.raises(NotFoundError, match="takes no signals now"):
+            client.approve(run.id, True, by="ann")
+
+
+def test_a_decision_on_an_execution_with_one_waitpoint_needs_no_token(either: Worker, start: Start) -> None:
+    task = either.task(name="ask")(lambda: [current().wait_for("ok").by])
+    start(either)
+    run = task.submit()
+    in_state(either, run, PublicState.SUSPENDED)
+    with Client(either.url) as client:
+        client.approve(run.id, True, by="ann")
+
+    assert run.result(10) == ["ann"]
+
+
 # W5: what is shown
 
 
@@ -469,7 +513,7 @@ def test_a_wait_that_the_handler_swallows_still_suspends_it(
     assert closed == ["fresh", "resumed"]
     assert (info.retry_count, "Traceback" in caplog.text) == (0, False)
     if caught is BaseException:
-        wait_until(lambda: f"careless of {run.id} caught the Suspend" in caplog.text, "it is logged")
+        wait_until(lambda: f"careless of {run.id.plain} caught the Suspend" in caplog.text, "it is logged")
 
 
 @pytest.mark.parametrize("call", ["step", "sleep", "wait_for"])
@@ -748,3 +792,153 @@ def test_a_signal_tells_its_parts(either: Worker, mailbox: Mailbox, start: Start
     assert (signal.id, signal.waitpoint, signal.name, signal.payload) == (answer.signal_id, "paid", "paid", [1])
     assert (signal.by, signal.matched) == ("bank", True)
     assert abs(signal.at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_run_that_was_cancelled_in_a_wait_waits_again_in_a_replay(
+    either: Worker, mailbox: Mailbox, start: Start
+) -> None:
+    @either.task
+    def pay() -> int:
+        mailbox.post(current().waitpoint("paid"))
+        amount: int = current().wait_for("paid", type=int)
+        return amount
+
+    start(either)
+    run = pay.submit()
+    token = mailbox.take()
+    in_state(either, run, PublicState.SUSPENDED)
+    run.cancel()
+    run.replay()
+
+    assert mailbox.take() == token
+    mailbox.signal(token, "paid", 7)
+    assert run.result(10) == 7
+
+
+# What is around a wait
+
+
+class Telling(Middleware):
+    """Note which hooks are called."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def on_suspend(self, event: AttemptEvent) -> None:
+        self.told.append(f"suspend {event.error}".rstrip())
+
+    def on_failure(self, event: AttemptEvent) -> None:
+        self.told.append(f"failure {event.error}".rstrip())
+
+    def on_retry(self, event: AttemptEvent) -> None:
+        self.told.append(f"retry {event.error}".rstrip())
+
+    def on_success(self, event: AttemptEvent) -> None:
+        self.told.append(f"success {event.error}".rstrip())
+
+
+def test_a_wait_is_told_to_the_hook_of_suspensions_alone(another: Callable[..., Worker], start: Start) -> None:
+    telling = Telling()
+    worker = another(telling)
+    task = worker.task(name="wait")(lambda: current().wait_for("x", timeout=SHORT, default=None))
+    runtime = start(worker)
+    task.submit().result(10)
+    runtime.stop(timedelta(seconds=5))
+
+    assert telling.told == ["suspend", "success"]
+
+
+def test_a_wait_in_another_thread_of_the_handler_is_refused(worker: Worker, start: Start) -> None:
+    told: list[str] = []
+
+    @worker.task
+    def pay() -> str:
+        def elsewhere() -> None:
+            token = current().waitpoint("x")
+            try:
+                current().wait_for("x")
+            except DurableCallError as error:
+                told.append(str(error))
+            told.append(token)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(elsewhere,))
+        thread.start()
+        thread.join()
+        return current().waitpoint("x")
+
+    start(worker)
+
+    assert pay.submit().result(10) == told[1]
+    assert told[0].endswith("in another thread than the handler's: make it there.")
+
+
+def test_a_generator_that_waits_does_not_repeat_what_it_yielded(either: Worker, mailbox: Mailbox, start: Start) -> None:
+    @either.task
+    def say() -> Generator[str, None, str]:
+        yield "before"
+        mailbox.post(current().waitpoint("go"))
+        yield f"go: {current().wait_for('go')}"
+        return "after"
+
+    start(either)
+    run = say.submit()
+    mailbox.signal(mailbox.take(), "go", 7)
+
+    assert run.result(10) == "after"
+    assert [item.value for item in run.stream() if isinstance(item, StreamValue)] == ["before", "go: 7"]
+
+
+def test_a_task_that_may_be_interrupted_waits_too(either: Worker, mailbox: Mailbox, start: Start) -> None:
+    @either.task(interrupt=True, timeout=LONG)
+    def pay() -> list[Any]:
+        mailbox.post(current().waitpoint("paid"))
+        return [current().wait_for("paid")]
+
+    start(either)
+    run = pay.submit()
+    token = mailbox.take()
+    in_state(either, run, PublicState.SUSPENDED)
+    mailbox.signal(token, "paid", 7)
+
+    assert run.result(10) == [7]
+
+
+@pytest.mark.parametrize("data", [b"", b"7:x", b"6:signal1:x", b"5:other", b"6:signal1:x6:signal1:x1:y2:"])
+def test_a_damaged_record_of_a_wait_fails_the_execution_for_good(worker: Worker, start: Start, data: bytes) -> None:
+    task = worker.task(name="wait", retry=TWICE)(lambda: current().wait_for("x"))
+    run = task.submit()
+    lost = claim_one(worker.engine, "default").handle
+    worker.engine.record_step(lost, "ff:wait x", data)
+    worker.engine.release(lost)
+    start(worker)
+    info = ended(worker, run)
+
+    assert (info.retry_count, info.error_class) == (0, FailureClass.PERMANENT)
+    assert info.error is not None
+    assert info.error.startswith("DecodingError: The record of the wait for 'x' is damaged")
+
+
+def test_payloads_that_are_no_json_are_bytes_in_signals(worker: Worker, start: Start) -> None:
+    seen: list[Any] = []
+
+    @worker.task(retry=TWICE)
+    def wait() -> None:
+        tokens.append(current().waitpoint("x"))
+        try:
+            current().wait_for("x")
+        finally:
+            seen.extend(each.payload for each in current().signals)
+
+    tokens: list[str] = []
+    start(worker)
+    run = wait.submit()
+    in_state(worker, run, PublicState.SUSPENDED)
+    target = from_bearer(tokens[0])
+    worker.engine.deliver_signal(
+        signal_to(target.execution_id, target, "x", payload=b"\xff\0")  # type: ignore[arg-type]  # it has the parts
+    )
+    info = ended(worker, run)
+
+    assert seen == [b"\xff\0"]
+    assert info.error is not None
+    assert info.error.startswith("DecodingError: The payload of the signal 'x' is not json")
