@@ -344,6 +344,28 @@ def test_an_end_that_time_or_an_operator_brought_about_is_told_once(
     assert [(each.execution_id, each.outcome, each.error) for each in ending.ends] == [(str(run.id), outcome, error)]
 
 
+def test_the_end_of_an_attempt_that_timed_out_during_an_outage_is_told(
+    another: Another, start: Start, ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hooks ask for the end before any maintenance has brought it about."""
+    over = threading.Event()
+    worker = another(ending)
+    lease = timedelta(seconds=1)
+    task = worker.task(name="wait", timeout=lease / 2, lease=lease)(lambda: over.wait(20))
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("renew_many")
+
+    monkeypatch.setattr(worker.engine, "renew_many", away)
+    # A claim that waits would end what is over.
+    start(worker, threads=1)
+    run = task.submit()
+    wait_until(lambda: ending.ends, "it is told")
+    over.set()
+
+    assert [(each.execution_id, each.error) for each in ending.ends] == [(str(run.id), "attempt_timeout")]
+
+
 def test_an_end_by_a_claim_is_told_by_hook_and_log(
     another: Another, start: Start, ending: Ending, caplog: pytest.LogCaptureFixture
 ) -> None:

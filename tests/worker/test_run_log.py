@@ -132,7 +132,8 @@ def test_many_completions_are_summed_up_by_task(served: Worker, start: Start, to
 
     wait_until(lambda: counted() == 500, "all are counted")
 
-    assert len(of_runs(told)) < 3 * MOST_COMPLETIONS
+    # The first 20 of a second have a line each.
+    assert len(of_runs(told)) < 100
 
 
 def test_failures_are_told_singly_beside_many_completions(

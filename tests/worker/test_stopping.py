@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import Interrupted, Runtime, Worker, WorkerSettings, current
+from flowfabric_worker._runtime.claimer import hold
+from flowfabric_worker._runtime.lease_table import now
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.middleware import AttemptEvent, Middleware
+from tests.support.executions import claim_one
 from tests.support.observation import info_of
 from tests.support.servers import wait_until
 from tests.worker.conftest import Another, Start
@@ -296,6 +299,23 @@ def test_what_may_not_start_twice_ends_with_the_worker_that_had_begun_it(served:
     assert run.state() is PublicState.FAILED
     assert info_of(served, run).error == "reclaims_exhausted"
     assert unbegun.state() is PublicState.WAITING
+
+
+def test_what_had_not_begun_is_no_loss_when_its_worker_stops_itself(served: Worker, start: Start) -> None:
+    over, begun = threading.Event(), threading.Event()
+    task = served.task(name="wait")(lambda: (begun.set(), over.wait(30))[1])
+    runtime = start(served, threads=1)
+    running = task.submit()
+    assert begun.wait(10)
+    unbegun = task.submit()
+    runtime._leases.hold(hold(claim_one(served.engine, "default"), task, now()))
+    runtime._own_reason = "it sent itself a signal"
+    runtime.stop(timedelta())
+    over.set()
+    start(served, threads=1)
+
+    assert (running.result(20), unbegun.result(20)) == (True, True)
+    assert (info_of(served, running).reclaim_count, info_of(served, unbegun).reclaim_count) == (1, 0)
 
 
 def test_the_last_line_counts_what_the_store_has_acknowledged(
