@@ -210,9 +210,11 @@ class AttemptRunner:
         if exit_ is not context.leaving and context.take(exit_) is not None:
             self._completer.run(execution, "suspend", lambda: self._engine.delay(execution.handle, timedelta(0)))
             return
+        # Read the exception here, because reading one of a user's class may run code of the user.
+        request = exit_.request
 
         def suspend() -> None:
-            if isinstance(self._engine.suspend(execution.handle, exit_.request), AlreadySatisfied):
+            if isinstance(self._engine.suspend(execution.handle, request), AlreadySatisfied):
                 # Signals came while the handler was being left, so it runs again at once.
                 self._engine.delay(execution.handle, timedelta(0))
 

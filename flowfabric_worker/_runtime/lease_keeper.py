@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import RENEWALS_PER_LEASE, LeasedExecution, LeaseTable, now
@@ -14,7 +15,8 @@ from flowfabric_worker._runtime.owned_thread import OwnedThread
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.call_retries import dedicate_thread
-from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError
+from flowfabric_worker.engine.errors import EngineError, NotFoundError, StateError, TransportError
+from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.attempts import TerminalFailed
 from flowfabric_worker.engine.types.states import PublicState
@@ -31,6 +33,8 @@ PUBLISH_EVERY = 24 * 3600.0
 ALIVE_FOR = timedelta(seconds=60)
 # Offer an execution to other workers if it has waited longer than this for a thread.
 RELEASE_UNSTARTED_AFTER = 0.25
+# An offer that got no answer is made again after this time.
+_OFFER_AGAIN_AFTER = 1.0
 # Do not log renewals that are late by less than this.
 LATE = 1.0
 # The pause after a failed call, which does not grow, because leases expire meanwhile.
@@ -72,6 +76,8 @@ class LeaseKeeper(OwnedThread):
         self._offering = threading.Lock()
         self._offered: list[LeasedExecution] = []
         self._offered_at = -math.inf
+        # The executions whose last renewal failed.
+        self._unrenewed: set[str] = set()
         self._outage_log = OutageLog(log, "Keeping leases")
 
     def stop(self) -> None:
@@ -135,7 +141,9 @@ class LeaseKeeper(OwnedThread):
                 self._outage_log.note(error)
                 self._stopping.wait(_PAUSE_AFTER_ERROR)
             else:
-                self._outage_log.over()
+                self._unrenewed &= self._leases.executions.keys()
+                if not self._unrenewed:
+                    self._outage_log.over()
 
     def _pause_between_rounds(self) -> bool:
         """Wait for the next round; return True if the thread has to end."""
@@ -159,9 +167,7 @@ class LeaseKeeper(OwnedThread):
         due = [execution for execution in list(self._leases.executions.values()) if self._is_due(execution, asked_at)]
         for first in range(0, len(due), MAX_BATCH_ITEMS):
             batch = due[first : first + MAX_BATCH_ITEMS]
-            for execution, answer in zip(
-                batch, self._engine.renew_many([execution.handle for execution in batch]), strict=True
-            ):
+            for execution, answer in zip(batch, _answers(self._engine.renew_many, batch), strict=True):
                 self._renewed(execution, answer, asked_at)
 
     def _is_due(self, execution: LeasedExecution, moment: float) -> bool:
@@ -176,8 +182,14 @@ class LeaseKeeper(OwnedThread):
         return True
 
     def _renewed(self, execution: LeasedExecution, answer: object, asked_at: float) -> None:
+        self._unrenewed.discard(execution.key)
         if not isinstance(answer, EngineError):
             execution.renewed(asked_at)
+        elif answer.retryable:
+            # One partition may be away, and the leases in the others are still kept.
+            execution.renew_again()
+            self._unrenewed.add(execution.key)
+            self._outage_log.note(answer)
         elif not isinstance(answer, StateError | NotFoundError):
             execution.renew_again()
             log.warning("The lease of %s could not be renewed: %s", execution.key, answer, extra=execution.fields)
@@ -188,29 +200,42 @@ class LeaseKeeper(OwnedThread):
 
     def _release_unstarted(self) -> None:
         """Release executions that have waited for a thread, if another worker waits for such work."""
-        if not self._offered and self._should_offer():
+        if self._offered:
+            if now() - self._offered_at < _OFFER_AGAIN_AFTER:
+                return
+        elif self._should_offer():
             self._offered = self._leases.take_back_waiting()
-        while self._offered:
-            batch = self._offered[:MAX_BATCH_ITEMS]
-            # Keep the batch after a failed call, and offer it again to learn which worker holds it.
-            answers = self._engine.release_many([execution.handle for execution in batch], if_wanted=True)
-            del self._offered[: len(batch)]
-            self._offered_at = now()
-            self._take_answers(batch, answers)
+        else:
+            return
+        offered, unanswered = self._offered, list[LeasedExecution]()
+        for first in range(0, len(offered), MAX_BATCH_ITEMS):
+            batch = offered[first : first + MAX_BATCH_ITEMS]
+            answers = _answers(partial(self._engine.release_many, if_wanted=True), batch)
+            unanswered += self._take_answers(batch, answers)
+        # Offer these again, to learn which worker holds them. No other work waits for that.
+        self._offered, self._offered_at = unanswered, now()
+        self._leases.unsettled = sum(execution.counted for execution in unanswered)
+        if unanswered:
+            self._leases.space.set()
 
     def _should_offer(self) -> bool:
         """Return True if an execution has waited for too long, and was not offered a moment ago."""
         oldest = self._leases.oldest_unstarted()
         return oldest is not None and now() - max(oldest, self._offered_at) > RELEASE_UNSTARTED_AFTER
 
-    def _take_answers(self, batch: Sequence[LeasedExecution], answers: Sequence[object]) -> None:
+    def _take_answers(self, batch: Sequence[LeasedExecution], answers: Sequence[object]) -> list[LeasedExecution]:
+        """Hand over what another worker takes, put the rest back, and return what got no answer."""
+        unanswered = []
         for execution, answer in zip(batch, answers, strict=True):
             if answer is True:
                 self._leases.hand_over(execution)
+            elif isinstance(answer, TransportError) and execution.lost is None:
+                unanswered.append(execution)
             else:
                 # Also put back an execution whose lease is lost: the handler thread notices when it takes it.
                 self._leases.put_back(execution)
         log.debug("Handed over %s of %s executions that waited for a thread.", answers.count(True), len(batch))
+        return unanswered
 
     def _heartbeat(self) -> None:
         if now() < self._next_heartbeat:
@@ -231,3 +256,13 @@ class LeaseKeeper(OwnedThread):
         while (result := self._engine.run_upkeep()).more and now() < moment + MAINTENANCE_TURN:
             pass
         self._next_maintenance = now() + (0 if result.more else MAINTENANCE_EVERY)
+
+
+def _answers(
+    call: Callable[[Sequence[Handle]], Sequence[object]], batch: Sequence[LeasedExecution]
+) -> Sequence[object]:
+    """Call the store for some executions; if the whole call fails, return its error as the answer for each."""
+    try:
+        return call([execution.handle for execution in batch])
+    except EngineError as error:
+        return [error] * len(batch)

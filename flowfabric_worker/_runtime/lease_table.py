@@ -186,6 +186,7 @@ class LeaseTable:
         suspects_isolated: True if suspects run in another process, False if they take turns in this one.
         low_water: the number of waiting executions at which the claimer is woken.
         space: set when the claimer may claim more.
+        unsettled: how many counted executions were offered to other workers without an answer.
         open: set when handlers may begin. Before, the worker could not tell which process sent a signal.
     """
 
@@ -200,6 +201,7 @@ class LeaseTable:
         self.open = threading.Event()
         self.claimed = 0
         self.released = 0
+        self.unsettled = 0
         # Each handler thread has its own counter, so that the threads share no lock.
         self.finished = [0] * threads
 
@@ -227,7 +229,7 @@ class LeaseTable:
 
     def outstanding(self) -> int:
         """Return the number of claimed executions whose handlers have not ended."""
-        return self.claimed - self.released - sum(self.finished)
+        return self.claimed - self.released - sum(self.finished) - self.unsettled
 
     def finished_in_all(self) -> int:
         """Return the number of handlers that have ended."""

@@ -197,7 +197,7 @@ class Claiming(Decoding, ClassCache):
             except TransportError as error:
                 away.append(error)
                 # What was claimed elsewhere is returned; the error comes again with the next claim.
-                if not claimed and (len(away) == len(partitions) or not error.retryable):
+                if not claimed and (len(away) == self.partitions or not error.retryable):
                     raise
                 looks[partition] = time.monotonic() + _LOOK_AGAIN
                 continue
@@ -251,7 +251,11 @@ class Claiming(Decoding, ClassCache):
             return
         calls = []
         for partition in worker.looks:
-            lanes = lane_arguments(self.matching_lanes(partition, worker.request).lanes)
+            try:
+                lanes = lane_arguments(self.matching_lanes(partition, worker.request).lanes)
+            except TransportError as error:
+                log.debug("A worker could not be deregistered in partition %s: %s", partition, error)
+                continue
             calls.append(Call("stop_waiting", partition, [worker.waiter.name, *lanes]))
         worker.looks.clear()
         # Errors are ignored, because what was claimed must be returned, and a registration expires by itself.

@@ -134,7 +134,8 @@ def nothing_runs(directory: Path) -> bool:
     """Return True if neither a server nor a guardian of the directory runs."""
     if server_pids(directory) or guardian_pids(directory):
         return False
-    return all(_is_free(lock) for name in (GUARD_LOCK, SERVER_LOCK) if (lock := directory / name).exists())
+    locks = [directory / name for name in (GUARD_LOCK, SERVER_LOCK)]
+    return all(_is_free(lock) for lock in locks if lock.exists() and not lock.is_symlink())
 
 
 def refusal(directory: Path | str, timeout: float = 10.0) -> str:

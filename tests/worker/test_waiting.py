@@ -629,6 +629,30 @@ def test_a_handler_that_raises_suspend_for_what_is_there_runs_again(
     assert vote.submit().result(10) == ["ann"]
 
 
+def test_a_suspend_of_a_users_class_is_read_by_the_thread_of_its_handler(either: Worker, start: Start) -> None:
+    readers: set[str] = set()
+
+    class OwnSuspend(Suspend):
+        @property
+        def request(self) -> Any:
+            readers.add(threading.current_thread().name)
+            return Suspend(Single("x"), timeout=SHORT).request
+
+        @request.setter
+        def request(self, _: Any) -> None: ...
+
+    @either.task
+    def wait() -> None:
+        readers.add(threading.current_thread().name)
+        raise OwnSuspend(Single("x"))
+
+    start(either, threads=1)
+
+    with pytest.raises(ExecutionFailed, match="suspension_timeout"):
+        wait.submit().result(10)
+    assert len(readers) == 1
+
+
 @pytest.mark.parametrize(
     ("behavior", "error"),
     [
