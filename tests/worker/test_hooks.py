@@ -347,7 +347,7 @@ def test_an_end_that_time_or_an_operator_brought_about_is_told_once(
 def test_the_end_of_an_attempt_that_timed_out_during_an_outage_is_told(
     another: Another, start: Start, ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hooks ask for the end before any maintenance has brought it about."""
+    """Let the hooks ask for the end before any maintenance has brought it about."""
     over = threading.Event()
     worker = another(ending)
     lease = timedelta(seconds=1)
