@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import queue
 import re
 import signal
@@ -11,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
-from uuid import uuid4
+from typing import Any
 
 import attrs
 
@@ -25,19 +24,18 @@ from flowfabric_worker._runtime.frame_appender import FrameAppender
 from flowfabric_worker._runtime.handler_pool import HandlerPool
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.isolation import AssignedWork, IsolatedProcess
-from flowfabric_worker._runtime.lease_keeper import ALIVE_FOR, LeaseKeeper
+from flowfabric_worker._runtime.lease_keeper import LeaseKeeper
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable
 from flowfabric_worker._runtime.memory_limit import MemoryLimit, MemoryWatch
 from flowfabric_worker._runtime.owned_thread import Part
+from flowfabric_worker._runtime.registration import claim_lease, lanes_to_serve, new_instance_id, registration
 from flowfabric_worker._runtime.shutdown import BackgroundCall, Deadline
 from flowfabric_worker._runtime.supervisor_channel import SupervisorChannel
 from flowfabric_worker._runtime.ticker import Ticker
 from flowfabric_worker.config import WorkerSettings
 from flowfabric_worker.engine import log_queue
-from flowfabric_worker.engine.errors import EngineError, FlowFabricError, ValidationError
-from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM
+from flowfabric_worker.engine.errors import EngineError, FlowFabricError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy
-from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from flowfabric_worker.middleware import arounds_of
 from flowfabric_worker.worker import Worker
 
@@ -80,15 +78,11 @@ class Runtime:
         runs_isolated = channel_socket is not None and supervisor_channel.runs_isolated()
         if runs_isolated:
             self.settings = attrs.evolve(self.settings, threads=1)
-        self.instance_id = f"{worker.name[:64]}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.instance_id = new_instance_id(worker.name)
         self._engine = worker.engine
-        self._lanes = dict(self.settings.lanes) or {task.options_given.lane: 1 for task in worker.tasks.values()}
-        if len(self._lanes) > MAX_LANES_PER_CLAIM:
-            raise ValidationError(
-                "invalid_input",
-                f"A worker serves at most {MAX_LANES_PER_CLAIM} lanes, not {len(self._lanes)}: name those of this "
-                "process with `--lanes`, and run others for the rest.",
-            )
+        self._lanes = lanes_to_serve(worker.tasks, self.settings)
+        self._lease = claim_lease(worker.tasks, self.settings)
+        self._registration = registration(worker.name, self.instance_id, worker.tasks, self._lanes, self.settings)
         self._leases = LeaseTable(self.settings.threads)
         self._hooks = Hooks(worker.middleware, self._engine)
         self._execution_log = ExecutionLog()
@@ -100,16 +94,12 @@ class Runtime:
         self._memory = None if limit is None else MemoryWatch(limit, self._on_restart_required)
         self._assigned_work = AssignedWork(self._leases, worker.tasks, self._hooks.lost) if runs_isolated else None
         self._channel = None if channel_socket is None else self._make_channel(channel_socket)
-        policy = ClaimPolicy(worker_id=worker.name, worker_instance_id=self.instance_id, lease=self._claim_lease())
         self._publications = [task.publication() for task in worker.tasks.values()]
         self._lease_keeper = LeaseKeeper(
-            self._leases, self._engine, self._registration(), policy.lease, self._hooks, tuple(self._watches()),
+            self._leases, self._engine, self._registration, self._lease, self._hooks, tuple(self._watches()),
             self._publications,
         )  # fmt: skip
-        self._claimer = self._assigned_work or Claimer(
-            self._leases, self._engine, policy, worker.tasks, self._lanes, self.settings.capabilities, self._hooks,
-            self._execution_log, None if self._channel is None else self._channel.beat_now,
-        )  # fmt: skip
+        self._claimer = self._assigned_work or self._make_claimer()
         self._isolated_process = (
             None if channel_socket is None or runs_isolated else IsolatedProcess(self._leases, self._lease_keeper)
         )
@@ -133,6 +123,14 @@ class Runtime:
         run = None if self._assigned_work is None else self._assigned_work.run
         reclaimed = self._leases.holds_reclaimed
         return SupervisorChannel(end, self._ask_once, self._hurry, self._on_death, reclaimed, run, self._on_lost)
+
+    def _make_claimer(self) -> Claimer:
+        policy = ClaimPolicy(worker_id=self.worker.name, worker_instance_id=self.instance_id, lease=self._lease)
+        on_reclaimed = None if self._channel is None else self._channel.beat_now
+        return Claimer(
+            self._leases, self._engine, policy, self.worker.tasks, self._lanes, self.settings.capabilities,
+            self._hooks, self._execution_log, on_reclaimed,
+        )  # fmt: skip
 
     def _watches(self) -> Iterator[Callable[[], None]]:
         """Yield the functions that the lease keeper calls in each round."""
@@ -282,7 +280,7 @@ class Runtime:
         for warning in self._engine.prepare().warnings:
             log.warning("%s", warning)
         self._engine.publish_tasks(self._publications)
-        self._engine.register_worker(self._registration())
+        self._engine.register_worker(self._registration)
         self._engine.listener.on_lost(self._on_lost)
 
     def _start(self) -> None:
@@ -297,7 +295,7 @@ class Runtime:
         if self.settings.memory_limit is not None:
             self._memory_limit = MemoryLimit(self.settings.memory_limit)
         if self._channel is not None:
-            self._channel.start(self.instance_id, _SILENT_LEASES * self._claim_lease().total_seconds())
+            self._channel.start(self.instance_id, _SILENT_LEASES * self._lease.total_seconds())
         self._claimer.start()
         self._ticker.start()
         if self._assigned_work is not None:
@@ -338,6 +336,17 @@ class Runtime:
         if running and deadline.grace() > 0:
             log.info("%s", waiting_line(running, deadline.grace()))
         deadline.await_within_grace(self._handler_pool.join)
+        unfinished = self._stop_completer(deadline, unstarted)
+        self._stop_other_parts(deadline)
+        self._tell_end(unstarted.answer([]) + unfinished.answer([]))
+        log_queue.stop(_LOG_WITHIN)
+
+    def _stop_completer(self, deadline: Deadline, unstarted: BackgroundCall[Any]) -> BackgroundCall[Any]:
+        """Release the executions whose handlers have not ended, while the outcomes of the others are sent.
+
+        Returns:
+            The call that releases them.
+        """
         left = self._withhold_unfinished()
         unfinished = BackgroundCall(lambda: self._hand_back(left))
         self._completer.stop()
@@ -345,6 +354,10 @@ class Runtime:
         isolated = () if self._isolated_process is None else (self._isolated_process,)
         for part in (self._completer, self._frame_appender, unfinished, unstarted, *isolated):
             deadline.await_at_all(part.join)
+        return unfinished
+
+    def _stop_other_parts(self, deadline: Deadline) -> None:
+        """Stop the parts that are needed until all outcomes are sent, and deregister the worker."""
         self._execution_log.stop()
         self._lease_keeper.stop()
         self._hooks.stop()
@@ -353,8 +366,6 @@ class Runtime:
             deadline.await_at_all(part.join)
         deadline.await_at_all(self._hooks.join, _HOOKS_WITHIN)
         self._hooks.tell_rest()
-        self._tell_end(unstarted.answer([]) + unfinished.answer([]))
-        log_queue.stop(_LOG_WITHIN)
 
     def _return_unstarted(self, deadline: Deadline) -> list[LeasedExecution]:
         """Release the executions that no handler has begun; return those whose release the store acknowledged."""
@@ -430,21 +441,3 @@ class Runtime:
             execution.lose("cancelled or revoked")
         elif self._isolated_process is not None:
             self._isolated_process.lost(execution_id, fence)
-
-    def _claim_lease(self) -> timedelta:
-        """Return the shortest lease of all tasks, because a claim may get any of them."""
-        own = [task.options_given.lease for task in self.worker.tasks.values() if task.options_given.lease is not None]
-        return min([self.settings.lease, *own])
-
-    def _registration(self) -> RegisterWorkerArgs:
-        return RegisterWorkerArgs(
-            worker_id=self.worker.name,
-            worker_instance_id=self.instance_id,
-            lanes=tuple(sorted(self._lanes)),
-            capabilities=tuple(sorted(self.settings.capabilities)),
-            tasks=tuple(sorted(self.worker.tasks)),
-            threads=self.settings.threads,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            alive_for=ALIVE_FOR,
-        )

@@ -34,15 +34,10 @@ def mapping(label: str, kind: type[dict[Any, Any]], key: Conversion, value: Conv
     def decode_item(name: str, item: Any) -> tuple[Any, Any]:
         return key.decode(name if is_text else _read_key(name)), value.decode(item)
 
-    def convert(items: Any, convert_item: Callable[[Any, Any], tuple[Any, Any]]) -> dict[Any, Any]:
-        if plain_keys.issuperset(map(type, items)) and value.plain.issuperset(map(type, items.values())):
-            return items if type(items) is dict else dict(items)
-        return by_key(items, convert_item)
-
     def encode(items: Any) -> dict[Any, Any]:
         if type(items) is not kind:
             raise not_exact(label, items, kind)
-        encoded = convert(items, encode_item)
+        encoded = _converted(items, plain_keys, value.plain, encode_item)
         if not is_text:
             check_findable(items, key, map(_read_key, encoded))
         return encoded
@@ -50,12 +45,24 @@ def mapping(label: str, kind: type[dict[Any, Any]], key: Conversion, value: Conv
     def decode(items: Any) -> Any:
         if type(items) is not dict:
             raise unexpected(f"an object for {label}", items)
-        decoded = convert(items, decode_item)
+        decoded = _converted(items, plain_keys, value.plain, decode_item)
         return decoded if kind is dict else kind(decoded)
 
     return Conversion(
         label=label, encode=encode, decode=decode, wire=frozenset({dict}), kind=kind, parts=lambda: (key, value)
     )
+
+
+def _converted(
+    items: Any,
+    plain_keys: frozenset[type],
+    plain_values: frozenset[type],
+    convert_item: Callable[[Any, Any], tuple[Any, Any]],
+) -> dict[Any, Any]:
+    """Convert the items of a dict, unless all of its keys and values are plain."""
+    if plain_keys.issuperset(map(type, items)) and plain_values.issuperset(map(type, items.values())):
+        return items if type(items) is dict else dict(items)
+    return by_key(items, convert_item)
 
 
 _FACTORIES: Final = {kind.__name__: kind for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)}

@@ -76,16 +76,9 @@ def pydantic_model(label: str, kind: Any) -> Conversion:
             plain = value.model_dump(mode="json", by_alias=True, round_trip=True, warnings=False)
         except ValueError as error:
             raise Mismatch(f"{label} cannot be written: {brief(error)}") from None
-        if not _comes_back(value, plain):
+        if not _comes_back(value, plain, kind):
             raise Mismatch(f"this {label} would not come back equal from its own JSON form")
         return plain
-
-    def _comes_back(value: Any, plain: Any) -> bool:
-        try:
-            back = kind.model_validate(plain)
-            return bool(back == value) and same(value.__dict__, back.__dict__)
-        except FAULTS:
-            return False
 
     def decode(plain: Any) -> Any:
         try:
@@ -99,3 +92,12 @@ def pydantic_model(label: str, kind: Any) -> Conversion:
 
     wire = ANYTHING if is_root else frozenset({dict})
     return Conversion(label=label, encode=encode, decode=decode, wire=wire, kind=kind, knows=knows)
+
+
+def _comes_back(value: Any, plain: Any, kind: Any) -> bool:
+    """Return True if a model is equal to what its plain form is validated to."""
+    try:
+        back = kind.model_validate(plain)
+        return bool(back == value) and same(value.__dict__, back.__dict__)
+    except FAULTS:
+        return False

@@ -12,7 +12,7 @@ import attrs
 import click
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flowfabric_worker.engine.ids import ExecutionId
@@ -87,21 +87,27 @@ def print_table(
     if not out.is_terminal:
         _print_plain([list(headers), *cells] if has_header else cells, [header in counts for header in headers])
         return
-    table = Table(box=None, pad_edge=False, show_header=has_header, header_style="bold")
     widths = _fitted([headers, *cells], [header in cut | folded for header in headers], out.width)
     # If the ids alone are wider than the terminal, let it wrap the line: an id must be printed whole.
     out.width = max(out.width, sum(widths) + _GAP * (len(widths) - 1))
-    for header, width in zip(headers, widths, strict=True):
-        table.add_column(
+    columns = [
+        Column(
             header,
             width=width,
             overflow="fold" if header in folded else "ellipsis",
             no_wrap=header not in folded,
             justify="right" if header in counts else "left",
         )
+        for header, width in zip(headers, widths, strict=True)
+    ]
+    out.print(_table(columns, cells, has_header))
+
+
+def _table(columns: Iterable[Column], cells: Iterable[Sequence[str]], has_header: bool) -> Table:
+    table = Table(*columns, box=None, pad_edge=False, show_header=has_header, header_style="bold")
     for row in cells:
         table.add_row(*map(Text, row))
-    out.print(table)
+    return table
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -171,12 +171,7 @@ def _run_here(
     worker = load_worker(app)
     # Set up logging after the import, so that the application's own setup is kept.
     set_up_logging(log_level, with_pid=channel_socket is not None)
-    if not worker.tasks:
-        raise CommandError(f"{app} has no tasks: decorate a function with @worker.task.", ExitCode.APP)
-    try:
-        worker.check()
-    except TypeError as error:
-        raise CommandError(f"{app}: {error}", ExitCode.APP) from error
+    _check_tasks(worker, app)
     worker.url = worker.url if url is None else url
     worker.namespace = namespace or worker.namespace
     run_settings = WorkerSettings(
@@ -186,8 +181,28 @@ def _run_here(
         **settings,
     )
     _check_memory(run_settings)
+    _run_until_stopped(worker, run_settings, channel_socket)
+
+
+def _check_tasks(worker: Worker, app: str) -> None:
+    """Refuse a worker whose tasks cannot run."""
+    if not worker.tasks:
+        raise CommandError(f"{app} has no tasks: decorate a function with @worker.task.", ExitCode.APP)
     try:
-        runtime = Runtime(worker, run_settings, channel_socket=channel_socket)
+        worker.check()
+    except TypeError as error:
+        raise CommandError(f"{app}: {error}", ExitCode.APP) from error
+
+
+def _run_until_stopped(worker: Worker, settings: WorkerSettings, channel_socket: socket.socket | None) -> None:
+    """Run a worker until a signal stops it, and end the process soon afterwards.
+
+    Raises:
+        CommandError: the process needs a restart.
+        RuntimeError: a thread ended because of a defect in this package.
+    """
+    try:
+        runtime = Runtime(worker, settings, channel_socket=channel_socket)
         # Handle the signals here already, so that none is lost before the runtime handles them.
         _on_stop_signals(lambda *_: runtime.request_stop())
         runtime.run()

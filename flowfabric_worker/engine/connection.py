@@ -112,22 +112,26 @@ class EngineConnection:
                 f"The store was written by a newer release (contract {int(major)}); upgrade flowfabric_worker.",
                 "store_not_supported",
             )
-        partitions = int(count)
-        if self._wanted_partitions not in (None, partitions):
-            raise ConflictError(
-                "configuration_mismatch",
-                f"The store was set up with {partitions} partitions, not {self._wanted_partitions}; leave the number "
-                "out to take the stored one.",
-                what="partitions",
-                stored=partitions,
-                given=self._wanted_partitions,
-            )
+        partitions = self._check_count(int(count))
         secret = self._remember_secret(0, stored_secret)
         for partition in range(1, partitions):
             _, _, _, _, *stored_secret = self._prepare_partition(partition, partitions, stored_testing == b"1", secret)
             self._remember_secret(partition, stored_secret)
         self._partitions = partitions
         return status == b"prepared", stored_testing == b"1"
+
+    def _check_count(self, stored: int) -> int:
+        """Refuse another number of partitions than the store was set up with."""
+        if self._wanted_partitions not in (None, stored):
+            raise ConflictError(
+                "configuration_mismatch",
+                f"The store was set up with {stored} partitions, not {self._wanted_partitions}; leave the number out "
+                "to take the stored one.",
+                what="partitions",
+                stored=stored,
+                given=self._wanted_partitions,
+            )
+        return stored
 
     def _prepare_partition(self, partition: int, partitions: int, testing: bool, secret: Secret) -> Reply:
         age = self.limits.feed_age_ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from flowfabric_worker.engine.errors import StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
@@ -227,10 +227,9 @@ class Record:
     def info(self, suspension: SuspensionInfo | None) -> ExecutionInfo:
         """Return what read_execution_info returns; `suspension` is the one that the execution is in."""
         state, work_class = self.state(), self.work_class()
-        leased = state.lifecycle_phase is LifecyclePhase.ACTIVE
-        ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
-        delayed = state.public_state is PublicState.DELAYED
         return ExecutionInfo(
+            **self._moments(state),
+            **self._counts(),
             execution_id=self.execution_id,
             namespace=work_class.namespace,
             lane=work_class.lane,
@@ -244,25 +243,10 @@ class Record:
             policy=self._policy(work_class),
             tags=self.tags(),
             headers=self.headers(),
-            created_at_ms=self._needed("created", int),
-            last_mutation_at_ms=self.changed(),
-            started_at_ms=self.started(),
-            ended_at_ms=self._when("ended", ended),
-            delay_until_ms=self._when("delay_until", delayed),
-            deadline_at_ms=self.number("deadline"),
-            timeout_at_ms=self._when("timeout_at", leased),
-            remove_at_ms=self.kept_until() if ended else None,
-            suspended_at_ms=self.number("suspended_at"),
-            suspended_until_ms=self.number("suspended_until"),
             suspension=suspension,
             current_attempt=self.attempt(),
             current_lease=self.lease(),
             past_attempts=self.past_attempts(),
-            total_attempt_count=self.attempt_count(),
-            retry_count=self.count("retry_count"),
-            reclaim_count=self.count("reclaim_count"),
-            replay_count=self.count("replay_count"),
-            step_count=self.count("steps"),
             progress_percent=self.number("progress_percent"),
             progress_message=self.text("progress_message"),
             error=self.text("error"),
@@ -273,6 +257,32 @@ class Record:
             reserved_for=self.text("reserved_for"),
             flow_id=self.text("flow"),
         )
+
+    def _moments(self, state: StateVector) -> dict[str, Any]:
+        """Return the moments of an `ExecutionInfo`, in ms; None if a moment has no meaning in the state."""
+        ended = state.lifecycle_phase is LifecyclePhase.TERMINAL
+        return {
+            "created_at_ms": self._needed("created", int),
+            "last_mutation_at_ms": self.changed(),
+            "started_at_ms": self.started(),
+            "ended_at_ms": self._when("ended", ended),
+            "delay_until_ms": self._when("delay_until", state.public_state is PublicState.DELAYED),
+            "deadline_at_ms": self.number("deadline"),
+            "timeout_at_ms": self._when("timeout_at", state.lifecycle_phase is LifecyclePhase.ACTIVE),
+            "remove_at_ms": self.kept_until() if ended else None,
+            "suspended_at_ms": self.number("suspended_at"),
+            "suspended_until_ms": self.number("suspended_until"),
+        }
+
+    def _counts(self) -> dict[str, Any]:
+        """Return the counters of an `ExecutionInfo`."""
+        return {
+            "total_attempt_count": self.attempt_count(),
+            "retry_count": self.count("retry_count"),
+            "reclaim_count": self.count("reclaim_count"),
+            "replay_count": self.count("replay_count"),
+            "step_count": self.count("steps"),
+        }
 
     def outcome(self) -> ExecutionOutcome | None:
         """Return how the execution ended, or None if it has not."""
@@ -318,15 +328,7 @@ class Record:
             return "delayed", why.get(state.blocking_reason, f"It is delayed; it may start in {wait}.")
         lease = self.lease()
         if lease is not None and place is None:
-            if lease.expires_at_ms <= now:
-                return (
-                    "lapsed",
-                    f"Its lease at {lease.worker_instance_id} ran out; the next claim or upkeep makes it ready.",
-                )
-            return (
-                "running",
-                f"It runs at {lease.worker_instance_id}; its lease holds for {span(lease.expires_at_ms - now)}.",
-            )
+            return _explain_lease(lease, now)
         if place is None:
             return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
         if paused:
@@ -349,6 +351,14 @@ class Record:
             requires = ", ".join(filter(None, (*work_class.capabilities, *work_class.budgets, work_class.quota)))
             return "no_capable_worker", f"No living worker of the lane offers everything that it needs ({requires})."
         return "queued", f"It waits for a free worker; {place} of {held} of its kind go before it."
+
+
+def _explain_lease(lease: LeaseSummary, now: int) -> tuple[str, str]:
+    """Explain that an execution is running, or that its lease has expired."""
+    holder = lease.worker_instance_id
+    if lease.expires_at_ms <= now:
+        return "lapsed", f"Its lease at {holder} ran out; the next claim or upkeep makes it ready."
+    return "running", f"It runs at {holder}; its lease holds for {span(lease.expires_at_ms - now)}."
 
 
 def moment(milliseconds: int) -> str:

@@ -215,6 +215,19 @@ def encode_policy(policy: ExecutionPolicy) -> bytes:
     return "".join(f"{value}|" for value in values).encode() if any(values) else b""
 
 
+def _decode_retry(values: Sequence[str]) -> RetryPolicy:
+    """Decode the first seven values of a policy."""
+    return RetryPolicy(
+        max_retries=int(values[0]),
+        backoff=values[1],  # type: ignore[arg-type]  # the policy itself checks the word
+        initial=timedelta(milliseconds=int(values[2])),
+        maximum=timedelta(milliseconds=int(values[3])),
+        multiplier=float(values[4]),
+        jitter=values[5] == "1",
+        retryable_categories=filter(None, values[6].split(",")),
+    )
+
+
 @functools.lru_cache(maxsize=1024)
 def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     """Decode a policy. Required capabilities, budgets and quota are taken from the class.
@@ -222,11 +235,8 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     Raises:
         ValueError, ArithmeticError, ValidationError: it is damaged.
     """
-    bare = ExecutionPolicy(
-        requires=frozenset(work_class.capabilities),
-        budget_ids=work_class.budgets,
-        quota_policy_id=work_class.quota or None,
-    )
+    capabilities, quota = frozenset(work_class.capabilities), work_class.quota or None
+    bare = ExecutionPolicy(requires=capabilities, budget_ids=work_class.budgets, quota_policy_id=quota)
     if not data:
         return bare
     values = data.decode().split("|")
@@ -237,20 +247,9 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
     def duration(index: int) -> timedelta | None:
         return timedelta(milliseconds=int(values[index])) if values[index] else None
 
-    retry = None
-    if values[0]:
-        retry = RetryPolicy(
-            max_retries=int(values[0]),
-            backoff=values[1],  # type: ignore[arg-type]  # the policy itself checks the word
-            initial=timedelta(milliseconds=int(values[2])),
-            maximum=timedelta(milliseconds=int(values[3])),
-            multiplier=float(values[4]),
-            jitter=values[5] == "1",
-            retryable_categories=filter(None, values[6].split(",")),
-        )
     return attrs.evolve(
         bare,
-        retry=retry,
+        retry=_decode_retry(values) if values[0] else None,
         attempt_timeout=duration(7),
         max_reclaim_count=int(values[8]) if values[8] else bare.max_reclaim_count,
         max_replay_count=int(values[9]) if values[9] else bare.max_replay_count,

@@ -109,18 +109,26 @@ def prove(
     outcomes = {end.execution_id: end.outcome for end in ends}
     rerun = {identity for identity, info in infos.items() if info.reclaim_count}
 
-    def of(kind: Submitted) -> KindProof:
-        found = [outcomes[identity] for identity in kind.ids if identity in outcomes]
-        return KindProof(
-            name=kind.name,
-            submitted=len(kind.ids),
-            completed=found.count(TerminalOutcome.SUCCESS),
-            failed=found.count(TerminalOutcome.FAILED),
-            twice=sum(times[identity] > 1 for identity in kind.ids),
-            missing=sum(times[identity] == 0 for identity in kind.ids),
-            otherwise=sum(outcome is not kind.expected for outcome in found),
-            retries=sum(infos[identity].retry_count for identity in kind.ids if identity in infos),
-            rerun=sum(identity in rerun for identity in kind.ids),
-        )
+    kinds = tuple(_prove_kind(kind, times, outcomes, infos) for kind in submitted)
+    return Proof(kinds=kinds, interrupted=len(interrupted), left=len(interrupted - rerun))
 
-    return Proof(kinds=tuple(map(of, submitted)), interrupted=len(interrupted), left=len(interrupted - rerun))
+
+def _prove_kind(
+    kind: Submitted,
+    times: Counter[ExecutionId],
+    outcomes: Mapping[ExecutionId, TerminalOutcome],
+    infos: Mapping[ExecutionId, ExecutionInfo],
+) -> KindProof:
+    found = [outcomes[identity] for identity in kind.ids if identity in outcomes]
+    known = [infos[identity] for identity in kind.ids if identity in infos]
+    return KindProof(
+        name=kind.name,
+        submitted=len(kind.ids),
+        completed=found.count(TerminalOutcome.SUCCESS),
+        failed=found.count(TerminalOutcome.FAILED),
+        twice=sum(times[identity] > 1 for identity in kind.ids),
+        missing=sum(times[identity] == 0 for identity in kind.ids),
+        otherwise=sum(outcome is not kind.expected for outcome in found),
+        retries=sum(info.retry_count for info in known),
+        rerun=sum(info.reclaim_count > 0 for info in known),
+    )

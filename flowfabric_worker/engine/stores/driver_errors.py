@@ -59,12 +59,17 @@ def translate(error: Exception, address: str, label: str) -> EngineError:
     """
     if isinstance(error, redis.ResponseError | redis.BusyLoadingError):
         return _of_answer(error, address, label)
-    text = str(error)
-    transport = functools.partial(TransportError, backend=label)
     if isinstance(error, redis.AuthenticationError):
         return _not_let_in(address, label)
     if isinstance(error, redis.DataError):
-        return ValidationError("invalid_input", f"An argument has a type that cannot be sent: {text}")
+        return ValidationError("invalid_input", f"An argument has a type that cannot be sent: {error}")
+    return _of_connection(error, address, label)
+
+
+def _of_connection(error: Exception, address: str, label: str) -> EngineError:
+    """Return the engine's error for a call that got no answer."""
+    text = str(error)
+    transport = functools.partial(TransportError, backend=label)
     if isinstance(error, redis.ConnectionError) and (refusal := failed_handshake(error)) is not None:
         return transport("tls_failed", f"No TLS connection to {address}: {advice(refusal)}.")
     if isinstance(error, HandshakeTimeoutError):
