@@ -108,7 +108,7 @@ def test_log_records_of_a_handler_name_its_execution(client: Client, start_worke
     worker.await_log("sleeping for 0.5 s")
 
     (line,) = (line for line in worker.log.splitlines() if "sleeping" in line)
-    assert f"[task=nap lane=naps attempt=0 execution_id={nap.id}]" in line
+    assert f"[task=nap lane=naps attempt=0 execution_id={nap.id.plain}]" in line
 
 
 def test_log_level_option_limits_what_is_logged(client: Client, start: Callable[..., Process]) -> None:
