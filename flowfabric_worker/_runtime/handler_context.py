@@ -25,6 +25,7 @@ from flowfabric_worker._steps.durable_calls import (
     idempotency_key_of,
     inside_step,
 )
+from flowfabric_worker._steps.journal import Journal
 from flowfabric_worker._steps.sleeps import Sleeps, end_of_sleep
 from flowfabric_worker._steps.step_errors import decode_error, encode_error
 from flowfabric_worker._steps.waits import NO_DEFAULT, WAIT, Wait, WaitEnd, encode_shown
@@ -33,7 +34,7 @@ from flowfabric_worker.context import ClaimKind, ResumedBy, SummaryWriter, TaskC
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError, StateError
-from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_JOURNAL_BYTES, MAX_PAGE_SIZE, MAX_STEPS
+from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.suspension import AlreadySatisfied, ObservedSignals, ResumeReason
 from flowfabric_worker.engine.waitpoint_tokens import to_bearer
@@ -77,7 +78,7 @@ class HandlerContext(TaskContext):
         self._signals: tuple[ResumedBy | None, Sequence[Signal]] | None = None
         # The encoded exceptions of steps that the next durable call will record.
         self._raised: dict[str, bytes] = {}
-        self._journal: dict[str, bytes] = dict(claimed.journal) if claimed.journal else {}
+        self._journal = Journal(claimed.journal)
         self.id = execution.key
         self.task = claimed.task
         self.lane = claimed.handle.lane
@@ -318,15 +319,9 @@ class HandlerContext(TaskContext):
         Raises:
             DurableCallError: the journal is full.
         """
-        size = sum(len(each.encode()) + len(data) for each, data in self._journal.items())
-        if len(self._journal) >= MAX_STEPS or size + len(name.encode()) + len(value) > MAX_JOURNAL_BYTES:
-            raise DurableCallError(
-                f"journal_full: the execution has {len(self._journal)} records of {size} bytes, and "
-                f"{name.removeprefix(RESERVED)!r} takes {len(value)} more; {MAX_STEPS} records and {MAX_JOURNAL_BYTES} "
-                "bytes are allowed. Make fewer or smaller steps, or submit part of the work as another execution."
-            )
+        self._journal.check_room(name, value)
         record = self._fenced(lambda: self._engine.record_step(self._execution.handle, name, value))
-        self._journal[name] = record.value
+        self._journal.keep(name, record.value)
 
     def _fenced(self, call: Callable[[], R]) -> R:
         """Make a call to the store under this lease, shielded from interruption; interrupt the handler on its loss."""
