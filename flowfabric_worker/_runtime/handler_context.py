@@ -319,7 +319,7 @@ class HandlerContext(TaskContext):
         Raises:
             DurableCallError: the journal is full.
         """
-        self._journal.check_room(name, value)
+        self._journal.check_fits(name, value)
         record = self._fenced(lambda: self._engine.record_step(self._execution.handle, name, value))
         self._journal.keep(name, record.value)
 

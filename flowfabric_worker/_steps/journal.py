@@ -21,8 +21,8 @@ class Journal(dict[str, bytes]):
         # The bytes of all names and values; None before they are counted.
         self._bytes: int | None = None
 
-    def check_room(self, name: str, value: bytes) -> None:
-        """Refuse a record for which the journal has no room, before it is sent.
+    def check_fits(self, name: str, value: bytes) -> None:
+        """Refuse a record that does not fit into the journal, before it is sent.
 
         Raises:
             DurableCallError: the journal is full.

@@ -19,6 +19,7 @@ from flowfabric_worker import (
     ValuesDropped,
     Worker,
     current,
+    step,
 )
 
 worker = Worker("shop")
@@ -56,6 +57,12 @@ def pairs(most: int) -> Iterable[tuple[int, int]]:
         yield number, number
 
 
+@step("charge")
+def charge(order: int, *, currency: str = "CHF") -> float:
+    """Return the result of a step."""
+    return 0.25 * order * len(currency)
+
+
 def streams() -> None:
     """Use the streams of generators, with the types that must come out."""
     assert_type(words.submit("a b").result(), int)
@@ -84,6 +91,10 @@ def right() -> None:
     assert_type(price.submit_many([Call(1, "fr")]), list[Run[float]])
     assert_type(price.run("{fp:0}:0191d0a4-0000-7000-8000-000000000000").result(), float)
     assert_type(current().step("price", price, 7), float)
+    assert_type(step("price", price, 7, country="fr"), float)
+    assert_type(charge(7, currency="EUR"), float)
+    assert_type(current().wait_for(["left", "right"], need=1), dict[str, Any])
+    assert_type(current().waitpoint("left"), str)
     task: Task[[int, str], float] = worker.task(lambda order, country: float(order) + len(country))
     submission: Submission[[int, str], float] = task.options(lane="mail")
     submission.submit(1, "de")
@@ -98,4 +109,5 @@ def wrong() -> None:
     receipt.submit(7, "a@b.c")  # type: ignore[call-arg]
     receipt.options(priority=9).submit(7)  # type: ignore[call-arg]
     current().step("price", price, "seven")  # type: ignore[call-overload]
+    charge("seven")  # type: ignore[arg-type]
     assert_type(price.submit(7).result(), str)  # type: ignore[assert-type]
