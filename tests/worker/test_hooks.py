@@ -425,7 +425,7 @@ def test_a_failing_hook_is_logged_and_changes_nothing(
 
     assert [run.result(10) for run in runs] == [2, 3]
     wait_until(lambda: set(told) == {str(run.id) for run in runs}, "the other one is told")
-    wait_until(lambda: f"A hook failed for add of {runs[0].id}" in caplog.text, "the defect is logged")
+    wait_until(lambda: f"A hook failed for add of {runs[0].id.plain}" in caplog.text, "the defect is logged")
     assert "a defect" in caplog.text
 
 
