@@ -23,7 +23,7 @@ def test_workers_lists_alive_and_stopped_workers(url: str) -> None:
     assert alive[0] == gone[0] == document["worker_instance_id"]
     assert (alive[1], gone[1]) == ("alive", "stopped")
     assert (document["alive"], document["threads"]) == (True, 2)
-    assert document["lanes"] == ["naps", "sums"]
+    assert document["lanes"] == ["naps", "streams", "sums", "waits"]
 
 
 def test_workers_shows_why_and_when_a_worker_ended(client: Client) -> None:

@@ -57,7 +57,13 @@ class Ran:
 def cli(*arguments: object, stdin: str | bytes | None = None) -> Ran:
     """Run a command in this process."""
     words = [str(argument) for argument in arguments]
-    result = CliRunner().invoke(main, words, input=stdin, prog_name="flowfabric-worker")
+    # A command that stops ignores further signals, which processes that a later test starts would inherit.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        result = CliRunner().invoke(main, words, input=stdin, prog_name="flowfabric-worker")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     LEAKS.note(f"the output of {' '.join(words[:2])}", result.output)
