@@ -22,7 +22,7 @@ from flowfabric_worker.engine.errors import (
     UnavailableError,
     ValidationError,
 )
-from flowfabric_worker.engine.limits import MAX_FRAMES_PER_ITEM
+from flowfabric_worker.engine.limits import MAX_CALL_BYTES, MAX_FRAMES_PER_ITEM
 from flowfabric_worker.engine.types.streams import AppendFrameOutcome, Frame, FrameAppend
 
 log = log_queue.Log(__name__)
@@ -112,21 +112,30 @@ class InlineAppender:
 
 
 def append(engine: EngineBackend, buffers: Iterable[FrameBuffer]) -> tuple[list[FrameBuffer], list[FrameBuffer]]:
-    """Append the first frames of each buffer together.
+    """Append the first frames of each buffer together, as many as one call takes.
 
     Returns:
         The buffers that have more frames, and those whose frames got no answer and must be sent again.
     """
-    sent = [(buffer, buffer.first(MAX_FRAMES_PER_ITEM)) for buffer in buffers if _counts(buffer)]
+    sent: list[tuple[FrameBuffer, list[Frame]]] = []
+    more: list[FrameBuffer] = []
+    size = 0
+    for buffer in buffers:
+        if size >= MAX_CALL_BYTES:
+            # Large frames of some handlers must not hold up those of the others for long.
+            more.append(buffer)
+        elif _counts(buffer):
+            frames = buffer.first(MAX_FRAMES_PER_ITEM)
+            size += sum(len(frame.payload) for frame in frames)
+            sent.append((buffer, frames))
     appends = [FrameAppend(handle=buffer.execution.handle, frame=frame) for buffer, frames in sent for frame in frames]
     if not appends:
-        return [], []
+        return more, []
     answers: Sequence[_Answer]
     try:
         answers = engine.append_frames(appends)
     except EngineError as error:
         answers = [error] * len(appends)
-    more: list[FrameBuffer] = []
     unanswered: list[FrameBuffer] = []
     at = 0
     for buffer, frames in sent:

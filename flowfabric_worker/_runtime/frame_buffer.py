@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MIB
 from flowfabric_worker.engine.types.streams import Frame, StreamMode
@@ -39,7 +38,7 @@ class FrameBuffer:
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_closed", "_depth", "_frames", "_send", "count", "differs", "execution", "failure",
+        "_bytes", "_changed", "_closed", "_frames", "_send", "count", "differs", "execution", "failure",
     )  # fmt: skip
 
     def __init__(self, execution: LeasedExecution, send: Callable[[FrameBuffer], None]) -> None:
@@ -52,7 +51,6 @@ class FrameBuffer:
         self._frames: deque[Frame] = deque()
         self._bytes = 0
         self._closed = False
-        self._depth = forks.depth()
 
     # For the handler
 
@@ -62,10 +60,8 @@ class FrameBuffer:
         Raises:
             EngineError: the store refused an earlier frame for good.
             Interrupted: the result of the attempt will not count any more.
-            DurableCallError: the attempt has ended, or this process was forked from the handler's.
+            DurableCallError: the attempt has ended.
         """
-        if forks.depth() != self._depth:
-            raise DurableCallError("A frame was emitted in a forked process: emit it in the handler itself.")
         size = len(payload)
         with self._changed:
             while self._is_open() and self._frames and self._is_full(size):

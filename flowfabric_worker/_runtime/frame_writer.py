@@ -16,7 +16,7 @@ from flowfabric_worker.codec import DecodingError, TaskCodec
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.streams import StreamMode
-from flowfabric_worker.outcomes import Interrupted
+from flowfabric_worker.outcomes import DurableCallError, Interrupted
 
 # Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
 _creating: Final = threading.Lock()
@@ -30,13 +30,14 @@ class FrameWriter:
         appender: sends the frames.
     """
 
-    __slots__ = ("_appender", "_codec", "_execution", "_has_ended")
+    __slots__ = ("_appender", "_codec", "_depth", "_execution", "_has_ended")
 
     def __init__(self, execution: LeasedExecution, appender: Appender) -> None:
         self._execution = execution
         self._appender = appender
         self._codec: TaskCodec | None = None
         self._has_ended = False
+        self._depth = forks.depth()
 
     def emit(self, value: Any, *, live: bool) -> None:
         """Queue a value."""
@@ -67,16 +68,21 @@ class FrameWriter:
         return frames.failure
 
     def _put(self, payload: bytes, mode: StreamMode, frame_type: str) -> None:
-        frames, interruption = self._execution.frames or self._begin(), self._execution.interruption
+        if forks.depth() != self._depth:
+            raise DurableCallError("A frame was emitted in a forked process: emit it in the handler itself.")
+        interruption = self._execution.interruption
         if interruption is None:
-            frames.put(payload, mode, frame_type)
+            self._buffer().put(payload, mode, frame_type)
             return
         # An interruption must not leave the buffer half changed.
         with interruption.shield():
-            frames.put(payload, mode, frame_type)
+            self._buffer().put(payload, mode, frame_type)
 
-    def _begin(self) -> FrameBuffer:
+    def _buffer(self) -> FrameBuffer:
         """Return the buffer of the attempt's frames, which is made for the first one."""
+        frames = self._execution.frames
+        if frames is not None:
+            return frames
         with _creating:
             frames = self._execution.frames
             if frames is None:
@@ -95,12 +101,12 @@ class FrameWriter:
 
     def record_of(self, step: str) -> str:
         """Return the name under which the journal has the number of frames after a step that emitted some."""
-        # Each attempt numbers its frames from the start.
-        return f"{RESERVED}out {self._execution.handle.attempt_index} {step}"
+        # Each attempt numbers its frames from the start, so a replay need not forget this record with its step.
+        return f"{RESERVED}out{self._execution.handle.attempt_index} {step}"
 
     def flush(self) -> bytes:
         """Wait until the store has every frame; return their number, for the journal."""
-        frames = self._execution.frames or self._begin()
+        frames = self._buffer()
         frames.flush()
         return str(frames.count).encode()
 
@@ -115,4 +121,4 @@ class FrameWriter:
             raise DecodingError(
                 f"The record of the step {step!r} is damaged: {emitted!r:.50} is not a number of frames."
             ) from None
-        (self._execution.frames or self._begin()).skip_to(count)
+        self._buffer().skip_to(count)

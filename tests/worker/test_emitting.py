@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from flowfabric_worker import (
     current,
 )
 from flowfabric_worker._tasks.local_context import LocalContext
+from flowfabric_worker.engine.types.streams import FrameAppend
 from tests.support.observation import info_of
 from tests.support.places import SLOWLY, SOON, Place
 from tests.worker.conftest import RunAll, Start, each_way
@@ -311,3 +313,51 @@ def test_items_carry_their_attempt_and_place_and_time(place: Place) -> None:
     assert first.emitted_at <= second.emitted_at
     assert told(run, first.cursor) == ["live"]
     assert told(run, second.cursor) == []
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_process_that_a_handler_forks_cannot_emit(served: Worker, start: Start, before: int) -> None:
+    @served.task
+    def talk() -> int:
+        for number in range(before):
+            current().emit(number)
+        child = os.fork()
+        if child == 0:
+            with pytest.raises(DurableCallError, match="emitted in a forked process"):
+                current().emit("in the child")
+            os._exit(7)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        current().emit("in the handler")
+        return code
+
+    start(served, threads=1)
+    run = talk.submit()
+
+    assert run.result(20) == 7
+    assert told(run) == [*range(before), "in the handler"]
+
+
+def test_values_of_several_handlers_go_out_together(
+    served: Worker, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[set[str]] = []
+    append = served.engine.append_frames
+
+    def counted(appends: Sequence[FrameAppend]) -> Any:
+        calls.append({str(each.handle.execution_id) for each in appends})
+        return append(appends)
+
+    @served.task
+    def talk() -> None:
+        for number in range(500):
+            current().emit(number)
+
+    monkeypatch.setattr(served.engine, "append_frames", counted)
+    runs = talk.submit_many([()] * 4)
+    start(served, threads=4)
+    for run in runs:
+        run.result(20)
+
+    assert [told(run) for run in runs] == [list(range(500))] * 4
+    assert len(calls) < 400
+    assert max(map(len, calls)) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -405,6 +406,21 @@ def test_an_endless_generator_expires_at_the_deadline(served: Worker, start: Sta
     assert len(told(run)) > 1
     with pytest.raises(ExecutionExpired):
         run.result(10)
+
+
+def test_a_process_that_a_generator_forks_ends_where_it_yields(served: Worker, start: Start) -> None:
+    @served.task
+    def split() -> Generator[int, None, int]:
+        child = os.fork()
+        yield 1
+        assert child, "the child has ended"
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    start(served, threads=1)
+    run = split.submit()
+
+    assert run.result(20) == 0
+    assert told(run) == [1]
 
 
 # Around it
