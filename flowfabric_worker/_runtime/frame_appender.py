@@ -61,11 +61,12 @@ class FrameAppender(OwnedThread):
         self._queue.put(buffer)
 
     def _work(self) -> None:
+        busy, ending = self._gather((), None)
+        if not busy:
+            return
+        # A worker whose handlers emit nothing needs no connection for it.
         dedicate_thread(self._engine)
-        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        busy: list[FrameBuffer] = []
-        unanswered: list[FrameBuffer] = []
-        due_at, ending = 0.0, False
+        backoff, unanswered, due_at = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), list[FrameBuffer](), 0.0
         while busy or unanswered or not ending:
             queued, last = self._gather(busy, due_at - now() if unanswered else None)
             ending = ending or last

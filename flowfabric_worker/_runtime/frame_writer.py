@@ -65,6 +65,8 @@ class FrameWriter:
         frames.close()
         with contextlib.suppress(EngineError, Interrupted):
             frames.flush()
+        # The execution and its buffer refer to each other, which only the garbage collector would free.
+        self._execution.frames = None
         return frames.failure
 
     def _put(self, payload: bytes, mode: StreamMode, frame_type: str) -> None:

@@ -149,8 +149,10 @@ class LeasedExecution:
                 self.lost_at = now()
         if self._event is not None:
             self._event.set()
-        if self.frames is not None:
-            self.frames.wake()
+        # The handler may end at this moment, and drop its buffer.
+        frames = self.frames
+        if frames is not None:
+            frames.wake()
         if first and self.on_lost is not None:
             self.on_lost(self)
         # Interrupt last, because in the handler's own thread this call raises.
