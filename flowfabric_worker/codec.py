@@ -35,6 +35,7 @@ __all__ = [
     "DecodingError",
     "EncodingError",
     "TaskCodec",
+    "check_annotation",
     "decode_value",
     "encode_value",
     "find_codec",
@@ -399,6 +400,17 @@ def decode_value(data: bytes | None, annotation: Any, where: str) -> Any:
         DecodingError: the bytes are not JSON, or not such a value.
     """
     return _decode_at(_json_port(where, annotation), find_codec("json"), data)
+
+
+def check_annotation(annotation: Any, where: str) -> None:
+    """Refuse an annotation by which `decode_value` can decode nothing.
+
+    Raises:
+        TypeError: the message says why.
+    """
+    refusal, _ = _json_port(where, annotation).refusal()
+    if refusal:
+        raise TypeError(f"{where} cannot be decoded: {refusal.rstrip('.')}.")
 
 
 def _json_port(where: str, annotation: Any) -> _Port:

@@ -222,8 +222,9 @@ class TaskContext(ABC):
         Raises:
             WaitTimedOut: the time is over, or an operator has resumed the execution, and there is no default.
             DecodingError: the payload is not of that type.
-            DurableCallError: the name was used before in this attempt, or is reserved; the waitpoint shows another
-                document; or no durable call may be made here, such as inside a step or in another thread.
+            DurableCallError: the name was used before in this attempt, or is reserved; another argument is not allowed;
+                the waitpoint shows another document; or no durable call may be made here, such as inside a step or in
+                another thread.
             RuntimeError: the task was called as a plain function.
         """
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import attrs
 
 from flowfabric_worker._steps.durable_calls import RESERVED, check_durable_name
-from flowfabric_worker.codec import DecodingError, decode_value
+from flowfabric_worker.codec import DecodingError, check_annotation, decode_value
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.types.conditions import (
@@ -139,21 +139,26 @@ class Wait:
         """Check the arguments of `wait_for`.
 
         Raises:
-            ValueError: a name stands twice, or `need` does not fit the names.
-            ValidationError: a name or the time-out is not valid.
-            DurableCallError: a name is reserved or too long.
+            DurableCallError: an argument is not allowed.
+            EncodingError: the document cannot be encoded.
         """
         names = (name,) if isinstance(name, str) else tuple(name)
-        for each in names:
-            check_durable_name(each, "waitpoint")
+        try:
+            for each in names:
+                check_durable_name(each, "waitpoint")
+                check_annotation(_of_name(annotation, each), f"The payload of the signal {each!r}")
+            if timeout is not None:
+                milliseconds(timeout, "timeout")
+            document = encode_shown(", ".join(names), shown)
+        except (TypeError, ValidationError) as error:
+            raise DurableCallError(f"wait_for({name!r:.100}): {error}") from error
         if len(set(names)) < len(names):
-            raise ValueError(f"wait_for() got a name twice: {', '.join(map(repr, names))}.")
+            raise DurableCallError(f"wait_for() got a name twice: {', '.join(map(repr, names))}.")
+        if isinstance(annotation, Mapping) and (unknown := annotation.keys() - set(names)):
+            raise DurableCallError(f"type= has names that are not waited for: {', '.join(map(repr, sorted(unknown)))}.")
         needed = len(names) if need is None else need
         if isinstance(needed, bool) or not isinstance(needed, int) or not min(1, len(names)) <= needed <= len(names):
-            raise ValueError(f"need must be 1 to {len(names)}, the number of names, not {need!r}.")
-        if timeout is not None:
-            milliseconds(timeout, "timeout")
-        document = encode_shown(", ".join(names), shown)
+            raise DurableCallError(f"need= must be 1 to {len(names)}, the number of names, not {need!r}.")
         return cls(
             names=names,
             is_single=isinstance(name, str),
@@ -201,7 +206,11 @@ class Wait:
             DecodingError: a payload is of another kind.
             DurableCallError: the code has changed, and now waits for more.
         """
-        values = {each: end.answers[each].decoded(each, self._of(each)) for each in self.names if each in end.answers}
+        values = {
+            each: end.answers[each].decoded(each, _of_name(self.annotation, each))
+            for each in self.names
+            if each in end.answers
+        }
         if len(values) < self.need:
             if end.reason is ResumeReason.SIGNAL:
                 raise DurableCallError(
@@ -213,5 +222,7 @@ class Wait:
             raise WaitTimedOut(self.names, values, end.reason.value)
         return values[self.names[0]] if self.is_single else values
 
-    def _of(self, name: str) -> Any:
-        return self.annotation.get(name, Any) if isinstance(self.annotation, Mapping) else self.annotation
+
+def _of_name(annotation: Any, name: str) -> Any:
+    """Return the annotation of one name; those of several names may be a mapping."""
+    return annotation.get(name, Any) if isinstance(annotation, Mapping) else annotation

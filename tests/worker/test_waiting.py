@@ -707,10 +707,13 @@ def test_a_suspend_that_can_never_be_met_is_refused_where_it_is_made() -> None:
     ("names", "options", "match"),
     [
         (["x", "x"], {}, "got a name twice"),
-        ("x", {"need": 2}, "need must be 1 to 1"),
-        (["x", "y"], {"need": 0}, "need must be 1 to 2"),
-        (["x", "y"], {"need": True}, "need must be 1 to 2"),
-        ([], {"need": 1}, "need must be 1 to 0"),
+        ("x", {"need": 2}, "need= must be 1 to 1"),
+        (["x", "y"], {"need": 0}, "need= must be 1 to 2"),
+        (["x", "y"], {"need": True}, "need= must be 1 to 2"),
+        ([], {"need": 1}, "need= must be 1 to 0"),
+        ("x", {"type": threading.Lock}, "The payload of the signal 'x' cannot be decoded"),
+        ("x", {"type": "Payment"}, "The payload of the signal 'x' cannot be decoded"),
+        (["x"], {"type": {"y": int}}, "type= has names that are not waited for: 'y'"),
         ("ff:wait", {}, "cannot be named"),
         ("x" * 241, {}, "cannot be named"),
         ("", {}, "name"),
@@ -724,11 +727,14 @@ def test_a_suspend_that_can_never_be_met_is_refused_where_it_is_made() -> None:
 def test_arguments_that_do_not_work_are_refused(
     worker: Worker, start: Start, names: Any, options: dict[str, Any], match: str
 ) -> None:
-    task = worker.task(name="wait")(lambda: current().wait_for(names, **options))
+    task = worker.task(name="wait", retry=TWICE)(lambda: current().wait_for(names, **options))
     start(worker)
+    run = task.submit()
 
     with pytest.raises(ExecutionFailed, match=match):
-        task.submit().result(10)
+        run.result(10)
+    assert info_of(worker, run).error_class == FailureClass.PERMANENT
+    assert info_of(worker, run).retry_count == 0
 
 
 def test_waiting_outside_of_an_execution_is_refused(worker: Worker) -> None:
