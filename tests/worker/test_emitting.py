@@ -6,6 +6,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -361,3 +362,40 @@ def test_values_of_several_handlers_go_out_together(
     assert [told(run) for run in runs] == [list(range(500))] * 4
     assert len(calls) < 400
     assert max(map(len, calls)) > 1
+
+
+def fails(run: Run[Any]) -> None:
+    raise ValueError
+
+
+def sleeps(run: Run[Any]) -> None:
+    current().sleep(SOON)
+
+
+def returns(run: Run[Any]) -> None:
+    """Complete."""
+
+
+@pytest.mark.parametrize("end", [fails, sleeps, returns])
+def test_an_end_writes_back_no_old_progress_tags_or_output(place: Place, end: Callable[[Run[Any]], None]) -> None:
+    @place.worker.task
+    def work() -> None:
+        run = work.run(current().id)
+        if run.summary() is None:
+            current().progress(90, "x")
+            current().summary.merge({"a": 1})
+            current().emit("kept")
+            place.worker.engine.set_tags(run.id, {"by": "operator"})
+        end(run)
+
+    place.start()
+    run = work.options(tags={"of": "submission"}).submit()
+    with suppress(ExecutionFailed):
+        run.result(10)
+    info, summary = info_of(place.worker, run), run.summary()
+
+    assert (info.progress_percent, info.progress_message) == (90, "x")
+    assert info.tags == {"by": "operator", "of": "submission"}
+    assert summary is not None
+    assert summary.document == {"a": 1}
+    assert told(run) == ["kept"]

@@ -15,6 +15,7 @@ from flowfabric_worker import (
     Client,
     DecodingError,
     EngineTimeoutError,
+    ExecutionCancelled,
     NotFoundError,
     Run,
     StreamValue,
@@ -320,6 +321,27 @@ def test_a_stream_without_values_ends_when_its_run(
 
     assert not reader.is_alive()
     assert found == []
+
+
+def test_a_stream_of_a_run_that_is_cancelled_before_it_begins_ends(served: Worker) -> None:
+    @served.task
+    def never() -> None:
+        """Wait in the lane, because no worker runs it."""
+
+    served.engine.prepare()
+    run = never.submit()
+    found: list[Any] = ["not read"]
+    reader = threading.Thread(target=lambda: found.__setitem__(slice(None), list(run.stream(timeout=10))))
+    reader.start()
+    tails = served.engine.listener._tails
+    wait_until(lambda: tails.get(str(run.id)), "the reader waits")
+    run.cancel()
+    reader.join(5)
+
+    assert not reader.is_alive()
+    assert found == []
+    with pytest.raises(ExecutionCancelled):
+        run.result(1)
 
 
 def test_a_timeout_leaves_the_iteration_usable(served: Worker, start: Start) -> None:
