@@ -311,12 +311,12 @@ class Owners(RuleBasedStateMachine):
             lambda target: self.model.change_priority(target, priority),
         )
 
-    @rule(pick=picks)
-    def replay_execution(self, pick: int) -> None:
+    @rule(pick=picks, kept=st.sampled_from(({}, {"steps": "forget"}, {"from_step": "one"}, {"from_step": "two"})))
+    def replay_execution(self, pick: int, kept: dict[str, Any]) -> None:
         self.by_id(
             pick,
-            lambda target: self.engine.replay_execution(ReplayExecutionArgs(execution_id=target)),
-            self.model.replay,
+            lambda target: self.engine.replay_execution(ReplayExecutionArgs(execution_id=target, **kept)),
+            lambda target: self.model.replay(ReplayExecutionArgs(execution_id=target, **kept)),
         )
 
     @rule(pick=picks)

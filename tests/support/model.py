@@ -5,6 +5,7 @@ It is written from the promises, with plain loops over plain objects, and knows 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from flowfabric_worker.engine.types.admin import (
     AlreadySatisfied,
     CancelExecutionResult,
     ChangePriorityResult,
+    ReplayExecutionArgs,
     ReplayExecutionResult,
+    ReplaySteps,
     Revoked,
     RevokeLeaseResult,
 )
@@ -218,12 +221,19 @@ class Model:
         old, each.priority = each.priority, priority
         return ChangePriorityResult(execution_id=target, old_priority=old, priority=priority)
 
-    def replay(self, target: ExecutionId) -> ReplayExecutionResult:
-        each = self.find(target)
+    def replay(self, args: ReplayExecutionArgs) -> ReplayExecutionResult:
+        each = self.find(target := args.execution_id)
         if not each.is_terminal:
             raise Refused("execution_not_terminal")
         if each.replay_count >= each.policy.max_replay_count:
             raise Refused("max_replays_exhausted")
+        if args.from_step is not None and args.from_step not in each.steps:
+            raise Refused("step_not_found")
+        if args.from_step is not None:
+            kept = itertools.takewhile(lambda step: step[0] != args.from_step, each.steps.items())
+            each.steps = dict(kept)
+        elif args.steps is ReplaySteps.FORGET:
+            each.steps = {}
         each.state, each.attempt_state = READY, "pending_replay_attempt"
         each.replay_count += 1
         each.retry_count = each.reclaim_count = 0
