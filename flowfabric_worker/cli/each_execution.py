@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import click
 
 from flowfabric_worker.cli.exit_codes import ExitCode, code_of, exit_code_of
-from flowfabric_worker.cli.output import print_json, shown
+from flowfabric_worker.cli.output import one_line, print_json
 from flowfabric_worker.engine.errors import NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.plain_ids import with_plain_ids
@@ -66,7 +66,7 @@ def _say_failure(identity: ExecutionId, error: Exception, as_json: bool) -> None
         print_json({"execution_id": identity, "ok": False, "error": message, "code": code_of(error)})
     else:
         said = message if identity.plain in message else f"{identity.plain}: {message}"
-        click.echo(f"Error: {shown(said)}", err=True)
+        click.echo(f"Error: {one_line(said)}", err=True)
 
 
 def _with_stdin(texts: Iterable[str]) -> Iterator[str]:

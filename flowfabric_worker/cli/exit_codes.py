@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from flowfabric_worker.cli.output import print_json, shown
+from flowfabric_worker.cli.output import one_line, print_json
 from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.engine.errors import (
     ConflictError,
@@ -194,4 +194,4 @@ def _tell(error: Exception, message: str, as_json: bool) -> None:
     if as_json:
         print_json({"error": message, "code": code_of(error), "exit_code": exit_code_of(error)}, err=True)
     else:
-        click.echo(f"Error: {shown(message)}", err=True)
+        click.echo(f"Error: {one_line(message)}", err=True)

@@ -6,7 +6,7 @@ import click
 
 from flowfabric_worker.cli.exit_codes import existing
 from flowfabric_worker.cli.options import id_argument, json_option, with_client
-from flowfabric_worker.cli.output import console, print_json, shown
+from flowfabric_worker.cli.output import console, one_line, print_json
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.plain_ids import with_plain_ids
 
@@ -21,4 +21,4 @@ def explain(client: Client, *, execution_id: str, as_json: bool) -> None:
     if as_json:
         print_json(explanation)
     else:
-        console().print(shown(with_plain_ids(explanation.text)), soft_wrap=True)
+        console().print(one_line(with_plain_ids(explanation.text)), soft_wrap=True)

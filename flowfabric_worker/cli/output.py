@@ -38,6 +38,11 @@ def shown(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Escape line ends as well, so that a text cannot look like a line of this program."""
+    return shown(text).replace("\n", "\\n")
+
+
 def plain(value: Any) -> Any:
     """Convert records, ids, durations and bytes to JSON values; durations become seconds."""
     if isinstance(value, ExecutionId):
@@ -140,6 +145,7 @@ def _fitted(rows: Iterable[Sequence[str]], flexible: Sequence[bool], total: int)
 
 
 def _print_plain(rows: Sequence[Sequence[str]], counts: Sequence[bool]) -> None:
+    rows = [[cell.replace("\n", "\\n") for cell in row] for row in rows]
     widths = _widths(rows)
     for row in rows:
         spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]

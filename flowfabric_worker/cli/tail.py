@@ -12,7 +12,7 @@ import click
 
 from flowfabric_worker.cli.exit_codes import existing
 from flowfabric_worker.cli.options import id_argument, json_option, with_client
-from flowfabric_worker.cli.output import plain, print_json, shown
+from flowfabric_worker.cli.output import one_line, plain, print_json, shown
 from flowfabric_worker.client import Client
 from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.engine.errors import EngineError, EngineTimeoutError, TransportError
@@ -61,7 +61,7 @@ def _items(stream: RunStream[Any], as_json: bool) -> Iterator[StreamItem[Any]]:
             if not error.retryable:
                 raise
             if not is_away and not as_json:
-                click.echo(f"The store does not answer ({shown(str(error))}); waiting for it.", err=True)
+                click.echo(f"The store does not answer ({one_line(str(error))}); waiting for it.", err=True)
             is_away = True
             _check_output()
         except DecodingError as error:
@@ -115,4 +115,4 @@ def _print_undecoded(cursor: str | None, error: DecodingError, as_json: bool) ->
     if as_json:
         print_json({"error": str(error), "cursor": cursor})
     else:
-        click.echo(f"-- A value cannot be decoded: {shown(str(error))}", err=True)
+        click.echo(f"-- A value cannot be decoded: {one_line(str(error))}", err=True)

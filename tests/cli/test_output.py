@@ -141,3 +141,17 @@ def test_plain_converts_records_to_json_values() -> None:
     assert document["policy"]["retry"]["initial"] == 1.5
     assert document["policy"]["retry"]["retryable_categories"] == ["timeout"]
     assert (document["data"], document["pair"]) == ("x�", [1, None])
+
+
+def test_a_stored_text_cannot_look_like_a_line_of_a_command(url: str, client: Client) -> None:
+    forged = "no\nstate       completed"
+    cancelled = submitted("add")
+    ok("cancel", cancelled, "--reason", forged)
+    failed = submitted("refuse", f'"{forged}"'.replace("\n", "\\n"), "--lane", "sums")
+    with serving(url):
+        ended = cli("result", failed)
+
+    assert len(ended.err.splitlines()) == 1
+    for text in (ok("status", cancelled).out, ok("explain", failed).out):
+        assert "state       completed" not in text.splitlines()
+    assert any(line.startswith(" " * 10) for line in lines_on_terminal("status", cancelled, url=url))
