@@ -207,7 +207,7 @@ class AttemptRunner:
 
     def _suspend(self, execution: LeasedExecution, context: HandlerContext, exit_: Suspend) -> None:
         """Queue a suspension, which `wait_for` has checked already unless the handler raised it."""
-        if exit_ is not context.leaving and context.take(exit_) is not None:
+        if exit_ is not context.leaving and context.take(exit_):
             self._completer.run(execution, "suspend", lambda: self._engine.delay(execution.handle, timedelta(0)))
             return
         # Read the exception here, because reading one of a user's class may run code of the user.

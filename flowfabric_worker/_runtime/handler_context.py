@@ -33,10 +33,10 @@ from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.context import ClaimKind, ResumedBy, SummaryWriter, TaskContext
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import EngineError, StateError
+from flowfabric_worker.engine.errors import ConflictError, EngineError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import moment_of
-from flowfabric_worker.engine.types.suspension import AlreadySatisfied, ObservedSignals, ResumeReason
+from flowfabric_worker.engine.types.suspension import ObservedSignals
 from flowfabric_worker.engine.waitpoint_tokens import to_bearer
 from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted, Suspend
 from flowfabric_worker.signals import Signal, signal_of
@@ -212,34 +212,37 @@ class HandlerContext(TaskContext):
 
     def _remember_last_wait(self) -> None:
         """Record the end of the wait that the last suspension was for, because the next suspension replaces it."""
-        if self._has_looked or not self._may_have_waited:
-            return
+        if self._may_have_waited and not self._has_looked:
+            self._remember_end()
+            self._has_looked = True
+
+    def _remember_end(self) -> None:
+        """Record how the last suspension ended under the name of its wait, if it was one and has ended."""
         pages = self._observed()
         first = next(pages)
         name = first.continuation or ""
         if first.reason is not None and name.startswith(WAIT) and name not in self._journal:
             signals = chain(first.signals, chain.from_iterable(page.signals for page in pages))
             self._record(name, WaitEnd.of(first.reason, signals).encode())
-        self._has_looked = True
 
     def _wait(self, wait: Wait) -> str:
         """Return the name of the record of a wait whose signals are there already; otherwise leave the handler."""
         self.check()
-        suspend, record = wait.suspend(), WAIT + wait.names[0]
-        taken = self.take(suspend)
-        if taken is None:
+        suspend = wait.suspend()
+        if not self.take(suspend):
             raise self._calls.leave(suspend)
-        self._record(record, WaitEnd.of(ResumeReason.SIGNAL, taken.signals).encode())
-        return record
+        self._remember_end()
+        return WAIT + wait.names[0]
 
-    def take(self, suspend: Suspend) -> AlreadySatisfied | None:
-        """Take the signals that a suspension waits for if they are there already.
+    def take(self, suspend: Suspend) -> bool:
+        """Take the signals that a suspension waits for; return False if they are not there.
 
         Raises:
             DurableCallError: the suspension is not possible.
         """
         self._signals = None
-        return self._checked(lambda: self._engine.try_satisfy(self._execution.handle, suspend.request))
+        taken = self._checked(lambda: self._engine.try_satisfy(self._execution.handle, suspend.request))
+        return taken is not None
 
     def waitpoint(self, name: str, *, shown: Any = None) -> str:
         self._check_running()
@@ -343,9 +346,9 @@ class HandlerContext(TaskContext):
         try:
             return self._fenced(call)
         except EngineError as error:
-            if error.retryable and error.code not in _OF_WAITPOINTS:
-                raise
-            raise DurableCallError(str(error)) from error
+            if error.code in _OF_WAITPOINTS or isinstance(error, ConflictError | NotFoundError | ValidationError):
+                raise DurableCallError(str(error)) from error
+            raise
 
 
 def _read_moment(data: bytes) -> int:

@@ -37,6 +37,7 @@ from flowfabric_worker import (
     StreamValue,
     Suspend,
     TimeoutBehavior,
+    TransportError,
     ValidationError,
     WaitTimedOut,
     Worker,
@@ -175,6 +176,36 @@ def test_what_was_there_already_is_remembered_by_the_next_attempt(
     start(either)
 
     assert pay.submit().result(10) == 7 + 2
+
+
+def test_the_first_signal_of_each_name_counts_behind_a_thousand_others(served: Worker, start: Start) -> None:
+    mailbox = Mailbox(served)
+
+    @served.task
+    def ask() -> dict[str, Any]:
+        tokens = {name: current().waitpoint(name) for name in ("left", "right")}
+        with mailbox.client as client:
+            for number in range(1001):
+                client.signal(tokens["left"], "left", number)
+            client.signal(tokens["right"], "right", "r")
+        return current().wait_for(["left", "right"])
+
+    start(served)
+
+    assert ask.submit().result(60) == {"left": 0, "right": "r"}
+
+
+def test_a_store_that_refuses_a_call_does_not_fail_a_wait_for_good(
+    worker: Worker, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TransportError("permission_denied")
+
+    task = worker.task(name="wait")(lambda: current().wait_for("x"))
+    monkeypatch.setattr(worker.engine, "try_satisfy", refuse)
+    start(worker)
+
+    assert ended(worker, task.submit()).error_class == FailureClass.TRANSIENT
 
 
 # W2: several names
