@@ -21,6 +21,7 @@ from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.streams import StreamCursor, StreamFrames, TailVisibility
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs, CreateExecutionResult
 from flowfabric_worker.engine.types.suspension import (
     DeliverApprovalSignalArgs,
@@ -132,6 +133,20 @@ class EagerEngine(Engine):
         result = super().resume_execution(execution_id, delay)
         self._run([execution_id])
         return result
+
+    def tail_stream(
+        self,
+        execution_id: ExecutionId,
+        attempt_index: int,
+        after: StreamCursor,
+        block: timedelta,
+        count_limit: int,
+        visibility: TailVisibility = TailVisibility.ALL,
+    ) -> StreamFrames:
+        if block and self.read_outcome(execution_id) is None:
+            # As in wait_for_result.
+            self._run([execution_id])
+        return super().tail_stream(execution_id, attempt_index, after, block, count_limit, visibility)
 
     def server_time(self) -> int:
         self._follow_time()

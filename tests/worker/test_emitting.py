@@ -399,3 +399,33 @@ def test_an_end_writes_back_no_old_progress_tags_or_output(place: Place, end: Ca
     assert summary is not None
     assert summary.document == {"a": 1}
     assert told(run) == ["kept"]
+
+
+def test_a_replayed_run_is_read_again_in_place(worker: Worker) -> None:
+    @worker.task
+    def talk() -> None:
+        current().emit(current().attempt)
+
+    with worker.eager():
+        run = talk.submit()
+        assert told(run) == [0]
+        run.replay()
+
+        assert told(run) == [0, [1], 1]
+
+
+def test_a_summary_that_grows_too_large_fails_the_run_for_good(place: Place) -> None:
+    @place.worker.task(retry=SLOWLY)
+    def grow() -> None:
+        for number in range(20):
+            current().summary.merge({str(number): "x" * 60_000})
+
+    place.start()
+    run = grow.submit()
+
+    with pytest.raises(ExecutionFailed, match=r"invalid_patch: 'shop\.grow' .* bytes; at most 1048576 are allowed"):
+        run.result(20)
+    assert info_of(place.worker, run).retry_count == 0
+    summary = run.summary()
+    assert summary is not None
+    assert len(summary.document) == 17
