@@ -43,13 +43,13 @@ def secrets(client: Client, *, action: str, kid: str, source: str | None, grace:
     """Sign waitpoint tokens with another secret from now on.
 
     KID names the new secret, such as k2. The secret is read from $FLOWFABRIC_WAITPOINT_SECRET, or from stdin with
-    "-", as hexadecimal digits; it is never printed. Do not give it as an argument, because others can see those.
+    "-", as hexadecimal digits. It is never printed, and never an argument, because other users can see arguments.
 
     \b
       openssl rand -hex 32 > secret
       flowfabric-worker secrets rotate k2 - < secret
 
-    The command may be repeated: it goes on where it failed.
+    If a partition fails, repeat the command: the others stay as they are.
     """
     del action  # There is one.
     secret = _secret(source)

@@ -23,8 +23,13 @@ Row = SuspendedExecutionEntry | DamagedRow
 
 
 @click.command()
-@click.option("--lane", help="Those of one lane.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help=f"At most so many; {_ROWS}, or all with --json.")
+@click.option("--lane", help="List the executions of one lane.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"List at most N; defaults to {_ROWS}, or to all with --json.",
+)
 @json_option("Print one JSON document per line.")
 @with_client
 def suspended(client: Client, *, lane: str | None, limit: int | None, as_json: bool) -> None:
