@@ -80,7 +80,7 @@ def test_what_waits_behind_a_slow_task_goes_to_a_worker_that_is_free(
     for run in quick:
         run.result(10)
 
-    assert time.monotonic() - began < 5, "no worker waits for a lease of 30 s"
+    assert time.monotonic() - began < 15, "no worker waits for a lease of 30 s"
     assert not over.is_set()
     assert slow.state() is PublicState.ACTIVE
     assert set(where) <= {"there fresh 0", "there resumed 0"}

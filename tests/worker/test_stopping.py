@@ -77,7 +77,7 @@ def test_what_still_runs_after_the_grace_starts_elsewhere_at_once(another: Anoth
     runtime.stop(timedelta(milliseconds=100))
     results = {run.result(10) for run in runs}
 
-    assert time.monotonic() - began < 5, "no worker waits for the leases of 30 s"
+    assert time.monotonic() - began < 15, "no worker waits for the leases of 30 s"
     assert results <= {"elsewhere fresh 0", "elsewhere resumed 0"}
     for run in runs:
         info = info_of(other, run)
@@ -155,7 +155,7 @@ def test_run_hands_everything_back_at_a_second_signal(served: Worker) -> None:
     began = time.monotonic()
     Runtime(served, WorkerSettings(grace=MINUTE)).run()
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
     assert run.state() is PublicState.WAITING
     over.set()
 
@@ -383,5 +383,5 @@ def test_a_hook_that_hangs_does_not_keep_a_stop_waiting_for_the_grace(
     took = time.monotonic() - begun_at
     over.set()
 
-    assert took < 10
+    assert took < 20
     assert "events at the stop: " in caplog.text
