@@ -46,7 +46,7 @@ def test_ten_thousand_runs_wait_beside_two_handler_threads(worker: Worker) -> No
         assert threading.active_count() <= threads
         began = time.monotonic()
         assert other.submit().result(10) == "at once"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
         with Client(worker.url) as client:
             for token in tokens.values():

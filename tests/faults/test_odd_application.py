@@ -50,7 +50,7 @@ def test_good_work_goes_on_beside_everything_that_an_application_may_do(supervis
     assert forked.result(WITHIN) == 0
     assert pooled.result(WITHIN) == [1, 2]
     wait_until(lambda: {run.state() for run in (broken, *poison)} == {PublicState.FAILED}, "the others fail", WITHIN)
-    assert info_of(odd_app.worker, broken).error == "TextlessError: (its text cannot be had)"
+    assert (info_of(odd_app.worker, broken).error or "").startswith("TextlessError: (")
     assert {info_of(odd_app.worker, run).error for run in poison} == {"reclaims_exhausted"}
 
     supervisor.signal(signal.SIGTERM)
