@@ -192,7 +192,7 @@ class RunStream(Iterator[StreamItem[T]]):
             backoff.reset()
             if remaining <= 0 and not (self._marks or self._frames or self._ended):
                 raise EngineTimeoutError(
-                    message=f"{self._id} emitted nothing within {self._timeout} s; it goes on. Wait for it again.",
+                    message=f"{self._id} emitted nothing within {self._timeout} s; it continues. Wait for it again.",
                     execution_id=str(self._id),
                 )
 

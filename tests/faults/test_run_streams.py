@@ -210,6 +210,31 @@ def test_a_handler_that_waits_for_its_store_learns_that_its_lease_is_lost(server
     worker.close()
 
 
+def test_a_stop_comes_in_time_although_values_wait_for_their_store(server: ValkeyServer) -> None:
+    worker = Worker("patient", server.url)
+    begun = threading.Event()
+
+    @worker.task
+    def pour() -> Iterator[int]:
+        for number in range(1_000_000):
+            yield number
+            if number == 100:
+                begun.set()
+
+    runtime = Runtime(worker, WorkerSettings(threads=2))
+    runtime.start()
+    for _ in range(2):
+        pour.submit()
+    assert begun.wait(10)
+    server.kill()
+    began = time.monotonic()
+    runtime.stop(timedelta(seconds=0.5))
+    took = time.monotonic() - began
+    worker.close()
+
+    assert took < 6.5
+
+
 # Workers
 
 

@@ -30,7 +30,9 @@ from flowfabric_worker import (
 )
 from flowfabric_worker._tasks.local_context import LocalContext
 from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
+from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.streams import StreamCloseReason
+from tests.support.mailbox import Mailbox
 from tests.support.observation import info_of
 from tests.support.places import SLOWLY, SOON, Place
 from tests.support.servers import wait_until
@@ -148,6 +150,31 @@ def test_a_generator_that_sleeps_yields_nothing_twice(place: Place) -> None:
 
     assert told(run) == ["a", "beside", "b"]
     assert run.result(10) == "slept"
+    assert left == ["left", "left"]
+
+
+def test_a_generator_that_waits_for_a_signal_yields_nothing_twice(served: Worker, start: Start) -> None:
+    mailbox, left = Mailbox(served), list[str]()
+
+    @served.task
+    def ask() -> Generator[str, None, str]:
+        try:
+            yield "asked"
+            mailbox.post(current().waitpoint("answer"))
+            answer = current().wait_for("answer", type=str)
+            yield answer
+        finally:
+            left.append("left")
+        return "answered"
+
+    start(served)
+    run = ask.submit()
+    wait_until(lambda: run.state() is PublicState.SUSPENDED, "the run waits")
+    assert left == ["left"]
+    mailbox.signal(mailbox.take(), "answer", "yes")
+
+    assert told(run) == ["asked", "yes"]
+    assert run.result(10) == "answered"
     assert left == ["left", "left"]
 
 

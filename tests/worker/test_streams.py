@@ -354,7 +354,7 @@ def test_a_timeout_leaves_the_iteration_usable(served: Worker, start: Start) -> 
 
     start(served)
     reader = slow.submit().stream(timeout=timedelta(seconds=0.1))
-    with pytest.raises(EngineTimeoutError, match=r"emitted nothing within 0\.1 s; it goes on"):
+    with pytest.raises(EngineTimeoutError, match=r"emitted nothing within 0\.1 s; it continues"):
         next(reader)
     goes_on.set()
     found = []
