@@ -67,7 +67,7 @@ def test_the_pod_gives_a_stop_its_time() -> None:
 
 
 def test_options_that_the_page_speaks_of_exist() -> None:
-    text = "\n".join(section(PAGE, heading) for heading in ("Stopping", "Looking at it", "Leases"))
+    text = "\n".join(section(PAGE, heading) for heading in ("Stopping", "Monitoring", "Leases"))
     known = {option for command in main.commands.values() for each in command.params for option in each.opts}
     spoken = {word.split()[0] for word in code(text) if word.startswith("--")}
 
