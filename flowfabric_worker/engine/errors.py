@@ -38,6 +38,9 @@ def without_tokens(text: str) -> str:
 class FlowFabricError(Exception):
     """The root of the errors that this package defines: those of the engine, of codecs and of results."""
 
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_tokens(each) if isinstance(each, str) else each for each in args))
+
 
 class EngineError(FlowFabricError):
     """The base of every error that the engine raises.
@@ -55,7 +58,7 @@ class EngineError(FlowFabricError):
         row = CODES.get(self.code)
         self.retryable = row.retryable if row else False
         self.details: Mapping[str, Any] = details
-        super().__init__(without_tokens(message) or (row.sentence if row else self.code))
+        super().__init__(message or (row.sentence if row else self.code))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.code, str(self), dict(self.details), dict(self.__dict__))

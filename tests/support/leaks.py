@@ -97,9 +97,11 @@ def install() -> None:
     """Begin to note secrets, errors, and what operations take and return."""
     waitpoint_tokens.hmac = _NotingHmac  # type: ignore[assignment]  # it has what that module uses
 
+    make = FlowFabricError.__init__
+
     def noting(self: FlowFabricError, *args: object) -> None:
-        Exception.__init__(self, *args)
-        LEAKS.note("an error", " ".join(map(str, args)))
+        make(self, *args)
+        LEAKS.note("an error", f"{self} {self!r}")
 
     FlowFabricError.__init__ = noting  # type: ignore[method-assign]  # for the length of the session
     for area in (SuspensionBackend, ReadsBackend):

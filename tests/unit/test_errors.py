@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import flowfabric_worker
+from flowfabric_worker import DecodingError, DurableCallError, EncodingError, FlowFabricError
 from flowfabric_worker.engine import errors
 from flowfabric_worker.engine.errors import (
     CODES,
@@ -287,3 +288,13 @@ def test_an_error_that_repeats_a_token_leaves_only_its_prefix(length: int | None
 
     assert "'ffw1_..." in str(refused.value)
     assert token[:10] not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [FlowFabricError, ValidationError, EncodingError, DecodingError, DurableCallError])
+def test_no_kind_of_error_repeats_a_token(kind: type[Exception]) -> None:
+    token = to_bearer(ExecutionId.mint(1), WaitpointId(str(uuid7())), "k1:" + "0" * 64)
+    text = f"The name {token} is wrong."
+
+    error = kind(message=text) if kind is ValidationError else kind(text)  # type: ignore[call-arg]  # of its own
+
+    assert (str(error), token in repr(error)) == ("The name ffw1_... is wrong.", False)
