@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -10,10 +11,11 @@ from uuid import uuid4
 
 from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.call_retries import InFlightCalls, call_with_retries
-from flowfabric_worker.engine.errors import ConflictError, UnavailableError
+from flowfabric_worker.engine.errors import ConflictError, UnavailableError, ValidationError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.listener import Listener, Waiter
+from flowfabric_worker.engine.partitions import MAX_PARTITIONS, partition_key
 from flowfabric_worker.engine.stores.base import Reply, Store
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR
 from flowfabric_worker.engine.waitpoint_secrets import Secret, SecretRing, first_secret
@@ -98,6 +100,7 @@ class EngineConnection:
             ConflictError: `configuration_mismatch`.
             TransportError: `permission_denied`, the store's user lacks a right that is needed.
             UnavailableError: `store_not_supported`, a release with a newer contract wrote the store.
+            ValidationError: `corruption`, the stored settings are damaged.
         """
         store = self.store
         # Check rights first, because a stored function that is refused a command leaves half of its writes behind.
@@ -106,13 +109,14 @@ class EngineConnection:
         status, major, count, stored_testing, *stored_secret = self._prepare_partition(
             0, wanted, testing, first_secret()
         )
-        if int(major) > CONTRACT_MAJOR:
+        stored_major = _stored_number(major, "major", sys.maxsize)
+        if stored_major > CONTRACT_MAJOR:
             raise UnavailableError(
                 "prepare",
-                f"The store was written by a newer release (contract {int(major)}); upgrade flowfabric_worker.",
+                f"The store was written by a newer release (contract {stored_major}); upgrade flowfabric_worker.",
                 "store_not_supported",
             )
-        partitions = self._check_count(int(count))
+        partitions = self._check_count(_stored_number(count, "partitions", MAX_PARTITIONS))
         secret = self._remember_secret(0, stored_secret)
         for partition in range(1, partitions):
             _, _, _, _, *stored_secret = self._prepare_partition(partition, partitions, stored_testing == b"1", secret)
@@ -141,7 +145,10 @@ class EngineConnection:
 
     def _remember_secret(self, partition: int, stored: Sequence[bytes]) -> Secret:
         """Cache the secret with which a partition signs waitpoint tokens, and return it."""
-        secret = Secret(stored[0].decode(), bytes.fromhex(stored[1].decode()))
+        try:
+            secret = Secret(stored[0].decode(), bytes.fromhex(stored[1].decode()))
+        except ValueError:
+            raise _damaged_setting("secrets", partition, "the secret that signs") from None
         self.secret_rings[partition] = SecretRing.of(secret)
         return secret
 
@@ -189,3 +196,24 @@ class EngineConnection:
 def new_call_id() -> str:
     """Return a new name for a call, by which its repeats are recognized and get the first reply."""
     return uuid4().hex
+
+
+def _stored_number(value: bytes | None, name: str, most: int) -> int:
+    """Return a number of the stored settings, which is 1 to `most`.
+
+    Raises:
+        ValidationError: `corruption`.
+    """
+    number = int(value) if value is not None and value.isdigit() and len(value) < 10 else 0
+    if not 1 <= number <= most:
+        raise _damaged_setting("meta", 0, f"{name} is {value!r:.100}")
+    return number
+
+
+def _damaged_setting(key: str, partition: int, what: str) -> ValidationError:
+    return ValidationError(
+        "corruption",
+        f"The stored settings of partition {partition} are damaged: {what}. Restore the store's key "
+        f"'...:{partition_key(partition)}:{key}' from a backup.",
+        field=key,
+    )

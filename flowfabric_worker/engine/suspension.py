@@ -296,7 +296,7 @@ class Suspension(EngineCore):
     def _read_secrets(self, partition: int) -> SecretRing:
         reply = self.call("read_secrets", partition, [])
         if not reply[0]:
-            # Set up the store again, because it lost its data while this engine was open.
+            # The store lost its data while this engine was open, or the secret is damaged; both need a new one.
             self.set_up(testing=False)
             reply = self.call("read_secrets", partition, [])
         ring = SecretRing.read(reply)

@@ -112,6 +112,11 @@ function ff.text(number)
   return string.format('%.0f', number)
 end
 
+-- Return a stored moment in ms, or nil if it is absent or damaged. A moment has few enough digits to be exact.
+function ff.stored_moment(value)
+  return value and #value <= 15 and string.find(value, '^%d+$') and tonumber(value) or nil
+end
+
 -- Return a stored number, or nil if the field is absent or empty.
 function ff.number(value)
   return value and tonumber(value) or nil
@@ -180,7 +185,7 @@ function ff.begin(keys)
   call = redis.call
   local base = keys[1]
   local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher', 'feed_age')
-  local now, latest = ff.number(meta[1]), ff.number(meta[2]) or 0
+  local now, latest = ff.number(meta[1]), ff.stored_moment(meta[2]) or 0
   if not now then
     local time = call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -201,7 +206,7 @@ function ff.begin(keys)
     partition = partition,
     channel = prefix .. ':topic:',
     watcher = meta[3],
-    feed_age = ff.number(meta[4]) or ff.DAY,
+    feed_age = ff.stored_moment(meta[4]) or ff.DAY,
     ready = {},
     due = {},
     records = {},

@@ -215,9 +215,11 @@ ff.register('rotate_secret', {}, function(ctx, args)
 end)
 
 -- read_secrets: read the secrets of waitpoint tokens.
--- Replies: the kid that signs, then kid, secret and fingerprint of each secret that is valid.
+-- Replies: the kid that signs, or '' if there is none or its secret is damaged; then kid, secret and fingerprint of each
+-- secret that is valid.
 ff.register('read_secrets', { 'no-writes' }, function(ctx)
-  local answer = { call('HGET', ctx.base .. ':secrets', 'current') or '' }
+  local current = call('HGET', ctx.base .. ':secrets', 'current')
+  local answer = { current and ff.secret_of(ctx, current) and current or '' }
   for _, kid in ipairs((ff.sort_kids(ctx))) do
     local secret = ff.secret_of(ctx, kid)
     ff.append(answer, { kid, secret[1], secret[2] })
