@@ -68,6 +68,11 @@ class Proxy(Listener):
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         super().__init__()
 
+    @property
+    def connections(self) -> int:
+        """How many connections were opened and not cut."""
+        return len(self._pairs)
+
     # Behaviour
 
     def swallow(self, *, calls: bool = True, replies: bool = True) -> None:

@@ -270,6 +270,28 @@ def test_signals_from_outside_count_as_no_loss_in_a_busy_process(served: Worker,
     assert reasons == [""] * len(overs)
 
 
+def test_a_signal_in_a_forked_child_is_no_signal_of_its_worker(served: Worker) -> None:
+    @served.task
+    def fork() -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        return os.waitpid(pid, 0)[1]
+
+    run = fork.submit()
+    runtime = Runtime(served)
+    # Longer than the worker needs to notice a signal that a handler sent to its own thread.
+    asking = threading.Timer(1.5, runtime.request_stop)
+    asking.start()
+    runtime.run()
+    asking.join()
+
+    assert run.result(1) == 0
+    assert runtime._own_reason == ""
+
+
 def test_a_stop_from_outside_reaches_a_handler_past_its_timeout(served: Worker, start: Start) -> None:
     over, begun = threading.Event(), threading.Event()
     task = served.task(name="slow", timeout=timedelta(seconds=3))(lambda: (begun.set(), over.wait(30))[1])
