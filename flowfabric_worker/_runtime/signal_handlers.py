@@ -25,6 +25,8 @@ Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 _before: dict[int, Any] = {}
 _ours: dict[int, Any] = {}
 _forking = threading.local()
+# The watch of the main thread while it waits for signals.
+_watches: set[_Watch] = set()
 
 CAN_AWAIT: Final = hasattr(signal, "sigwaitinfo")
 # A thread that does not wait for this signal ignores it.
@@ -99,12 +101,14 @@ class _Watch:
             end.setblocking(False)
 
     def __enter__(self) -> Self:
-        self._former = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._work, name="flowfabric-signal-watch", daemon=True).start()
+        self._former = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        _watches.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._former)
+        _watches.discard(self)
         self._writer.close()
         self._ended.set()
 
@@ -160,8 +164,9 @@ def _restore() -> None:
     for number, former in _before.items():
         if signal.getsignal(number) is _ours[number]:
             signal.signal(number, signal.SIG_DFL if former is None else former)
-    # The signals of the child are not signals to its parent, which reads the other end.
-    signal.set_wakeup_fd(-1)
+    if _watches:
+        # The signals of the child are not signals to its parent, which reads the other end.
+        signal.set_wakeup_fd(-1)
     _release()
 
 
