@@ -215,7 +215,7 @@ class TaskContext(ABC):
             default: what to return if the time is over, or an operator resumes the execution.
             need: how many of several names are enough; None for all.
             type: the annotation by which payloads are decoded; for several names, a mapping of names to annotations is
-                possible. A decision is always an `Approval`.
+                possible. A decision is always an `Approval`; with `type=Approval` only decisions count.
             shown: a document that is shown with the waitpoint, such as what is to be approved. It must be the same in
                 every run, so make it of arguments and of results of steps.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
@@ -13,7 +13,7 @@ from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, MAX_SIGNAL_PAYLOAD_BYTES
 from flowfabric_worker.engine.moments import moment_of
-from flowfabric_worker.engine.types.conditions import APPROVAL
+from flowfabric_worker.engine.types.conditions import APPROVAL, APPROVED, REJECTED
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import (
     DeliverApprovalSignalArgs,
@@ -24,10 +24,6 @@ from flowfabric_worker.engine.types.suspension import (
     decision_key,
 )
 from flowfabric_worker.engine.waitpoint_tokens import from_bearer
-
-# The names of decisions.
-APPROVED: Final = "approved"
-REJECTED: Final = "rejected"
 
 
 @attrs.frozen(kw_only=True)

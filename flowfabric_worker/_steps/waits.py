@@ -14,6 +14,7 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.types.conditions import (
     APPROVAL,
+    DECISION,
     OWN_NAME,
     AllOf,
     Count,
@@ -60,6 +61,8 @@ class Answer:
         """
         if self.category == APPROVAL:
             return approval_of(self.name, self.by, self.payload)
+        if annotation is Approval:
+            raise DecodingError(f"The signal {waitpoint!r} is no decision: {self.by} sent it with Client.signal.")
         return decode_value(self.payload, annotation, f"The payload of the signal {waitpoint!r}")
 
 
@@ -189,10 +192,13 @@ class Wait:
         return exit_
 
     def _condition(self) -> ResumeCondition:
+        matchers = [DECISION if _of_name(self.annotation, each) is Approval else OWN_NAME for each in self.names]
         if self.need == len(self.names):
-            members = [Single(each, OWN_NAME) for each in self.names]
+            members = [Single(*each) for each in zip(self.names, matchers, strict=True)]
             return members[0] if self.is_single else AllOf(members)
-        return Count(n=self.need, kind=CountKind.WAITPOINTS, waitpoint_keys=self.names, matcher=OWN_NAME)
+        # One matcher serves all names of a count.
+        matcher = OWN_NAME if OWN_NAME in matchers else DECISION
+        return Count(n=self.need, kind=CountKind.WAITPOINTS, waitpoint_keys=self.names, matcher=matcher)
 
     def result(self, end: WaitEnd, default: Any) -> Any:
         """Return what `wait_for` returns.

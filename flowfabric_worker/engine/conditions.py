@@ -11,8 +11,8 @@ A condition is encoded as a flat list of words in postfix order. Each node is it
     count <n> <kind> <name> <number of keys> <waitpoint key>...
     all_of <number of members>
 
-A name is empty if every name counts. It is a tab, which no name contains, if the waitpoint's own name counts, and
-decisions.
+A name is empty if every name counts. It is a tab if the waitpoint's own name counts, and decisions, and a line feed if
+only decisions count; no name contains such characters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from typing import Protocol, TypeAlias, TypeVar
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import MAX_CONDITION_BYTES, MAX_CONDITION_DEPTH, MAX_WAITPOINTS, Limits
 from flowfabric_worker.engine.types.conditions import (
+    ANY_SIGNAL,
+    APPROVED,
+    DECISION,
     OWN_NAME,
+    REJECTED,
     AllOf,
     Count,
     CountKind,
@@ -39,8 +43,9 @@ Leaf: TypeAlias = Single | Count
 
 _ROOT = "the root"
 _DEFAULT_LIMITS = Limits()
-# How a matcher of the waitpoint's own name is written; no name contains a control character.
-_OWN_NAME = "\t"
+# How matchers without a name are written.
+_SPECIAL = {"": ANY_SIGNAL, "\t": OWN_NAME, "\n": DECISION}
+_WRITTEN = {matcher: word for word, matcher in _SPECIAL.items()}
 
 
 class SignalLike(Protocol):
@@ -94,7 +99,12 @@ def referenced_waitpoint_keys(condition: ResumeCondition) -> tuple[str, ...]:
 def required_names(condition: ResumeCondition, waitpoint_key: str) -> tuple[str, ...]:
     """Return the names of the signals that count at a waitpoint, sorted; empty if any name counts, or none."""
     matchers = [leaf.matcher for leaf in _leaves(condition) if waitpoint_key in _keys(leaf)]
-    names = {waitpoint_key if matcher.own_name else matcher.name for matcher in matchers}
+    names: set[str | None] = set()
+    for matcher in matchers:
+        if matcher == DECISION:
+            names |= {APPROVED, REJECTED}
+        else:
+            names.add(waitpoint_key if matcher == OWN_NAME else matcher.name)
     return () if None in names else tuple(sorted(name for name in names if name is not None))
 
 
@@ -279,11 +289,11 @@ def _read_node(operator: str, reader: Iterator[str], done: list[ResumeCondition]
 
 
 def _name_of(matcher: SignalMatcher) -> str:
-    return _OWN_NAME if matcher.own_name else matcher.name or ""
+    return matcher.name or _WRITTEN[matcher]
 
 
 def _matcher_of(word: str) -> SignalMatcher:
-    return OWN_NAME if word == _OWN_NAME else SignalMatcher(word or None)
+    return _SPECIAL.get(word) or SignalMatcher(word)
 
 
 def _number(word: str) -> int:

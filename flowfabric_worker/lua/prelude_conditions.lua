@@ -9,8 +9,9 @@
 -- signal counts.
 local COUNTED_ONCE = { waitpoints = true, sources = true }
 
--- The name of a leaf that takes the signals named as their waitpoint, and decisions; no signal can have this name.
-local OWN_NAME = '\t'
+-- The name of a leaf that takes the signals named as their waitpoint, and decisions; and that of a leaf that takes only
+-- decisions. No signal can have these names.
+local OWN_NAME, DECISION = '\t', '\n'
 
 -- Return the leaf at place `at` of the words, and the place after it.
 local function read_leaf(words, at)
@@ -55,8 +56,8 @@ end
 
 -- Return whether a signal has a name that a leaf takes.
 local function has_name(leaf, signal)
-  if leaf.name == OWN_NAME then
-    return signal.name == signal.waitpoint_name or signal.category == 'approval'
+  if leaf.name == OWN_NAME or leaf.name == DECISION then
+    return signal.category == 'approval' or leaf.name == OWN_NAME and signal.name == signal.waitpoint_name
   end
   return leaf.name == '' or leaf.name == signal.name
 end

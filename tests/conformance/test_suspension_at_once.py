@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.types.conditions import OWN_NAME, Count, CountKind, Single
+from flowfabric_worker.engine.types.conditions import DECISION, OWN_NAME, Count, CountKind, Single
 from flowfabric_worker.engine.types.suspension import (
     AlreadySatisfied,
     SignalAccepted,
@@ -65,6 +65,17 @@ def test_signals_over_many_pages_are_counted_once_by_both_calls(engine: Engine) 
     assert isinstance(outcome, Suspended)
     last = signal(engine, claimed.execution_id, waitpoint, source=SignalSource("user", "101"))
     assert effect_of(last) is SignalEffect.RESUME_CONDITION_SATISFIED
+
+
+def test_only_a_decision_counts_where_a_decision_is_asked_for(engine: Engine) -> None:
+    execution, waitpoint = suspended(engine, "deploy", condition=Single("deploy", DECISION))
+
+    for name in ("deploy", "approved"):
+        plain = signal(engine, execution, waitpoint, name)
+        assert isinstance(plain, SignalAccepted)
+        assert (plain.effect, plain.awaited_names) == (SignalEffect.NO_OP, ("approved", "rejected"))
+    answer = signal(engine, execution, waitpoint, "approved", category="approval")
+    assert effect_of(answer) is SignalEffect.RESUME_CONDITION_SATISFIED
 
 
 @pytest.mark.parametrize("decision", ["approved", "rejected"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flowfabric_worker.engine.conditions import evaluate, referenced_waitpoint_keys
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.types.conditions import (
+    DECISION,
     OWN_NAME,
     AllOf,
     Count,
@@ -34,7 +35,7 @@ from tests.support.suspensions import signal
 KEYS = ("a", "b", "c")
 NAMES = ("yes", "a")
 keys = st.sampled_from(KEYS)
-matchers = st.sampled_from([OWN_NAME, *map(SignalMatcher, (None, *NAMES))])
+matchers = st.sampled_from([OWN_NAME, DECISION, *map(SignalMatcher, (None, *NAMES))])
 
 
 @st.composite

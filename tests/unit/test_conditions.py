@@ -23,6 +23,7 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import SignalId, WaitpointId
 from flowfabric_worker.engine.limits import MAX_CONDITION_BYTES, MAX_CONDITION_DEPTH, MAX_WAITPOINTS, Limits
 from flowfabric_worker.engine.types.conditions import (
+    DECISION,
     OWN_NAME,
     AllOf,
     Count,
@@ -295,6 +296,7 @@ def test_the_words_of_a_condition() -> None:
     assert to_postfix(OperatorOnly()) == ["operator_only"]
     assert to_postfix(TimeoutOnly()) == ["timeout_only"]
     assert to_postfix(Single("a", OWN_NAME)) == ["single", "a", "\t"]
+    assert to_postfix(Single("a", DECISION)) == ["single", "a", "\n"]
 
 
 def test_keys_that_look_like_operators_travel() -> None:
@@ -333,7 +335,7 @@ def test_damaged_words_are_told(words: Sequence[str]) -> None:
 
 # ── for every condition and every set of signals ──
 
-matchers = st.sampled_from([SignalMatcher(), OWN_NAME, *map(SignalMatcher, NAMES)])
+matchers = st.sampled_from([SignalMatcher(), OWN_NAME, DECISION, *map(SignalMatcher, NAMES)])
 keys = st.lists(st.sampled_from(KEYS), min_size=1, unique=True).map(tuple)
 counts = st.builds(Count, n=st.integers(1, 4), kind=st.sampled_from(CountKind), waitpoint_keys=keys, matcher=matchers)
 leaves = st.builds(Single, st.sampled_from(KEYS), matchers) | counts
@@ -371,8 +373,8 @@ def naive(condition: ResumeCondition, signals: Sequence[ResumeSignal]) -> bool:
         for identity, s in zip(of_kind[condition.kind], signals, strict=True)
         if s.waitpoint_key in condition.waitpoint_keys
         and (
-            (s.name == s.waitpoint_key or s.category == "approval")
-            if wanted.own_name
+            s.category == "approval" or (wanted == OWN_NAME and s.name == s.waitpoint_key)
+            if wanted in (OWN_NAME, DECISION)
             else wanted.name in (None, s.name)
         )
     ]

@@ -457,6 +457,41 @@ def test_a_decision_reaches_the_handler_with_its_reason_in_every_run(
     assert run.result(10) == [approved, approved, "says so", "jane"]
 
 
+def test_a_signal_settles_no_approval(either: Worker, mailbox: Mailbox, start: Start) -> None:
+    @either.task
+    def pay() -> str:
+        mailbox.post(current().waitpoint("approval"))
+        decision = current().wait_for("approval", type=Approval)
+        return f"{decision.approved} by {decision.by}"
+
+    start(either)
+    run = pay.submit()
+    token = mailbox.take()
+    in_state(either, run, PublicState.SUSPENDED)
+    for name in ("approval", "approved"):
+        told = mailbox.signal(token, name, {"approved": True, "reason": "", "by": "ann"})
+        assert (told.effect, told.awaited_names) == (SignalEffect.NO_OP, ("approved", "rejected"))
+    mailbox.approve(token, False, by="ann")
+
+    assert run.result(10) == "False by ann"
+
+
+def test_a_signal_for_one_of_several_approvals_is_an_error(either: Worker, mailbox: Mailbox, start: Start) -> None:
+    @either.task
+    def pay() -> dict[str, Any]:
+        for name in ("paid", "approval"):
+            mailbox.post(current().waitpoint(name))
+        return current().wait_for(["paid", "approval"], need=1, type={"approval": Approval})
+
+    start(either)
+    run = pay.submit()
+    mailbox.take()
+    mailbox.signal(mailbox.take(), "approval", True, by="joe")
+
+    with pytest.raises(ExecutionFailed, match="The signal 'approval' is no decision: joe sent it"):
+        run.result(10)
+
+
 @pytest.mark.parametrize("decision", [None, "yes", 1, 0, b""])
 def test_what_is_no_decision_is_refused_before_any_call(decision: Any) -> None:
     with pytest.raises(ValidationError, match="A decision is True or False"):
@@ -572,7 +607,9 @@ def test_a_durable_call_while_a_wait_leaves_the_handler_is_an_error(
 
     start(either)
     run = careless.submit()
-    mailbox.signal(mailbox.take(), "x")
+    token = mailbox.take()
+    in_state(either, run, PublicState.SUSPENDED)
+    mailbox.signal(token, "x")
     run.result(10)
 
     assert len(told) == 1

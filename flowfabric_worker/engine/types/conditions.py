@@ -11,36 +11,51 @@ from attrs.validators import optional
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.types import checks
 
-# The category of the signals that are decisions, such as approvals.
+# The category of the signals that are decisions, and the names of decisions.
 APPROVAL: Final = "approval"
+APPROVED: Final = "approved"
+REJECTED: Final = "rejected"
+
+
+class MatchRule(StrEnum):
+    """How a `SignalMatcher` chooses: by its name, by the waitpoint's own name or a decision, or by a decision alone."""
+
+    NAME = "name"
+    OWN_NAME = "own_name"
+    DECISION = "decision"
 
 
 @attrs.frozen
 class SignalMatcher:
-    """Choose the signals that count by their names.
+    """Choose the signals that count.
 
     Attributes:
-        name: the name that counts; None for every name.
-        own_name: True if a signal counts that is named as its waitpoint, and a decision by whatever name; then `name`
-            is None.
+        name: the name of the signals that count; None for every name.
+        rule: `own_name` if a signal counts that is named as its waitpoint, and a decision by whatever name; `decision`
+            if only a decision counts. Then there is no name.
     """
 
     name: str | None = attrs.field(default=None, validator=optional(checks.name))
-    own_name: bool = attrs.field(default=False, kw_only=True)
+    rule: MatchRule = attrs.field(default=MatchRule.NAME, converter=MatchRule, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        if self.own_name and self.name is not None:
-            raise ValidationError("invalid_input", "A SignalMatcher has a name or own_name=True, not both.")
+        if self.name is not None and self.rule is not MatchRule.NAME:
+            raise ValidationError("invalid_input", f"A SignalMatcher has a name or rule={self.rule}, not both.")
 
     def accepts(self, name: str, waitpoint_key: str, category: str) -> bool:
         """Return True if a signal of that name and category counts at a waitpoint."""
-        if self.own_name:
-            return name == waitpoint_key or category == APPROVAL
-        return self.name is None or self.name == name
+        match self.rule:
+            case MatchRule.NAME:
+                return self.name is None or self.name == name
+            case MatchRule.OWN_NAME:
+                return name == waitpoint_key or category == APPROVAL
+            case MatchRule.DECISION:
+                return category == APPROVAL
 
 
 ANY_SIGNAL = SignalMatcher()
-OWN_NAME = SignalMatcher(own_name=True)
+OWN_NAME = SignalMatcher(rule=MatchRule.OWN_NAME)
+DECISION = SignalMatcher(rule=MatchRule.DECISION)
 
 
 class CountKind(StrEnum):
