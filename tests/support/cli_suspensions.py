@@ -10,18 +10,6 @@ from tests.support.executions import request
 from tests.support.suspensions import waiting_for
 
 
-def claimed(client: Client, task: str = "deploy", lane: str = "ops") -> Claimed:
-    client.submit(task, force=True, lane=lane)
-    (found,) = client.engine.claim_many(request(lane, tasks=frozenset({task})))
-    return found
-
-
-def waiting(client: Client, *keys: str, task: str = "deploy", lane: str = "ops", **changes: object) -> Waiting:
-    found = claimed(client, task, lane)
-    outcome = client.engine.suspend(found.handle, waiting_for(*keys or ("go",), **changes))
-    return Waiting(found, outcome.details.waitpoints)
-
-
 class Waiting:
     """An execution that waits, and its waitpoints."""
 
@@ -32,4 +20,19 @@ class Waiting:
 
     @property
     def token(self) -> str:
+        """The token of its first waitpoint, as a bearer has it."""
         return to_bearer(self.execution_id, self.waitpoints[0].waitpoint_id, self.waitpoints[0].token)
+
+
+def claimed(client: Client, task: str = "deploy", lane: str = "ops") -> Claimed:
+    """Return a new execution that a worker holds."""
+    client.submit(task, force=True, lane=lane)
+    (found,) = client.engine.claim_many(request(lane, tasks=frozenset({task})))
+    return found
+
+
+def waiting(client: Client, *keys: str, task: str = "deploy", lane: str = "ops", **changes: object) -> Waiting:
+    """Return a new execution that waits at some waitpoints, by default at one."""
+    found = claimed(client, task, lane)
+    outcome = client.engine.suspend(found.handle, waiting_for(*keys or ("go",), **changes))
+    return Waiting(found, outcome.details.waitpoints)
