@@ -125,7 +125,8 @@ class Page:
         if not (length.isascii() and length.isdecimal()) or len(length) > 9 or int(length) > MOST_BYTES:
             return _answer(start_response, "413 Content Too Large")
         fields = parse_qs(environ["wsgi.input"].read(int(length)).decode("utf-8", "replace"))
-        run = self._client.submit("texts.write", fields.get("prompt", [""]), force=True)
+        prompt = fields.get("prompt", [""])[0]
+        run = self._client.submit("texts.write", [prompt], force=True)
         return _answer(start_response, "303 See Other", headers=[("Location", f"/texts/{run.id.plain}")])
 
     def _events(self, name: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

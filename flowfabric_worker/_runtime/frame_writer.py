@@ -20,6 +20,8 @@ from flowfabric_worker.outcomes import DurableCallError, Interrupted
 
 # Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
 _creating: Final = threading.Lock()
+# The number of frames of an attempt has fewer digits than this.
+_MOST_DIGITS: Final = 12
 
 
 class FrameWriter:
@@ -117,10 +119,8 @@ class FrameWriter:
         emitted = journal.get(self.record_of(step))
         if emitted is None:
             return
-        try:
-            count = int(emitted)
-        except ValueError:
+        if not emitted.isdigit() or len(emitted) > _MOST_DIGITS:
             raise DecodingError(
-                f"The record of the step {step!r} is damaged: {emitted!r:.50} is not a number of frames."
-            ) from None
-        self._buffer().skip_to(count)
+                f"The record of what the step {step!r} emitted is damaged: {emitted!r:.50} is not a number of frames."
+            )
+        self._buffer().skip_to(int(emitted))

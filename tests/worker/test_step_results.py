@@ -243,3 +243,23 @@ def test_a_damaged_record_of_a_sleep_fails_the_execution_for_good(worker: Worker
     assert (
         ended(worker, run).error == "DecodingError: The record of a sleep is damaged: b'tomorrow' is not a time in ms."
     )
+
+
+@pytest.mark.parametrize("data", [b"many", b"-1", b"9" * 30, b""])
+def test_a_damaged_record_of_what_a_step_emitted_fails_for_good(worker: Worker, start: Start, data: bytes) -> None:
+    @worker.task(retry=TWICE)
+    def talk() -> None:
+        current().step("speak", int, "1")
+        current().emit("after")
+
+    run = talk.submit()
+    lost = claim_one(worker.engine, "default").handle
+    worker.engine.record_step(lost, "ff:out0 speak", data)
+    worker.engine.record_step(lost, "speak", b"1")
+    worker.engine.release(lost)
+    start(worker)
+    info = ended(worker, run)
+
+    assert (info.retry_count, info.error_class) == (0, FailureClass.PERMANENT)
+    assert info.error is not None
+    assert info.error.startswith("DecodingError: The record of what the step 'speak' emitted is damaged")
