@@ -49,7 +49,7 @@ from tests.support.executions import claim_one
 from tests.support.mailbox import Mailbox
 from tests.support.observation import ended, in_state, info_of
 from tests.support.servers import wait_until
-from tests.support.suspensions import signal_to
+from tests.support.suspensions import signal_to, waiting_for
 from tests.worker.conftest import Start
 
 SHORT = timedelta(milliseconds=150)
@@ -176,6 +176,21 @@ def test_what_was_there_already_is_remembered_by_the_next_attempt(
     start(either)
 
     assert pay.submit().result(10) == 7 + 2
+
+
+def test_what_a_lost_worker_had_taken_is_returned_to_the_next(either: Worker, start: Start) -> None:
+    task = either.task(name="wait")(lambda: [current().wait_for("x"), current().kind])
+    run = task.submit()
+    lost = claim_one(either.engine, "default").handle
+    waitpoint = either.engine.create_waitpoint(lost, "x", LONG)
+    either.engine.deliver_signal(signal_to(run.id, waitpoint, "x", payload=b"7"))
+    taken = either.engine.try_satisfy(lost, waiting_for("x", condition=Single("x"), continuation="ff:wait x"))
+    assert taken is not None
+    either.engine.release(lost)
+    start(either)
+
+    assert run.result(10) == [7, "resumed"]
+    assert info_of(either, run).step_count == 1
 
 
 def test_the_first_signal_of_each_name_counts_behind_a_thousand_others(served: Worker, start: Start) -> None:
