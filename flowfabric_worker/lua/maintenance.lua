@@ -93,8 +93,8 @@ local function handle_one(ctx, record)
     end
     return false
   elseif words.phase == 'suspended' and is_due(ctx, record.suspended_until)
-    and tonumber(record.suspended_until) <= (ff.number(record.deadline) or math.huge) then
-    ff.time_out(ctx, record)
+    and tonumber(record.suspended_until) <= (ff.number(record.deadline) or math.huge) and ff.time_out(ctx, record) then
+    return true
   elseif is_due(ctx, record.deadline) then
     ff.expire(ctx, record)
   elseif is_due(ctx, record.reserved_until) then

@@ -112,6 +112,11 @@ function ff.text(number)
   return string.format('%.0f', number)
 end
 
+-- Return whether a stored text may be a word of a newer release; any other text is damage.
+function ff.is_word(text)
+  return string.find(text, '^%l[%l_]*$') ~= nil
+end
+
 -- Return a stored moment in ms, or nil if it is absent or damaged. A moment has few enough digits to be exact.
 function ff.stored_moment(value)
   return value and #value <= 15 and string.find(value, '^%d+$') and tonumber(value) or nil

@@ -26,7 +26,8 @@ local function read_leaf(words, at)
   return leaf, at + 5 + count
 end
 
--- Return the leaves of a condition. `is_endless` is set if no signal can meet it.
+-- Return the leaves of a condition. `is_endless` is set if no signal can meet it, and `is_foreign` if the condition has a word
+-- that only a newer release knows.
 function ff.leaves(text)
   local words, leaves, at = ff.unpack(text), {}, 1
   while at <= #words do
@@ -35,8 +36,11 @@ function ff.leaves(text)
     elseif words[at] == 'operator_only' or words[at] == 'timeout_only' then
       leaves.is_endless = true
       at = at + 1
-    else
+    elseif words[at] == 'single' or words[at] == 'count' then
       leaves[#leaves + 1], at = read_leaf(words, at)
+    else
+      leaves.is_foreign = ff.is_word(words[at]) or error('a condition is damaged')
+      return leaves
     end
   end
   return leaves

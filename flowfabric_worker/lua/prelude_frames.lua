@@ -24,14 +24,17 @@ local COUNTERS = { count = true, durable = true, bytes = true, version = true }
 
 -- State -------------------------------------------------------------------------------------------------------------
 
--- Return the state that a text holds, or nil if the text is damaged.
+-- Return the state that a text holds, or nil if the text is damaged. Parts that a newer release added are kept.
 local function read_state(text)
-  local parts, state = text and ff.unpack(text) or {}, {}
+  local parts, state = text and ff.unpack(text) or {}, { further = {} }
   if not parts or text and #parts < #ATTEMPT_STATE then
     return nil
   end
   for i, name in ipairs(ATTEMPT_STATE) do
     state[name] = COUNTERS[name] and tonumber(parts[i] or '0') or parts[i] or ''
+  end
+  for i = #ATTEMPT_STATE + 1, #parts do
+    state.further[i - #ATTEMPT_STATE] = parts[i]
   end
   return state
 end
@@ -42,6 +45,7 @@ local function state_text(state)
   for i, name in ipairs(ATTEMPT_STATE) do
     parts[i] = type(state[name]) == 'number' and ff.text(state[name]) or state[name]
   end
+  ff.append(parts, state.further)
   return ff.pack(parts)
 end
 

@@ -64,11 +64,14 @@ local function write_signal(ctx, uuid, signal, number, window)
   call('HSET', signals, unpack(list)) -- bounded: the fields of one signal
 end
 
--- Count a signal to an active waitpoint, and return its effect.
+-- Count a signal to an active waitpoint, and return its effect; nil if only a newer release can decide it.
 local function count(ctx, record, signal)
   local key = ff.suspension_key(ctx, record.uuid, ff.suspension_of(record))
   local stored = call('HMGET', key, 'condition', 'counts')
-  local leaves = ff.leaves(stored[1])
+  local leaves, until_ms = ff.leaves(stored[1]), ff.number(record.suspended_until)
+  if leaves.is_foreign or until_ms and until_ms <= ctx.now then
+    return nil
+  end
   local counts = ff.read_counts(stored[2], leaves)
   if not ff.count_signal(key, leaves, counts, signal) then
     ff.add(key, 'unmatched', 1)
@@ -92,7 +95,7 @@ end
 -- Deliver a signal, whose sender has been checked, to a waitpoint of a record.
 -- Replies: 'accepted', id, effect, and for a signal that matched nothing the condition and the waitpoint's name; or
 -- 'duplicate', id of the first signal.
--- Errors: waitpoint_closed, signal_limit_exceeded.
+-- Errors: waitpoint_closed, signal_limit_exceeded, written_by_newer_release.
 function ff.deliver(ctx, record, waitpoint, signal, window)
   local uuid = record.uuid
   local standing, why = ff.standing(ctx, uuid, waitpoint)
@@ -113,7 +116,13 @@ function ff.deliver(ctx, record, waitpoint, signal, window)
     return ff.failure('signal_limit_exceeded', uuid, ff.text(limit))
   end
   signal.waitpoint_name, signal.accepted = waitpoint.name, ctx.now_text
-  signal.effect = standing == 'active' and count(ctx, record, signal) or 'buffered_for_pending_waitpoint'
+  signal.effect = 'buffered_for_pending_waitpoint'
+  if standing == 'active' then
+    signal.effect = count(ctx, record, signal)
+    if not signal.effect then
+      return ff.failure('written_by_newer_release', uuid)
+    end
+  end
   write_signal(ctx, uuid, signal, ff.text(number), window)
   if standing == 'pending' and waitpoint.first == '' then
     waitpoint.first = ff.text(number)

@@ -143,7 +143,7 @@ local TIMED_OUT = {
   cancel = { 'cancelled', 'cancel_reason', 'suspension_timeout', 'cancelled_by', 'system_timeout' },
 }
 
--- Carry out the time-out behavior of a suspension.
+-- Carry out the time-out behavior of a suspension. Return false if only a newer release knows the behavior.
 function ff.time_out(ctx, record)
   local key = ff.suspension_key(ctx, record.uuid, ff.suspension_of(record))
   local stored = call('HMGET', key, 'behavior', 'delay')
@@ -152,6 +152,8 @@ function ff.time_out(ctx, record)
   elseif stored[1] == 'escalate' then
     call('HSET', key, 'reason', 'waiting_for_operator_review', 'until', '')
     ff.move(ctx, record, ff.suspended_state('waiting_for_operator_review'), { suspended_until = '' })
+  elseif not TIMED_OUT[stored[1]] then
+    return not ff.is_word(stored[1]) and error('a behavior is damaged')
   else
     local list, written = {}, TIMED_OUT[stored[1]]
     for i = 2, #written do
@@ -160,4 +162,5 @@ function ff.time_out(ctx, record)
     ff.close_suspension(ctx, record, 'timed_out', nil, list)
     ff.finish(ctx, record, written[1], list)
   end
+  return true
 end

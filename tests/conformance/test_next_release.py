@@ -16,10 +16,20 @@ from flowfabric_worker.engine.types.admin import (
     Revoked,
     RevokeLeaseArgs,
 )
+from flowfabric_worker.engine.types.conditions import Count, CountKind
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.suspension import (
+    PendingWaitpointInfo,
+    SignalAccepted,
+    SuspendArgs,
+    Suspended,
+    SuspendedExecutionEntry,
+    WaitpointBinding,
+)
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, WorkerInfo
+from flowfabric_worker.engine.wire import pack
 from tests.conftest import Clock
 from tests.support.executions import (
     BOOM,
@@ -32,10 +42,13 @@ from tests.support.executions import (
     raw_key,
     refused,
     request,
+    running,
     upkeep_all,
 )
 from tests.support.next_release import NOVELTY, NextEngine, gated, next_engine
 from tests.support.operations import beat
+from tests.support.streams import append_all, frame, live, patch, payloads, read_all
+from tests.support.suspensions import MINUTE, signal, suspended
 
 SECOND = timedelta(seconds=1)
 POLICY = ExecutionPolicy(retry=RetryPolicy(max_retries=2, jitter=False, initial=SECOND), retention=timedelta(hours=1))
@@ -220,7 +233,88 @@ def test_a_phase_of_the_next_release_is_neither_read_as_damage_nor_ended(engine:
     with refused("written_by_newer_release"):
         engine.set_tags(execution, {"color": "red"})
     (row,) = engine.list_executions(None, None, 10).executions
-    assert row.corruption is not None
-    assert "newer release" in row.corruption
+    assert (row.public_state, row.corruption) == (None, None)
     assert list(engine.list_damaged().executions) == []
     assert stored(engine, execution) == before
+
+
+# Waits and streams
+
+
+def part_of(engine: Engine, execution: ExecutionId, kind: str, field: str) -> bytes:
+    """Return a field of one of the further keys of an execution."""
+    key = raw_key(engine, execution.partition_number, f"{kind}:{execution.uuid}")
+    value: bytes = raw_client(engine, execution.partition_number).hget(key, field)  # type: ignore[assignment]
+    return value
+
+
+def test_a_wait_of_the_next_release_goes_on_here_with_its_extra_parts(engine: Engine, newer: NextEngine) -> None:
+    claimed = running(newer, lane=LANE)
+    execution = claimed.execution_id
+    pending = newer.create_waitpoint(claimed.handle, "go", MINUTE)
+
+    assert isinstance(signal(engine, execution, pending), SignalAccepted)
+    assert part_of(engine, execution, "w", f"w{pending.waitpoint_id}").endswith(NOVELTY)
+
+    condition = Count(n=2, kind=CountKind.SIGNALS, waitpoint_keys=["go"])
+    binding = WaitpointBinding(waitpoint_key="go", pending=pending.waitpoint_id)
+    outcome = newer.suspend(claimed.handle, SuspendArgs(condition=condition, waitpoints=[binding]))
+    assert isinstance(outcome, Suspended)
+    (row,) = engine.list_suspended(execution.partition_number).executions
+    assert isinstance(row, SuspendedExecutionEntry)
+    (waitpoint,) = engine.list_pending_waitpoints(execution).waitpoints
+    assert isinstance(waitpoint, PendingWaitpointInfo)
+    assert isinstance(signal(newer, execution, pending), SignalAccepted)
+    again = claim_one(engine)
+    assert len(engine.observe_signals(again.handle).signals) == 2
+    engine.complete(again.handle)
+    assert engine.read_execution_state(execution) is PublicState.COMPLETED
+
+
+def test_a_stream_of_the_next_release_goes_on_here_with_its_extra_parts(engine: Engine, newer: NextEngine) -> None:
+    claimed = running(newer, lane=LANE)
+    append_all(newer, claimed.handle, [frame("a"), live("b"), patch('{"x":1}')])
+
+    append_all(engine, claimed.handle, [frame("c"), patch('{"y":2}')])
+
+    assert part_of(engine, claimed.execution_id, "stream", "a0").endswith(NOVELTY)
+    assert payloads(read_all(engine, claimed.execution_id)) == payloads(read_all(newer, claimed.execution_id))
+    assert engine.read_summary(claimed.execution_id, 0) == newer.read_summary(claimed.execution_id, 0)
+
+
+def change_suspension(engine: Engine, execution: ExecutionId, field: str, value: bytes) -> None:
+    """Set a field of the first suspension of an execution, as the next release would have written it."""
+    key = raw_key(engine, execution.partition_number, f"s1:{execution.uuid}")
+    raw_client(engine, execution.partition_number).hset(key, field, value)
+
+
+def test_a_condition_of_the_next_release_is_left_to_it(engine: Engine) -> None:
+    execution, waitpoint = suspended(engine)
+    known = part_of(engine, execution, "s1", "condition")
+    change_suspension(engine, execution, "condition", pack(("any_of", "2")))
+
+    with refused("written_by_newer_release"):
+        signal(engine, execution, waitpoint)
+
+    assert engine.read_execution_state(execution) is PublicState.SUSPENDED
+    assert not engine.list_damaged().executions
+    change_suspension(engine, execution, "condition", known)
+    assert isinstance(signal(engine, execution, waitpoint), SignalAccepted)
+
+
+def test_a_time_out_of_the_next_release_is_left_to_it(engine: Engine, clock: Clock) -> None:
+    execution, waitpoint = suspended(engine, timeout=MINUTE)
+    change_suspension(engine, execution, "behavior", b"ask_again")
+    clock.move(2 * MINUTE)
+    upkeep_all(engine)
+
+    # A signal after the time-out does not resume it either.
+    with refused("written_by_newer_release"):
+        signal(engine, execution, waitpoint)
+
+    assert engine.read_execution_state(execution) is PublicState.SUSPENDED
+    assert not engine.list_damaged().executions
+    change_suspension(engine, execution, "behavior", b"fail")
+    clock.move(MINUTE)
+    upkeep_all(engine)
+    assert engine.read_execution_state(execution) is PublicState.FAILED

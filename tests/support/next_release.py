@@ -26,6 +26,9 @@ local function further(value)
   return string.sub(value, -5) == '3:new' and value or value .. '3:new'
 end
 
+-- Which fields of some kinds of keys hold packed texts: waitpoints, signals, streams, secrets.
+local PACKED = { w = '^[wsed].', g = '^h', stream = '^a%d', secrets = '^s.' }
+
 local function next_call(command, key, ...)
   local values = { ... }
   if not key then
@@ -39,6 +42,12 @@ local function next_call(command, key, ...)
         redis.call('ZADD', base .. ':retention', 1, 'znew kind')
         break
       elseif values[i] == 'holder' then
+        values[i + 1] = further(values[i + 1])
+      end
+    end
+  elseif command == 'HSET' and PACKED[string.match(key, '}:(%l+)')] then
+    for i = 1, #values, 2 do
+      if string.find(values[i], PACKED[string.match(key, '}:(%l+)')]) then
         values[i + 1] = further(values[i + 1])
       end
     end

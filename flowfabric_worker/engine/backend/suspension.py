@@ -140,7 +140,8 @@ class SuspensionBackend:
                 wrong or its secret is past its grace; `signal_limit_exceeded`.
             NotFoundError: `execution_not_found`.
             StateError: `waitpoint_closed`, with the reason: resumed, already_satisfied, timed_out, cancelled,
-                completed, failed or expired; for a second decision, decided, with the first one and who made it.
+                completed, failed or expired; for a second decision, decided, with the first one and who made it;
+                `written_by_newer_release`, only a newer release knows the condition or the time-out.
         """
         raise UnavailableError("deliver_signal")
 
@@ -156,7 +157,7 @@ class SuspensionBackend:
         Raises:
             ValidationError: `lane_mismatch`, the execution is in another lane; `signal_limit_exceeded`.
             NotFoundError: `execution_not_found`, `waitpoint_not_found`.
-            StateError: `waitpoint_closed`, as in `deliver_signal`.
+            StateError: `waitpoint_closed`, `written_by_newer_release`, as in `deliver_signal`.
         """
         raise UnavailableError("deliver_approval_signal")
 
