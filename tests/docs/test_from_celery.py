@@ -14,7 +14,7 @@ from flowfabric_worker.cli import main
 from tests.support.pages import code, rows, section
 
 PAGE = "from-celery.md"
-TABLES = ("What becomes of what", "From Dramatiq", "From RQ", "From Huey")
+TABLES = ("Feature by feature", "From Dramatiq", "From RQ", "From Huey")
 _KEYWORD = re.compile(r"(?<![\w-])(\w+)=")
 _CALLED = re.compile(r"(?<![\w.])([A-Z]\w+)\(")
 _HOOK = re.compile(r"\bon_\w+|\baround\b")
