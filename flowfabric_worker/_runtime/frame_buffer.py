@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # A handler waits while so many of its frames, or so many bytes of them, are not acknowledged.
 MAX_FRAMES: Final = 1000
 MAX_BYTES: Final = MIB
+# Patches of the summary and other frames go out apart, one behind the other, so a call takes so many runs of a kind.
+MAX_RUNS: Final = 4
 
 
 class FrameBuffer:
@@ -118,9 +120,18 @@ class FrameBuffer:
     # For other threads
 
     def first(self, most: int) -> list[Frame]:
-        """Return the first frames that are not acknowledged."""
+        """Return the first frames that are not acknowledged, as many as need few round trips."""
+        frames: list[Frame] = []
+        runs, was_patch = 0, None
         with self._changed:
-            return list(itertools.islice(self._frames, most))
+            for frame in itertools.islice(self._frames, most):
+                is_patch = frame.mode is StreamMode.DURABLE_SUMMARY
+                if is_patch is not was_patch:
+                    runs, was_patch = runs + 1, is_patch
+                if runs > MAX_RUNS:
+                    break
+                frames.append(frame)
+        return frames
 
     def acknowledge(self, count: int) -> bool:
         """Drop the first frames, which the store has; return True if there are more to send."""

@@ -433,3 +433,31 @@ def test_a_summary_that_grows_too_large_fails_the_run_for_good(place: Place) -> 
     summary = run.summary()
     assert summary is not None
     assert len(summary.document) == 17
+
+
+def test_patches_between_values_hold_up_other_handlers_only_shortly(
+    served: Worker, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    append = served.engine.append_frames
+
+    def counted(appends: Sequence[FrameAppend]) -> Any:
+        sizes.append(len(appends))
+        return append(appends)
+
+    @served.task
+    def talk() -> None:
+        for number in range(200):
+            current().emit(number)
+            current().summary.merge({"at": number})
+
+    monkeypatch.setattr(served.engine, "append_frames", counted)
+    start(served, threads=1)
+    run = talk.submit()
+    run.result(20)
+    summary = run.summary()
+
+    assert max(sizes) <= 4
+    assert told(run) == list(range(200))
+    assert summary is not None
+    assert (summary.document, summary.version) == ({"at": 199}, 200)
