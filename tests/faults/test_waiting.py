@@ -67,9 +67,9 @@ def test_two_thousand_who_wait_share_two_connections_and_do_not_poll(server: Val
         runs = waiter.tasks["echo"].submit_many((number,) for number in range(WAITING))
         asked = calls(server)
         with ThreadPoolExecutor(WAITING) as pool:
-            results = [pool.submit(run.result, 60) for run in runs]
+            results = [pool.submit(run.result, 110) for run in runs]
             # Each has looked once, and then asked to be told.
-            wait_until(lambda: calls(server) >= asked + 2 * WAITING, "every caller waits")
+            wait_until(lambda: calls(server) >= asked + 2 * WAITING, "every caller waits", 60)
             before, since = calls(server), time.monotonic()
             time.sleep(SILENT_SECONDS)
             spent = calls(server) - before
