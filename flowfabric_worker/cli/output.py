@@ -96,16 +96,20 @@ def print_table(
     # If the ids alone are wider than the terminal, let it wrap the line: an id must be printed whole.
     out.width = max(out.width, sum(widths) + _GAP * (len(widths) - 1))
     columns = [
-        Column(
-            header,
-            width=width,
-            overflow="fold" if header in folded else "ellipsis",
-            no_wrap=header not in folded,
-            justify="right" if header in counts else "left",
-        )
+        _column(header, width, is_folded=header in folded, is_count=header in counts)
         for header, width in zip(headers, widths, strict=True)
     ]
     out.print(_table(columns, cells, has_header))
+
+
+def _column(header: str, width: int, *, is_folded: bool, is_count: bool) -> Column:
+    return Column(
+        header,
+        width=width,
+        overflow="fold" if is_folded else "ellipsis",
+        no_wrap=not is_folded,
+        justify="right" if is_count else "left",
+    )
 
 
 def _table(columns: Iterable[Column], cells: Iterable[Sequence[str]], has_header: bool) -> Table:

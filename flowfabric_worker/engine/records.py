@@ -230,6 +230,7 @@ class Record:
         return ExecutionInfo(
             **self._moments(state),
             **self._counts(),
+            **self._failure(),
             execution_id=self.execution_id,
             namespace=work_class.namespace,
             lane=work_class.lane,
@@ -249,11 +250,6 @@ class Record:
             past_attempts=self.past_attempts(),
             progress_percent=self.number("progress_percent"),
             progress_message=self.text("progress_message"),
-            error=self.text("error"),
-            error_class=self.text("error_class"),
-            error_detail=self.raw("error_detail") or b"",
-            cancel_reason=self.text("cancel_reason"),
-            cancelled_by=self.text("cancelled_by"),
             reserved_for=self.text("reserved_for"),
             flow_id=self.text("flow"),
         )
@@ -282,6 +278,16 @@ class Record:
             "reclaim_count": self.count("reclaim_count"),
             "replay_count": self.count("replay_count"),
             "step_count": self.count("steps"),
+        }
+
+    def _failure(self) -> dict[str, Any]:
+        """Return the last error of an `ExecutionInfo`, and why it was cancelled."""
+        return {
+            "error": self.text("error"),
+            "error_class": self.text("error_class"),
+            "error_detail": self.raw("error_detail") or b"",
+            "cancel_reason": self.text("cancel_reason"),
+            "cancelled_by": self.text("cancelled_by"),
         }
 
     def outcome(self) -> ExecutionOutcome | None:

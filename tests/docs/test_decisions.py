@@ -25,3 +25,10 @@ def test_the_list_of_decisions_names_every_page() -> None:
     listed = re.findall(r"^(\d+)\. \[.+\]\((\d{4})-.+\.md\)$", (FOLDER / "README.md").read_text(), re.MULTILINE)
 
     assert [(f"{int(number):04}", page) for number, page in listed] == [(page.name[:4],) * 2 for page in PAGES]
+
+
+def test_the_site_has_every_page() -> None:
+    docs = FOLDER.parent
+    named = set(re.findall(r"- (?:[^:\n]+: )?(\S+\.md)$", (docs.parent / "mkdocs.yml").read_text(), re.MULTILINE))
+
+    assert named == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
