@@ -70,6 +70,7 @@ class TaskContext(ABC):
         deadline: when the execution expires; None if it does not.
         tags: the tags of the execution.
         headers: the headers that were submitted with the execution.
+        emitted: the values that a plain call has emitted so far; empty in an execution, whose stream has them.
         cancelled: set when the result of this attempt will not count any more.
         log: a logger whose records carry the execution's id, task and attempt.
     """
@@ -83,6 +84,7 @@ class TaskContext(ABC):
     deadline: datetime | None = None
     tags: Mapping[str, str] = MappingProxyType({})
     headers: Mapping[str, str] = MappingProxyType({})
+    emitted: Sequence[Any] = ()
 
     @property
     @abstractmethod

@@ -156,7 +156,7 @@ class RunStream(Iterator[StreamItem[T]]):
             EngineTimeoutError: no item came in time; call again to wait for it again.
             NotFoundError: `execution_not_found`; the run does not exist, or its retention is over.
             DecodingError: the value cannot be decoded; the next call returns the one behind it.
-            TransportError: `engine_closed`.
+            TransportError: the store could not be reached in time; or `engine_closed`.
         """
         if not self._marks and not self._frames:
             self._wait()

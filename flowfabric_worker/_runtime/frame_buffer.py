@@ -138,7 +138,7 @@ class FrameBuffer:
         with self._changed:
             for _ in range(count):
                 self._bytes -= len(self._frames.popleft().payload)
-            # A handler that is woken for each few frames would run, and take the interpreter, for each few frames.
+            # Waking the handler for every few frames would make the two threads take turns for every few frames.
             if len(self._frames) <= MAX_FRAMES // 2 and self._bytes <= MAX_BYTES // 2:
                 self._changed.notify_all()
             return bool(self._frames)
