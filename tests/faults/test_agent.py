@@ -64,15 +64,15 @@ class Stage:
                 stdout=printed,
             )
             try:
-                wait_until(lambda: process.poll() is not None or self._goes_on(), "it is killed or has ended", 30)
+                wait_until(lambda: process.poll() is not None or self._approve_or_end(), "it has ended", 30)
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                 return process.wait(10) == -signal.SIGKILL
             finally:
                 process.kill()
 
-    def _goes_on(self) -> bool:
-        """Approve what is waited for; return whether the agent has ended."""
+    def _approve_or_end(self) -> bool:
+        """Approve what the agent waits for. Return True if the agent has ended."""
         state = self.run.state()
         if state == "suspended" and not self.is_approved:
             token = TOKEN.findall((self.directory / "printed").read_text())[-1]
