@@ -40,20 +40,22 @@ class EngineCore(EngineConnection):
             raise answer
         return answer
 
-    def call_each(self, function: str, partitions: Iterable[int], arguments: Sequence[Argument]) -> list[Reply]:
+    def call_each(self, function: str, partitions: range, arguments: Sequence[Argument]) -> list[Reply]:
         """Call a function in each of some partitions and return the replies.
 
-        A partition that cannot be reached does not keep the others from being called; its error is raised at the end.
+        A partition that cannot be reached does not keep the others from being called. These are then called at once, so
+        that a server which holds several of them is waited for only once more.
+
+        Raises:
+            TransportError: that of the first partition that cannot be reached.
         """
         replies: list[Reply] = []
-        away: list[TransportError] = []
-        for partition in partitions:
+        for place, partition in enumerate(partitions):
             try:
                 replies.append(self.call(function, partition, arguments))
-            except TransportError as error:
-                away.append(error)
-        if away:
-            raise away[0]
+            except TransportError:
+                self.call_many([Call(function, other, arguments) for other in partitions[place + 1 :]])
+                raise
         return replies
 
     def call_items(

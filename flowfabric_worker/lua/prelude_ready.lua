@@ -96,12 +96,12 @@ end
 -- Give up to `wanted` ready records to `use`, in the common order of their classes, until it returns false. `find` returns
 -- the record of an entry, or nil if it cannot be handed out. The lanes of a call share its work budget.
 function ff.each_ready(ctx, classes, wanted, find, use)
-  if ff.is_spent(ctx) then
+  if ff.is_spent(ctx) or ff.has_passed_enough(ctx) then
     return
   end
   local sources = sources_of(ctx, classes, wanted)
   local source = first_of(sources)
-  while source and wanted > 0 and not ff.has_passed_enough(ctx) and not ff.is_spent(ctx) do
+  while source do
     local record = find(ctx, source.uuid, source.class)
     if not record then
       ctx.passed = ctx.passed + 1
@@ -109,6 +109,9 @@ function ff.each_ready(ctx, classes, wanted, find, use)
       ctx.has_progressed = true
       wanted = wanted - 1
     else
+      return
+    end
+    if wanted == 0 or ff.has_passed_enough(ctx) or ff.is_spent(ctx) then
       return
     end
     advance(ctx, source)

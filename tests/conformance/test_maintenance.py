@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.handle import HandleKind
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, RevokeLeaseArgs
@@ -26,12 +27,14 @@ from tests.support.executions import (
     created,
     creation,
     depths,
+    ids_in,
     info_of,
     refused,
     request,
     running,
     same_partition_ids,
 )
+from tests.support.lossy_store import AwayStore
 from tests.support.maintenance import MILLISECOND, SECOND, HandleDue, by_claim, by_keeper, handled
 from tests.support.phases import HOUR, Phases
 
@@ -314,3 +317,22 @@ def test_a_reservation_ends_at_its_moment(engine: Engine, clock: Clock) -> None:
     assert engine.claim_many(request(worker="w2")) == []
     clock.move(MILLISECOND)
     assert claim_one(engine, worker="w2").execution_id == execution_id
+
+
+def test_upkeep_goes_on_in_the_partitions_that_can_be_reached(engine: Engine, clock: Clock) -> None:
+    partitions = range(engine.partitions)
+    store = AwayStore(engine.store, frozenset(partitions[:-1]))  # type: ignore[arg-type]
+    (execution,) = ids_in(engine, partitions[-1], 1)
+    created(engine, execution_id=execution, delay=SECOND)
+    clock.move(SECOND)
+    tried = Engine(lambda: (store, None), retry_for=0)
+    tried._partitions = len(partitions)
+
+    if store.away:
+        with pytest.raises(TransportError):
+            tried.run_upkeep()
+    else:
+        tried.run_upkeep()
+
+    assert engine.read_execution_state(execution) is PublicState.WAITING
+    assert store.waits <= 2

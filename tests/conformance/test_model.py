@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -373,7 +374,9 @@ class Owners(RuleBasedStateMachine):
         audit_lanes(self.engine, self.model)
 
 
-# A failing sequence is printed as it was drawn, because making it small takes minutes; Phase.shrink does so.
+# A failing sequence is printed as it was drawn, since making it small takes minutes; Phase.shrink does so. On a cluster
+# the audit of the partitions takes most of the time.
+@pytest.mark.timeout(300)
 def test_random_operations_by_several_owners_go_as_the_model_says(engine: Engine) -> None:
     class Here(Owners):
         def __init__(self) -> None:

@@ -110,6 +110,35 @@ class LosingStore(Store):
         """Do nothing: another owner closes the wrapped store."""
 
 
+class AwayStore(LosingStore):
+    """A store some of whose partitions cannot be reached.
+
+    Attributes:
+        away: these partitions.
+        waits: how often a caller waited for one of them.
+    """
+
+    def __init__(self, behind: ValkeyStore, away: frozenset[int]) -> None:
+        super().__init__(behind)
+        self.away = away
+        self.waits = 0
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        if partition in self.away:
+            self.waits += 1
+            raise TransportError(backend=self.label)
+        return super().call(function, partition, arguments, timeout)
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        # A store waits for a server once, however many calls go to it.
+        self.waits += any(each.partition in self.away for each in calls)
+        reachable = [each for each in calls if each.partition not in self.away]
+        replies = iter(super().call_many(reachable, timeout))
+        return [TransportError(backend=self.label) if each.partition in self.away else next(replies) for each in calls]
+
+
 def empty_store_beside(engine: Engine) -> ValkeyStore:
     """Return an empty store on the same server, under a prefix of its own."""
     assert isinstance(engine.store, ValkeyStore)
