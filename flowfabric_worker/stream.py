@@ -43,7 +43,7 @@ class StreamValue(Generic[T_co]):
     Attributes:
         value: the value, decoded by the task's annotation.
         attempt: the number of the attempt that emitted it, from 0.
-        cursor: the place behind it, from which `run.stream(after=cursor)` continues.
+        cursor: the place after the value, from which `run.stream(after=cursor)` continues.
         emitted_at: when the store received it.
         live: True if it was emitted as live, so that it may be dropped from the stream later.
     """
@@ -57,11 +57,11 @@ class StreamValue(Generic[T_co]):
 
 @attrs.frozen
 class AttemptBegan:
-    """A mark: another attempt of the run has begun, and its values begin from the start.
+    """A mark for the beginning of another attempt, whose values begin from the start.
 
     Attributes:
         attempt: the number of the attempt; the first one, 0, has no mark.
-        cursor: the place behind the mark.
+        cursor: the place after the mark.
     """
 
     attempt: int
@@ -70,7 +70,7 @@ class AttemptBegan:
 
 @attrs.frozen
 class ValuesDropped:
-    """A mark: live values were dropped before they were read, some of them before the next item.
+    """A mark for live values that were dropped before they were read, some of them before the next item.
 
     Attributes:
         attempt: the number of the attempt that emitted them.
@@ -82,7 +82,7 @@ class ValuesDropped:
 
 
 StreamItem: TypeAlias = StreamValue[T] | AttemptBegan | ValuesDropped
-"""What the iteration over a stream yields."""
+"""The items that the iteration over a stream yields."""
 
 
 @attrs.frozen(kw_only=True)
@@ -91,7 +91,7 @@ class RunSummary:
 
     Attributes:
         document: the document, a plain value.
-        version: how many patches have made it.
+        version: the number of patches that were merged into it.
         attempt: the number of the attempt, from 0.
         updated_at: when the store received the last patch.
     """
@@ -103,7 +103,7 @@ class RunSummary:
 
 
 class RunStream(Iterator[StreamItem[T]]):
-    """Iterate over the values of a run, those to come included; the iteration ends when the run has ended.
+    """Iterate over the values of a run, including those still to come, until the run has ended.
 
     While the store cannot be reached, the iterator waits for it. After an error the iteration can continue.
 
@@ -132,9 +132,9 @@ class RunStream(Iterator[StreamItem[T]]):
         self._timeout = timeout
         self._cursor = after
         self._attempt, self._place = (0, _BEGINNING) if after is None else _parse(after, execution_id)
-        # The mark of the present attempt is due when the attempt has begun; the reader has seen that of its cursor.
+        # Whether the mark of the present attempt was returned; the reader has seen that of its cursor.
         self._is_marked = True
-        # Up to this place the reader was told that values were dropped.
+        # The place up to which the reader knows that values were dropped.
         self._told_until = _BEGINNING
         self._frames: deque[StreamFrame] = deque()
         self._marks: deque[AttemptBegan | ValuesDropped] = deque()
@@ -143,19 +143,19 @@ class RunStream(Iterator[StreamItem[T]]):
 
     @property
     def cursor(self) -> str | None:
-        """The place behind the last item that was returned; before the first one, the cursor that was given."""
+        """The place after the last returned item; before the first item, the cursor that was given."""
         return self._cursor
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> StreamItem[T]:
-        """Return the next item; wait for it.
+        """Wait for the next item, and return it.
 
         Raises:
             EngineTimeoutError: no item came in time; call again to wait for it again.
             NotFoundError: `execution_not_found`; the run does not exist, or its retention is over.
-            DecodingError: the value cannot be decoded; the next call returns the one behind it.
+            DecodingError: the value cannot be decoded; the next call returns the value after it.
             TransportError: the store could not be reached in time; or `engine_closed`.
         """
         if not self._marks and not self._frames:
@@ -197,7 +197,7 @@ class RunStream(Iterator[StreamItem[T]]):
                 )
 
     def _read(self, seconds: float) -> StreamFrames:
-        """Read behind the present place, in the next attempt if the present one is over; wait for something to read."""
+        """Wait for frames after the present place, in the next attempt if the present one is over."""
         if self._is_over:
             self._attempt, self._place, self._told_until = self._attempt + 1, _BEGINNING, _BEGINNING
             self._is_over = self._is_marked = False

@@ -1,4 +1,4 @@
-"""The frame appender: sends the frames that handlers emit, all that were queued since its last answer together."""
+"""The frame appender: sends the frames that handlers emit; each call has those that were queued during the last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _Answer = AppendFrameOutcome | EngineError
 
 
 class Appender(Protocol):
-    """What takes the frames of handlers."""
+    """An object that sends the frames of handlers."""
 
     def send(self, buffer: FrameBuffer) -> None:
         """Send the frames of a buffer, now or soon."""
@@ -44,7 +44,7 @@ class Appender(Protocol):
 class FrameAppender(OwnedThread):
     """Append the frames of all handlers of a worker, in one thread.
 
-    Frames gather in their buffers while a call is under way. After a failure of the connection they are sent again
+    Frames collect in their buffers while a call is in flight. If the connection fails, they are sent again
     until their lease expires.
     """
 
@@ -54,7 +54,7 @@ class FrameAppender(OwnedThread):
         self._queue: queue.SimpleQueue[FrameBuffer | None] = queue.SimpleQueue()
 
     def stop(self) -> None:
-        """End the thread after everything that is queued was sent."""
+        """Tell the thread to send everything that is queued, and then end."""
         self._queue.put(None)
 
     def send(self, buffer: FrameBuffer) -> None:
@@ -64,7 +64,7 @@ class FrameAppender(OwnedThread):
         busy, ending = self._gather((), None)
         if not busy:
             return
-        # A worker whose handlers emit nothing needs no connection for it.
+        # Open a connection only now, because many workers emit nothing.
         dedicate_thread(self._engine)
         backoff, unanswered, due_at = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), list[FrameBuffer](), 0.0
         while busy or unanswered or not ending:
@@ -123,7 +123,7 @@ def append(engine: EngineBackend, buffers: Iterable[FrameBuffer]) -> tuple[list[
     size = 0
     for buffer in buffers:
         if size >= MAX_CALL_BYTES:
-            # Large frames of some handlers must not hold up those of the others for long.
+            # Leave the rest for the next call, so that large frames of some handlers do not delay those of others.
             more.append(buffer)
         elif _counts(buffer):
             frames = buffer.first(MAX_FRAMES_PER_ITEM)
@@ -166,7 +166,7 @@ def _counts(buffer: FrameBuffer) -> bool:
 
 
 def _taken(buffer: FrameBuffer, frames: Sequence[Frame], answers: Sequence[_Answer]) -> tuple[int, EngineError | None]:
-    """Return how many frames the store has, and the error of the first one that it does not have."""
+    """Return how many frames the store has, and the error of the first frame that it does not have."""
     for place, (frame, answer) in enumerate(zip(frames, answers, strict=True)):
         if isinstance(answer, ConflictError):
             _note_difference(buffer, frame)
@@ -185,7 +185,7 @@ def _describe_refusal(error: EngineError, task: str) -> EngineError:
 
 
 def _note_difference(buffer: FrameBuffer, frame: Frame) -> None:
-    """Log, once per run, that a frame is not appended because another one stands in its place."""
+    """Log, once per run, that a frame is not appended because another one has its place."""
     execution = buffer.execution
     if not buffer.differs:
         buffer.differs = True

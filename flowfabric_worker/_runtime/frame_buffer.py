@@ -1,4 +1,4 @@
-"""The frames of one attempt on their way to the store."""
+"""The frames of one attempt that the store does not have yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowfabric_worker.outcomes import DurableCallError, Interrupted
 if TYPE_CHECKING:
     from flowfabric_worker._runtime.lease_table import LeasedExecution
 
-# A handler waits while so many of its frames, or so many bytes of them, are not acknowledged.
+# The most frames of a handler, and the most bytes of them, without acknowledgement; beyond it the handler waits.
 MAX_FRAMES: Final = 1000
 MAX_BYTES: Final = MIB
 # Patches of the summary and other frames go out apart, one behind the other, so a call takes so many runs of a kind.
@@ -24,7 +24,7 @@ MAX_RUNS: Final = 4
 
 
 class FrameBuffer:
-    """Hold the frames of one attempt that the store has not acknowledged, in order. Threads may share it.
+    """The frames of one attempt that the store has not acknowledged, in order; threads may share it.
 
     Each frame gets the next number of the attempt, so that frames which an earlier run of the attempt has appended are
     not appended twice.
@@ -94,12 +94,12 @@ class FrameBuffer:
             self._changed.notify_all()
 
     def skip_to(self, count: int) -> None:
-        """Leave out the numbers below `count`, which frames of a step have that is not run again."""
+        """Skip the numbers below `count`, which belong to frames of a step that is not run again."""
         with self._changed:
             self.count = max(self.count, count)
 
     def _is_open(self) -> bool:
-        """Return True if a frame may be put; raise the error if it may not."""
+        """Return True if a frame may be queued, or raise the error that forbids it."""
         if self._closed:
             raise DurableCallError(
                 f"The attempt of {self.execution.key} has ended: a thread that it started cannot continue it."
@@ -107,7 +107,7 @@ class FrameBuffer:
         return self._counts()
 
     def _counts(self) -> bool:
-        """Return True if frames are appended; raise the error if they are not any more."""
+        """Return True if frames are still appended, or raise the error that ended that."""
         if self.failure is not None:
             raise self.failure
         if self.execution.lost is not None:
@@ -120,7 +120,7 @@ class FrameBuffer:
     # For other threads
 
     def first(self, most: int) -> list[Frame]:
-        """Return the first frames that are not acknowledged, as many as need few round trips."""
+        """Return the first frames without acknowledgement, as many as a few round trips can send."""
         frames: list[Frame] = []
         runs, was_patch = 0, None
         with self._changed:

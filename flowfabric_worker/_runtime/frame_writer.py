@@ -1,4 +1,4 @@
-"""What a handler adds to its stream: values, and patches of the summary document."""
+"""Writes the output of a handler to its stream: values, and patches of the summary document."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.streams import StreamMode
 from flowfabric_worker.outcomes import DurableCallError, Interrupted
 
-# Two threads of a handler may emit its first value; few handlers emit, so one lock serves all.
+# Guards the creation of buffers, because two threads of a handler may emit its first value. One lock serves all.
 _creating: Final = threading.Lock()
 # The number of frames of an attempt has fewer digits than this.
 _MOST_DIGITS: Final = 12
@@ -59,7 +59,7 @@ class FrameWriter:
         Returns:
             The error by which the store refused a frame for good; None if it refused none.
         """
-        # A thread of the handler may emit now: it sees this mark, or this thread sees its buffer.
+        # Set the mark first: a thread of the handler that emits now sees it, or this thread sees its buffer.
         self._has_ended = True
         frames = self._execution.frames
         if frames is None:
@@ -67,7 +67,7 @@ class FrameWriter:
         frames.close()
         with contextlib.suppress(EngineError, Interrupted):
             frames.flush()
-        # The execution and its buffer refer to each other, which only the garbage collector would free.
+        # Break the circular reference, which only the garbage collector would free.
         self._execution.frames = None
         return frames.failure
 
@@ -78,12 +78,12 @@ class FrameWriter:
         if interruption is None:
             self._buffer().put(payload, mode, frame_type)
             return
-        # An interruption must not leave the buffer half changed.
+        # Shield the change, so that an interruption does not leave the buffer half changed.
         with interruption.shield():
             self._buffer().put(payload, mode, frame_type)
 
     def _buffer(self) -> FrameBuffer:
-        """Return the buffer of the attempt's frames, which is made for the first one."""
+        """Return the buffer of the attempt's frames, which is created for the first frame."""
         frames = self._execution.frames
         if frames is not None:
             return frames
@@ -95,17 +95,17 @@ class FrameWriter:
             frames.close()
         return frames
 
-    # A step that is not run again emits nothing again, so the numbers of its frames are left out.
+    # A step that is not run again emits nothing again, so that the numbers of its frames are skipped.
 
     @property
     def count(self) -> int:
-        """How many frames the attempt has so far."""
+        """The number of frames of the attempt so far."""
         frames = self._execution.frames
         return 0 if frames is None else frames.count
 
     def record_of(self, step: str) -> str:
-        """Return the name under which the journal has the number of frames after a step that emitted some."""
-        # Each attempt numbers its frames from the start, so a replay need not forget this record with its step.
+        """Return the name in the journal for the number of frames after a step that emitted some."""
+        # Name the attempt, so that a replay need not forget this record: each attempt numbers its frames from 0.
         return f"{RESERVED}out{self._execution.handle.attempt_index} {step}"
 
     def flush(self) -> bytes:
@@ -115,7 +115,7 @@ class FrameWriter:
         return str(frames.count).encode()
 
     def skip(self, step: str, journal: Mapping[str, bytes]) -> None:
-        """Leave out the numbers of the frames that a step emitted in an earlier run of this attempt."""
+        """Skip the numbers of the frames that a step emitted in an earlier run of this attempt."""
         emitted = journal.get(self.record_of(step))
         if emitted is None:
             return

@@ -1,4 +1,4 @@
-"""Waits of handlers: what `wait_for` asks the engine for, and what the journal remembers of the end of a wait."""
+"""The waits of handlers: the suspension that `wait_for` needs, and the record of the end of a wait in the journal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from flowfabric_worker.engine.wire import DAMAGE, optional, pack, read_optional,
 from flowfabric_worker.outcomes import DurableCallError, Suspend, WaitTimedOut
 from flowfabric_worker.signals import Approval, approval_of, encode_payload
 
-# The journal has the end of a wait under this prefix and the first name that was waited for.
+# The prefix of the names under which the journal has the ends of waits; the first awaited name follows.
 WAIT: Final = f"{RESERVED}wait "
 # Stands for a default that was not given.
 NO_DEFAULT: Final = object()
@@ -62,7 +62,7 @@ class Answer:
         if self.category == APPROVAL:
             return approval_of(self.name, self.by, self.payload)
         if annotation is Approval:
-            raise DecodingError(f"The signal {waitpoint!r} is no decision: {self.by} sent it with Client.signal.")
+            raise DecodingError(f"The signal {waitpoint!r} is not a decision: {self.by} sent it with Client.signal.")
         return decode_value(self.payload, annotation, f"The payload of the signal {waitpoint!r}")
 
 
@@ -80,7 +80,7 @@ class WaitEnd:
 
     @classmethod
     def of(cls, reason: ResumeReason, signals: Iterable[ResumeSignal]) -> Self:
-        """Return the end of a wait to which these signals came, in their order; the first of each waitpoint counts."""
+        """Return the end of a wait with these signals, in their order; the first signal of each waitpoint counts."""
         answers: dict[str, Answer] = {}
         for each in signals:
             if each.matched and each.waitpoint_key not in answers:
@@ -122,7 +122,7 @@ class Wait:
     Attributes:
         names: the names of the waitpoints.
         is_single: True if the handler gave one name and gets its payload; otherwise it gets a dict.
-        need: how many of the names must be answered.
+        need: the number of names that must be answered.
         timeout: how long the handler waits; None to wait without a limit.
         annotation: how payloads are decoded; or a mapping of names to that.
         shown: the document that each waitpoint shows; None for none.
@@ -210,7 +210,7 @@ class Wait:
         Raises:
             WaitTimedOut: too few answers came in time, and there is no default.
             DecodingError: a payload is of another kind.
-            DurableCallError: the code has changed, and now waits for more.
+            DurableCallError: the code has changed, and now waits for more answers.
         """
         values = {
             each: end.answers[each].decoded(each, _of_name(self.annotation, each))

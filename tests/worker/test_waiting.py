@@ -503,7 +503,7 @@ def test_a_signal_for_one_of_several_approvals_is_an_error(either: Worker, mailb
     mailbox.take()
     mailbox.signal(mailbox.take(), "approval", True, by="joe")
 
-    with pytest.raises(ExecutionFailed, match="The signal 'approval' is no decision: joe sent it"):
+    with pytest.raises(ExecutionFailed, match="The signal 'approval' is not a decision: joe sent it"):
         run.result(10)
 
 
