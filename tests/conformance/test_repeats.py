@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from flowfabric_worker.engine import claiming, core, ids
+from flowfabric_worker.engine import claiming, connection, ids
 from flowfabric_worker.engine import listener as listening
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
@@ -30,7 +30,7 @@ ASKS_NO_STORE = ("backend_label", "capabilities", "shutdown_prepare")
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every new id the next one of a fixed row."""
     numbers = count(1)
-    for module in (claiming, core, listening):
+    for module in (claiming, connection, listening):
         monkeypatch.setattr(module, "uuid4", lambda: spread_id(next(numbers)))
     monkeypatch.setattr(type(ids.uuid7), "number", lambda _: spread_id(next(numbers)).int)
     monkeypatch.setenv("FLOWFABRIC_WAITPOINT_SECRET", "5" * 64)

@@ -26,7 +26,7 @@ def registered() -> list[str]:
 
 def called() -> set[str]:
     """Return the functions that the engine calls."""
-    methods = "call|call_items?|item_steps|remove|_on_every_partition|_call_with_secret"
+    methods = "call|call_items?|call_each|item_steps|remove|_call_with_secret|_pause_or_resume|_send_suspension"
     pattern = rf"""(?:\.(?:{methods})|\bCall)\(\s*"(\w+)\""""
     return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
 
