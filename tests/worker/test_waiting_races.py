@@ -65,8 +65,9 @@ def test_a_signal_that_races_with_its_wait_is_never_lost(served: Worker, start: 
     each_in_threads(send, served)
     began = time.monotonic()
 
-    assert {run.result(10) for run in runs} == {7}
-    assert time.monotonic() - began < 5
+    assert {run.result(20) for run in runs} == {7}
+    # Without being told, a worker looks for work after 10 s.
+    assert time.monotonic() - began < 9
 
 
 def test_of_two_decisions_at_once_one_stands_in_every_run(served: Worker, start: Start) -> None:
