@@ -267,7 +267,7 @@ def test_a_directory_that_cannot_be_made_is_refused_with_the_reason(home: Path, 
     home.mkdir()
     (home / "file").touch()
     message = refusal(home / place)
-    assert "cannot be made" in message
+    assert "cannot be created" in message
     assert "Name a directory" in message
 
 
