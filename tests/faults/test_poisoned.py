@@ -131,7 +131,7 @@ def test_an_endless_interruptible_handler_costs_no_thread_and_no_process(crew: C
     assert supervisor.wait() == 0
     assert supervisor.log.count("was interrupted: timeout") == poisoned_app.ATTEMPTS
     assert not ends_of(supervisor)
-    assert "lost, and replaced" not in supervisor.log
+    assert "its stuck thread is replaced" not in supervisor.log
 
 
 def assert_timed_out(crew: Crew, run: Run[None], name: str) -> None:
