@@ -7,6 +7,7 @@ import signal
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -17,11 +18,14 @@ from tests.support import leaks
 from tests.support.dumps import Dump, dump_of
 from tests.support.servers import ValkeyCluster, ValkeyServer, running
 
+if TYPE_CHECKING:
+    from tests.support.postgres import PostgresServer
+
 # A shell that runs the tests in the background ignores SIGINT, and every process of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-STORES = ("memory", "memory5", "embedded", "valkey", "cluster")
+STORES = ("memory", "memory5", "embedded", "valkey", "cluster", "postgres", "postgres5")
 # The conformance suite runs on these unless others are asked for; the embedded store is a Valkey on a unix socket.
 DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster")
 
@@ -67,6 +71,15 @@ def cluster() -> Iterator[ValkeyCluster]:
         yield servers
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Provide a Postgres server for the whole run."""
+    from tests.support.postgres import PostgresServer
+
+    with running(PostgresServer()) as server:
+        yield server
+
+
 @pytest.fixture
 def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
     """Provide the URL of a store for one test: its own prefix keeps tests apart on one server."""
@@ -76,6 +89,10 @@ def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
     if store_name == "embedded":
         directory: Path = request.getfixturevalue("embedded_directory")
         return f"embedded://{directory}?prefix=t{mark}"
+    if store_name in ("postgres", "postgres5"):
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        postgres.empty_schema("ff")
+        return f"{postgres.url}&schema=ff&partitions={5 if store_name == 'postgres5' else 1}"
     server = request.getfixturevalue(store_name)
     return f"{server.url}?prefix=t{mark}"
 

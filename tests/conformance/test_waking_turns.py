@@ -12,7 +12,6 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
-from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.support.executions import LANE, all_created, created, creation, ids_in, raw_client, raw_key, request
 from tests.support.servers import ValkeyServer, wait_until
 from tests.support.waiters import AT_ONCE, Opener, Waiting, known_class, register, registered, waiting
@@ -63,8 +62,6 @@ def test_a_wake_up_that_is_not_taken_goes_to_the_next(engine: Engine, another: O
 
 def test_a_hundred_and_thirty_idle_workers_learn_of_a_new_class(engine: Engine) -> None:
     known_class(engine)
-    store = engine.store
-    assert isinstance(store, ValkeyStore)
     _heard = register(engine, 0, 130)
     assert raw_client(engine, 0).hlen(raw_key(engine, 0, "waiters")) == 130
 

@@ -13,7 +13,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError, TransportError
-from flowfabric_worker.engine.stores import valkey
+from flowfabric_worker.engine.stores import call_windows
 from flowfabric_worker.engine.stores.base import Call
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from tests.support.engines import opened
@@ -85,12 +85,12 @@ def test_calls_that_wait_behind_a_silent_server_fail_with_the_first_one(server: 
 def test_a_bounded_part_of_many_calls_is_under_way(sizes: Sequence[int]) -> None:
     calls = [Call("f", 0, [b"x" * size, 7]) for size in sizes]
 
-    windows = list(valkey._windows(calls))
-    assert [call for window in windows for call in window] == calls
-    for window in windows:
-        assert len(window) <= valkey._WINDOW_CALLS
+    cut = list(call_windows.windows(calls))
+    assert [call for window in cut for call in window] == calls
+    for window in cut:
+        assert len(window) <= call_windows._WINDOW_CALLS
         size = sum(len(argument) for call in window for argument in call.arguments if not isinstance(argument, int))
-        assert len(window) == 1 or size <= valkey._WINDOW_BYTES
+        assert len(window) == 1 or size <= call_windows._WINDOW_BYTES
 
 
 def test_one_call_that_cannot_be_sent_harms_no_other_window(server: ValkeyServer) -> None:

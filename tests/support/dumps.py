@@ -16,6 +16,11 @@ Dump: TypeAlias = Callable[[], dict[str, Any]]
 def dump_of(engine: Engine) -> dict[str, Any]:
     """Return the keys under the engine's prefix and what they hold."""
     store = engine.store
+    if store.label == "postgresql":
+        from tests.support.postgres_dumps import dump_of_postgres
+        from tests.support.postgres_view import PostgresView
+
+        return dump_of_postgres(PostgresView(engine))
     assert isinstance(store, ValkeyStore)
     content: dict[str, Any] = {}
     for pool in store.primaries():

@@ -147,6 +147,11 @@ def tenant(engine: Engine, namespace: str) -> Engine:
 
 def raw_client(engine: Engine, partition: int = 0) -> Redis:
     """Return a plain client of the server that holds a partition, for looking behind the engine."""
+    if engine.backend_label() == "postgresql":
+        from tests.support.postgres_view import PostgresView
+
+        view: Any = PostgresView(engine)
+        return view  # type: ignore[no-any-return]
     assert isinstance(engine.store, ValkeyStore)
     return Redis(connection_pool=engine.store.pool_of(partition))
 
@@ -160,8 +165,9 @@ def put_into_newer_phase(engine: Engine, execution_id: ExecutionId) -> None:
 
 def raw_key(engine: Engine, partition: int, rest: str) -> str:
     """Return the name of a key in a partition."""
-    assert isinstance(engine.store, ValkeyStore)
-    return f"{engine.store.prefix}:{{fp:{partition}}}:{rest}"
+    store: Any = engine.store
+    prefix = store.schema if engine.backend_label() == "postgresql" else store.prefix
+    return f"{prefix}:{{fp:{partition}}}:{rest}"
 
 
 def damage(engine: Engine, execution_id: ExecutionId, field: str, value: bytes | None) -> None:

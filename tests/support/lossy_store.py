@@ -32,7 +32,7 @@ class LosingStore(Store):
         lost: how many replies were lost.
     """
 
-    def __init__(self, behind: ValkeyStore) -> None:
+    def __init__(self, behind: Store) -> None:
         self.behind = behind
         self.label = behind.label
         self.default_partitions = behind.default_partitions
@@ -118,7 +118,7 @@ class AwayStore(LosingStore):
         waits: how often a caller waited for one of them.
     """
 
-    def __init__(self, behind: ValkeyStore, away: frozenset[int]) -> None:
+    def __init__(self, behind: Store, away: frozenset[int]) -> None:
         super().__init__(behind)
         self.away = away
         self.waits = 0
@@ -139,8 +139,15 @@ class AwayStore(LosingStore):
         return [TransportError(backend=self.label) if each.partition in self.away else next(replies) for each in calls]
 
 
-def empty_store_beside(engine: Engine) -> ValkeyStore:
-    """Return an empty store on the same server, under a prefix of its own."""
+def empty_store_beside(engine: Engine) -> Store:
+    """Return an empty store on the same server, under a prefix or in a schema of its own."""
+    if engine.backend_label() == "postgresql":
+        from flowfabric_worker.engine.stores.postgres import PostgresStore
+
+        assert isinstance(engine.store, PostgresStore)
+        beside = PostgresStore(engine.store._pool, schema=f"b{uuid4().hex[:12]}", address=engine.store.address)
+        beside.install()
+        return beside
     assert isinstance(engine.store, ValkeyStore)
     store = copy.copy(engine.store)
     store.prefix = f"b{uuid4().hex[:12]}"

@@ -1,10 +1,10 @@
-"""Lua's own rules, called alone on the store: for tests that hold them against Python's."""
+"""The rules of the stored functions, called alone on the store: for tests that hold them against Python's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.stores.base import Argument
@@ -30,9 +30,34 @@ end)
 """
 
 
+def _probe_postgres(engine: Engine) -> Probe:
+    """Return a probe that calls the same rules as SQL functions."""
+    from tests.support.postgres_view import PostgresView
+
+    view, store = PostgresView(engine), cast(Any, engine.store)
+    functions = store.library.schema_of(store.schema)
+
+    def call(function: str, *arguments: Argument) -> Any:
+        if function == "public_state":
+            query = (
+                f'SELECT "{functions}".public_state(state) FROM unnest(%s::text[]) WITH ORDINALITY AS each(state, nth)'
+            )
+            return [
+                public.encode() for (public,) in view.rows(query + " ORDER BY nth", [str(each) for each in arguments])
+            ]
+        query = f'SELECT "{functions}".backoff(%s::bytea, %s::bigint, %s::float8)::text'
+        policy, retries, draw = arguments
+        return view.rows(query, policy, int(retries), float(draw))[0][0].encode()
+
+    return call
+
+
 @contextmanager
 def probe(engine: Engine) -> Iterator[Probe]:
     """Call a function of `_PROBES` by its name, as long as the context lasts."""
+    if engine.backend_label() == "postgresql":
+        yield _probe_postgres(engine)
+        return
     client = raw_client(engine)
     prelude = "".join(text for name, text in lua_files() if name.startswith("prelude"))
     client.function_load(f"#!lua name=probe\n{(prelude + _PROBES).replace('@NAMES@', 'probe_')}", replace=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -106,9 +107,76 @@ class NextEngine(Engine):
         return partition, values
 
 
+# What it writes more on Postgres is done by triggers, which only the functions of the next release set off.
+_NEXT_TABLES = """
+ALTER TABLE db.executions ADD COLUMN IF NOT EXISTS novelty bytea;
+CREATE OR REPLACE FUNCTION db.further(value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN value LIKE '%3:new' THEN value ELSE value || '3:new'::bytea END
+$$;
+CREATE OR REPLACE FUNCTION db.write_more() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF TG_TABLE_NAME = 'executions' AND TG_OP = 'INSERT' THEN
+    NEW.novelty := 'kept';
+    INSERT INTO db.entries (p, due_in, kind, member, due)
+      VALUES (NEW.p, 'd', 'z', 'new kind', 1), (NEW.p, 'r', 'z', 'new kind', 1) ON CONFLICT DO NOTHING;
+  ELSIF TG_TABLE_NAME = 'executions' THEN
+    NEW.holder := db.further(NEW.holder);
+  ELSIF TG_TABLE_NAME = 'waitpoints' THEN
+    NEW.waitpoint := db.further(NEW.waitpoint); NEW.decision := db.further(NEW.decision);
+  ELSIF TG_TABLE_NAME = 'closings' THEN
+    NEW.closing := db.further(NEW.closing);
+  ELSIF TG_TABLE_NAME = 'signals' THEN
+    NEW.head := db.further(NEW.head);
+  ELSIF TG_TABLE_NAME = 'stream_attempts' THEN
+    NEW.state := db.further(NEW.state);
+  ELSIF TG_TABLE_NAME = 'secrets' THEN
+    NEW.secret := db.further(NEW.secret);
+  ELSE
+    NEW.entry := db.further(NEW.entry);
+  END IF;
+  RETURN NEW;
+END $$;
+"""
+_NEXT_TRIGGER = """
+CREATE OR REPLACE TRIGGER write_more BEFORE INSERT OR UPDATE ON db.{} FOR EACH ROW
+  WHEN (current_setting('ff.release', true) = 'next') EXECUTE FUNCTION db.write_more();
+"""
+_NEXT_FUNCTIONS = """
+DO $do$
+DECLARE
+  operation regprocedure;
+BEGIN
+  FOR operation IN
+    SELECT oid FROM pg_proc WHERE pronamespace = '"{}"'::regnamespace AND proargtypes = '23 1001'::oidvector
+  LOOP
+    EXECUTE format('ALTER FUNCTION %s SET ff.release = next', operation);
+  END LOOP;
+END $do$;
+"""
+
+
+def _next_postgres(store: Any) -> Any:
+    """Return a store that calls the functions of the next release, which are installed beside today's."""
+    following = copy.copy(store)
+    following._queries = {}
+    following.library = attrs.evolve(store.library, name=f"v{CONTRACT_MAJOR}_{'0' * 11}1")
+    following.install()
+    tables = ("executions", "workers", "schedules", "waitpoints", "closings", "signals", "stream_attempts", "secrets")
+    script = _NEXT_TABLES + "".join(map(_NEXT_TRIGGER.format, tables))
+    with following.connection() as connection:
+        connection.execute(re.sub(r"\bdb\.", f'"{store.schema}".', script), timeout=10)
+        connection.execute(_NEXT_FUNCTIONS.format(following.library.schema_of(store.schema)), timeout=10)
+    return following
+
+
 @contextmanager
 def next_engine(engine: Engine) -> Iterator[NextEngine]:
     """Give an engine of the next release on the same store; its functions leave the servers at the end."""
+    if engine.backend_label() == "postgresql":
+        following = _next_postgres(engine.store)
+        yield NextEngine(lambda: (following, None))
+        engine.store.remove_release(following.library.schema_of(following.schema))
+        return
     assert isinstance(engine.store, ValkeyStore)
     store = copy.copy(engine.store)
     functions = next_library()

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
-from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from tests.support.lossy_store import LosingStore
 
 
@@ -22,7 +21,7 @@ class SteppedStore(LosingStore):
         sent: the functions that were called since the action was set.
     """
 
-    def __init__(self, behind: ValkeyStore) -> None:
+    def __init__(self, behind: Store) -> None:
         super().__init__(behind)
         self.sent: list[str] = []
         self._last = 0
@@ -55,7 +54,6 @@ class SteppedStore(LosingStore):
 
 def stepped(engine: Engine) -> tuple[Engine, SteppedStore]:
     """Return another engine on the same store, and the store between whose calls something can happen."""
-    assert isinstance(engine.store, ValkeyStore)
     store = SteppedStore(engine.store)
     tried = Engine(lambda: (store, None))
     tried.prepare()

@@ -79,6 +79,17 @@ def codes_of_lua() -> Iterator[tuple[str, str, int]]:
                 yield path.name, code.strip("'"), len(details)
 
 
+def codes_of_sql() -> Iterator[tuple[str, str, int]]:
+    """Yield the same of the functions on Postgres."""
+    for path in sorted((PACKAGE / "sql").glob("*.sql")):
+        text = path.read_text()
+        for match in re.finditer(r"(?<!FUNCTION )fn\.failure\(", text):
+            code, *details = _lua_arguments(text[match.end() :])
+            codes = re.findall(r"'([a-z_]{6,})'", code)
+            assert codes, f"{path.name}: the code {code} is not written out"
+            yield from ((path.name, each, len(details)) for each in codes)
+
+
 def _lua_arguments(text: str) -> list[str]:
     """Return the arguments of a call, from behind its bracket to the one that closes it."""
     arguments, depth, start = [], 0, 0
@@ -126,7 +137,7 @@ def _codes(call: ast.Call, kind: type[EngineError]) -> list[str]:
 
 
 def test_every_code_of_a_stored_function_has_a_row_with_its_details() -> None:
-    found = list(codes_of_lua())
+    found = [*codes_of_lua(), *codes_of_sql()]
 
     assert len(found) > 20
     assert [(where, code) for where, code, _ in found if code not in CODES] == []

@@ -157,6 +157,7 @@ def test_the_lint_of_lua_names_is_silent_about_clean_files(tmp_path: Path, capsy
 def test_an_area_has_the_same_name_on_every_layer() -> None:
     areas = [path.stem for path in LUA.glob("*.lua") if not path.stem.startswith("prelude")]
     layers = (
+        "flowfabric_worker/sql/{}.sql",
         "flowfabric_worker/engine/backend/{}.py",
         "flowfabric_worker/engine/{}.py",
         "flowfabric_worker/engine/types/{}.py",

@@ -273,6 +273,21 @@ def test_a_new_store_has_the_partitions_of_its_kind(url: str, partitions: int) -
     assert opened(url).default_partitions == partitions
 
 
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("postgresql://ann:hunter2@h:1/shop", "h:1/shop"),
+        ("postgresql://h", "h:5432/postgres"),
+        ("postgresql:///shop?host=/run/pg", "/run/pg:5432/shop"),
+        ("postgresql://[::1]:7/shop", "::1:7/shop"),
+    ],
+)
+def test_a_database_is_named_without_its_user(url: str, address: str) -> None:
+    store: Any = open_store(url)[0]
+    assert store.address == address
+    assert "hunter2" not in repr(store)
+
+
 def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
     assert opened("valkey://ann:hunter2@h:1").address == "h:1"
     assert opened(f"unix://ann:hunter2@{tmp_path}/v").address == f"{tmp_path}/v"
@@ -290,6 +305,11 @@ def test_a_server_is_named_without_its_user(tmp_path: Path) -> None:
     [
         ("", "it is empty"),
         ("hunter2", "begin with one of"),
+        ("postgresql://h/d?schema=Shop", "a schema is 1 to 30"),
+        (f"postgresql://h/d?schema={'s' * 31}", "a schema is 1 to 30"),
+        ("postgresql://h/d?schema=1st", "a schema is 1 to 30"),
+        ("postgresql://h/d?sslmode=maybe", "sslmode is one of"),
+        ("postgresql://h/d?prefix=shop", "an option that this kind of store does not know"),
         ("hunter2@host", "begin with one of"),
         ("://host", "begin with one of"),
         ("ftp://ann:hunter2@host", "begin with one of"),

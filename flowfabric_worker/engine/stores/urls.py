@@ -9,6 +9,10 @@
     valkey+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DATABASE]
                                          the hosts are those of the sentinels, user and password those of the primary
 
+    postgresql://[USER:PASSWORD@]HOST[:PORT]/DATABASE[?schema=ff]
+                                         a schema of a Postgres database; the option host names the directory of a
+                                         unix socket
+
 Options follow `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
 many must have what a call wrote before it returns). With TLS: ca, cert and key name files (PEM). With tls=yes a cluster
 and sentinels use TLS to all servers. Sentinels with their own user or password take sentinel_user and
@@ -29,7 +33,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 import attrs
 from redis.connection import Connection, UnixDomainSocketConnection
 
-from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.partitions import MAX_PARTITIONS
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Store
 from flowfabric_worker.engine.stores.pool import Pool
@@ -41,6 +45,9 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,256}")
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
+# With a topic of 32 characters behind it, a schema is the name of a channel, which has at most 63 bytes.
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,29}")
+_SSL_MODES = ("", "disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _MAX_REPLICAS = 100
 _MAX_POOL_SIZE = 10_000
 _MAX_TIMEOUT = 3600
@@ -60,6 +67,9 @@ class _Options:
     ca: str = ""
     cert: str = ""
     key: str = ""
+    schema: str = "ff"
+    host: str = ""
+    sslmode: str = ""
     sentinel_user: str = ""
     sentinel_password: str = attrs.field(default="", repr=False)
 
@@ -87,6 +97,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "ca": _file,
     "cert": _file,
     "key": _file,
+    "schema": str,
+    "host": str,
+    "sslmode": str,
     "sentinel_user": str,
     "sentinel_password": str,
 }
@@ -164,6 +177,10 @@ def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
 def _check_options(options: _Options) -> None:
     if _PREFIX.fullmatch(options.prefix) is None:
         raise _wrong("a prefix must be 1 to 64 letters, digits and '_.:-'")
+    if _SCHEMA.fullmatch(options.schema) is None:
+        raise _wrong("a schema is 1 to 30 lower-case letters, digits and '_', and begins with no digit")
+    if options.sslmode not in _SSL_MODES:
+        raise _wrong(f"sslmode is one of {', '.join(_SSL_MODES[1:])}")
     if options.partitions is not None and not 1 <= options.partitions <= MAX_PARTITIONS:
         raise _wrong(f"partitions must be 1 to {MAX_PARTITIONS}")
     if not 1 <= options.pool_size <= _MAX_POOL_SIZE:
@@ -323,6 +340,45 @@ def _open_embedded(parts: SplitResult, options: _Options) -> Store:
     return EmbeddedStore(Path(directory), prefix=options.prefix, pool_size=options.pool_size, settings=settings)
 
 
+def _open_postgres(parts: SplitResult, options: _Options) -> Store:
+    try:
+        from psycopg.conninfo import make_conninfo
+
+        from flowfabric_worker.engine.stores.postgres import PostgresStore
+        from flowfabric_worker.engine.stores.postgres_connection import PostgresConnection
+    except ImportError as error:
+        raise UnavailableError(
+            "postgresql",
+            "postgresql:// needs psycopg: install it with 'pip install flowfabric_worker[postgres]'.",
+            "store_not_supported",
+        ) from error
+    host, port = options.host, 5432
+    if _hosts(parts):
+        host, port = _address(_hosts(parts), port)
+    database = unquote(parts.path.strip("/")) or "postgres"
+    given = {
+        "user": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password) if parts.password else None,
+        "sslmode": options.sslmode or None,
+        "sslrootcert": options.ca or None,
+        "sslcert": options.cert or None,
+        "sslkey": options.key or None,
+    }
+    conninfo = make_conninfo(
+        host=host or "localhost",
+        port=port,
+        dbname=database,
+        application_name="flowfabric_worker",
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    settings = {"conninfo": conninfo, "timeout": options.timeout}
+    pool = Pool(PostgresConnection, settings, size=options.pool_size, retry_for=options.timeout)
+    return PostgresStore(pool, schema=options.schema, address=f"{host or 'localhost'}:{port}/{database}")
+
+
 @attrs.frozen
 class _Kind:
     """A kind of store: the function that opens it, and the options that it takes."""
@@ -342,6 +398,7 @@ _KINDS = {
     "valkeys": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
     "rediss": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
     "unix": _Kind(_open_unix, (*_SERVER, "db")),
+    "postgresql": _Kind(_open_postgres, ("schema", "partitions", "pool_size", "timeout", "host", "sslmode", *_TLS)),
     "valkey+cluster": _Kind(_open_cluster, (*_SERVER, "tls", *_TLS)),
     "valkey+sentinel": _Kind(_open_sentinel, (*_SERVER, "tls", *_TLS, "sentinel_user", "sentinel_password")),
 }

@@ -18,6 +18,7 @@ import redis
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
+from flowfabric_worker.engine.stores.call_windows import windows
 from flowfabric_worker.engine.stores.driver_errors import is_missing_function, translate
 from flowfabric_worker.engine.stores.library import is_ours, library
 from flowfabric_worker.engine.stores.parallel_calls import all_of, side_by_side
@@ -29,12 +30,6 @@ from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 T = TypeVar("T")
 Command: TypeAlias = tuple[Argument, ...]
 Steps: TypeAlias = Generator[None, None, T]
-
-# The calls that are sent before the first of their replies is read: enough to keep a server busy, and few enough that
-# the replies arrive in time and other clients are served in between.
-_WINDOW_CALLS = 16
-_WINDOW_BYTES = 1024 * 1024
-
 
 # The commands that this store uses in addition to calling functions.
 _OWN_COMMANDS = ("PING", "PUBLISH", "SUBSCRIBE")
@@ -233,7 +228,7 @@ class ValkeyStore(Store):
     def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Make calls on one server, window by window, and return their replies and errors."""
         answers: list[Reply | EngineError] = []
-        for window in _windows(calls):
+        for window in windows(calls):
             try:
                 answers += yield from self._call_window(pool, window, timeout)
             except TransportError as error:
@@ -383,16 +378,3 @@ def _packed(commands: Sequence[Command]) -> bytes:
         return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
     except TypeError as error:
         raise redis.DataError(str(error)) from error
-
-
-def _windows(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
-    """Cut calls into windows of calls that may be in flight at once."""
-    first = size = 0
-    for place, call in enumerate(calls):
-        added = sum(len(argument) for argument in call.arguments if isinstance(argument, bytes | str))
-        if place > first and (place - first >= _WINDOW_CALLS or size + added > _WINDOW_BYTES):
-            yield calls[first:place]
-            first, size = place, 0
-        size += added
-    if first < len(calls):
-        yield calls[first:]

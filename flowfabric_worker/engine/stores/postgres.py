@@ -1,0 +1,334 @@
+"""One Postgres database: functions are SQL functions, topics are channels of NOTIFY.
+
+The driver retries only calls that lost against another one (a deadlock) and changed nothing. The engine decides what to
+do about a call whose reply is lost; it may send any call again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import hiredis
+import psycopg
+import tenacity
+from psycopg import pq
+
+from flowfabric_worker.engine import forks as forking
+from flowfabric_worker.engine.errors import EngineError, TransportError, UnavailableError
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
+from flowfabric_worker.engine.stores.call_windows import windows
+from flowfabric_worker.engine.stores.pool import NoFreeConnectionError, Pool
+from flowfabric_worker.engine.stores.postgres_connection import (
+    PostgresConnection,
+    QueryTimeoutError,
+    ServerError,
+    problem_of,
+)
+from flowfabric_worker.engine.stores.postgres_errors import (
+    ends_connection,
+    is_conflict,
+    is_missing_function,
+    translate,
+)
+from flowfabric_worker.engine.stores.postgres_install import (
+    check_rights,
+    install,
+    other_releases,
+    read_info,
+    remove_release,
+)
+from flowfabric_worker.engine.stores.postgres_topics import Topics
+from flowfabric_worker.engine.stores.sql_library import sql_library
+
+_DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, NoFreeConnectionError, OSError, TypeError)
+# How often a call is made that loses against others.
+_MOST_TRIES = 8
+
+
+class PostgresStore(Store):
+    """A store in one schema of a database.
+
+    Args:
+        pool: creates the connections.
+        schema: the schema that holds the tables; the functions of each release have one of their own beside it.
+        address: the server in words, without secrets, for messages.
+
+    Attributes:
+        library: the functions and the migrations.
+    """
+
+    def __init__(self, pool: Pool, *, schema: str = "ff", address: str = "") -> None:
+        self.label = "postgresql"
+        self.schema = schema
+        self.library = sql_library()
+        self.address = address or self.label
+        self._pool = pool
+        self._topics: Topics | None = None
+        self._queries: dict[str, bytes] = {}
+        forking.remember(self)
+
+    def reset_after_fork(self) -> None:
+        """Forget the listening connection in a forked process, which is the parent's."""
+        self._topics = None
+
+    # What a store does
+
+    def install(self) -> bool:
+        with self.connection() as connection:
+            return install(connection, self.library, self.schema, self.address)
+
+    def check_rights(self) -> None:
+        with self.connection() as connection:
+            check_rights(connection, self.library, self.schema, self.address)
+
+    def other_releases(self) -> tuple[str, ...]:
+        with self.connection() as connection:
+            return other_releases(connection, self.library, self.schema)
+
+    def remove_release(self, name: str) -> None:
+        with self.connection() as connection:
+            remove_release(connection, name)
+
+    def call(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Reply:
+        return self._retried(lambda: self._installed(lambda: self._call_once(function, partition, arguments, timeout)))
+
+    def begin(
+        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
+    ) -> Callable[[], Reply]:
+        if not self._pool.has_spare():
+            return super().begin(function, partition, arguments, timeout)
+        deadline = time.monotonic() + timeout
+        with self._translated():
+            connection = self._send(function, partition, arguments, deadline)
+
+        def reply() -> Reply:
+            try:
+                return self._receive(connection, deadline)
+            except ServerError as error:
+                if not (is_conflict(error) or is_missing_function(error)):
+                    raise self.translate(error) from error
+            except _DRIVER_ERRORS as error:
+                raise self.translate(error) from error
+            return self.call(function, partition, arguments, timeout)
+
+        return reply
+
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        replies: list[Reply | EngineError] = []
+        for window in windows(calls):
+            try:
+                replies += self._call_window(window, timeout)
+            except TransportError as error:
+                # The server is down or disturbed, so the calls that were not sent yet are not tried.
+                return [*replies, *[error] * (len(calls) - len(replies))]
+            except EngineError as error:
+                replies += [error] * len(window)
+        return replies
+
+    def subscribe(self, topic: str) -> Subscription:
+        topics = self._topics
+        if topics is None or not topics.is_open:
+            with self._translated():
+                connection = cast(PostgresConnection, self._pool.connection_class(**self._pool.connection_kwargs))
+                topics = self._topics = Topics(connection, self.channel, self.translate)
+        return topics.subscribe(topic)
+
+    def wake(self, topic: str, message: bytes) -> None:
+        with self.connection() as connection:
+            connection.execute(
+                "SELECT pg_catalog.pg_notify($1, $2)", self.channel(topic), message.decode(), timeout=CALL_TIMEOUT
+            )
+
+    def ping(self) -> None:
+        with self.connection() as connection:
+            connection.execute("SELECT 1", timeout=CALL_TIMEOUT)
+
+    def info(self) -> StoreInfo:
+        with self.connection() as connection:
+            return read_info(connection, self.address)
+
+    def close(self) -> None:
+        topics, self._topics = self._topics, None
+        if topics is not None:
+            topics.close()
+        self._pool.disconnect()
+
+    # How
+
+    def channel(self, topic: str) -> str:
+        """Return the channel of a topic."""
+        return f"{self.schema}:{topic}"
+
+    @contextmanager
+    def connection(self) -> Iterator[PostgresConnection]:
+        """Provide a connection for plain SQL; it is closed if that fails in any way."""
+        with self._translated():
+            connection = cast(PostgresConnection, self._pool.get_connection())
+            try:
+                yield connection
+            except BaseException:
+                self._pool.discard(connection)
+                raise
+            self._pool.release(connection)
+
+    def _query(self, function: str) -> bytes:
+        query = self._queries.get(function)
+        if query is None:
+            if function not in self.library.operations:
+                raise UnavailableError(
+                    function, f"{function} is not available on Postgres yet; use a Valkey store for it."
+                )
+            name = f'"{self.library.schema_of(self.schema)}"."{function}"'
+            query = self._queries[function] = f"SELECT {name}($1, $2)".encode()
+        return query
+
+    def _send(
+        self, function: str, partition: int, arguments: Sequence[Argument], deadline: float
+    ) -> PostgresConnection:
+        query = self._query(function)
+        connection = cast(PostgresConnection, self._pool.get_connection())
+        try:
+            connection.send(query, partition, arguments)
+            connection.flush(deadline)
+        except BaseException:
+            self._pool.discard(connection)
+            raise
+        return connection
+
+    def _receive(self, connection: PostgresConnection, deadline: float) -> Reply:
+        try:
+            value = connection.value(deadline)
+        except ServerError as error:
+            if ends_connection(error):
+                self._give_up(connection)
+            else:
+                self._pool.release(connection)
+            raise
+        except BaseException:
+            # Results may be outstanding, and the next call would read them as its own.
+            self._pool.discard(connection)
+            raise
+        self._pool.release(connection)
+        return decoded(value)
+
+    def _give_up(self, connection: PostgresConnection) -> None:
+        """Close every connection that leads to a server which is no longer the right one."""
+        self._pool.discard(connection)
+        self._pool.disconnect(inuse_connections=False)
+
+    def _call_once(self, function: str, partition: int, arguments: Sequence[Argument], timeout: float) -> Reply:
+        deadline = time.monotonic() + timeout
+        return self._receive(self._send(function, partition, arguments, deadline), deadline)
+
+    def _installed(self, attempt: Callable[[], Reply]) -> Reply:
+        """Make a call; if functions are missing, install them and make it once more."""
+        try:
+            return attempt()
+        except ServerError as error:
+            if not is_missing_function(error):
+                raise
+        self.install()
+        return attempt()
+
+    def _retried(self, attempt: Callable[[], Reply]) -> Reply:
+        """Make a call, and make it again while it loses against other calls."""
+        try:
+            return attempt()
+        except ServerError as error:
+            if not is_conflict(error):
+                raise self.translate(error) from error
+        except _DRIVER_ERRORS as error:
+            raise self.translate(error) from error
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_conflict),
+            stop=tenacity.stop_after_attempt(_MOST_TRIES),
+            wait=tenacity.wait_random_exponential(multiplier=0.005, max=0.2),
+            reraise=True,
+        )
+        with self._translated():
+            return again(attempt)
+
+    def _call_window(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
+        """Make calls in one round trip; those that lost or missed their function are made once more by themselves."""
+        if len(calls) == 1:
+            return [self._answer_of(calls[0], timeout)]
+        with self._translated():
+            answers = self._pipeline(calls, time.monotonic() + timeout)
+        return [
+            self._answer_of(call, timeout)
+            if is_conflict(answer) or is_missing_function(answer)
+            else self.translate(answer)
+            if isinstance(answer, Exception)
+            else answer
+            for call, answer in zip(calls, answers, strict=True)
+        ]
+
+    def _answer_of(self, call: Call, timeout: float) -> Reply | EngineError:
+        try:
+            return self.call(call.function, call.partition, call.arguments, timeout)
+        except EngineError as error:
+            if isinstance(error, TransportError):
+                raise
+            return error
+
+    def _pipeline(self, calls: Sequence[Call], deadline: float) -> list[Any]:
+        """Send calls, each with a transaction of its own, before the first result is read."""
+        queries = [self._query(call.function) for call in calls]
+        connection = cast(PostgresConnection, self._pool.get_connection())
+        try:
+            pgconn = connection.pgconn
+            pgconn.enter_pipeline_mode()
+            for call, query in zip(calls, queries, strict=True):
+                connection.send(query, call.partition, call.arguments)
+                pgconn.pipeline_sync()
+            connection.flush(deadline)
+            answers = [_answer(connection, deadline) for _ in calls]
+            pgconn.exit_pipeline_mode()
+        except BaseException:
+            self._pool.discard(connection)
+            raise
+        if any(isinstance(answer, ServerError) and ends_connection(answer) for answer in answers):
+            self._give_up(connection)
+        else:
+            self._pool.release(connection)
+        return answers
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn errors of the driver and the server into errors of the engine."""
+        try:
+            yield
+        except _DRIVER_ERRORS as error:
+            raise self.translate(error) from error
+
+    def translate(self, error: Exception) -> EngineError:
+        """Return the engine's error for an error of the driver or the server."""
+        return translate(error, self.address)
+
+
+def _answer(connection: PostgresConnection, deadline: float) -> Reply | ServerError:
+    """Return what the next call of a pipeline was answered."""
+    answer: Reply | ServerError | None = None
+    while True:
+        result = connection.result(deadline)
+        if result is None:
+            continue
+        if result.status == pq.ExecStatus.PIPELINE_SYNC:
+            assert answer is not None, "a call is answered before its end"
+            return answer
+        if result.status == pq.ExecStatus.TUPLES_OK:
+            answer = decoded(result.get_value(0, 0) or b"")
+        else:
+            answer = problem_of(result)
+
+
+def decoded(value: bytes) -> Reply:
+    """Return a reply as the areas read it, from the encoding that the functions use."""
+    reader = hiredis.Reader()
+    reader.feed(value)
+    return cast(Reply, reader.gets())

