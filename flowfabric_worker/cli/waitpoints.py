@@ -10,7 +10,7 @@ from flowfabric_worker.cli.options import id_argument, json_option, with_client
 from flowfabric_worker.cli.output import plain, print_json, print_table, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
+from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import PendingWaitpointInfo
 
@@ -59,6 +59,12 @@ def _document(row: Row) -> object:
 def _cells(row: Row, now: int) -> tuple[object, ...]:
     if isinstance(row, DamagedRow):
         return row.row_id, "damaged", "", row.corruption, "", ""
-    until = "-" if row.expires_at_ms is None else f"in {span(row.expires_at_ms - now)}"
     names = ", ".join(row.required_signal_names) or "any"
-    return row.waitpoint_key, row.state, until, names, row.token_kid, row.token_fingerprint
+    return row.waitpoint_key, row.state, _until(row.expires_at_ms, now), names, row.token_kid, row.token_fingerprint
+
+
+def _until(moment: int | None, now: int) -> str:
+    # A handler's waitpoint without an end gets the longest duration, which says nothing to a reader.
+    if moment is None or moment - now > MAX_DURATION_MS // 2:
+        return "-"
+    return f"in {span(moment - now)}"

@@ -9,9 +9,10 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker.client import Client
+from flowfabric_worker.engine.limits import MAX_DURATION_MS
 from flowfabric_worker.engine.types.conditions import AllOf, SignalMatcher, Single
 from tests.support.cli import UNKNOWN_ID, cli, ok
-from tests.support.cli_suspensions import waiting
+from tests.support.cli_suspensions import claimed, waiting
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -30,6 +31,15 @@ def test_waitpoints_shows_what_takes_signals_and_never_a_token(client: Client) -
     assert re.match(r"tests +active +in 5m +any +k1 ", tests)
     assert [each["waitpoint_key"] for each in documents] == ["deploy", "tests"]
     assert token.partition(":")[2][:17] not in ran.out + json.dumps(documents)
+
+
+def test_a_waitpoint_that_ends_with_its_execution_shows_no_end(client: Client) -> None:
+    found = claimed(client)
+    client.engine.create_waitpoint(found.handle, "approval", timedelta(milliseconds=MAX_DURATION_MS))
+
+    _, row = ok("waitpoints", found.execution_id.plain).out.splitlines()
+
+    assert re.match(r"approval +pending +- +any ", row)
 
 
 def test_waitpoints_of_an_execution_that_takes_no_signals_are_none(client: Client) -> None:

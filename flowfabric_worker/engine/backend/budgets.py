@@ -4,21 +4,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.ids import BudgetId, ExecutionId
-from flowfabric_worker.engine.types.budgets import (
-    BudgetDefinition,
-    BudgetStatus,
-    CreateBudgetArgs,
-    CreateBudgetResult,
-    ListBudgetsPage,
-    RecordSpendArgs,
-    ReleaseBudgetResult,
-    ReportUsageResult,
-    ResetBudgetResult,
-    UsageDimensions,
-)
+
+if TYPE_CHECKING:
+    from flowfabric_worker.engine.ids import BudgetId, ExecutionId
+    from flowfabric_worker.engine.types.budgets import (
+        BudgetDefinition,
+        BudgetStatus,
+        CreateBudgetArgs,
+        CreateBudgetResult,
+        ListBudgetsPage,
+        RecordSpendArgs,
+        ReleaseBudgetResult,
+        ReportUsageResult,
+        ResetBudgetResult,
+        UsageDimensions,
+    )
 
 
 class BudgetsBackend:

@@ -4,36 +4,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flowfabric_worker.engine.errors import UnavailableError
-from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
-from flowfabric_worker.engine.types.edges import (
-    ApplyDependencyToChildArgs,
-    ApplyDependencyToChildResult,
-    DependencyEdge,
-    EdgeDependencyPolicy,
-    EdgeDirection,
-    EdgeSnapshot,
-    LinkResult,
-    ListEdgesPage,
-    SetEdgeGroupPolicyResult,
-    StageDependencyEdgeArgs,
-    StageDependencyEdgeResult,
-)
-from flowfabric_worker.engine.types.flows import (
-    AddExecutionToFlowArgs,
-    AddExecutionToFlowResult,
-    CancelFlowArgs,
-    CancelFlowHeader,
-    CancelFlowPolicy,
-    CancelFlowResult,
-    CancelFlowWait,
-    CreateFlowArgs,
-    CreateFlowResult,
-    FlowGraph,
-    FlowSnapshot,
-    ListFlowsPage,
-    SubmitFlowResult,
-)
+
+if TYPE_CHECKING:
+    from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
+    from flowfabric_worker.engine.types.edges import (
+        ApplyDependencyToChildArgs,
+        ApplyDependencyToChildResult,
+        DependencyEdge,
+        EdgeDependencyPolicy,
+        EdgeDirection,
+        EdgeSnapshot,
+        LinkResult,
+        ListEdgesPage,
+        SetEdgeGroupPolicyResult,
+        StageDependencyEdgeArgs,
+        StageDependencyEdgeResult,
+    )
+    from flowfabric_worker.engine.types.flows import (
+        AddExecutionToFlowArgs,
+        AddExecutionToFlowResult,
+        CancelFlowArgs,
+        CancelFlowHeader,
+        CancelFlowPolicy,
+        CancelFlowResult,
+        CancelFlowWait,
+        CreateFlowArgs,
+        CreateFlowResult,
+        FlowGraph,
+        FlowSnapshot,
+        ListFlowsPage,
+        SubmitFlowResult,
+    )
 
 
 class FlowsBackend:

@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flowfabric_worker.engine.errors import UnavailableError
-from flowfabric_worker.engine.ids import ExecutionId, QuotaPolicyId
-from flowfabric_worker.engine.types.quotas import (
-    CheckAdmissionArgs,
-    CheckAdmissionResult,
-    CreateQuotaPolicyArgs,
-    CreateQuotaPolicyResult,
-    ListQuotasPage,
-    QuotaPolicy,
-    QuotaPolicyStatus,
-)
+
+if TYPE_CHECKING:
+    from flowfabric_worker.engine.ids import ExecutionId, QuotaPolicyId
+    from flowfabric_worker.engine.types.quotas import (
+        CheckAdmissionArgs,
+        CheckAdmissionResult,
+        CreateQuotaPolicyArgs,
+        CreateQuotaPolicyResult,
+        ListQuotasPage,
+        QuotaPolicy,
+        QuotaPolicyStatus,
+    )
 
 
 class QuotasBackend:
