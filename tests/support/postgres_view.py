@@ -407,7 +407,7 @@ class PostgresView:
             p, name = self._parse(key)
             kind, _, rest = name.partition(b":")
             if kind == b"secrets":
-                self.rows("ALTER TABLE IF EXISTS db.unreadable RENAME TO secrets")
+                self.rows("ALTER TABLE db.secrets DROP CONSTRAINT IF EXISTS damaged")
                 self.rows("DELETE FROM db.secrets WHERE p = %s", p)
                 self.rows("UPDATE db.partitions SET kid = NULL WHERE p = %s", p)
                 continue
@@ -441,7 +441,8 @@ class PostgresView:
         elif kind == b"stream":
             self.rows("INSERT INTO db.streams (p, uuid, last) VALUES (%s, %s, %s)", p, rest.decode(), _bytes(value))
         elif kind == b"secrets":
-            self.rows("ALTER TABLE db.secrets RENAME TO unreadable")
+            # The nearest damage to the secrets of one partition is that none can be written.
+            self.rows(f"ALTER TABLE db.secrets ADD CONSTRAINT damaged CHECK (p <> {p}) NOT VALID")
         elif kind == b"s1" or kind == b"s0":
             self.rows("INSERT INTO db.suspensions (p, uuid, number, waitpoints) SELECT p, uuid, %s, 'a text' "
                       "FROM db.executions WHERE p = %s AND uuid = %s", 2 - int(kind[1:]), p, rest.decode())  # fmt: skip
