@@ -1,4 +1,4 @@
-"""reads: pages of executions, lanes and expired leases, and counters that never drift."""
+"""Listings of executions: pages, cursors, filters, and damaged records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS
 from flowfabric_worker.engine.partitions import partition_key
-from flowfabric_worker.engine.types.admin import CancelExecutionArgs, RevokeLeaseArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.reads import ExecutionFilter, ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created
@@ -28,9 +28,7 @@ from tests.support.executions import (
     raw_client,
     raw_key,
     refused,
-    running,
     tenant,
-    upkeep_all,
 )
 from tests.support.suspensions import signal, suspended
 
@@ -61,9 +59,6 @@ def paged(engine: Engine, limit: int, **arguments: Any) -> list[list[ExecutionSu
 
 def ids_of(pages: list[list[ExecutionSummary]]) -> list[ExecutionId]:
     return [row.execution_id for page in pages for row in page]
-
-
-# Executions
 
 
 def test_an_empty_store_lists_nothing(engine: Engine) -> None:
@@ -343,118 +338,3 @@ def test_an_index_entry_without_a_record_is_not_shown(engine: Engine) -> None:
 
     assert ids_of(paged(engine, 1, filter=ExecutionFilter(lane=LANE))) == [ids[0], ids[2]]
     assert ids_of(paged(engine, 1)) == [ids[0], ids[2]]
-
-
-# Expired leases
-
-
-def test_expired_and_revoked_leases_are_listed_until_the_next_claim(engine: Engine, clock: Clock) -> None:
-    lapsing = running(engine, lane="a", lease=5 * SECOND)
-    revoked = running(engine, lane="b", worker="w2")
-    held = running(engine, lane="c")
-    engine.revoke_lease(RevokeLeaseArgs(execution_id=revoked.execution_id))
-    clock.move(5 * SECOND)
-
-    before = engine.list_expired_leases().leases
-    upkeep_all(engine)
-    after = engine.list_expired_leases().leases
-
-    by_id = {lease.execution_id: lease for lease in after}
-    assert before == after
-    assert set(by_id) == {lapsing.execution_id, revoked.execution_id}
-    assert by_id[lapsing.execution_id].expired_at_ms == clock.ms
-    assert by_id[lapsing.execution_id].lease_epoch == 1
-    assert by_id[revoked.execution_id].worker_instance_id == "w2"
-    claim_one(engine, "a")
-    claim_one(engine, "b")
-    assert engine.list_expired_leases().leases == ()
-    engine.complete(held.handle)
-
-
-def test_expired_leases_are_paged_and_listed_per_partition(engine: Engine, clock: Clock) -> None:
-    ids = sorted(running(engine).execution_id for _ in range(5))
-    clock.move(timedelta(minutes=1))
-
-    seen = []
-    cursor = None
-    while True:
-        page = engine.list_expired_leases(cursor=cursor, limit=2)
-        seen += [lease.execution_id for lease in page.leases]
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    first = engine.list_expired_leases(partition=partition_key(ids[0].partition_number)).leases
-
-    assert seen == ids
-    assert [lease.execution_id for lease in first] == [
-        each for each in ids if each.partition_number == ids[0].partition_number
-    ]
-
-
-def test_a_damaged_execution_hides_no_expired_lease(engine: Engine, clock: Clock) -> None:
-    held = [running(engine).execution_id for _ in range(3)]
-    damage(engine, sorted(held)[0], "state", b"what is this?")
-    damage(engine, sorted(held)[1], "holder", b"what is this?")
-    clock.move(timedelta(minutes=1))
-
-    assert [lease.execution_id for lease in engine.list_expired_leases().leases] == [sorted(held)[2]]
-
-
-# Lanes
-
-
-def test_lanes_are_paged_by_name(engine: Engine) -> None:
-    for lane in ("echo", "alpha", "delta", "charlie", "bravo"):
-        created(engine, lane=lane)
-
-    pages = []
-    cursor = None
-    while True:
-        page = engine.list_lanes(cursor, 2)
-        pages.append([lane.lane for lane in page.lanes])
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-
-    assert pages == [["alpha", "bravo"], ["charlie", "delta"], ["echo"]]
-    assert [lane.lane for lane in engine.list_lanes(limit=5).lanes] == [*pages[0], *pages[1], *pages[2]]
-    assert engine.list_lanes(limit=5).next_cursor is None
-    assert engine.list_lanes(limit=0).lanes == ()
-
-
-def test_a_lane_whose_name_begins_like_another_one_is_listed_once(engine: Engine) -> None:
-    names = [" ", "!", "a", "a ", "aa", "ab", "a~", "b", "~" * 64]
-    for name in names:
-        created(engine, lane=name)
-
-    assert [lane.lane for lane in engine.list_lanes().lanes] == names
-    assert [lane.lane for lane in engine.list_lanes("a").lanes] == names[3:]
-
-
-def test_a_lane_exists_from_its_first_use_also_when_that_is_a_pause(engine: Engine, clock: Clock) -> None:
-    engine.pause_lane("quiet")
-
-    (lane,) = engine.list_lanes().lanes
-
-    assert (lane.lane, lane.paused_since_ms) == ("quiet", clock.ms)
-    assert set(lane.depths) == set(PublicState)
-    assert set(lane.depths.values()) == {0}
-
-
-def test_lanes_of_two_namespaces_never_meet(engine: Engine) -> None:
-    other = tenant(engine, "defaul")
-    created(engine, lane="shared")
-    created(other, lane="shared")
-    created(other, lane="theirs")
-    other.pause_lane("shared")
-
-    (mine,) = engine.list_lanes().lanes
-
-    assert (mine.lane, mine.depths[PublicState.WAITING], mine.paused_since_ms) == ("shared", 1, None)
-    assert [lane.lane for lane in other.list_lanes().lanes] == ["shared", "theirs"]
-
-
-@pytest.mark.parametrize("cursor", ["\n", "x" * 65, 5, "ä"])
-def test_what_is_no_cursor_of_lanes_is_refused(engine: Engine, cursor: Any) -> None:
-    with refused("invalid_cursor"):
-        engine.list_lanes(cursor)
