@@ -15,8 +15,6 @@ from tests.support.executions import (
     tenant,
 )
 
-# Lanes
-
 
 def test_lanes_are_paged_by_name(engine: Engine) -> None:
     for lane in ("echo", "alpha", "delta", "charlie", "bravo"):

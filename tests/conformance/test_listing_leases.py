@@ -18,9 +18,6 @@ from tests.support.executions import (
 SECOND = timedelta(seconds=1)
 
 
-# Expired leases
-
-
 def test_expired_and_revoked_leases_are_listed_until_the_next_claim(engine: Engine, clock: Clock) -> None:
     lapsing = running(engine, lane="a", lease=5 * SECOND)
     revoked = running(engine, lane="b", worker="w2")

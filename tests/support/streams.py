@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from flowfabric_worker import AttemptBegan, Run
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.handle import Handle
@@ -66,6 +67,14 @@ def tail(
     return engine.tail_stream(
         execution_id, changes.pop("attempt_index", 0), after, block, changes.pop("count_limit", 1000), **changes
     )
+
+
+def values_of(run: Run[Any], after: str | None = None) -> list[Any]:
+    """Return the values of a run's stream, and for each further attempt its number in brackets."""
+    return [
+        [item.attempt] if isinstance(item, AttemptBegan) else getattr(item, "value", item)
+        for item in run.stream(after, timeout=10)
+    ]
 
 
 def payloads(found: StreamFrames) -> list[bytes]:

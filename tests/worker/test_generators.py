@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,38 +13,21 @@ import attrs
 import pytest
 
 from flowfabric_worker import (
-    AttemptBegan,
     DurableCallError,
-    ExecutionCancelled,
-    ExecutionExpired,
     ExecutionFailed,
-    Interrupted,
-    Run,
-    Runtime,
-    StreamValue,
     TaskContext,
     Worker,
     current,
 )
 from flowfabric_worker._tasks.local_context import LocalContext
-from flowfabric_worker.engine.types.admin import RevokeLeaseArgs
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.streams import StreamCloseReason
 from tests.support.mailbox import Mailbox
 from tests.support.observation import info_of
 from tests.support.places import SLOWLY, SOON, Place
 from tests.support.servers import wait_until
-from tests.support.streams import read_all
+from tests.support.streams import read_all, values_of
 from tests.worker.conftest import Start
-
-
-def told(run: Run[Any]) -> list[Any]:
-    """Return the values of a stream, and for each further attempt its number in brackets."""
-    return [
-        [item.attempt] if isinstance(item, AttemptBegan) else getattr(item, "value", item)
-        for item in run.stream(timeout=10)
-    ]
-
 
 # Values and results
 
@@ -61,7 +42,7 @@ def test_what_a_generator_returns_is_the_result(place: Place) -> None:
     place.start()
     run = count.submit()
 
-    assert told(run) == [1, 2]
+    assert values_of(run) == [1, 2]
     assert run.result(10) == {"n": 2}
 
 
@@ -77,8 +58,8 @@ def test_a_generator_that_only_yields_has_no_result(place: Place) -> None:
     place.start()
     run, other = count.submit(3), nothing.submit()
 
-    assert (told(run), run.result(10)) == ([0, 1, 2], None)
-    assert (told(other), other.result(10)) == ([], None)
+    assert (values_of(run), run.result(10)) == ([0, 1, 2], None)
+    assert (values_of(other), other.result(10)) == ([], None)
 
 
 @attrs.frozen
@@ -97,7 +78,7 @@ def test_values_travel_by_the_annotation(place: Place) -> None:
     place.start()
     run = talk.submit()
 
-    assert told(run) == [Token("a", Decimal("0.10")), Token("b", Decimal(2))]
+    assert values_of(run) == [Token("a", Decimal("0.10")), Token("b", Decimal(2))]
     assert run.result(10) == {1}
 
 
@@ -110,7 +91,7 @@ def test_a_generator_that_fails_keeps_what_it_yielded(place: Place) -> None:
     place.start()
     run = breaks.submit()
 
-    assert told(run) == [1]
+    assert values_of(run) == [1]
     with pytest.raises(ExecutionFailed, match="ValueError: boom"):
         run.result(10)
     assert read_all(place.worker.engine, run.id).closed_reason is StreamCloseReason.ATTEMPT_FAILURE
@@ -128,7 +109,7 @@ def test_a_generator_begins_from_the_start_in_a_retry(place: Place, times: Any) 
 
     place.start()
 
-    assert told(write.submit()) == ["a", "b", [1], "a", "b", "c"]
+    assert values_of(write.submit()) == ["a", "b", [1], "a", "b", "c"]
 
 
 def test_a_generator_that_sleeps_yields_nothing_twice(place: Place) -> None:
@@ -148,7 +129,7 @@ def test_a_generator_that_sleeps_yields_nothing_twice(place: Place) -> None:
     place.start()
     run = nap.submit()
 
-    assert told(run) == ["a", "beside", "b"]
+    assert values_of(run) == ["a", "beside", "b"]
     assert run.result(10) == "slept"
     assert left == ["left", "left"]
 
@@ -173,7 +154,7 @@ def test_a_generator_that_waits_for_a_signal_yields_nothing_twice(served: Worker
     assert left == ["left"]
     mailbox.signal(mailbox.take(), "answer", "yes")
 
-    assert told(run) == ["asked", "yes"]
+    assert values_of(run) == ["asked", "yes"]
     assert run.result(10) == "answered"
     assert left == ["left", "left"]
 
@@ -192,7 +173,7 @@ def test_a_part_of_a_generator_may_be_another_task(place: Place) -> None:
     place.start()
     run = outer.submit()
 
-    assert told(run) == ["shop.outer 0", "shop.outer 1"]
+    assert values_of(run) == ["shop.outer 0", "shop.outer 1"]
     assert run.result(10) == 2
 
 
@@ -212,7 +193,7 @@ def test_a_decorator_may_collect_what_a_generator_yields(place: Place) -> None:
     place.start()
     run = task.submit(3)
 
-    assert (told(run), run.result(10)) == ([], [0, 1, 2])
+    assert (values_of(run), run.result(10)) == ([], [0, 1, 2])
     assert task(2) == [0, 1]
 
 
@@ -236,7 +217,7 @@ def test_a_value_that_is_refused_closes_the_generator_and_fails_for_good(place: 
 
     with pytest.raises(ExecutionFailed, match=r"an emitted value of 'shop\.talk' has 70002 bytes"):
         run.result(10)
-    assert told(run) == ["good"]
+    assert values_of(run) == ["good"]
     assert closed == [GeneratorExit]
     assert info_of(place.worker, run).retry_count == 0
 
@@ -281,9 +262,9 @@ def test_nothing_is_emitted_while_a_generator_is_left_for_a_sleep(
     place.start()
     run, other = stubborn.submit(), chatty.submit()
 
-    assert (told(run), run.result(10)) == (["a", "b"], "done")
+    assert (values_of(run), run.result(10)) == (["a", "b"], "done")
     assert "caught the Delay by which a durable call leaves the handler" in caplog.text
-    assert told(other) == ["a", "b"]
+    assert values_of(other) == ["a", "b"]
     assert len(refused) == 1
     assert "emit() was made while the handler is being left (Delay)" in refused[0]
 
@@ -316,138 +297,6 @@ def yields_objects() -> Iterator[threading.Lock]:
 def test_a_generator_is_refused_that(worker: Worker, function: Callable[..., Any], reason: str) -> None:
     with pytest.raises(TypeError, match=reason):
         worker.task(function)
-
-
-# Ends from outside
-
-
-class Endless:
-    """A generator that yields until it is closed.
-
-    Attributes:
-        begun: set when it has yielded.
-        closed: the exceptions that ended it.
-        left: set when its `finally` block has run.
-    """
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.left = threading.Event()
-        self.closed: list[type[BaseException]] = []
-
-    def __call__(self) -> Iterator[int]:
-        number = 0
-        try:
-            while True:
-                yield number
-                number += 1
-                self.begun.set()
-                current().cancelled.wait(0.01)
-        except BaseException as error:
-            self.closed.append(type(error))
-            raise
-        finally:
-            self.left.set()
-
-
-def by_cancel(run: Run[Any], worker: Worker, runtime: Runtime) -> None:
-    run.cancel()
-
-
-def by_revoking(run: Run[Any], worker: Worker, runtime: Runtime) -> None:
-    worker.engine.revoke_lease(RevokeLeaseArgs(execution_id=run.id))
-
-
-def by_stop(run: Run[Any], worker: Worker, runtime: Runtime) -> None:
-    runtime.stop(timedelta(seconds=0.2))
-
-
-def by_timeout(run: Run[Any], worker: Worker, runtime: Runtime) -> None:
-    """Do nothing: the task has a timeout."""
-
-
-@pytest.mark.parametrize("lose", [by_cancel, by_revoking, by_stop, by_timeout])
-@pytest.mark.parametrize("interrupt", [False, True])
-def test_a_generator_is_closed_when_its_attempt_ends(
-    served: Worker, start: Start, lose: Callable[[Run[Any], Worker, Runtime], None], interrupt: bool
-) -> None:
-    endless = Endless()
-    timeout = timedelta(seconds=0.5) if lose is by_timeout else None
-    task = served.task(name="endless", lease=timedelta(seconds=3), timeout=timeout, interrupt=interrupt)(endless)
-    runtime = start(served, threads=1)
-    run = task.submit()
-    assert endless.begun.wait(10)
-    lose(run, served, runtime)
-
-    assert endless.left.wait(10)
-    wait_until(lambda: endless.closed, "the generator is closed")
-    assert issubclass(endless.closed[0], GeneratorExit | Interrupted)
-
-
-def test_the_stream_of_a_cancelled_generator_says_so_and_ends(served: Worker, start: Start) -> None:
-    endless = Endless()
-    task = served.task(name="endless")(endless)
-    start(served)
-    run = task.submit()
-    reader = run.stream(timeout=10)
-    first = next(reader)
-    run.cancel()
-    rest = list(reader)
-
-    assert isinstance(first, StreamValue)
-    assert [item.value for item in [first, *rest] if isinstance(item, StreamValue)] == list(range(1 + len(rest)))
-    with pytest.raises(ExecutionCancelled):
-        run.result(10)
-    assert read_all(served.engine, run.id).closed_reason is StreamCloseReason.ATTEMPT_CANCELLED
-
-
-def test_a_stop_lets_a_generator_finish_within_the_grace(served: Worker, start: Start) -> None:
-    goes_on, begun = threading.Event(), threading.Event()
-
-    @served.task
-    def count() -> Generator[int, None, str]:
-        yield 0
-        begun.set()
-        goes_on.wait(10)
-        yield from range(1, 2000)
-        return "whole"
-
-    runtime = start(served, threads=1)
-    run = count.submit()
-    assert begun.wait(10)
-    stopping = threading.Thread(target=runtime.stop, args=(timedelta(seconds=10),))
-    stopping.start()
-    goes_on.set()
-    stopping.join(20)
-
-    assert not stopping.is_alive()
-    assert told(run) == list(range(2000))
-    assert run.result(1) == "whole"
-
-
-def test_an_endless_generator_expires_at_the_deadline(served: Worker, start: Start) -> None:
-    task = served.task(name="endless", deadline=timedelta(seconds=0.4))(Endless())
-    start(served)
-    run = task.submit()
-
-    assert len(told(run)) > 1
-    with pytest.raises(ExecutionExpired):
-        run.result(10)
-
-
-def test_a_process_that_a_generator_forks_ends_where_it_yields(served: Worker, start: Start) -> None:
-    @served.task
-    def split() -> Generator[int, None, int]:
-        child = os.fork()
-        yield 1
-        assert child, "the child has ended"
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    start(served, threads=1)
-    run = split.submit()
-
-    assert run.result(20) == 0
-    assert told(run) == [1]
 
 
 # Around it

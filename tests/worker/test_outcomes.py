@@ -317,7 +317,7 @@ def test_wait_children_without_children_goes_on_at_once(worker: Worker, start: S
     assert parent.submit().result(10) == "resumed"
 
 
-# Codec failures
+# Unknown tasks, groups of exceptions, and retries without a policy
 
 
 def test_work_for_a_task_that_the_worker_does_not_know_is_never_claimed(worker: Worker, start: Start) -> None:
