@@ -27,7 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 STORES = ("memory", "memory5", "embedded", "valkey", "cluster", "postgres", "postgres5")
 # The conformance suite runs on these unless others are asked for; the embedded store is a Valkey on a unix socket.
-DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster")
+DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster", "postgres")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
