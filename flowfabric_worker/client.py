@@ -131,7 +131,8 @@ class Client:
             kwargs: keyword arguments, in addition to the positional ones.
             force: submit under exactly this name, with the default options, even if no worker has published it.
             options: options of `TaskOptions`, except those that belong to the task: lease, codec, permanent ... An
-                option that is not given has the value that the task's worker published.
+                option that is not given has the value that the task's worker published. And `connection`: a psycopg
+                connection to the database of a `postgresql://` store, whose transaction the execution joins.
 
         Raises:
             TypeError: an option is unknown.

@@ -12,6 +12,7 @@ from flowfabric_worker._codecs.generators import is_generator
 from flowfabric_worker._tasks.local_context import LocalContext, iterate_in
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
+from flowfabric_worker._tasks.submitting import create, create_many, take_connection
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
 from flowfabric_worker.context import TaskContext, context_of_this_thread, enter, inside_handler, leave
 from flowfabric_worker.engine.backend import EngineBackend
@@ -289,6 +290,9 @@ class Task(Generic[P, R]):
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Submit a durable execution of this call, and return its handle.
 
+        With `connection=`, a psycopg connection to the database of a `postgresql://` store, the execution is part of
+        that connection's transaction. A task with a parameter of that name takes it from `options(connection=...)`.
+
         Raises:
             TypeError: the call does not match the signature; this is Python's own error.
             EncodingError: an argument cannot be encoded.
@@ -297,12 +301,12 @@ class Task(Generic[P, R]):
         """
         return self._submission.submit(*args, **kwargs)
 
-    def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
+    def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]], *, connection: Any = None) -> list[Run[R]]:
         """Submit a durable execution of each call, in bounded batches, and return the runs in order.
 
         If a call is wrong, its batch is not submitted; the attribute `runs` of the error holds the runs before it.
         """
-        return self._submission.submit_many(calls)
+        return self._submission.submit_many(calls, connection=connection)
 
     def publication(self) -> TaskPublication:
         """Return the options that a worker publishes, for clients that do not have the task's code."""
@@ -325,35 +329,39 @@ class Task(Generic[P, R]):
 
 
 class Submission(Generic[P, R]):
-    """A task with the options that `Task.options` changed."""
+    """A task with the options that `Task.options` changed, and the connection whose transaction submissions join."""
 
-    def __init__(self, task: Task[P, R], options: TaskOptions) -> None:
+    def __init__(self, task: Task[P, R], options: TaskOptions, connection: Any = None) -> None:
         self._task = task
         self._options = options
         self._policy = options.policy()
+        self._connection = connection
 
     def options(self, **changes: Any) -> Submission[P, R]:
         """Return the task with further changes to its options; see `Task.options`."""
         fixed = TASK_ONLY & changes.keys()
         if fixed:
             raise TypeError(f"{', '.join(sorted(fixed))} can only be set on the task: pass it to @worker.task().")
-        return Submission(self._task, change_options(self._options, changes))
+        connection = changes.pop("connection", self._connection)
+        return Submission(self._task, change_options(self._options, changes), connection)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Submit a durable execution of this call; see `Task.submit`."""
-        result = self._task._owner.engine.create_execution(self._creation(args, kwargs))
+        connection, own = take_connection(self._task.function, kwargs, self._connection)
+        result = create(self._task._owner.engine, self._creation(args, own), connection)
         if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
             raise error_from_code("key_conflict", (str(result.execution_id), self._options.key))
         return Run(result.execution_id, self._task, created=isinstance(result, Created))
 
-    def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]]) -> list[Run[R]]:
+    def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]], *, connection: Any = None) -> list[Run[R]]:
         """Submit a durable execution of each call; see `Task.submit_many`."""
+        connection = self._connection if connection is None else connection
         if self._options.key is not None:
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
         runs: list[Run[R]] = []
         try:
             creations = (self._creation(*_arguments(call)) for call in calls)
-            for results in self._task._owner.engine.create_in_batches(creations):
+            for results in create_many(self._task._owner.engine, creations, connection):
                 refused = [result for result in results if isinstance(result, EngineError)]
                 runs += [
                     Run(result.execution_id, self._task, created=True)

@@ -9,8 +9,8 @@ from uuid import UUID
 import attrs
 
 from flowfabric_worker.engine.backend.submission import batches_of
-from flowfabric_worker.engine.batches import Item, Steps, finish
-from flowfabric_worker.engine.core import EngineCore, execution_id
+from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish
+from flowfabric_worker.engine.core import EngineCore, as_error, execution_id, is_put_off
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import (
     ExecutionId,
@@ -84,6 +84,25 @@ class Submission(EngineCore):
             if problem is not None:
                 raise problem
             batch = following
+
+    def create_in_transaction(
+        self, connection: object, args: Sequence[CreateExecutionArgs]
+    ) -> list[CreateExecutionResult | EngineError]:
+        call = self.store.join(connection)
+        batch = self._batch(args)
+        replies: list[Reply | EngineError] = [[]] * len(args)
+        waiting: Sequence[int] = range(len(args))
+        while waiting:
+            for indices in list(cut_items(batch.items, waiting, MAX_CALL_ITEMS)):
+                partition = self.check_partition(batch.items[indices[0]][0])
+                items = [batch.items[index][1] for index in indices]
+                # Register their kinds outside the transaction, which would lock rows that other callers need.
+                self.call("register_classes", partition, list(dict.fromkeys(item[1] for item in items)))
+                answers = call("create_in_transaction", partition, [argument for item in items for argument in item])
+                for index, answer in zip(indices, answers, strict=True):
+                    replies[index] = as_error(answer, partition)
+            waiting = [index for index in waiting if is_put_off(replies[index])]
+        return self._results(batch, replies)
 
     def _batch(self, args: Sequence[CreateExecutionArgs]) -> _Batch:
         items = [self._item(each) for each in args]

@@ -163,11 +163,9 @@ BEGIN
   RETURN c;
 END $$;
 
--- Bring everything up to date that a call noted, and wake the waiters that it concerns.
-CREATE FUNCTION fn.flush(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
+-- Wake the waiters that a call concerns, if it noted any reason.
+CREATE FUNCTION fn.wake(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
-  c := fn.keep_pace(c);
-  c := fn.flush_counts(c);
   IF cardinality(c.wakes) > 0 OR cardinality(c.new_in) > 0 OR c.announced OR c.watch_ended OR c.first_due IS NOT NULL THEN
     PERFORM fn.share_waiters(c);
     IF EXISTS (SELECT FROM db.waiters WHERE p = c.p) THEN
@@ -177,4 +175,10 @@ BEGIN
   c.wakes := '{}'; c.new_in := '{}'; c.announced := false; c.watch_ended := false;
   c.first_due := NULL; c.first_count := 0;
   RETURN c;
+END $$;
+
+-- Bring everything up to date that a call noted, and wake the waiters that it concerns.
+CREATE FUNCTION fn.flush(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN fn.wake(fn.flush_counts(fn.keep_pace(c)));
 END $$;

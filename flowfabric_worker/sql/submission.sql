@@ -105,13 +105,9 @@ BEGIN
   RETURN b;
 END $$;
 
--- create_executions: create executions, each by itself.
--- Arguments per item: those of one creation, see fn.create_one.
--- Replies per item: 'created', uuid, state; or 'duplicate', the existing uuid, its state, 1 if it is the same request.
--- Errors per item: too_many_classes, corruption of the existing execution.
-CREATE FUNCTION fn.create_executions(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+-- Create the executions of a call, and return the replies.
+CREATE FUNCTION fn.create_all(c fn.context, args bytea[]) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
-  c fn.context := fn.begin(partition);
   b fn.batch;
   answers bytea[] := '{}';
 BEGIN
@@ -126,6 +122,75 @@ BEGIN
       answers := answers || b.items;
     END IF;
   END LOOP;
-  c := fn.flush(c);
-  RETURN fn.replies(VARIADIC answers);
+  b.c := c; b.items := answers;
+  RETURN b;
+END $$;
+
+-- create_executions: create executions, each by itself.
+-- Arguments per item: those of one creation, see fn.create_one.
+-- Replies per item: 'created', uuid, state; or 'duplicate', the existing uuid, its state, 1 if it is the same request.
+-- Errors per item: too_many_classes, corruption of the existing execution.
+CREATE FUNCTION fn.create_executions(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  b fn.batch := fn.create_all(fn.begin(partition), args);
+BEGIN
+  PERFORM fn.flush(b.c);
+  RETURN fn.replies(VARIADIC b.items);
+END $$;
+
+-- Creations in a transaction of the caller ----------------------------------------------------------------------------
+--
+-- Such a transaction may stay open for long, and must hold nothing meanwhile that other calls wait for. So classes and lanes
+-- are registered before, in a transaction of the store, and waiters are woken by a trigger that runs while the caller commits.
+
+-- register_classes: register the classes of executions that a caller is about to create in a transaction.
+-- Arguments: the kinds of these executions, see fn.create_one.
+-- Replies: nothing. A class for which its lane is full is left to the creation, which refuses it.
+CREATE FUNCTION fn.register_classes(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  kind bytea;
+  of_class bytea;
+BEGIN
+  PERFORM fn.share_classes(c);
+  FOREACH kind IN ARRAY args LOOP
+    of_class := fn.unpack_first(kind);
+    IF EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = of_class) OR NOT fn.is_full(c, of_class) THEN
+      c := fn.register_class(c, of_class);
+    END IF;
+  END LOOP;
+  PERFORM fn.flush(c);
+  RETURN fn.replies();
+END $$;
+
+-- What creations in transactions of callers noted, until these commit.
+CREATE TABLE fn.noted (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, c fn.context NOT NULL);
+
+-- Wake waiters for what a transaction created, while it commits. A wake-up is a hint, so a failure to lock the waiters must
+-- not undo the transaction.
+CREATE FUNCTION fn.wake_at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  c fn.context := NEW.c;
+BEGIN
+  DELETE FROM fn.noted WHERE id = NEW.id;
+  c.now := (fn.begin(c.p)).now;
+  PERFORM fn.wake(c);
+  RETURN NULL;
+EXCEPTION WHEN deadlock_detected OR lock_not_available THEN
+  RETURN NULL;
+END $$;
+
+CREATE CONSTRAINT TRIGGER wake_at_commit AFTER INSERT ON fn.noted DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION fn.wake_at_commit();
+
+-- create_in_transaction: create executions in the transaction of the caller, who commits it or rolls it back.
+-- Arguments and errors: those of create_executions.
+-- Replies per item: those of create_executions.
+CREATE FUNCTION fn.create_in_transaction(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  b fn.batch := fn.create_all(fn.begin(partition), args);
+BEGIN
+  INSERT INTO fn.noted (c) VALUES (fn.flush_counts(b.c));
+  RETURN fn.replies(VARIADIC b.items);
 END $$;

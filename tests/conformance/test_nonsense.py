@@ -87,6 +87,7 @@ FUZZED: dict[str, FuzzedCall] = {
     },
     "create_execution": lambda engine, _, junk: engine.create_execution(junk),
     "create_executions": lambda engine, _, junk: engine.create_executions([junk]),
+    "create_in_transaction": lambda engine, _, junk: engine.create_in_transaction(junk, [creation()]),
     "create_in_batches": lambda engine, _, junk: list(engine.create_in_batches([junk])),
     **{f"{name} id": lambda engine, _, junk, act=act: act(engine, junk) for name, act in BY_ID.items()},
     **{f"{name} handle": lambda engine, _, junk, act=act: act(engine, junk) for name, act in HOLDING.items()},

@@ -60,6 +60,28 @@ class SubmissionBackend:
         for batch in batches_of(args, MAX_BATCH_ITEMS, MAX_BATCH_BYTES):
             yield self.create_executions(batch)
 
+    def create_in_transaction(
+        self, connection: object, args: Sequence[CreateExecutionArgs]
+    ) -> list[CreateExecutionResult | EngineError]:
+        """Create executions in the caller's own transaction: they exist once the caller commits it, or never.
+
+        The engine neither commits nor rolls back, and repeats nothing in the transaction.
+
+        Args:
+            connection: a `psycopg.Connection` to the database of the store, with the right to call its functions.
+            args: what to run, where and when; each id and each idempotency key once.
+
+        Returns:
+            For each what `create_execution` returns, or the error.
+
+        Raises:
+            ValidationError: the store is not on Postgres, the connection or an argument is not valid, or
+                `duplicate_in_call`; nothing was created.
+            NotFoundError: `budget_not_found`, `quota_policy_not_found`; nothing was created.
+            TransportError: a call in the transaction failed, and with it the transaction.
+        """
+        raise UnavailableError("create_in_transaction")
+
 
 def batches_of(args: Iterable[CreateExecutionArgs], most: int, most_bytes: int) -> Iterator[list[CreateExecutionArgs]]:
     """Cut creations into batches of at most `most` creations with `most_bytes` of payload."""

@@ -12,11 +12,14 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.errors import EngineError, ValidationError
 
 Argument: TypeAlias = bytes | str | int
 Reply: TypeAlias = list[Any]
 """A nested list of bytes, ints and None, the same on every store."""
+
+TransactionCall: TypeAlias = Callable[[str, int, Sequence[Argument]], Reply]
+"""Calls a stored function in a partition with arguments, in a transaction of the caller."""
 
 CALL_TIMEOUT = 5.0
 
@@ -133,6 +136,18 @@ class Store(ABC):
 
         A bounded number of calls is in flight at a time. Servers are called in parallel.
         """
+
+    def join(self, connection: object) -> TransactionCall:
+        """Return a function that calls stored functions in the transaction of the caller's connection.
+
+        Raises:
+            ValidationError: `invalid_input`, the store has no such transactions, or the connection cannot be used.
+        """
+        raise ValidationError(
+            "invalid_input",
+            f"connection= needs a postgresql:// store, and this is a {self.label} store: leave it out "
+            f"(it is a {type(connection).__name__}).",
+        )
 
     @abstractmethod
     def subscribe(self, topic: str) -> Subscription:

@@ -18,7 +18,16 @@ from psycopg import pq
 
 from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.errors import EngineError, TransportError, UnavailableError
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store, StoreInfo, Subscription
+from flowfabric_worker.engine.stores.base import (
+    CALL_TIMEOUT,
+    Argument,
+    Call,
+    Reply,
+    Store,
+    StoreInfo,
+    Subscription,
+    TransactionCall,
+)
 from flowfabric_worker.engine.stores.call_windows import windows
 from flowfabric_worker.engine.stores.pool import NoFreeConnectionError, Pool
 from flowfabric_worker.engine.stores.postgres_connection import (
@@ -41,6 +50,7 @@ from flowfabric_worker.engine.stores.postgres_install import (
     remove_release,
 )
 from flowfabric_worker.engine.stores.postgres_topics import Topics
+from flowfabric_worker.engine.stores.postgres_transactions import IDENTITY, joined
 from flowfabric_worker.engine.stores.sql_library import sql_library
 
 _DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, NoFreeConnectionError, OSError, TypeError)
@@ -130,6 +140,10 @@ class PostgresStore(Store):
                 replies += [error] * len(window)
         return replies
 
+    def join(self, connection: object) -> TransactionCall:
+        functions = self.library.schema_of(self.schema)
+        return joined(connection, functions, self._identity, self.install, decoded, self.translate)
+
     def subscribe(self, topic: str) -> Subscription:
         topics = self._topics
         if topics is None or not topics.is_open:
@@ -175,6 +189,10 @@ class PostgresStore(Store):
                 self._pool.discard(connection)
                 raise
             self._pool.release(connection)
+
+    def _identity(self) -> str:
+        with self.connection() as connection:
+            return connection.execute(IDENTITY, timeout=CALL_TIMEOUT)[0][0]
 
     def _query(self, function: str) -> bytes:
         query = self._queries.get(function)
