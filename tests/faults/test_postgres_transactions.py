@@ -251,6 +251,22 @@ def test_a_key_stands_for_the_execution_that_was_committed(url: str, connect: Co
     worker.close()
 
 
+def test_a_key_in_an_open_transaction_is_waited_for(engine: Engine, connect: Connect) -> None:
+    first, second = connect(), connect()
+    engine.create_in_transaction(first, [creation(idempotency_key="k")])
+    second.execute("SET LOCAL lock_timeout = 100")
+    with refused("store_busy") as caught:
+        engine.create_in_transaction(second, [creation(idempotency_key="k")])
+    assert "lock timeout" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    # An error of the server makes the transaction fail.
+    assert "has failed" in refused_connection(engine, second)
+    second.rollback()
+    first.rollback()
+    (result,) = engine.create_in_transaction(second, [creation(idempotency_key="k")])
+    assert isinstance(result, Created)
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 

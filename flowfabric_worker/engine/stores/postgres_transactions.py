@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.stores.base import Argument, Reply, TransactionCall
+from flowfabric_worker.engine.stores.postgres_connection import ServerError
 
 # Which database it is: its oid, and when its server started. No user can hide these, and a clone has others.
 IDENTITY = (
@@ -56,7 +57,9 @@ def joined(
             with psycopg.Cursor(usable, row_factory=tuple_row) as cursor:
                 return cursor.execute(query.encode(), values, prepare=False, binary=True).fetchone()
         except psycopg.Error as error:
-            raise translate(error) from error
+            # The text of the driver's error holds the place in every stored function.
+            text = error.diag.message_primary
+            raise translate(ServerError(error.sqlstate, text) if error.sqlstate and text else error) from error
 
     row = run(_TERMS, functions)
     _check(row, identity())
