@@ -1,4 +1,4 @@
-"""A temporary store on the user's servers, under a separate prefix, which is erased afterwards."""
+"""A temporary store on the user's servers, under a separate prefix or schema, which is removed afterwards."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Final
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
-from flowfabric_worker.engine.engine import open_engine
+from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 
 _DEFAULT_PREFIX: Final = "ff"
-_MOST_LETTERS: Final = 64
 
 
 @contextlib.contextmanager
@@ -21,8 +20,8 @@ def trial_store(url: str, name: str) -> Iterator[str]:
 
     Args:
         url: the URL of the user's store.
-        name: what is added to the prefix of the user's store. The new prefix begins with the user's, so that rights
-            to the keys and channels of the user's prefix suffice.
+        name: what is added to the prefix (or schema) of the user's store. The new prefix begins with the user's, so
+            that rights to the keys and channels of the user's prefix suffice.
 
     Raises:
         EngineError: the store cannot be used.
@@ -36,19 +35,26 @@ def trial_store(url: str, name: str) -> Iterator[str]:
         except BaseException:
             # Report the first error, even if erasing fails too.
             with contextlib.suppress(EngineError):
-                engine.erase()
+                _remove(engine)
             raise
-        engine.erase()
+        _remove(engine)
     finally:
         engine.close()
+
+
+def _remove(engine: Engine) -> None:
+    engine.erase()
+    engine.store.discard()
 
 
 def _beside(url: str, name: str) -> str:
     base, _, query = url.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    suffix = f":{name}-{uuid4().hex[:8]}"
-    prefix = options.get("prefix", _DEFAULT_PREFIX)[: _MOST_LETTERS - len(suffix)] + suffix
+    is_postgres = base.startswith("postgresql:")
+    option, most, form = ("schema", 30, "_{}_{}") if is_postgres else ("prefix", 64, ":{}-{}")
+    suffix = form.format(name, uuid4().hex[:8])
+    beside = options.get(option, _DEFAULT_PREFIX)[: most - len(suffix)] + suffix
     if base == "memory://":
         # Name the store, because each engine on an unnamed one has a store of its own.
         base = f"memory://{uuid4().hex}"
-    return f"{base}?{urlencode({**options, 'prefix': prefix})}"
+    return f"{base}?{urlencode({**options, option: beside})}"

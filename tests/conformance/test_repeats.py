@@ -87,7 +87,8 @@ def held_by(store: LosingStore) -> dict[str, Any]:
 def test_the_walk_goes_through_every_operation(engine: Engine) -> None:
     walked = {case.partition(":")[0] for case in OPERATIONS}
 
-    assert engine.capabilities().operations - walked == set()
+    # A submission in a transaction of the caller is repeated with that transaction, by the caller.
+    assert engine.capabilities().operations - walked == {"create_in_transaction"}
 
 
 @pytest.mark.parametrize("case", OPERATIONS)

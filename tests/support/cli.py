@@ -154,6 +154,11 @@ def without_escapes(text: str) -> str:
 def everything(engine: Engine) -> dict[str, Any]:
     """Return what the servers of a store hold, under whichever prefix."""
     store = engine.store
+    if store.label == "postgresql":
+        from tests.support.postgres_view import PostgresView
+
+        schemas = PostgresView(engine).rows("SELECT nspname FROM pg_catalog.pg_namespace ORDER BY nspname")
+        return {"schemas": schemas, "own": dump_of(engine)}
     assert isinstance(store, ValkeyStore)
     clients = [Redis(connection_pool=pool) for pool in store.primaries()]
     return {

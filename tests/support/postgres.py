@@ -20,6 +20,8 @@ import psycopg
 
 from tests.support.servers import wait_until
 
+# The functions that other stores do not have: for submissions in a transaction of the caller.
+OF_POSTGRES_ALONE = frozenset({"create_in_transaction", "register_classes"})
 # Postgres refuses to run as root, so root runs it as this user.
 _USER = "nobody"  # lint-english: quoted
 

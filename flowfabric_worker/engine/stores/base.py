@@ -107,6 +107,9 @@ class Store(ABC):
     def remove_release(self, name: str) -> None:
         """Remove what another release installed, on every server."""
 
+    def discard(self) -> None:  # noqa: B027 - most stores have nothing of the kind
+        """Remove what the store keeps on its server beside its partitions, such as tables, once these are erased."""
+
     @abstractmethod
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT

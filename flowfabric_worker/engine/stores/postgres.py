@@ -47,7 +47,7 @@ from flowfabric_worker.engine.stores.postgres_install import (
     install,
     other_releases,
     read_info,
-    remove_release,
+    remove_schema,
 )
 from flowfabric_worker.engine.stores.postgres_topics import Topics
 from flowfabric_worker.engine.stores.postgres_transactions import IDENTITY, joined
@@ -98,9 +98,14 @@ class PostgresStore(Store):
         with self.connection() as connection:
             return other_releases(connection, self.library, self.schema)
 
+    def discard(self) -> None:
+        with self.connection() as connection:
+            for schema in (self.library.schema_of(self.schema), self.schema):
+                remove_schema(connection, schema)
+
     def remove_release(self, name: str) -> None:
         with self.connection() as connection:
-            remove_release(connection, name)
+            remove_schema(connection, name)
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT

@@ -151,8 +151,8 @@ def other_releases(connection: PostgresConnection, library: SqlLibrary, schema: 
     return tuple(name for (name,) in rows if name != library.schema_of(schema))
 
 
-def remove_release(connection: PostgresConnection, name: str) -> None:
-    """Remove the functions of another release."""
+def remove_schema(connection: PostgresConnection, name: str) -> None:
+    """Remove a schema: that with the functions of a release, or that with the tables."""
     connection.execute(
         f"SET client_min_messages = warning; DROP SCHEMA IF EXISTS {_quoted(name)} CASCADE; RESET client_min_messages",
         timeout=_MIGRATION_TIMEOUT,
