@@ -94,7 +94,7 @@ def test_a_repeated_cancel_gets_the_same_answer_and_changes_nothing(
 @pytest.mark.parametrize(
     ("phase", "outcome"), [(Phases.completed, "success"), (Phases.failed, "failed"), (Phases.expired, "expired")]
 )
-def test_what_ended_otherwise_is_not_cancelled(
+def test_an_execution_with_another_outcome_is_not_cancelled(
     engine: Engine, clock: Clock, dump: Dump, phase: Phase, outcome: str
 ) -> None:
     execution_id = phase(Phases(engine, clock))

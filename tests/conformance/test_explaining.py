@@ -165,7 +165,7 @@ def test_a_suspended_execution_is_explained_by_what_it_waits_for(engine: Engine,
         (TimeoutOnly(), f"It waits for its time {SINCE}, for 1:00:00 more: then it fails."),
     ],
 )
-def test_what_no_signal_resumes_is_explained_too(
+def test_a_suspension_that_no_signal_resumes_is_explained(
     engine: Engine, clock: Clock, condition: ResumeCondition, text: str
 ) -> None:
     claimed = running(engine)

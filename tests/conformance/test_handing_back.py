@@ -44,7 +44,7 @@ def test_work_that_no_other_worker_waits_for_is_kept(engine: Engine, dump: Dump)
     assert dump() == before
 
 
-def test_what_another_worker_waits_for_is_handed_over_at_once(engine: Engine) -> None:
+def test_work_that_another_worker_waits_for_is_handed_over_at_once(engine: Engine) -> None:
     claimed = running(engine, lane=LANE, worker="busy")
     idle = waiting(engine, worker="idle")
 
@@ -83,7 +83,7 @@ def test_a_delay_for_what_is_handed_over_is_refused(engine: Engine, dump: Dump) 
     assert dump() == before
 
 
-def test_what_counts_as_a_loss_is_ready_at_once_as_another_attempt(engine: Engine) -> None:
+def test_a_release_as_lost_makes_a_new_attempt_ready_at_once(engine: Engine) -> None:
     claimed = running(engine, lane=LANE)
 
     assert engine.release_many([claimed.handle], lost="it stopped itself") == [True]
@@ -95,7 +95,7 @@ def test_what_counts_as_a_loss_is_ready_at_once_as_another_attempt(engine: Engin
         engine.complete(claimed.handle)
 
 
-def test_a_loss_that_is_said_again_changes_nothing(engine: Engine, dump: Dump) -> None:
+def test_a_repeated_release_as_lost_changes_nothing(engine: Engine, dump: Dump) -> None:
     claimed = running(engine, lane=LANE)
     assert engine.release_many([claimed.handle], lost="it stopped itself") == [True]
     before = dump()

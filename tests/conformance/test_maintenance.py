@@ -67,7 +67,7 @@ def failed_work(engine: Engine) -> Claimed:
     ],
     ids=["delay of the creation", "delay of the holder", "backoff"],
 )
-def test_what_waits_for_a_moment_is_ready_exactly_then(
+def test_a_delayed_execution_is_ready_exactly_when_it_is_due(
     engine: Engine, clock: Clock, make: Callable[[Engine], ExecutionId], handle_due: HandleDue
 ) -> None:
     execution_id = make(engine)
@@ -147,7 +147,7 @@ def test_twenty_thousand_entries_due_at_once_are_handled_in_bounded_passes(engin
     assert len(engine.claim_many(request(limit=500))) == 500
 
 
-def test_what_is_due_is_handled_oldest_first(engine: Engine, clock: Clock) -> None:
+def test_due_executions_are_handled_oldest_first(engine: Engine, clock: Clock) -> None:
     first, second = same_partition_ids(engine, 2)
     created(engine, execution_id=second, delay=2 * SECOND)
     created(engine, execution_id=first, delay=SECOND)
@@ -296,7 +296,7 @@ def test_a_holder_learns_at_once_that_it_lost_a_lease(
     assert engine.read_execution_state(other) is PublicState.ACTIVE
 
 
-def test_who_does_not_hold_a_lease_hears_nothing(engine: Engine, neighbour: Engine, clock: Clock) -> None:
+def test_a_worker_without_the_lease_hears_nothing(engine: Engine, neighbour: Engine, clock: Clock) -> None:
     heard = Heard(engine)
     ended = running(engine)
     engine.complete(ended.handle)

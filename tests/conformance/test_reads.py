@@ -268,7 +268,7 @@ def test_a_result_comes_back_as_it_was_given(engine: Engine, result: bytes | Non
     assert engine.get_execution_result(claimed.execution_id) == result
 
 
-def test_who_did_not_complete_has_no_result(engine: Engine) -> None:
+def test_an_execution_that_did_not_complete_has_no_result(engine: Engine) -> None:
     failed, cancelled = running(engine), running(engine)
     engine.fail(failed.handle, BOOM, FailureClass.PERMANENT)
     engine.cancel(cancelled.handle)

@@ -392,7 +392,7 @@ def test_no_operation_of_the_engine_is_forgotten(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_is_refused_leaves_no_trace(engine: Engine, dump: Dump, case: str) -> None:
+def test_a_refused_call_leaves_no_trace(engine: Engine, dump: Dump, case: str) -> None:
     code, arrange = REFUSALS[case]
     engine.set_clock(START)
     act = arrange(engine)
@@ -403,7 +403,7 @@ def test_what_is_refused_leaves_no_trace(engine: Engine, dump: Dump, case: str) 
 
 
 @pytest.mark.parametrize("operation", READING)
-def test_who_reads_what_is_not_there_gets_nothing(engine: Engine, dump: Dump, operation: str) -> None:
+def test_reading_an_unknown_execution_returns_none(engine: Engine, dump: Dump, operation: str) -> None:
     before = dump()
     assert READING[operation](engine, ExecutionId.mint(engine.partitions)) is None
     assert dump() == before

@@ -58,7 +58,7 @@ def watched(engine: Engine, execution_id: ExecutionId) -> bool:
 # Results of claims
 
 
-def test_the_result_of_who_ended_before_is_there_at_once(engine: Engine) -> None:
+def test_the_result_of_an_ended_execution_is_returned_at_once(engine: Engine) -> None:
     claimed = running(engine, codec="json")
     engine.complete(claimed.handle, b"5")
 
@@ -108,7 +108,7 @@ def test_a_cancelled_execution_comes_with_the_reason_of_its_end(engine: Engine) 
     assert (outcome.outcome, outcome.error) == (TerminalOutcome.CANCELLED, "no need")
 
 
-def test_who_waits_for_nothing_is_told(engine: Engine) -> None:
+def test_waiting_for_an_unknown_execution_is_refused(engine: Engine) -> None:
     with refused("execution_not_found"):
         engine.wait_for_result(ExecutionId.mint(engine.partitions), LONG)
     with refused("execution_not_found"):
@@ -124,7 +124,7 @@ def test_the_result_of_a_purged_execution_is_gone(engine: Engine) -> None:
         engine.wait_for_result(claimed.execution_id, LONG)
 
 
-def test_what_has_not_ended_has_no_outcome_yet(engine: Engine) -> None:
+def test_an_execution_that_has_not_ended_has_no_outcome(engine: Engine) -> None:
     assert engine.read_outcome(created(engine)) is None
     assert engine.read_outcome(running(engine).execution_id) is None
 
@@ -184,7 +184,7 @@ ENDINGS: dict[str, tuple[Ending, TerminalOutcome]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_who_waits_is_woken_by_every_end(engine: Engine, clock: Clock, name: str) -> None:
+def test_a_waiter_is_woken_by_every_outcome(engine: Engine, clock: Clock, name: str) -> None:
     end, expected = ENDINGS[name]
     policy = ExecutionPolicy(
         attempt_timeout=2 * SECOND if name == "timed out" else None,
@@ -214,7 +214,7 @@ def test_a_retry_wakes_no_waiting_caller(engine: Engine) -> None:
         assert outcome.result(5).result == b"second"
 
 
-def test_who_waits_after_a_replay_waits_for_the_new_end(engine: Engine) -> None:
+def test_a_waiter_after_a_replay_gets_the_new_result(engine: Engine) -> None:
     claimed = running(engine)
     engine.complete(claimed.handle, b"old")
     engine.replay_execution(ReplayExecutionArgs(execution_id=claimed.execution_id))
@@ -263,7 +263,7 @@ def own_engine(valkey: ValkeyServer, request: pytest.FixtureRequest) -> Iterator
     engine.close()
 
 
-def test_two_hundred_who_wait_share_a_connection_and_do_not_poll(own_engine: Engine, valkey: ValkeyServer) -> None:
+def test_200_waiters_share_a_connection_and_do_not_poll(own_engine: Engine, valkey: ValkeyServer) -> None:
     own_engine.create_executions([creation() for _ in range(200)])
     claimed = own_engine.claim_many(request(limit=200))
     observer = valkey.client()

@@ -95,7 +95,7 @@ def test_a_tick_becomes_due_at_its_moment_and_not_before(engine: Engine, clock: 
     assert isinstance(engine.tick_schedule(beat(1)), Ticked)
 
 
-def test_of_schedulers_that_race_one_creates(engine: Engine, clock: Clock, store_url: str) -> None:
+def test_only_one_of_several_racing_schedulers_creates_a_tick(engine: Engine, clock: Clock, store_url: str) -> None:
     known(engine, clock)
     others = [open_engine(store_url) for _ in range(4)]
     gate = threading.Barrier(len(others))

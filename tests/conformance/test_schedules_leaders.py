@@ -15,7 +15,7 @@ from tests.support.schedules import START_MS, without_counts
 pytestmark = pytest.mark.usefixtures("clock")
 
 
-def test_one_process_leads_until_its_time_is_over(engine: Engine, clock: Clock) -> None:
+def test_a_schedule_leader_leads_until_its_term_ends(engine: Engine, clock: Clock) -> None:
     first = engine.lead_schedules("shop", "p1", 6 * SECOND)
     clock.move(5 * SECOND)
     second = engine.lead_schedules("shop", "p2", 6 * SECOND)

@@ -88,13 +88,13 @@ def test_a_frame_holds_64_kib_and_not_a_byte_more(engine: Engine, dump: Dump, mo
 
 
 @pytest.mark.parametrize("seq", [-1, MAX_SEQ + 1, True, 1.0, "1"])
-def test_a_number_that_is_none_is_refused(seq: Any) -> None:
+def test_an_invalid_sequence_number_is_refused(seq: Any) -> None:
     with refused("invalid_input"):
         Frame(payload=b"", seq=seq)
 
 
 @pytest.mark.parametrize("field", ["kind", "mode"])
-def test_a_word_that_is_none_is_refused(field: str) -> None:
+def test_an_unknown_frame_kind_or_mode_is_refused(field: str) -> None:
     with refused("invalid_input"):
         Frame(payload=b"", **{field: "nonsense"})
 
@@ -297,7 +297,7 @@ def test_only_repeats_are_answered_after_the_lease_is_over(engine: Engine, dump:
     assert dump() == before
 
 
-def test_what_another_attempt_appended_is_told_to_no_other(engine: Engine) -> None:
+def test_a_stale_lease_cannot_append_or_repeat_a_frame(engine: Engine) -> None:
     claimed = running(engine)
     engine.append_frame(claimed.handle, frame("a", seq=1))
     stranger = attrs.evolve(claimed.handle, lease_id=str(uuid4()), attempt_id=str(uuid4()))

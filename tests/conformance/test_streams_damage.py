@@ -66,7 +66,9 @@ def test_a_damaged_field_of_a_stream_is_told_as_such(engine: Engine, operation: 
 
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_a_stream_that_is_none_is_told_as_such(engine: Engine, operation: Operation, name: str) -> None:
+def test_a_stream_key_of_the_wrong_type_is_reported_as_corruption(
+    engine: Engine, operation: Operation, name: str
+) -> None:
     claimed = streamed(engine)
     client = raw_client(engine, claimed.execution_id.partition_number)
     client.delete(key_of(engine, claimed, name))

@@ -176,6 +176,6 @@ def test_durable_frames_between_dropped_ones_are_all_read(engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("alpha", [0, -0.1, 1.01, "0.2"])
-def test_a_weight_that_is_none_is_refused(alpha: object) -> None:
+def test_an_invalid_ema_weight_is_refused(alpha: object) -> None:
     with refused("invalid_input"):
         BestEffortLiveConfig(ema_alpha=alpha)  # type: ignore[arg-type]

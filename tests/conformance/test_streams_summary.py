@@ -142,7 +142,7 @@ def test_racing_merges_lose_nothing(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"\xff", b'{"a": NaN}', nested(MAX_SUMMARY_DEPTH + 1).encode()])
-def test_a_patch_that_is_none_is_refused_alone(engine: Engine, dump: Dump, payload: bytes) -> None:
+def test_an_invalid_patch_is_refused_alone(engine: Engine, dump: Dump, payload: bytes) -> None:
     claimed = running(engine)
     before = dump()
     with refused("invalid_patch"):

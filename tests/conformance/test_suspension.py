@@ -143,7 +143,7 @@ def test_every_waitpoint_of_a_suspension_closes_with_it(engine: Engine, dump: Du
     assert dump() == before
 
 
-def test_what_resumed_is_told_to_every_attempt_until_the_next_suspension(engine: Engine, clock: Clock) -> None:
+def test_resume_signals_stay_observable_until_the_next_suspension(engine: Engine, clock: Clock) -> None:
     claimed = running(engine, lane=LANE, policy=RETRYING)
     (waitpoint,) = suspend(engine, claimed, "go")
     signal(engine, claimed.execution_id, waitpoint)

@@ -271,7 +271,7 @@ def test_however_many_last_signals_race_there_is_one_resume(engine: Engine) -> N
         assert claimed_ids(engine) == [execution]
 
 
-def test_of_opposite_decisions_that_race_one_stands(engine: Engine) -> None:
+def test_only_one_of_several_racing_decisions_is_accepted(engine: Engine) -> None:
     for _ in range(10):
         execution, waitpoint = suspended(engine)
 

@@ -186,7 +186,7 @@ def test_one_of_very_many_kinds_of_work_wakes_a_worker(engine: Engine, another: 
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["in one call", "one by one"])
-def test_as_many_are_woken_as_there_is_work(engine: Engine, another: Opener, at_once: bool) -> None:
+def test_as_many_workers_are_woken_as_there_are_executions(engine: Engine, another: Opener, at_once: bool) -> None:
     known_class(engine)
     waiters = [waiting(another()) for _ in range(4)]
     args = [creation(execution_id=each) for each in ids_in(engine, 0, 3)]

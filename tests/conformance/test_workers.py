@@ -249,7 +249,7 @@ def test_the_leases_of_a_dead_worker_run_out_by_themselves(engine: Engine, clock
     assert engine.renew(claimed.handle).expires_at_ms == clock.ms + 30_000
 
 
-def test_who_never_registered_may_claim(engine: Engine) -> None:
+def test_an_unregistered_worker_may_claim(engine: Engine) -> None:
     execution = created(engine)
 
     assert claim_one(engine, worker="stranger").execution_id == execution

@@ -28,7 +28,7 @@ def lease_of(seed: int) -> float:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_of_a_killed_worker_exactly_what_was_in_flight_runs_again_and_soon(site: Site, seed: int) -> None:
+def test_only_the_in_flight_runs_of_a_killed_worker_run_again_soon(site: Site, seed: int) -> None:
     lease = lease_of(seed)
     doomed, _ = site.start_two(lease)
     instance = site.instance_of(doomed)

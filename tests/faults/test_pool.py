@@ -68,7 +68,7 @@ def test_the_connection_that_was_used_last_is_used_next(server: ValkeyServer) ->
     pool.disconnect()
 
 
-def test_who_finds_no_connection_free_is_told_which_option_gives_more(server: ValkeyServer) -> None:
+def test_an_exhausted_pool_names_the_option_that_enlarges_it(server: ValkeyServer) -> None:
     store, _ = open_store(f"{server.url}?pool_size=1&timeout=1")
     assert isinstance(store, ValkeyStore)
     taken = store.pool_of(0).get_connection()
@@ -82,7 +82,7 @@ def test_who_finds_no_connection_free_is_told_which_option_gives_more(server: Va
     store.close()
 
 
-def test_who_waits_for_a_connection_gets_the_one_that_is_given_back(server: ValkeyServer) -> None:
+def test_a_waiting_caller_gets_the_connection_that_is_released(server: ValkeyServer) -> None:
     pool = pool_of(f"{server.url}?pool_size=1&timeout=60")
     taken = pool.get_connection()
     with ThreadPoolExecutor() as threads:

@@ -318,7 +318,7 @@ def test_a_signal_to_every_process_of_a_service_counts_once(crew: Crew) -> None:
     assert len(crew.pids("begin", 7)) == 1
 
 
-def test_it_prints_what_the_threads_of_every_process_do(crew: Crew) -> None:
+def test_sigusr1_prints_the_thread_stacks_of_every_process(crew: Crew) -> None:
     supervisor = crew.start("--threads", 5)
     supervisor.signal(signal.SIGUSR1)
 

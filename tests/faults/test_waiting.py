@@ -69,7 +69,7 @@ def doing(doer: Worker) -> Iterator[None]:
         runtime.stop()
 
 
-def test_two_thousand_who_wait_share_two_connections_and_do_not_poll(server: ValkeyServer, doer: Worker) -> None:
+def test_2000_waiters_share_two_connections_and_do_not_poll(server: ValkeyServer, doer: Worker) -> None:
     with closing(waiter_on(server, pool_size=1)) as waiter:
         runs = waiter.tasks["echo"].submit_many((number,) for number in range(WAITING))
         asked = calls(server)

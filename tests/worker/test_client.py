@@ -239,7 +239,7 @@ def test_explain_says_why_nothing_happens(client: Client) -> None:
     assert explanation.code == "no_worker"
 
 
-def test_workers_lists_who_is_alive(client: Client, url: str) -> None:
+def test_workers_are_listed_as_alive_until_they_stop(client: Client, url: str) -> None:
     with serving(url):
         (alive,) = client.workers()
         assert isinstance(alive, WorkerInfo)

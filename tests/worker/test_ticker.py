@@ -122,7 +122,7 @@ def test_a_tick_has_the_options_of_its_task(worker: Worker, move: Callable[[time
 
 
 @pytest.mark.parametrize(("missed", "expected"), [("latest", [3]), ("all", [1, 2, 3]), ("none", [])])
-def test_who_comes_back_makes_up_for_what_was_missed_as_the_task_says(
+def test_a_returning_scheduler_handles_missed_ticks_as_configured(
     worker: Worker, move: Callable[[timedelta], None], missed: str, expected: list[int]
 ) -> None:
     beating(worker, missed=missed)
