@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
@@ -114,14 +115,23 @@ def pool() -> list[int]:
         return processes.map(abs, [-1, -2, -3])
 
 
+def exit_code(process: BaseProcess) -> int | None:
+    """Wait for a process, and return how it ended."""
+    process.join(60)
+    # A thread that starts another process may reap this one, and multiprocessing knows its exit code a moment later.
+    deadline = time.monotonic() + 20
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.exitcode
+
+
 @worker.task
 def terminate() -> int | None:
     """Terminate a process at once, and return how it ended."""
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     process.start()
     process.terminate()
-    process.join(20)
-    return process.exitcode
+    return exit_code(process)
 
 
 @worker.task
@@ -133,8 +143,7 @@ def take_much(way: str) -> int | None:
         return os.system(f"{sys.executable} -c 'bytearray({MUCH})'")
     process = multiprocessing.get_context(way).Process(target=bytearray, args=(MUCH,))
     process.start()
-    process.join(60)
-    return process.exitcode
+    return exit_code(process)
 
 
 @worker.task
