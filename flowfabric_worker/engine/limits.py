@@ -19,7 +19,7 @@ MAX_BATCH_BYTES: Final = 8 * MIB
 MAX_CALL_ITEMS: Final = 100
 MAX_CALL_BYTES: Final = 2 * MIB
 # How many executions one call claims, completes or fails. More per call save the server little, and make others wait.
-MAX_LEASE_ITEMS: Final = 25
+MAX_LEASE_ITEMS: Final = 50
 MAX_CALL_ROWS: Final = 200
 MAX_PAGE_SIZE: Final = 1000
 MAX_DAMAGED: Final = 1000
