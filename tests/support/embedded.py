@@ -18,7 +18,14 @@ from redis.exceptions import ConnectionError as LostConnectionError
 from redis.retry import Retry
 
 from flowfabric_worker.engine.errors import UnavailableError
-from flowfabric_worker.engine.stores.embedded_guard import GUARD_LOCK, SERVER_LOCK, open_private, release, take
+from flowfabric_worker.engine.stores.embedded_guard import (
+    GUARD_LOCK,
+    SERVER_LOCK,
+    Postgres,
+    open_private,
+    release,
+    take,
+)
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from tests.support.servers import PATIENCE
 
@@ -48,7 +55,7 @@ def eventually(condition: Callable[[], object], within: float = PATIENCE) -> Non
 
 def server_pids(directory: Path) -> list[int]:
     """Return the living servers that work in the directory."""
-    return _pids_in(directory, b"unixsocket")
+    return _pids_in(directory, b"unixsocket") + _pids_in(directory / Postgres.data, b"listen_addresses")
 
 
 def guardian_pids(directory: Path) -> list[int]:

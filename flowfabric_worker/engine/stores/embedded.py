@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,10 @@ import redis
 from redis.connection import UnixDomainSocketConnection
 
 from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
+from flowfabric_worker.engine.stores.embedded_guard import Valkey
+from flowfabric_worker.engine.stores.embedded_server import Membership, runs_as_this_user
 from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
-
-# The process, user and group of the peer of a socket, as the kernel reports them.
-_CREDENTIALS = struct.Struct("3i")
 
 
 class OwnServerConnection(UnixDomainSocketConnection):
@@ -26,13 +21,9 @@ class OwnServerConnection(UnixDomainSocketConnection):
 
     def _connect(self) -> socket.socket:
         connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]  # the driver leaves it untyped
-        # Only Linux reports the peer; elsewhere the permissions of the directory must suffice.
-        if hasattr(socket, "SO_PEERCRED"):
-            told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            _, owner, _ = _CREDENTIALS.unpack(told)
-            if owner != os.geteuid():
-                connected.close()
-                raise redis.ConnectionError(f"the server at {self.path} runs as another user")
+        if not runs_as_this_user(connected):
+            connected.close()
+            raise redis.ConnectionError(f"the server at {self.path} runs as another user")
         return connected
 
 
@@ -47,13 +38,10 @@ class EmbeddedStore(ValkeyStore):
     """
 
     def __init__(self, directory: Path, *, prefix: str, pool_size: int, settings: dict[str, Any]) -> None:
-        self._directory = directory
-        self._joining = threading.Lock()
-        self._is_closed = False
-        self._server = EmbeddedServer.join(directory)
+        self._membership = Membership(directory, Valkey)
         pool = Pool(
             OwnServerConnection,
-            {**settings, "path": str(self._server.socket_path)},
+            {**settings, "path": str(self._membership.socket_path)},
             size=pool_size,
             retry_for=settings["socket_timeout"],
         )
@@ -61,20 +49,9 @@ class EmbeddedStore(ValkeyStore):
 
     def translate(self, error: Exception) -> EngineError:
         if isinstance(error, redis.ConnectionError):
-            self._rejoin()
+            self._membership.renew()
         return super().translate(error)
 
-    def _rejoin(self) -> None:
-        """Start the server again if it does not run, because its guardian may have died with it."""
-        if self._is_closed or not self._joining.acquire(blocking=False):
-            return  # It is not needed any more, or another thread is doing it.
-        try:
-            old, self._server = self._server, EmbeddedServer.join(self._directory)
-            old.leave()
-        finally:
-            self._joining.release()
-
     def close(self) -> None:
-        self._is_closed = True
         super().close()
-        self._server.leave()
+        self._membership.end()

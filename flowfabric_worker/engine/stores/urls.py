@@ -12,6 +12,7 @@
     postgresql://[USER:PASSWORD@]HOST[:PORT]/DATABASE[?schema=ff]
                                          a schema of a Postgres database; the option host names the directory of a
                                          unix socket
+    embedded+postgresql://DIR            a Postgres server that this library starts, with its data in DIR
 
 Options follow `?`: prefix, partitions, and for a server pool_size, timeout (seconds to connect) and replicas (how
 many must have what a call wrote before it returns). With TLS: ca, cert and key name files (PEM). With tls=yes a cluster
@@ -25,7 +26,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -111,13 +113,13 @@ def anchored_url(url: str) -> str:
         return url
     scheme, _, behind = url.partition("://")
     directory, mark, options = behind.partition("?")
-    if scheme != "embedded" or not directory or directory.startswith("/"):
+    if scheme not in ("embedded", "embedded+postgresql") or not directory or directory.startswith("/"):
         return url
     try:
         working = os.getcwd()
     except FileNotFoundError:
         return url  # The directory was removed, which opening the store reports.
-    return f"embedded://{quote(working)}/{directory}{mark}{options}"
+    return f"{scheme}://{quote(working)}/{directory}{mark}{options}"
 
 
 def open_store(url: str) -> tuple[Store, int | None]:
@@ -329,29 +331,50 @@ def _open_memory(parts: SplitResult, options: _Options) -> Store:
     return MemoryStore(parts.netloc + parts.path, prefix=options.prefix, partitions=options.partitions or 1)
 
 
+def _directory(parts: SplitResult) -> Path:
+    directory = unquote(parts.netloc + parts.path)
+    if not directory or "\0" in directory:
+        raise _wrong(f"the directory is missing, as in {parts.scheme}://.flowfabric")
+    return Path(directory)
+
+
 def _open_embedded(parts: SplitResult, options: _Options) -> Store:
     from flowfabric_worker.engine.stores.embedded import EmbeddedStore
 
-    directory = unquote(parts.netloc + parts.path)
-    if not directory or "\0" in directory:
-        raise _wrong("the directory is missing, as in embedded://.flowfabric")
+    directory = _directory(parts)
     settings = {**_common(parts, options), "username": None, "password": None, "db": 0}
     del settings["socket_keepalive"]
-    return EmbeddedStore(Path(directory), prefix=options.prefix, pool_size=options.pool_size, settings=settings)
+    return EmbeddedStore(directory, prefix=options.prefix, pool_size=options.pool_size, settings=settings)
+
+
+@contextmanager
+def _needing_psycopg(scheme: str, extra: str) -> Iterator[None]:
+    """Say what to install if an import of the block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise UnavailableError(
+            "postgresql",
+            f"{scheme}:// needs psycopg: install it with pip install 'flowfabric_worker[{extra}]'.",
+            "store_not_supported",
+        ) from error
+
+
+def _open_embedded_postgres(parts: SplitResult, options: _Options) -> Store:
+    with _needing_psycopg("embedded+postgresql", "embedded-postgres"):
+        from flowfabric_worker.engine.stores.embedded_postgres import EmbeddedPostgresStore
+
+    return EmbeddedPostgresStore(
+        _directory(parts), schema=options.schema, pool_size=options.pool_size, timeout=options.timeout
+    )
 
 
 def _open_postgres(parts: SplitResult, options: _Options) -> Store:
-    try:
+    with _needing_psycopg("postgresql", "postgres"):
         from psycopg.conninfo import make_conninfo
 
         from flowfabric_worker.engine.stores.postgres import PostgresStore
         from flowfabric_worker.engine.stores.postgres_connection import PostgresConnection
-    except ImportError as error:
-        raise UnavailableError(
-            "postgresql",
-            "postgresql:// needs psycopg: install it with 'pip install flowfabric_worker[postgres]'.",
-            "store_not_supported",
-        ) from error
     host, port = options.host, 5432
     if _hosts(parts):
         host, port = _address(_hosts(parts), port)
@@ -393,6 +416,7 @@ _TLS = ("ca", "cert", "key")
 _KINDS = {
     "memory": _Kind(_open_memory, ("prefix", "partitions")),
     "embedded": _Kind(_open_embedded, _LOCAL),
+    "embedded+postgresql": _Kind(_open_embedded_postgres, ("schema", "partitions", "pool_size", "timeout")),
     "valkey": _Kind(_open_server, _SERVER),
     "redis": _Kind(_open_server, _SERVER),
     "valkeys": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
