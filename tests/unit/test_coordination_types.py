@@ -73,8 +73,13 @@ OPERATIONS = {
         "describe_flow",
         "describe_edge",
         "list_edges",
+        "list_flow_members",
         "list_flows",
+        "purge_flow",
+        "read_inputs",
         "resolve_execution_flow_id",
+        "seal_flow",
+        "spawn",
     },
     "budgets": {
         "create_budget",

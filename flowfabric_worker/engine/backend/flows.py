@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flowfabric_worker.engine.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from flowfabric_worker.engine.handle import Handle
     from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
     from flowfabric_worker.engine.types.edges import (
         ApplyDependencyToChildArgs,
@@ -35,9 +36,13 @@ if TYPE_CHECKING:
         CreateFlowResult,
         FlowGraph,
         FlowSnapshot,
+        InputsPage,
+        ListFlowMembersPage,
         ListFlowsPage,
+        SpawnResult,
         SubmitFlowResult,
     )
+    from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
 
 class FlowsBackend:
@@ -158,6 +163,63 @@ class FlowsBackend:
         """
         raise UnavailableError("submit_flow")
 
+    def seal_flow(self, flow_id: FlowId) -> None:
+        """End the building of a flow: only a sealed flow completes or fails. `submit_flow` seals its flow.
+
+        Args:
+            flow_id: the flow; a sealed one is not an error.
+
+        Raises:
+            NotFoundError: `flow_not_found`.
+            StateError: `flow_already_terminal`.
+            ValidationError: `invalid_graph`, an execution needs more upstream executions than it has.
+        """
+        raise UnavailableError("seal_flow")
+
+    def purge_flow(self, flow_id: FlowId) -> None:
+        """Remove an ended flow with its members, before its retention is over.
+
+        Args:
+            flow_id: the flow.
+
+        Raises:
+            NotFoundError: `flow_not_found`.
+            StateError: `flow_not_terminal`.
+        """
+        raise UnavailableError("purge_flow")
+
+    def read_inputs(self, handle: Handle, cursor: str) -> InputsPage:
+        """Read the results of the parents of a claimed execution that did not fit into the claim.
+
+        Args:
+            handle: the lease.
+            cursor: `Claimed.inputs_cursor`, or the `next_cursor` of the previous page.
+
+        Returns:
+            A page of at most 8 MiB, and at least one input.
+
+        Raises:
+            ValidationError: `invalid_cursor`.
+        """
+        raise UnavailableError("read_inputs")
+
+    def spawn(self, handle: Handle, name: str, args: CreateExecutionArgs, detached: bool = False) -> SpawnResult:
+        """Create a child of a running execution, in the partition of its parent.
+
+        Args:
+            handle: the lease.
+            name: the child's name; the first child of a name stands, also for later attempts.
+            args: the execution to create; its id follows from the parent and the name.
+            detached: True for a child that is not cancelled with its parent, and for which no one waits.
+
+        Returns:
+            The child.
+
+        Raises:
+            ValidationError, NotFoundError: the same as `create_execution`.
+        """
+        raise UnavailableError("spawn")
+
     def cancel_flow(
         self, flow_id: FlowId, policy: CancelFlowPolicy, wait: CancelFlowWait, reason: str | None = None
     ) -> CancelFlowResult:
@@ -231,14 +293,31 @@ class FlowsBackend:
         """
         raise UnavailableError("describe_edge")
 
-    def list_edges(
-        self, flow_id: FlowId, direction: EdgeDirection, cursor: str | None = None, limit: int = 1000
-    ) -> ListEdgesPage:
-        """List the edges that leave an execution or lead to it, by edge id.
+    def list_flow_members(self, flow_id: FlowId, cursor: str | None = None, limit: int = 100) -> ListFlowMembersPage:
+        """List the members of a flow by id.
 
         Args:
             flow_id: the flow.
-            direction: `Outgoing` or `Incoming`, with the execution.
+            cursor: the `next_cursor` of the previous page; None for the first page.
+            limit: the most rows of the page, 1 to 1,000.
+
+        Returns:
+            A page.
+
+        Raises:
+            NotFoundError: `flow_not_found`.
+            ValidationError: `invalid_cursor`, `invalid_input`.
+        """
+        raise UnavailableError("list_flow_members")
+
+    def list_edges(
+        self, flow_id: FlowId, direction: EdgeDirection | None = None, cursor: str | None = None, limit: int = 1000
+    ) -> ListEdgesPage:
+        """List the edges that leave an execution or lead to it, by edge id; or every edge, by its upstream execution.
+
+        Args:
+            flow_id: the flow.
+            direction: `Outgoing` or `Incoming`, with the execution; None for every edge of the flow.
             cursor: the `next_cursor` of the previous page; None for the first page.
             limit: the most rows of the page, 1 to 1,000.
 

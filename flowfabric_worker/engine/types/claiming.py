@@ -8,9 +8,10 @@ from datetime import timedelta
 import attrs
 
 from flowfabric_worker.engine.handle import Handle
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, FlowId
 from flowfabric_worker.engine.limits import DEFAULT_LEASE_MS
 from flowfabric_worker.engine.types.checks import as_capabilities, as_frozenset, as_tuple
+from flowfabric_worker.engine.types.flows import FlowInput
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState
 
@@ -96,6 +97,9 @@ class Claimed:
         retry_count: how many retries were made before this attempt.
         reclaim_count: how often the lease was lost.
         journal: the results of steps that were recorded before, by name.
+        flow_id: the flow of which it is a member.
+        inputs: the results of its parents in the flow, in the order of their edges, up to 8 MiB.
+        inputs_cursor: continues the inputs with `read_inputs`; None if these are all.
     """
 
     handle: Handle
@@ -115,6 +119,9 @@ class Claimed:
     retry_count: int
     reclaim_count: int
     journal: Mapping[str, bytes] = attrs.field(repr=False)
+    flow_id: FlowId | None = None
+    inputs: tuple[FlowInput, ...] = attrs.field(default=(), repr=False)
+    inputs_cursor: str | None = None
 
     @property
     def execution_id(self) -> ExecutionId:

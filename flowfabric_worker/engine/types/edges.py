@@ -16,7 +16,7 @@ from flowfabric_worker.engine.types.damage import DamagedRow
 
 
 class OnSatisfied(StrEnum):
-    """What happens to the other upstream executions once a group has fired."""
+    """What happens to the other upstream executions once a group has fired, satisfied or not."""
 
     CANCEL_REMAINING = "cancel_remaining"
     LET_RUN = "let_run"
@@ -24,7 +24,14 @@ class OnSatisfied(StrEnum):
 
 @attrs.frozen
 class AllOf:
-    """Every upstream execution must succeed."""
+    """Every upstream execution must succeed; `on_impossible` tells what happens to the others once one has not."""
+
+    on_impossible: OnSatisfied = OnSatisfied.LET_RUN
+
+
+@attrs.frozen
+class AllEnded:
+    """Every upstream execution must have ended, in whatever way."""
 
 
 @attrs.frozen
@@ -42,7 +49,7 @@ class Quorum:
     on_satisfied: OnSatisfied = OnSatisfied.CANCEL_REMAINING
 
 
-EdgeDependencyPolicy: TypeAlias = AllOf | AnyOf | Quorum
+EdgeDependencyPolicy: TypeAlias = AllOf | AllEnded | AnyOf | Quorum
 
 
 class SetEdgeGroupPolicyResult(StrEnum):

@@ -9,7 +9,7 @@ from enum import StrEnum
 import attrs
 from attrs.validators import optional
 
-from flowfabric_worker.engine.ids import ExecutionId, FlowId
+from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
 from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.edges import (
@@ -18,6 +18,8 @@ from flowfabric_worker.engine.types.edges import (
     EdgeDependencyPolicy,
     EdgeGroupSnapshot,
 )
+from flowfabric_worker.engine.types.feed import ExecutionOutcome
+from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
@@ -113,6 +115,38 @@ class SubmitFlowResult:
     flow_id: FlowId
     created: bool
     execution_ids: Mapping[str, ExecutionId]
+
+
+# ── The results of parents, and children ──
+
+
+@attrs.frozen(kw_only=True)
+class FlowInput:
+    """The outcome of an upstream execution, for an argument of the downstream one.
+
+    Attributes:
+        name: the `data_passing_ref` of the edge.
+    """
+
+    edge_id: EdgeId
+    name: str
+    outcome: ExecutionOutcome
+
+
+@attrs.frozen(kw_only=True)
+class InputsPage:
+    """The next inputs of an execution, in the order of their edges; `next_cursor` is None on the last page."""
+
+    inputs: tuple[FlowInput, ...]
+    next_cursor: str | None
+
+
+@attrs.frozen(kw_only=True)
+class SpawnResult:
+    """A child of an execution; `created` is False when it was spawned before."""
+
+    execution_id: ExecutionId
+    created: bool
 
 
 # ── Cancelling ──
@@ -223,6 +257,7 @@ class FlowSnapshot:
     Attributes:
         graph_revision: counts the members added and the edges staged.
         member_counts: the number of members per public state.
+        failed_execution_ids: the first 10 members, by id, that failed, expired or were cancelled by an operator.
         edge_groups: the first 1,000 groups, by downstream execution.
         more_edge_groups: whether there are more groups.
     """
@@ -241,6 +276,7 @@ class FlowSnapshot:
     cancel_reason: str | None
     cancellation_policy: CancelFlowPolicy | None
     tags: Mapping[str, str]
+    failed_execution_ids: tuple[ExecutionId, ...]
     edge_groups: tuple[EdgeGroupSnapshot, ...]
     more_edge_groups: bool
 
@@ -260,4 +296,12 @@ class ListFlowsPage:
     """A page of flows by id; `next_cursor` is None on the last one."""
 
     flows: tuple[FlowSummary | DamagedRow, ...]
+    next_cursor: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ListFlowMembersPage:
+    """A page of the members of a flow by id; `next_cursor` is None on the last one."""
+
+    members: tuple[ExecutionSummary, ...]
     next_cursor: str | None
