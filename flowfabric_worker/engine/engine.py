@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowfabric_worker.engine.admin import Admin
 from flowfabric_worker.engine.attempts import AttemptOperations
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.budgets import Budgets
 from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.feed import Feed
 from flowfabric_worker.engine.limits import Limits
@@ -19,6 +20,7 @@ from flowfabric_worker.engine.workers import Workers
 
 class Engine(
     Schedules,
+    Budgets,
     Suspension,
     Streams,
     Reservations,

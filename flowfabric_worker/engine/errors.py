@@ -191,6 +191,9 @@ CODES: dict[str, Row] = {
     "invalid_capabilities": Row(ValidationError, False, "A capability is not valid; correct it."),
     "invalid_policy": Row(ValidationError, False, "The policy is not valid; correct it."),
     "invalid_tag_key": Row(ValidationError, False, "The key of a tag is not valid; correct it."),
+    "too_many_dimensions": Row(
+        ValidationError, False, "A budget counts in a bounded number of dimensions; use fewer.", ("budget_id", "limit")
+    ),
     "invalid_cursor": Row(ValidationError, False, "The cursor is not one of this listing; begin again without one."),
     "invalid_url": Row(ValidationError, False, "The store's URL is not valid; correct it."),
     "payload_too_large": Row(
@@ -259,7 +262,7 @@ CODES: dict[str, Row] = {
     "configuration_mismatch": Row(
         ConflictError, False, "The store was set up differently; use its settings.", ("what", "stored", "given")
     ),
-    "conflict": Row(ConflictError, False, "The call contradicts what is stored; read it and decide."),
+    "conflict": Row(ConflictError, False, "The call contradicts what is stored; read it and decide.", ("id",)),
     "instance_of_other_worker": Row(
         ConflictError,
         False,

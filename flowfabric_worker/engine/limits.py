@@ -61,6 +61,8 @@ MAX_SUMMARY_BYTES: Final = MIB
 MAX_TAIL_BLOCK_MS: Final = 30_000
 MAX_READ_COUNT: Final = 10_000
 MAX_BUDGET_DIMENSIONS: Final = 64
+# No amount, counter or limit of a budget is larger, so that every store counts exactly.
+MAX_COUNT: Final = 2**53 - 1
 
 MAX_MESSAGE_BYTES: Final = 2 * KIB
 MAX_DETAIL_BYTES: Final = 16 * KIB

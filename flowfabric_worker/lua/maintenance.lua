@@ -7,7 +7,7 @@ end
 
 -- Remove what a partition holds of an ended execution. Records and listing entries are removed at the end of the call,
 -- many at a time.
-local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
+local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys, budgets)
   ff.count(ctx, class, uuid, public, nil)
   if idempotency_key and idempotency_key ~= '' then
     local key = ctx.base .. ':key:' .. idempotency_key
@@ -16,6 +16,7 @@ local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys)
     end
   end
   ff.remove_keys(ctx, keys)
+  ff.remove_shares(ctx, uuid, budgets)
   ctx.is_gone[uuid] = true
   ctx.gone[#ctx.gone + 1] = ff.record_key(ctx, uuid)
 end
@@ -27,12 +28,12 @@ function ff.remove(ctx, record)
     ff.due_at(ctx, index, 'x' .. record.uuid, false)
   end
   local keys = call('HGET', record.key, 'keys')
-  remove_all_of(ctx, record.uuid, record.class, public, record.idempotency_key, keys)
+  remove_all_of(ctx, record.uuid, record.class, public, record.idempotency_key, keys, record.budgets)
   record.words = nil
 end
 
 -- The fields that a removal reads.
-local REMOVED = { 'state', 'class', 'policy', 'ended', 'dedup_until', 'idempotency_key', 'keys' }
+local REMOVED = { 'state', 'class', 'policy', 'ended', 'dedup_until', 'idempotency_key', 'keys', 'budgets' }
 
 -- Remove an overdue execution, reading only the fields that the removal needs. Return false without a change if the
 -- execution is not overdue, damaged, or loaded by this call.
@@ -44,14 +45,15 @@ local function remove_overdue(ctx, uuid)
   end
   local key = ff.record_key(ctx, uuid)
   local values = call('HMGET', key, unpack(REMOVED)) -- bounded: a fixed list of names
-  local state, class, policy, ended_at, dedup_until, idempotency_key, keys = unpack(values, 1, 7) -- bounded: as above
+  local state, class, policy, ended_at, dedup_until, idempotency_key, keys, budgets =
+    unpack(values, 1, 8) -- bounded: as above
   local words, known, ended = state and ff.words(state), class and ff.class(class), tonumber(ended_at or '')
   if not words or words.phase ~= 'terminal' or not known or not ended or not ff.parse_policy(policy or '') then
     return false
   elseif ff.kept_until({ policy = policy, ended = ended, dedup_until = dedup_until }) > ctx.now then
     return false
   end
-  remove_all_of(ctx, uuid, class, words.public, idempotency_key, keys)
+  remove_all_of(ctx, uuid, class, words.public, idempotency_key, keys, budgets)
   return true
 end
 
@@ -170,6 +172,12 @@ local HANDLERS = {
   end,
   k = function(ctx, field)
     ff.forget_claims(ctx, field)
+  end,
+  b = function(ctx, budget)
+    ff.reset_due_budget(ctx, budget)
+  end,
+  u = function(ctx, budget)
+    ff.forget_reports(ctx, budget)
   end,
 }
 
@@ -364,7 +372,7 @@ end)
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':following', ':due', ':delayed', ':retention', ':waiting',
   ':waiters', ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task',
-  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':meta',
+  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':meta',
 }
 
 -- Remove at most `limit` members of an index and what they name; return whether those were all.
@@ -407,6 +415,8 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
   end)
   is_empty = is_empty and empty(ctx, ':lane_sets', limit, function(member)
     call('DEL', ctx.base .. ':idle:' .. string.match(member, '%z([^%z]*)$'))
+  end) and empty(ctx, ':budgets', limit, function(budget)
+    ff.remove_keys_of_budget(ctx, budget)
   end)
   if not is_empty then
     return { 'more' }

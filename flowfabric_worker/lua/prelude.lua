@@ -30,6 +30,7 @@
 --                            live frames
 --   :workers, :worker        the registered workers in order, and the entry of each
 --   :tasks, :task            the published tasks in order, and the entry of each
+--   :budgets, :budget        the budgets in order, and the entry of each; for their further keys see prelude_budgets.lua
 --   :schedules, :schedule    the schedules in order, and the entry of each; kept until they are removed
 --   :suspended       zset    the suspended executions, by namespace, since when, and id
 --   :secrets         hash    the secrets that sign waitpoint tokens, see prelude_secrets.lua

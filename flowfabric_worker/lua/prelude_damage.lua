@@ -61,7 +61,7 @@ local CHECKS = {
   steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
   payload = is_marked, suspension = is_number, suspended_at = is_number, suspended_until = is_number,
-  timeout_left = is_number, max_signals = is_number,
+  timeout_left = is_number, max_signals = is_number, budgets = is_packed,
 }
 
 -- Return the first damaged field among `fields` from index `first` on, or nil.
@@ -202,7 +202,7 @@ end
 -- Remove a damaged execution with every key that is still known of it. `namespace` is packed.
 function ff.remove_damaged(ctx, uuid, namespace)
   local key = ff.record_key(ctx, uuid)
-  local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys', 'suspended_at')
+  local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys', 'suspended_at', 'budgets')
   local class
   if readable then
     local state, idempotency_key, keys, suspended_at = values[1], values[3], values[4], values[5]
@@ -216,6 +216,7 @@ function ff.remove_damaged(ctx, uuid, namespace)
       call('DEL', key_of)
     end
     ff.remove_keys(ctx, keys)
+    ff.remove_shares(ctx, uuid, values[6])
     if class and ff.class(class) and tonumber(suspended_at or '') then
       ff.unlist_suspended(ctx, class, suspended_at, uuid)
     end

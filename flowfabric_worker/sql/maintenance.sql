@@ -120,6 +120,7 @@ BEGIN
   DELETE FROM db.workers WHERE p = partition;
   DELETE FROM db.deaths WHERE p = partition;
   DELETE FROM db.tasks WHERE p = partition;
+  DELETE FROM db.budgets WHERE p = partition;
   DELETE FROM db.schedules WHERE p = partition;
   DELETE FROM db.leaders WHERE p = partition;
   DELETE FROM db.secrets WHERE p = partition;

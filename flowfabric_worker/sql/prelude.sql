@@ -170,6 +170,13 @@ CREATE TYPE fn.stream AS (
 -- A frame to append: mode, head, payload, number or '', digest, pack{ttl in ms, least, most, alpha} of a live frame or ''.
 CREATE TYPE fn.frame AS (mode bytea, head bytea, payload bytea, seq bytea, digest bytea, live bytea);
 
+-- A budget: the reply to give if it cannot be used; else its address, the parts of its entry, its counters, its limits, when
+-- it was to be reset when it was loaded, and the answer to a report.
+CREATE TYPE fn.budget AS (
+  failure bytea, address bytea, parts bytea[], counted bytea[], used bigint[], reserved bigint[], limited bytea[],
+  hards bigint[], softs bigint[], due_before bytea, answer bytea[]
+);
+
 -- Return the context of a call: its clock and its work budget.
 CREATE FUNCTION fn.begin(partition int) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
@@ -250,6 +257,24 @@ CREATE FUNCTION fn.note_entry(c fn.context, of_kind text, of_member bytea, momen
   INSERT INTO db.entries (p, due_in, kind, member, due) VALUES (c.p, 'r', of_kind, of_member, moment)
   ON CONFLICT (p, due_in, kind, member) DO UPDATE SET due = excluded.due WHERE db.entries.due <> excluded.due
 $$;
+
+-- Note that something other than an execution is due at a moment, or not at all if that is null, and that waiting workers may
+-- have to look sooner.
+CREATE FUNCTION fn.note_due(c fn.context, of_kind text, of_member bytea, moment bigint) RETURNS fn.context
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF moment IS NULL THEN
+    DELETE FROM db.entries WHERE p = c.p AND due_in = 'd' AND kind = of_kind AND member = of_member;
+    RETURN c;
+  END IF;
+  INSERT INTO db.entries (p, due_in, kind, member, due) VALUES (c.p, 'd', of_kind, of_member, moment)
+    ON CONFLICT (p, due_in, kind, member) DO UPDATE SET due = excluded.due WHERE db.entries.due <> excluded.due;
+  IF moment <= c.now + fn.fallback() AND moment <= coalesce(c.first_due, moment) THEN
+    c.first_count := CASE WHEN moment = c.first_due THEN c.first_count + 1 ELSE 1 END;
+    c.first_due := moment;
+  END IF;
+  RETURN c;
+END $$;
 
 CREATE FUNCTION fn.drop_entry(c fn.context, of_kind text, of_member bytea) RETURNS void LANGUAGE sql AS $$
   DELETE FROM db.entries WHERE p = c.p AND due_in = 'r' AND kind = of_kind AND member = of_member

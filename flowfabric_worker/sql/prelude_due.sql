@@ -42,6 +42,7 @@ BEGIN
   DELETE FROM db.entries
     WHERE p = c.p AND due_in = entry.due_in AND kind = entry.kind AND member = entry.member;
   CASE entry.kind
+    WHEN 'b' THEN c := fn.reset_due_budget(c, entry.member);
     WHEN 'c' THEN PERFORM fn.forget_class(c, entry.member);
     WHEN 'f' THEN PERFORM fn.trim_feed(c);
     WHEN 'k' THEN PERFORM fn.forget_claims(c, entry.member);
@@ -50,6 +51,7 @@ BEGIN
       c := fn.unwait(c, fn.ascii(entry.member));
       PERFORM fn.end_stand_by(c, fn.ascii(entry.member));
     WHEN 't' THEN PERFORM fn.forget_task(c, entry.member);
+    WHEN 'u' THEN PERFORM fn.forget_reports(c, entry.member);
     WHEN 'w' THEN PERFORM fn.forget_worker(c, entry.member);
     ELSE
       INSERT INTO db.entries (p, kind, member, due, due_in)

@@ -40,6 +40,7 @@ BEGIN
   IF NOT fn.is_whole(nullif(x.suspended_at, '')) THEN RETURN 'suspended_at'; END IF;
   IF NOT fn.is_whole(nullif(x.suspended_until, '')) THEN RETURN 'suspended_until'; END IF;
   IF NOT fn.is_whole(nullif(x.timeout_left, '')) THEN RETURN 'timeout_left'; END IF;
+  IF x.budgets IS NOT NULL AND fn.unpack(x.budgets) IS NULL THEN RETURN 'budgets'; END IF;
   RETURN NULL;
 END $$;
 
@@ -221,14 +222,15 @@ BEGIN
     holder, topic, attempt, attempts, started, closed, ended, result, error, error_class, error_detail, cancel_reason,
     cancelled_by, revoke_reason, retry_count, reclaim_count, replay_count, reserved_for, reserved_until, watchers, last,
     reported, answered, steps, journal_bytes, progress_percent, progress_message, progress_at,
-    suspension, suspended_at, suspended_until, stream, class_id, ready, due, due_in, listed, suspended
+    suspension, suspended_at, suspended_until, stream, budgets, class_id, ready, due, due_in, listed, suspended
   ) = (
     x.state, x.priority, x.place, x.mutated, x.tags, x.dedup_until, x.deadline, x.delay_until, x.fence, x.expires,
     x.timeout_at, x.timeout_left, x.holder, x.topic, x.attempt, x.attempts, x.started, x.closed, x.ended, x.result,
     x.error, x.error_class, x.error_detail, x.cancel_reason, x.cancelled_by, x.revoke_reason, x.retry_count,
     x.reclaim_count, x.replay_count, x.reserved_for, x.reserved_until, x.watchers, x.last, x.reported, x.answered,
     x.steps, x.journal_bytes, x.progress_percent, x.progress_message, x.progress_at,
-    x.suspension, x.suspended_at, x.suspended_until, x.stream, x.class_id, x.ready, x.due, x.due_in, x.listed, x.suspended
+    x.suspension, x.suspended_at, x.suspended_until, x.stream, x.budgets, x.class_id, x.ready, x.due, x.due_in, x.listed,
+    x.suspended
   ) WHERE p = was.p AND uuid = was.uuid;
   c := fn.follow(c, was, x);
   IF x.state LIKE 't%' AND was.state NOT LIKE 't%' THEN
@@ -243,6 +245,9 @@ BEGIN
   IF x.idempotency_key <> '' THEN
     DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = x.uuid;
   END IF;
+  IF x.budgets IS NOT NULL THEN
+    PERFORM fn.remove_shares(c, x);
+  END IF;
   DELETE FROM db.executions WHERE p = c.p AND uuid = x.uuid;
   RETURN fn.count(c, x, fn.public_state(fn.ascii(x.state)), -1);
 END $$;
@@ -254,6 +259,7 @@ DECLARE
 BEGIN
   SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = execution FOR UPDATE;
   DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = execution;
+  PERFORM fn.remove_shares(c, x);
   DELETE FROM db.executions WHERE p = c.p AND uuid = execution;
   DELETE FROM db.damaged WHERE p = c.p AND uuid = execution::text;
   x.lane_id := coalesce(x.lane_id, fn.lane_of_class(c, x.class));

@@ -122,6 +122,8 @@ CREATE FUNCTION fn.is_sooner(c fn.context) RETURNS boolean LANGUAGE sql AS $$
     (SELECT FROM db.executions WHERE p = c.p AND due_in = 'd' AND due <= c.first_due LIMIT c.first_count + 1)
     UNION ALL
     (SELECT FROM db.executions WHERE p = c.p AND due_in = 'y' AND due <= c.first_due LIMIT c.first_count + 1)
+    UNION ALL
+    (SELECT FROM db.entries WHERE p = c.p AND due_in = 'd' AND due <= c.first_due LIMIT c.first_count + 1)
   ) AS entries
 $$;
 

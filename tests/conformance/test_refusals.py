@@ -16,6 +16,7 @@ from flowfabric_worker.engine.types.claiming import ClaimPolicy
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.streams import Frame, FrameAppend
+from tests.support.budget_operations import BUDGET_REFUSALS
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, LANE, creation, refused, request
 from tests.support.operations import NUMBERED, OPERATIONS, PUBLISHED, SECOND, START, SUMMARY, beat
@@ -93,6 +94,8 @@ REFUSALS: dict[str, Case] = {
     ),
     # suspension
     **SUSPENSION_REFUSALS,
+    # budgets
+    **BUDGET_REFUSALS,
     # holding
     "renew: for longer than a lease may be": held(
         "invalid_input", lambda engine, handle: engine.renew(attrs.evolve(handle, lease_ttl_ms=2**63))

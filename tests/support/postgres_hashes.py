@@ -17,7 +17,10 @@ from flowfabric_worker.engine.wire import pack, unpack
 INDEXES = {"namespace", "lane_id", "class_id", "ready", "due", "due_in", "listed", "suspended", "p", "uuid"}
 _KEY = re.compile(rb"[^{]*\{fp:(\d+)\}:(.*)", re.DOTALL)
 # The parts of a partition that are tables of a name and an entry.
-_HASHES = {b"worker": ("workers", "worker"), b"task": ("tasks", "task"), b"schedule": ("schedules", "schedule")}
+_HASHES = {
+    b"worker": ("workers", "worker"), b"task": ("tasks", "task"), b"schedule": ("schedules", "schedule"),
+    b"budget": ("budgets", "budget"),
+}  # fmt: skip
 MODES = {b"frames": "durable", b"deltas": "summary", b"live": "best_effort"}
 
 

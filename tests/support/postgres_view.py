@@ -16,7 +16,10 @@ import redis
 from tests.support.postgres_hashes import MODES, PostgresHashes, bytes_of
 
 _TWO_TEXTS = re.compile(rb"7:default(\d+):")
-_SETS = {b"workers": ("workers", "worker"), b"tasks": ("tasks", "task"), b"schedules": ("schedules", "schedule")}
+_SETS = {
+    b"workers": ("workers", "worker"), b"tasks": ("tasks", "task"), b"schedules": ("schedules", "schedule"),
+    b"budgets": ("budgets", "budget"),
+}  # fmt: skip
 _OF_WAITS = (b"w", b"o", b"g", b"s0", b"s1")
 _INDEX = {b"due": "d", b"retention": "r"}
 

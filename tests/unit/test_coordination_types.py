@@ -85,6 +85,7 @@ OPERATIONS = {
         "create_budget",
         "update_budget",
         "reset_budget",
+        "delete_budget",
         "get_budget_status",
         "list_budgets",
         "report_usage",

@@ -60,6 +60,8 @@ class BudgetsBackend:
     def reset_budget(self, budget_id: BudgetId) -> ResetBudgetResult:
         """Set the counters of a budget to zero, and let the executions continue that it had blocked.
 
+        What is reserved stays reserved. An automatic reset follows one interval later.
+
         Args:
             budget_id: the budget.
 
@@ -70,6 +72,18 @@ class BudgetsBackend:
             NotFoundError: `budget_not_found`.
         """
         raise UnavailableError("reset_budget")
+
+    def delete_budget(self, budget_id: BudgetId) -> None:
+        """Remove a budget.
+
+        Args:
+            budget_id: the budget.
+
+        Raises:
+            NotFoundError: `budget_not_found`.
+            ConflictError: `budget_in_use`, executions that have not ended name it.
+        """
+        raise UnavailableError("delete_budget")
 
     def get_budget_status(self, budget_id: BudgetId) -> BudgetStatus:
         """Read a budget and its counters.
@@ -114,6 +128,7 @@ class BudgetsBackend:
 
         Raises:
             NotFoundError: `budget_not_found`, `execution_not_found`.
+            ValidationError: `too_many_dimensions`, the budget would count in more than 64 dimensions.
             StateError: the lease has ended.
         """
         raise UnavailableError("report_usage")
@@ -130,6 +145,7 @@ class BudgetsBackend:
 
         Raises:
             NotFoundError: `budget_not_found`.
+            ValidationError: `too_many_dimensions`.
         """
         raise UnavailableError("report_usage_admin")
 
@@ -144,6 +160,7 @@ class BudgetsBackend:
 
         Raises:
             NotFoundError: `budget_not_found`, `execution_not_found`.
+            ValidationError: `too_many_dimensions`.
         """
         raise UnavailableError("record_spend")
 

@@ -12,13 +12,16 @@ from attrs.validators import optional
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import BudgetId, ExecutionId
-from flowfabric_worker.engine.limits import MAX_BUDGET_DIMENSIONS
+from flowfabric_worker.engine.limits import MAX_BUDGET_DIMENSIONS, MAX_COUNT
 from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.damage import DamagedRow
 
+_limit = checks.integer(1, MAX_COUNT)
+_amount = checks.integer(0, MAX_COUNT)
+
 
 class OnHardLimit(StrEnum):
-    """What happens to an execution whose report passes a hard limit."""
+    """What happens to an execution whose report or reservation does not fit under a hard limit."""
 
     FAIL = "fail"
     SUSPEND = "suspend"
@@ -31,13 +34,29 @@ class OnSoftLimit(StrEnum):
     WARN = "warn"
 
 
+def _on_hard_limit(word: str) -> OnHardLimit:
+    return checks.word(OnHardLimit, word, "on_hard_limit")
+
+
+def _on_soft_limit(word: str) -> OnSoftLimit:
+    return checks.word(OnSoftLimit, word, "on_soft_limit")
+
+
 @attrs.frozen(kw_only=True)
 class BudgetDimension:
     """One counter of a budget; None is no limit. A counter may reach its limit, and breaches it above."""
 
     name: str = attrs.field(validator=checks.name)
-    hard_limit: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
-    soft_limit: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
+    hard_limit: int | None = attrs.field(default=None, validator=optional(_limit))
+    soft_limit: int | None = attrs.field(default=None, validator=optional(_limit))
+
+    def __attrs_post_init__(self) -> None:
+        if self.hard_limit is not None and self.soft_limit is not None and self.soft_limit > self.hard_limit:
+            raise ValidationError(
+                "invalid_input",
+                f"The soft limit of {self.name}, {self.soft_limit}, is above its hard limit, {self.hard_limit}; "
+                "lower it.",
+            )
 
 
 @attrs.frozen(kw_only=True)
@@ -46,17 +65,18 @@ class BudgetDefinition:
 
     Attributes:
         dimensions: its counters, at most 64, each name once.
-        on_hard_limit: what a breach of a hard limit causes.
+        on_hard_limit: what a breach of a hard limit by the holder of an execution causes. New work always waits at the
+            limit.
         on_soft_limit: what a breach of a soft limit causes.
-        reset_interval: how often the counters are set to zero; None for never.
+        reset_interval: how often the counters are set to zero, at least 1 ms; None for never.
     """
 
     dimensions: tuple[BudgetDimension, ...] = attrs.field(
         converter=checks.as_tuple, validator=checks.at_most(MAX_BUDGET_DIMENSIONS)
     )
-    on_hard_limit: OnHardLimit = OnHardLimit.FAIL
-    on_soft_limit: OnSoftLimit = OnSoftLimit.WARN
-    reset_interval: timedelta | None = attrs.field(default=None, validator=optional(checks.duration()))
+    on_hard_limit: OnHardLimit = attrs.field(default=OnHardLimit.BLOCK, converter=_on_hard_limit)
+    on_soft_limit: OnSoftLimit = attrs.field(default=OnSoftLimit.WARN, converter=_on_soft_limit)
+    reset_interval: timedelta | None = attrs.field(default=None, validator=optional(checks.duration(1)))
 
     def __attrs_post_init__(self) -> None:
         names = [dimension.name for dimension in self.dimensions]
@@ -86,9 +106,6 @@ class ResetBudgetResult:
 
     budget_id: BudgetId
     next_reset_at_ms: int | None
-
-
-_amount = checks.integer(0)
 
 
 def _amounts(record: object, field: attrs.Attribute[Any], value: Mapping[str, int]) -> None:
@@ -150,7 +167,8 @@ class ReportUsageResult:
     Attributes:
         outcome: OK and SOFT_BREACH added everything, HARD_BREACH added nothing.
         dimension: the first one that passed its limit, by name.
-        current_usage: its counter, after a soft breach with the report, after a hard one without.
+        current_usage: its counter, after a soft breach with the report; after a hard one without it, but with what is
+            reserved.
         limit: the limit that it passed.
         already_applied: whether this answers a repeated report; nothing was added again.
     """
@@ -185,6 +203,7 @@ class BudgetStatus:
 
     Attributes:
         usage: the counter of every dimension that was ever reported or defined.
+        reserved: what is reserved of each dimension and not settled yet; zeros are left out.
         breach_count: reports that broke a hard limit.
         soft_breach_count: reports that passed a soft limit.
         last_breach_at_ms: when a hard limit was last broken since the last reset.
@@ -195,6 +214,7 @@ class BudgetStatus:
     namespace: str
     definition: BudgetDefinition
     usage: Mapping[str, int]
+    reserved: Mapping[str, int]
     breach_count: int
     soft_breach_count: int
     last_breach_at_ms: int | None

@@ -66,12 +66,14 @@ def payload(limit: int) -> Validator:
     return check
 
 
-def integer(least: int) -> Validator:
-    """Return a check that a field is an int of at least `least`, and not a bool."""
+def integer(least: int, most: int | None = None) -> Validator:
+    """Return a check that a field is an int of at least `least`, at most `most`, and not a bool."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValidationError("invalid_input", f"{_spoken(record, field)} must be an int of at least {least}.")
+        if most is not None and value > most:
+            raise ValidationError("invalid_input", f"{_spoken(record, field)} must be at most {most}.")
 
     return check
 
