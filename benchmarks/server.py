@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from typing import Self
 
 import redis
 
+from flowfabric_worker.engine.stores.embedded_server import ALLOCATOR
+
 _READY_WITHIN = 10.0
 # Counting is no part of what is counted.
 _OWN_COMMANDS = ("config|resetstat", "info", "flushall", "ping")
@@ -22,7 +25,7 @@ _OWN_COMMANDS = ("config|resetstat", "info", "flushall", "ping")
 class Server:
     """A server for the length of a `with` block; peers reach it by TCP, the only way that all of them have.
 
-    It keeps an append-only file, flushed every second. The file is never rewritten, because the peer that is being
+    Its allocator has the settings of the embedded server, for every peer. It keeps an append-only file, flushed every second. The file is never rewritten, because the peer that is being
     measured at that moment would pay for it.
     """
 
@@ -35,7 +38,7 @@ class Server:
             "--bind", "127.0.0.1", "--port", str(self._port), "--unixsocket", str(self._folder / "v.sock"),
             "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0",
         ]  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ALLOCATOR | os.environ)
         self._client = redis.Redis(unix_socket_path=str(self._folder / "v.sock"), protocol=2, socket_timeout=60)
 
     def __enter__(self) -> Self:

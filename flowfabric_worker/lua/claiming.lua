@@ -55,6 +55,7 @@ local function new_lease(ctx, id, holder, ttl)
   local fence, attempt = id .. ':1:', ff.attempt_text('0', 'initial', 'fresh', ctx.now_text)
   return {
     id = id, holder = holder, topic = topic, expires = expires, due = ctx.now + ttl, words = ff.words(ff.RUNNING),
+    fence = fence, attempt = attempt,
     -- The fields to write for plain work that is claimed for the first time.
     first = {
       'state', ff.RUNNING, 'fence', fence, 'expires', expires, 'attempt', attempt, 'holder', holder, 'topic', topic,
@@ -88,7 +89,7 @@ end
 local function take(ctx, record, lease)
   local words, timeout = record.words, record.policy and ff.policy(record).timeout
   if words.attempt == 'pending_first_attempt' and not (record.more or timeout) then
-    return ff.lease_alike(ctx, record, lease.first, lease.words, lease.due)
+    return ff.lease_alike(ctx, record, lease)
   end
   local _, epoch, attempt_id = ff.fence_parts(record.fence)
   local list = { 'state', ff.RUNNING, 'expires', lease.expires, 'holder', lease.holder, 'topic', lease.topic }

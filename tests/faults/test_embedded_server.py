@@ -16,7 +16,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.stores.embedded_guard import open_private, take
-from flowfabric_worker.engine.stores.embedded_server import MAX_SOCKET_PATH_BYTES, EmbeddedServer
+from flowfabric_worker.engine.stores.embedded_server import ALLOCATOR, MAX_SOCKET_PATH_BYTES, EmbeddedServer
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs
 from tests.support.embedded import (
@@ -67,6 +67,19 @@ def member(home: Path) -> Iterator[Member]:
 
 
 # coming and going
+
+
+
+def test_an_embedded_server_keeps_freed_memory_for_quick_reuse(home: Path, join: Join) -> None:
+    join()
+    assert _environment(home).get("GLIBC_TUNABLES") == ALLOCATOR["GLIBC_TUNABLES"]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return the environment with which the directory's server was started."""
+    (pid,) = server_pids(home)
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
 
 
 def test_the_first_member_starts_a_durable_server_for_its_user_only(home: Path, join: Join) -> None:
