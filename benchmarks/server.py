@@ -25,8 +25,8 @@ _OWN_COMMANDS = ("config|resetstat", "info", "flushall", "ping")
 class Server:
     """A server for the length of a `with` block; peers reach it by TCP, the only way that all of them have.
 
-    Its allocator has the settings of the embedded server, for every peer. It keeps an append-only file, flushed every second. The file is never rewritten, because the peer that is being
-    measured at that moment would pay for it.
+    Its allocator has the settings of the embedded server. It keeps an append-only file, flushed every second. The file
+    is never rewritten, because the peer that is being measured at that moment would pay for it.
     """
 
     def __init__(self) -> None:

@@ -54,6 +54,26 @@ class _Terms:
     lease_ms: int
 
 
+@attrs.define
+class _Taken:
+    """What a claim has got so far.
+
+    Attributes:
+        items: the executions.
+        size: the bytes of their payloads and journals.
+    """
+
+    items: list[Claimed] = attrs.field(factory=list)
+    size: int = 0
+
+    def add(self, items: Sequence[Claimed]) -> None:
+        self.items += items
+        for each in items:
+            self.size += len(each.payload or b"")
+            if each.journal:
+                self.size += sum(map(len, each.journal.values()))
+
+
 class Claiming(Decoding, ClassCache):
     """The operations of the area claiming, without reservations."""
 
@@ -180,31 +200,33 @@ class Claiming(Decoding, ClassCache):
         Partitions that cannot be reached are left out, and tried again soon. Their error is raised if none can be
         reached, or if it is not retryable.
         """
-        claimed: list[Claimed] = []
+        taken = _Taken()
         looks = terms.worker.looks if terms.worker is not None else {}
         away: list[TransportError] = []
         for partition in partitions:
-            if len(claimed) >= terms.request.limit:
+            if len(taken.items) >= terms.request.limit:
                 break
             looks.pop(partition, None)
-            seconds = 0.0 if claimed else wait
+            seconds = 0.0 if taken.items else wait
             try:
-                found = self._found_again(terms, partition, terms.request.limit - len(claimed))
+                found = self._found_again(terms, partition, terms.request.limit - len(taken.items))
                 if found:
-                    claimed += found
+                    taken.add(found)
                     continue
-                items, due = self._claim_from(terms, partition, claimed, seconds)
+                items, due, is_cut = self._claim_from(terms, partition, taken.items, seconds)
             except TransportError as error:
                 away.append(error)
                 # What was claimed elsewhere is returned; the error comes again with the next claim.
-                if not claimed and (len(away) == self.partitions or not error.retryable):
+                if not taken.items and (len(away) == self.partitions or not error.retryable):
                     raise
                 looks[partition] = time.monotonic() + _LOOK_AGAIN
                 continue
             if seconds and not items:
                 looks[partition] = time.monotonic() + min(seconds, due)
-            claimed += items
-        return claimed
+            taken.add(items)
+            while is_cut:
+                is_cut = self._claim_more(terms, partition, taken)
+        return taken.items
 
     def _found_again(self, terms: _Terms, partition: int, limit: int) -> list[Claimed]:
         """Return what claims with lost replies got in a partition, as far as this claim asks for it.
@@ -263,10 +285,11 @@ class Claiming(Decoding, ClassCache):
 
     def _claim_from(
         self, terms: _Terms, partition: int, claimed: Sequence[Claimed], wait: float
-    ) -> tuple[list[Claimed], float]:
+    ) -> tuple[list[Claimed], float, bool]:
         """Claim from one partition what may still be taken.
 
-        Returns what was claimed, and in how many seconds the next entry is due there; 0 if no waiter is registered.
+        Returns what was claimed; in how many seconds the next entry is due there, 0 if no waiter is registered; and
+        whether the call could not carry all.
         """
         for look in itertools.count(1):
             matching_lanes = self.matching_lanes(partition, terms.request, claimed)
@@ -293,11 +316,9 @@ class Claiming(Decoding, ClassCache):
                     terms, again = attrs.evolve(terms, claim_id=str(uuid4())), True
                     break
                 if items:
-                    got = self._decode(partition, items, terms)
-                    if more == b"1" or len(items) == most < wanted:
-                        got += self._claim_more(terms, partition, [*claimed, *got])
                     # All of them may be damaged, so the next look is at once.
-                    return got, 0.0
+                    is_cut = more == b"1" or len(items) == most < wanted
+                    return self._decode(partition, items, terms), 0.0, is_cut
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
                 stale.update(behind)
@@ -305,7 +326,7 @@ class Claiming(Decoding, ClassCache):
             if look >= MOST_LOOKS or not (stale or again):
                 break
             self.forget_lanes(partition, stale)
-        return [], 0.0 if look >= MOST_LOOKS else next_due
+        return [], 0.0 if look >= MOST_LOOKS else next_due, False
 
     def _tell_ended(self, request: ClaimRequest, partition: int, rows: Reply) -> None:
         """Tell the caller of a claim what the claim ended instead of handing it out."""
@@ -316,17 +337,21 @@ class Claiming(Decoding, ClassCache):
             if ended is not None and (request.tasks is None or ended.task in request.tasks):
                 request.on_ended(ended)
 
-    def _claim_more(self, terms: _Terms, partition: int, claimed: Sequence[Claimed]) -> list[Claimed]:
-        """Claim more after a call that could not carry all, as another claim; return nothing if that fails."""
-        size = sum(len(each.payload or b"") + sum(map(len, each.journal.values())) for each in claimed)
-        if terms.request.claim_id is not None or len(claimed) >= terms.request.limit or size > MAX_BATCH_BYTES // 2:
-            return []
+    def _claim_more(self, terms: _Terms, partition: int, taken: _Taken) -> bool:
+        """Claim more after a call that could not carry all, as another claim; return True if more may be left."""
+        request = terms.request
+        full = len(taken.items) >= request.limit or taken.size > MAX_BATCH_BYTES // 2
+        if full or request.claim_id is not None:
+            return False
+        again = attrs.evolve(terms, claim_id=str(uuid4()))
         try:
-            return self._claim_from(attrs.evolve(terms, claim_id=str(uuid4())), partition, claimed, 0.0)[0]
+            items, _, is_cut = self._claim_from(again, partition, taken.items, 0.0)
         except EngineError as error:
             # What was claimed before is returned; the error comes again with the next claim.
             log.debug("A claim ended early: %s", error)
-            return []
+            return False
+        taken.add(items)
+        return is_cut
 
     def _calls_for(self, lanes: Sequence[Lane], wait: float, limit: int) -> Iterator[tuple[list[Lane], int, int]]:
         """Yield the calls of a claim in one partition: the lanes, how long to wait in ms, and the limit of each."""

@@ -81,7 +81,7 @@ class ClassCache(EngineCore):
     def matching_lanes(self, partition: int, request: ClaimRequest, claimed: Sequence[Claimed] = ()) -> MatchingLanes:
         """Return the lanes that a claim may still take from, with the classes that match the worker."""
         known = self._known.setdefault(partition, _Known())
-        if claimed:
+        if claimed and any(lane.limit is not None for lane in request.lanes):
             taken = Counter(each.handle.lane for each in claimed)
             return _match(self._lanes(self._read(partition, known, request), request, taken))
         asked = (request.lanes, request.capabilities, request.tasks)

@@ -90,7 +90,7 @@ def pack_moment(after: timedelta | None, at: datetime | None, what: str) -> str:
     return "" if at is None else f"@{epoch_ms(at, what)}"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, cache_hash=True)
 class WorkClass:
     """What a worker must match to claim an execution; also the address of the ready index of that work."""
 

@@ -69,7 +69,6 @@ def member(home: Path) -> Iterator[Member]:
 # coming and going
 
 
-
 def test_an_embedded_server_keeps_freed_memory_for_quick_reuse(home: Path, join: Join) -> None:
     join()
     assert _environment(home).get("GLIBC_TUNABLES") == ALLOCATOR["GLIBC_TUNABLES"]

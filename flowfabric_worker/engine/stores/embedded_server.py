@@ -36,8 +36,8 @@ _LOG_LINES: Final = 5
 # The process, user and group of the peer of a socket, as the kernel reports them.
 _CREDENTIALS: Final = struct.Struct("3i")
 _CHOOSE: Final = "Name a directory in which this user may write."
-# The server of the wheel uses the allocator of glibc, which by default keeps only 7 freed blocks of a size for quick reuse.
-# A call frees and allocates several hundred short texts, and with more of them kept it takes a fifth less time.
+# The allocator of glibc, which the server of the wheel uses, keeps 7 freed blocks of a size for quick reuse by default.
+# A call frees and allocates several hundred short texts, so with more of them kept it takes a fifth less time.
 ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 
 
