@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
     from flowfabric_worker.engine.types.suspension import SignalAccepted, SignalDuplicate, SignalEffect, TimeoutBehavior
+    from flowfabric_worker.flow import Flow, FlowRun, Node, chain, chord, group
     from flowfabric_worker.middleware import AttemptEvent, Middleware
     from flowfabric_worker.outcomes import (
         Cancel,
@@ -61,10 +62,11 @@ if TYPE_CHECKING:
         WaitChildren,
         WaitTimedOut,
     )
+    from flowfabric_worker.run import Run
     from flowfabric_worker.runtime import RestartRequired, Runtime
     from flowfabric_worker.signals import Approval, Signal
     from flowfabric_worker.stream import AttemptBegan, RunStream, RunSummary, StreamItem, StreamValue, ValuesDropped
-    from flowfabric_worker.task import Call, Run, Submission, Task
+    from flowfabric_worker.task import Call, Submission, Task
     from flowfabric_worker.worker import Worker
 
 __all__ = [
@@ -93,11 +95,14 @@ __all__ = [
     "ExecutionSkipped",
     "Fail",
     "FailureClass",
+    "Flow",
     "FlowFabricError",
+    "FlowRun",
     "HandlerExit",
     "Interrupted",
     "Limits",
     "Middleware",
+    "Node",
     "NotFoundError",
     "OperatorOnly",
     "ResourceExhaustedError",
@@ -136,7 +141,10 @@ __all__ = [
     "Worker",
     "WorkerSettings",
     "__version__",
+    "chain",
+    "chord",
     "current",
+    "group",
     "step",
 ]
 
@@ -167,11 +175,14 @@ _HOMES = {
     "ExecutionSkipped": "outcomes",
     "Fail": "outcomes",
     "FailureClass": "engine.types.policies",
+    "Flow": "flow",
     "FlowFabricError": "engine.errors",
+    "FlowRun": "flow",
     "HandlerExit": "outcomes",
     "Interrupted": "outcomes",
     "Limits": "engine.limits",
     "Middleware": "middleware",
+    "Node": "flow",
     "NotFoundError": "engine.errors",
     "OperatorOnly": "engine.types.conditions",
     "ResourceExhaustedError": "engine.errors",
@@ -179,7 +190,7 @@ _HOMES = {
     "ResultError": "outcomes",
     "Retry": "outcomes",
     "RetryPolicy": "engine.types.policies",
-    "Run": "task",
+    "Run": "run",
     "RunStream": "stream",
     "RunSummary": "stream",
     "Runtime": "runtime",
@@ -209,12 +220,28 @@ _HOMES = {
     "WaitTimedOut": "outcomes",
     "Worker": "worker",
     "WorkerSettings": "config",
+    "chain": "flow",
+    "chord": "flow",
     "current": "context",
+    "group": "flow",
     "step": "context",
 }
 # The public modules, which may be used as attributes of the package.
 _MODULES = frozenset(
-    {"client", "codec", "config", "context", "middleware", "outcomes", "schedule", "signals", "task", "worker"}
+    {
+        "client",
+        "codec",
+        "config",
+        "context",
+        "flow",
+        "middleware",
+        "outcomes",
+        "run",
+        "schedule",
+        "signals",
+        "task",
+        "worker",
+    }
 )
 
 

@@ -32,9 +32,10 @@ from flowfabric_worker.engine.types.reads import (
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.suspension import DeliverSignalResult
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
+from flowfabric_worker.run import Run
 from flowfabric_worker.signals import send_decision, send_signal
 from flowfabric_worker.stream import RunStream, RunSummary
-from flowfabric_worker.task import Call, Run, Task
+from flowfabric_worker.task import Call, Task
 
 # Seconds for which the published options of a task are cached.
 _CACHED_FOR: Final = 10.0

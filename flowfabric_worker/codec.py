@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from inspect import Parameter
-from itertools import chain, repeat
-from types import SimpleNamespace
+from itertools import chain
+from types import MappingProxyType, NoneType, SimpleNamespace
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -18,17 +18,17 @@ from flowfabric_worker._codecs import (
     PLAIN,
     REGISTERED,
     UNRESOLVED,
-    Conversion,
     Conversions,
-    Mismatch,
     RegisteredClass,
     brief,
-    refusal_in,
     unsupported,
 )
+from flowfabric_worker._codecs.calls import BY_NAME, BY_PLACE, binder, count_before_skipped
 from flowfabric_worker._codecs.formats import Codec, find_codec
 from flowfabric_worker._codecs.generators import innermost, is_generator, outputs_of
-from flowfabric_worker.engine.errors import FlowFabricError
+from flowfabric_worker._codecs.holes import MISSING, Shape, fill, put, shapes_of
+from flowfabric_worker._codecs.kinds import unchanged, untouched
+from flowfabric_worker._codecs.ports import DecodingError, EncodingError, Port, Ports, decode_at, encode_at, reason_of
 
 __all__ = [
     "Codec",
@@ -43,14 +43,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-class EncodingError(FlowFabricError, ValueError):
-    """A value cannot be encoded, because it would not come back equal; the message says where the value is."""
-
-
-class DecodingError(FlowFabricError, ValueError):
-    """A stored value cannot be decoded by the task's annotations; trying again cannot help."""
 
 
 def register(kind: type[T], to: Callable[[T], Any], from_: Callable[[Any], T]) -> None:
@@ -82,67 +74,36 @@ def _conversions(native: frozenset[type]) -> Conversions:
     return Conversions(native)
 
 
-class _Port:
-    """A place where values enter or leave a task: a parameter, the result or the frames.
+def conversions_of(codec: Codec) -> Conversions:
+    """Return the conversions of the values that a codec writes."""
+    return _conversions(frozenset(getattr(codec, "native", ())))
+
+
+@attrs.frozen(kw_only=True)
+class ParentResult:
+    """The result of another execution, or the error that stands for it.
 
     Attributes:
-        where: the name of the place in errors.
-        plain: the classes whose instances need no conversion; callers skip the call for them, to save time.
+        codec: the name of the codec that encoded it.
+        data: the encoded result; None if the task returned none.
+        error: the error, if the execution did not succeed.
     """
 
-    __slots__ = ("_conversion", "plain", "where")
-
-    def __init__(self, where: str, conversion: Conversion) -> None:
-        self.where = where
-        self.plain = conversion.plain
-        self._conversion = conversion
-
-    def refusal(self) -> tuple[str, bool]:
-        """Return the reason why no value can be encoded here, or "", and whether it is an unresolved name."""
-        return refusal_in(self._conversion)
-
-    def send(self, value: Any) -> Any:
-        try:
-            return self._conversion.encode(value)
-        except FAULTS as error:
-            raise EncodingError(f"{self.where} cannot be encoded{_reason(error)}") from error
-
-    def receive(self, value: Any) -> Any:
-        try:
-            return self._conversion.decode(value)
-        except FAULTS as error:
-            raise DecodingError(f"{self.where} cannot be decoded{_reason(error)}") from error
+    codec: str = ""
+    data: bytes | None = attrs.field(default=None, repr=False)
+    error: Exception | None = None
 
 
-def _reason(error: Exception) -> str:
-    place = f" at {error.path}" if isinstance(error, Mismatch) and error.path else ""
-    words = str(error) if isinstance(error, Mismatch) else brief(error)
-    return f"{place}: {words.rstrip('.')}."
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class _Ports:
-    """All ports of a task. `rest` and `more` are those of `*args` and `**kwargs`."""
-
-    places: Sequence[_Port]
-    rest: _Port
-    names: Mapping[str, _Port]
-    more: _Port
-    result: _Port
-    frame: _Port
-
-    def in_order(self) -> Iterator[_Port]:
-        return chain(self.places, repeat(self.rest))
-
-    def named(self, name: str) -> _Port:
-        return self.names.get(name, self.more)
+# Stands for the port of an argument that a result fills.
+HOLE: Final = Port("An argument that a result fills", unchanged("None", NoneType))
 
 
 class TaskCodec:
     """Encode and decode the calls, results and frames of one task by the annotations of its function.
 
     Annotations are resolved at first use, so they may name classes that are defined later. A call is stored as
-    `[args, kwargs]`, as it was made; an omitted argument gets the default of the worker's function.
+    `[args, kwargs]`, as it was made; an omitted argument gets the default of the worker's function. The call of a node
+    that takes results of other nodes is `[args, kwargs, holes]`.
 
     Args:
         function: the task's function.
@@ -160,9 +121,9 @@ class TaskCodec:
         self._name = f"{getattr(function, '__name__', type(function).__name__)}()"
         parameters = list(inspect.signature(function).parameters.values())
         self._parameters = [parameter for parameter in parameters if parameter.name not in skip]
-        self._places = [parameter.name for parameter in self._parameters if parameter.kind in _BY_PLACE]
-        self._before_skipped = _count_before_skipped(parameters, skip, self._name)
-        self._bind = _binder(function, self._parameters)
+        self._places = [parameter.name for parameter in self._parameters if parameter.kind in BY_PLACE]
+        self._before_skipped = count_before_skipped(parameters, skip, self._name)
+        self._bind = binder(function, self._parameters)
 
     def check(self, *, final: bool) -> None:
         """Check that the annotations can be encoded, so that no work is done for a result that cannot be stored.
@@ -186,6 +147,16 @@ class TaskCodec:
                 raise TypeError(f"{port.where} cannot be encoded: {refusal.rstrip('.')}.")
 
     @property
+    def codec(self) -> Codec:
+        """The codec that writes and reads plain values."""
+        return self._codec
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """The parameters that callers pass."""
+        return self._parameters
+
+    @property
     def codec_name(self) -> str:
         """The name of the codec, which is stored with what it writes."""
         return self._codec.name
@@ -205,8 +176,16 @@ class TaskCodec:
             raise DecodingError(f"{self._name} was submitted with the codec {name!r}, not with {self._codec.name!r}.")
         return TaskCodec(self._function, find_codec(name), skip=self._skip)
 
-    def encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    def encode_call(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], holes: Mapping[int | str, Shape] = MappingProxyType({})
+    ) -> bytes:
         """Encode a call, and return its payload.
+
+        Args:
+            args: the positional arguments.
+            kwargs: the named arguments.
+            holes: the shapes of the arguments that results of other executions fill, by index or name; each is None in
+                the call.
 
         Raises:
             TypeError: the call does not match the signature; this is Python's own error.
@@ -214,26 +193,42 @@ class TaskCodec:
         """
         self._bind(*args, **kwargs)
         ports = self._ports
+        places: Iterable[Port] = ports.in_order()
+        if holes:
+            places = (HOLE if index in holes else port for index, port in enumerate(places))
         call: list[Any] = [
             [
                 value if value.__class__ in port.plain else port.send(value)
-                for value, port in zip(args, ports.in_order(), strict=False)
+                for value, port in zip(args, places, strict=False)
             ]
         ]
-        if kwargs:
-            call.append({name: ports.named(name).send(value) for name, value in kwargs.items()})
+        if kwargs or holes:
+            call.append(
+                {name: (HOLE if name in holes else ports.named(name)).send(value) for name, value in kwargs.items()}
+            )
+        if holes:
+            call.append({str(place): shape for place, shape in holes.items()})
         try:
             return self._codec.encode(call)
         except FAULTS as error:
             raise self._refused_call(call, error) from error
 
-    def decode_call(self, payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode_call(
+        self, payload: bytes | None, results: Mapping[str, ParentResult] = MappingProxyType({})
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode a call, and return the arguments of the function without the skipped parameters.
+
+        Args:
+            payload: the stored call.
+            results: the results that fill its holes, by path.
 
         Raises:
             DecodingError: the payload is not a call, or does not match this function.
         """
-        sent_args, sent_kwargs = self._read_call(payload)
+        sent_args, sent_kwargs, holes = self._read_call(payload)
+        if results:
+            named = shapes_of(results, holes, self.place)
+            holes, sent_kwargs = {**holes, **named}, {**dict.fromkeys(named), **sent_kwargs}
         try:
             self._bind(*sent_args, **sent_kwargs)
         except TypeError as error:
@@ -241,16 +236,61 @@ class TaskCodec:
                 f"The stored call does not match the parameters of {self._name}: {brief(error)}."
             ) from error
         ports = self._ports
+        places: Iterable[Port] = ports.in_order()
+        if holes:
+            places = (HOLE if str(index) in holes else port for index, port in enumerate(places))
         received = [
             value if value.__class__ in port.plain else port.receive(value)
-            for value, port in zip(sent_args, ports.in_order(), strict=False)
+            for value, port in zip(sent_args, places, strict=False)
         ]
-        kwargs = {name: ports.named(name).receive(value) for name, value in sent_kwargs.items()}
+        kwargs = {
+            name: (HOLE if name in holes else ports.named(name)).receive(value) for name, value in sent_kwargs.items()
+        }
+        if holes:
+            received = self._fill(holes, results, received, kwargs)
         kept = self._before_skipped
         if kept is not None:
             kwargs.update(zip(self._places[kept:], received[kept:], strict=False))
             received = received[:kept]
         return tuple(received), kwargs
+
+    def _fill(
+        self, holes: Mapping[str, Shape], results: Mapping[str, ParentResult], args: list[Any], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Fill the holes of a call with results; return its positional arguments."""
+
+        def read(path: str, annotation: Any, tag: str | None) -> Any:
+            result = results.get(path)
+            if result is None:
+                return MISSING
+            return result.error or self._read_result(
+                result, annotation, tag, f"The result for {path!r} of {self._name}"
+            )
+
+        try:
+            values = {place: fill(shape, place, self.place(place).annotation, read) for place, shape in holes.items()}
+            return put(values, args, kwargs, self._parameters)
+        except (LookupError, TypeError) as error:
+            raise DecodingError(f"The results of its parents do not fit {self._name}: {brief(error)}.") from error
+
+    def _read_result(self, result: ParentResult, annotation: Any, tag: str | None, where: str) -> Any:
+        """Return the result of another task, which travels in the form of that task, as this task reads it."""
+        codec = self.named(result.codec)._codec
+        port = Port(where, conversions_of(codec).of(annotation))
+        plain = decode_at(Port(where, untouched()), codec, result.data)
+        return port.receive({tag: plain} if tag in port.tags else plain)
+
+    def place(self, place: str) -> Port:
+        """Return the port of an argument, by its index or its name."""
+        ports = self._ports
+        if not place.isdigit():
+            return ports.named(place)
+        return ports.places[int(place)] if int(place) < len(ports.places) else ports.rest
+
+    @property
+    def result_annotation(self) -> Any:
+        """The annotation of the result."""
+        return self._ports.result.annotation
 
     def encode_result(self, value: Any) -> bytes:
         """Encode the result of the task.
@@ -276,36 +316,36 @@ class TaskCodec:
         """Decode one value that the task yielded; raise the errors of `decode_result`."""
         return self._decode(self._ports.frame, data)
 
-    def _encode(self, port: _Port, value: Any) -> bytes:
-        return _encode_at(port, self._codec, value)
+    def _encode(self, port: Port, value: Any) -> bytes:
+        return encode_at(port, self._codec, value)
 
-    def _decode(self, port: _Port, data: bytes | None) -> Any:
-        return _decode_at(port, self._codec, data)
+    def _decode(self, port: Port, data: bytes | None) -> Any:
+        return decode_at(port, self._codec, data)
 
-    def _read_call(self, payload: bytes | None) -> tuple[list[Any], dict[str, Any]]:
+    def _read_call(self, payload: bytes | None) -> tuple[list[Any], dict[str, Any], dict[str, Shape]]:
         if payload is None:
-            return [], {}
+            return [], {}, {}
         try:
             call = self._codec.decode(payload)
         except FAULTS as error:
-            raise DecodingError(f"The payload of {self._name} is not {self._codec.name}{_reason(error)}") from error
-        if isinstance(call, list) and 1 <= len(call) <= 2 and isinstance(call[0], list):
-            kwargs = call[1] if len(call) == 2 else {}
-            if isinstance(kwargs, dict):
-                return call[0], kwargs
+            raise DecodingError(f"The payload of {self._name} is not {self._codec.name}{reason_of(error)}") from error
+        if isinstance(call, list) and 1 <= len(call) <= 3 and isinstance(call[0], list):
+            kwargs, holes = [*call[1:], {}, {}][:2]
+            if isinstance(kwargs, dict) and isinstance(holes, dict):
+                return call[0], kwargs, holes
         raise DecodingError(f"The payload of {self._name} is not a call: it must be [args] or [args, kwargs].")
 
     def _refused_call(self, call: list[Any], error: Exception) -> EncodingError:
         """Return the error for a call that the codec refused, which names the first refused argument."""
-        args, kwargs = call if len(call) == 2 else (call[0], {})
+        args, kwargs = [*call, {}][:2]
         ports = self._ports
         named = ((ports.named(name), value) for name, value in kwargs.items())
         for port, value in chain(zip(ports.in_order(), args, strict=False), named):
             try:
                 self._codec.encode(value)
             except FAULTS as refused:
-                return EncodingError(f"{port.where} cannot be encoded{_reason(refused)}")
-        return EncodingError(f"The call of {self._name} cannot be encoded{_reason(error)}")
+                return EncodingError(f"{port.where} cannot be encoded{reason_of(refused)}")
+        return EncodingError(f"The call of {self._name} cannot be encoded{reason_of(error)}")
 
     def _hints(self) -> dict[str, Any]:
         """Return the annotations of the encoded values. Those of skipped parameters may not resolve at run time."""
@@ -318,8 +358,8 @@ class TaskCodec:
         return typing.get_type_hints(SimpleNamespace(__annotations__=kept), names, include_extras=True)
 
     @cached_property
-    def _ports(self) -> _Ports:
-        conversions = _conversions(frozenset(getattr(self._codec, "native", ())))
+    def _ports(self) -> Ports:
+        conversions = conversions_of(self._codec)
         hints: Mapping[str, Any] = {}
         unresolved = ""
         try:
@@ -327,12 +367,12 @@ class TaskCodec:
         except UNRESOLVED as error:
             unresolved = f"the annotations of {self._name} do not resolve: {error}"
 
-        def port(where: str, annotation: Any, refusal: str = "") -> _Port:
+        def port(where: str, annotation: Any, refusal: str = "") -> Port:
             if unresolved or refusal:
                 conversion = unsupported("", unresolved or refusal, unresolved=bool(unresolved))
             else:
                 conversion = conversions.of(annotation)
-            return _Port(f"{where} of {self._name}", conversion)
+            return Port(f"{where} of {self._name}", conversion, annotation)
 
         ports = {p.name: port(f"The argument {p.name!r}", hints.get(p.name, Any)) for p in self._parameters}
         by_kind = {p.kind: ports[p.name] for p in self._parameters}
@@ -340,32 +380,14 @@ class TaskCodec:
         if is_generator(self._function):
             result, frame, refusal = outputs_of(result)
         unused = port("An argument", Any)  # never used, because binding refuses extra arguments
-        return _Ports(
+        return Ports(
             places=[ports[name] for name in self._places],
             rest=by_kind.get(Parameter.VAR_POSITIONAL, unused),
-            names={p.name: ports[p.name] for p in self._parameters if p.kind in _BY_NAME},
+            names={p.name: ports[p.name] for p in self._parameters if p.kind in BY_NAME},
             more=by_kind.get(Parameter.VAR_KEYWORD, unused),
             result=port("The result", result, refusal),
             frame=port("An emitted value", frame),
         )
-
-
-def _encode_at(port: _Port, codec: Codec, value: Any) -> bytes:
-    plain = value if value.__class__ in port.plain else port.send(value)
-    try:
-        return codec.encode(plain)
-    except FAULTS as error:
-        raise EncodingError(f"{port.where} cannot be encoded{_reason(error)}") from error
-
-
-def _decode_at(port: _Port, codec: Codec, data: bytes | None) -> Any:
-    if data is None:
-        return None
-    try:
-        plain = codec.decode(data)
-    except FAULTS as error:
-        raise DecodingError(f"{port.where} is not {codec.name}{_reason(error)}") from error
-    return plain if plain.__class__ in port.plain else port.receive(plain)
 
 
 def encode_plain_json(where: str, value: Any) -> bytes:
@@ -377,7 +399,7 @@ def encode_plain_json(where: str, value: Any) -> bytes:
     Raises:
         EncodingError: the value is not plain, or JSON does not have it.
     """
-    return _encode_at(_json_port(where, Any), find_codec("json"), value)
+    return encode_at(_json_port(where, Any), find_codec("json"), value)
 
 
 def encode_value(value: Any, where: str) -> bytes:
@@ -390,7 +412,7 @@ def encode_value(value: Any, where: str) -> bytes:
     Raises:
         EncodingError: the value would not come back equal.
     """
-    return _encode_at(_json_port(where, Any if type(value) in PLAIN else type(value)), find_codec("json"), value)
+    return encode_at(_json_port(where, Any if type(value) in PLAIN else type(value)), find_codec("json"), value)
 
 
 def decode_value(data: bytes | None, annotation: Any, where: str) -> Any:
@@ -399,7 +421,7 @@ def decode_value(data: bytes | None, annotation: Any, where: str) -> Any:
     Raises:
         DecodingError: the bytes are not JSON, or not such a value.
     """
-    return _decode_at(_json_port(where, annotation), find_codec("json"), data)
+    return decode_at(_json_port(where, annotation), find_codec("json"), data)
 
 
 def check_annotation(annotation: Any, where: str) -> None:
@@ -413,38 +435,9 @@ def check_annotation(annotation: Any, where: str) -> None:
         raise TypeError(f"{where} cannot be decoded: {refusal.rstrip('.')}.")
 
 
-def _json_port(where: str, annotation: Any) -> _Port:
-    return _Port(where, _conversions(frozenset()).of(annotation))
+def _json_port(where: str, annotation: Any) -> Port:
+    return Port(where, _conversions(frozenset()).of(annotation))
 
 
 # The codecs that a stored record may choose, because decoding them runs no code.
 _SAFE: Final = ("json", "msgpack")
-
-_BY_PLACE: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-_BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-
-
-def _binder(function: Callable[..., Any], parameters: Sequence[Parameter]) -> Callable[..., None]:
-    """Return a function with the same name and parameters that does nothing; calling it checks a call."""
-    bare = [
-        parameter.replace(
-            annotation=Parameter.empty,
-            default=Parameter.empty if parameter.default is Parameter.empty else None,
-        )
-        for parameter in parameters
-    ]
-    binder: Callable[..., None] = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: None")
-    # Python's TypeError takes the name of the function from its __qualname__.
-    binder.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
-    return binder
-
-
-def _count_before_skipped(parameters: Sequence[Parameter], skip: Collection[str], name: str) -> int | None:
-    """Return how many arguments can stay positional if skipped parameters are passed by keyword; None for all."""
-    for count, parameter in enumerate(parameters):
-        if parameter.name in skip and parameter.kind is not Parameter.KEYWORD_ONLY:
-            followers = {follower.kind for follower in parameters[count:]}
-            if parameter.kind not in _BY_NAME or Parameter.VAR_POSITIONAL in followers:
-                raise TypeError(f"{name} cannot be given {parameter.name!r} by keyword; make it keyword-only.")
-            return count
-    return None

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
+from flowfabric_worker._codecs import Mismatch
+from flowfabric_worker.codec import register
 from flowfabric_worker.engine.conditions import referenced_waitpoint_keys, validate
 from flowfabric_worker.engine.errors import FlowFabricError
 from flowfabric_worker.engine.ids import ExecutionId
@@ -226,6 +228,20 @@ class ResultError(FlowFabricError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.execution_id, self.reason, self.detail)
+
+
+def _error_to_plain(error: ResultError) -> list[str]:
+    return [str(error.execution_id), error.reason, error.detail]
+
+
+def _error_from_plain(plain: Any) -> ResultError:
+    if not isinstance(plain, list) or [type(each) for each in plain] != [str, str, str]:
+        raise Mismatch("expected the id, the reason and the detail of a ResultError")
+    return ResultError(ExecutionId.parse(plain[0]), *plain[1:])
+
+
+# A node that waits for the end of others may be annotated to take the errors of those that failed.
+register(ResultError, _error_to_plain, _error_from_plain)
 
 
 class ExecutionFailed(ResultError):  # noqa: N818  it says what happened

@@ -114,8 +114,8 @@ class Runtime:
         self._own_reason = ""
 
     def _make_handler_pool(self) -> HandlerPool:
-        arounds, payload_limit = arounds_of(self.worker.middleware), self._engine.limits.payload_bytes
-        attempt_runner = AttemptRunner(self._completer, self._frame_appender, self._engine, payload_limit, arounds)
+        arounds, limits = arounds_of(self.worker.middleware), self._engine.limits
+        attempt_runner = AttemptRunner(self._completer, self._frame_appender, self._engine, limits, arounds)
         grace, max_stuck = self.settings.interrupt_grace.total_seconds(), self.settings.max_stuck_threads
         return HandlerPool(self._leases, attempt_runner, grace, max_stuck, self._on_restart_required)
 

@@ -1,51 +1,34 @@
-"""`Task`, a registered function, and `Run`, the handle that its submission returns."""
+"""`Task`, a registered function, and `Submission`, a task with other options."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from datetime import timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from flowfabric_worker._codecs.generators import is_generator
+from flowfabric_worker._codecs.holes import Shape
+from flowfabric_worker._flows.arguments import split_arguments
+from flowfabric_worker._flows.nodes import Node, graph_being_built
+from flowfabric_worker._flows.placement import ANYWHERE, OPTIONS, Placement
 from flowfabric_worker._tasks.local_context import LocalContext, iterate_in
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
 from flowfabric_worker._tasks.submitting import create, create_many, take_connection
 from flowfabric_worker.codec import Codec, TaskCodec, find_codec
-from flowfabric_worker.context import TaskContext, context_of_this_thread, enter, inside_handler, leave
-from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.context import TaskContext, context_of_this_thread, enter, leave
 from flowfabric_worker.engine.errors import EngineError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, check_name
-from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
-from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, Duplicate
 from flowfabric_worker.engine.types.workers import TaskPublication
-from flowfabric_worker.outcomes import (
-    ExecutionCancelled,
-    ExecutionExpired,
-    ExecutionFailed,
-    ExecutionSkipped,
-    ResultError,
-)
+from flowfabric_worker.run import Owner, Run
 from flowfabric_worker.schedule import Schedule, check_needs_nothing, schedule_of
-from flowfabric_worker.stream import RunStream, RunSummary, read_summary
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class Owner(Protocol):
-    """The worker or client that a task belongs to."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def engine(self) -> EngineBackend: ...
 
 
 class Call(Generic[P]):
@@ -56,153 +39,6 @@ class Call(Generic[P]):
     def __init__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         self.args = args
         self.kwargs = kwargs
-
-
-class Run(Generic[R]):
-    """The handle of a submitted execution.
-
-    Attributes:
-        id: the execution's id.
-        created: False if an earlier submission with the same key had created the execution.
-    """
-
-    __slots__ = ("_codec", "_engine", "_task", "created", "id")
-
-    def __init__(self, execution_id: ExecutionId, task: Task[..., R], created: bool) -> None:
-        self.id = execution_id
-        self.created = created
-        self._task = task
-        self._engine = task._owner.engine
-        self._codec = task.codec
-
-    def __reduce__(self) -> tuple[Callable[..., Run[Any]], tuple[object, ExecutionId, bool]]:
-        # Restore the run through the client if the task belongs to one: such a task cannot be imported.
-        owner = self._task._owner
-        return _restore_run, (owner if hasattr(owner, "submit") else self._task, self.id, self.created)
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.id)!r})"
-
-    @overload
-    def result(self: Run[Generator[Any, Any, T]], timeout: float | timedelta | None = None) -> T: ...
-
-    @overload
-    def result(self: Run[Iterator[T]], timeout: float | timedelta | None = None) -> Any: ...
-
-    @overload
-    def result(self: Run[Iterable[T]], timeout: float | timedelta | None = None) -> Any: ...
-
-    @overload
-    def result(self, timeout: float | timedelta | None = None) -> R: ...
-
-    def result(self, timeout: float | timedelta | None = None) -> Any:
-        """Wait until the execution ends, and return its result.
-
-        Args:
-            timeout: seconds, or a timedelta; None to wait without a limit.
-
-        Raises:
-            ExecutionFailed, ExecutionCancelled, ExecutionExpired, ExecutionSkipped: the execution did not succeed.
-            EngineTimeoutError: the execution did not end in time; it continues.
-            RuntimeError: the call was made inside a handler, where it would block a handler thread.
-        """
-        if inside_handler():
-            raise RuntimeError(
-                "result() inside a handler would block its thread, and a worker whose threads all wait cannot make "
-                "progress: use current().gather(...)."
-            )
-        limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
-        outcome = self._engine.wait_for_result(self.id, limit)
-        if outcome.outcome is not TerminalOutcome.SUCCESS:
-            raise result_error(outcome)
-        codec = self._codec and self._codec.named(outcome.codec)
-        return codec.decode_result(outcome.result) if codec else outcome.result
-
-    @overload
-    def stream(
-        self: Run[Generator[T, Any, Any]], after: str | None = None, *, timeout: float | timedelta | None = None
-    ) -> RunStream[T]: ...
-
-    @overload
-    def stream(
-        self: Run[Iterator[T]], after: str | None = None, *, timeout: float | timedelta | None = None
-    ) -> RunStream[T]: ...
-
-    @overload
-    def stream(
-        self: Run[Iterable[T]], after: str | None = None, *, timeout: float | timedelta | None = None
-    ) -> RunStream[T]: ...
-
-    @overload
-    def stream(self, after: str | None = None, *, timeout: float | timedelta | None = None) -> RunStream[Any]: ...
-
-    def stream(self, after: str | None = None, *, timeout: float | timedelta | None = None) -> RunStream[Any]:
-        """Return an iterator over the values that the run emits, from the first one on, until the run has ended.
-
-        It yields a `StreamValue` for each value, an `AttemptBegan` where another attempt begins, which emits its
-        values from the start again, and a `ValuesDropped` where live values were dropped before they were read.
-        Values that others appended with the engine come as bytes.
-
-        Args:
-            after: the cursor of an item, to continue behind it; None for the beginning.
-            timeout: how long to wait for each item, in seconds or as a timedelta; None to wait without a limit.
-
-        Raises:
-            ValidationError: `invalid_cursor`, the cursor is damaged, or belongs to another run.
-            RuntimeError: the call was made inside a handler, where it would block a handler thread.
-        """
-        if inside_handler():
-            raise RuntimeError(
-                "stream() inside a handler would block its thread, and a worker whose threads all wait makes no "
-                "progress: read the stream in another process or thread."
-            )
-        seconds = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
-        return RunStream(self._engine, self.id, self._codec, after, seconds)
-
-    def summary(self, attempt: int | None = None) -> RunSummary | None:
-        """Return the summary document that the handler has made with `current().summary.merge(patch)`.
-
-        Args:
-            attempt: the number of the attempt, from 0; None for the latest one.
-
-        Returns:
-            The document and its version; None if the attempt has merged no patch.
-
-        Raises:
-            NotFoundError: `execution_not_found`.
-        """
-        return read_summary(self._engine, self.id, attempt)
-
-    def state(self) -> PublicState | None:
-        """Return the present state of the execution; None if its retention is over."""
-        return self._engine.read_execution_state(self.id)
-
-    def cancel(self, reason: str = "") -> None:
-        """Cancel the execution, whether it is waiting, running or suspended."""
-        self._engine.cancel_execution(CancelExecutionArgs(execution_id=self.id, reason=reason))
-
-    def replay(self, *, steps: str = "keep", from_step: str | None = None) -> None:
-        """Run the execution again, which must have ended.
-
-        Args:
-            steps: "keep" what its steps and waits brought, or "forget" it.
-            from_step: a step or a wait: keep what was recorded before it, and forget it and all that came after.
-        """
-        self._engine.replay_execution(ReplayExecutionArgs(execution_id=self.id, steps=steps, from_step=from_step))
-
-
-_ERRORS: dict[TerminalOutcome, type[ResultError]] = {
-    TerminalOutcome.FAILED: ExecutionFailed,
-    TerminalOutcome.CANCELLED: ExecutionCancelled,
-    TerminalOutcome.EXPIRED: ExecutionExpired,
-    TerminalOutcome.SKIPPED: ExecutionSkipped,
-}
-
-
-def result_error(outcome: ExecutionOutcome) -> ResultError:
-    """Return the error for an execution that did not succeed."""
-    reason = outcome.error or outcome.outcome.value
-    return _ERRORS[outcome.outcome](outcome.execution_id, reason, outcome.detail.decode("utf-8", "replace"))
 
 
 class Task(Generic[P, R]):
@@ -235,7 +71,7 @@ class Task(Generic[P, R]):
         self.options_given = options
         self.is_generator = is_generator(function)
         self.context_parameter = find_context_parameter(function)
-        self._owner = owner
+        self.owner = owner
         skip = {self.context_parameter} if self.context_parameter else set()
         self.schedule = _schedule(function, options, skip)
         self._codec = find_codec(options.codec or codec)
@@ -250,7 +86,7 @@ class Task(Generic[P, R]):
         return self.__qualname__
 
     def __repr__(self) -> str:
-        return f"<Task {self.name!r} of {self._owner.name!r}>"
+        return f"<Task {self.name!r} of {self.owner.name!r}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function in the caller's thread, without a store; inside a handler it is part of that attempt."""
@@ -308,6 +144,24 @@ class Task(Generic[P, R]):
         """
         return self._submission.submit_many(calls, connection=connection)
 
+    def node(self, *args: Any, **kwargs: Any) -> Node[R]:
+        """Add this call to the flow of the `with` block around it, and return its node.
+
+        An argument may be another node, or a list of nodes: the call gets their results in that place, as its parameter
+        is annotated. With `options(...)`: `key=` names the node in its flow; `after=` has nodes that it waits for
+        without their results; `need=` is how many of all these must succeed, "all" or a number, or "ended" if it waits
+        for the end of all of them and takes a `ResultError` for each that failed; `others="cancel"` cancels the rest
+        once enough have succeeded, or can no longer.
+
+        Raises:
+            RuntimeError: there is no `with worker.flow(...)` around the call.
+            TypeError: the call does not match the signature, or the result of a node does not fit its parameter.
+            ValidationError: `invalid_graph`, a key is used twice, a node belongs to another flow, or `need` is above
+                the number of nodes.
+            EncodingError: an argument cannot be encoded.
+        """
+        return self._submission.node(*args, **kwargs)
+
     def publication(self) -> TaskPublication:
         """Return the options that a worker publishes, for clients that do not have the task's code."""
         options = self.options_given
@@ -331,11 +185,14 @@ class Task(Generic[P, R]):
 class Submission(Generic[P, R]):
     """A task with the options that `Task.options` changed, and the connection whose transaction submissions join."""
 
-    def __init__(self, task: Task[P, R], options: TaskOptions, connection: Any = None) -> None:
+    def __init__(
+        self, task: Task[P, R], options: TaskOptions, connection: Any = None, placement: Placement = ANYWHERE
+    ) -> None:
         self._task = task
         self._options = options
         self._policy = options.policy()
         self._connection = connection
+        self._placement = placement
 
     def options(self, **changes: Any) -> Submission[P, R]:
         """Return the task with further changes to its options; see `Task.options`."""
@@ -343,25 +200,29 @@ class Submission(Generic[P, R]):
         if fixed:
             raise TypeError(f"{', '.join(sorted(fixed))} can only be set on the task: pass it to @worker.task().")
         connection = changes.pop("connection", self._connection)
-        return Submission(self._task, change_options(self._options, changes), connection)
+        placement = self._placement.changed(changes)
+        changed = change_options(self._options, {name: changes[name] for name in changes.keys() - OPTIONS})
+        return Submission(self._task, changed, connection, placement)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Submit a durable execution of this call; see `Task.submit`."""
+        self._check_alone()
         connection, own = take_connection(self._task.function, kwargs, self._connection)
-        result = create(self._task._owner.engine, self._creation(args, own), connection)
+        result = create(self._task.owner.engine, self._creation(args, own), connection)
         if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
             raise error_from_code("key_conflict", (str(result.execution_id), self._options.key))
         return Run(result.execution_id, self._task, created=isinstance(result, Created))
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]], *, connection: Any = None) -> list[Run[R]]:
         """Submit a durable execution of each call; see `Task.submit_many`."""
+        self._check_alone()
         connection = self._connection if connection is None else connection
         if self._options.key is not None:
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
         runs: list[Run[R]] = []
         try:
             creations = (self._creation(*_arguments(call)) for call in calls)
-            for results in create_many(self._task._owner.engine, creations, connection):
+            for results in create_many(self._task.owner.engine, creations, connection):
                 refused = [result for result in results if isinstance(result, EngineError)]
                 runs += [
                     Run(result.execution_id, self._task, created=True)
@@ -376,15 +237,49 @@ class Submission(Generic[P, R]):
             raise
         return runs
 
-    def _creation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CreateExecutionArgs:
+    def node(self, *args: Any, **kwargs: Any) -> Node[R]:
+        """Add this call to the flow of the `with` block around it; see `Task.node`."""
+        if self._connection is not None:
+            raise TypeError("A node takes no connection=: a flow is submitted as a whole, in its own steps.")
+        graph, placement = graph_being_built(), self._placement
+        given = split_arguments(self._task, args, kwargs, placement)
+        graph.check_own([*given.parents, *placement.after])
+        key = graph.key_for(self._options.key, self._task.name)
+        after = placement.after or (() if given.parents else graph.implied)
+        parents = {**given.parents, **{each: () for each in after if each not in given.parents}}
+        placement.check_parents(len(parents), key)
+        creation = self._creation(given.args, given.kwargs, key, given.shapes)
+        node: Node[R] = Node(graph, key, self._task, creation, parents, placement.policy())
+        graph.add(node)
+        return node
+
+    def _check_alone(self) -> None:
+        if self._placement != ANYWHERE:
+            raise TypeError("after=, need= and others= are options of nodes: call node() in place of submit().")
+
+    def _creation(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        key: str | None = None,
+        shapes: Mapping[int | str, Shape] = MappingProxyType({}),
+    ) -> CreateExecutionArgs:
+        """Return the arguments of the engine's call.
+
+        Args:
+            args: the positional arguments.
+            kwargs: the named arguments.
+            key: the key of the node; None for the key of the options.
+            shapes: the shapes of the arguments that results of other nodes fill.
+        """
         options = self._options
         return CreateExecutionArgs(
             lane=options.lane,
             task=self._task.name,
-            payload=self._task.codec.encode_call(args, kwargs),
+            payload=self._task.codec.encode_call(args, kwargs, shapes),
             codec=self._task._codec.name,
             priority=options.priority,
-            idempotency_key=options.key,
+            idempotency_key=options.key if key is None else key,
             delay=options.delay,
             delay_until=options.at,
             policy=self._policy,
@@ -425,13 +320,6 @@ def _arguments(call: Call[Any] | tuple[Any, ...]) -> tuple[tuple[Any, ...], Mapp
     if isinstance(call, tuple):
         return call, {}
     raise TypeError(f"submit_many() takes Call(...) objects or tuples of arguments, not {type(call).__name__}.")
-
-
-def _restore_run(source: Any, execution_id: ExecutionId, created: bool) -> Run[Any]:
-    """Restore a pickled run from its task or its client."""
-    run: Run[Any] = source.run(execution_id)
-    run.created = created
-    return run
 
 
 def _result_codec(function: Callable[..., Any], codec: Codec) -> TaskCodec:

@@ -22,6 +22,7 @@ from flowfabric_worker.engine.engine import Engine, forget_memory, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.checks import as_capabilities
+from flowfabric_worker.flow import Flow
 from flowfabric_worker.middleware import Around, Middleware, check_middleware
 from flowfabric_worker.task import Task
 
@@ -153,6 +154,19 @@ class Worker:
             return self._register(Task(function, self, full_name, given, self._codec))
 
         return register if function is None else register(function)
+
+    def flow(self, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Flow:
+        """Return a flow without nodes; `task.node(...)` adds them inside `with worker.flow(name) as flow:`.
+
+        Args:
+            name: the name of the flow, for operators.
+            key: an idempotency key: the same graph under the same key is submitted once.
+            tags: names and values to find the flow by.
+
+        Raises:
+            ValidationError: an argument is not valid.
+        """
+        return Flow(self, name, key=key, tags=tags)
 
     def check(self) -> None:
         """Check that the annotations of all tasks resolve and can be encoded, once everything is imported.

@@ -69,6 +69,7 @@ class Conversion:
         parts: returns the conversions of the contents of values, which may contain this one again.
         refusal: why no value can be encoded; empty if values can be.
         unresolved: True if the reason is an undefined name, which may be defined later.
+        tags: the names under which the members of a union are encoded.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Conversion:
     parts: Callable[[], Iterable[Conversion]] = tuple
     refusal: str = ""
     unresolved: bool = False
+    tags: frozenset[str] = frozenset()
 
 
 def untouched() -> Conversion:

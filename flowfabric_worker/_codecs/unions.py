@@ -49,6 +49,7 @@ class UnionOfMembers:
             wire=self._wire,
             plain=self._plain & self._plain_to_read,
             parts=lambda: self._members,
+            tags=frozenset(self._tagged),
         )
 
     def _encode(self, value: Any) -> Any:

@@ -15,13 +15,14 @@ from typing import Any
 from flowfabric_worker._runtime.completer import Completer
 from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.handler_context import HandlerContext
+from flowfabric_worker._runtime.inputs import results_of_parents
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.context import enter
 from flowfabric_worker.engine import forks, log_queue
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.exception_text import message_of, plain_text, traceback_of
-from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES
+from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES, Limits
 from flowfabric_worker.engine.types.attempts import FailureReason
 from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.suspension import AlreadySatisfied
@@ -58,7 +59,7 @@ class AttemptRunner:
         completer: takes the outcomes.
         appender: takes the frames that handlers emit.
         engine: serves the calls that handlers make to the store.
-        payload_limit: the most bytes of a result.
+        limits: the sizes that an operator allows.
         arounds: the context managers of middleware that each handler runs in, the outermost first.
     """
 
@@ -67,13 +68,13 @@ class AttemptRunner:
         completer: Completer,
         appender: Appender,
         engine: EngineBackend,
-        payload_limit: int,
+        limits: Limits,
         arounds: tuple[Around, ...] = (),
     ) -> None:
         self._completer = completer
         self._appender = appender
         self._engine = engine
-        self._payload_limit = payload_limit
+        self._limits = limits
         self._arounds = arounds
 
     def run(self, execution: LeasedExecution) -> None:
@@ -133,16 +134,16 @@ class AttemptRunner:
         try:
             # Encode the result with the codec of the call, which the caller can read.
             codec = task.codec.named(execution.claimed.codec)
-            args, kwargs = forks.confined(codec.decode_call, execution.claimed.payload)
+            results = results_of_parents(execution.claimed, self._engine, self._limits.fan_in_bytes)
+            args, kwargs = forks.confined(codec.decode_call, execution.claimed.payload, results)
         except DecodingError as error:
             raise DecodingError(f"payload_decode: {error}") from error
         if task.context_parameter:
             kwargs[task.context_parameter] = context
         result = forks.confined(codec.encode_result, self._invoke(execution, context, args, kwargs))
-        if len(result) > self._payload_limit:
-            raise EncodingError(
-                f"payload_too_large: the result has {len(result)} bytes; at most {self._payload_limit} are allowed."
-            )
+        limit = self._limits.payload_bytes
+        if len(result) > limit:
+            raise EncodingError(f"payload_too_large: the result has {len(result)} bytes; at most {limit} are allowed.")
         return result
 
     def _invoke(self, execution: LeasedExecution, context: HandlerContext, args: Any, kwargs: Any) -> Any:

@@ -62,9 +62,7 @@ class InlineRuntime:
         self._execution_log = ExecutionLog()
         self._completer = Completer(LeaseTable(1), engine, self._hooks, self._execution_log)
         arounds = (self._note_interrupt, *arounds_of(middleware))
-        self._attempt_runner = AttemptRunner(
-            self._completer, InlineAppender(engine), engine, limits.payload_bytes, arounds
-        )
+        self._attempt_runner = AttemptRunner(self._completer, InlineAppender(engine), engine, limits, arounds)
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from flowfabric_worker.cli.options import id_argument, json_option, timeout_opti
 from flowfabric_worker.cli.output import print_json
 from flowfabric_worker.client import Client
 from flowfabric_worker.outcomes import ResultError
-from flowfabric_worker.task import Run
+from flowfabric_worker.run import Run
 
 
 @click.command()

@@ -83,6 +83,7 @@ class Limits:
 
     Attributes:
         payload_bytes: the largest payload and the largest result of an execution, in bytes.
+        fan_in_bytes: the largest total size of the results that an execution of a flow gets from its parents, in bytes.
         signals_per_execution: how many signals an execution accepts; fixed when the execution is created.
         durable_frames: how many durable frames one attempt may append.
         durable_bytes: the largest total size of the payloads of those frames, in bytes.
@@ -91,6 +92,7 @@ class Limits:
     """
 
     payload_bytes: int = attrs.field(default=MIB, validator=attrs.validators.ge(1))
+    fan_in_bytes: int = attrs.field(default=64 * MIB, validator=attrs.validators.ge(1))
     signals_per_execution: int = attrs.field(default=DEFAULT_SIGNALS_PER_EXECUTION, validator=attrs.validators.ge(1))
     durable_frames: int = attrs.field(default=MAX_DURABLE_FRAMES, validator=attrs.validators.ge(1))
     durable_bytes: int = attrs.field(default=MAX_DURABLE_BYTES, validator=attrs.validators.ge(1))

@@ -11,6 +11,8 @@ from typing import Any, assert_type
 from flowfabric_worker import (
     AttemptBegan,
     Call,
+    FlowRun,
+    Node,
     Run,
     StreamItem,
     StreamValue,
@@ -77,6 +79,21 @@ def streams() -> None:
                 assert_type(value, int)
             case AttemptBegan(attempt) | ValuesDropped(attempt):
                 assert_type(attempt, int)
+
+
+def flows() -> None:
+    """Build a flow, with the types that must come out."""
+    with worker.flow("prices") as flow:
+        nodes = [price.node(number) for number in range(3)]
+        assert_type(nodes, list[Node[float]])
+        best = receipt.options(need=2, others="cancel").node(7, to="a@b.c")
+        assert_type(best, Node[list[str]])
+        flow.returns([best, nodes])
+    run = flow.submit()
+    assert_type(run, FlowRun)
+    assert_type(run.node(best), Run[list[str]])
+    assert_type(run.node("price").result(), Any)
+    assert_type(flow.picture("svg"), str)
 
 
 def right() -> None:

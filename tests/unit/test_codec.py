@@ -206,7 +206,7 @@ def test_a_generator_yields_frames_and_returns_a_result() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        *(b"", b"{", b"null", b"7", b"[]", b"{}", b"[1]", b"[[1],[]]", b"[[1],{},{}]", b"[[1]] x", b"\xff"),
+        *(b"", b"{", b"null", b"7", b"[]", b"{}", b"[1]", b"[[1],[]]", b"[[1],{},{},{}]", b"[[1]] x", b"\xff"),
         *(b"[[NaN]]", b'[["\\ud800"]]', b"[" * 100_000),
     ],
 )

@@ -287,9 +287,9 @@ def test_mypy_knows_the_types_of_tasks_with_a_context(tmp_path: Path) -> None:
 
     lines = [line.partition(": ")[2] for line in done.stdout.splitlines()]
     assert [line for line in lines if line.startswith("note: Revealed")] == [
-        'note: Revealed type is "flowfabric_worker.task.Run[str]"',
+        'note: Revealed type is "flowfabric_worker.run.Run[str]"',
         *['note: Revealed type is "str"'] * 3,
-        'note: Revealed type is "flowfabric_worker.task.Run[str]"',
+        'note: Revealed type is "flowfabric_worker.run.Run[str]"',
     ]
     assert [line.rpartition("[")[2] for line in lines if line.startswith("error")] == [
         "arg-type]",

@@ -16,7 +16,7 @@ from flowfabric_worker import Call, Client, EncodingError, Worker
 from flowfabric_worker.engine.errors import TransportError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.states import PublicState
-from flowfabric_worker.task import Run
+from flowfabric_worker.run import Run
 
 MIB = 1024 * 1024
 worker = Worker("pickled", f"memory://{uuid4().hex}")

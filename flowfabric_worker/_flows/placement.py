@@ -1,0 +1,77 @@
+"""The options that say how a node depends on others: `after`, `need` and `others`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, Self
+
+import attrs
+
+from flowfabric_worker._flows.nodes import Node, leaves_of
+from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.types.edges import AllEnded, AllOf, AnyOf, EdgeDependencyPolicy, OnSatisfied, Quorum
+
+Need = Literal["all", "ended"] | int
+Others = Literal["run", "cancel"]
+
+OPTIONS: Final = frozenset({"after", "need", "others"})
+_OTHERS: Final = {"run": OnSatisfied.LET_RUN, "cancel": OnSatisfied.CANCEL_REMAINING}
+
+
+def _nodes(value: Any) -> tuple[Node[Any], ...]:
+    found = (value,) if isinstance(value, Node) else tuple(value) if isinstance(value, Iterable) else None
+    if found is None:
+        raise TypeError(f"after= takes nodes, not {value!r:.100}.")
+    return tuple(leaves_of(list(found), "after="))
+
+
+def _need(_: object, __: object, value: object) -> None:
+    if value in ("all", "ended") or (type(value) is int and value >= 1):
+        return
+    raise ValidationError("invalid_input", f'need= is "all", "ended" or a number of nodes from 1, not {value!r}.')
+
+
+@attrs.frozen(kw_only=True)
+class Placement:
+    """How a node depends on others.
+
+    Attributes:
+        after: nodes that it waits for without taking their results.
+        need: how many of its parents must succeed: "all", or a number; "ended" if all must end, in whatever way.
+        others: what becomes of the other parents once enough have succeeded, or can no longer: "run" or "cancel".
+    """
+
+    after: tuple[Node[Any], ...] = attrs.field(default=(), converter=_nodes)
+    need: Need = attrs.field(default="all", validator=_need)
+    others: Others = attrs.field(default="run", validator=attrs.validators.in_(tuple(_OTHERS)))
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return the placement with those of the changes that belong to it."""
+        return attrs.evolve(self, **{name: value for name, value in changes.items() if name in OPTIONS})
+
+    def check_parents(self, count: int, key: str) -> None:
+        """Refuse a placement that the number of parents cannot meet.
+
+        Raises:
+            ValidationError: `invalid_graph`.
+        """
+        if isinstance(self.need, int) and self.need > count:
+            raise ValidationError(
+                "invalid_graph", f"The node {key!r} has need={self.need}, and only {count} parents: lower the number."
+            )
+
+    def may_miss(self, count: int) -> bool:
+        """Return True if a node with that many parents may run without the results of some."""
+        return isinstance(self.need, int) and self.need < count
+
+    def policy(self) -> EdgeDependencyPolicy:
+        """Return what the engine is told."""
+        others = _OTHERS[self.others]
+        if self.need == "all":
+            return AllOf(others)
+        if self.need == "ended":
+            return AllEnded()
+        return AnyOf(others) if self.need == 1 else Quorum(self.need, others)
+
+
+ANYWHERE: Final = Placement()
