@@ -29,6 +29,9 @@ STORES = ("memory", "memory5", "embedded", "valkey", "cluster", "postgres", "pos
 # The conformance suite runs on these unless others are asked for; the embedded store is a Valkey on a unix socket.
 DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster", "postgres")
 
+# The files of the conformance suite whose operations Postgres does not have yet.
+NOT_YET_ON_POSTGRES = ("test_quotas.py", "test_quotas_admission.py", "test_quotas_gates.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store", action="append", choices=STORES, help="run store tests on this store only; may repeat")
@@ -54,6 +57,8 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "store_name" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--store") or DEFAULT_STORES
+        if Path(metafunc.module.__file__ or "").name in NOT_YET_ON_POSTGRES:
+            chosen = [store for store in chosen if not store.startswith("postgres")]
         metafunc.parametrize("store_name", chosen, scope="session")
 
 

@@ -10,6 +10,7 @@ from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.feed import Feed
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.maintenance import Maintenance
+from flowfabric_worker.engine.quotas import Quotas
 from flowfabric_worker.engine.reads import Reads
 from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.schedules import Schedules
@@ -21,6 +22,7 @@ from flowfabric_worker.engine.workers import Workers
 class Engine(
     Schedules,
     Budgets,
+    Quotas,
     Suspension,
     Streams,
     Reservations,

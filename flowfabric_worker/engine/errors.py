@@ -300,6 +300,18 @@ CODES: dict[str, Row] = {
     "execution_already_in_flow": Row(
         ConflictError, False, "The execution is in another flow; create another one.", ("execution_id", "flow_id")
     ),
+    "quota_policy_in_use": Row(
+        ConflictError,
+        False,
+        "Executions that have not ended name the quota policy; end them first.",
+        ("quota_policy_id",),
+    ),
+    "admitted_elsewhere": Row(
+        ConflictError,
+        False,
+        "The execution has a slot of another quota policy; release that one first.",
+        ("execution_id", "quota_policy_id"),
+    ),
     # What the state forbids
     "invalid_state": Row(StateError, False, "The operation is not possible in the present state; read the state."),
     "execution_not_active": Row(

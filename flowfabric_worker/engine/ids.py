@@ -151,6 +151,14 @@ def mint_parts(partitions: int) -> tuple[int, str]:
     return 0 if partitions == 1 else partition_of_uuid(UUID(int=number), partitions), text
 
 
+def mint_in(partition: int, partitions: int) -> tuple[int, str]:
+    """Mint an execution id in a partition, and return both."""
+    while True:
+        found, uuid = mint_parts(partitions)
+        if found == partition:
+            return found, uuid
+
+
 def is_plain_name(value: object) -> bool:
     """Return True if `value` is a valid name of printable ASCII characters, as nearly all names are."""
     return value.__class__ is str and value.isascii() and value.isprintable() and 0 < len(value) <= MAX_NAME_BYTES

@@ -31,6 +31,9 @@ MAX_CLASSES_PER_LANE: Final = 1024
 MAX_CLASSES_PER_CLAIM: Final = 64
 MAX_LANES_PER_CLAIM: Final = 64
 
+# The most attempts in a window, and executions at once, that a quota policy may allow.
+MAX_QUOTA: Final = 1_000_000_000
+
 MAX_TAGS: Final = 64
 MAX_TAG_VALUE_BYTES: Final = 1024
 

@@ -10,6 +10,7 @@ import attrs
 from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import StateError, ValidationError
+from flowfabric_worker.engine.gates import explain_gate
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
@@ -61,7 +62,8 @@ class Reads(Workers, EngineCore):
         return record.info(waits_for)
 
     def read_execution_state(self, execution_id: ExecutionId) -> PublicState | None:
-        record = self._record(execution_id, ("state",))
+        # The class says which gates may hold the execution back.
+        record = self._record(execution_id, ("state", "class"))
         return record.state().public_state if record else None
 
     def resolve_execution_flow_id(self, execution_id: ExecutionId) -> FlowId | None:
@@ -153,13 +155,16 @@ class Reads(Workers, EngineCore):
             with damage_told(execution_id):
                 return suspension.explanation(execution_id)
         work_class = record.work_class()
-        now, paused, place, held = self.call(
+        now, paused, place, held, *closed = self.call(
             "explain_execution",
             execution_id.partition_number,
             [execution_id.uuid, self.packed_lane(work_class.lane), record.raw("class") or b""],
         )
         workers = self._living_workers() if place is not None else []
-        code, text = record.explain(now=now, paused=paused is not None, place=place, held=held, workers=workers)
+        gate = explain_gate(execution_id.partition_number, closed[0], now) if closed and closed[0] else None
+        code, text = record.explain(
+            now=now, paused=paused is not None, place=place, held=held, workers=workers, gate=gate
+        )
         return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:

@@ -311,7 +311,7 @@ class Record:
         return self._read("policy", lambda data: decode_policy(data, work_class)) or decode_policy(None, work_class)
 
     def explain(
-        self, *, now: int, paused: bool, place: int | None, held: int, workers: Sequence[Offer]
+        self, *, now: int, paused: bool, place: int | None, held: int, workers: Sequence[Offer], gate: str | None
     ) -> tuple[str, str]:
         """Explain why the execution is not running, as a code and a sentence.
 
@@ -321,6 +321,7 @@ class Record:
             place: how many executions of the class are before it; None if it is not ready.
             held: how many ready executions the class has.
             workers: lanes, tasks and capabilities of each worker that is alive.
+            gate: what closed a gate of the class, as a sentence; None if none is closed.
         """
         state = self.state()
         if state.public_state.is_terminal:
@@ -339,6 +340,8 @@ class Record:
             return "reserved", f"It is set aside for the worker {self.text('reserved_for')}."
         if paused:
             return "lane_paused", f"Its lane {self.work_class().lane!r} is paused; resume the lane."
+        if gate is not None:
+            return "rate_limited", gate
         return self._explain_ready(place, held, workers)
 
     def _explain_ready(self, place: int, held: int, workers: Sequence[Offer]) -> tuple[str, str]:

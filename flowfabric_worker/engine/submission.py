@@ -17,6 +17,7 @@ from flowfabric_worker.engine.ids import (
     check_capabilities,
     check_lane,
     check_name,
+    mint_in,
     mint_parts,
     refuse_reserved,
 )
@@ -41,9 +42,17 @@ from flowfabric_worker.engine.types.states import PublicState, StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts
 
+# How many quota policies an engine remembers to exist.
+_MOST_QUOTAS = 4096
+
 
 class Submission(EngineCore):
     """The operations of the area submission."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        # The quota policies that exist, as far as this engine has seen.
+        self.known_quotas: set[bytes] = set()
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
         partition, item = self._item(args)
@@ -135,6 +144,8 @@ class Submission(EngineCore):
                 "invalid_input", "Give either a deadline or the policy's execution_deadline, not both."
             )
         partition, uuid, key = self._identity(args)
+        if args.policy.quota_policy_id is not None:
+            self._check_quota(args.policy.quota_policy_id)
         return partition, (
             uuid,
             kind.packed,
@@ -147,9 +158,19 @@ class Submission(EngineCore):
         )
 
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
-        """Return the partition, which follows from the key or else from the uuid, the uuid, and the packed key."""
+        """Return the partition, the uuid, and the packed key.
+
+        The partition follows from the key or else from the uuid. An execution with neither is placed beside its quota.
+        """
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
-        minted, uuid = mint_parts(self.partitions) if given is None else (given.partition_number, given.uuid)
+        quota = args.policy.quota_policy_id
+        home = None if quota is None else self.home_of_quota(quota)
+        if given is not None:
+            minted, uuid = given.partition_number, given.uuid
+        elif home is None or args.idempotency_key is not None:
+            minted, uuid = mint_parts(self.partitions)
+        else:
+            minted, uuid = mint_in(home, self.partitions)
         key = b""
         if args.idempotency_key is not None:
             # Make the task part of the key, so that two tasks may use the same order number as their key.
@@ -165,6 +186,27 @@ class Submission(EngineCore):
                 f"{given} must lie in partition {partition}, that of its {'key' if args.idempotency_key else 'uuid'}.",
             )
         return partition, uuid, key
+
+    def home_of_quota(self, quota: str) -> int:
+        """Return the partition of a quota policy, in which the executions that name it are placed."""
+        return partition_of_names((self.namespace, "quota", quota), self.partitions)
+
+    def _check_quota(self, quota: str) -> None:
+        """Refuse a quota policy that does not exist, before anything is written.
+
+        A policy that another process deletes afterwards is refused by the stored function.
+
+        Raises:
+            NotFoundError: `quota_policy_not_found`.
+        """
+        if self.store.label == "postgresql":
+            raise NotFoundError("quota_policy_not_found", quota_policy_id=quota)
+        address = pack((self.namespace, quota))
+        if address not in self.known_quotas:
+            self.call("read_quota_policy", self.home_of_quota(quota), [address])
+            if len(self.known_quotas) >= _MOST_QUOTAS:
+                self.known_quotas.clear()
+            self.known_quotas.add(address)
 
     @staticmethod
     def _result(
@@ -221,14 +263,12 @@ def _kind(
 
     Raises:
         ValidationError: a value is not valid.
-        NotFoundError: `budget_not_found`, `quota_policy_not_found`.
+        NotFoundError: `budget_not_found`.
     """
     check_record(policy, ExecutionPolicy)
     codec = check_name(codec, "codec") if codec != "" else ""
     if policy.budget_ids:
         raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
-    if policy.quota_policy_id:
-        raise NotFoundError("quota_policy_not_found", quota_policy_id=policy.quota_policy_id)
     requires = policy.requires
     refuse_reserved(requires)
     work_class = WorkClass(
@@ -236,6 +276,7 @@ def _kind(
         lane=check_lane(lane),
         task=check_name(task, "task"),
         capabilities=check_capabilities(requires) if requires else (),
+        quota=check_name(policy.quota_policy_id, "quota_policy_id") if policy.quota_policy_id is not None else "",
     )
     window = policy.dedup_window
     packed = pack(

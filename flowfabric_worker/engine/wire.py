@@ -103,17 +103,15 @@ class WorkClass:
 
     def encode(self) -> bytes:
         """Encode the class; the packed form begins with the packed lane."""
-        return pack(
-            (self.namespace, self.lane, self.task, ",".join(self.capabilities), ",".join(self.budgets), self.quota)
-        )
+        return pack((self.namespace, self.lane, self.task, ",".join(self.capabilities), pack(self.budgets), self.quota))
 
     def fits(self, capabilities: frozenset[str], tasks: frozenset[str] | None) -> bool:
         """Return True if a worker with these capabilities and tasks may claim work of this class.
 
         Work that needs a newer release has a reserved capability (`@...`), which no worker of this release has. Budgets
-        and quotas are gates that this release cannot open.
+        are gates that this release cannot open; a quota is checked by the stored functions.
         """
-        if self.budgets or self.quota:
+        if self.budgets:
             return False
         return (tasks is None or self.task in tasks) and capabilities.issuperset(self.capabilities)
 
@@ -131,7 +129,7 @@ def decode_class(data: bytes) -> WorkClass:
         lane=lane,
         task=task,
         capabilities=tuple(capabilities.split(",")) if capabilities else (),
-        budgets=tuple(budgets.split(",")) if budgets else (),
+        budgets=tuple(unpack_text(budgets.encode())) if budgets else (),
         quota=quota,
     )
 

@@ -85,14 +85,15 @@ local function begin_attempt(ctx, record, list)
   ff.append(list, { 'attempt', ff.attempt_text(number, kind, came, ctx.now_text) })
 end
 
--- Put an execution under a lease. An interrupted attempt continues; after a lost lease a new attempt begins.
-local function take(ctx, record, lease)
+-- Put an execution under a lease; `kept` are fields to write besides, or nil. An interrupted attempt continues; after a lost lease a new attempt begins.
+local function lease_to(ctx, record, lease, kept)
   local words, timeout = record.words, record.policy and ff.policy(record).timeout
-  if words.attempt == 'pending_first_attempt' and not (record.more or timeout) then
+  if words.attempt == 'pending_first_attempt' and not (record.more or timeout or kept) then
     return ff.lease_alike(ctx, record, lease)
   end
   local _, epoch, attempt_id = ff.fence_parts(record.fence)
   local list = { 'state', ff.RUNNING, 'expires', lease.expires, 'holder', lease.holder, 'topic', lease.topic }
+  ff.append(list, kept or {})
   local left = ff.number(record.timeout_left)
   if timeout then
     -- While the attempt was suspended its time stood still.
@@ -105,6 +106,9 @@ local function take(ctx, record, lease)
   if record.reserved_for then
     ff.append(list, { 'reserved_for', '', 'reserved_until', '' })
   end
+  if record.slot_until then
+    ff.append(list, { 'slot_until', '' })
+  end
   if words.phase == 'runnable' and words.attempt == 'attempt_interrupted' then
     local index, kind, _, started = ff.attempt_parts(record.attempt)
     ff.append(list, { 'attempt', ff.attempt_text(index, kind, 'resumed', started) })
@@ -114,6 +118,16 @@ local function take(ctx, record, lease)
   end
   ff.append(list, { 'fence', lease.id .. ':' .. ff.text(epoch + 1) .. ':' .. attempt_id })
   ff.change(ctx, record, list)
+end
+
+-- Put an execution under a lease, and note it at the gates of its class.
+local function take(ctx, record, lease)
+  local gates, words = ff.class(record.class).gates, record.words
+  if not gates then
+    return lease_to(ctx, record, lease)
+  end
+  lease_to(ctx, record, lease, ff.keep_for_run(ctx, record, gates))
+  ff.admit(ctx, record, gates, words.phase == 'runnable' and words.attempt == 'attempt_interrupted')
 end
 
 -- End an execution that has used up its reclaims, and return whether it did. `last` is the memory of ended leases to
@@ -390,6 +404,8 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
     return failure
   elseif call('HGET', ctx.base .. ':lane:' .. ff.class(record.class).lane, 'paused') then
     return ff.failure('execution_not_leaseable', uuid, 'lane_paused')
+  elseif ff.closed_gate(ctx, record.class) then
+    return ff.failure('execution_not_leaseable', uuid, 'rate_limited')
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
     return ff.failure('execution_not_leaseable', uuid, 'expired')

@@ -101,6 +101,11 @@ local function handle_one(ctx, record)
     ff.expire(ctx, record)
   elseif is_due(ctx, record.reserved_until) then
     ff.move(ctx, record, nil, { reserved_for = '', reserved_until = '' })
+  elseif is_due(ctx, record.slot_until) then
+    -- The slot that an execution got by hand lapses if no run has begun.
+    local list = { 'slot_until', '' }
+    ff.leave_gates(ctx, record, list, true)
+    ff.change(ctx, record, list)
   elseif words.leased and (is_due(ctx, record.timeout_at) or is_due(ctx, record.expires)) then
     lapse(ctx, record)
   elseif words.eligibility == 'not_eligible_until_time' and is_due(ctx, record.delay_until) then
@@ -166,6 +171,9 @@ local HANDLERS = {
   q = function(ctx, waiter)
     ff.unwait(ctx, waiter)
     ff.end_stand_by(ctx, waiter)
+  end,
+  g = function(ctx, gate, index)
+    ff.handle_gate(ctx, gate, index)
   end,
   l = function(ctx, lane)
     ff.forget_lane(ctx, lane)
@@ -269,6 +277,7 @@ function ff.run_due(ctx, limit, share)
   local handled = run_index(ctx, 'due', ctx.now, 0, limit)
   local delays, lanes = run_delays(ctx, rest_of(limit, handled))
   if handled + delays > 0 then
+    ff.flush_gates(ctx)
     ff.flush_ready(ctx)
     ff.flush_due(ctx)
   end
@@ -372,7 +381,8 @@ end)
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':following', ':due', ':delayed', ':retention', ':waiting',
   ':waiters', ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task',
-  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':meta',
+  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':gated', ':quotas',
+  ':meta',
 }
 
 -- Remove at most `limit` members of an index and what they name; return whether those were all.
@@ -417,6 +427,11 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
     call('DEL', ctx.base .. ':idle:' .. string.match(member, '%z([^%z]*)$'))
   end) and empty(ctx, ':budgets', limit, function(budget)
     ff.remove_keys_of_budget(ctx, budget)
+  end)
+  is_empty = is_empty and empty(ctx, ':quotas', limit, function(member)
+    local id, namespace = ff.behind_first(member)
+    local quota = namespace .. ff.pack({ id })
+    call('DEL', ctx.base .. ':gate:q' .. quota, ctx.base .. ':holders:' .. quota, ctx.base .. ':began:' .. quota)
   end)
   if not is_empty then
     return { 'more' }

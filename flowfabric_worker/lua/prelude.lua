@@ -14,6 +14,9 @@
 --   :classes         zset    the classes that hold work, by lane
 --   :held            hash    per class the number of executions that have not ended
 --   :lanes           zset    the lanes, by namespace and name
+--   :gate:<name>, :gated     the gates of classes, see prelude_gates.lua
+--   :quotas, :holders:<quota>, :began:<quota>   zset   the quotas, and per quota the executions that have a slot and the
+--                            attempts that began lately, see quotas.lua
 --   :lane:<lane>     hash    per lane the depth counters, the revision of its classes, since when it is paused, and the
 --                            turn of that pause
 --   :following       zset    the lanes that the other partitions may still have to pause or resume; see admin.lua
@@ -38,7 +41,7 @@
 --   :meta            hash    configuration, the oldest place and the age of the feed, the clock of a store for tests, and
 --                            the waiter that watches the next due moment
 --
--- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, budgets, quota}. Both are parts of
+-- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, pack(budgets), quota}. Both are parts of
 -- keys, so the class in a record is all that is needed to find the record's indexes.
 --
 -- Lua does not roll back. So a function makes all checks first, then changes records through ff.change, which notes what
@@ -221,6 +224,7 @@ function ff.begin(keys)
     counts = {},
     held = {},
     registered = {},
+    gates = {},
     wakes = {},
     new_in = {},
     queues = {},

@@ -4,8 +4,8 @@
 ff.known_classes = {}
 ff.known_class_count = 0
 
--- Return the parts of a class: its packed lane, its packed namespace, the lane's name, the task, and the index of the lane's
--- delays; nil if the class is damaged.
+-- Return the parts of a class: its packed lane, its packed namespace, the lane's name, the task, the index of the lane's
+-- delays, and its gates; nil if the class is damaged.
 function ff.class(class)
   local known = ff.known_classes[class]
   if not known then
@@ -19,6 +19,7 @@ function ff.class(class)
       of_lane = 'of_lane:' .. lane,
     }
     known.of_states = ff.state_indexes(known.namespace)
+    known.gates, known.held = ff.gates_in(parts)
     if ff.known_class_count >= 4096 then
       ff.known_classes, ff.known_class_count = {}, 0
     end
@@ -43,6 +44,7 @@ function ff.register_class(ctx, class, limit)
   -- The commands below, and those that update the indexes of one more class when the call ends.
   ff.spend(ctx, 8, 0)
   call('ZADD', classes, 0, class)
+  ff.list_gates(ctx, class, true)
   ff.register_lane(ctx, known.lane, known.namespace .. known.lane_name)
   ctx.registered[class] = true
   ff.revise(ctx, known.lane)
@@ -95,5 +97,6 @@ end
 function ff.forget_class(ctx, class)
   call('ZREM', ctx.base .. ':classes', class)
   call('HDEL', ctx.base .. ':held', class)
+  ff.list_gates(ctx, class, false)
   ff.revise(ctx, ff.class(class).lane)
 end

@@ -61,7 +61,7 @@ local CHECKS = {
   steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
   payload = is_marked, suspension = is_number, suspended_at = is_number, suspended_until = is_number,
-  timeout_left = is_number, max_signals = is_number, budgets = is_packed,
+  timeout_left = is_number, max_signals = is_number, budgets = is_packed, slot_until = is_number,
 }
 
 -- Return the first damaged field among `fields` from index `first` on, or nil.
@@ -131,6 +131,7 @@ function ff.set_aside(ctx, uuid, field, class)
   if known then
     ff.ready_at(ctx, class, uuid, false)
     ff.due_at(ctx, known.delays, 'x' .. uuid, false)
+    ff.forget_in_gates(ctx, uuid, known)
   end
   ff.due_at(ctx, 'due', 'x' .. uuid, false)
   ff.due_at(ctx, 'retention', 'x' .. uuid, false)
@@ -155,6 +156,15 @@ local function failure_of(ctx, uuid, problem)
     error(problem, 0)
   end
   return ff.set_aside(ctx, uuid, 'record')
+end
+
+-- Run what reads data that belongs to no execution. Return whether it could be read.
+function ff.readable(run, a, b)
+  local good, problem = pcall(run, a, b)
+  if not good and not is_damage(type(problem) == 'table' and problem.err or tostring(problem)) then
+    error(problem, 0)
+  end
+  return good
 end
 
 -- Run one item of a call, about one execution, so that an error fails this item alone. Return its reply.

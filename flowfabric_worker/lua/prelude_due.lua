@@ -37,7 +37,7 @@ function ff.next_due_or_removal(ctx)
 end
 
 -- Split the notes of one index: { moment, member, ... } to add, { member, ... } to remove, and the first moment added.
-local function split(entries)
+function ff.split(entries)
   local added, removed, first = {}, {}, math.huge
   for member, moment in pairs(entries) do
     if moment then
@@ -72,7 +72,7 @@ function ff.flush_due(ctx)
   local before = nil
   local sooner = false
   for index, entries in pairs(noted) do
-    local added, removed, first = split(entries)
+    local added, removed, first = ff.split(entries)
     if index ~= 'retention' and first <= ctx.now + ff.FALLBACK and not sooner then
       before = before or ff.next_due(ctx) or math.huge
       sooner = first < before

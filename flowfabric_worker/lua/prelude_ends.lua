@@ -3,6 +3,7 @@
 
 -- End a lease. `list` has the fields to write, with the new state; `told` is true if the holder did not ask for the end.
 function ff.end_lease(ctx, record, list, told)
+  ff.leave_gates(ctx, record, list)
   ff.change(ctx, record, list)
   if told then
     ff.tell_holder(ctx, record)
@@ -49,6 +50,7 @@ function ff.finish(ctx, record, outcome, list, told)
   if record.words.leased then
     ff.end_lease(ctx, record, list, told)
   else
+    ff.leave_gates(ctx, record, list)
     ff.change(ctx, record, list)
   end
   ff.wake_tails(ctx, record)

@@ -1,9 +1,9 @@
 -- The indexes of listings. Each is a sorted set in the order of ids.
 
--- The states that have an index. Plain work is `waiting` and then `completed`; indexes of these two would cost each task
+-- The states that have an index. `rate_limited` follows from the gates and is not stored. Plain work is `waiting` and then `completed`; indexes of these two would cost each task
 -- more than their listings are worth, see docs/decisions/0037-listings.md.
 ff.LISTED = {
-  'delayed', 'rate_limited', 'waiting_children', 'active', 'suspended', 'failed', 'cancelled', 'expired', 'skipped',
+  'delayed', 'waiting_children', 'active', 'suspended', 'failed', 'cancelled', 'expired', 'skipped',
 }
 
 -- How many commands may be used to find an execution whose class is damaged, and how many the delays of a lane take.

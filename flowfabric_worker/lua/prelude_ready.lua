@@ -52,21 +52,29 @@ local function advance(ctx, source)
   end
 end
 
--- Return the sources of some classes, each with its first page.
+-- Return the sources of some classes, each with its first page. A class behind a closed gate is none.
 local function sources_of(ctx, classes, wanted)
   local size = math.min(wanted, math.max(2, math.floor(MOST_READ / #classes)))
   local sources = {}
-  for i, class in ipairs(classes) do
-    sources[i] = { class = class, key = ctx.base .. ':ready:' .. class, read = 0 }
-    read_page(ctx, sources[i], size)
+  for _, class in ipairs(classes) do
+    local gates = ff.class(class).gates
+    if not gates or ff.allowance(ctx, gates) > 0 then
+      local source = { class = class, gates = gates, key = ctx.base .. ':ready:' .. class, read = 0 }
+      sources[#sources + 1] = source
+      read_page(ctx, source, size)
+    end
   end
   return sources
 end
 
--- Return the source whose entry is the first in the common order of all, or nil if none has an entry.
-local function first_of(sources)
+-- Return the source whose entry is the first in the common order of all, or nil if none has an entry. Those whose gates
+-- have closed meanwhile are left out.
+local function first_of(ctx, sources)
   local first
   for _, source in ipairs(sources) do
+    if source.gates and ff.allowance(ctx, source.gates) <= 0 then
+      source.uuid = nil
+    end
     if source.uuid and (not first or source.score < first.score
       or source.score == first.score and source.uuid < first.uuid) then
       first = source
@@ -100,7 +108,7 @@ function ff.each_ready(ctx, classes, wanted, find, use)
     return
   end
   local sources = sources_of(ctx, classes, wanted)
-  local source = first_of(sources)
+  local source = first_of(ctx, sources)
   while source do
     local record = find(ctx, source.uuid, source.class)
     if not record then
@@ -115,7 +123,7 @@ function ff.each_ready(ctx, classes, wanted, find, use)
       return
     end
     advance(ctx, source)
-    source = first_of(sources)
+    source = first_of(ctx, sources)
   end
 end
 
@@ -143,7 +151,8 @@ function ff.classes_left(ctx, lanes)
       local last = math.min(first + MOST_LEFT - 1, count)
       for i = first, any_ready(ctx, lane.classes, first, last) and last or 0 do
         local class = lane.classes[i]
-        if #left < MOST_LEFT and call('ZCARD', ctx.base .. ':ready:' .. class) > (ctx.skipped[class] or 0) then
+        if #left < MOST_LEFT and call('ZCARD', ctx.base .. ':ready:' .. class) > (ctx.skipped[class] or 0)
+          and not ff.closed_gate(ctx, class) then
           left[#left + 1] = class
         end
       end

@@ -217,10 +217,12 @@ function ff.is_waited_for(ctx, class)
   return #queues_for(ctx, ff.class(class).lane, class) > 0
 end
 
--- Wake waiters for a class, but no more than it has ready executions.
+-- Wake waiters for a class, but no more than it has ready executions that its gates admit.
 local function wake_for_class(ctx, class, wanted)
-  local queues = queues_for(ctx, ff.class(class).lane, class)
+  local known = ff.class(class)
+  local queues = queues_for(ctx, known.lane, class)
   if #queues > 0 then
+    wanted = math.min(wanted, known.gates and ff.allowance(ctx, known.gates) or math.huge)
     wake_some(ctx, queues, math.min(wanted, call('ZCARD', ctx.base .. ':ready:' .. class)))
   end
 end

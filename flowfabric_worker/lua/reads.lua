@@ -6,6 +6,24 @@ local function values_of(key, fields)
   return readable and values
 end
 
+-- Return the places of two fields, or nil if one of them is not read.
+local function places_of(fields, one, other)
+  local places = {}
+  for i, field in ipairs(fields) do
+    places[field] = i
+  end
+  return places[other] and places[one], places[other]
+end
+
+-- Show in the values of a record's fields that a closed gate holds it back.
+local function show_gates(ctx, fields, values)
+  local state, class = places_of(fields, 'state', 'class')
+  if state and values and values[state] and values[class] then
+    values[state] = ff.shown_state(ctx, values[state], values[class])
+  end
+  return values
+end
+
 -- Return how many bytes some values have together.
 local function bytes_of(values)
   local bytes = 0
@@ -26,7 +44,7 @@ ff.register('read_executions', { 'no-writes' }, function(ctx, args)
   for at = count + 3, #args do
     local key = ff.record_key(ctx, args[at])
     local exists = ff.is_in_namespace(ctx, namespace, args[at]) and call('EXISTS', key) == 1
-    answer[#answer + 1] = not exists and {} or values_of(key, fields)
+    answer[#answer + 1] = not exists and {} or show_gates(ctx, fields, values_of(key, fields))
   end
   return answer
 end)
@@ -38,7 +56,8 @@ local function read_execution(ctx, args)
   if not ff.is_in_namespace(ctx, namespace, uuid) or call('EXISTS', key) == 0 then
     return {}
   end
-  local values = values_of(key, { unpack(args, 3) }) -- bounded: the caller's fixed list of names
+  local fields = { unpack(args, 3) } -- bounded: the caller's fixed list of names
+  local values = show_gates(ctx, fields, values_of(key, fields))
   return { values, values and ff.open_suspension(ctx, uuid) or {} }
 end
 
@@ -122,7 +141,7 @@ ff.register('list_executions', { 'no-writes' }, function(ctx, args)
     local uuid = uuids[looked]
     if not may_be_shown or may_be_shown[uuid] ~= false then
       local key = ff.record_key(ctx, uuid)
-      local values = values_of(key, fields)
+      local values = show_gates(ctx, fields, values_of(key, fields))
       if not values or values[1] or call('EXISTS', key) == 1 then
         rows[#rows + 1] = { uuid, values }
       end
@@ -144,22 +163,31 @@ ff.register('list_lanes', { 'no-writes' }, function(ctx, args)
   return ff.read_rows(ctx, lanes, limit, function(lane)
     local name = ff.behind_first(lane)
     local key = ctx.base .. ':lane:' .. namespace .. ff.pack({ name })
-    return { name, call('HMGET', key, unpack(names)) } -- bounded: as above
+    local values = call('HMGET', key, unpack(names)) -- bounded: as above
+    local waiting, limited = places_of(names, 'waiting', 'rate_limited')
+    local held_back = waiting and ff.held_back(ctx, namespace .. ff.pack({ name })) or 0
+    if held_back > 0 and tonumber(values[waiting] or '0') and tonumber(values[limited] or '0') then
+      values[waiting] = ff.text((values[waiting] or 0) - held_back)
+      values[limited] = ff.text((values[limited] or 0) + held_back)
+    end
+    return { name, values }
   end)
 end)
 
 -- explain_execution: read where a ready execution stands.
 -- Arguments: uuid, pack{namespace, lane}, class.
 -- Replies: now; since when the lane is paused, or false; place in the class from 0, or false; number of ready executions of
--- the class.
+-- the class; and the first gate of the class that is closed, or nothing: its name, then what its kind explains.
 ff.register('explain_execution', { 'no-writes' }, function(ctx, args)
   local uuid, lane, class = args[1], args[2], args[3]
-  local ready = ctx.base .. ':ready:' .. class
+  local ready, gate = ctx.base .. ':ready:' .. class, ff.closed_gate(ctx, class)
+  local closed = gate and not gate.is_damaged and gate.kind and ff.joined({ { gate.name }, gate.kind.explain(ctx, gate) })
   return {
     ctx.now,
     call('HGET', ctx.base .. ':lane:' .. lane, 'paused'),
     call('ZRANK', ready, uuid),
     call('ZCARD', ready),
+    closed or {},
   }
 end)
 

@@ -124,7 +124,10 @@ function ff.create(ctx, args, at)
     return duplicate(ctx, existing, class, args[at + 5], kind.codec)
   end
   local known = ff.class(class)
-  if not ctx.registered[class] and not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
+  local unknown = known.gates and not ctx.registered[class] and ff.unknown_gate(ctx, class)
+  if unknown then
+    return unknown
+  elseif not ctx.registered[class] and not ff.register_class(ctx, class, ff.MAX_CLASSES_PER_LANE) then
     return ff.failure('too_many_classes', known.lane_name, ff.MAX_CLASSES_PER_LANE)
   end
   return write(ctx, kind, args, at, address)
@@ -133,7 +136,7 @@ end
 -- create_executions: create executions, each by itself.
 -- Arguments per item: those of one creation, see ff.CREATION_WIDTH.
 -- Replies per item: 'created', uuid, state; or 'duplicate', the existing uuid, its state, 1 if it is the same request.
--- Errors per item: too_many_classes, corruption of the existing execution.
+-- Errors per item: quota_policy_not_found, too_many_classes, corruption of the existing execution.
 ff.register('create_executions', {}, function(ctx, args)
   return ff.each(ctx, args, 1, ff.CREATION_WIDTH, 2, ff.create)
 end)

@@ -20,6 +20,7 @@ from tests.support.budget_operations import BUDGET_REFUSALS
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, LANE, creation, refused, request
 from tests.support.operations import NUMBERED, OPERATIONS, PUBLISHED, SECOND, START, SUMMARY, beat
+from tests.support.quota_operations import QUOTA_REFUSALS
 from tests.support.refusals import (
     BY_ID,
     CHANGING,
@@ -96,6 +97,7 @@ REFUSALS: dict[str, Case] = {
     **SUSPENSION_REFUSALS,
     # budgets
     **BUDGET_REFUSALS,
+    **QUOTA_REFUSALS,
     # holding
     "renew: for longer than a lease may be": held(
         "invalid_input", lambda engine, handle: engine.renew(attrs.evolve(handle, lease_ttl_ms=2**63))

@@ -97,6 +97,8 @@ OPERATIONS = {
         "create_quota_policy",
         "read_quota_policy",
         "update_quota_policy",
+        "reset_quota_policy",
+        "delete_quota_policy",
         "list_quotas",
         "check_admission",
         "release_admission",

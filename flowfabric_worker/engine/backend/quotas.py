@@ -35,6 +35,7 @@ class QuotasBackend:
 
         Raises:
             ConflictError: `conflict`, a policy with that id differs; see `update_quota_policy`.
+            ValidationError: `corruption`.
         """
         raise UnavailableError("create_quota_policy")
 
@@ -67,6 +68,32 @@ class QuotasBackend:
         """
         raise UnavailableError("update_quota_policy")
 
+    def reset_quota_policy(self, quota_policy_id: QuotaPolicyId) -> QuotaPolicyStatus:
+        """Forget the attempts that a quota policy counts in its window; slots that are held stay held.
+
+        Args:
+            quota_policy_id: the policy.
+
+        Returns:
+            The policy as it is now.
+
+        Raises:
+            NotFoundError: `quota_policy_not_found`.
+        """
+        raise UnavailableError("reset_quota_policy")
+
+    def delete_quota_policy(self, quota_policy_id: QuotaPolicyId) -> None:
+        """Remove a quota policy that no execution needs.
+
+        Args:
+            quota_policy_id: the policy.
+
+        Raises:
+            NotFoundError: `quota_policy_not_found`.
+            ConflictError: `quota_policy_in_use`, executions that have not ended name it.
+        """
+        raise UnavailableError("delete_quota_policy")
+
     def list_quotas(self, cursor: str | None = None, limit: int = 100) -> ListQuotasPage:
         """List the quota policies of the namespace by id.
 
@@ -85,7 +112,8 @@ class QuotasBackend:
     def check_admission(self, args: CheckAdmissionArgs) -> CheckAdmissionResult:
         """Take a slot for an execution if it may run now.
 
-        The slot is held until that run ends, or `release_admission` releases it.
+        The slot is that of its next run, or of the present one. It is given back when that run ends, when `args.lease`
+        is over and no run has begun, or by `release_admission`. The execution need not name the policy.
 
         Args:
             args: the policy and the execution.
@@ -95,6 +123,8 @@ class QuotasBackend:
 
         Raises:
             NotFoundError: `quota_policy_not_found`, `execution_not_found`.
+            StateError: `execution_not_active`, the execution has ended.
+            ConflictError: `admitted_elsewhere`, it has a slot of another policy.
         """
         raise UnavailableError("check_admission")
 
@@ -109,6 +139,6 @@ class QuotasBackend:
             True if the execution held a slot.
 
         Raises:
-            NotFoundError: `quota_policy_not_found`.
+            NotFoundError: `quota_policy_not_found`, `execution_not_found`.
         """
         raise UnavailableError("release_admission")

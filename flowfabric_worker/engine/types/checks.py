@@ -67,7 +67,7 @@ def payload(limit: int) -> Validator:
 
 
 def integer(least: int, most: int | None = None) -> Validator:
-    """Return a check that a field is an int of at least `least`, at most `most`, and not a bool."""
+    """Return a check that a field is an int of at least `least`, at most `most` if given, and not a bool."""
 
     def check(record: Any, field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -1,4 +1,4 @@
-"""The arguments and results of the area quotas: how many runs may start in a window, and run at once."""
+"""The arguments and results of the area quotas: how many attempts may begin in a window, and run at once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,34 @@ import attrs
 from attrs.validators import optional
 
 from flowfabric_worker.engine.ids import ExecutionId, QuotaPolicyId
+from flowfabric_worker.engine.limits import MAX_QUOTA
 from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.damage import DamagedRow
+
+
+class AdmissionOutcome(StrEnum):
+    """Whether a run is admitted, and if not, which limit forbids it."""
+
+    ADMITTED = "admitted"
+    ALREADY_ADMITTED = "already_admitted"
+    RATE_EXCEEDED = "rate_exceeded"
+    CONCURRENCY_EXCEEDED = "concurrency_exceeded"
+
+
+class SlotHold(StrEnum):
+    """How long an execution holds its slot of a quota.
+
+    Attributes:
+        LEASE: while it is leased; a suspended or delayed execution frees its slot, and takes one again to continue.
+        RUN: from its first claim until it has ended, over suspensions, delays, retries and lost leases.
+    """
+
+    LEASE = "lease"
+    RUN = "run"
+
+
+def _as_hold(value: object) -> SlotHold:
+    return checks.word(SlotHold, value, "QuotaPolicy.hold")
 
 
 @attrs.frozen(kw_only=True)
@@ -19,13 +45,15 @@ class QuotaPolicy:
 
     Attributes:
         window: the length of the sliding window, on the store's clock.
-        max_requests_per_window: attempts that may start within it.
-        max_concurrent: runs at once.
+        max_requests_per_window: attempts that may begin within it; an attempt that is resumed counts once.
+        max_concurrent: executions that hold a slot at once.
+        hold: how long each of them holds it.
     """
 
-    window: timedelta = attrs.field(default=timedelta(minutes=1), validator=checks.duration())
-    max_requests_per_window: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
-    max_concurrent: int | None = attrs.field(default=None, validator=optional(checks.integer(1)))
+    window: timedelta = attrs.field(default=timedelta(minutes=1), validator=checks.duration(1))
+    max_requests_per_window: int | None = attrs.field(default=None, validator=optional(checks.integer(1, MAX_QUOTA)))
+    max_concurrent: int | None = attrs.field(default=None, validator=optional(checks.integer(1, MAX_QUOTA)))
+    hold: SlotHold = attrs.field(default=SlotHold.LEASE, converter=_as_hold)
 
 
 @attrs.frozen(kw_only=True)
@@ -49,8 +77,10 @@ class QuotaPolicyStatus:
     """A quota policy and what it counts at one moment.
 
     Attributes:
-        admitted_in_window: attempts that started within the window.
+        admitted_in_window: attempts that began within the window; 0 if the policy does not limit them.
         running: slots that are held now.
+        closed_by: the limit that refuses the next execution, or None.
+        opens_at_ms: when the window admits the next one, if that limit is the rate.
     """
 
     quota_policy_id: QuotaPolicyId
@@ -59,6 +89,8 @@ class QuotaPolicyStatus:
     admitted_in_window: int
     running: int
     created_at_ms: int
+    closed_by: AdmissionOutcome | None = None
+    opens_at_ms: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -71,19 +103,15 @@ class ListQuotasPage:
 
 @attrs.frozen(kw_only=True)
 class CheckAdmissionArgs:
-    """An execution that asks to run under a quota policy."""
+    """An execution that asks to run under a quota policy.
+
+    Attributes:
+        lease: for how long its slot is kept if no run begins; a run holds the slot on.
+    """
 
     quota_policy_id: QuotaPolicyId = attrs.field(validator=checks.name)
     execution_id: ExecutionId
-
-
-class AdmissionOutcome(StrEnum):
-    """Whether a run is admitted, and if not, which limit forbids it."""
-
-    ADMITTED = "admitted"
-    ALREADY_ADMITTED = "already_admitted"
-    RATE_EXCEEDED = "rate_exceeded"
-    CONCURRENCY_EXCEEDED = "concurrency_exceeded"
+    lease: timedelta = attrs.field(default=timedelta(seconds=30), validator=checks.duration(1))
 
 
 @attrs.frozen(kw_only=True)

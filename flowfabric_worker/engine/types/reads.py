@@ -153,7 +153,7 @@ def _public_state(value: str) -> PublicState:
 
 
 # The states whose executions have an index, which lua/prelude_listings.lua keeps.
-INDEXED_STATES = frozenset(PublicState) - {PublicState.WAITING, PublicState.COMPLETED}
+INDEXED_STATES = frozenset(PublicState) - {PublicState.WAITING, PublicState.RATE_LIMITED, PublicState.COMPLETED}
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,44 @@
+"""The gates of claim classes, as far as the stored functions tell of them: why one is closed, and until when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.records import moment, span
+from flowfabric_worker.engine.stores.base import Reply
+from flowfabric_worker.engine.wire import unpack_text
+
+
+def explain_gate(partition: int, closed: Reply, now: int) -> str:
+    """Return a sentence that tells which gate holds an execution back, and until when.
+
+    Args:
+        partition: the partition of the gate.
+        closed: the gate and what its kind explains, as the stored function replies.
+        now: the moment of the store's clock, in ms.
+    """
+    name, *about = closed
+    return _explain_quota(partition, unpack_text(name[1:])[1], about, now)
+
+
+def _explain_quota(partition: int, quota: str, about: Reply, now: int) -> str:
+    why, limit, window, till, *holders = about
+    if why == b"rate":
+        length = timedelta(milliseconds=int(window))
+        opens = int(till)
+        return (
+            f"Its quota {quota!r} lets {int(limit)} attempts begin in {length}, and so many have begun; the next may "
+            f"begin at {moment(opens)}, in {span(opens - now)}."
+        )
+    shown = [
+        f"{ExecutionId(partition, uuid.decode())}{_until(expires, now)}"
+        for uuid, expires in zip(holders[::2], holders[1::2], strict=True)
+    ]
+    more = ", ..." if int(limit) > len(shown) else ""
+    return f"Its quota {quota!r} lets {int(limit)} run at once; its slots are held by {', '.join(shown)}{more}."
+
+
+def _until(expires: bytes, now: int) -> str:
+    left = int(expires) - now if expires.isdigit() else 0
+    return f" (leased for {span(left)})" if left > 0 else ""

@@ -1,0 +1,60 @@
+"""Short ways to make quota policies, and work under them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.ids import ExecutionId, QuotaPolicyId
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.quotas import (
+    AdmissionOutcome,
+    CheckAdmissionArgs,
+    CheckAdmissionResult,
+    CreateQuotaPolicyArgs,
+    QuotaPolicy,
+    QuotaPolicyStatus,
+)
+from flowfabric_worker.engine.types.states import PublicState
+from tests.support.executions import created
+
+QUOTA = QuotaPolicyId("api")
+UNDER_QUOTA = ExecutionPolicy(quota_policy_id=QUOTA)
+
+
+def limited(engine: Engine, quota: str = QUOTA, **limits: Any) -> None:
+    """Create a quota policy that must be new."""
+    args = CreateQuotaPolicyArgs(quota_policy_id=QuotaPolicyId(quota), policy=QuotaPolicy(**limits))
+    assert engine.create_quota_policy(args).created
+
+
+def queued(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
+    """Create executions under the quota, in their order."""
+    return [created(engine, **{"policy": UNDER_QUOTA, **changes}) for _ in range(count)]
+
+
+def status(engine: Engine, quota: str = QUOTA) -> QuotaPolicyStatus:
+    """Return a quota policy that must exist."""
+    found = engine.read_quota_policy(QuotaPolicyId(quota))
+    assert found is not None
+    return found
+
+
+def running_now(engine: Engine) -> int:
+    """Return how many slots of the quota are held."""
+    return status(engine).running
+
+
+def states(engine: Engine, executions: list[ExecutionId]) -> list[PublicState | None]:
+    """Return the public states of some executions."""
+    return [engine.read_execution_state(each) for each in executions]
+
+
+def check(engine: Engine, execution: ExecutionId, **changes: Any) -> CheckAdmissionResult:
+    """Ask for a slot of the quota by hand."""
+    return engine.check_admission(CheckAdmissionArgs(quota_policy_id=QUOTA, execution_id=execution, **changes))
+
+
+def admitted(engine: Engine, execution: ExecutionId, **changes: Any) -> bool:
+    """Ask for a slot of the quota by hand, and return whether it was given."""
+    return check(engine, execution, **changes).outcome is AdmissionOutcome.ADMITTED
