@@ -29,22 +29,30 @@ BEGIN
   RETURN c;
 END $$;
 
--- Register a waiter that found nothing, and return the moment at which it has to look again: now if work is left.
-CREATE FUNCTION fn.wait(c fn.context, lanes fn.lane[], waiter text, set_name text, wait_ms bigint, is_counted boolean)
-RETURNS bigint
-LANGUAGE plpgsql AS $$
+-- Register a waiter that found nothing, and return the moment at which it has to look again: now if there is work by now, or
+-- a class that the caller does not know. The arguments are those of claim_many.
+CREATE FUNCTION fn.wait(c fn.context, args bytea[]) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-  due bigint;
+  waiter text := convert_from(args[4], 'UTF8');
+  due bigint := fn.next_due(c);
+  lanes fn.lane[];
+  held int[];
 BEGIN
   PERFORM fn.lock_waiters(c);
-  IF fn.is_work_left(c, lanes) THEN
+  -- Read the lanes again, because a call that committed before the lock was taken has woken no waiter.
+  lanes := fn.lanes_of(c, args, 10);
+  held := fn.classes_left(c, lanes);
+  IF fn.is_work_left(c, held) OR EXISTS (SELECT FROM unnest(lanes) AS lane WHERE lane.stale) THEN
     RETURN c.now;
   END IF;
-  due := fn.next_due(c);
   PERFORM fn.register_waiter(
-    c, waiter, set_name, wait_ms, ARRAY(SELECT name FROM unnest(lanes)),
-    ARRAY(SELECT unnest(classes) FROM unnest(lanes)), coalesce(due <= c.now + fn.fallback(), false), is_counted
+    c, waiter, convert_from(args[8], 'UTF8'), fn.num(args[6]), ARRAY(SELECT name FROM unnest(lanes)),
+    ARRAY(SELECT unnest(classes) FROM unnest(lanes)), coalesce(due <= c.now + fn.fallback(), false), args[9] = '1'
   );
+  IF cardinality(held) > 0 THEN
+    -- A call that holds the work may leave it and wake no waiter, such as one that is refused.
+    due := least(due, c.now + fn.fallback());
+  END IF;
   RETURN due;
 END $$;
 
@@ -95,7 +103,7 @@ BEGIN
       -- A worker that continues to wait keeps its watch of the next due moment.
       c.watch_ended := false;
       c := fn.flush(c);
-      due := fn.wait(c, lanes, waiter, convert_from(args[8], 'UTF8'), wait_ms, args[9] = '1');
+      due := fn.wait(c, args);
     END IF;
     c := fn.flush(c);
   ELSE
@@ -160,17 +168,16 @@ CREATE FUNCTION fn.list_classes(partition int, args bytea[]) RETURNS bytea LANGU
 DECLARE
   c fn.context := fn.begin(partition);
   rows bytea[] := '{}';
+  known bigint;
   found bytea[];
 BEGIN
   FOR at IN 1 .. cardinality(args) BY 2 LOOP
     IF c.work > 0 OR at = 1 THEN
-      found := ARRAY(
+      -- One statement, because a class that is committed between two would be missing under its own revision.
+      SELECT (SELECT revision FROM db.lanes WHERE p = c.p AND lane = args[at]), ARRAY(
         SELECT class FROM db.classes WHERE p = c.p AND lane = args[at] AND class > args[at + 1] ORDER BY class LIMIT 200
-      );
-      rows := rows || fn.replies(
-        fn.reply(coalesce((SELECT revision FROM db.lanes WHERE p = c.p AND lane = args[at]), 0)::text),
-        fn.answer(VARIADIC found)
-      );
+      ) INTO known, found;
+      rows := rows || fn.replies(fn.reply(coalesce(known, 0)::text), fn.answer(VARIADIC found));
       c.work := c.work - 2 - cardinality(found);
     ELSE
       rows := rows || fn.replies();

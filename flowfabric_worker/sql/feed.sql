@@ -13,6 +13,7 @@ BEGIN
   PERFORM fn.lock_items(c, args[3:], 1);
   FOR at IN 3 .. cardinality(args) LOOP
     f := fn.load(c, fn.id(args[at]));
+    c := f.c;
     IF f.failure IS NOT NULL OR (f.x).namespace <> args[2] THEN
       answers := answers || fn.answer('missing');
     ELSIF (f.x).state LIKE 't%' THEN
@@ -24,6 +25,7 @@ BEGIN
       answers := answers || fn.answer('watched');
     END IF;
   END LOOP;
+  c := fn.flush(c);
   RETURN fn.replies(VARIADIC answers);
 END $$;
 

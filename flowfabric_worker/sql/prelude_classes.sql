@@ -127,12 +127,12 @@ CREATE FUNCTION fn.classes_left(c fn.context, lanes fn.lane[]) RETURNS int[] LAN
   )
 $$;
 
--- Return whether a class of some lanes holds work that no other call is claiming at this moment.
-CREATE FUNCTION fn.is_work_left(c fn.context, lanes fn.lane[]) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Return whether one of some classes holds work that no other call holds at this moment.
+CREATE FUNCTION fn.is_work_left(c fn.context, classes int[]) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
   of_class int;
 BEGIN
-  FOREACH of_class IN ARRAY fn.classes_left(c, lanes) LOOP
+  FOREACH of_class IN ARRAY classes LOOP
     PERFORM FROM db.executions WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL
       AND substring(state FROM 1 FOR 1) IN ('r', 'a') ORDER BY ready, uuid LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF FOUND THEN

@@ -99,6 +99,10 @@ DECLARE
   x db.executions;
 BEGIN
   SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = execution FOR UPDATE;
+  IF x.ready IS NOT NULL THEN
+    -- A claim passes over the locked row, and waits: wake it if this call leaves the work.
+    c.wakes := c.wakes || x.class_id;
+  END IF;
   f := fn.checked(c, execution, x, with_history);
   RETURN f;
 END $$;

@@ -14,6 +14,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError, TransportError
+from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ChangePriorityArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.claiming import Claimed
@@ -237,6 +238,26 @@ def test_work_that_is_submitted_and_claimed_at_once_is_claimed_once(engine: Engi
     assert {state.value: count for state, count in depths(engine, LANE).items()} == {"completed": 100}
 
 
+def test_a_waiting_claim_gets_work_whatever_else_calls_do_with_it(engine: Engine) -> None:
+    # A call for the result locks the execution for a moment, while the claim begins to wait for a lane that is new.
+    for number in range(100):
+        lane = f"l{number}"
+        made: list[ExecutionId] = []
+        begun = time.monotonic()
+
+        def act(who: int, lane: str = lane, made: list[ExecutionId] = made) -> int:
+            if who == 0:
+                claimed = engine.claim_many(request(lane, limit=1, max_wait=timedelta(seconds=8)))
+                engine.complete_many([Completion(handle=each.handle) for each in claimed])
+                return len(claimed)
+            made.append(created(engine, lane=lane))
+            engine.wait_for_result(made[0], timedelta(seconds=8))
+            return 1
+
+        assert together(2, act) == [1, 1]
+        assert time.monotonic() - begun < 4, f"round {number} waited for a wake-up that was not sent"
+
+
 # Lost connections ----------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +307,14 @@ def test_a_waiting_worker_hears_again_after_a_restart() -> None:
         assert [each.execution_id for each in claimed] == [execution_id]
         engine.close()
         other.close()
+
+
+def test_a_listening_connection_stays_while_it_hears_nothing(postgres: PostgresServer, engine: Engine) -> None:
+    subscription = engine.store.subscribe("topic")
+    assert subscription.wait(3) == []
+    engine.store.wake("topic", b"a")
+    assert subscription.wait(5) == [b"a"]
+    subscription.close()
 
 
 # Removal -------------------------------------------------------------------------------------------------------------

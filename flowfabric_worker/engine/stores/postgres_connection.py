@@ -25,7 +25,12 @@ _INT4: Final = 23
 _BINARY: Final = pq.Format.BINARY
 _LENGTH: Final = struct.Struct("!i")
 _HEAD: Final = struct.Struct("!iiIii")
-_DONE: Final = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE)
+_DONE: Final = (
+    pq.ExecStatus.COMMAND_OK,
+    pq.ExecStatus.TUPLES_OK,
+    pq.ExecStatus.SINGLE_TUPLE,
+    pq.ExecStatus.EMPTY_QUERY,
+)
 
 
 class QueryTimeoutError(Exception):
@@ -172,13 +177,15 @@ class PostgresConnection:
         return rows
 
 
-def problem_of(result: pq.abc.PGresult) -> ServerError:
-    """Return the error that a result tells."""
+def problem_of(result: pq.abc.PGresult) -> ServerError | psycopg.OperationalError:
+    """Return the error that a result tells: the server's, or the driver's if the connection is lost."""
     code = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
     text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
     context = result.error_field(pq.DiagnosticField.CONTEXT) or b""
     where = context.decode("utf-8", "replace").partition("\n")[0]
     told = " ".join(filter(None, (text.decode("utf-8", "replace").strip(), where)))
+    if not code:
+        return psycopg.OperationalError(told)
     return ServerError(code.decode(), told, in_function=bool(where))
 
 
