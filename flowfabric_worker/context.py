@@ -248,6 +248,24 @@ class TaskContext(ABC):
         """
 
     @abstractmethod
+    def transaction(self) -> Any:
+        """Return a `psycopg.Connection` to the store's database; what it writes is committed with the result.
+
+        When the handler returns, its execution completes in the transaction of the connection, which is then committed:
+        both happen, or neither. If the handler raises, or its lease is lost, everything is rolled back. Until the
+        handler returns, `commit()` of the connection keeps what was done so far for that commit, and `rollback()`
+        undoes what was done since the last `commit()`.
+
+        It opens a connection, as the user of the store's URL. Make it the last durable call of the handler.
+
+        Raises:
+            DurableCallError: the store is not on Postgres; the handler has called it before; or no durable call may be
+                made here, such as inside a step or in another thread.
+            RuntimeError: the task was called as a plain function.
+            EngineError: the store cannot be reached.
+        """
+
+    @abstractmethod
     def idempotency_key(self, name: str) -> str:
         """Return a key of 40 characters that is the same in every run of the execution, to hand to other systems.
 

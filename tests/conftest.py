@@ -35,6 +35,9 @@ NOT_YET_ON_POSTGRES = ("test_quotas.py", "test_quotas_admission.py", "test_quota
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store", action="append", choices=STORES, help="run store tests on this store only; may repeat")
+    parser.addoption(
+        "--server", choices=("valkey", "postgres"), default="valkey", help="run worker and cli tests on such a server"
+    )
 
 
 def pytest_configure() -> None:
@@ -83,6 +86,16 @@ def postgres() -> Iterator[PostgresServer]:
 
     with running(PostgresServer()) as server:
         yield server
+
+
+@pytest.fixture
+def server_url(request: pytest.FixtureRequest) -> str | None:
+    """Provide the URL of an empty store on the Postgres server if the tests run with --server=postgres, else None."""
+    if request.config.getoption("--server") != "postgres":
+        return None
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    postgres.empty_schema("ff")
+    return postgres.url
 
 
 @pytest.fixture

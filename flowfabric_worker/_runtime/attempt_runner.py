@@ -21,6 +21,8 @@ from flowfabric_worker.codec import DecodingError, EncodingError
 from flowfabric_worker.context import enter
 from flowfabric_worker.engine import forks, log_queue
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.backend.attempts import AttemptTransaction
+from flowfabric_worker.engine.errors import NotFoundError, StateError, TransportError, ValidationError
 from flowfabric_worker.engine.exception_text import message_of, plain_text, traceback_of
 from flowfabric_worker.engine.limits import MAX_DETAIL_BYTES, Limits
 from flowfabric_worker.engine.types.attempts import FailureReason
@@ -45,6 +47,8 @@ log = log_queue.Log(__name__)
 
 # The retries that a task without a retry policy is granted when its handler raises Retry.
 _GRANTED = RetryPolicy(max_retries=3)
+# How long after a lost connection a handler whose transaction was not committed runs again.
+_AFTER_LOST_COMMIT = timedelta(seconds=1)
 # The exceptions that the next run would raise again.
 _PERMANENT: tuple[type[BaseException], ...] = (DecodingError, DurableCallError, EncodingError, WaitTimedOut)
 # The most exceptions of a chain that are visited, because a chain may be a circle.
@@ -100,12 +104,49 @@ class AttemptRunner:
             error = raised
         # The outcome is sent after the frames that were emitted before it.
         refused = context.frames.end()
+        if context.opened is not None and refused is None and error is None and context.leaving is None:
+            self._commit(execution, context.opened, result)
+            return
+        if context.opened is not None:
+            context.opened.roll_back()
         if refused is not None:
             self._fail(execution, refused, permanent=True)
         elif error is None and context.leaving is None:
             self._completer.complete(execution, result)
         else:
             self._end(execution, context, error)
+
+    def _commit(self, execution: LeasedExecution, transaction: AttemptTransaction, result: bytes) -> None:
+        """Complete the execution in the transaction of its handler, and queue what is known of that."""
+        try:
+            if execution.lost is None:
+                transaction.complete(execution.handle, result)
+                self._completer.committed(execution)
+            else:
+                transaction.roll_back()
+                self._completer.drop(execution, "ended (complete), which does not count")
+        except TransportError as error:
+            problem = error
+            self._completer.run(execution, "complete", lambda: self._settle(execution, problem))
+        except (StateError, NotFoundError) as error:
+            self._completer.refused(execution, error)
+        except BaseException as error:  # noqa: BLE001  the database may refuse the rows of the handler in any way
+            self._fail(execution, error, permanent=isinstance(error, ValidationError))
+
+    def _settle(self, execution: LeasedExecution, problem: TransportError) -> bool:
+        """Hand back an execution whose transaction was not committed; return True if it was."""
+        try:
+            self._engine.release(execution.handle, _AFTER_LOST_COMMIT)
+        except StateError as error:
+            # The transaction has ended the lease, or another worker has.
+            if error.details.get("outcome") != "success":
+                raise
+            return True
+        log.warning(
+            "The transaction of %s of %s was not committed, and the execution runs again: %s",
+            execution.task.name, execution.key, problem, extra=execution.fields,
+        )  # fmt: skip
+        return False
 
     def _end(self, execution: LeasedExecution, context: HandlerContext, error: BaseException | None) -> None:
         """Queue the outcome of a handler that raised, or that returned although a durable call was leaving it."""

@@ -43,13 +43,18 @@ _LONGEST_PAUSE = 1.0
 
 @attrs.frozen
 class _Outcome:
-    """The outcome of one attempt: a result, a failure, or another call to the store."""
+    """The outcome of one attempt: a result, a failure, or another call to the store.
+
+    Attributes:
+        answer: the store's, if it is known already: True or an error.
+    """
 
     execution: LeasedExecution
     what: str
     result: bytes | None = None
     failure: Failure | None = None
-    call: Callable[[], None] | None = None
+    call: Callable[[], object] | None = None
+    answer: object = None
 
 
 class _Unanswered:
@@ -129,8 +134,17 @@ class Completer(OwnedThread):
         )
         self._put(_Outcome(execution, "fail", failure=failure))
 
-    def run(self, execution: LeasedExecution, what: str, call: Callable[[], None]) -> None:
+    def run(self, execution: LeasedExecution, what: str, call: Callable[[], object]) -> None:
+        """Queue another call to the store; one for "complete" returns whether the execution has completed."""
         self._put(_Outcome(execution, what, call=call))
+
+    def committed(self, execution: LeasedExecution) -> None:
+        """Note that an execution has completed in the transaction of its handler."""
+        self._put(_Outcome(execution, "complete", call=_nothing, answer=True))
+
+    def refused(self, execution: LeasedExecution, error: EngineError) -> None:
+        """Note that the store refused to complete an execution in the transaction of its handler."""
+        self._put(_Outcome(execution, "complete", call=_nothing, answer=error))
 
     def drop(self, execution: LeasedExecution, what: str) -> None:
         """Remove an execution without an outcome, because this worker does not hold it any more."""
@@ -194,6 +208,8 @@ class Completer(OwnedThread):
     def _counts(self, outcome: _Outcome) -> bool:
         """Return True if an outcome still counts; drop it if its lease is lost, because another worker continues."""
         execution = outcome.execution
+        if outcome.answer is True:
+            return True
         if execution.lost is None and now() < execution.lease_until:
             return True
         execution.lose("lease lost")
@@ -253,7 +269,7 @@ class Completer(OwnedThread):
                 self._hooks.tell("on_failure", execution, reason.message)
                 cancelled = isinstance(answer, TerminalCancelled)
                 self._hooks.ended(execution, PublicState.CANCELLED if cancelled else PublicState.FAILED, reason.message)
-        elif outcome.call is None:
+        elif outcome.call is None or answer is True:
             self._execution_log.completed(execution)
             self._hooks.tell("on_success", execution)
             self._hooks.ended(execution, PublicState.COMPLETED)
@@ -261,7 +277,7 @@ class Completer(OwnedThread):
             self._execution_log.cancelled(execution)
             self._hooks.tell("on_failure", execution, "cancelled by its handler")
             self._hooks.ended(execution, PublicState.CANCELLED, "cancelled by its handler")
-        else:
+        elif outcome.what != "complete":
             self._hooks.tell("on_suspend", execution)
 
 
@@ -272,7 +288,8 @@ def _describe_uncounted(outcome: _Outcome) -> str:
 
 
 def _call(mine: Sequence[_Outcome]) -> Sequence[object]:
-    for outcome in mine:
-        if outcome.call is not None:
-            outcome.call()
-    return [None] * len(mine)
+    return [outcome.answer or (outcome.call is not None and outcome.call()) for outcome in mine]
+
+
+def _nothing() -> None:
+    """Call nothing, because the store has answered."""

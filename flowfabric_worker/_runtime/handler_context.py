@@ -33,6 +33,7 @@ from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.context import ClaimKind, ResumedBy, SummaryWriter, TaskContext
 from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.backend.attempts import AttemptTransaction
 from flowfabric_worker.engine.errors import ConflictError, EngineError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import moment_of
@@ -63,6 +64,7 @@ class HandlerContext(TaskContext):
 
     Attributes:
         frames: writes what the handler emits.
+        opened: the transaction of the handler; None unless it asked for one.
     """
 
     def __init__(self, execution: LeasedExecution, engine: EngineBackend, appender: Appender) -> None:
@@ -71,6 +73,7 @@ class HandlerContext(TaskContext):
         self._engine = engine
         self._calls = DurableCalls()
         self.frames = FrameWriter(execution, appender)
+        self.opened: AttemptTransaction | None = None
         self._sleeps = Sleeps()
         # Whether the end of the last wait is recorded.
         self._has_looked = False
@@ -152,6 +155,21 @@ class HandlerContext(TaskContext):
             self._check_running()
             self._record(_SEED, secrets.token_hex(16).encode())
         return idempotency_key_of(self.id, self._journal[_SEED].decode(), name)
+
+    def transaction(self) -> Any:
+        if self.opened is not None:
+            raise DurableCallError(
+                "transaction() was called before in this run, and an execution completes in one transaction: use the "
+                "connection that the first call returned."
+            )
+        self._begin(f"{RESERVED}transaction", caller(), leaves=True)
+        self.check()
+        try:
+            with self.shield():
+                self.opened = self._engine.begin_transaction()
+        except ValidationError as error:
+            raise DurableCallError(str(error)) from error
+        return self.opened.connection
 
     def shield(self) -> AbstractContextManager[None]:
         interruption = self._execution.interruption
@@ -310,6 +328,11 @@ class HandlerContext(TaskContext):
         """Check that a durable call may be made here, and record the exceptions of earlier steps."""
         self._calls.begin(name, place, leaves=leaves)
         self._check_running()
+        if self.opened is not None:
+            raise DurableCallError(
+                f"The durable call {name.removeprefix(RESERVED)!r} at {place} was made after transaction(): it is "
+                "stored at once, and would stand if the transaction is rolled back. Make it before."
+            )
         self.keep_raised()
 
     def _check_running(self) -> None:

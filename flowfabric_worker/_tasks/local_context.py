@@ -92,6 +92,9 @@ class LocalContext(TaskContext):
     def waitpoint(self, name: str, *, shown: Any = None) -> NoReturn:  # noqa: ARG002  as in an execution
         raise _needs_execution(f"waitpoint({name!r})")
 
+    def transaction(self) -> NoReturn:
+        raise _needs_execution("transaction()")
+
     def idempotency_key(self, name: str) -> str:
         return idempotency_key_of(self.id, name)
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from flowfabric_worker.engine.backend.attempts import AttemptTransaction
 from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.connection import new_call_id
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, as_error
 from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_name
@@ -21,7 +22,7 @@ from flowfabric_worker.engine.limits import (
     MAX_STEPS,
 )
 from flowfabric_worker.engine.moments import epoch_ms, milliseconds
-from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.stores.base import Argument, Reply, StoreTransaction
 from flowfabric_worker.engine.types.attempts import (
     Completion,
     FailOutcome,
@@ -41,6 +42,30 @@ T = TypeVar("T")
 
 # A renewal times out after this fraction of the lease: sending it again is then better than waiting.
 RENEWAL_TIMEOUT_SHARE = 6
+
+
+class _Transaction(AttemptTransaction):
+    """A transaction of a store, in which an execution completes."""
+
+    def __init__(self, core: EngineCore, transaction: StoreTransaction) -> None:
+        self._core = core
+        self._transaction = transaction
+        self.connection = transaction.connection
+
+    def complete(self, handle: Handle, payload: bytes | None = None) -> None:
+        try:
+            self._core.check_payload(payload, "result")
+            partition, uuid, fence = self._core.fenced(handle)
+            replies = self._transaction.call("complete_many", partition, (uuid, fence, optional(payload)))
+            answer = as_error(replies[0], partition)
+            if isinstance(answer, EngineError):
+                raise answer
+            self._transaction.commit()
+        finally:
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        self._transaction.roll_back()
 
 
 class AttemptOperations(EngineCore):
@@ -87,6 +112,9 @@ class AttemptOperations(EngineCore):
         self._refuse_repeats_in(items)
         replies = self.call_items("complete_many", items)
         return [reply if isinstance(reply, EngineError) else None for reply in replies]
+
+    def begin_transaction(self) -> AttemptTransaction:
+        return _Transaction(self, self.call_with_retries(self.store.begin_transaction))
 
     def fail(
         self,

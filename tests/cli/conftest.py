@@ -14,9 +14,9 @@ from tests.support.cli_app import worker
 
 
 @pytest.fixture
-def url(embedded_directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(server_url: str | None, embedded_directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Provide the URL of an empty store, which is also $FLOWFABRIC_URL."""
-    url = f"embedded://{embedded_directory}?prefix=t{uuid4().hex[:12]}"
+    url = server_url or f"embedded://{embedded_directory}?prefix=t{uuid4().hex[:12]}"
     monkeypatch.setenv("FLOWFABRIC_URL", url)
     return url
 

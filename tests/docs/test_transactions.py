@@ -14,6 +14,7 @@ from tests.support.pages import ROOT, snippets
 from tests.support.postgres import PostgresServer
 
 _RECIPES = [each.text for each in snippets("py") if "send_receipt" in each.text and "INSERT INTO orders" in each.text]
+_COMPLETIONS = [each.text for each in snippets("py") if "current().transaction()" in each.text]
 # The application that the recipes import. At its end the task runs, if there is any.
 _TASKS = """
 import sys
@@ -46,6 +47,8 @@ worker = Worker("shop", f"postgresql://postgres@/postgres?host={HOST}&schema={SC
 def send_receipt(order_id: int) -> None:
     print("receipt", order_id)
 """
+# Stands in a recipe for the schema of the test.
+_SCHEMA = "SCHEMA"
 _FAIL = "    raise RuntimeError('the application fails')\n"
 _RUN = """
 from tasks import worker
@@ -57,6 +60,7 @@ worker.run_until_idle()
 def run_recipe(recipe: str, postgres: PostgresServer, folder: Path) -> tuple[str, str, int]:
     """Run a recipe and then the worker; return the output, the errors, and the number of rows."""
     schema = f"t{uuid4().hex[:12]}"
+    recipe = recipe.replace(_SCHEMA, schema)
     with postgres.session() as session:
         session.execute(f"CREATE SCHEMA {schema}_app")  # type: ignore[arg-type]
         session.execute(f"CREATE TABLE {schema}_app.orders (id int)")  # type: ignore[arg-type]
@@ -81,7 +85,7 @@ def run_recipe(recipe: str, postgres: PostgresServer, folder: Path) -> tuple[str
 
 
 def test_there_is_a_recipe_for_each_kind_of_application() -> None:
-    assert len(_RECIPES) == 4
+    assert (len(_RECIPES), len(_COMPLETIONS)) == (4, 2)
 
 
 @pytest.mark.parametrize("recipe", _RECIPES, ids=["psycopg", "sqlalchemy", "django", "django_on_commit"])
@@ -96,3 +100,16 @@ def test_a_recipe_that_fails_leaves_neither_task_nor_rows(
 ) -> None:
     output, errors, rows = run_recipe(recipe.rstrip() + "\n" + _FAIL, postgres, tmp_path)
     assert (output, rows) == ("the application fails\n", 0), errors
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("recipe", _COMPLETIONS, ids=["psycopg", "sqlalchemy"])
+def test_a_handler_of_a_recipe_writes_rows_with_its_result_alone(
+    recipe: str, fails: bool, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    # The user of the store finds the tables of the application by its search path, which only the test sets.
+    recipe = recipe.replace("INTO orders", f"INTO {_SCHEMA}_app.orders")
+    if fails:
+        recipe = recipe.replace('return "shipped"', "raise RuntimeError")
+    output, errors, rows = run_recipe(f"{recipe}\nship.submit(7)\n", postgres, tmp_path)
+    assert (output, rows) == ("", 0 if fails else 1), errors

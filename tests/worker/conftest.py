@@ -30,9 +30,9 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.fixture
-def served_url(valkey: ValkeyServer) -> str:
+def served_url(server_url: str | None, valkey: ValkeyServer) -> str:
     """Provide the URL of a store of this test's own on a real server."""
-    return f"{valkey.url}?prefix=t{uuid4().hex[:12]}"
+    return server_url or f"{valkey.url}?prefix=t{uuid4().hex[:12]}"
 
 
 @pytest.fixture

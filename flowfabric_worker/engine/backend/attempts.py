@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from flowfabric_worker.engine.errors import EngineError, UnavailableError
 from flowfabric_worker.engine.handle import Handle
@@ -19,6 +21,36 @@ from flowfabric_worker.engine.types.attempts import (
     TerminalFailed,
 )
 from flowfabric_worker.engine.types.policies import FailureClass
+
+
+class AttemptTransaction(ABC):
+    """A transaction in the store's database, in which a handler writes and its execution completes.
+
+    Attributes:
+        connection: the driver's connection, for the handler.
+    """
+
+    connection: Any
+
+    @abstractmethod
+    def complete(self, handle: Handle, payload: bytes | None = None) -> None:
+        """End the execution as completed, and commit what the handler wrote with it.
+
+        Args:
+            handle: the lease.
+            payload: the result.
+
+        Raises:
+            StateError, NotFoundError: the lease is lost; nothing was written.
+            ValidationError: `payload_too_large`; or `invalid_input`, the handler has ended the transaction by itself,
+                or left a failed one.
+            TransportError: it is not known whether the transaction was committed.
+            Exception: the driver's; the database refused to commit, and nothing was written.
+        """
+
+    @abstractmethod
+    def roll_back(self) -> None:
+        """Undo what the handler wrote, and close the connection; a second call does nothing."""
 
 
 class AttemptsBackend:
@@ -77,6 +109,15 @@ class AttemptsBackend:
             ValidationError: `payload_too_large`.
         """
         raise UnavailableError("complete")
+
+    def begin_transaction(self) -> AttemptTransaction:
+        """Begin a transaction in the store's database, which can complete an execution together with rows of the user.
+
+        Raises:
+            ValidationError: `invalid_input`, the store is not on Postgres.
+            TransportError: the store cannot be reached.
+        """
+        raise UnavailableError("begin_transaction")
 
     def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
         """End many executions with success in one round trip.

@@ -67,6 +67,38 @@ class Subscription(ABC):
         """End the subscription, and a `wait` of another thread; a second call does nothing."""
 
 
+class StoreTransaction(ABC):
+    """A transaction of the store on a connection of its own, in which a handler writes and functions are called.
+
+    Attributes:
+        connection: the driver's connection, for the handler.
+    """
+
+    connection: Any
+
+    @abstractmethod
+    def call(self, function: str, partition: int, arguments: Sequence[Argument]) -> Reply:
+        """Call a stored function in the transaction, once; the handler can do nothing in it from now on.
+
+        Raises:
+            ValidationError: `invalid_input`, the handler has ended the transaction, or left a failed one.
+            TransportError: the call failed, and with it the transaction.
+        """
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Make what was written durable, and close the connection.
+
+        Raises:
+            TransportError: the connection is lost; it is not known whether the transaction was committed.
+            Exception: the driver's; the database refused to commit, and nothing was written.
+        """
+
+    @abstractmethod
+    def roll_back(self) -> None:
+        """Undo what was written, and close the connection; a second call does nothing."""
+
+
 class Store(ABC):
     """A place that holds the engine's data.
 
@@ -150,6 +182,17 @@ class Store(ABC):
             "invalid_input",
             f"connection= needs a postgresql:// store, and this is a {self.label} store: leave it out "
             f"(it is a {type(connection).__name__}).",
+        )
+
+    def begin_transaction(self) -> StoreTransaction:
+        """Begin a transaction for a handler, on a new connection.
+
+        Raises:
+            ValidationError: `invalid_input`, the store has no such transactions.
+            TransportError: the store cannot be reached.
+        """
+        raise ValidationError(
+            "invalid_input", f"transaction() needs a postgresql:// store, and this is a {self.label} store."
         )
 
     @abstractmethod

@@ -25,6 +25,7 @@ from flowfabric_worker.engine.stores.base import (
     Reply,
     Store,
     StoreInfo,
+    StoreTransaction,
     Subscription,
     TransactionCall,
 )
@@ -50,7 +51,12 @@ from flowfabric_worker.engine.stores.postgres_install import (
     remove_schema,
 )
 from flowfabric_worker.engine.stores.postgres_topics import Topics
-from flowfabric_worker.engine.stores.postgres_transactions import IDENTITY, joined
+from flowfabric_worker.engine.stores.postgres_transactions import (
+    IDENTITY,
+    HandlerConnection,
+    HandlerTransaction,
+    joined,
+)
 from flowfabric_worker.engine.stores.sql_library import sql_library
 
 _DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, NoFreeConnectionError, OSError, TypeError)
@@ -148,6 +154,12 @@ class PostgresStore(Store):
     def join(self, connection: object) -> TransactionCall:
         functions = self.library.schema_of(self.schema)
         return joined(connection, functions, self._identity, self.install, decoded, self.translate)
+
+    def begin_transaction(self) -> StoreTransaction:
+        conninfo, timeout = (self._pool.connection_kwargs[name] for name in ("conninfo", "timeout"))
+        with self._translated():
+            connection = HandlerConnection.connect(conninfo, connect_timeout=max(1, round(timeout)))
+        return HandlerTransaction(connection, self.library.schema_of(self.schema), decoded, self.translate)
 
     def subscribe(self, topic: str) -> Subscription:
         topics = self._topics
@@ -334,9 +346,13 @@ class PostgresStore(Store):
         return translate(error, self.address)
 
 
-def _answer(connection: PostgresConnection, deadline: float) -> Reply | ServerError:
-    """Return what the next call of a pipeline was answered."""
-    answer: Reply | ServerError | None = None
+def _answer(connection: PostgresConnection, deadline: float) -> Reply | Exception:
+    """Return what the next call of a pipeline was answered.
+
+    Raises:
+        psycopg.OperationalError: the connection is lost, and with it the answers to the calls behind.
+    """
+    answer: Reply | Exception | None = None
     while True:
         result = connection.result(deadline)
         if result is None:
@@ -348,6 +364,8 @@ def _answer(connection: PostgresConnection, deadline: float) -> Reply | ServerEr
             answer = decoded(result.get_value(0, 0) or b"")
         else:
             answer = problem_of(result)
+            if isinstance(answer, psycopg.OperationalError):
+                raise answer
 
 
 def decoded(value: bytes) -> Reply:
