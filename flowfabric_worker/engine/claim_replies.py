@@ -8,8 +8,9 @@ from typing import Any
 
 from flowfabric_worker.engine.core import execution_id
 from flowfabric_worker.engine.damage import Damage
+from flowfabric_worker.engine.flow_replies import decode_inputs
 from flowfabric_worker.engine.handle import HANDLE_KINDS, Handle
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, FlowId
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.claiming import Claimed, EndedByClaim
 from flowfabric_worker.engine.types.states import PublicState
@@ -26,7 +27,7 @@ from flowfabric_worker.engine.wire import (
 )
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_NO_FURTHER = (b"",) * 6
+_NO_FURTHER = (b"",) * 7
 
 
 class Decoding(Damage):
@@ -48,7 +49,10 @@ class Decoding(Damage):
         work_class = decode_class(class_data)
         _, epoch, attempt_id = decode_fence(fence)
         now = decode_attempt(attempt)
-        tags, deadline, timeout, retries, reclaims, headers = unpack(further[0]) if further else _NO_FURTHER
+        tags, deadline, timeout, retries, reclaims, headers, flow, *_ = (
+            [*unpack(further[0]), b""] if further else _NO_FURTHER
+        )
+        inputs, cursor = decode_inputs(partition, further[2]) if flow and len(further) > 2 else ((), None)
         return Claimed(
             handle=Handle(
                 backend=self.store.label,
@@ -78,6 +82,9 @@ class Decoding(Damage):
             retry_count=int(retries) if retries else 0,
             reclaim_count=int(reclaims) if reclaims else 0,
             journal=unpack_pairs(further[1]) if further and further[1] else _NOTHING,
+            flow_id=FlowId(flow.decode()) if flow else None,
+            inputs=inputs,
+            inputs_cursor=cursor,
         )
 
 

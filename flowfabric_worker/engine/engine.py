@@ -8,6 +8,7 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.budgets import Budgets
 from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.feed import Feed
+from flowfabric_worker.engine.flows import Flows
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.maintenance import Maintenance
 from flowfabric_worker.engine.quotas import Quotas
@@ -20,6 +21,7 @@ from flowfabric_worker.engine.workers import Workers
 
 
 class Engine(
+    Flows,
     Schedules,
     Budgets,
     Quotas,

@@ -351,6 +351,10 @@ CODES: dict[str, Row] = {
         ("waitpoint_id", "why", "decision", "decided_by"),
     ),
     "flow_already_terminal": Row(StateError, False, "The flow has ended; create another one.", ("flow_id", "state")),
+    "flow_sealed": Row(StateError, False, "The flow is sealed and does not grow; create another one.", ("flow_id",)),
+    "flow_not_terminal": Row(
+        StateError, False, "The flow has not ended; wait for its end, or cancel it.", ("flow_id", "state")
+    ),
     "execution_not_in_flow": Row(
         StateError, False, "The execution is not a member of the flow; add it first.", ("execution_id", "flow_id")
     ),
@@ -382,6 +386,9 @@ CODES: dict[str, Row] = {
         True,
         "Too many secrets are in their grace; rotate again when one has expired.",
         ("limit",),
+    ),
+    "cycle_search_limit": Row(
+        ResourceExhaustedError, True, "The graph is too large to search it for cycles; submit it whole.", ("edge_id",)
     ),
     "too_many_tails": Row(
         ResourceExhaustedError, True, "Too many tails of this engine are waiting; end some of them.", ("limit",)

@@ -12,14 +12,16 @@ from flowfabric_worker.engine.stores.base import Reply
 T = TypeVar("T")
 
 
-def page_size(limit: int) -> int:
-    """Check the limit of a page, 0 to 1000, and return it.
+def page_size(limit: int, least: int = 0) -> int:
+    """Check the limit of a page, `least` to 1000, and return it.
 
     Raises:
         ValidationError: `invalid_input`.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_PAGE_SIZE:
-        raise ValidationError("invalid_input", f"The limit of a page must be 0 to {MAX_PAGE_SIZE}, not {limit!r}.")
+    if isinstance(limit, bool) or not isinstance(limit, int) or not least <= limit <= MAX_PAGE_SIZE:
+        raise ValidationError(
+            "invalid_input", f"The limit of a page must be {least} to {MAX_PAGE_SIZE}, not {limit!r}."
+        )
     return limit
 
 

@@ -265,7 +265,7 @@ class Record:
             "delay_until_ms": self._when("delay_until", state.public_state is PublicState.DELAYED),
             "deadline_at_ms": self.number("deadline"),
             "timeout_at_ms": self._when("timeout_at", state.lifecycle_phase is LifecyclePhase.ACTIVE),
-            "remove_at_ms": self.kept_until() if ended else None,
+            "remove_at_ms": self.kept_until() if ended and not self.raw("flow") else None,
             "suspended_at_ms": self.number("suspended_at"),
             "suspended_until_ms": self.number("suspended_until"),
         }
@@ -306,6 +306,17 @@ class Record:
             error_class=self.text("error_class"),
             detail=self.raw("error_detail") or b"",
         )
+
+    def outcome_of_edge(self, result: TerminalOutcome) -> ExecutionOutcome:
+        """Return what an edge passes on: the result of a success, or how else the execution ended.
+
+        Args:
+            result: what the edge says; the execution may have been replayed since.
+        """
+        codec = self.text("codec") or ""
+        if result is TerminalOutcome.SUCCESS:
+            return ExecutionOutcome(execution_id=self.execution_id, outcome=result, codec=codec, result=self.result())
+        return self.outcome() or ExecutionOutcome(execution_id=self.execution_id, outcome=result, codec=codec)
 
     def _policy(self, work_class: WorkClass) -> ExecutionPolicy:
         return self._read("policy", lambda data: decode_policy(data, work_class)) or decode_policy(None, work_class)

@@ -130,6 +130,10 @@ class Submission(EngineCore):
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
         """Check one creation, and return its partition and arguments."""
+        return self.creation(args, *self._identity(check_record(args, CreateExecutionArgs)))
+
+    def creation(self, args: CreateExecutionArgs, partition: int, uuid: str, key: bytes) -> tuple[int, Item]:
+        """Check a creation under a uuid and a packed key; return the partition and the arguments."""
         check_record(args, CreateExecutionArgs)
         terms = args.lane, args.task, args.codec, args.priority, args.policy, args.creator
         signals = self.limits.signals_per_execution
@@ -143,7 +147,6 @@ class Submission(EngineCore):
             raise ValidationError(
                 "invalid_input", "Give either a deadline or the policy's execution_deadline, not both."
             )
-        partition, uuid, key = self._identity(args)
         if args.policy.quota_policy_id is not None:
             self._check_quota(args.policy.quota_policy_id)
         return partition, (

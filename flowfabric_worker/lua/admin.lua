@@ -73,10 +73,11 @@ local function steps_to_forget(ctx, record, from)
   return names, place
 end
 
--- Remove what an ended execution has of its run, before it begins again. Return the changes to its record.
+-- Remove what an ended execution has of its run, before it begins again. Return the changes to its record. The result of a
+-- member of a flow stays for those that received it as an input.
 local function clear_run(ctx, record, names, place)
   call(
-    'HDEL', record.key, 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
+    'HDEL', record.key, record.flow and 'progress_at' or 'result', 'progress_percent', 'progress_message', 'progress_at', 'error', 'error_class',
     'error_detail', 'cancel_reason', 'cancelled_by', 'ended', 'retry_count', 'reclaim_count', 'revoke_reason'
   )
   if not place then
@@ -114,7 +115,7 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   local cleared = clear_run(ctx, record, names, place)
   local completed = record.words.outcome == 'success'
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
-  answer = { 'replayed', ff.READY .. ff.REPLAY }
+  answer = { 'replayed', (record.flow and ff.replay_member(ctx, record) or ff.READY) .. ff.REPLAY }
   ff.move(ctx, record, answer[2], {
     answered = ff.remember(record.answered, call_id, answer),
     replay_count = replays + 1,
@@ -304,7 +305,7 @@ end)
 -- purge: remove an ended execution with all its keys before its retention is over, or a damaged one in any phase.
 -- Arguments: uuid, pack{namespace}, call id.
 -- Replies: 'removed', or 'purged' of a damaged execution.
--- Errors: execution_not_found, execution_not_terminal.
+-- Errors: execution_not_found, execution_not_terminal, flow_not_terminal.
 ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
   local uuid, namespace, call_id = args[1], args[2], args[3]
   if ff.was_removed(ctx, call_id) then
@@ -321,6 +322,14 @@ ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
     return { 'purged' }
   elseif record.words.phase ~= 'terminal' then
     return ff.failure('execution_not_terminal', uuid, record.words.public)
+  end
+  local flow = record.flow and ff.flow(ctx, record.flow)
+  if flow and flow.ended == '' then
+    return ff.failure('flow_not_terminal', flow.id, flow.state)
+  elseif flow then
+    call('ZREM', flow.links, 'm' .. uuid, 'b' .. uuid)
+    ff.count_member(ctx, flow.id, record.words.public, nil)
+    ff.set_flow(ctx, flow, 'nodes', ff.text(tonumber(flow.nodes) - 1))
   end
   ff.remove(ctx, record)
   ff.remember_removal(ctx, call_id)

@@ -24,24 +24,24 @@ local function load_for_claim(ctx, uuid, _, class)
 end
 
 -- Return what a claimed execution has beyond plain work, or false: pack{tags, deadline, timeout, retry count, reclaim
--- count, headers} with '' for none, then the journal.
-local function further(record)
+-- count, headers, flow} with '' for none, then the journal, and for a member of a flow its inputs as ff.inputs returns them.
+local function further(ctx, record)
   if not (record.more or record.headers or record.timeout_at or record.journal and #record.journal > 0) then
     return false
   end
   local parts = {}
-  for i, name in ipairs({ 'tags', 'deadline', 'timeout_at', 'retry_count', 'reclaim_count', 'headers' }) do
+  for i, name in ipairs({ 'tags', 'deadline', 'timeout_at', 'retry_count', 'reclaim_count', 'headers', 'flow' }) do
     local value = record[name] or ''
     parts[i] = type(value) == 'number' and ff.text(value) or value
   end
-  return { ff.pack(parts), record.journal or {} }
+  return { ff.pack(parts), record.journal or {}, record.flow and ff.inputs(ctx, record, '') or nil }
 end
 
 -- Return what the worker gets of one claimed execution.
-local function claimed(record)
+local function claimed(ctx, record)
   return {
     record.uuid, record.fence, record.attempt, record.expires, record.class, record.priority, record.created,
-    record.payload, record.codec, record.policy, further(record),
+    record.payload, record.codec, record.policy, further(ctx, record),
   }
 end
 
@@ -151,8 +151,12 @@ function ff.exhausted(ctx, record, last)
   return true
 end
 
--- End an execution whose deadline has passed or whose reclaims are used up, and return whether it did.
+-- End an execution whose flow was cancelled, whose deadline has passed or whose reclaims are used up, and return whether it
+-- did.
 local function ends_here(ctx, record)
+  if record.flow and ff.follow_cancellation(ctx, record) then
+    return true
+  end
   local deadline = ff.number(record.deadline)
   if deadline and deadline <= ctx.now then
     ff.expire(ctx, record)
@@ -188,7 +192,7 @@ local function claimed_before(ctx, claims, claim_id)
     local record = ff.found(ctx, uuid, load_for_claim)
     local held = record and record.words.leased and tonumber(record.expires) > ctx.now
     if held and ff.fence_parts(record.fence) == claim_id then
-      items[#items + 1] = claimed(record)
+      items[#items + 1] = claimed(ctx, record)
     end
   end
   return items
@@ -207,7 +211,7 @@ local function claim_lanes(ctx, lanes, limit, lease)
       ff.each_ready(ctx, lane.classes, wanted, claimable, function(record)
         ff.spend(ctx, 2, #(record.payload or '') + tonumber(record.journal_bytes or '0'))
         if not ff.isolated(ctx, record.uuid, take, record, lease) then
-          items[#items + 1] = claimed(record)
+          items[#items + 1] = claimed(ctx, record)
         end
         return true
       end)
@@ -388,7 +392,7 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   end
   local words = record.words
   if words.leased and tonumber(record.expires) > ctx.now and ff.fence_parts(record.fence) == claim_id then
-    return { 'claimed', claimed(record) }
+    return { 'claimed', claimed(ctx, record) }
   elseif not words.claimable then
     return ff.failure('execution_not_leaseable', uuid, words.public)
   elseif mode == 'resumed' and (words.phase ~= 'runnable' or words.attempt ~= 'attempt_interrupted') then
@@ -409,10 +413,12 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
     return ff.failure('execution_not_leaseable', uuid, 'expired')
+  elseif record.flow and ff.follow_cancellation(ctx, record) then
+    return ff.failure('execution_not_leaseable', uuid, 'cancelled')
   elseif ff.exhausted(ctx, record) then
     return ff.failure('execution_not_leaseable', uuid, 'failed')
   end
   ff.keep_instance(ctx, claims, ttl)
   take(ctx, record, new_lease(ctx, claim_id, holder, ttl))
-  return { 'claimed', claimed(record) }
+  return { 'claimed', claimed(ctx, record) }
 end)

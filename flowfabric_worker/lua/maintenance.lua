@@ -32,6 +32,9 @@ function ff.remove(ctx, record)
   record.words = nil
 end
 
+-- How many members of a flow one entry removes.
+local MEMBERS_REMOVED = 16
+
 -- The fields that a removal reads.
 local REMOVED = { 'state', 'class', 'policy', 'ended', 'dedup_until', 'idempotency_key', 'keys', 'budgets' }
 
@@ -70,6 +73,34 @@ local function draw_of(record)
   return drawn % 2 ^ 32 / 2 ^ 32
 end
 
+-- Remove some members of a flow whose retention is over, or which was not built in time, and the flow with the last of them.
+function ff.remove_flow(ctx, id)
+  local flow = ff.flow(ctx, id)
+  if not flow or flow.building == '' and flow.ended == '' then
+    return
+  end
+  local uuids = ff.links(ctx, flow, 'm', '', MEMBERS_REMOVED)
+  for _, uuid in ipairs(uuids) do
+    ff.isolated(ctx, uuid, function()
+      local record = ff.load(ctx, uuid)
+      if record then
+        ff.remove(ctx, record)
+      end
+    end)
+    call('ZREM', flow.links, 'm' .. uuid)
+  end
+  if #uuids == MEMBERS_REMOVED then
+    ff.due_at(ctx, 'retention', 'y' .. id, ctx.now)
+    return
+  end
+  for _, kind in ipairs({ 'flow', 'links', 'edges', 'groups' }) do
+    call('UNLINK', ff.flow_key(ctx, kind, id))
+  end
+  call('ZREM', ctx.base .. ':flows', flow.ns .. id)
+  call('ZREM', ctx.base .. ':building', flow.ns .. id)
+  flow.is_gone = true
+end
+
 -- Handle a timeout or a lapsed lease, whichever came first.
 local function lapse(ctx, record)
   if is_due(ctx, record.timeout_at) and tonumber(record.timeout_at) <= tonumber(record.expires) then
@@ -90,7 +121,7 @@ local function handle_one(ctx, record)
   if words.foreign then
     return false
   elseif words.phase == 'terminal' then
-    if ff.kept_until(record) <= ctx.now then
+    if not record.flow and ff.kept_until(record) <= ctx.now then
       ff.remove(ctx, record)
     end
     return false
@@ -187,6 +218,12 @@ local HANDLERS = {
   u = function(ctx, budget)
     ff.forget_reports(ctx, budget)
   end,
+  j = function(ctx, job)
+    return ff.resume_job(ctx, job)
+  end,
+  y = function(ctx, flow)
+    ff.remove_flow(ctx, flow)
+  end,
 }
 
 -- Handle one entry. A damaged entry, or one that only a newer release knows, is postponed.
@@ -277,6 +314,7 @@ function ff.run_due(ctx, limit, share)
   local handled = run_index(ctx, 'due', ctx.now, 0, limit)
   local delays, lanes = run_delays(ctx, rest_of(limit, handled))
   if handled + delays > 0 then
+    ff.run_jobs(ctx)
     ff.flush_gates(ctx)
     ff.flush_ready(ctx)
     ff.flush_due(ctx)
@@ -381,8 +419,8 @@ end)
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':following', ':due', ':delayed', ':retention', ':waiting',
   ':waiters', ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task',
-  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':gated', ':quotas',
-  ':meta',
+  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':gated', ':quotas', ':flows',
+  ':building', ':jobs', ':meta',
 }
 
 -- Remove at most `limit` members of an index and what they name; return whether those were all.
@@ -423,6 +461,13 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
       call('DEL', ctx.base .. ':' .. ff.state_index(namespace, state))
     end
   end)
+  for _, index in ipairs({ ':flows', ':building' }) do
+    is_empty = is_empty and empty(ctx, index, limit, function(member)
+      for _, kind in ipairs({ 'flow', 'links', 'edges', 'groups' }) do
+        call('UNLINK', ff.flow_key(ctx, kind, (ff.behind_first(member))))
+      end
+    end)
+  end
   is_empty = is_empty and empty(ctx, ':lane_sets', limit, function(member)
     call('DEL', ctx.base .. ':idle:' .. string.match(member, '%z([^%z]*)$'))
   end) and empty(ctx, ':budgets', limit, function(budget)

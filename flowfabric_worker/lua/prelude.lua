@@ -35,6 +35,7 @@
 --   :tasks, :task            the published tasks in order, and the entry of each
 --   :budgets, :budget        the budgets in order, and the entry of each; for their further keys see prelude_budgets.lua
 --   :schedules, :schedule    the schedules in order, and the entry of each; kept until they are removed
+--   :flows, :jobs    the flows, by namespace and id, and how far their unfinished jobs came; see prelude_flows.lua
 --   :suspended       zset    the suspended executions, by namespace, since when, and id
 --   :secrets         hash    the secrets that sign waitpoint tokens, see prelude_secrets.lua
 --   :leaders, :leader        per group of schedules until when it has a leader, and which process that is
@@ -239,6 +240,12 @@ function ff.begin(keys)
     passed = 0,
     has_progressed = false,
     announced = false,
+    flows = {},
+    changed_flows = {},
+    jobs = {},
+    jobs_at = {},
+    resumed = {},
+    handled = 0,
   }
 end
 

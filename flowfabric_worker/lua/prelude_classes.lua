@@ -53,6 +53,13 @@ function ff.register_class(ctx, class, limit)
   return true
 end
 
+-- Return whether a class is registered, or its lane may have one more.
+function ff.has_place_for_class(ctx, class)
+  local classes, lane = ctx.base .. ':classes', ff.class(class).lane
+  return call('ZSCORE', classes, class) ~= false
+    or call('ZLEXCOUNT', classes, '[' .. lane, '(' .. lane .. ':') < ff.MAX_CLASSES_PER_LANE
+end
+
 -- Add a lane to the list of lanes. `lane` is pack{namespace, lane}; `listed` is pack{namespace} followed by the name.
 function ff.register_lane(ctx, lane, listed)
   if call('ZADD', ctx.base .. ':lanes', 0, listed) == 1 then

@@ -8,6 +8,9 @@ function ff.end_lease(ctx, record, list, told)
   if told then
     ff.tell_holder(ctx, record)
   end
+  if record.flow then
+    ff.follow_cancellation(ctx, record)
+  end
 end
 
 -- End an attempt whose execution continues. Return the fields to write; `reason` closes the stream of the attempt.
@@ -56,6 +59,9 @@ function ff.finish(ctx, record, outcome, list, told)
   ff.wake_tails(ctx, record)
   ctx.ended = ctx.ended + 1
   ff.announce(ctx, record, outcome, watchers)
+  if record.flow then
+    ff.note_member_end(ctx, record)
+  end
 end
 
 -- Write the end of an execution into the feed and tell the topics that wait for it.

@@ -18,7 +18,7 @@ ff.CORE = { 'state', 'class', 'priority', 'place', 'fence', 'expires', 'attempt'
 ff.MORE = {
   'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'ended', 'reserved_for', 'reserved_until', 'retry_count',
   'reclaim_count', 'tags', 'watchers', 'suspension', 'suspended_at', 'suspended_until', 'timeout_left', 'stream', 'budgets',
-  'slot_until',
+  'slot_until', 'flow',
 }
 -- The fields that make `more` true: all but the end, since everything is read of ended work.
 local NEEDS_MORE = {}
@@ -152,10 +152,13 @@ end
 
 -- Return what the indexes must say of a record: its public state, its score among the ready ones, its next moment, and the
 -- due index of that moment: 'due' for leases, deadlines and reservations, the lane's delays, or 'retention' for ended work.
--- An execution stands in one of these, at its earliest moment.
+-- An execution stands in one of these, at its earliest moment; a member of a flow is kept as long as its flow.
 function ff.derive(record)
   local words = record.words
   if words.phase == 'terminal' then
+    if record.flow then
+      return words.public
+    end
     return words.public, nil, ff.kept_until(record), 'retention'
   end
   local ready, due, index
@@ -222,6 +225,9 @@ end
 function ff.follow(ctx, record, public, ready, due, index, old_public, old_ready, old_due, old_index)
   if old_public ~= public then
     ff.count(ctx, record.class, record.uuid, old_public, public)
+    if record.flow then
+      ff.count_member(ctx, record.flow, old_public, public)
+    end
   end
   if old_ready ~= ready then
     ff.ready_at(ctx, record.class, record.uuid, ready or false)

@@ -61,7 +61,9 @@ end
 
 -- Bring everything up to date that this call noted, and wake the waiters that it concerns.
 function ff.flush(ctx)
+  ff.run_jobs(ctx)
   ff.keep_pace(ctx)
+  ff.flush_flows(ctx)
   flush_gone(ctx)
   ff.flush_listings(ctx)
   ff.flush_gates(ctx)

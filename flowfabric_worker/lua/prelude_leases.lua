@@ -2,15 +2,15 @@
 
 -- Namespaces --------------------------------------------------------------------------------------------------------
 
--- Return whether an execution belongs to a namespace, even if its record is damaged.
+-- Return whether an execution belongs to a namespace and is not hidden, even if its record is damaged.
 function ff.is_in_namespace(ctx, namespace, uuid)
-  return call('ZSCORE', ctx.base .. ':ids', namespace .. uuid) ~= false
+  return call('ZSCORE', ctx.base .. ':ids', namespace .. uuid) ~= false and not ff.is_hidden(ctx, uuid)
 end
 
 -- Load the record of an execution of a namespace. Return it, or nil and the failure.
 function ff.load_in(ctx, namespace, uuid, fields)
   local record, failure = ff.load(ctx, uuid, fields)
-  if record and ff.class(record.class).namespace ~= namespace then
+  if record and (ff.class(record.class).namespace ~= namespace or record.flow and ff.is_hidden(ctx, uuid)) then
     return nil, ff.failure('execution_not_found', uuid)
   end
   return record, failure

@@ -23,6 +23,7 @@ local DIMENSIONS = {
 ff.READY = 'ruewn'
 ff.DELAYED = 'rutdn'
 ff.BACKOFF = 'rutbn'
+ff.WAITING_FOR_EDGES = 'rudhn'
 ff.RESUMING = 'rutrn'
 ff.FIRST = 'f'
 ff.RETRY = 't'

@@ -142,7 +142,7 @@ ff.register('list_executions', { 'no-writes' }, function(ctx, args)
     if not may_be_shown or may_be_shown[uuid] ~= false then
       local key = ff.record_key(ctx, uuid)
       local values = show_gates(ctx, fields, values_of(key, fields))
-      if not values or values[1] or call('EXISTS', key) == 1 then
+      if (not values or values[1] or call('EXISTS', key) == 1) and not ff.is_hidden(ctx, uuid) then
         rows[#rows + 1] = { uuid, values }
       end
       ff.spend(ctx, 1, bytes_of(values))

@@ -22,7 +22,10 @@ local function kind_of(text)
   local kind = known_kinds[text]
   if not kind then
     local parts = ff.unpack(text)
-    kind = { class = parts[1], priority = parts[2], window_ms = tonumber(parts[3]), codec = parts[4], fields = {} }
+    kind = {
+      class = parts[1], priority = parts[2], window_ms = tonumber(parts[3]), codec = parts[4], policy = parts[5],
+      fields = {},
+    }
     for i = 1, #KIND_FIELDS do
       if KIND_FIELDS[i] then
         add_field(kind.fields, KIND_FIELDS[i], parts[i])
@@ -75,6 +78,9 @@ local function add_more(ctx, list, record, key, window_ms)
   if record.deadline then
     ff.append(list, { 'deadline', record.deadline })
   end
+  if record.flow then
+    ff.append(list, { 'flow', record.flow })
+  end
   if key ~= '' then
     record.dedup_until = ctx.now + window_ms
     ff.append(list, { 'idempotency_key', key, 'dedup_until', record.dedup_until })
@@ -84,18 +90,18 @@ local function add_more(ctx, list, record, key, window_ms)
   record.more = 1
 end
 
--- Write the record of a new execution whose arguments begin at `at`.
-local function write(ctx, kind, args, at, address)
+-- Write the record of a new execution whose arguments begin at `at`. A member of a flow waits until its flow lets it run.
+local function write(ctx, kind, args, at, address, flow)
   local uuid, delay, deadline, key = args[at], args[at + 2], args[at + 3], args[at + 4]
   local payload, tags, headers = args[at + 5], args[at + 6], args[at + 7]
   local now = ctx.now
   local moment = delay ~= '' and ff.moment(delay, now)
   local delayed = moment and moment > now
-  local state = (delayed and ff.DELAYED or ff.READY) .. ff.FIRST
+  local state = (flow and ff.WAITING_FOR_EDGES or delayed and ff.DELAYED or ff.READY) .. ff.FIRST
   local record = {
     uuid = uuid, key = address, words = ff.words(state), class = kind.class, priority = kind.priority,
     place = delayed and moment or now, delay_until = delayed and moment,
-    deadline = deadline ~= '' and ff.moment(deadline, now),
+    deadline = deadline ~= '' and ff.moment(deadline, now), policy = kind.policy, flow = flow and flow.id,
   }
   local list = {
     'state', state, 'place', record.place, 'created', ctx.now_text, unpack(kind.fields), -- bounded: the fields of a kind
@@ -103,12 +109,33 @@ local function write(ctx, kind, args, at, address)
   add_field(list, 'payload', payload)
   add_field(list, 'tags', tags)
   add_field(list, 'headers', headers)
-  if key ~= '' or tags ~= '' or record.delay_until or record.deadline then
+  if key ~= '' or tags ~= '' or record.delay_until or record.deadline or flow then
     add_more(ctx, list, record, key, kind.window_ms)
   end
   call('HSET', address, unpack(list)) -- bounded: the fields of one record
   ff.follow(ctx, record, ff.derive(record))
+  if flow then
+    ff.join_flow(ctx, flow, record)
+  end
   return { 'created', record.uuid, state }
+end
+
+-- Return the failure of a member that cannot be created with its flow, or nil.
+function ff.refuse_member(ctx, args, at)
+  local class = kind_of(args[at + 1]).class
+  if call('EXISTS', ff.record_key(ctx, args[at])) == 1 then
+    return ff.failure('conflict')
+  elseif not ff.has_place_for_class(ctx, class) then
+    return ff.failure('too_many_classes', ff.class(class).lane_name, ff.MAX_CLASSES_PER_LANE)
+  end
+  return nil
+end
+
+-- Create a member of a flow. Its arguments begin at `at`, and its key is unique in the flow.
+function ff.create_member(ctx, args, at, flow)
+  local kind = kind_of(args[at + 1])
+  ff.register_class(ctx, kind.class)
+  return write(ctx, kind, args, at, ff.record_key(ctx, args[at]), flow)
 end
 
 -- Create the execution whose arguments begin at `at`.

@@ -19,6 +19,7 @@ from flowfabric_worker.engine.types.streams import Frame, FrameAppend
 from tests.support.budget_operations import BUDGET_REFUSALS
 from tests.support.dumps import Dump
 from tests.support.executions import BOOM, LANE, creation, refused, request
+from tests.support.flow_operations import FLOW_REFUSALS
 from tests.support.operations import NUMBERED, OPERATIONS, PUBLISHED, SECOND, START, SUMMARY, beat
 from tests.support.quota_operations import QUOTA_REFUSALS
 from tests.support.refusals import (
@@ -101,6 +102,7 @@ REFUSALS: dict[str, Case] = {
     # budgets
     **BUDGET_REFUSALS,
     **QUOTA_REFUSALS,
+    **FLOW_REFUSALS,
     # holding
     "renew: for longer than a lease may be": held(
         "invalid_input", lambda engine, handle: engine.renew(attrs.evolve(handle, lease_ttl_ms=2**63))

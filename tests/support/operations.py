@@ -30,6 +30,7 @@ from flowfabric_worker.engine.types.streams import Frame, FrameAppend, StreamCur
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
 from tests.support.budget_operations import BUDGET_OPERATIONS
 from tests.support.executions import BOOM, LANE, claim_one, created, creation, request, running
+from tests.support.flow_operations import FLOW_OPERATIONS
 from tests.support.quota_operations import QUOTA_OPERATIONS
 from tests.support.suspension_operations import SUSPENSION_OPERATIONS
 from tests.support.suspensions import signal, suspended
@@ -360,6 +361,7 @@ OPERATIONS: dict[str, Arrange] = {
     "resume_schedule": _resume_schedule,
     "remove_schedule": _scheduled(lambda engine: engine.remove_schedule("beat"), ticked=True),
     **SUSPENSION_OPERATIONS,
+    **FLOW_OPERATIONS,
     **BUDGET_OPERATIONS,
     **QUOTA_OPERATIONS,
     "list_expired_leases": _expired_leases,

@@ -1,0 +1,276 @@
+-- Edges and groups. A group is all edges that lead to one member, with the policy that says when they let it run.
+--
+-- An edge is unresolved exactly while its upstream execution has not ended. A group counts its resolved edges; a counter
+-- changes only when the result of an edge does, so what is repeated counts nothing. A result other than success belongs to
+-- the life of the group in which it came: a group that is opened again begins a life, and counts such edges no more.
+
+-- The parts of a stored edge: both ends, the argument that receives the result or '', kind, when it was staged, its place in
+-- the order of staging, '1' if it was applied, its result ('s' success, 'f' failure, 'k' skipped, or ''), and the group's life
+-- at the time of the result.
+local EDGE = { 'up', 'down', 'ref', 'kind', 'created', 'place', 'applied', 'result', 'life' }
+
+-- The parts of a stored group: policy, how many successes it wants, what becomes of the other upstream executions, numbers of
+-- edges, of successes, of failures and of skips, state, life, '1' once one of its edges was applied, and the upstream
+-- execution whose end decided it. Numbers are those in NUMBERS.
+local GROUP = { 'policy', 'k', 'others', 'n', 'ok', 'bad', 'skip', 'state', 'life', 'force', 'decided' }
+local NUMBERS = { k = true, n = true, ok = true, bad = true, skip = true, life = true }
+
+-- The counter of each result.
+local COUNTERS = { s = 'ok', f = 'bad', k = 'skip' }
+
+-- Return what is stored as a text of named parts. Parts that a newer release added are kept.
+local function read_parts(text, names)
+  local parts, thing = ff.unpack(text), { further = {} }
+  for i, name in ipairs(names) do
+    thing[name] = NUMBERS[name] and names == GROUP and tonumber(parts[i]) + 0 or parts[i] .. ''
+  end
+  for i = #names + 1, #parts do
+    thing.further[i - #names] = parts[i]
+  end
+  return thing
+end
+
+-- Return the stored form of what has named parts.
+local function write_parts(thing, names)
+  local parts = {}
+  for i, name in ipairs(names) do
+    local value = thing[name]
+    parts[i] = type(value) == 'number' and ff.text(value) or value
+  end
+  ff.append(parts, thing.further)
+  return ff.pack(parts)
+end
+
+local function packed(things, names)
+  local list = {}
+  for id, thing in pairs(things) do
+    list[#list + 1], list[#list + 2] = id, write_parts(thing, names)
+  end
+  return list
+end
+
+-- Return the edges of a flow that this call changed: id, text, id, text, ...
+function ff.packed_edges(flow)
+  return packed(flow.new_edges, EDGE)
+end
+
+-- Return the groups of a flow that this call changed, in the same way.
+function ff.packed_groups(flow)
+  return packed(flow.new_groups, GROUP)
+end
+
+-- Load what a page names and this call has not loaded.
+local function load_missing(ctx, flow, kind, ids, loaded)
+  local missing = {}
+  for _, id in ipairs(ids) do
+    if loaded[id] == nil then
+      missing[#missing + 1] = id
+      loaded[id] = false
+    end
+  end
+  if #missing > 0 then
+    local texts = call('HMGET', ff.flow_key(ctx, kind, flow.id), unpack(missing)) -- bounded: the caller's page
+    ff.spend(ctx, 1 + #missing / 32, 0)
+    for i, id in ipairs(missing) do
+      loaded[id] = texts[i]
+    end
+  end
+end
+
+-- Return one thing that was loaded, read from its text when it is first used. What is damaged is taken for absent.
+local function read_loaded(loaded, id, names)
+  if type(loaded[id]) == 'string' then
+    local good, thing = pcall(read_parts, loaded[id], names)
+    loaded[id] = good and thing
+  end
+  return loaded[id] or nil
+end
+
+-- Load the edges of a page, and the groups to which they lead.
+function ff.load_edges(ctx, flow, ids)
+  load_missing(ctx, flow, 'edges', ids, flow.edge_of)
+end
+
+-- Load the groups of a page.
+function ff.load_groups(ctx, flow, uuids)
+  load_missing(ctx, flow, 'groups', uuids, flow.group_of)
+end
+
+-- Return an edge of a flow, or nil if there is none. Each is loaded once per call.
+function ff.edge(ctx, flow, id)
+  ff.load_edges(ctx, flow, { id })
+  return read_loaded(flow.edge_of, id, EDGE)
+end
+
+-- Return the group of a member, or nil if no edge leads to it and it has no policy.
+function ff.group(ctx, flow, uuid)
+  ff.load_groups(ctx, flow, { uuid })
+  return read_loaded(flow.group_of, uuid, GROUP)
+end
+
+-- Note that an edge or a group has changed. It is written at the end of the call.
+function ff.change_edge(ctx, flow, id, edge)
+  flow.edge_of[id], flow.new_edges[id] = edge, edge
+  ctx.changed_flows[flow.id] = flow
+end
+
+function ff.change_group(ctx, flow, uuid, group)
+  flow.group_of[uuid], flow.new_groups[uuid] = group, group
+  ctx.changed_flows[flow.id] = flow
+end
+
+-- Return a group without edges.
+function ff.new_group(policy, k, others)
+  return {
+    policy = policy, k = k, others = others, n = 0, ok = 0, bad = 0, skip = 0, state = 'pending', life = 0, force = '',
+    decided = '', further = {},
+  }
+end
+
+-- Return a group that was packed by the caller: policy, k, others, number of edges.
+function ff.group_from(text)
+  local parts = ff.unpack(text)
+  local group = ff.new_group(parts[1], tonumber(parts[2]), parts[3])
+  group.n, group.force = tonumber(parts[4]), '1'
+  return group
+end
+
+-- Add an edge to a flow and return it. `links` receives what must be linked.
+function ff.new_edge(ctx, flow, id, up, down, ref, kind, links)
+  local place = flow.edges
+  local edge = {
+    up = up, down = down, ref = ref, kind = kind, created = ctx.now_text, place = place, applied = '', result = '',
+    life = '0', further = {},
+  }
+  ff.set_flow(ctx, flow, 'edges', ff.text(tonumber(place) + 1))
+  ff.change_edge(ctx, flow, id, edge)
+  ff.append(links, { 0, 'o' .. up .. ':' .. id, 0, 'i' .. down .. ':' .. id })
+  if ref ~= '' then
+    ff.append(links, { 0, 'd' .. down .. ':' .. string.format('%012.0f', tonumber(place)) .. ':' .. id })
+  end
+  return edge
+end
+
+-- Return the result of an edge that counts: '' while it is unresolved.
+function ff.result_of(edge, group)
+  return (edge.result == 's' or tonumber(edge.life) == group.life) and edge.result or ''
+end
+
+-- Return the state of an edge as readers see it.
+function ff.edge_state(edge, group)
+  local result = group and ff.result_of(edge, group) or ''
+  if result ~= '' then
+    return result == 's' and 'satisfied' or 'impossible'
+  end
+  return edge.applied ~= '' and 'applied' or 'staged'
+end
+
+-- Return how many edges a group still waits for.
+function ff.unresolved(group)
+  return group.n - group.ok - group.bad - group.skip
+end
+
+-- Deciding ----------------------------------------------------------------------------------------------------------
+
+-- Return 'satisfied' or 'impossible' as soon as the results of a group prove it, else nil.
+local function verdict_of(group, is_sealed)
+  local lost = group.bad + group.skip
+  if group.policy == 'all_of' then
+    return lost > 0 and 'impossible' or group.ok == group.n and 'satisfied'
+  elseif group.policy == 'all_ended' then
+    return ff.unresolved(group) == 0 and 'satisfied'
+  elseif group.ok >= group.k then
+    return 'satisfied'
+  end
+  -- While a flow is being built, a group that wants more edges than it has may get them.
+  return (group.k <= group.n or is_sealed) and lost > group.n - group.k and 'impossible'
+end
+
+-- Let a member that waited for its edges run: at once, or when its delay is over.
+function ff.let_run(ctx, record)
+  local kind, later = string.sub(record.words.state, 6), (ff.number(record.delay_until) or 0) > ctx.now
+  local state = not later and ff.READY or kind == ff.RETRY and ff.BACKOFF or ff.DELAYED
+  ff.spend(ctx, 4, 0)
+  ff.move(ctx, record, state .. kind, {})
+end
+
+-- End a member of a flow because of what the flow decided. `why` names the reason of a cancellation.
+function ff.cancel_member(ctx, record, why)
+  ff.spend(ctx, 8, 0)
+  ff.finish(ctx, record, 'cancelled', { 'cancel_reason', why, 'cancelled_by', 'flow' }, true)
+end
+
+-- Let a member that waits run, skip it, or cancel it with its flow, as its group was decided.
+local function carry_out(ctx, flow, record, group)
+  if record.words.eligibility ~= 'blocked_by_dependencies' then
+    return
+  elseif ff.is_cancelling(flow) then
+    ff.cancel_member(ctx, record, flow.cancel_reason)
+  elseif group.state == 'satisfied' then
+    ff.let_run(ctx, record)
+  else
+    ff.spend(ctx, 8, 0)
+    local why = '{fp:' .. ctx.partition .. '}:' .. group.decided
+    ff.finish(ctx, record, 'skipped', { 'error', 'dependency_impossible ' .. why })
+  end
+end
+
+-- Decide a group that is in force and pending, if its results prove it. `up` is the upstream execution that was resolved.
+function ff.decide_group(ctx, flow, uuid, group, up)
+  local verdict = group.state == 'pending' and group.force ~= '' and verdict_of(group, flow.sealed ~= '')
+  if not verdict then
+    return
+  end
+  group.state, group.decided = verdict, up
+  ff.change_group(ctx, flow, uuid, group)
+  local record = ff.load(ctx, uuid)
+  if record then
+    carry_out(ctx, flow, record, group)
+  end
+  local cancels = group.others == 'cancel_remaining' and (group.policy ~= 'all_of' or verdict == 'impossible')
+  if cancels and ff.unresolved(group) > 0 then
+    ff.enqueue(ctx, 'others', flow.id .. ':' .. uuid)
+  end
+end
+
+-- Let a skipped member wait for its edges again, and what was skipped behind it.
+local function wait_again(ctx, flow, uuid)
+  local record = ff.load(ctx, uuid)
+  if record and record.words.outcome == 'skipped' then
+    ff.spend(ctx, 6, 0)
+    call('HDEL', record.key, 'error', 'ended')
+    record.ended = false
+    ff.move(ctx, record, ff.WAITING_FOR_EDGES .. ff.REPLAY, { place = ctx.now })
+    ff.enqueue(ctx, 'opened', flow.id .. ':' .. uuid)
+  end
+end
+
+-- Begin another life of a group, in which only successes count.
+function ff.open_group(ctx, flow, uuid, group)
+  group.life, group.bad, group.skip, group.state, group.decided = group.life + 1, 0, 0, 'pending', ''
+  ff.change_group(ctx, flow, uuid, group)
+end
+
+-- Give an edge the result of its upstream execution, '' for none, and draw the consequences for its group. A success stands.
+function ff.resolve(ctx, flow, id, edge, result)
+  local group = ff.group(ctx, flow, edge.down)
+  local before = ff.result_of(edge, group)
+  if before == result or before == 's' then
+    return
+  elseif before ~= '' then
+    group[COUNTERS[before]] = group[COUNTERS[before]] - 1
+  end
+  if result ~= '' then
+    group[COUNTERS[result]] = group[COUNTERS[result]] + 1
+  end
+  edge.result, edge.life = result, ff.text(group.life)
+  ff.change_edge(ctx, flow, id, edge)
+  ff.change_group(ctx, flow, edge.down, group)
+  if group.state == 'impossible' and (result == '' or result == 's') then
+    group.state, group.decided = 'pending', ''
+    wait_again(ctx, flow, edge.down)
+  end
+  if result ~= '' then
+    ff.decide_group(ctx, flow, edge.down, group, edge.up)
+  end
+end
