@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from flowfabric_worker.engine.attempts import cut
 from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id, check_lane, check_name
@@ -31,7 +32,7 @@ from flowfabric_worker.engine.types.states import StateVector
 from flowfabric_worker.engine.wire import pack_texts
 
 
-class Admin(LanePauses):
+class Admin(LanePauses, BudgetDebts):
     """The operations of the area admin."""
 
     def cancel_execution(self, args: CancelExecutionArgs) -> CancelExecutionResult:
@@ -44,6 +45,7 @@ class Admin(LanePauses):
             ) from None
         reason = cut(args.reason, MAX_MESSAGE_BYTES)
         self.call("cancel_execution", target.partition_number, [*self._once(target), reason, source.value])
+        self.pay_ends({target.partition_number})
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:

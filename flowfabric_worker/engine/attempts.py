@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from flowfabric_worker.engine.backend.attempts import AttemptTransaction
 from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.core import EngineCore, as_error
 from flowfabric_worker.engine.errors import EngineError, ValidationError
@@ -68,7 +69,7 @@ class _Transaction(AttemptTransaction):
         self._transaction.roll_back()
 
 
-class AttemptOperations(EngineCore):
+class AttemptOperations(BudgetDebts):
     """The operations of the area attempts."""
 
     def renew(self, handle: Handle) -> LeaseRenewal:
@@ -111,6 +112,7 @@ class AttemptOperations(EngineCore):
             items.append((partition, (uuid, fence, optional(each.payload))))
         self._refuse_repeats_in(items)
         replies = self.call_items("complete_many", items)
+        self.pay_ends({partition for partition, _ in items})
         return [reply if isinstance(reply, EngineError) else None for reply in replies]
 
     def begin_transaction(self) -> AttemptTransaction:
@@ -133,6 +135,7 @@ class AttemptOperations(EngineCore):
         items = [self._failure_item(each) for each in failures]
         self._refuse_repeats_in(items)
         replies = self.call_items("fail_many", items)
+        self.pay_ends({partition for partition, _ in items})
         return [reply if isinstance(reply, EngineError) else _fail_outcome(reply) for reply in replies]
 
     def _failure_item(self, failure: Failure) -> tuple[int, Item]:
@@ -161,6 +164,7 @@ class AttemptOperations(EngineCore):
     def cancel(self, handle: Handle, reason: str = "") -> None:
         partition, uuid, fence = self.fenced(handle)
         self.call("cancel", partition, [uuid, fence, cut(reason, MAX_MESSAGE_BYTES)])
+        self.pay_ends({partition})
 
     def release(self, handle: Handle, delay: timedelta | None = None) -> None:
         _only(self.release_many([handle], delay))

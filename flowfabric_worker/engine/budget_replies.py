@@ -17,6 +17,8 @@ from flowfabric_worker.engine.types.budgets import (
     OnHardLimit,
     OnSoftLimit,
     ReportUsageResult,
+    ReserveBudgetResult,
+    SettleBudgetResult,
     UsageOutcome,
 )
 from flowfabric_worker.engine.wire import pack, unpack_text
@@ -88,8 +90,36 @@ def report_of(reply: Reply) -> ReportUsageResult:
     again, outcome, *breach = reply
     return ReportUsageResult(
         outcome=UsageOutcome(outcome.decode()),
-        dimension=breach[0].decode() if breach else None,
-        current_usage=int(breach[1]) if breach else None,
-        limit=int(breach[2]) if breach else None,
         already_applied=again == b"1",
+        **_breach_of(breach),
+        **_consequence(breach),
     )
+
+
+def reservation_of(reply: Reply) -> ReserveBudgetResult:
+    """Decode the answer to a reservation."""
+    again, outcome, *rest = reply
+    if outcome == b"reserved":
+        return ReserveBudgetResult(expires_at_ms=int(rest[0]), already_applied=again == b"1" or len(rest) > 1)
+    return ReserveBudgetResult(expires_at_ms=None, **_breach_of(rest), **_consequence(rest))
+
+
+def settlement_of(reply: Reply) -> SettleBudgetResult:
+    """Decode the answer to a settlement."""
+    again, outcome, *rest = reply
+    return SettleBudgetResult(
+        outcome=UsageOutcome(outcome.decode()),
+        late=rest[3] == b"late",
+        already_applied=again == b"1",
+        **_breach_of(rest),
+    )
+
+
+def _breach_of(breach: Reply) -> dict[str, Any]:
+    if not breach or not breach[0]:
+        return {}
+    return {"dimension": breach[0].decode(), "current_usage": int(breach[1]), "limit": int(breach[2])}
+
+
+def _consequence(breach: Reply) -> dict[str, Any]:
+    return {"consequence": OnHardLimit(breach[3].decode())} if len(breach) > 3 else {}

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
-from flowfabric_worker.engine.budget_replies import definition_item, report_of, status_of
+from flowfabric_worker.engine.budget_debts import BudgetDebts
+from flowfabric_worker.engine.budget_replies import (
+    definition_item,
+    report_of,
+    reservation_of,
+    settlement_of,
+    status_of,
+)
+from flowfabric_worker.engine.conditions import to_postfix
 from flowfabric_worker.engine.connection import new_call_id
-from flowfabric_worker.engine.core import EngineCore
-from flowfabric_worker.engine.ids import BudgetId, ExecutionId, check_execution_id, check_name
+from flowfabric_worker.engine.handle import Handle
+from flowfabric_worker.engine.ids import BudgetId, ExecutionId, check_execution_id, check_name, uuid7
+from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
-from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.types.budgets import (
     BudgetDefinition,
@@ -20,15 +29,18 @@ from flowfabric_worker.engine.types.budgets import (
     RecordSpendArgs,
     ReleaseBudgetResult,
     ReportUsageResult,
+    ReserveBudgetResult,
     ResetBudgetResult,
+    SettleBudgetResult,
     UsageDimensions,
 )
 from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.conditions import OperatorOnly
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.wire import pack
 
 
-class Budgets(EngineCore):
+class Budgets(BudgetDebts):
     """The operations of the area budgets."""
 
     def create_budget(self, args: CreateBudgetArgs) -> CreateBudgetResult:
@@ -39,7 +51,7 @@ class Budgets(EngineCore):
 
     def update_budget(self, budget_id: BudgetId, definition: BudgetDefinition) -> BudgetStatus:
         item = definition_item(check_record(definition, BudgetDefinition))
-        return self._status(budget_id, self._operate("update_budget", budget_id, *item)[1:])
+        return self._budget_status(budget_id, self._operate("update_budget", budget_id, *item)[1:])
 
     def reset_budget(self, budget_id: BudgetId) -> ResetBudgetResult:
         _, following = self._operate("reset_budget", budget_id)
@@ -50,7 +62,7 @@ class Budgets(EngineCore):
 
     def get_budget_status(self, budget_id: BudgetId) -> BudgetStatus:
         partition, budget = self._budget(budget_id)
-        return self._status(budget_id, self.call("read_budget", partition, [budget])[1:])
+        return self._budget_status(budget_id, self.call("read_budget", partition, [budget])[1:])
 
     def list_budgets(self, cursor: str | None = None, limit: int = 100) -> ListBudgetsPage:
         count = page_size(limit)
@@ -65,8 +77,23 @@ class Budgets(EngineCore):
             for address, *parts in self._budgets_of(partition, first, count + 1):
                 rows[address[len(self._packed_namespace) :].decode()] = parts
         names = sorted(rows)[: count + 1]
-        page = tuple(self._row(name, rows[name]) for name in names[:count])
+        page = tuple(self._budget_row(name, rows[name]) for name in names[:count])
         return ListBudgetsPage(budgets=page, next_cursor=names[count - 1] if len(names) > count else None)
+
+    def report_usage(self, handle: Handle, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
+        key = check_record(dimensions, UsageDimensions).dedup_key or ""
+        return report_of(self._use("report", handle, budget_id, key, dimensions))
+
+    def reserve_budget(
+        self, handle: Handle, budget_id: BudgetId, key: str, usage: UsageDimensions, hold: timedelta
+    ) -> ReserveBudgetResult:
+        held = milliseconds(hold, "hold", least=1)
+        return reservation_of(self._use("reserve", handle, budget_id, check_name(key, "key"), usage, str(held)))
+
+    def settle_budget(
+        self, handle: Handle, budget_id: BudgetId, key: str, usage: UsageDimensions
+    ) -> SettleBudgetResult:
+        return settlement_of(self._use("settle", handle, budget_id, check_name(key, "key"), usage))
 
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         partition, item = self._spend(budget_id, dimensions)
@@ -93,23 +120,51 @@ class Budgets(EngineCore):
         amounts = dict(zip(names, map(int, released[1::2]), strict=True))
         return ReleaseBudgetResult(budget_id=budget_id, released=amounts)
 
+    def _use(
+        self, what: str, handle: Handle, budget_id: BudgetId, key: str, usage: UsageDimensions, hold: str = ""
+    ) -> Reply:
+        """Use a budget on behalf of the holder of an execution; return the answer.
+
+        If the two are in different partitions this is a chain: the lease is checked, the budget is used, and the
+        execution is stopped if the budget says so. Each step may be repeated, and a chain that breaks off leaves
+        nothing that time or upkeep does not clear.
+        """
+        there, uuid, fence = self.fenced(handle)
+        here, budget = self._budget(budget_id)
+        amounts = _packed(check_record(usage, UsageDimensions))
+        call_id = new_call_id()
+        use: list[Argument] = [what, budget, call_id, key, amounts, hold]
+        suspension: list[Argument] = [str(uuid7()), pack(to_postfix(OperatorOnly()))]
+        if here == self.check_partition(there):
+            return self.call("use_budget", here, [uuid, fence, *use, *suspension])
+        begun = self.call("begin_use", there, [uuid, fence, call_id, budget, ""])
+        if begun[0] != b"begun":
+            return begun
+        answer = self.call("apply_use", here, [*use, uuid, str(there), begun[1]])
+        if answer[1] == b"reserved":
+            # The end of the execution frees what its record names; if this step is not reached, time does.
+            self.owing.add(there)
+            self.call("begin_use", there, [uuid, fence, call_id, budget, "1"])
+        if what != "settle" and answer[0] == b"" and answer[1] == b"hard_breach":
+            self.owing.add(there)
+            answer = self.call("stop_use", there, [uuid, fence, call_id, budget, *suspension, *answer])
+            self.pay(there)
+        elif what == "settle":
+            self.pay(here)
+        return answer
+
     def _operate(self, function: str, budget_id: BudgetId, *arguments: Argument) -> Reply:
         """Call a function that changes a budget once; return its reply."""
         partition, budget = self._budget(budget_id)
-        return self.call(function, partition, [budget, new_call_id(), *arguments])
-
-    def _budget(self, budget_id: object) -> tuple[int, bytes]:
-        """Return the partition of a budget, and its address there."""
-        name = check_name(budget_id, "a budget's id")
-        partition = partition_of_names((self.namespace, "budget", name), self.partitions)
-        return partition, self._packed_namespace + name.encode()
+        answer = self.call(function, partition, [budget, new_call_id(), *arguments])
+        self.pay(partition)
+        return answer
 
     def _spend(self, budget_id: BudgetId, usage: UsageDimensions) -> tuple[int, list[Argument]]:
         """Return the partition of a budget, and the arguments that every report of usage has."""
         check_record(usage, UsageDimensions)
         partition, budget = self._budget(budget_id)
-        amounts = pack(text for name, amount in usage.amounts().items() for text in (name, str(amount)))
-        return partition, [budget, new_call_id(), usage.dedup_key or "", amounts, self._packed_namespace]
+        return partition, [budget, new_call_id(), usage.dedup_key or "", _packed(usage), self._packed_namespace]
 
     def _budgets_of(self, partition: int, first: bytes, count: int) -> Iterator[Reply]:
         return read_rows(
@@ -118,10 +173,15 @@ class Budgets(EngineCore):
             count,
         )
 
-    def _status(self, budget_id: str, parts: Reply) -> BudgetStatus:
+    def _budget_status(self, budget_id: str, parts: Reply) -> BudgetStatus:
         return status_of(budget_id, self.namespace, parts)
 
-    def _row(self, name: str, parts: Reply) -> BudgetStatus | DamagedRow:
+    def _budget_row(self, name: str, parts: Reply) -> BudgetStatus | DamagedRow:
         if len(parts) == 1:
             return DamagedRow(name, parts[0].decode("utf-8", "replace"))
-        return self._status(name, parts)
+        return self._budget_status(name, parts)
+
+
+def _packed(usage: UsageDimensions) -> bytes:
+    """Encode what was used, by dimension."""
+    return pack(text for name, amount in usage.amounts().items() for text in (name, str(amount)))

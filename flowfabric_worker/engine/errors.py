@@ -1,16 +1,4 @@
-"""The errors of the engine: a tree of classes, and a table of codes.
-
-    FlowFabricError              the root of every error of this package, also of codecs and results
-    EngineError
-    ├── NotFoundError            an object does not exist; `entity` says of which kind
-    ├── ValidationError          the call is wrong, and repeating it cannot help
-    ├── ContentionError          another call was first; try again
-    ├── ConflictError            the call contradicts what is stored
-    ├── StateError               the operation is not possible in the present state, such as after a lost lease
-    ├── UnavailableError         this engine does not offer the operation; `op` names it
-    ├── ResourceExhaustedError   a limit is reached; try again later
-    ├── EngineTimeoutError       a wait ended before the event
-    └── TransportError           the store could not be reached or did not answer; `backend` names it
+"""The table of the engine's error codes, and the classes of errors, which `error_classes.py` defines.
 
 Every code that a stored function or this package can raise has one row in `CODES`: its class, whether the same call may
 succeed later, the names of its details, and a sentence that says what happened and what to do.
@@ -18,132 +6,43 @@ succeed later, the names of its details, and a sentence that says what happened 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
-import attrs
+from flowfabric_worker.engine.error_classes import (
+    ROWS,
+    ConflictError,
+    ContentionError,
+    EngineError,
+    EngineTimeoutError,
+    FlowFabricError,
+    NotFoundError,
+    ResourceExhaustedError,
+    Row,
+    StateError,
+    TransportError,
+    UnavailableError,
+    ValidationError,
+    without_tokens,
+)
 
-_BEARER = re.compile(r"ffw1_[\w=%+/-]*")
-
-
-def without_tokens(text: str) -> str:
-    """Return a text in which only the prefix is left of each waitpoint token, also of one that is cut short.
-
-    A token may be given in the place of any name, and errors repeat names.
-    """
-    return _BEARER.sub("ffw1_...", text) if "ffw1_" in text else text
-
-
-class FlowFabricError(Exception):
-    """The root of the errors that this package defines: those of the engine, of codecs and of results."""
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(without_tokens(each) if isinstance(each, str) else each for each in args))
-
-
-class EngineError(FlowFabricError):
-    """The base of every error that the engine raises.
-
-    Attributes:
-        code: the stable name of the error, in snake_case.
-        retryable: whether the same call may succeed later.
-        details: ids, limits and outcomes that the error is about.
-    """
-
-    default_code: ClassVar[str] = "engine_error"
-
-    def __init__(self, code: str | None = None, message: str = "", **details: Any) -> None:
-        self.code = code or self.default_code
-        row = CODES.get(self.code)
-        self.retryable = row.retryable if row else False
-        self.details: Mapping[str, Any] = details
-        super().__init__(message or (row.sentence if row else self.code))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.code, str(self), dict(self.details), dict(self.__dict__))
-
-
-class NotFoundError(EngineError):
-    """An object does not exist, or was removed; `entity` says of which kind."""
-
-    default_code = "not_found"
-
-    def __init__(self, code: str | None = None, message: str = "", **details: Any) -> None:
-        super().__init__(code, message, **details)
-        self.entity = self.code.removesuffix("_not_found")
-
-
-class ValidationError(EngineError):
-    """The call is wrong, and repeating it cannot help."""
-
-    default_code = "invalid_input"
-
-
-class ContentionError(EngineError):
-    """Another call was first; try again."""
-
-    default_code = "contention"
-
-
-class ConflictError(EngineError):
-    """The call contradicts what is stored, and repeating it cannot help."""
-
-    default_code = "conflict"
-
-
-class StateError(EngineError):
-    """The operation is not possible in the present state, such as after a lost lease."""
-
-    default_code = "invalid_state"
-
-
-class UnavailableError(EngineError):
-    """This engine does not offer the operation `op`."""
-
-    default_code = "unavailable"
-
-    def __init__(self, op: str, message: str = "", code: str | None = None, **details: Any) -> None:
-        super().__init__(
-            code, message or f"This engine does not offer '{op}'; capabilities() lists what it does.", **details
-        )
-        self.op = op
-
-
-class ResourceExhaustedError(EngineError):
-    """A limit is reached; try again later."""
-
-    default_code = "resource_exhausted"
-
-
-class EngineTimeoutError(EngineError):
-    """A wait ended before the event."""
-
-    default_code = "timeout"
-
-
-class TransportError(EngineError):
-    """The store could not be reached, or its answer does not tell what happened.
-
-    `backend` names the store, and `__cause__` is the error of the driver.
-    """
-
-    default_code = "transport"
-
-    def __init__(self, code: str | None = None, message: str = "", *, backend: str = "unknown", **details: Any) -> None:
-        super().__init__(code, message, **details)
-        self.backend = backend
-
-
-@attrs.frozen
-class Row:
-    """One row of the table of codes."""
-
-    error: type[EngineError]
-    retryable: bool
-    sentence: str
-    details: tuple[str, ...] = ()
-
+__all__ = [
+    "CODES",
+    "ConflictError",
+    "ContentionError",
+    "EngineError",
+    "EngineTimeoutError",
+    "FlowFabricError",
+    "NotFoundError",
+    "ResourceExhaustedError",
+    "Row",
+    "StateError",
+    "TransportError",
+    "UnavailableError",
+    "ValidationError",
+    "error_from_code",
+    "without_tokens",
+]
 
 _ID = ("execution_id",)
 _STATE = ("execution_id", "state")
@@ -193,6 +92,12 @@ CODES: dict[str, Row] = {
     "invalid_tag_key": Row(ValidationError, False, "The key of a tag is not valid; correct it."),
     "too_many_dimensions": Row(
         ValidationError, False, "A budget counts in a bounded number of dimensions; use fewer.", ("budget_id", "limit")
+    ),
+    "reservation_never_fits": Row(
+        ValidationError,
+        False,
+        "The budget can never reserve so much; reserve less, or raise its hard limit.",
+        ("budget_id", "dimension", "amount", "limit"),
     ),
     "invalid_cursor": Row(ValidationError, False, "The cursor is not one of this listing; begin again without one."),
     "invalid_url": Row(ValidationError, False, "The store's URL is not valid; correct it."),
@@ -350,6 +255,9 @@ CODES: dict[str, Row] = {
         "The waitpoint is closed and takes no more signals; what closed it stands.",
         ("waitpoint_id", "why", "decision", "decided_by"),
     ),
+    "reservation_settled": Row(
+        StateError, False, "The reservation was settled; reserve under another key.", ("budget_id", "key")
+    ),
     "flow_already_terminal": Row(StateError, False, "The flow has ended; create another one.", ("flow_id", "state")),
     "flow_sealed": Row(StateError, False, "The flow is sealed and does not grow; create another one.", ("flow_id",)),
     "flow_not_terminal": Row(
@@ -380,6 +288,12 @@ CODES: dict[str, Row] = {
     ),
     "too_many_waitpoints": Row(
         ResourceExhaustedError, True, "The execution has too many open waitpoints; wait for some first.", _LIMIT
+    ),
+    "too_many_reservations": Row(
+        ResourceExhaustedError,
+        True,
+        "The execution has too many open reservations at the budget; settle some first.",
+        ("budget_id", "limit"),
     ),
     "too_many_secrets": Row(
         ResourceExhaustedError,
@@ -417,6 +331,8 @@ CODES: dict[str, Row] = {
     ),
 }
 
+ROWS.update(CODES)
+
 
 def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", **context: Any) -> EngineError:
     """Return the exception for a code of the table, with details named as the row names them.
@@ -436,15 +352,3 @@ def error_from_code(code: str, details: Sequence[Any] = (), message: str = "", *
     if row.error is UnavailableError:
         return UnavailableError(str(named.pop("op", code)), message, code, **named)
     return row.error(code, message, **named)
-
-
-def _restore(
-    kind: type[EngineError], code: str, message: str, details: dict[str, Any], state: dict[str, Any]
-) -> EngineError:
-    """Rebuild a pickled error with its code and its message."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, message)
-    error.__dict__.update(state)
-    error.details = details
-    error.code = code
-    return error

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from datetime import datetime, timedelta
 
+from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import ConflictError, EngineError, EngineTimeoutError, ValidationError
 from flowfabric_worker.engine.lane_pauses import LanePauses
@@ -15,7 +16,7 @@ from flowfabric_worker.engine.types.maintenance import MaintenanceResult, Prepar
 from flowfabric_worker.engine.waitpoint_secrets import FIRST_SECRET_VARIABLE, secret_of_environment
 
 
-class Maintenance(LanePauses):
+class Maintenance(LanePauses, BudgetDebts):
     """The operations of the area maintenance."""
 
     def prepare(self, *, testing: bool = False) -> PrepareResult:
@@ -69,12 +70,14 @@ class Maintenance(LanePauses):
         if type(limit) is not int or not 1 <= limit <= MAX_BATCH_ITEMS:
             raise ValidationError("invalid_input", f"The limit must be 1 to {MAX_BATCH_ITEMS} entries, not {limit!r}.")
         replies = self.call_each("run_upkeep", range(self.partitions), [limit, new_call_id()])
-        for *_, following in replies:
+        for partition, (_, _, _, following, owed) in enumerate(replies):
+            # The next call tries again what fails; meanwhile it must not hide what is due.
             for lane, turn, since in following:
-                # The next call tries it again; meanwhile it must not hide what is due.
                 with contextlib.suppress(EngineError):
                     self.follow(lane, turn, since)
-        remaining = [max(0, due - now) for _, now, due, _ in replies if due is not None]
+            with contextlib.suppress(EngineError):
+                self.pay_all(partition, owed)
+        remaining = [max(0, due - now) for _, now, due, *_ in replies if due is not None]
         next_due = min(remaining, default=None)
         handled = sum(reply[0] for reply in replies)
         return MaintenanceResult(handled=handled, more=next_due == 0, next_due_in_ms=next_due)

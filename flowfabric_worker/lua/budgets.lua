@@ -60,6 +60,7 @@ end
 ff.register('update_budget', {}, function(ctx, args)
   return operate(ctx, args[1], args[2], function(budget)
     ff.define_budget(ctx, budget, definition_of(args, 3))
+    budget.has_space = true
     return shown(budget)
   end)
 end)
@@ -71,6 +72,7 @@ end)
 ff.register('reset_budget', { 'allow-oom' }, function(ctx, args)
   return operate(ctx, args[1], args[2], function(budget)
     ff.clear_budget(budget)
+    budget.has_space = true
     budget.next_reset = budget.interval ~= '' and ff.text(ctx.now + tonumber(budget.interval)) or ''
     return { 'reset', budget.next_reset }
   end)
@@ -178,9 +180,155 @@ ff.register('release_budget', { 'allow-oom' }, function(ctx, args)
   return operate(ctx, args[1], args[2], function(budget)
     local answer, amounts = { 'released' }, ff.take_recorded(ctx, args[1], args[3])
     ff.add_amounts(budget, amounts, 'used', -1)
+    budget.has_space = #amounts > 0
     for _, amount in ipairs(amounts) do
       ff.append(answer, { amount[1], ff.text(amount[2]) })
     end
     return answer
   end)
+end)
+
+-- Uses by a holder --------------------------------------------------------------------------------------------------
+
+-- The fields that a use reads.
+local USING = ff.joined({ ff.SHARING, { 'last', 'keys' } })
+
+-- Return the name under which a use is remembered that ends a lease.
+local function ending_of(call_id)
+  return 'budget ' .. call_id
+end
+
+-- Return who uses a budget: a record of this partition.
+local function user(record)
+  return { uuid = record.uuid, partition = '', score = record.place - record.priority * 1e12 }
+end
+
+-- Stop an execution because its budget has no space, as the answer of the use says. `words` are the id of the suspension and
+-- its condition.
+local function stop(ctx, record, fence, call_id, address, answer, words)
+  local list = { 'last', ff.remember_end(record, ending_of(call_id), fence, answer), 'mutated', ctx.now_text }
+  ff.note_budget(ctx, record, address)
+  if answer[6] == 'fail' then
+    local detail = 'budget ' .. ff.behind_first(address) .. ': ' .. answer[3] .. ' is at ' .. answer[4] .. ' of ' .. answer[5]
+    ff.append(list, { 'error', 'budget_exceeded', 'error_class', 'permanent', 'error_detail', detail })
+    ff.finish(ctx, record, 'failed', list)
+  elseif answer[6] == 'suspend' then
+    local asked = {
+      '', '', '', words[1], 'fail', 'paused_by_budget', '', '0', '', words[2], '', '', 'budget ' .. words[1],
+    }
+    local draft = ff.draft_of(ctx, record, asked, {})
+    ff.append(list, ff.begin_suspension(ctx, record, asked, draft, {}))
+    ff.enter_suspension(ctx, record, 'paused_by_budget', list)
+  else
+    ff.append(list, { 'state', ff.BLOCKED_BY_BUDGET .. ff.INTERRUPTED })
+    ff.end_lease(ctx, record, list)
+  end
+end
+
+-- use_budget: use a budget of this partition on behalf of the holder of an execution, and stop the execution if the budget
+-- has no space and says so.
+-- Arguments: uuid, fence, the use as ff.use_of reads it, then the id and the condition of a suspension.
+-- Replies: as ff.use_budget.
+-- Errors: those of ff.fenced, budget_not_found, corruption, too_many_dimensions, reservation_never_fits,
+-- reservation_settled, too_many_reservations.
+ff.register_single('use_budget', { 'allow-oom' }, function(ctx, args)
+  local uuid, fence, use = args[1], args[2], ff.use_of(args, 3)
+  local record, failure = ff.load(ctx, uuid, USING)
+  local before = record and ff.reported(ctx, use.address, use.call_id)
+  if before then
+    return ff.joined({ { '' }, before })
+  end
+  record, failure = ff.fenced(ctx, uuid, fence, ending_of(use.call_id), USING)
+  if not record then
+    return failure
+  end
+  use.who = user(record)
+  local answer = ff.use_budget(ctx, use)
+  if answer[6] and answer[2] == 'hard_breach' and use.what ~= 'settle' and answer[1] == '' then
+    stop(ctx, record, fence, use.call_id, use.address, answer, { args[9], args[10] })
+  elseif answer[2] == 'reserved' then
+    ff.note_budget(ctx, record, use.address)
+  end
+  return answer
+end)
+
+-- begin_use: check that a caller holds an execution, before it uses a budget of another partition; or note in the record the
+-- budget at which it has reserved.
+-- Arguments: uuid, fence, call id, budget, '1' to note the budget.
+-- Replies: 'begun', the place of the execution among those that wait; or the answer of the same use that ended the lease.
+-- Errors: those of ff.fenced.
+ff.register_single('begin_use', {}, function(ctx, args)
+  local uuid, fence, call_id, address = args[1], args[2], args[3], args[4]
+  local record, failure = ff.fenced(ctx, uuid, fence, ending_of(call_id), USING)
+  if not record then
+    return failure
+  elseif args[5] == '1' then
+    ff.note_budget(ctx, record, address)
+  end
+  return { 'begun', ff.text(user(record).score) }
+end)
+
+-- apply_use: use a budget on behalf of an execution of another partition.
+-- Arguments: the use as ff.use_of reads it, then uuid, partition and place of the execution.
+-- Replies and errors: as ff.use_budget.
+ff.register('apply_use', { 'allow-oom' }, function(ctx, args)
+  local who = { uuid = args[7], partition = args[8], score = args[9] }
+  local answer = ff.use_budget(ctx, ff.use_of(args, 1, who))
+  ff.flush(ctx)
+  return answer
+end)
+
+-- stop_use: stop an execution because a budget of another partition has no space, and owe the question whether it still has
+-- none.
+-- Arguments: uuid, fence, call id, budget, the id and the condition of a suspension, then the answer of the use.
+-- Replies: that answer.
+-- Errors: those of ff.fenced.
+ff.register_single('stop_use', { 'allow-oom' }, function(ctx, args)
+  local uuid, fence, call_id, address = args[1], args[2], args[3], args[4]
+  local record, failure = ff.fenced(ctx, uuid, fence, ending_of(call_id), USING)
+  if not record then
+    return failure
+  end
+  local answer = { unpack(args, 7) } -- bounded: the parts of one answer
+  stop(ctx, record, fence, call_id, address, answer, { args[5], args[6] })
+  if answer[6] ~= 'fail' then
+    ff.owe(ctx, 'ask', address, uuid, '')
+  end
+  return answer
+end)
+
+-- pay: receive what another partition owes to a budget or to an execution of this one.
+-- Arguments: what it is, budget, uuid, see ff.owe; or 'open' for a budget if an execution that was to go on did not wait, so
+-- that others may go on.
+-- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go', 'idle' if it did not wait.
+ff.register('pay', { 'allow-oom' }, function(ctx, args)
+  local what, address, uuid = args[1], args[2], args[3]
+  local answer = { 'ok' }
+  local budget = what ~= 'go' and ff.budget(ctx, address)
+  if what == 'go' then
+    answer = { ff.go_on(ctx, uuid) and 'ok' or 'idle' }
+  elseif what == 'open' and budget then
+    ff.change_budget(ctx, budget)
+  elseif what == 'ask' then
+    answer = { budget and ff.still_waits(ctx, budget, uuid) and 'ok' or 'go' }
+  else
+    ff.end_share(ctx, address, uuid, what == 'gone')
+  end
+  ff.flush(ctx)
+  return answer
+end)
+
+-- read_owed: read what this partition owes to others.
+-- Arguments: the most to read.
+-- Replies: pack{what, budget, uuid, partition of an execution} each.
+ff.register('read_owed', { 'no-writes' }, function(ctx, args)
+  return ff.owed(ctx, tonumber(args[1]))
+end)
+
+-- end_owed: forget what this partition owed and what was paid.
+-- Arguments: as read_owed replied.
+-- Replies: 'ok'.
+ff.register('end_owed', { 'allow-oom' }, function(ctx, args)
+  ff.chunked('ZREM', ctx.base .. ':owed', args)
+  return { 'ok' }
 end)

@@ -16,7 +16,7 @@ local function remove_all_of(ctx, uuid, class, public, idempotency_key, keys, bu
     end
   end
   ff.remove_keys(ctx, keys)
-  ff.remove_shares(ctx, uuid, budgets)
+  ff.end_shares(ctx, uuid, budgets, true)
   ctx.is_gone[uuid] = true
   ctx.gone[#ctx.gone + 1] = ff.record_key(ctx, uuid)
 end
@@ -215,6 +215,9 @@ local HANDLERS = {
   b = function(ctx, budget)
     ff.reset_due_budget(ctx, budget)
   end,
+  h = function(ctx, reservations)
+    ff.expire_reservations(ctx, reservations)
+  end,
   u = function(ctx, budget)
     ff.forget_reports(ctx, budget)
   end,
@@ -329,14 +332,14 @@ end
 -- run_upkeep: handle what is due.
 -- Arguments: most entries to handle, call id.
 -- Replies: how many were handled; now; next due moment or false; the lanes that other partitions have to follow, as
--- ff.lanes_following returns them.
+-- ff.lanes_following returns them; and what this partition owes to others, as ff.owed returns it.
 ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   local limit, call_id = tonumber(args[1]), args[2]
   local meta = ctx.base .. ':meta'
   local memory = call('HGET', meta, 'upkeep')
   local before = ff.recall(memory, call_id)
   if before then
-    return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx) }
+    return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx), ff.owed(ctx, 100) }
   end
   local handled = ff.run_due(ctx, limit, 0.75)
   handled = handled + ff.run_removals(ctx, rest_of(limit, handled), 1)
@@ -348,7 +351,7 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
     call('HSET', meta, 'feed_last', ctx.feed_now)
   end
   ff.flush(ctx)
-  return { handled, ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx) }
+  return { handled, ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx), ff.owed(ctx, 100) }
 end)
 
 -- check_rights: find the commands that the caller may not use. It touches no key, so any user may run it.
@@ -419,8 +422,8 @@ end)
 local SINGLE_KEYS = {
   ':ids', ':damaged', ':damage', ':classes', ':lanes', ':following', ':due', ':delayed', ':retention', ':waiting',
   ':waiters', ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task',
-  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':gated', ':quotas', ':flows',
-  ':building', ':jobs', ':meta',
+  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':owed', ':gated', ':quotas',
+  ':flows', ':building', ':jobs', ':meta',
 }
 
 -- Remove at most `limit` members of an index and what they name; return whether those were all.

@@ -11,13 +11,15 @@
 --   counters           pack{dimension, used, reserved, ...}
 --   breaches, soft_breaches    reports that broke a hard limit, and that passed a soft one
 --   breached_at, breached      when a hard limit was last broken since the last reset, and its dimension; or ''
+--   walked             how many of the executions that wait for the budget did not fit so far, while more have to be looked
+--                      at; else ''
 --
 -- Further keys of a budget: ':reports:<budget>' has the answers to its last calls, by their keys, and ':report_ages:<budget>'
 -- until when each is kept. For ':shares:<budget>' see prelude_shares.lua.
 
 local FIELDS = {
   'created', 'on_hard', 'on_soft', 'interval', 'next_reset', 'limits', 'counters', 'breaches', 'soft_breaches',
-  'breached_at', 'breached',
+  'breached_at', 'breached', 'walked',
 }
 
 ff.MAX_BUDGET_DIMENSIONS = 64
@@ -73,6 +75,7 @@ local function catch_up(ctx, budget)
   local interval = tonumber(budget.interval)
   ff.clear_budget(budget)
   budget.next_reset = ff.text(due + (math.floor((ctx.now - due) / interval) + 1) * interval)
+  budget.has_space = true
 end
 
 -- Return a budget from its stored entry, or nil and the name of its damaged field.
@@ -81,7 +84,7 @@ local function parse(address, stored)
   if not parts or #parts < #FIELDS then
     return nil, 'entry'
   end
-  local budget = { address = address, parts = parts, due_before = parts[5] }
+  local budget = { address = address, parts = parts, due_before = '' }
   for i, field in ipairs(FIELDS) do
     budget[field] = parts[i]
   end
@@ -91,7 +94,7 @@ local function parse(address, stored)
       return nil, field
     end
   end
-  for _, field in ipairs({ 'interval', 'next_reset', 'breached_at' }) do
+  for _, field in ipairs({ 'interval', 'next_reset', 'breached_at', 'walked' }) do
     if budget[field] ~= '' and not ff.stored_moment(budget[field]) then
       return nil, field
     end
@@ -100,6 +103,12 @@ local function parse(address, stored)
     return nil, 'interval'
   end
   return budget.by_name and budget.counted and budget, not budget.by_name and 'limits' or 'counters'
+end
+
+-- Return when the due entry of a budget is due: at its next reset, or now if more executions have to be looked at. '' is
+-- never.
+local function due_of(budget, now)
+  return budget.walked ~= '' and now or budget.next_reset
 end
 
 -- Load a budget, once per call, and carry out the reset that is due. Return it, or nil and the failure.
@@ -116,6 +125,7 @@ function ff.budget(ctx, address)
   if not budget then
     return nil, ff.failure('corruption', '', 'budget ' .. ff.behind_first(address) .. ': ' .. damaged)
   end
+  budget.due_before = due_of(budget, '')
   catch_up(ctx, budget)
   ctx.budgets[address] = budget
   return budget
@@ -134,13 +144,24 @@ function ff.budget_parts(budget)
   return parts
 end
 
--- Write a budget, and note when it is reset next if that has changed.
+-- Write a budget, and note when it is due if that has changed. After a reset the executions go on that wait for it.
 function ff.write_budget(ctx, budget)
-  call('HSET', ctx.base .. ':budget', budget.address, ff.pack(ff.budget_parts(budget)))
-  if budget.next_reset ~= budget.due_before then
-    ff.due_at(ctx, 'due', 'b' .. budget.address, ff.number(budget.next_reset) or false)
-    budget.due_before = budget.next_reset
+  if budget.has_space then
+    budget.has_space = false
+    ff.open_budget(ctx, budget, 0)
   end
+  call('HSET', ctx.base .. ':budget', budget.address, ff.pack(ff.budget_parts(budget)))
+  local due = due_of(budget, ctx.now_text)
+  if due ~= budget.due_before then
+    ff.due_at(ctx, 'due', 'b' .. budget.address, ff.number(due) or false)
+    budget.due_before = due
+  end
+end
+
+-- Write a budget that may have more space than before.
+function ff.change_budget(ctx, budget)
+  budget.has_space = true
+  ff.write_budget(ctx, budget)
 end
 
 -- Replace the definition of a budget. `definition` has on_hard, on_soft, interval and limits. Another interval begins now.
@@ -158,7 +179,7 @@ end
 function ff.new_budget(ctx, address, definition)
   local budget = {
     address = address, parts = {}, created = ctx.now_text, interval = '', next_reset = '', breaches = '0',
-    soft_breaches = '0', breached_at = '', breached = '', counted = {}, due_before = '',
+    soft_breaches = '0', breached_at = '', breached = '', walked = '', counted = {}, due_before = '',
   }
   ff.define_budget(ctx, budget, definition)
   return budget
@@ -166,7 +187,7 @@ end
 
 -- Remove the further keys of a budget. They may be large, so the server frees them in the background.
 function ff.remove_keys_of_budget(ctx, address)
-  for _, key in ipairs({ ':reports:', ':report_ages:', ':shares:' }) do
+  for _, key in ipairs({ ':reports:', ':report_ages:', ':shares:', ':blocked:' }) do
     call('UNLINK', ctx.base .. key .. address)
   end
 end
@@ -179,12 +200,15 @@ function ff.clear_budget(budget)
   budget.breached_at, budget.breached = '', ''
 end
 
--- Handle the due entry of a budget: it is reset if its time has come.
+-- Handle the due entry of a budget: it is reset if its time has come, and executions go on that wait for it.
 function ff.reset_due_budget(ctx, address)
   local budget, failure = ff.budget(ctx, address)
   if budget then
     -- The entry that is handled is gone, so the next one is noted even if nothing was due.
     budget.due_before = ''
+    if budget.walked ~= '' and not budget.has_space then
+      ff.open_budget(ctx, budget, tonumber(budget.walked))
+    end
     ff.write_budget(ctx, budget)
   elseif failure[2] == 'corruption' then
     ff.due_at(ctx, 'due', 'b' .. address, ctx.now + ff.POSTPONED)

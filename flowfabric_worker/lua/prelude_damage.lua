@@ -226,7 +226,7 @@ function ff.remove_damaged(ctx, uuid, namespace)
       call('DEL', key_of)
     end
     ff.remove_keys(ctx, keys)
-    ff.remove_shares(ctx, uuid, values[6])
+    ff.end_shares(ctx, uuid, values[6], true)
     if class and ff.class(class) and tonumber(suspended_at or '') then
       ff.unlist_suspended(ctx, class, suspended_at, uuid)
     end

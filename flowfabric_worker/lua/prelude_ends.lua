@@ -49,6 +49,9 @@ function ff.finish(ctx, record, outcome, list, told)
   if record.more then
     ff.append(list, { 'watchers', '', 'reserved_for', '', 'reserved_until', '' })
     ff.close_waits(ctx, record, ff.OUTCOMES[outcome], list)
+    if record.budgets then
+      ff.end_shares(ctx, record.uuid, record.budgets)
+    end
   end
   if record.words.leased then
     ff.end_lease(ctx, record, list, told)

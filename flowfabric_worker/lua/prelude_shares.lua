@@ -2,6 +2,10 @@
 --
 --   recorded    pack{dimension, amount, ...} that record_spend counted, which release_budget takes back
 --   reserved    pack{key, until, pack{dimension, amount, ...}, ...} of its open reservations
+--   needed      pack{dimension, amount, ...} that the execution waits for, or ''
+--   partition   that of the execution if it is another one than the budget's, else ''
+--
+-- ':blocked:<budget>' has the executions that wait for the budget, in the order in which they are claimed.
 --
 -- The record of an execution names the budgets that have a share of it in its field `budgets`, so that its end and its
 -- removal find them.
@@ -9,14 +13,17 @@
 ff.SHARING = ff.joined({ ff.CORE, { 'budgets' } })
 
 -- Return the parts of a share, which are empty if there is none.
-local function read_share(ctx, address, uuid)
+function ff.read_share(ctx, address, uuid)
   local parts = ff.unpack(call('HGET', ctx.base .. ':shares:' .. address, uuid) or '') or {}
-  return { parts[1] or '', parts[2] or '', unpack(parts, 3) } -- bounded: what a newer release added
+  for i = 1, 4 do
+    parts[i] = parts[i] or ''
+  end
+  return parts
 end
 
 -- Write a share, or remove it if it is empty.
-local function write_share(ctx, address, uuid, parts)
-  if parts[1] == '' and parts[2] == '' then
+function ff.write_share(ctx, address, uuid, parts)
+  if parts[1] == '' and parts[2] == '' and parts[3] == '' then
     call('HDEL', ctx.base .. ':shares:' .. address, uuid)
   else
     call('HSET', ctx.base .. ':shares:' .. address, uuid, ff.pack(parts))
@@ -24,7 +31,7 @@ local function write_share(ctx, address, uuid, parts)
 end
 
 -- Return the packed form of amounts.
-local function pack_amounts(amounts)
+function ff.pack_amounts(amounts)
   local parts = {}
   for i, amount in ipairs(amounts) do
     parts[2 * i - 1], parts[2 * i] = amount[1], ff.text(amount[2])
@@ -49,7 +56,7 @@ end
 
 -- Add amounts to what an execution recorded.
 function ff.record_share(ctx, address, uuid, amounts)
-  local share, by_name = read_share(ctx, address, uuid), {}
+  local share, by_name = ff.read_share(ctx, address, uuid), {}
   local recorded = ff.amounts_of(share[1])
   for _, amount in ipairs(recorded) do
     by_name[amount[1]] = amount
@@ -62,24 +69,29 @@ function ff.record_share(ctx, address, uuid, amounts)
       recorded[#recorded + 1] = amount
     end
   end
-  share[1] = pack_amounts(recorded)
-  write_share(ctx, address, uuid, share)
+  share[1] = ff.pack_amounts(recorded)
+  ff.write_share(ctx, address, uuid, share)
 end
 
 -- Take what an execution recorded out of its share, and return it.
 function ff.take_recorded(ctx, address, uuid)
-  local share = read_share(ctx, address, uuid)
+  local share = ff.read_share(ctx, address, uuid)
   local amounts = ff.amounts_of(share[1])
   if #amounts > 0 then
     share[1] = ''
-    write_share(ctx, address, uuid, share)
+    ff.write_share(ctx, address, uuid, share)
   end
   return amounts
 end
 
--- Remove the shares of an execution that is removed. `budgets` is the field of its record.
-function ff.remove_shares(ctx, uuid, budgets)
+-- Let go of what an execution keeps of its budgets: its reservations and its place among those that wait if it ends, and
+-- everything if it `is_gone`. What is in another partition is written down as owed. `budgets` is the field of its record.
+function ff.end_shares(ctx, uuid, budgets, is_gone)
   for _, address in ipairs(ff.unpack(budgets or '') or {}) do
-    call('HDEL', ctx.base .. ':shares:' .. address, uuid)
+    if call('HEXISTS', ctx.base .. ':budget', address) == 1 then
+      ff.end_share(ctx, address, uuid, is_gone)
+    else
+      ff.owe(ctx, is_gone and 'gone' or 'end', address, uuid, '')
+    end
   end
 end

@@ -69,6 +69,17 @@ function ff.open_suspension(ctx, uuid)
   return { ctx.now, stored[2], stored[3] or '', kept[1], kept[2], kept[3], kept[4] or '0', kept[5] }
 end
 
+-- Suspend an execution whose suspension was written, and end its lease. `list` has further fields to write.
+function ff.enter_suspension(ctx, record, reason, list)
+  local timeout = ff.number(record.timeout_at)
+  ff.append(list, {
+    'state', ff.suspended_state(reason), 'timeout_left', timeout and ff.text(timeout - ctx.now) or '', 'timeout_at', '',
+  })
+  local namespace = ff.class(record.class).namespace
+  call('ZADD', ctx.base .. ':suspended', 0, ff.suspended_member(namespace, ctx.now, record.uuid))
+  ff.end_lease(ctx, record, list)
+end
+
 -- Listings --------------------------------------------------------------------------------------------------------------
 
 -- Return the member for an execution in the list of suspended executions, which is sorted by namespace, moment and id.

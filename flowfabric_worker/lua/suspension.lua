@@ -77,12 +77,7 @@ local function suspend(ctx, args, at_once)
     ff.change(ctx, record, list)
     return answer
   end
-  local timeout = ff.number(record.timeout_at)
-  ff.append(list, {
-    'state', ff.suspended_state(args[6]), 'timeout_left', timeout and ff.text(timeout - ctx.now) or '', 'timeout_at', '',
-  })
-  call('ZADD', ctx.base .. ':suspended', 0, ff.suspended_member(ff.class(record.class).namespace, ctx.now, uuid))
-  ff.end_lease(ctx, record, list)
+  ff.enter_suspension(ctx, record, args[6], list)
   return answer
 end
 

@@ -32,7 +32,7 @@ BEGIN
   INSERT INTO db.budgets (p, budget) VALUES (c.p, args[1]) ON CONFLICT DO NOTHING;
   IF FOUND THEN
     b.address := args[1]; b.due_before := ''; b.counted := '{}'; b.used := '{}'; b.reserved := '{}';
-    b.parts := ARRAY[fn.bytes(c.now), '', '', '', '', '', '', '0', '0', '', ''];
+    b.parts := ARRAY[fn.bytes(c.now), '', '', '', '', '', '', '0', '0', '', '', ''];
     RETURN fn.end_operation(c, fn.define_budget(c, b, args[3:6]), args[2], ARRAY['created'::bytea]);
   END IF;
   b := fn.operate_budget(c, args[1], args[2]);
@@ -57,6 +57,7 @@ BEGIN
     RETURN b.failure;
   END IF;
   b := fn.define_budget(c, b, args[3:6]);
+  b.has_space := true;
   RETURN fn.end_operation(c, b, args[2], 'budget'::bytea || fn.budget_parts(b));
 END $$;
 
@@ -73,6 +74,7 @@ BEGIN
     RETURN b.failure;
   END IF;
   b := fn.clear_budget(b);
+  b.has_space := true;
   b.parts[5] := coalesce(fn.bytes(c.now + fn.num(b.parts[4])), '');
   RETURN fn.end_operation(c, b, args[2], ARRAY['reset'::bytea, b.parts[5]]);
 END $$;
@@ -205,5 +207,144 @@ BEGIN
     RETURN b.failure;
   END IF;
   amounts := fn.take_recorded(c, args[1], fn.id(args[3]));
+  b.has_space := cardinality(amounts) > 0;
   RETURN fn.end_operation(c, fn.add_amounts(b, amounts, false, -1), args[2], 'released'::bytea || amounts);
 END $$;
+
+-- Uses by a holder --------------------------------------------------------------------------------------------------
+
+-- use_budget: use a budget of this partition on behalf of the holder of an execution, and stop the execution if the budget
+-- has no space and says so.
+-- Arguments: uuid, fence, the use as fn.usage_of reads it, then the id and the condition of a suspension.
+-- Replies: as fn.use_budget.
+-- Errors: those of fn.fenced, budget_not_found, corruption, too_many_dimensions, reservation_never_fits,
+-- reservation_settled, too_many_reservations.
+CREATE FUNCTION fn.use_budget(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  f fn.found := fn.load(c, fn.id(args[1]));
+  x db.executions;
+  done fn.used;
+  before bytea[];
+BEGIN
+  before := CASE WHEN f.failure IS NULL THEN fn.reported(c, args[4], args[5]) END;
+  IF before IS NOT NULL THEN
+    RETURN fn.answer(VARIADIC before);
+  END IF;
+  f := fn.fenced(c, fn.id(args[1]), args[2], 'budget ' || fn.ascii(args[5]), NULL);
+  x := f.x;
+  IF f.failure IS NULL THEN
+    done := fn.use_budget(f.c, fn.usage_of(args, 3, x.uuid, '', fn.num(x.place) - fn.num(x.priority) * 1000000000000));
+    f.failure := done.failure;
+  END IF;
+  IF f.failure IS NOT NULL THEN
+    c := fn.flush(f.c);
+    RETURN f.failure;
+  END IF;
+  c := done.c;
+  IF done.answer[1] = '' AND done.answer[2] = 'hard_breach' AND args[3] <> 'settle' THEN
+    c := fn.put(c, f.was, fn.stop_for_budget(c, x, args[2], args[5], args[4], done.answer, args[9:10]));
+  ELSIF done.answer[2] = 'reserved' THEN
+    c := fn.put(c, f.was, fn.with_budget(c, x, args[4]));
+  END IF;
+  c := fn.flush(c);
+  RETURN fn.answer(VARIADIC done.answer);
+END $$;
+
+-- begin_use: check that a caller holds an execution, before it uses a budget of another partition; or note in the record the
+-- budget at which it has reserved.
+-- Arguments: uuid, fence, call id, budget, '1' to note the budget.
+-- Replies: 'begun', the place of the execution among those that wait; or the answer of the same use that ended the lease.
+-- Errors: those of fn.fenced.
+CREATE FUNCTION fn.begin_use(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  f fn.found := fn.fenced(c, fn.id(args[1]), args[2], 'budget ' || fn.ascii(args[3]), NULL);
+  x db.executions := f.x;
+BEGIN
+  c := f.c;
+  IF f.failure IS NULL AND args[5] = '1' THEN
+    c := fn.put(c, f.was, fn.with_budget(c, x, args[4]));
+  END IF;
+  c := fn.flush(c);
+  RETURN coalesce(f.failure, fn.answer('begun', fn.bytes(fn.num(x.place) - fn.num(x.priority) * 1000000000000)));
+END $$;
+
+-- apply_use: use a budget on behalf of an execution of another partition.
+-- Arguments: the use as fn.usage_of reads it, then uuid, partition and place of the execution.
+-- Replies and errors: as fn.use_budget.
+CREATE FUNCTION fn.apply_use(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  done fn.used := fn.use_budget(c, fn.usage_of(args, 1, fn.id(args[7]), args[8], fn.num(args[9])));
+BEGIN
+  IF done.failure IS NULL THEN
+    c := fn.flush(done.c);
+  END IF;
+  RETURN coalesce(done.failure, fn.answer(VARIADIC done.answer));
+END $$;
+
+-- stop_use: stop an execution because a budget of another partition has no space, and owe the question whether it still has
+-- none.
+-- Arguments: uuid, fence, call id, budget, the id and the condition of a suspension, then the answer of the use.
+-- Replies: that answer.
+-- Errors: those of fn.fenced.
+CREATE FUNCTION fn.stop_use(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  f fn.found := fn.fenced(c, fn.id(args[1]), args[2], 'budget ' || fn.ascii(args[3]), NULL);
+BEGIN
+  c := f.c;
+  IF f.failure IS NULL THEN
+    c := fn.put(c, f.was, fn.stop_for_budget(c, f.x, args[2], args[3], args[4], args[7:], args[5:6]));
+    IF args[12] <> 'fail' THEN
+      PERFORM fn.owe(c, 'ask', args[4], fn.id(args[1]), '');
+    END IF;
+  END IF;
+  c := fn.flush(c);
+  RETURN coalesce(f.failure, fn.answer(VARIADIC args[7:]));
+END $$;
+
+-- pay: receive what another partition owes to a budget or to an execution of this one.
+-- Arguments: what it is, budget, uuid, see fn.owe; or 'open' for a budget if an execution that was to go on did not wait, so
+-- that others may go on.
+-- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go', 'idle' if it did not wait.
+CREATE FUNCTION fn.pay(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  went fn.batch;
+  b fn.budget;
+  answer text := 'ok';
+BEGIN
+  IF args[1] = 'go' THEN
+    went := fn.go_on(c, fn.id(args[3]));
+    c := went.c;
+    answer := CASE went.count WHEN 0 THEN 'idle' ELSE 'ok' END;
+  ELSIF args[1] = 'ask' THEN
+    answer := CASE WHEN (fn.read_share(c, args[2], fn.id(args[3])))[3] = '' THEN 'go' ELSE 'ok' END;
+  ELSIF args[1] = 'open' THEN
+    b := fn.load_budget(c, args[2]);
+    IF b.failure IS NULL THEN
+      c := fn.change_budget(c, b);
+    END IF;
+  ELSE
+    c := fn.end_share(c, args[2], fn.id(args[3]), args[1] = 'gone');
+  END IF;
+  c := fn.flush(c);
+  RETURN fn.answer(fn.bytes(answer));
+END $$;
+
+-- read_owed: read what this partition owes to others.
+-- Arguments: the most to read.
+-- Replies: pack{what, budget, uuid, partition of an execution} each.
+CREATE FUNCTION fn.read_owed(partition int, args bytea[]) RETURNS bytea LANGUAGE sql AS $$
+  SELECT fn.owed(fn.begin(partition), fn.num(args[1])::int)
+$$;
+
+-- end_owed: forget what this partition owed and what was paid.
+-- Arguments: as read_owed replied.
+-- Replies: 'ok'.
+CREATE FUNCTION fn.end_owed(partition int, args bytea[]) RETURNS bytea LANGUAGE sql AS $$
+  DELETE FROM db.owed WHERE p = partition AND debt = ANY (args);
+  SELECT fn.answer('ok');
+$$;

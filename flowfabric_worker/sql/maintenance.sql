@@ -19,7 +19,7 @@ END $$;
 -- run_upkeep: handle what is due.
 -- Arguments: most entries to handle, call id.
 -- Replies: how many were handled; now; next due moment or null; the lanes that other partitions have to follow, as
--- fn.lanes_following returns them.
+-- fn.lanes_following returns them; and what this partition owes to others, as fn.owed returns it.
 CREATE FUNCTION fn.run_upkeep(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
@@ -50,7 +50,8 @@ END $$;
 
 CREATE FUNCTION fn.upkeep_reply(c fn.context, handled bigint) RETURNS bytea LANGUAGE sql AS $$
   SELECT fn.replies(
-    fn.reply(handled), fn.reply(c.now), fn.reply(least(fn.next_due(c), fn.next_removal(c))), fn.lanes_following(c)
+    fn.reply(handled), fn.reply(c.now), fn.reply(least(fn.next_due(c), fn.next_removal(c))), fn.lanes_following(c),
+    fn.owed(c, 100)
   )
 $$;
 
@@ -121,6 +122,7 @@ BEGIN
   DELETE FROM db.deaths WHERE p = partition;
   DELETE FROM db.tasks WHERE p = partition;
   DELETE FROM db.budgets WHERE p = partition;
+  DELETE FROM db.owed WHERE p = partition;
   DELETE FROM db.schedules WHERE p = partition;
   DELETE FROM db.leaders WHERE p = partition;
   DELETE FROM db.secrets WHERE p = partition;

@@ -174,8 +174,17 @@ CREATE TYPE fn.frame AS (mode bytea, head bytea, payload bytea, seq bytea, diges
 -- it was to be reset when it was loaded, and the answer to a report.
 CREATE TYPE fn.budget AS (
   failure bytea, address bytea, parts bytea[], counted bytea[], used bigint[], reserved bigint[], limited bytea[],
-  hards bigint[], softs bigint[], due_before bytea, answer bytea[]
+  hards bigint[], softs bigint[], due_before bytea, answer bytea[],
+  has_space boolean  -- it may have more space than before, so executions that wait for it may go on
 );
+
+-- A use of a budget on behalf of the holder of an execution, which may be in another partition.
+CREATE TYPE fn.usage AS (
+  what bytea, address bytea, call_id bytea, key bytea, amounts bytea[], hold bigint, uuid uuid, partition bytea, score bigint
+);
+
+-- What a use of a budget came to: the context, the budget, the answer, or the failure.
+CREATE TYPE fn.used AS (c fn.context, b fn.budget, answer bytea[], failure bytea);
 
 -- Return the context of a call: its clock and its work budget.
 CREATE FUNCTION fn.begin(partition int) RETURNS fn.context LANGUAGE plpgsql AS $$

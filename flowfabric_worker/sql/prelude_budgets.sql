@@ -2,7 +2,8 @@
 --
 --   1 created, 2 on_hard, 3 on_soft, 4 interval in ms or '', 5 next reset or '', 6 limits, pack{dimension, hard limit or '',
 --   soft limit or '', ...}, 7 counters, pack{dimension, used, reserved, ...}, 8 breaches, 9 soft breaches, 10 when a hard
---   limit was last broken since the last reset or '', 11 its dimension or ''
+--   limit was last broken since the last reset or '', 11 its dimension or '', 12 how many of the executions that wait for the
+--   budget did not fit so far, while more have to be looked at; else ''
 --
 -- The row of a budget is locked after those of executions, and budgets in the order of their addresses.
 
@@ -36,13 +37,14 @@ $$;
 -- Return the name of the damaged field of an entry, or null.
 CREATE FUNCTION fn.damage_in_budget(parts bytea[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
   SELECT CASE
-    WHEN coalesce(cardinality(parts) < 11, true) THEN 'entry'
+    WHEN coalesce(cardinality(parts) < 12, true) THEN 'entry'
     WHEN NOT fn.is_count(parts[1]) THEN 'created'
     WHEN NOT fn.is_count(parts[8]) THEN 'breaches'
     WHEN NOT fn.is_count(parts[9]) THEN 'soft_breaches'
     WHEN NOT fn.is_whole(nullif(parts[4], '')) THEN 'interval'
     WHEN NOT fn.is_whole(nullif(parts[5], '')) THEN 'next_reset'
     WHEN NOT fn.is_whole(nullif(parts[10], '')) THEN 'breached_at'
+    WHEN NOT fn.is_whole(nullif(parts[12], '')) THEN 'walked'
     WHEN parts[5] <> '' AND coalesce(fn.num(parts[4]), 0) = 0 THEN 'interval'
     WHEN NOT fn.are_triples(fn.unpack(parts[6]), true) THEN 'limits'
     WHEN NOT fn.are_triples(fn.unpack(parts[7]), false) THEN 'counters'
@@ -72,6 +74,12 @@ BEGIN
   RETURN b;
 END $$;
 
+-- Return when the due entry of a budget is due: at its next reset, or now if more executions have to be looked at. '' is
+-- never.
+CREATE FUNCTION fn.due_of(b fn.budget, now bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN b.parts[12] <> '' THEN now ELSE b.parts[5] END
+$$;
+
 -- Return a budget from its stored entry, after the reset that is due. Resets stay on their grid, and those that were missed
 -- are one.
 CREATE FUNCTION fn.parse_budget(c fn.context, address bytea, entry bytea) RETURNS fn.budget LANGUAGE plpgsql IMMUTABLE AS $$
@@ -88,7 +96,7 @@ BEGIN
     RETURN b;
   END IF;
   counters := fn.unpack(b.parts[7]);
-  b.due_before := b.parts[5];
+  b.due_before := fn.due_of(b, '');
   b.counted := fn.every(3, counters, 1);
   b.used := fn.numbers(fn.every(3, counters, 2)); b.reserved := fn.numbers(fn.every(3, counters, 3));
   b := fn.define_budget(c, b, b.parts[2:4] || b.parts[6]);
@@ -96,6 +104,7 @@ BEGIN
   IF due <= c.now THEN
     b := fn.clear_budget(b);
     b.parts[5] := fn.bytes(due + ((c.now - due) / fn.num(b.parts[4]) + 1) * fn.num(b.parts[4]));
+    b.has_space := true;
   END IF;
   RETURN b;
 END $$;
@@ -127,24 +136,44 @@ CREATE FUNCTION fn.budget_parts(b fn.budget) RETURNS bytea[] LANGUAGE sql IMMUTA
   )) || b.parts[8:]
 $$;
 
--- Write a budget, and note when it is reset next if that has changed.
+-- Write a budget, and note when it is due if that has changed. If it has more space, the executions go on that wait for it.
 CREATE FUNCTION fn.write_budget(c fn.context, b fn.budget) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  u fn.used;
+  due bytea;
 BEGIN
+  IF b.has_space THEN
+    u := fn.open_budget(c, b, 0);
+    c := u.c; b := u.b;
+  END IF;
   UPDATE db.budgets SET entry = fn.pack(VARIADIC fn.budget_parts(b)) WHERE p = c.p AND budget = b.address;
-  IF b.parts[5] <> b.due_before THEN
-    c := fn.note_due(c, 'b', b.address, fn.num(b.parts[5]));
+  due := fn.due_of(b, fn.bytes(c.now));
+  IF due <> b.due_before THEN
+    c := fn.note_due(c, 'b', b.address, fn.num(due));
   END IF;
   RETURN c;
 END $$;
 
--- Handle the due entry of a budget: it is reset if its time has come.
+-- Write a budget that may have more space than before.
+CREATE FUNCTION fn.change_budget(c fn.context, b fn.budget) RETURNS fn.context LANGUAGE plpgsql AS $$
+BEGIN
+  b.has_space := true;
+  RETURN fn.write_budget(c, b);
+END $$;
+
+-- Handle the due entry of a budget: it is reset if its time has come, and executions go on that wait for it.
 CREATE FUNCTION fn.reset_due_budget(c fn.context, address bytea) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   b fn.budget := fn.load_budget(c, address);
+  u fn.used;
 BEGIN
   IF b.failure IS NULL THEN
     -- The entry that is handled is gone, so the next one is noted even if nothing was due.
     b.due_before := '';
+    IF b.parts[12] <> '' AND b.has_space IS NOT TRUE THEN
+      u := fn.open_budget(c, b, fn.num(b.parts[12]));
+      c := u.c; b := u.b;
+    END IF;
     RETURN fn.write_budget(c, b);
   ELSIF b.address IS NOT NULL THEN
     RETURN fn.note_due(c, 'b', address, c.now + fn.postponed());

@@ -239,6 +239,9 @@ BEGIN
   c := fn.follow(c, was, x);
   IF x.state LIKE 't%' AND was.state NOT LIKE 't%' THEN
     c := fn.announce(c, was, x);
+    IF x.budgets IS NOT NULL THEN
+      c := fn.end_shares(c, x, false);
+    END IF;
   END IF;
   RETURN c;
 END $$;
@@ -250,7 +253,7 @@ BEGIN
     DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = x.uuid;
   END IF;
   IF x.budgets IS NOT NULL THEN
-    PERFORM fn.remove_shares(c, x);
+    c := fn.end_shares(c, x, true);
   END IF;
   DELETE FROM db.executions WHERE p = c.p AND uuid = x.uuid;
   RETURN fn.count(c, x, fn.public_state(fn.ascii(x.state)), -1);
@@ -263,7 +266,7 @@ DECLARE
 BEGIN
   SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = execution FOR UPDATE;
   DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = execution;
-  PERFORM fn.remove_shares(c, x);
+  c := fn.end_shares(c, x, true);
   DELETE FROM db.executions WHERE p = c.p AND uuid = execution;
   DELETE FROM db.damaged WHERE p = c.p AND uuid = execution::text;
   x.lane_id := coalesce(x.lane_id, fn.lane_of_class(c, x.class));

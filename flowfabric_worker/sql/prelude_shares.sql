@@ -2,12 +2,14 @@
 --
 --   1 recorded    pack{dimension, amount, ...} that record_spend counted, which release_budget takes back
 --   2 reserved    pack{key, until, pack{dimension, amount, ...}, ...} of its open reservations
+--   3 needed      pack{dimension, amount, ...} that the execution waits for, or ''
+--   4 partition   that of the execution if it is another one than the budget's, else ''
 --
 -- The record of an execution names the budgets that have a share of it in its field `budgets`.
 
 -- Return the parts of a share, which are empty if there is none.
 CREATE FUNCTION fn.read_share(c fn.context, address bytea, execution uuid) RETURNS bytea[] LANGUAGE sql AS $$
-  SELECT coalesce(parts[1], '') || ARRAY[coalesce(parts[2], '')] || coalesce(parts[3:], '{}') FROM (SELECT fn.unpack(coalesce(
+  SELECT ARRAY(SELECT coalesce(parts[i], '') FROM generate_series(1, 4) AS i ORDER BY i) || coalesce(parts[5:], '{}') FROM (SELECT fn.unpack(coalesce(
     (SELECT share FROM db.budget_shares WHERE p = c.p AND budget = address AND uuid = execution), ''
   )) AS parts) AS stored
 $$;
@@ -16,7 +18,7 @@ $$;
 CREATE FUNCTION fn.write_share(c fn.context, address bytea, execution uuid, parts bytea[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-  IF parts[1] = '' AND parts[2] = '' THEN
+  IF parts[1] = '' AND parts[2] = '' AND parts[3] = '' THEN
     DELETE FROM db.budget_shares WHERE p = c.p AND budget = address AND uuid = execution;
   ELSE
     INSERT INTO db.budget_shares (p, budget, uuid, share)
@@ -81,7 +83,18 @@ BEGIN
   RETURN amounts;
 END $$;
 
--- Remove the shares of an execution that is removed.
-CREATE FUNCTION fn.remove_shares(c fn.context, x db.executions) RETURNS void LANGUAGE sql AS $$
-  DELETE FROM db.budget_shares WHERE p = c.p AND uuid = x.uuid AND budget = ANY (coalesce(fn.unpack(x.budgets), '{}'))
-$$;
+-- Let go of what an execution keeps of its budgets: its reservations and its place among those that wait if it ends, and
+-- everything if it `is_gone`. What is in another partition is written down as owed.
+CREATE FUNCTION fn.end_shares(c fn.context, x db.executions, is_gone boolean) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  address bytea;
+BEGIN
+  FOR address IN SELECT part FROM unnest(fn.unpack(x.budgets)) AS part ORDER BY part LOOP
+    IF EXISTS (SELECT FROM db.budgets WHERE p = c.p AND budget = address) THEN
+      c := fn.end_share(c, address, x.uuid, is_gone);
+    ELSE
+      PERFORM fn.owe(c, CASE WHEN is_gone THEN 'gone' ELSE 'end' END, address, x.uuid, '');
+    END IF;
+  END LOOP;
+  RETURN c;
+END $$;

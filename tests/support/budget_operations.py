@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import BudgetId, ExecutionId
 from flowfabric_worker.engine.types.budgets import CreateBudgetArgs, RecordSpendArgs, UsageDimensions
 from tests.support.budgets import HOUR, TEAM, budget, definition, spend, tokens
-from tests.support.executions import created
+from tests.support.executions import LANE, created, running
 
 Act: TypeAlias = Callable[[], Any]
 Case: TypeAlias = tuple[str, Callable[[Engine], Act]]
@@ -52,6 +53,33 @@ def _released(engine: Engine) -> Act:
     return lambda: engine.release_budget(TEAM, execution)
 
 
+BUDGET_HOLDING: dict[str, Callable[[Engine, Handle], Any]] = {
+    "report_usage": lambda engine, handle: engine.report_usage(handle, TEAM, tokens(5)),
+    "reserve_budget": lambda engine, handle: engine.reserve_budget(handle, TEAM, "k", tokens(5), HOUR),
+    "settle_budget": lambda engine, handle: engine.settle_budget(handle, TEAM, "k", tokens(5)),
+}
+
+
+def _held(act: Callable[[Engine, Handle], Any], **changes: Any) -> Callable[[Engine], Act]:
+    def arrange(engine: Engine) -> Act:
+        budget(engine, **changes)
+        spend(engine, 60, "before")
+        handle = running(engine, lane=LANE).handle
+        return lambda: act(engine, handle)
+
+    return arrange
+
+
+def _reserved(act: Callable[[Engine, Handle], Any]) -> Callable[[Engine], Act]:
+    def arrange(engine: Engine) -> Act:
+        budget(engine)
+        handle = running(engine, lane=LANE).handle
+        engine.reserve_budget(handle, TEAM, "k", tokens(40), HOUR)
+        return lambda: act(engine, handle)
+
+    return arrange
+
+
 BUDGET_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "create_budget": _plain(lambda engine: engine.create_budget(CREATION)),
     "create_budget: that exists": _with_budget(
@@ -65,6 +93,20 @@ BUDGET_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "report_usage_admin": _with_budget(lambda engine: spend(engine, 5)),
     "report_usage_admin: with a key": _with_budget(lambda engine: spend(engine, 5, "k")),
     "report_usage_admin: with a key, above the limit": _with_budget(lambda engine: spend(engine, 50, "k")),
+    "report_usage": _held(lambda engine, handle: engine.report_usage(handle, TEAM, tokens(5))),
+    "report_usage: above the limit": _held(lambda engine, handle: engine.report_usage(handle, TEAM, tokens(50, "k"))),
+    "report_usage: above a limit that suspends": _held(
+        lambda engine, handle: engine.report_usage(handle, TEAM, tokens(50)), on_hard_limit="suspend"
+    ),
+    "report_usage: above a limit that fails": _held(
+        lambda engine, handle: engine.report_usage(handle, TEAM, tokens(50)), on_hard_limit="fail"
+    ),
+    "reserve_budget": _held(lambda engine, handle: engine.reserve_budget(handle, TEAM, "k", tokens(5), HOUR)),
+    "reserve_budget: that does not fit": _held(
+        lambda engine, handle: engine.reserve_budget(handle, TEAM, "k", tokens(50), HOUR)
+    ),
+    "settle_budget": _reserved(lambda engine, handle: engine.settle_budget(handle, TEAM, "k", tokens(50))),
+    "complete: with an open reservation": _reserved(lambda engine, handle: engine.complete(handle)),
     "record_spend": _for_execution(lambda engine, execution: engine.record_spend(record(execution))),
     "release_budget": _released,
 }
@@ -119,6 +161,30 @@ BUDGET_REFUSALS: dict[str, Case] = {
     "report_usage_admin: in too many dimensions": (
         "too_many_dimensions",
         _with_budget(lambda engine: engine.report_usage_admin(TEAM, MANY_DIMENSIONS)),
+    ),
+    "report_usage: unknown": (
+        "budget_not_found",
+        _held(lambda engine, handle: engine.report_usage(handle, BudgetId("other"), tokens(1))),
+    ),
+    "report_usage: of something else": (
+        "invalid_input",
+        _held(lambda engine, handle: engine.report_usage(handle, TEAM, None)),
+    ),
+    "reserve_budget: what can never fit": (
+        "reservation_never_fits",
+        _held(lambda engine, handle: engine.reserve_budget(handle, TEAM, "k", tokens(101), HOUR)),
+    ),
+    "reserve_budget: for no time": (
+        "invalid_input",
+        _held(lambda engine, handle: engine.reserve_budget(handle, TEAM, "k", tokens(1), timedelta())),
+    ),
+    "reserve_budget: under no key": (
+        "invalid_input",
+        _held(lambda engine, handle: engine.reserve_budget(handle, TEAM, "", tokens(1), HOUR)),
+    ),
+    "settle_budget: under no key": (
+        "invalid_input",
+        _held(lambda engine, handle: engine.settle_budget(handle, TEAM, "", tokens(1))),
     ),
     "record_spend: unknown": (
         "budget_not_found",

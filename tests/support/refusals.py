@@ -29,6 +29,7 @@ from flowfabric_worker.engine.types.claiming import (
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
 from flowfabric_worker.engine.types.streams import FrameAppend, StreamCursor
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
+from tests.support.budget_operations import BUDGET_HOLDING
 from tests.support.executions import BOOM, LANE, LEASE, created, creation, request, running
 from tests.support.lossy_store import empty_store_beside
 from tests.support.operations import FRAME, NUMBERED, SECOND, START, SUMMARY, beat
@@ -72,6 +73,7 @@ HOLDING: dict[str, Callable[[Engine, Handle], Any]] = {
     "wait_children": lambda engine, handle: engine.wait_children(handle),
     "record_step": lambda engine, handle: engine.record_step(handle, "step", b"5"),
     **SUSPENSION_HOLDING,
+    **BUDGET_HOLDING,
     "append_frame": lambda engine, handle: engine.append_frame(handle, FRAME),
     "append_frames": lambda engine, handle: only(engine.append_frames([FrameAppend(handle=handle, frame=SUMMARY)])),
 }

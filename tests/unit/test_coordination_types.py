@@ -89,6 +89,8 @@ OPERATIONS = {
         "get_budget_status",
         "list_budgets",
         "report_usage",
+        "reserve_budget",
+        "settle_budget",
         "report_usage_admin",
         "record_spend",
         "release_budget",

@@ -10,6 +10,8 @@ from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.handle import Handle
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from flowfabric_worker.engine.ids import BudgetId, ExecutionId
     from flowfabric_worker.engine.types.budgets import (
         BudgetDefinition,
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
         RecordSpendArgs,
         ReleaseBudgetResult,
         ReportUsageResult,
+        ReserveBudgetResult,
         ResetBudgetResult,
+        SettleBudgetResult,
         UsageDimensions,
     )
 
@@ -118,6 +122,9 @@ class BudgetsBackend:
     def report_usage(self, handle: Handle, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         """Add what an execution used to a budget; add nothing if that would exceed a hard limit.
 
+        After a breach the lease has ended, in the same step: the execution is blocked or suspended until the budget has
+        space for the report, or it has failed, as the budget's `on_hard_limit` says.
+
         Args:
             handle: the lease of the execution.
             budget_id: the budget.
@@ -132,6 +139,55 @@ class BudgetsBackend:
             StateError: the lease has ended.
         """
         raise UnavailableError("report_usage")
+
+    def reserve_budget(
+        self, handle: Handle, budget_id: BudgetId, key: str, usage: UsageDimensions, hold: timedelta
+    ) -> ReserveBudgetResult:
+        """Reserve amounts of a budget for an execution before they are used.
+
+        What is reserved counts against the hard limits until it is settled, its time is over, or the execution has
+        ended. If the amounts do not fit, nothing is reserved, and the lease has ended as after a breach of
+        `report_usage`.
+
+        Args:
+            handle: the lease of the execution.
+            budget_id: the budget.
+            key: the name of the reservation in the execution; the same key is the same reservation.
+            usage: the amounts.
+            hold: for how long they are reserved.
+
+        Returns:
+            Until when the amounts are reserved, or in which dimension they do not fit.
+
+        Raises:
+            NotFoundError: `budget_not_found`, `execution_not_found`.
+            ValidationError: `reservation_never_fits`, an amount is above its hard limit; `too_many_dimensions`.
+            ResourceExhaustedError: `too_many_reservations`, the execution has 100 open ones at the budget.
+            StateError: the lease has ended; `reservation_settled`.
+        """
+        raise UnavailableError("reserve_budget")
+
+    def settle_budget(
+        self, handle: Handle, budget_id: BudgetId, key: str, usage: UsageDimensions
+    ) -> SettleBudgetResult:
+        """Add what was used to a budget in place of what was reserved, even if it is more or the reservation is over.
+
+        Args:
+            handle: the lease of the execution.
+            budget_id: the budget.
+            key: the name of the reservation in the execution.
+            usage: what was used.
+
+        Returns:
+            How the budget compares with its limits, and whether a reservation was open; the same key gets the first
+            answer again, which is marked.
+
+        Raises:
+            NotFoundError: `budget_not_found`, `execution_not_found`.
+            ValidationError: `too_many_dimensions`.
+            StateError: the lease has ended.
+        """
+        raise UnavailableError("settle_budget")
 
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         """Add usage to a budget on behalf of an operator; otherwise the same as `report_usage`.

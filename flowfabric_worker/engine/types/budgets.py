@@ -171,12 +171,56 @@ class ReportUsageResult:
             reserved.
         limit: the limit that it passed.
         already_applied: whether this answers a repeated report; nothing was added again.
+        consequence: what a breach of a hard limit by a holder did to its execution, whose lease has ended; else None.
     """
 
     outcome: UsageOutcome
     dimension: str | None = None
     current_usage: int | None = None
     limit: int | None = None
+    already_applied: bool = False
+    consequence: OnHardLimit | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ReserveBudgetResult:
+    """The answer to a reservation.
+
+    Attributes:
+        expires_at_ms: until when the amounts are reserved; None if they do not fit, and nothing is reserved.
+        dimension: the first one in which they do not fit, by name.
+        current_usage: what is used or reserved of it.
+        limit: its hard limit.
+        already_applied: whether the same reservation was made before.
+        consequence: what the refusal did to the execution, whose lease has ended.
+    """
+
+    expires_at_ms: int | None
+    dimension: str | None = None
+    current_usage: int | None = None
+    limit: int | None = None
+    already_applied: bool = False
+    consequence: OnHardLimit | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SettleBudgetResult:
+    """The answer to the settlement of a reservation; what was used is counted in any case.
+
+    Attributes:
+        outcome: how the counters compare with the limits; HARD_BREACH if one is above its hard limit now.
+        dimension: the first one that is above its limit, by name.
+        current_usage: its counter.
+        limit: the limit that it passed.
+        late: whether no reservation was open, because its time was over or there was none.
+        already_applied: whether this answers a repeated settlement; nothing was added again.
+    """
+
+    outcome: UsageOutcome
+    dimension: str | None = None
+    current_usage: int | None = None
+    limit: int | None = None
+    late: bool = False
     already_applied: bool = False
 
 

@@ -1,0 +1,87 @@
+"""What budgets and executions of different partitions owe to each other, and how it is paid."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS
+from flowfabric_worker.engine.partitions import partition_of_names
+from flowfabric_worker.engine.wire import unpack
+
+
+class BudgetDebts(EngineCore):
+    """Pay what one partition owes to budgets or executions of another one.
+
+    A stored function writes down what it owes in the step that causes it. Its caller pays at once, and upkeep pays what
+    a process left that died. Each payment may be repeated.
+    """
+
+    def _begin(self) -> None:
+        super()._begin()
+        # The partitions in which executions use budgets of others, as far as this engine caused it.
+        self.owing: set[int] = set()
+
+    def _budget(self, budget_id: object) -> tuple[int, bytes]:
+        """Return the partition of a budget, and its address there."""
+        name = check_name(budget_id, "a budget's id")
+        return self._home(self.namespace, name), self._packed_namespace + name.encode()
+
+    def _home(self, namespace: str, budget_id: str) -> int:
+        return partition_of_names((namespace, "budget", budget_id), self.partitions)
+
+    def pay(self, partition: int) -> None:
+        """Pay what a partition owes to others, unless there is only one."""
+        if self.partitions > 1:
+            self.pay_all(partition, self.call("read_owed", partition, [MAX_CALL_ITEMS]))
+
+    def pay_ends(self, partitions: set[int]) -> None:
+        """Pay what partitions owe in which executions ended, if this engine used budgets for executions there."""
+        for partition in partitions & self.owing:
+            # The execution has ended, and upkeep pays what cannot be paid now.
+            with contextlib.suppress(EngineError):
+                self.pay(partition)
+
+    def pay_all(self, partition: int, owed: Sequence[bytes]) -> None:
+        """Pay what a partition owes.
+
+        Args:
+            partition: the partition that owes it.
+            owed: as `read_owed` replies.
+        """
+        paid: list[bytes] = []
+        homes: set[int] = set()
+        for each in owed:
+            # What cannot be paid now must not keep the rest from being paid.
+            with contextlib.suppress(EngineError):
+                homes |= self._pay_one(partition, each)
+                paid.append(each)
+        if paid:
+            self.call("end_owed", partition, paid)
+        for home in homes:
+            # The space that an execution left is passed on to those that wait for it.
+            self.pay(home)
+
+    def _pay_one(self, partition: int, owed: bytes) -> set[int]:
+        """Pay one debt of a partition; return the partition of the budget if that may owe something by now."""
+        what, address, uuid, of_execution = unpack(owed)
+        home = self._home_of_budget(address)
+        if what == b"go":
+            answer = self.call("pay", int(of_execution), [what, address, uuid])
+            if answer[0] != b"idle":
+                return set()
+            self.call("pay", home, [b"open", address, uuid])
+            return {home}
+        answer = self.call("pay", home, [what, address, uuid])
+        if answer[0] == b"go":
+            self.call("pay", partition, [b"go", address, uuid])
+        return {home}
+
+    def _home_of_budget(self, address: bytes) -> int:
+        """Return the partition of a budget from its address, pack{namespace} and its id."""
+        digits, _, rest = address.partition(b":")
+        size = int(digits)
+        return self._home(rest[:size].decode(), rest[size:].decode())
