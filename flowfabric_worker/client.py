@@ -6,49 +6,44 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
 from time import monotonic
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias
 
 import attrs
 
 from flowfabric_worker._tasks.options import TaskOptions, published_options
-from flowfabric_worker._tasks.published import find_task, full_name, unknown_task
+from flowfabric_worker._tasks.published import find_task, full_name, placeholder_function, unknown_task
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.engine import open_engine
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.ids import ExecutionId, FlowId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
+from flowfabric_worker.engine.types.flows import FlowSummary
 from flowfabric_worker.engine.types.reads import (
     ExecutionFilter,
     ExecutionInfo,
-    ExecutionSummary,
     Explanation,
     LaneInfo,
-    ListExecutionsPage,
 )
 from flowfabric_worker.engine.types.schedules import ScheduleInfo
 from flowfabric_worker.engine.types.suspension import DeliverSignalResult
 from flowfabric_worker.engine.types.workers import TaskInfo, WorkerInfo
+from flowfabric_worker.flow import Flow, FlowRun, Node, reopen
+from flowfabric_worker.listing import Listing, rows_of
 from flowfabric_worker.run import Run
 from flowfabric_worker.signals import send_decision, send_signal
 from flowfabric_worker.stream import RunStream, RunSummary
-from flowfabric_worker.task import Call, Task
+from flowfabric_worker.task import Arguments, Task, call_of
 
 # Seconds for which the published options of a task are cached.
 _CACHED_FOR: Final = 10.0
 _MOST_CACHED: Final = 1000
 
-T = TypeVar("T")
-C = TypeVar("C")
-
 Id: TypeAlias = ExecutionId | str
 """An execution's id, or its text."""
-
-Arguments: TypeAlias = Call[...] | Sequence[Any] | Mapping[str, Any]
-"""The arguments of one call: a sequence by place, a mapping by name, or a `Call` with both."""
 
 Runs: TypeAlias = list[Run[Any]]
 
@@ -142,12 +137,41 @@ class Client:
             ValidationError: `ambiguous_task`, several tasks have that bare name.
             EngineError: the store refused the call, or cannot be reached.
         """
-        call = _call(args, kwargs)
+        call = call_of(args, kwargs)
         return self._published(task, force).options(**options).submit(*call.args, **call.kwargs)
 
     def submit_many(self, task: str, calls: Iterable[Arguments], *, force: bool = False, **options: Any) -> Runs:
         """Submit a durable execution of each call in bounded batches, and return the runs in order. See `submit`."""
-        return self._published(task, force).options(**options).submit_many(_call(each) for each in calls)
+        return self._published(task, force).options(**options).submit_many(call_of(each) for each in calls)
+
+    def flow(self, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Flow:
+        """Return a flow without nodes; `node(...)` adds them inside `with client.flow(name) as flow:`.
+
+        Args:
+            name: the name of the flow, for operators.
+            key: an idempotency key: the same graph under the same key is submitted once.
+            tags: names and values to find the flow by.
+
+        Raises:
+            ValidationError: an argument is not valid.
+        """
+        return Flow(self, name, key=key, tags=tags)
+
+    def node(
+        self,
+        task: str,
+        args: Arguments = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        force: bool = False,
+        **options: Any,
+    ) -> Node[Any]:
+        """Add a task to the flow of the `with` block, and return its node. See `submit` and `Task.node`.
+
+        The parameters of the task are not known here: an argument that is a list of nodes is a list for it.
+        """
+        call = call_of(args, kwargs)
+        return self._published(task, force).options(**options).node(*call.args, **call.kwargs)
 
     def run(self, execution_id: Id) -> Run[Any]:
         """Return the handle of an existing execution.
@@ -180,6 +204,10 @@ class Client:
     def summary(self, execution_id: Id, attempt: int | None = None) -> RunSummary | None:
         """Return the summary document of an attempt, by default the latest one. See `Run.summary`."""
         return self.run(execution_id).summary(attempt)
+
+    def flow_run(self, flow_id: FlowId | str) -> FlowRun:
+        """Return the handle of a submitted flow; its results are plain values. The store is asked at the first use."""
+        return reopen(self, FlowId(str(flow_id)), self._any_task)
 
     # For those who answer
 
@@ -267,7 +295,7 @@ class Client:
             page = self.engine.list_tasks(cursor, MAX_PAGE_SIZE)
             return page.tasks, page.next_cursor
 
-        return _rows(read)
+        return rows_of(read)
 
     def lanes(self) -> Iterator[LaneInfo]:
         """Yield the lanes in the order of their names, with the number of executions per state."""
@@ -276,7 +304,7 @@ class Client:
             page = self.engine.list_lanes(cursor, MAX_PAGE_SIZE)
             return page.lanes, page.next_cursor
 
-        return _rows(read)
+        return rows_of(read)
 
     def workers(self) -> Iterator[WorkerInfo | DamagedRow]:
         """Yield the workers in the order of their instance ids; dead workers are listed for a day."""
@@ -285,7 +313,7 @@ class Client:
             page = self.engine.list_workers(cursor, MAX_PAGE_SIZE)
             return page.workers, page.next_cursor
 
-        return _rows(read)
+        return rows_of(read)
 
     def schedules(self) -> Iterator[ScheduleInfo | DamagedRow]:
         """Yield the schedules in the order of their names, with their last and next ticks."""
@@ -294,7 +322,16 @@ class Client:
             page = self.engine.list_schedules(cursor, MAX_PAGE_SIZE)
             return page.schedules, page.next_cursor
 
-        return _rows(read)
+        return rows_of(read)
+
+    def flows(self) -> Iterator[FlowSummary | DamagedRow]:
+        """Yield the flows, partition by partition, in the order of their ids."""
+        for number in range(self.engine.partitions):
+            yield from rows_of(partial(self._flows_page, number))
+
+    def _flows_page(self, partition: int, cursor: str | None) -> tuple[Sequence[FlowSummary | DamagedRow], str | None]:
+        page = self.engine.list_flows(partition, cursor, MAX_PAGE_SIZE)
+        return page.flows, page.next_cursor
 
     def completions(
         self,
@@ -390,60 +427,8 @@ class Client:
 
     def _task(self, name: str, options: TaskOptions, codec: str) -> Task[..., Any]:
         """Return a task with that name and without code, which takes any plain arguments."""
-        return Task(_placeholder_function(name), self, name, options, self._codec or codec)
-
-
-def _placeholder_function(name: str) -> Callable[..., Any]:
-    def function(*arguments: Any, **named: Any) -> Any:
-        raise NotImplementedError(f"The code of {name!r} is not installed here: submit the task.")
-
-    function.__name__ = name
-    return function
-
-
-def _call(args: Arguments, kwargs: Mapping[str, Any] | None = None) -> Call[...]:
-    if isinstance(args, Call):
-        return args
-    if isinstance(args, Mapping):
-        return Call(**args, **(kwargs or {}))
-    if isinstance(args, Sequence) and not isinstance(args, str | bytes):
-        return Call(*args, **(kwargs or {}))
-    raise TypeError(f"The arguments of a call must be a sequence, a mapping or a Call(...), not {type(args).__name__}.")
-
-
-class Listing(Iterator[ExecutionSummary]):
-    """Iterate over the executions that match a filter; each page is read when it is needed.
-
-    Attributes:
-        looked_at: how many executions the store has looked at so far.
-        unindexed: the filters that have no index, among `state`, `task` and `tags`.
-    """
-
-    def __init__(self, read: Callable[[ExecutionId | None], ListExecutionsPage]) -> None:
-        self.looked_at = 0
-        self.unindexed: tuple[str, ...] = ()
-        self._read = read
-        self._rows = _rows(self._next_page)
-
-    def __next__(self) -> ExecutionSummary:
-        return next(self._rows)
-
-    def _next_page(self, cursor: ExecutionId | None) -> tuple[Sequence[ExecutionSummary], ExecutionId | None]:
-        page = self._read(cursor)
-        self.looked_at += page.looked_at
-        self.unindexed = page.unindexed
-        return page.executions, page.next_cursor
+        return Task(placeholder_function(name), self, name, options, self._codec or codec)
 
 
 def _identity(execution_id: Id) -> ExecutionId:
     return ExecutionId.parse(execution_id) if isinstance(execution_id, str) else execution_id
-
-
-def _rows(read: Callable[[C | None], tuple[Sequence[T], C | None]]) -> Iterator[T]:
-    """Yield the rows of every page, from the first page on."""
-    cursor: C | None = None
-    while True:
-        rows, cursor = read(cursor)
-        yield from rows
-        if cursor is None:
-            return

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import cached_property
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, overload
 from uuid import UUID, uuid5
+
+import attrs
 
 from flowfabric_worker._flows.compositions import Composition, Part, chain, chord, group
 from flowfabric_worker._flows.nodes import Graph, Node, building, leaves_of
 from flowfabric_worker.context import inside_handler
-from flowfabric_worker.engine.errors import EngineTimeoutError
+from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.errors import EngineTimeoutError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_name, uuid7
 from flowfabric_worker.engine.submission import check_tags
+from flowfabric_worker.engine.suggestions import did_you_mean
 from flowfabric_worker.engine.types.checks import word
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.flows import (
@@ -25,11 +30,15 @@ from flowfabric_worker.engine.types.flows import (
     FlowEdge,
     FlowGraph,
     FlowNode,
+    FlowSnapshot,
     FlowState,
 )
 from flowfabric_worker.engine.types.states import TerminalOutcome
 from flowfabric_worker.outcomes import ResultError
-from flowfabric_worker.run import Owner, Run, result_error
+from flowfabric_worker.run import Owner, Run, SubmittedTask, result_error
+
+if TYPE_CHECKING:
+    from flowfabric_worker._flows.stored import StoredFlow
 
 __all__ = ["Composition", "Flow", "FlowRun", "Node", "Part", "chain", "chord", "group"]
 
@@ -113,7 +122,8 @@ class Flow:
             key: Run[Any](result.execution_ids[key], node._task, created=result.created)
             for key, node in self.nodes.items()
         }
-        return FlowRun(self._owner, result.flow_id, runs, self._results(), created=result.created)
+        plan = Plan(runs=runs, results=self._results())
+        return FlowRun(self._owner, result.flow_id, lambda: plan, created=result.created)
 
     def picture(self, form: PictureForm = "text") -> str:
         """Return a picture of the graph: "text", "mermaid" for a Mermaid flowchart, or "svg".
@@ -148,12 +158,23 @@ class Flow:
         """Return the keys of the nodes whose results the flow returns: one, a list, or a dict."""
         if self._returned is not None:
             return _keys_of(self._returned)
-        last = [node.key for node in self._graph.last_nodes()]
-        return last[0] if len(last) == 1 else dict(zip(last, last, strict=True))
+        return _one_or_dict([node.key for node in self._graph.last_nodes()])
+
+
+def _one_or_dict(keys: Sequence[str]) -> Results:
+    return keys[0] if len(keys) == 1 else dict(zip(keys, keys, strict=True))
 
 
 def _keys_of(nodes: Any) -> Results:
     return nodes.key if isinstance(nodes, Node) else [_keys_of(each) for each in nodes]
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """The executions of a flow by the keys of their nodes, and the keys whose results the flow returns."""
+
+    runs: Mapping[str, Run[Any]]
+    results: Results
 
 
 class FlowRun:
@@ -164,14 +185,15 @@ class FlowRun:
         created: False if an earlier submission under the same key had created the flow.
     """
 
-    def __init__(
-        self, owner: Owner, flow_id: FlowId, runs: Mapping[str, Run[Any]], results: Results, *, created: bool
-    ) -> None:
+    def __init__(self, owner: Owner, flow_id: FlowId, plan: Callable[[], Plan], *, created: bool) -> None:
         self.id = flow_id
         self.created = created
         self._engine = owner.engine
-        self._runs = runs
-        self._results = results
+        self._read_plan = plan
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return self._read_plan()
 
     def __repr__(self) -> str:
         return f"FlowRun({str(self.id)!r})"
@@ -192,9 +214,10 @@ class FlowRun:
             KeyError: the flow has no such node.
         """
         key = node if isinstance(node, str) else node.key
-        if key not in self._runs:
-            raise KeyError(f"The flow {self.id} has no node with the key {key!r}.")
-        return self._runs[key]
+        runs = self._plan.runs
+        if key not in runs:
+            raise KeyError(f"The flow {self.id} has no node with the key {key!r}.{did_you_mean(key, runs)}")
+        return runs[key]
 
     def result(self, timeout: float | timedelta | None = None) -> Any:
         """Wait for the result of the flow, and return it; see `Flow.returns` for what it is.
@@ -215,13 +238,13 @@ class FlowRun:
             )
         seconds = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
         deadline = None if seconds is None else monotonic() + seconds
-        runs = {key: self._runs[key] for key in _flat(self._results)}
+        runs = {key: self._plan.runs[key] for key in _flat(self._plan.results)}
         self._wait(list(runs.values()), deadline)
-        snapshot = self._engine.describe_flow(self.id)
+        snapshot = self.describe()
         if snapshot is not None and snapshot.state is FlowState.FAILED and snapshot.failed_execution_ids:
             raise self._error(snapshot.failed_execution_ids[0])
         values = {key: run.result() for key, run in runs.items()}
-        return _filled(self._results, values)
+        return _filled(self._plan.results, values)
 
     def _wait(self, runs: list[Run[Any]], deadline: float | None) -> None:
         """Wait until executions have succeeded.
@@ -263,13 +286,27 @@ class FlowRun:
                 break
             outcome = self._engine.wait_for_result(cause)
         error = result_error(outcome)
-        key = next((key for key, run in self._runs.items() if run.id == outcome.execution_id), "")
+        key = next((key for key, run in self._plan.runs.items() if run.id == outcome.execution_id), "")
         return type(error)(error.execution_id, f"the node {key!r}: {error.reason}", error.detail)
+
+    def describe(self) -> FlowSnapshot | None:
+        """Return the present state of the flow, with how many nodes are in which state; None if it does not exist."""
+        return self._engine.describe_flow(self.id)
 
     def state(self) -> FlowState | None:
         """Return the present state of the flow; None if its retention is over."""
-        snapshot = self._engine.describe_flow(self.id)
+        snapshot = self.describe()
         return None if snapshot is None else snapshot.state
+
+    def picture(self, form: PictureForm = "text") -> str:
+        """Return a picture of the flow with the present states of its nodes; see `Flow.picture`.
+
+        Raises:
+            NotFoundError: `flow_not_found`, its retention is over.
+        """
+        from flowfabric_worker._flows.pictures import draw
+
+        return draw(_stored(self._engine, self.id).drawing(), form)
 
     def cancel(
         self,
@@ -295,6 +332,33 @@ class FlowRun:
         limit = timedelta(seconds=wait) if isinstance(wait, int | float) else wait
         chosen = word(CancelFlowPolicy, policy, "policy")
         return self._engine.cancel_flow(self.id, chosen, CancelFlowWait(limit), reason)
+
+
+def reopen(owner: Owner, flow_id: FlowId, task: SubmittedTask) -> FlowRun:
+    """Return the handle of a stored flow.
+
+    Args:
+        owner: the client whose store has the flow.
+        flow_id: the flow.
+        task: decodes the results of all members.
+    """
+
+    def plan() -> Plan:
+        stored = _stored(owner.engine, flow_id)
+        runs = {key: Run[Any](each.summary.execution_id, task, created=False) for key, each in stored.members.items()}
+        return Plan(runs=runs, results=_one_or_dict(stored.last()))
+
+    return FlowRun(owner, flow_id, plan, created=False)
+
+
+def _stored(engine: EngineBackend, flow_id: FlowId) -> StoredFlow:
+    # Import it here, because few applications read flows.
+    from flowfabric_worker._flows.stored import read_flow
+
+    stored = read_flow(engine, flow_id)
+    if stored is None:
+        raise error_from_code("flow_not_found", (flow_id,))
+    return stored
 
 
 # Seconds after which a wait for one of several nodes looks at the others.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
+
+import attrs
 
 from flowfabric_worker._codecs.generators import is_generator
 from flowfabric_worker._codecs.holes import Shape
 from flowfabric_worker._flows.arguments import split_arguments
-from flowfabric_worker._flows.nodes import Node, graph_being_built
+from flowfabric_worker._flows.nodes import NODE_HEADER, Node, graph_being_built
 from flowfabric_worker._flows.placement import ANYWHERE, OPTIONS, Placement
 from flowfabric_worker._tasks.local_context import LocalContext, iterate_in
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
@@ -39,6 +41,25 @@ class Call(Generic[P]):
     def __init__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         self.args = args
         self.kwargs = kwargs
+
+
+Arguments: TypeAlias = Call[...] | Sequence[Any] | Mapping[str, Any]
+"""The arguments of one call: a sequence by place, a mapping by name, or a `Call` with both."""
+
+
+def call_of(args: Arguments, kwargs: Mapping[str, Any] | None = None) -> Call[...]:
+    """Return the call with these arguments.
+
+    Raises:
+        TypeError: they are neither a sequence, a mapping nor a `Call`.
+    """
+    if isinstance(args, Call):
+        return args
+    if isinstance(args, Mapping):
+        return Call(**args, **(kwargs or {}))
+    if isinstance(args, Sequence) and not isinstance(args, str | bytes):
+        return Call(*args, **(kwargs or {}))
+    raise TypeError(f"The arguments of a call must be a sequence, a mapping or a Call(...), not {type(args).__name__}.")
 
 
 class Task(Generic[P, R]):
@@ -206,7 +227,7 @@ class Submission(Generic[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Submit a durable execution of this call; see `Task.submit`."""
-        self._check_alone()
+        self._placement.check_used("submit()")
         connection, own = take_connection(self._task.function, kwargs, self._connection)
         result = create(self._task.owner.engine, self._creation(args, own), connection)
         if isinstance(result, Duplicate) and not result.same_request and self._options.on_conflict == "raise":
@@ -215,7 +236,7 @@ class Submission(Generic[P, R]):
 
     def submit_many(self, calls: Iterable[Call[P] | tuple[Any, ...]], *, connection: Any = None) -> list[Run[R]]:
         """Submit a durable execution of each call; see `Task.submit_many`."""
-        self._check_alone()
+        self._placement.check_used("submit_many()")
         connection = self._connection if connection is None else connection
         if self._options.key is not None:
             raise TypeError("One key cannot stand for many executions: submit them one by one, each with its own key.")
@@ -242,26 +263,27 @@ class Submission(Generic[P, R]):
         if self._connection is not None:
             raise TypeError("A node takes no connection=: a flow is submitted as a whole, in its own steps.")
         graph, placement = graph_being_built(), self._placement
+        placement.check_used("node()", "after", "need", "others")
         given = split_arguments(self._task, args, kwargs, placement)
         graph.check_own([*given.parents, *placement.after])
         key = graph.key_for(self._options.key, self._task.name)
         after = placement.after or (() if given.parents else graph.implied)
         parents = {**given.parents, **{each: () for each in after if each not in given.parents}}
         placement.check_parents(len(parents), key)
-        creation = self._creation(given.args, given.kwargs, key, given.shapes)
+        creation = attrs.evolve(
+            self._creation(given.args, given.kwargs, given.shapes),
+            # The key is that of the node, which is unique in its flow already.
+            idempotency_key=None,
+            headers={**self._options.headers, NODE_HEADER: key},
+        )
         node: Node[R] = Node(graph, key, self._task, creation, parents, placement.policy())
         graph.add(node)
         return node
-
-    def _check_alone(self) -> None:
-        if self._placement != ANYWHERE:
-            raise TypeError("after=, need= and others= are options of nodes: call node() in place of submit().")
 
     def _creation(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        key: str | None = None,
         shapes: Mapping[int | str, Shape] = MappingProxyType({}),
     ) -> CreateExecutionArgs:
         """Return the arguments of the engine's call.
@@ -269,7 +291,6 @@ class Submission(Generic[P, R]):
         Args:
             args: the positional arguments.
             kwargs: the named arguments.
-            key: the key of the node; None for the key of the options.
             shapes: the shapes of the arguments that results of other nodes fill.
         """
         options = self._options
@@ -279,7 +300,7 @@ class Submission(Generic[P, R]):
             payload=self._task.codec.encode_call(args, kwargs, shapes),
             codec=self._task._codec.name,
             priority=options.priority,
-            idempotency_key=options.key if key is None else key,
+            idempotency_key=options.key,
             delay=options.delay,
             delay_until=options.at,
             policy=self._policy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from flowfabric_worker.codec import TaskCodec
 from flowfabric_worker.engine.errors import ValidationError
@@ -14,6 +14,9 @@ from flowfabric_worker.engine.types.edges import EdgeDependencyPolicy
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
 R = TypeVar("R")
+
+# The header in which the execution of a node has the key of the node.
+NODE_HEADER: Final = "flowfabric-node"
 
 
 class Planned(Protocol):

@@ -1,4 +1,4 @@
-"""The options that say how a node depends on others: `after`, `need` and `others`."""
+"""The options of nodes: `after`, `need` and `others`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ class Placement:
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return the placement with those of the changes that belong to it."""
         return attrs.evolve(self, **{name: value for name, value in changes.items() if name in OPTIONS})
+
+    def check_used(self, use: str, *allowed: str) -> None:
+        """Refuse options that have no meaning for a use, such as `submit()`.
+
+        Raises:
+            TypeError: the message names them.
+        """
+        default = type(self)()
+        wrong = [
+            name for name in sorted(OPTIONS) if name not in allowed and getattr(self, name) != getattr(default, name)
+        ]
+        if wrong:
+            raise TypeError(f"{use} takes no {'=, '.join(wrong)}=: that is an option of nodes, which node() makes.")
 
     def check_parents(self, count: int, key: str) -> None:
         """Refuse a placement that the number of parents cannot meet.

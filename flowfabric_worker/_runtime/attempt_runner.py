@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from contextvars import Context
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from flowfabric_worker._runtime.completer import Completer
 from flowfabric_worker._runtime.frame_appender import Appender
@@ -50,7 +50,7 @@ _GRANTED = RetryPolicy(max_retries=3)
 # How long after a lost connection a handler whose transaction was not committed runs again.
 _AFTER_LOST_COMMIT = timedelta(seconds=1)
 # The exceptions that the next run would raise again.
-_PERMANENT: tuple[type[BaseException], ...] = (DecodingError, DurableCallError, EncodingError, WaitTimedOut)
+_PERMANENT: Final = (DecodingError, DurableCallError, EncodingError, WaitTimedOut)
 # The most exceptions of a chain that are visited, because a chain may be a circle.
 _MOST_CHAINED = 100
 _MOST_IN_GROUPS = 1000

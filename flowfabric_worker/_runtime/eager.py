@@ -19,6 +19,7 @@ from flowfabric_worker.engine.limits import MAX_DURATION_MS
 from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
+from flowfabric_worker.engine.types.flows import FlowGraph, SubmitFlowResult
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.streams import StreamCursor, StreamFrames, TailVisibility
@@ -37,6 +38,8 @@ from flowfabric_worker.task import Task
 MOST_MOVES: Final = 1000
 # The most handler runs without a move of the clock; work that needs more is taken to do the same.
 MOST_RUNS: Final = 10_000
+# The states of executions that continue by a signal or by the end of others.
+_WAITING: Final = (PublicState.SUSPENDED, PublicState.WAITING_CHILDREN)
 # Keep results for as long as possible, because tests read them after the clock has moved far ahead.
 _RETENTION: Final = timedelta(milliseconds=MAX_DURATION_MS)
 
@@ -67,6 +70,8 @@ class EagerEngine(Engine):
         self._inline = InlineRuntime(self, self.limits, tasks, middleware, capabilities)
         self._tasks = tasks
         self._pending: set[ExecutionId] = set()
+        # Those that wait for a signal or for other executions.
+        self._held_back: set[ExecutionId] = set()
         self._running = False
         self._taking = threading.Lock()
         self._setting = threading.Lock()
@@ -92,6 +97,13 @@ class EagerEngine(Engine):
         # Create one batch after the other, so that each has run before the next one.
         return EngineBackend.create_in_batches(self, args)
 
+    def submit_flow(self, graph: FlowGraph) -> SubmitFlowResult:
+        self._follow_time()
+        nodes = [attrs.evolve(node, execution=_kept(node.execution)) for node in graph.nodes]
+        result = super().submit_flow(attrs.evolve(graph, nodes=nodes))
+        self._run(result.execution_ids.values())
+        return result
+
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:
         for _ in range(MOST_MOVES):
             if self.read_outcome(execution_id) is not None:
@@ -99,20 +111,22 @@ class EagerEngine(Engine):
             # A replay, or a signal from another engine, may have made the execution ready again.
             self._run([execution_id])
             info = self.read_execution_info(execution_id)
-            if info is None or info.public_state is not PublicState.SUSPENDED:
+            if info is None or info.public_state not in _WAITING:
                 break
             # Nothing else can happen while the caller waits.
-            self.set_clock(self._end_of_wait(info))
+            self.set_clock(self._end_of_wait([info, *self._unended(self._held_back)]))
         return super().wait_for_result(execution_id, timeout)
 
-    def _end_of_wait(self, info: ExecutionInfo) -> datetime:
-        """Return when the time of a suspended execution is over.
+    def _end_of_wait(self, waiting: Sequence[ExecutionInfo]) -> datetime:
+        """Return when the time of the first of several waiting executions is over.
 
         Raises:
-            RuntimeError: it waits without a limit.
+            RuntimeError: they wait without a limit.
         """
-        known = [moment for moment in (info.suspended_until_ms, info.deadline_at_ms) if moment is not None]
+        moments = [moment for info in waiting for moment in (info.suspended_until_ms, info.deadline_at_ms)]
+        known = [moment for moment in moments if moment is not None]
         if not known:
+            info = waiting[0]
             raise RuntimeError(
                 f"{info.execution_id} of {info.task!r} has no result yet: {self._explain(info)} Answer it before you "
                 "ask for its result."
@@ -177,6 +191,7 @@ class EagerEngine(Engine):
             with self._taking:
                 # Forget the rest, so that the next submission does not fail because of this one.
                 self._pending.clear()
+                self._held_back.clear()
                 self._running = False
             raise
 
@@ -187,8 +202,10 @@ class EagerEngine(Engine):
                 tried = frozenset(self._pending)
             count = self._inline.run_until_idle(MOST_RUNS)
             with self._taking:
-                left = self._left()
+                infos = self._unended(self._pending | self._held_back)
+                left = [info for info in infos if info.public_state not in _WAITING]
                 self._pending = {info.execution_id for info in left}
+                self._held_back = {info.execution_id for info in infos} - self._pending
                 if not left:
                     self._running = False
                     return
@@ -210,14 +227,10 @@ class EagerEngine(Engine):
             self.set_clock(min(self._next_moment(info, left) for info in left))
             moves += 1
 
-    def _left(self) -> list[ExecutionInfo]:
-        """Return the pending executions that have not ended, and wait for no signal."""
-        infos = [self.read_execution_info(each) for each in self._pending]
-        return [
-            info
-            for info in infos
-            if info is not None and not info.public_state.is_terminal and info.public_state is not PublicState.SUSPENDED
-        ]
+    def _unended(self, execution_ids: Iterable[ExecutionId]) -> list[ExecutionInfo]:
+        """Return those of some executions that have not ended."""
+        infos = [self.read_execution_info(each) for each in execution_ids]
+        return [info for info in infos if info is not None and not info.public_state.is_terminal]
 
     def _next_moment(self, info: ExecutionInfo, left: Iterable[ExecutionInfo]) -> datetime:
         """Return the next moment at which an execution that cannot run now changes.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import NotFoundError, ValidationError
@@ -46,3 +47,13 @@ def unknown_task(engine: EngineBackend, name: str, namespace: str) -> NotFoundEr
         "submit anyway with force=True (--force).",
         task=name,
     )
+
+
+def placeholder_function(name: str) -> Callable[..., Any]:
+    """Return a function that stands for the code of a task, which is not here."""
+
+    def function(*arguments: Any, **named: Any) -> Any:
+        raise NotImplementedError(f"The code of {name!r} is not installed here: submit the task.")
+
+    function.__name__ = name
+    return function

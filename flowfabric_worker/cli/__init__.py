@@ -13,6 +13,7 @@ from flowfabric_worker.cli.completion import completion
 from flowfabric_worker.cli.demo import demo
 from flowfabric_worker.cli.exit_codes import Commands, exit_codes_help
 from flowfabric_worker.cli.explain import explain
+from flowfabric_worker.cli.flows import flow, flows
 from flowfabric_worker.cli.lanes import lanes
 from flowfabric_worker.cli.list import list_
 from flowfabric_worker.cli.migrate import migrate
@@ -57,6 +58,8 @@ for command in (
     signal,
     approve,
     resume,
+    flows,
+    flow,
     lanes,
     workers,
     schedules,

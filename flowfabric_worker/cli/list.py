@@ -14,9 +14,10 @@ from flowfabric_worker.cli.options import (
     with_client,
 )
 from flowfabric_worker.cli.output import print_json, print_table, span
-from flowfabric_worker.client import Client, Listing
+from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.listing import Listing
 
 # The rows of a table if --limit is not given.
 _ROWS = 50

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from flowfabric_worker.engine.core import execution_id
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.ids import EdgeId, FlowId
-from flowfabric_worker.engine.records import Record
+from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
+from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Reply
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.edges import (
@@ -27,14 +27,18 @@ from flowfabric_worker.engine.types.edges import (
 from flowfabric_worker.engine.types.flows import (
     CancelFlowPolicy,
     FlowInput,
+    FlowMember,
     FlowSnapshot,
     FlowState,
     FlowSummary,
 )
+from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState, TerminalOutcome
 from flowfabric_worker.engine.wire import DAMAGE, unpack, unpack_texts
 
 T = TypeVar("T")
+
+MEMBER_FIELDS = (*Record.SUMMARY_FIELDS, "headers")
 
 FLOW_FIELDS = (
     "kind", "state", "counts", "revision", "nodes", "edges", "created", "mutated", "cancelled_at", "cancel_reason",
@@ -182,6 +186,15 @@ def _decode_group(flow_id: str, partition: int, uuid: bytes, text: bytes | None)
         )
     except DAMAGE as error:
         raise _corruption(flow_id, f"group {uuid.decode(errors='replace')}", error) from None
+
+
+def decode_member(member: ExecutionId, values: Sequence[bytes | None] | None) -> FlowMember:
+    """Decode a member in a listing; a record that cannot be read becomes a row that says why."""
+    summary = summary_of(member, values and values[: len(Record.SUMMARY_FIELDS)])
+    try:
+        return FlowMember(summary=summary, headers=Record(member, MEMBER_FIELDS, values).headers())
+    except ValidationError as error:
+        return FlowMember(summary=ExecutionSummary(execution_id=member, corruption=str(error)))
 
 
 class _Fields:

@@ -27,10 +27,12 @@ from flowfabric_worker.engine.flow_graphs import (
 )
 from flowfabric_worker.engine.flow_replies import (
     FLOW_FIELDS,
+    MEMBER_FIELDS,
     SUMMARY_FIELDS,
     decode_edge,
     decode_flow,
     decode_inputs,
+    decode_member,
     decode_summary,
     edge_or_damage,
     pack_policy,
@@ -40,7 +42,6 @@ from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId, check_exec
 from flowfabric_worker.engine.limits import DEFAULT_CANCEL_GRACE_MS, MAX_CALL_BYTES
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.partitions import partition_of_uuid
-from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.submission import Submission, check_tags
 from flowfabric_worker.engine.types.checks import check_record
@@ -295,12 +296,12 @@ class Flows(Submission, EngineCore):
     def list_flow_members(self, flow_id: FlowId, cursor: str | None = None, limit: int = 100) -> ListFlowMembersPage:
         flow, count = self._flow(flow_id), page_size(limit, 1)
         after = "" if cursor is None else read_cursor(lambda: flow.member(ExecutionId.parse(cursor)), "a member").uuid
-        rows = self._rows("list_flow_members", flow, (), after, count + 1, Record.SUMMARY_FIELDS)
+        rows = self._rows("list_flow_members", flow, (), after, count + 1, MEMBER_FIELDS)
         if not rows and self.describe_flow(flow.flow_id) is None:
             raise NotFoundError("flow_not_found", flow_id=flow.flow_id)
-        members = tuple(summary_of(execution_id(flow.partition, uuid), values) for uuid, values in rows[:count])
+        members = tuple(decode_member(execution_id(flow.partition, uuid), values) for uuid, values in rows[:count])
         return ListFlowMembersPage(
-            members=members, next_cursor=str(members[-1].execution_id) if len(rows) > count else None
+            members=members, next_cursor=str(members[-1].summary.execution_id) if len(rows) > count else None
         )
 
     def _rows(

@@ -266,7 +266,7 @@ function ff.resolve(ctx, flow, id, edge, result)
   edge.result, edge.life = result, ff.text(group.life)
   ff.change_edge(ctx, flow, id, edge)
   ff.change_group(ctx, flow, edge.down, group)
-  if group.state == 'impossible' and (result == '' or result == 's') then
+  if group.state == 'impossible' and before ~= '' and (result == '' or result == 's') then
     group.state, group.decided = 'pending', ''
     wait_again(ctx, flow, edge.down)
   end

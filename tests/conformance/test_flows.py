@@ -61,6 +61,19 @@ def test_the_state_of_a_flow_follows_its_members_in_the_same_step(engine: Engine
     assert run.counts() == {"completed": 1, "delayed": 2, "waiting_children": 1}
 
 
+def test_a_success_after_a_failure_leaves_a_skipped_child_as_it_is(engine: Engine) -> None:
+    run = Run(engine, graph_of(("bad", "c"), ("ok", "c"), ("c", "d")))
+    run.claim()
+    run.fail("bad")
+    skipped = engine.read_execution_info(run.ids["c"])
+    run.complete("ok")
+
+    assert engine.read_execution_info(run.ids["c"]) == skipped
+    assert skipped is not None
+    assert skipped.error == f"dependency_impossible {run.ids['bad']}"
+    assert run.flow.state is FlowState.FAILED
+
+
 def test_a_child_gets_the_results_of_its_parents_by_argument_name(engine: Engine) -> None:
     run = Run(engine, graph_of(*DIAMOND, ("a", "d", "first"), ("a", "d")))
     run.claim()

@@ -300,8 +300,16 @@ class ListFlowsPage:
 
 
 @attrs.frozen(kw_only=True)
+class FlowMember:
+    """A member of a flow in a listing; `headers` are those of its submission."""
+
+    summary: ExecutionSummary
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
 class ListFlowMembersPage:
     """A page of the members of a flow by id; `next_cursor` is None on the last one."""
 
-    members: tuple[ExecutionSummary, ...]
+    members: tuple[FlowMember, ...]
     next_cursor: str | None
