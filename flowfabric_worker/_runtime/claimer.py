@@ -22,7 +22,7 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.backoff import Backoff
 from flowfabric_worker.engine.call_retries import dedicate_thread
 from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
+from flowfabric_worker.engine.limits import MAX_LEASE_ITEMS
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, EndedByClaim, LaneRequest
 from flowfabric_worker.task import Task
 
@@ -125,10 +125,11 @@ class Claimer(OwnedThread):
     def _free_capacity(self) -> int:
         """Return how many executions to claim, for free threads and for the prefetch; 0 to wait."""
         ahead = min(MAX_PREFETCH, int(self._throughput.per_second() * PREFETCH_SECONDS))
-        # Wait until half of the prefetched work is done: a few large claims are cheaper than many small ones.
-        self._leases.low_water = ahead // 2
+        # Wait until a call is worth its cost, but claim one call at a time, so that handlers begin while the next is made.
+        least = max(1, min(ahead // 2, MAX_LEASE_ITEMS))
+        self._leases.low_water = max(0, ahead - least)
         capacity = self._leases.threads + ahead - self._leases.outstanding()
-        return capacity if capacity >= max(1, ahead // 2) else 0
+        return min(capacity, MAX_LEASE_ITEMS) if capacity >= least else 0
 
     def _request(self, capacity: int) -> ClaimRequest:
         first = next(self._turns)
@@ -139,7 +140,7 @@ class Claimer(OwnedThread):
         return ClaimRequest(
             lanes=tuple(LaneRequest(lane=lane) for lane in lanes),
             policy=policy,
-            limit=min(capacity, MAX_BATCH_ITEMS),
+            limit=capacity,
             capabilities=self._capabilities,
             tasks=self._names,
             on_ended=self._tell_ended,
