@@ -125,7 +125,7 @@ class Claimer(OwnedThread):
     def _free_capacity(self) -> int:
         """Return how many executions to claim, for free threads and for the prefetch; 0 to wait."""
         ahead = min(MAX_PREFETCH, int(self._throughput.per_second() * PREFETCH_SECONDS))
-        # Wait until a call is worth its cost, but claim one call at a time, so that handlers begin while the next is made.
+        # Wait until a call is worth its cost, but claim one call at a time: handlers begin while the next is made.
         least = max(1, min(ahead // 2, MAX_LEASE_ITEMS))
         self._leases.low_water = max(0, ahead - least)
         capacity = self._leases.threads + ahead - self._leases.outstanding()

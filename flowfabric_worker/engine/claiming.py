@@ -22,7 +22,6 @@ from flowfabric_worker.engine.limits import (
     MAX_BATCH_ITEMS,
     MAX_CALLS_REMEMBERED,
     MAX_LANES_PER_CLAIM,
-    MAX_LEASE_ITEMS,
     MAX_LEASE_MS,
 )
 from flowfabric_worker.engine.listener import FALLBACK
@@ -300,7 +299,7 @@ class Claiming(Decoding, ClassCache):
             stale: set[bytes] = set()
             next_due, again = FALLBACK, False
             wanted = terms.request.limit - len(claimed)
-            most = wanted if terms.request.claim_id is not None else min(wanted, MAX_LEASE_ITEMS)
+            most = wanted if terms.request.claim_id is not None else min(wanted, self.lease_items)
             for batch, wait_ms, limit in self._calls_for(lanes, wait, most):
                 numbers: list[Argument] = [terms.lease_ms, wait_ms, limit, matching_lanes.set_name]
                 try:
@@ -308,7 +307,8 @@ class Claiming(Decoding, ClassCache):
                 except TransportError:
                     self._note_unanswered(terms, partition)
                     raise
-                now, due, behind, items, more, repeated, *ended = reply
+                now, due, behind, items, more, repeated, shared, *ended = reply
+                self.is_shared = bool(shared)
                 if ended:
                     self._tell_ended(terms.request, partition, ended[0])
                 if repeated and not items and terms.request.claim_id is None:

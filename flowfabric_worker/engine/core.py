@@ -16,17 +16,28 @@ from flowfabric_worker.engine.errors import (
 )
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_execution_id
-from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_LEASE_ITEMS
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_LEASE_ITEMS, SHARED_LEASE_ITEMS
 from flowfabric_worker.engine.pages import read_cursor
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.wire import pack
 
-_ITEMS_PER_CALL = {"complete_many": MAX_LEASE_ITEMS, "fail_many": MAX_LEASE_ITEMS}
+_ENDING_LEASES = frozenset({"complete_many", "fail_many"})
 
 
 class EngineCore(EngineConnection):
-    """The base of the areas: calls of stored functions, and the checks that areas share."""
+    """The base of the areas: calls of stored functions, and the checks that areas share.
+
+    Attributes:
+        is_shared: whether others submit work beside the work of this engine, as the last claim was told.
+    """
+
+    is_shared = False
+
+    @property
+    def lease_items(self) -> int:
+        """How many executions one call claims, completes or fails."""
+        return SHARED_LEASE_ITEMS if self.is_shared else MAX_LEASE_ITEMS
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -78,7 +89,7 @@ class EngineCore(EngineConnection):
         answers: list[Reply | EngineError | None] = [None] * len(items)
         waiting: Sequence[int] = range(len(items))
         lost: dict[int, TransportError] = {}
-        most = full = _ITEMS_PER_CALL.get(function, MAX_CALL_ITEMS)
+        most = full = self.lease_items if function in _ENDING_LEASES else MAX_CALL_ITEMS
         with self.under_way:
             while waiting:
                 batches = list(cut_items(items, waiting, most))

@@ -18,8 +18,9 @@ MAX_BATCH_BYTES: Final = 8 * MIB
 # The most items of one call of a stored function, so that it takes the server at most about 3 ms.
 MAX_CALL_ITEMS: Final = 100
 MAX_CALL_BYTES: Final = 2 * MIB
-# How many executions one call claims, completes or fails. More per call save the server little, and make others wait.
-MAX_LEASE_ITEMS: Final = 50
+# How many executions one call claims, completes or fails: at most, and while others submit work and wait for calls.
+MAX_LEASE_ITEMS: Final = 100
+SHARED_LEASE_ITEMS: Final = 25
 MAX_CALL_ROWS: Final = 200
 MAX_PAGE_SIZE: Final = 1000
 MAX_DAMAGED: Final = 1000

@@ -249,8 +249,9 @@ end
 -- topic, then the lanes as ff.lanes_of reads them.
 -- Replies: now; next due moment, or false (unused when there are items); the lanes whose classes have to be read again
 -- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
--- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; and only if the claim itself
--- ended executions that no worker held, those: uuid, class, outcome, attempt, retries, tags, error, detail.
+-- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; 1 if others submit work, so that
+-- calls should be short, else 0; and only if the claim itself ended executions that no worker held, those: uuid, class,
+-- outcome, attempt, retries, tags, error, detail.
 -- Errors: instance_of_other_worker.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
@@ -289,7 +290,8 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   due = due or #items == 0 and ff.next_due(ctx) or false
   local is_cut_short = ctx.is_cut_short or ff.is_spent(ctx) or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
   local again = (is_cut_short or ff.has_passed_enough(ctx)) and '1' or ''
-  return { ctx.now, due, stale, items, again, repeated, #ctx.ends > 0 and ctx.ends or nil }
+  local is_shared = ctx.now - ctx.shared <= ff.SHARED_FOR and 1 or 0
+  return { ctx.now, due, stale, items, again, repeated, is_shared, #ctx.ends > 0 and ctx.ends or nil }
 end)
 
 -- forward_wakeup: pass a wake-up on to the next waiter, for a woken worker that has no capacity.

@@ -39,8 +39,8 @@
 --   :suspended       zset    the suspended executions, by namespace, since when, and id
 --   :secrets         hash    the secrets that sign waitpoint tokens, see prelude_secrets.lua
 --   :leaders, :leader        per group of schedules until when it has a leader, and which process that is
---   :meta            hash    configuration, the oldest place and the age of the feed, the clock of a store for tests, and
---                            the waiter that watches the next due moment
+--   :meta            hash    configuration, the oldest place and the age of the feed, the clock of a store for tests, the
+--                            waiter that watches the next due moment, and when work was last submitted beside other work
 --
 -- A lane is pack{namespace, lane}; a class is pack{namespace, lane, task, capabilities, pack(budgets), quota}. Both are parts of
 -- keys, so the class in a record is all that is needed to find the record's indexes.
@@ -76,6 +76,8 @@ ff.DUE_PER_CLAIM = 32
 ff.FALLBACK = 10000
 -- How far the clock may be set back and is then held until it has caught up, in ms.
 ff.MOST_SET_BACK = 60000
+-- For how long the calls of workers are kept short after work was submitted beside other work, in ms.
+ff.SHARED_FOR = 2000
 -- How long an entry is postponed that only a newer release can handle, in ms.
 ff.POSTPONED = 5000
 
@@ -194,7 +196,7 @@ end
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
-  local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher', 'feed_age')
+  local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher', 'feed_age', 'shared')
   local now, latest = ff.number(meta[1]), ff.stored_moment(meta[2]) or 0
   if not now then
     local time = call('TIME')
@@ -217,6 +219,8 @@ function ff.begin(keys)
     channel = prefix .. ':topic:',
     watcher = meta[3],
     feed_age = ff.stored_moment(meta[4]) or ff.DAY,
+    last_end = latest,
+    shared = ff.stored_moment(meta[5]) or 0,
     ready = {},
     due = {},
     records = {},
@@ -239,6 +243,7 @@ function ff.begin(keys)
     lost = {},
     passed = 0,
     has_progressed = false,
+    has_created = false,
     announced = false,
     flows = {},
     changed_flows = {},

@@ -117,6 +117,7 @@ local function write(ctx, kind, args, at, address, flow)
   if flow then
     ff.join_flow(ctx, flow, record)
   end
+  ctx.has_created = true
   return { 'created', record.uuid, state }
 end
 
@@ -160,10 +161,22 @@ function ff.create(ctx, args, at)
   return write(ctx, kind, args, at, address)
 end
 
+-- Note that work is submitted while other work ends, at most twice in the time for which a note counts.
+local function note_sharing(ctx)
+  local half = ff.SHARED_FOR / 2
+  if ctx.now - ctx.last_end <= half and ctx.now - ctx.shared > half then
+    call('HSET', ctx.base .. ':meta', 'shared', ctx.now_text)
+  end
+end
+
 -- create_executions: create executions, each by itself.
 -- Arguments per item: those of one creation, see ff.CREATION_WIDTH.
 -- Replies per item: 'created', uuid, state; or 'duplicate', the existing uuid, its state, 1 if it is the same request.
 -- Errors per item: quota_policy_not_found, too_many_classes, corruption of the existing execution.
 ff.register('create_executions', {}, function(ctx, args)
-  return ff.each(ctx, args, 1, ff.CREATION_WIDTH, 2, ff.create)
+  local answers = ff.each(ctx, args, 1, ff.CREATION_WIDTH, 2, ff.create)
+  if ctx.has_created then
+    note_sharing(ctx)
+  end
+  return answers
 end)

@@ -62,8 +62,9 @@ END $$;
 -- topic, then the lanes as fn.lanes_of reads them.
 -- Replies: now; next due moment, or null (unused when there are items); the lanes whose classes have to be read again
 -- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
--- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; and only if the claim itself
--- ended executions that no worker held, those: uuid, class, outcome, attempt, retries, tags, error, detail.
+-- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; 0, because calls of different
+-- callers run side by side; and only if the claim itself ended executions that no worker held, those: uuid, class, outcome,
+-- attempt, retries, tags, error, detail.
 -- Errors: instance_of_other_worker.
 CREATE FUNCTION fn.claim_many(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -127,7 +128,8 @@ CREATE FUNCTION fn.claim_reply(
     fn.replies(VARIADIC items),
     fn.reply(CASE WHEN c.is_cut_short OR fn.is_spent(c) OR c.passed >= 256 OR cardinality(items) = 100 AND most > 100
       THEN '1'::text ELSE '' END),
-    fn.reply(CASE WHEN is_repeated THEN 1::bigint ELSE 0 END)
+    fn.reply(CASE WHEN is_repeated THEN 1::bigint ELSE 0 END),
+    fn.reply(0::bigint)
   ] || CASE WHEN cardinality(c.ends) > 0 THEN ARRAY[fn.replies(VARIADIC c.ends)] ELSE '{}' END)
 $$;
 
