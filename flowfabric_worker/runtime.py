@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from flowfabric_worker._runtime import signal_handlers, supervisor_channel
-from flowfabric_worker._runtime.announcements import start_line, unknown_lanes, waiting_line
+from flowfabric_worker._runtime.announcements import start_line, unacknowledged_line, unknown_lanes, waiting_line
 from flowfabric_worker._runtime.attempt_runner import AttemptRunner
 from flowfabric_worker._runtime.claimer import Claimer
 from flowfabric_worker._runtime.completer import Completer
@@ -25,7 +25,7 @@ from flowfabric_worker._runtime.handler_pool import HandlerPool
 from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.isolation import AssignedWork, IsolatedProcess
 from flowfabric_worker._runtime.lease_keeper import LeaseKeeper
-from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable
+from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker._runtime.memory_limit import MemoryLimit, MemoryWatch
 from flowfabric_worker._runtime.owned_thread import Part
 from flowfabric_worker._runtime.registration import claim_lease, lanes_to_serve, new_instance_id, registration
@@ -336,8 +336,9 @@ class Runtime:
         if running and deadline.grace() > 0:
             log.info("%s", waiting_line(running, deadline.grace()))
         deadline.await_within_grace(self._handler_pool.join)
+        hooks_until = now() + _HOOKS_WITHIN
         unfinished = self._stop_completer(deadline, unstarted)
-        self._stop_other_parts(deadline)
+        self._stop_other_parts(deadline, hooks_until)
         self._tell_end(unstarted.answer([]) + unfinished.answer([]))
         log_queue.stop(_LOG_WITHIN)
 
@@ -356,15 +357,20 @@ class Runtime:
             deadline.await_at_all(part.join)
         return unfinished
 
-    def _stop_other_parts(self, deadline: Deadline) -> None:
-        """Stop the parts that are needed until all outcomes are sent, and deregister the worker."""
+    def _stop_other_parts(self, deadline: Deadline, hooks_until: float) -> None:
+        """Stop the parts that are needed until all outcomes are sent, and deregister the worker.
+
+        Args:
+            hooks_until: until when to wait for the hooks. The time runs while other parts end, because the process for
+                suspects waits for its own hooks meanwhile.
+        """
         self._execution_log.stop()
         self._lease_keeper.stop()
         self._hooks.stop()
         leaving: BackgroundCall[None] = BackgroundCall(self._leave)
         for part in (self._lease_keeper, self._execution_log, self._ticker, leaving):
             deadline.await_at_all(part.join)
-        deadline.await_at_all(self._hooks.join, _HOOKS_WITHIN)
+        deadline.await_at_all(self._hooks.join, hooks_until - now())
         self._hooks.tell_rest()
 
     def _return_unstarted(self, deadline: Deadline) -> list[LeasedExecution]:
@@ -402,13 +408,9 @@ class Runtime:
         """Log how many executions were released, and how much the store has not acknowledged."""
         begun = sum(execution.started_at is not None for execution in handed_back)
         log.info("%s stopped; it handed back %s, of which %s had begun.", self.instance_id, len(handed_back), begun)
-        outcomes, execution = len(self._leases.unacknowledged()), len(self._leases.executions)
-        if execution:
-            log.warning(
-                "The store has not acknowledged %s outcomes and the release of %s executions; these executions run "
-                "again when their leases expire.",
-                outcomes, execution - outcomes,
-            )  # fmt: skip
+        outcomes, executions = len(self._leases.unacknowledged()), len(self._leases.executions)
+        if executions:
+            log.warning("%s", unacknowledged_line(outcomes, executions - outcomes))
 
     def _leave(self) -> None:
         """Deregister the worker, if the store can be reached."""

@@ -10,6 +10,7 @@ from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker._version import __version__
 from flowfabric_worker.config import WorkerSettings, shown_url, store_url
 from flowfabric_worker.engine.suggestions import did_you_mean
+from flowfabric_worker.engine.wording import counted
 from flowfabric_worker.task import Task
 
 # The most names of one kind in a line; the others are counted.
@@ -29,7 +30,7 @@ def start_line(
     weighed = [lane if weight == 1 else f"{lane}={weight}" for lane, weight in lanes.items()]
     return (
         f"{instance_id} takes work from {shown_url(store_url(url))}: flowfabric_worker {__version__}, "
-        f"{_counted(settings.threads, 'thread')}; {_named('lane', weighed)}; "
+        f"{counted(settings.threads, 'thread')}; {_named('lane', weighed)}; "
         f"{_named('task', [task.name for task in ordered])}; {_named('schedule', scheduled)}. "
         f"Ctrl-C or SIGTERM stops it; running handlers have {spoken(settings.grace.total_seconds())} to finish."
     )
@@ -52,17 +53,21 @@ def waiting_line(running: Sequence[LeasedExecution], grace: float) -> str:
         for each in sorted(running, key=lambda each: each.started_at or 0.0)
     ]
     return (
-        f"Stopping: waiting up to {spoken(grace)} for {_counted(len(running), 'handler')}: {_listed(waited_for)}. "
+        f"Stopping: waiting up to {spoken(grace)} for {counted(len(running), 'handler')}: {_listed(waited_for)}. "
         "A second Ctrl-C or SIGTERM releases them at once."
     )
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def unacknowledged_line(outcomes: int, released: int) -> str:
+    """Format the line that says what a stop left unacknowledged by the store; at least one number is not 0."""
+    what = [counted(outcomes, "outcome")] if outcomes else []
+    if released:
+        what.append(f"the release of {counted(released, 'execution')}")
+    return f"The store has not acknowledged {' and '.join(what)}; such an execution runs again when its lease expires."
 
 
 def _named(noun: str, names: Sequence[str]) -> str:
-    return f"{_counted(len(names), noun)}: {_listed(names)}" if names else f"no {noun}s"
+    return f"{counted(len(names), noun)}: {_listed(names)}" if names else f"no {noun}s"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from flowfabric_worker.context import log_fields
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.types.attempts import FailureReason
 from flowfabric_worker.engine.types.claiming import EndedByClaim
+from flowfabric_worker.engine.wording import counted
 
 log = log_queue.Log(EXECUTION_LOG)
 
@@ -200,7 +201,8 @@ class ExecutionLog(OwnedThread):
             ended, times = _taken(self._ended), _taken(self._times)
             _log_summary(ended, times)
             if dropped := self._take_dropped():
-                log.warning("%s more executions ended; there were too many to count them by task.", f"{dropped:,}")
+                told = counted(dropped, "more execution")
+                log.warning("%s ended; there were too many to count them by task.", told)
             few = stopping or len(ended) + len(times) <= MOST_COMPLETIONS
         self._summing = False
         self._wake.set()
@@ -282,12 +284,12 @@ def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) 
         parts = [f"{task} {len(times):,} (median {spoken(statistics.median(times))})" for task, times in tasks]
         if len(parts) > _MOST_NAMED:
             others = sum(len(times) for _, times in tasks[_MOST_NAMED:])
-            parts[_MOST_NAMED:] = [f"{len(parts) - _MOST_NAMED} more tasks {others:,}"]
+            parts[_MOST_NAMED:] = [f"{counted(len(parts) - _MOST_NAMED, 'more task')} {others:,}"]
         log.info("completed in a second: %s", ", ".join(parts))
     for task, ended in failed.items():
         log.warning(
-            "%s: %s more attempts of a second failed or do not count; the last was %s: %s",
-            task, f"{len(ended):,}", ended[-1].execution_id, shown(ended[-1].reason),
+            "%s: %s of a second failed or do not count; the last was %s: %s",
+            task, counted(len(ended), "more attempt"), ended[-1].execution_id, shown(ended[-1].reason),
         )  # fmt: skip
 
 

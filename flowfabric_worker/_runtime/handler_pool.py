@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flowfabric_worker._runtime.attempt_runner import AttemptRunner
 from flowfabric_worker._runtime.lease_table import LeasedExecution, LeaseTable, now
 from flowfabric_worker.engine import log_queue
+from flowfabric_worker.engine.wording import counted
 
 log = log_queue.Log(__name__)
 
@@ -144,8 +145,8 @@ class HandlerPool:
             self._leases.space.set()
             log.error(
                 "%s of %s is still running although its result does not count (%s); its stuck thread is replaced. "
-                "%s threads are stuck.",
+                "Stuck threads: %s.",
                 execution.task.name, execution.key, execution.lost, self.lost, extra=execution.fields,
             )  # fmt: skip
         if self._lost and self.lost >= self._max_stuck_threads:
-            self._on_restart_required(f"{self.lost} threads are stuck in handlers that do not end")
+            self._on_restart_required(f"{counted(self.lost, 'thread')} stuck in handlers that do not end")

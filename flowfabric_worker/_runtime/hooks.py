@@ -15,6 +15,7 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import EndedByClaim
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.wording import counted
 from flowfabric_worker.middleware import Around, AttemptEvent, Middleware, hooks_of
 
 log = log_queue.Log(__name__)
@@ -98,7 +99,8 @@ class Hooks(OwnedThread):
     def tell_rest(self) -> None:
         """Log how many events the hooks have missed, if the thread has not ended in time."""
         if self._thread.is_alive():
-            log.warning("The hooks missed %s events at the stop: %s.", len(self._told), self._trouble())
+            # The item that ends the thread counts for the event whose hook has not returned.
+            log.warning("The hooks missed %s at the stop: %s.", counted(len(self._told), "event"), self._trouble())
 
     def flush(self) -> None:
         """Call the hooks for all queued events, in the caller's thread; used if the thread was not started."""
@@ -150,8 +152,8 @@ class Hooks(OwnedThread):
         if dropped or (calling is not None and now() - calling[1] > LOG_EVERY):
             self._logged_at = now()
             log.warning(
-                "The hooks are too slow: %s. %s events wait, and %s were dropped.",
-                self._trouble(), len(self._told), dropped,
+                "The hooks are too slow: %s. Waiting: %s; dropped: %s.",
+                self._trouble(), counted(len(self._told), "event"), counted(dropped, "event"),
             )  # fmt: skip
 
     def _trouble(self) -> str:

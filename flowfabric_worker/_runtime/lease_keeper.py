@@ -21,6 +21,7 @@ from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.attempts import TerminalFailed
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs, TaskPublication
+from flowfabric_worker.engine.wording import counted
 
 log = log_queue.Log(__name__)
 
@@ -103,7 +104,7 @@ class LeaseKeeper(OwnedThread):
             try:
                 answers = self._engine.release_many([execution.handle for execution in batch], lost=lost)
             except EngineError as error:
-                log.warning("%s executions could not be released: %s", len(batch), error)
+                log.warning("The release of %s failed: %s", counted(len(batch), "execution"), error)
                 continue
             for execution, answer in zip(batch, answers, strict=True):
                 self._leases.drop(execution)

@@ -76,7 +76,7 @@ def test_a_stop_ends_in_time_although_the_store_does_not_answer(
     assert time.monotonic() - began < GRACE + BEYOND
     # It says no more than what the store has acknowledged, which was nothing.
     assert "stopped; it handed back 0, of which 0 had begun." in worker.log
-    assert "The store has not acknowledged 1 outcomes and the release of 1 executions" in worker.log
+    assert "The store has not acknowledged 1 outcome and the release of 1 execution;" in worker.log
     assert {ends.state(), goes_on.state()} == {PublicState.ACTIVE}
 
 

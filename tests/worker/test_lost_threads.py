@@ -58,7 +58,7 @@ def test_a_pool_of_one_thread_works_on_when_its_thread_is_lost(
     assert not over.is_set()
     assert lost_threads(runtime) == 1
     assert handler_threads() == 2
-    wait_until(lambda: "its stuck thread is replaced. 1 threads are stuck." in caplog.text, "it is logged")
+    wait_until(lambda: "its stuck thread is replaced. Stuck threads: 1." in caplog.text, "it is logged")
     assert "deaf of" in caplog.text
 
 
@@ -145,7 +145,7 @@ def test_a_process_that_has_lost_too_many_threads_stops_in_order(
     quick_runs = quick.submit_many((number,) for number in range(100))
     settings = WorkerSettings(threads=4, interrupt_grace=PATIENCE, max_stuck_threads=2, grace=timedelta(seconds=20))
     worn.append(Runtime(served, settings))
-    with pytest.raises(RestartRequired, match="2 threads are stuck"):
+    with pytest.raises(RestartRequired, match="2 threads stuck in handlers"):
         worn[0].run()
 
     assert [run.state() for run in slow_runs] == [PublicState.COMPLETED] * 2
