@@ -71,6 +71,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("store_name", chosen, scope="session")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files of each folder over the whole run, so tests that wait run beside tests that compute."""
+    folders: dict[Path, list[list[pytest.Item]]] = {}
+    for path, tests in itertools.groupby(items, key=lambda item: item.path):
+        folders.setdefault(path.parent, []).append(list(tests))
+    placed = []
+    for files in folders.values():
+        starts = list(itertools.accumulate(map(len, files), initial=0))
+        placed += [(start / starts[-1], file) for start, file in zip(starts, files, strict=False)]
+    items[:] = [item for _, file in sorted(placed, key=lambda entry: entry[0]) for item in file]
+
+
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """Provide a Valkey server for the whole run."""
