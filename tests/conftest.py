@@ -14,6 +14,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.stores.memory import forget_memory
 from tests.support import leaks
 from tests.support.dumps import Dump, dump_of
 from tests.support.servers import ValkeyCluster, ValkeyServer, running
@@ -118,9 +119,15 @@ def server_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-def store_url(store_name: str, request: pytest.FixtureRequest) -> str:
+def store_url(store_name: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Provide the URL of a store for one test: its own prefix keeps tests apart on one server."""
     mark = uuid4().hex[:12]
+    yield _url_of(store_name, mark, request)
+    # A store in this process takes almost 2 MiB.
+    forget_memory(mark)
+
+
+def _url_of(store_name: str, mark: str, request: pytest.FixtureRequest) -> str:
     if store_name in ("memory", "memory5"):
         return f"memory://{mark}?partitions={5 if store_name == 'memory5' else 1}"
     if store_name == "embedded":
