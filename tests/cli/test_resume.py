@@ -13,7 +13,7 @@ from tests.support.executions import request
 pytestmark = pytest.mark.usefixtures("url")
 
 
-def test_resume_goes_on_whatever_is_waited_for(client: Client) -> None:
+def test_resume_continues_an_execution_whatever_it_waits_for(client: Client) -> None:
     first, second = waiting(client), waiting(client)
 
     ran = ok("resume", "-", second.id, stdin=ok("suspended", "--limit", "1", "--json").out)

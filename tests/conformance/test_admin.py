@@ -288,7 +288,7 @@ def test_ten_replays_are_allowed_where_a_policy_says_nothing(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("phase", RUNNABLE + ACTIVE)
-def test_what_has_not_ended_is_not_replayed(engine: Engine, clock: Clock, dump: Dump, phase: Phase) -> None:
+def test_an_unfinished_execution_is_not_replayed(engine: Engine, clock: Clock, dump: Dump, phase: Phase) -> None:
     execution_id = phase(Phases(engine, clock))
     before = dump()
     with refused("execution_not_terminal") as caught:

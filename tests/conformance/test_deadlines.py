@@ -107,7 +107,7 @@ def test_the_timeout_of_an_ended_attempt_has_no_effect(engine: Engine, clock: Cl
     ("lease", "state"),
     [(TIMEOUT - SECOND, PublicState.ACTIVE), (TIMEOUT, PublicState.FAILED), (TIMEOUT + SECOND, PublicState.FAILED)],
 )
-def test_of_timeout_and_lapse_the_one_that_came_first_counts(
+def test_the_earlier_of_timeout_and_lapse_counts(
     engine: Engine, clock: Clock, lease: timedelta, state: PublicState
 ) -> None:
     claimed = running(engine, policy=timed(), lease=lease)

@@ -120,7 +120,7 @@ ENDINGS: dict[str, tuple[Ending, TerminalOutcome]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_every_end_is_told_once(engine: Engine, clock: Clock, name: str) -> None:
+def test_every_end_is_announced_once(engine: Engine, clock: Clock, name: str) -> None:
     end, outcome = ENDINGS[name]
 
     execution = end(engine, clock)
@@ -137,7 +137,7 @@ def test_an_end_is_told_with_lane_task_and_tags(engine: Engine) -> None:
     assert (event.lane, event.task, event.tags) == ("etl", "load", {"a": "1", "b": "ü"})
 
 
-def test_a_repeated_end_is_told_once(engine: Engine) -> None:
+def test_a_repeated_end_is_announced_once(engine: Engine) -> None:
     claimed = running(engine)
     engine.complete(claimed.handle)
     engine.complete(claimed.handle)
@@ -145,7 +145,7 @@ def test_a_repeated_end_is_told_once(engine: Engine) -> None:
     assert len(told(engine)) == 1
 
 
-def test_what_does_not_end_is_not_told(engine: Engine, clock: Clock) -> None:
+def test_a_retry_or_a_delay_is_not_announced(engine: Engine, clock: Clock) -> None:
     created(engine)
     engine.release(running(engine).handle)
     running(engine)
@@ -166,7 +166,7 @@ def test_an_end_after_a_replay_is_told_again(engine: Engine) -> None:
     ]
 
 
-def test_ends_are_told_in_their_order(engine: Engine) -> None:
+def test_ends_are_announced_in_their_order(engine: Engine) -> None:
     ids = same_partition_ids(engine, 30)
     handles = [running(engine, execution_id=execution).handle for execution in ids]
     for handle in reversed(handles):

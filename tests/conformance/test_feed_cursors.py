@@ -100,7 +100,7 @@ def test_a_cursor_of_an_empty_feed_tells_of_what_was_trimmed_since(engine: Engin
     ["x", "0", "0=", "0=1", "0=1-", "0=-1-0", "00=1-0", "0=1-0,", "0=1-0,0=1-0", "9999=1-0", "٣=1-0", "0=1-0\n",
      "0=" + "9" * 17 + "-0", "9" * 5000 + "=1-0", "0=+", 5, b"0=1-0", ["0=1-0"]],
 )  # fmt: skip
-def test_what_is_no_cursor_is_refused_at_once(engine: Engine, cursor: Any) -> None:
+def test_an_invalid_cursor_is_refused_at_once(engine: Engine, cursor: Any) -> None:
     with refused("invalid_cursor"):
         engine.subscribe_completions(cursor)
 

@@ -140,7 +140,7 @@ def test_an_ending_is_not_repeated_for_another_lease_of_the_same_execution(
 
 
 @every_ending
-def test_after_an_ending_every_other_operation_learns_how_it_ended(engine: Engine, dump: Dump, ending: str) -> None:
+def test_every_operation_after_an_ending_learns_how_it_ended(engine: Engine, dump: Dump, ending: str) -> None:
     handle = running(engine, policy=RETRYING).handle
     ENDING[ending](engine, handle)
     before = dump()
@@ -363,7 +363,7 @@ def test_an_execution_may_stand_once_in_a_call(engine: Engine, dump: Dump) -> No
 
 @every_operation
 @pytest.mark.parametrize("handle", [None, "handle", b""])
-def test_what_is_no_handle_is_refused(engine: Engine, operation: Operation, handle: Any) -> None:
+def test_an_invalid_handle_is_refused(engine: Engine, operation: Operation, handle: Any) -> None:
     with refused("invalid_input"):
         operation(engine, handle)
 

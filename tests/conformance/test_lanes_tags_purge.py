@@ -76,7 +76,7 @@ def test_a_lane_can_be_paused_before_its_first_use(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("lane", ["", "x" * 65, "größe", "a\n", None])
-def test_what_is_no_lane_is_not_paused(engine: Engine, dump: Dump, lane: Any) -> None:
+def test_an_invalid_lane_is_not_paused(engine: Engine, dump: Dump, lane: Any) -> None:
     before = dump()
     for operation in (engine.pause_lane, engine.resume_lane):
         with refused("invalid_input"):
@@ -159,7 +159,7 @@ def test_tags_that_are_not_valid_are_refused_whole(engine: Engine, dump: Dump, t
 
 
 @pytest.mark.parametrize("phase", RUNNABLE + ACTIVE)
-def test_what_has_not_ended_is_not_purged(engine: Engine, clock: Clock, dump: Dump, phase: Phase) -> None:
+def test_an_unfinished_execution_is_not_purged(engine: Engine, clock: Clock, dump: Dump, phase: Phase) -> None:
     execution_id = phase(Phases(engine, clock))
     before = dump()
     with refused("execution_not_terminal"):

@@ -132,7 +132,7 @@ def test_a_page_of_an_impossible_size_is_refused(engine: Engine, limit: Any) -> 
 
 
 @pytest.mark.parametrize("partition", ["", "{fp:}", "{fp:01}", "fp:0", "{fp:-1}", 0, b"{fp:0}"])
-def test_what_is_no_partition_key_is_refused(engine: Engine, partition: Any) -> None:
+def test_an_invalid_partition_key_is_refused(engine: Engine, partition: Any) -> None:
     for listing in (engine.list_executions, engine.list_expired_leases):
         with refused("invalid_partition_key"):
             listing(partition=partition)
@@ -147,7 +147,7 @@ FOREIGN = ExecutionId(1023, "0192f3a4-0000-7000-8000-000000000001")
 
 
 @pytest.mark.parametrize("cursor", ["{fp:0}:x", 5, ExecutionId(0, "x"), FOREIGN])
-def test_what_is_no_cursor_of_a_listing_is_refused(engine: Engine, cursor: Any) -> None:
+def test_an_invalid_cursor_of_a_listing_is_refused(engine: Engine, cursor: Any) -> None:
     with refused("invalid_cursor"):
         engine.list_executions(cursor=cursor)
 

@@ -68,6 +68,6 @@ def test_lanes_of_two_namespaces_never_meet(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["\n", "x" * 65, 5, "ä"])
-def test_what_is_no_cursor_of_lanes_is_refused(engine: Engine, cursor: Any) -> None:
+def test_an_invalid_cursor_of_lanes_is_refused(engine: Engine, cursor: Any) -> None:
     with refused("invalid_cursor"):
         engine.list_lanes(cursor)

@@ -213,7 +213,7 @@ def test_a_cancelled_execution_says_by_whom_and_why(engine: Engine, clock: Clock
 
 
 @pytest.mark.parametrize("read", ["describe_execution", "read_execution_info", "read_execution_state"])
-def test_what_does_not_exist_reads_as_none(engine: Engine, read: str) -> None:
+def test_a_missing_execution_reads_as_none(engine: Engine, read: str) -> None:
     stranger = ExecutionId.mint(engine.partitions)
 
     assert getattr(engine, read)(stranger) is None
@@ -282,7 +282,7 @@ def test_an_execution_that_did_not_complete_has_no_result(engine: Engine) -> Non
     "read",
     ["describe_execution", "read_execution_info", "read_execution_state", "get_execution_result", "explain_execution"],
 )
-def test_what_is_no_execution_id_is_refused(engine: Engine, read: str, wrong: Any) -> None:
+def test_an_invalid_execution_id_is_refused(engine: Engine, read: str, wrong: Any) -> None:
     with refused("invalid_execution_id"):
         getattr(engine, read)(wrong)
 

@@ -180,7 +180,7 @@ def test_an_engine_that_does_not_retry_reports_a_lost_reply_as_repeatable(engine
     assert answer.same_request
 
 
-def test_of_many_calls_only_those_whose_replies_were_lost_are_sent_again(engine: Engine) -> None:
+def test_only_calls_whose_replies_were_lost_are_sent_again(engine: Engine) -> None:
     store = LosingStore(empty_store_beside(engine))
     tried = Engine(lambda: (store, engine.partitions))
     tried.prepare()

@@ -120,7 +120,7 @@ def test_a_reservation_is_made_only_of_what_the_worker_may_take(engine: Engine) 
     assert engine.claim_for_worker(asking(tasks={"send"}, capabilities={"cpu"})) is None
 
 
-def test_nothing_of_a_paused_lane_is_reserved(engine: Engine) -> None:
+def test_work_of_a_paused_lane_is_not_reserved(engine: Engine) -> None:
     created(engine)
     engine.pause_lane(LANE)
 

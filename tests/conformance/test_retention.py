@@ -83,7 +83,7 @@ def test_the_window_of_a_key_never_ends_before_its_execution_does(engine: Engine
 
 @handled
 @pytest.mark.parametrize("phase", ENDED)
-def test_after_its_retention_nothing_mentions_an_execution_or_its_key(
+def test_an_execution_past_its_retention_leaves_no_trace(
     engine: Engine, clock: Clock, dump: Dump, phase: Phase, handle_due: HandleDue
 ) -> None:
     phases = Phases(engine, clock, {"idempotency_key": "order-17", "tags": {"app.order": "17"}})
@@ -100,7 +100,7 @@ def test_after_its_retention_nothing_mentions_an_execution_or_its_key(
     assert depths(engine, PHASES_LANE) == {}
 
 
-def test_in_the_end_a_store_holds_its_configuration_and_nothing_else(engine: Engine, clock: Clock, dump: Dump) -> None:
+def test_a_store_holds_only_its_configuration_after_all_retention(engine: Engine, clock: Clock, dump: Dump) -> None:
     engine.register_worker(RegisterWorkerArgs(worker_id="w1", worker_instance_id="w1"))
     phases = Phases(engine, clock, {"tags": {"app.order": "17"}})
     for phase in ENDED:

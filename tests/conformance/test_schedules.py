@@ -144,7 +144,7 @@ def test_missed_ticks_are_made_up_for_as_their_policy_says(
     assert submitted_ticks(engine) == [f"2030-01-01T00:0{minute}:00Z" for minute in (1, 2, 3)][3 - expected :]
 
 
-def test_after_missed_ticks_that_are_not_made_up_for_the_next_one_comes(engine: Engine, clock: Clock) -> None:
+def test_the_next_tick_follows_missed_ticks_that_are_skipped(engine: Engine, clock: Clock) -> None:
     known(engine, clock, 3 * MINUTE + 45 * SECOND)
     catch_up(engine, clock, Schedule(every=MINUTE), "none")
 

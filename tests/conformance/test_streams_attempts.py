@@ -96,7 +96,7 @@ def test_a_cursor_of_an_attempt_goes_on_there_and_through_the_next(engine: Engin
 @pytest.mark.parametrize(
     "ending", ["fails without a frame", "is cancelled while it waits", "is cancelled between attempts"]
 )
-def test_a_reader_of_a_run_ends_when_it(engine: Engine, ending: str) -> None:
+def test_a_reader_of_a_run_ends_with_the_run(engine: Engine, ending: str) -> None:
     if ending == "is cancelled while it waits":
         execution, expected = created(engine), list[str]()
         with waiting(engine, execution):

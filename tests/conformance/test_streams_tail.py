@@ -39,7 +39,7 @@ LONG = timedelta(seconds=20)
 DURABLE_ONLY = TailVisibility.EXCLUDE_BEST_EFFORT
 
 
-def test_a_tail_without_a_block_only_looks(engine: Engine, dump: Dump) -> None:
+def test_a_tail_without_a_block_returns_at_once(engine: Engine, dump: Dump) -> None:
     claimed = running(engine)
     before = dump()
     began = time.monotonic()
@@ -178,7 +178,7 @@ def test_a_tail_leaves_nothing_behind_in_its_engine(engine: Engine) -> None:
     assert engine.listener._tail_count == 0
 
 
-def test_so_many_tails_wait_and_not_one_more(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tail_above_the_limit_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "MAX_TAILS", 2)
     claimed = running(engine)
     with waiting(engine, claimed.execution_id, 2):
@@ -191,7 +191,7 @@ def test_so_many_tails_wait_and_not_one_more(engine: Engine, monkeypatch: pytest
     assert payloads(tail(engine, claimed.execution_id, block=LONG)) == [b"x"]
 
 
-def test_an_engine_that_is_closed_lets_its_tails_go(engine: Engine) -> None:
+def test_closing_an_engine_ends_its_waiting_tails(engine: Engine) -> None:
     claimed = running(engine)
     # The store is another engine's too: only this one's connections end.
     other = Engine(lambda: (engine.store, None))

@@ -173,7 +173,7 @@ def test_the_deadline_ends_a_suspended_execution_and_closes_its_waitpoints(engin
     assert info_of(engine, claimed.execution_id).public_state is PublicState.EXPIRED
 
 
-def test_of_a_timeout_and_a_deadline_both_over_the_first_counts(engine: Engine, clock: Clock) -> None:
+def test_the_earlier_of_timeout_and_deadline_counts(engine: Engine, clock: Clock) -> None:
     claimed = running(engine, lane=LANE, policy=ExecutionPolicy(execution_deadline=2 * MINUTE))
     suspend(engine, claimed, "go", timeout=MINUTE, timeout_behavior=TimeoutBehavior.CANCEL)
     clock.move(3 * MINUTE)

@@ -212,7 +212,7 @@ def test_a_worker_that_does_not_fit_is_not_woken_in_place_of_one_that_fits(engin
 
 
 @pytest.mark.parametrize("dead", [1, 30])
-def test_the_dead_do_not_swallow_a_wake_up(engine: Engine, another: Opener, dead: int) -> None:
+def test_dead_waiters_do_not_swallow_a_wake_up(engine: Engine, another: Opener, dead: int) -> None:
     known_class(engine)
     gone, living = by_topic(another, 2)
     for partition in range(engine.partitions):

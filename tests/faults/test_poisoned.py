@@ -186,7 +186,7 @@ def test_whatever_a_handler_raises_is_a_failure_like_any_other(crew: Crew, name:
     assert not ends_of(supervisor)
 
 
-def test_after_a_handler_that_closes_every_file_work_goes_on(crew: Crew) -> None:
+def test_work_goes_on_after_a_handler_closed_every_file(crew: Crew) -> None:
     crew.start()
     runs = crew.submit_counts(COUNT)
     faulty = poisoned_app.close_every_file.submit()

@@ -55,7 +55,7 @@ def has_begun(site: Site, number: int) -> bool:
 
 
 @pytest.mark.parametrize("harm", [stopped_and_started, killed_and_started, cut, emptied_of_functions])
-def test_each_task_runs_once_although_its_store_is(
+def test_each_task_runs_once_although_its_store_is_disturbed(
     server: ValkeyServer, site: Site, harm: Callable[[ValkeyServer], None]
 ) -> None:
     site.start_two(LEASE)

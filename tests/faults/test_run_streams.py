@@ -112,7 +112,7 @@ class EveryTenthLost(LosingStore):
 
 
 @pytest.mark.parametrize("harm", [cut, killed_and_started, stopped_and_started])
-def test_readers_and_writers_outlive_what_becomes_of_their_store(
+def test_readers_and_writers_survive_a_disturbed_store(
     server: ValkeyServer, site: Site, harm: Callable[[ValkeyServer], None]
 ) -> None:
     site.start(LONG_LEASE)
@@ -239,7 +239,7 @@ def test_a_stop_comes_in_time_although_values_wait_for_their_store(server: Valke
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_of_a_killed_generator_nothing_is_doubled_within_an_attempt(site: Site, seed: int) -> None:
+def test_a_killed_generator_doubles_no_value_within_an_attempt(site: Site, seed: int) -> None:
     doomed = site.start(LEASE)
     runs = [site.tasks.pour.submit(300, 0.01) for _ in range(4)]
     readers = [Reader(site.url, run) for run in runs]

@@ -132,7 +132,7 @@ def test_work_that_a_killed_store_acknowledged_ends_once_when_it_is_back(server:
 
 
 @pytest.mark.parametrize("url", ["unix:///nowhere/v.sock", "valkey://127.0.0.1:{port}"])
-def test_a_store_that_is_not_there_is_named(url: str) -> None:
+def test_a_missing_store_is_named_in_the_error(url: str) -> None:
     url = url.format(port=free_ports(1)[0])
     with opened(url, retry_for=0) as engine, refused("transport") as caught:
         engine.prepare()

@@ -52,7 +52,7 @@ def away_for_longer_than_a_call_is_tried(server: ValkeyServer) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut, killed_and_started, stopped_and_started, away_for_longer_than_a_call_is_tried])
-def test_a_tail_outlives_what_becomes_of_its_store(
+def test_a_tail_survives_a_disturbed_store(
     server: ValkeyServer, served: Engine, harm: Callable[[ValkeyServer], None]
 ) -> None:
     claimed = running_execution(served, lease=HOUR)

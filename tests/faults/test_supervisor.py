@@ -269,7 +269,7 @@ def test_told_to_stop_at_any_moment_nothing_is_lost_and_nothing_runs_twice(busy:
 
 
 @pytest.mark.parametrize("seed", seeds(5))
-def test_told_to_stop_while_its_processes_begin_it_ends_in_order(crew: Crew, seed: int) -> None:
+def test_a_supervisor_stopped_during_start_ends_in_order(crew: Crew, seed: int) -> None:
     supervisor = crew.launch()
     supervisor.await_log("Started the worker process")
     time.sleep(random.Random(seed).uniform(0.0, 0.7))
@@ -358,7 +358,7 @@ def test_ctrl_c_in_a_terminal_counts_once(crew: Crew) -> None:
         os.close(ours)
 
 
-def test_of_a_killed_supervisor_the_processes_stop_in_order_by_themselves(busy: Crew) -> None:
+def test_processes_of_a_killed_supervisor_stop_in_order(busy: Crew) -> None:
     first = 1_000_000
     supervisor = busy.start(lease=LONG_LEASE)
     processes = supervisor.children()

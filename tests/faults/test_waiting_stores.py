@@ -89,7 +89,7 @@ def test_lost_replies_repeat_no_step_and_lose_no_answer(waiting: Waiting) -> Non
 
 
 @pytest.mark.parametrize("harm", [cut, killed_and_started])
-def test_waits_outlive_what_becomes_of_their_store(server: ValkeyServer, waiting: Waiting, harm: object) -> None:
+def test_waits_survive_a_disturbed_store(server: ValkeyServer, waiting: Waiting, harm: object) -> None:
     runs = waiting.wait.submit_many((number,) for number in range(MANY))
     runtime = Runtime(waiting.worker, WorkerSettings(threads=4))
     runtime.start()

@@ -39,7 +39,7 @@ def test_a_percentile_is_one_of_the_values() -> None:
     assert [percentile(values, share) for share in (0.2, 0.5, 0.99, 1)] == [1.0, 3.0, 5.0, 5.0]
 
 
-def test_being_twice_as_good_is_2_for_rates_and_for_times() -> None:
+def test_a_ratio_of_2_is_twice_as_good_for_rates_and_times() -> None:
     assert advantage(2000, 1000, more_is_better=True) == 2
     assert advantage(1.5, 3, more_is_better=False) == 2
 
@@ -76,7 +76,7 @@ def test_submit_to_start_may_take_so_many_times_as_long_as_huey_takes(name: str,
     assert [row.describe(target) for target in (*row.targets, *row.goals)] == [f"{allowed:g} x huey", "1 x huey"]
 
 
-def test_what_is_asked_for_is_asked_of_peers_that_there_are() -> None:
+def test_only_existing_peers_are_measured() -> None:
     asked = {target.against for row in ROWS for target in (*row.targets, *row.goals)} - {None}
     assert asked <= {each.name for each in scripts()}
 

@@ -126,7 +126,9 @@ MEANINGS: list[tuple[str, ResumeCondition, Sequence[ResumeSignal], bool]] = [
 @pytest.mark.parametrize(
     ("condition", "signals", "met"), [row[1:] for row in MEANINGS], ids=[row[0] for row in MEANINGS]
 )
-def test_a_condition_means(condition: ResumeCondition, signals: Sequence[ResumeSignal], met: bool) -> None:
+def test_a_condition_is_met_by_these_signals_and_no_others(
+    condition: ResumeCondition, signals: Sequence[ResumeSignal], met: bool
+) -> None:
     assert evaluate(condition, signals) is met
 
 
@@ -240,7 +242,7 @@ def test_a_condition_far_too_deep_is_refused_like_any_other() -> None:
         validate(condition, ["a"])
 
 
-def test_a_suspension_has_sixty_four_waitpoints_at_most() -> None:
+def test_a_suspension_takes_sixty_four_waitpoints_at_most() -> None:
     keys = [f"key {number}" for number in range(MAX_WAITPOINTS + 1)]
 
     validate(count(1, CountKind.WAITPOINTS, *keys[:-1]), keys[:-1])
@@ -283,7 +285,7 @@ def test_waitpoints_may_stand_beside_a_condition_that_speaks_of_none(condition: 
 # ── travel ──
 
 
-def test_the_words_of_a_condition() -> None:
+def test_a_condition_is_described_in_words() -> None:
     condition = AllOf((Single("a", APPROVE), AllOf((Single("b"), count(2, CountKind.SOURCES, "c", "d")))))
 
     assert to_postfix(condition) == [
@@ -299,7 +301,7 @@ def test_the_words_of_a_condition() -> None:
     assert to_postfix(Single("a", DECISION)) == ["single", "a", "\n"]
 
 
-def test_keys_that_look_like_operators_travel() -> None:
+def test_keys_that_look_like_operators_round_trip() -> None:
     condition = AllOf((Single("all_of", SignalMatcher("2")), count(1, CountKind.SIGNALS, "single", "count")))
 
     assert from_postfix(to_postfix(condition)) == condition
@@ -326,7 +328,7 @@ def test_keys_that_look_like_operators_travel() -> None:
     ],
     ids=" ".join,
 )
-def test_damaged_words_are_told(words: Sequence[str]) -> None:
+def test_a_damaged_condition_is_reported_as_damaged(words: Sequence[str]) -> None:
     with pytest.raises(ValidationError) as refusal:
         from_postfix(words)
 
@@ -418,12 +420,12 @@ def test_only_matching_signals_decide(condition: ResumeCondition, signals: list[
 
 
 @given(conditions)
-def test_a_condition_comes_back_as_it_travelled(condition: ResumeCondition) -> None:
+def test_a_condition_round_trips_unchanged(condition: ResumeCondition) -> None:
     assert from_postfix(to_postfix(condition)) == condition
 
 
 @given(st.lists(st.sampled_from(["single", "count", "all_of", "operator_only", "a", "", "1", "2", "signals"])))
-def test_any_words_are_a_condition_or_told_to_be_damaged(words: list[str]) -> None:
+def test_any_words_are_a_condition_or_reported_as_damaged(words: list[str]) -> None:
     try:
         travelled, code = to_postfix(from_postfix(words)), None
     except ValidationError as error:

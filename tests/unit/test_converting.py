@@ -217,7 +217,7 @@ def test_typed_values_round_trip_through_a_union_of_texts(value: Any) -> None:
 
 
 @given(annotation=st.sampled_from([annotation for annotation, _ in ROUND_TRIPS]), stored=plain_values)
-def test_whatever_is_stored_decodes_or_is_a_decoding_error(annotation: Any, stored: Any) -> None:
+def test_any_stored_bytes_decode_or_are_a_decoding_error(annotation: Any, stored: Any) -> None:
     task = returning(annotation)
     try:
         value = task.decode_result(json.dumps(stored).encode())
@@ -253,7 +253,7 @@ def test_the_decimal_text_of_a_duration_is_in_seconds() -> None:
     assert task.decode_result(b'"90"') == timedelta(seconds=90)
 
 
-def test_one_conversion_serves_all_who_ask_for_the_same_annotation() -> None:
+def test_one_conversion_is_shared_by_all_uses_of_an_annotation() -> None:
     conversions = Conversions()
     assert conversions.of(list[int]) is conversions.of(list[int])
     assert conversions.of(Annotated[int, []]) is conversions.of(int)

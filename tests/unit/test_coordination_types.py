@@ -325,7 +325,7 @@ def test_the_least_is_allowed_and_one_less_is_not(make: Callable[[int], object],
         lambda: budgets.BudgetDefinition(dimensions=[budgets.BudgetDimension(name="x")] * 2),
     ],
 )
-def test_what_means_nothing_is_refused(make: Callable[[], object]) -> None:
+def test_a_meaningless_value_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValidationError):
         make()
 

@@ -84,7 +84,7 @@ def test_an_execution_id_reads_back(partition: int) -> None:
     ],
     ids=ascii,
 )
-def test_another_spelling_is_no_execution_id(text: Any) -> None:
+def test_an_id_in_another_spelling_is_refused(text: Any) -> None:
     assert refusal(ExecutionId.parse, text).code == "invalid_execution_id"
 
 
@@ -181,7 +181,7 @@ def test_control_characters_and_surrogates_are_in_no_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, 7, b"a", ["a"]], ids=repr)
-def test_what_is_no_text_is_no_name(name: Any) -> None:
+def test_a_value_that_is_no_text_is_no_name(name: Any) -> None:
     assert refusal(check_name, name, "it").code == "invalid_input"
 
 
@@ -214,7 +214,7 @@ def test_printable_ascii_is_a_lane(lane: str) -> None:
 @pytest.mark.parametrize(
     "lane", ["", "x" * (MAX_LANE_CHARACTERS + 1), "mäil", "a\n", "a\0", "\x7f", "\x1f", None, 7, b"mail"], ids=ascii
 )
-def test_anything_else_is_no_lane(lane: Any) -> None:
+def test_text_that_is_not_printable_ascii_is_no_lane(lane: Any) -> None:
     assert refusal(check_lane, lane).code == "invalid_input"
 
 
@@ -231,7 +231,7 @@ def test_capabilities_are_sorted_by_their_bytes_and_stand_once() -> None:
     ["gpu", b"gpu", None, 5, ["a,b"], [""], ["a b"], ["\t"], ["\x7f"], ["\u00a0"], [None], [1], [{}], ["\ud800"]],
     ids=ascii,
 )
-def test_anything_else_is_no_capability(tokens: Any) -> None:
+def test_text_with_a_forbidden_character_is_no_capability(tokens: Any) -> None:
     assert refusal(check_capabilities, tokens).code == "invalid_capabilities"
 
 

@@ -90,7 +90,7 @@ GOOD_LUA = {
 
 
 @pytest.mark.parametrize(("source", "message"), BAD_LUA.values(), ids=BAD_LUA.keys())
-def test_the_lua_lint_refuses(source: str, message: str) -> None:
+def test_the_lua_lint_rejects_forbidden_code(source: str, message: str) -> None:
     messages = [breach.message for breach in lint_lua.lint(source)]
 
     assert len(messages) == 1
@@ -98,7 +98,7 @@ def test_the_lua_lint_refuses(source: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("source", GOOD_LUA.values(), ids=GOOD_LUA.keys())
-def test_the_lua_lint_lets_pass(source: str) -> None:
+def test_the_lua_lint_accepts_allowed_code(source: str) -> None:
     assert lint_lua.lint(source) == []
 
 
@@ -138,7 +138,9 @@ def test_the_lint_of_lua_names_finds_what_nothing_defines(tmp_path: Path, capsys
     ]
 
 
-def test_the_lint_of_lua_names_tells_what_does_not_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lint_of_lua_names_reports_what_does_not_compile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "prelude.lua").write_text("local ff = {}\n")
     (tmp_path / "area.lua").write_text("function ff.wait(\n")
 
@@ -172,7 +174,7 @@ def test_an_area_has_the_same_name_on_every_layer() -> None:
     assert missing == []
 
 
-def test_no_module_has_grown_into_two() -> None:
+def test_files_and_functions_stay_below_their_limits() -> None:
     modules = [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     sizes = {path.relative_to(ROOT).as_posix(): len(path.read_bytes().splitlines()) for path in modules}
     too_long = {name: lines for name, lines in sizes.items() if lines > MOST_LINES}

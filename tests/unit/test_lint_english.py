@@ -32,7 +32,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("name", "text", "message"), BAD.values(), ids=BAD.keys())
-def test_the_english_lint_refuses(
+def test_the_english_lint_rejects_forbidden_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, message: str
 ) -> None:
     (tmp_path / name).write_text(text)
@@ -44,7 +44,9 @@ def test_the_english_lint_refuses(
 
 
 @pytest.mark.parametrize(("name", "text"), GOOD.values(), ids=GOOD.keys())
-def test_the_english_lint_accepts(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str) -> None:
+def test_the_english_lint_accepts_plain_sentences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
     (tmp_path / name).write_text(text)
 
     assert lint_english.main([str(tmp_path)]) == 0

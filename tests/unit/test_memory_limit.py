@@ -38,7 +38,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     return Looks(monkeypatch)
 
 
-def test_a_process_is_worn_at_the_third_look_close_to_its_limit(looks: Looks) -> None:
+def test_a_process_restarts_at_the_third_measure_close_to_its_limit(looks: Looks) -> None:
     looks.look(0.95)
     looks.look(0.95)
     assert looks.worn == []
@@ -47,7 +47,7 @@ def test_a_process_is_worn_at_the_third_look_close_to_its_limit(looks: Looks) ->
     assert looks.worn == ["it uses 95 MiB of 100 MiB"]
 
 
-def test_a_look_that_is_not_close_resets_the_count(looks: Looks) -> None:
+def test_a_measure_that_is_not_close_resets_the_count(looks: Looks) -> None:
     for part in (0.95, 0.95, 0.5, 0.95, 0.95):
         looks.look(part)
     assert looks.worn == []
@@ -63,7 +63,7 @@ def test_a_process_just_at_the_mark_is_not_close(looks: Looks) -> None:
     assert looks.worn == []
 
 
-def test_it_looks_once_a_second_however_often_it_is_called(looks: Looks) -> None:
+def test_memory_is_measured_once_a_second_however_often_it_is_asked(looks: Looks) -> None:
     looks.used = LIMIT
     for _ in range(100):
         looks.watch()

@@ -69,7 +69,7 @@ def test_the_text_of_a_partition_reads_back(number: int) -> None:
     "text",
     ["", "7", "fp:7", "{fp:7", "{fp:}", "{fp:-1}", "{fp:+1}", "{fp:07}", "{fp:1 }", "{b:1}", "{fp:1}:", "{fp:100000}"],
 )
-def test_another_text_is_no_partition(text: str) -> None:
+def test_a_text_of_another_form_is_no_partition(text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         parse_partition_key(text)
 

@@ -150,7 +150,7 @@ CHANGES: dict[str, tuple[str, str, str, list[str]]] = {
 
 
 @pytest.mark.parametrize(("cron", "zone", "after", "expected"), CHANGES.values(), ids=CHANGES.keys())
-def test_where_clocks_are_changed(cron: str, zone: str, after: str, expected: list[str]) -> None:
+def test_a_schedule_follows_the_changes_of_its_clock(cron: str, zone: str, after: str, expected: list[str]) -> None:
     assert ticks(Schedule(cron=cron, timezone=zone), after, len(expected)) == expected
 
 
@@ -158,7 +158,7 @@ def test_where_clocks_are_changed(cron: str, zone: str, after: str, expected: li
     ("zone", "day"),
     [(BERLIN, "2030-03-31"), (BERLIN, "2030-10-27"), (LORD_HOWE, "2030-04-06"), (LORD_HOWE, "2030-10-05")],
 )
-def test_every_five_minutes_knows_no_hole_and_no_double_on_a_day_of_change(zone: str, day: str) -> None:
+def test_every_five_minutes_has_each_tick_once_on_a_day_of_change(zone: str, day: str) -> None:
     schedule = Schedule(cron="*/5 * * * *", timezone=zone)
     start = datetime.fromisoformat(day).replace(tzinfo=UTC)
 
@@ -235,7 +235,7 @@ def test_a_moment_between_seconds_lies_between_the_two_ticks() -> None:
         (Schedule(cron="  0   3 * * * "), "cron 0 3 * * * UTC"),
     ],
 )
-def test_a_schedule_speaks(schedule: Schedule, spec: str) -> None:
+def test_a_schedule_is_described_in_words(schedule: Schedule, spec: str) -> None:
     assert schedule.spec == spec
 
 
@@ -254,7 +254,9 @@ DUE: dict[str, tuple[Missed, timedelta, list[int]]] = {
 
 @pytest.mark.parametrize(("missed", "passed", "expected"), DUE.values(), ids=DUE.keys())
 @pytest.mark.parametrize("schedule", [Schedule(every=MINUTE), Schedule(cron="* * * * *")], ids=["every", "cron"])
-def test_what_is_due(schedule: Schedule, missed: Missed, passed: timedelta, expected: list[int]) -> None:
+def test_due_and_missed_ticks_follow_from_the_policy(
+    schedule: Schedule, missed: Missed, passed: timedelta, expected: list[int]
+) -> None:
     due = schedule.due(NEW_YEAR, NEW_YEAR + passed, missed)
 
     assert due.ticks == tuple(NEW_YEAR + minute * MINUTE for minute in expected)
@@ -264,7 +266,7 @@ EVERY_SECOND = Schedule(every=timedelta(seconds=1))
 
 
 @pytest.mark.parametrize("missed", ["latest", "all", "none"])
-def test_no_tick_that_is_on_time_is_left_out(missed: Missed) -> None:
+def test_ticks_that_are_on_time_are_all_submitted(missed: Missed) -> None:
     due = EVERY_SECOND.due(NEW_YEAR, NEW_YEAR + ON_TIME, missed)
 
     assert due.ticks == tuple(NEW_YEAR + timedelta(seconds=second) for second in range(1, 31))
@@ -294,7 +296,7 @@ def test_ticks_of_a_cron_expression_are_counted_up_to_a_bound() -> None:
     assert due == Due(missed=MAX_COUNTED, missed_until=NEW_YEAR + timedelta(days=1))
 
 
-def test_all_that_was_missed_comes_in_portions() -> None:
+def test_missed_ticks_come_in_bounded_portions() -> None:
     schedule = Schedule(every=timedelta(seconds=1))
 
     due = schedule.due(NEW_YEAR, NEW_YEAR + timedelta(days=1), "all")
@@ -347,12 +349,12 @@ def test_the_latest_tick_of_many_years_is_found(schedule: Schedule, latest: date
         ({"cron": "* * * * *", "timezone": None}, ValueError, "time zone"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, Any], kind: type[Exception], said: str) -> None:
+def test_an_impossible_schedule_is_refused(wrong: dict[str, Any], kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         Schedule(**wrong)
 
 
-def test_options_of_a_schedule_need_one() -> None:
+def test_schedule_options_without_a_schedule_are_refused() -> None:
     assert schedule_of(None, None, "UTC", "latest") is None
     with pytest.raises(TypeError, match="every= or cron="):
         schedule_of(None, None, BERLIN, "latest")

@@ -59,7 +59,7 @@ def test_a_class_renamed_inside_a_union_still_reads_what_is_queued() -> None:
     assert returning(Renamed | Q).decode_result(returning(P | Q).encode_result(Q("x"))) == Q("x")
 
 
-def test_what_may_be_any_of_several_renamed_classes_is_not_guessed() -> None:
+def test_an_ambiguous_renamed_class_is_not_guessed() -> None:
     queued = returning(P | Q).encode_result(P(1))
 
     with pytest.raises(DecodingError, match="may be any of Renamed, Twin"):

@@ -122,6 +122,6 @@ def test_a_class_whose_registered_functions_lose_data_is_refused_when_sent() -> 
 @pytest.mark.parametrize(
     "wrong", [(int, str, int), (dict, str, int), ("Money", str, int), (Money, None, int), (Money, str, 5)]
 )
-def test_registering_what_is_no_class_of_ones_own_is_refused(wrong: Any) -> None:
+def test_a_wrong_registration_of_a_class_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="register"):
         codec.register(*wrong)

@@ -61,7 +61,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_a_token_is_refused_for(case: tuple[str, bytes, ExecutionId, WaitpointId]) -> None:
+def test_a_token_of_another_waitpoint_or_time_is_refused(case: tuple[str, bytes, ExecutionId, WaitpointId]) -> None:
     token, *rest = case
     with pytest.raises(ValidationError) as caught:
         check(token, *rest)  # type: ignore[arg-type]

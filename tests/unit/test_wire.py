@@ -80,12 +80,12 @@ def test_packed_texts_are_equal_only_when_every_part_is(one: list[str], two: lis
     assert unpack_text(pack(one)) == one
 
 
-def test_a_part_stands_behind_its_length_in_bytes() -> None:
+def test_each_packed_part_follows_its_length_in_bytes() -> None:
     assert pack(["a", b"", "ü"]) == b"1:a0:2:\xc3\xbc"
 
 
 @pytest.mark.parametrize("data", [b"1", b"a:b", b"2:a", b"-1:", b":", b"1:ab", b"99:a"])
-def test_what_is_no_packed_text_is_told(data: bytes) -> None:
+def test_bytes_that_are_no_packed_text_are_reported(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         unpack(data)
 
@@ -187,7 +187,7 @@ def test_a_class_begins_with_its_lane() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"1:n", b"1:n1:l1:t0:0:", b"junk", pack([b"\xff"] * 6)])
-def test_a_damaged_class_is_told(data: bytes) -> None:
+def test_a_damaged_class_is_reported(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode_class(data)
 
@@ -204,7 +204,7 @@ def test_a_damaged_class_is_told(data: bytes) -> None:
     ],
     ids=str,
 )
-def test_a_class_fits_who_offers_its_needs_and_knows_its_task(
+def test_a_class_fits_a_worker_with_its_capabilities_and_task(
     offered: list[str], tasks: list[str] | None, fits: bool
 ) -> None:
     work_class = WorkClass(namespace="n", lane="l", task="t", capabilities=("gpu",))
@@ -234,7 +234,7 @@ def test_a_count_of_nothing_is_not_the_default(zero: str) -> None:
     assert decode_policy(encode_policy(policy), class_of(policy)) == policy
 
 
-def test_what_a_newer_release_wrote_behind_is_left_out() -> None:
+def test_fields_of_a_newer_release_are_left_out() -> None:
     policy = ExecutionPolicy(max_replay_count=3)
     work_class = class_of(policy)
 
@@ -243,6 +243,6 @@ def test_what_a_newer_release_wrote_behind_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("data", [b"x", b"|" * 12, b"|" * 13 + b"x", b"|" * 14 + b"x", b"x" + b"|" * 13, b"\xff|" * 13])
-def test_a_damaged_policy_is_told(data: bytes) -> None:
+def test_a_damaged_policy_is_reported(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode_policy(data, class_of(ExecutionPolicy()))

@@ -180,7 +180,7 @@ def test_what_is_no_decision_is_refused_before_any_call(decision: Any) -> None:
         Client("valkey://127.0.0.1:1").approve("any", decision, by="ann")
 
 
-def test_of_two_decisions_the_first_stands_and_is_told_to_the_second(
+def test_the_first_of_two_decisions_stands_and_answers_the_second(
     either: Worker, mailbox: Mailbox, start: Start
 ) -> None:
     @either.task

@@ -114,7 +114,7 @@ def test_a_long_chain_of_submissions_needs_no_deep_stack(worker: Worker) -> None
 # Time
 
 
-def test_nothing_is_waited_for(worker: Worker) -> None:
+def test_eager_runs_wait_for_no_delay_and_no_retry(worker: Worker) -> None:
     runs: list[int] = []
 
     @worker.task(retry=RetryPolicy(max_retries=1, backoff="fixed", initial=DAY, jitter=False))
@@ -306,7 +306,7 @@ def test_a_run_that_was_made_ready_again_runs_when_its_result_is_asked_for(
     assert run.result(0) == 2
 
 
-def test_of_several_threads_one_runs_the_work_of_all(worker: Worker) -> None:
+def test_one_of_several_threads_runs_the_work_of_all(worker: Worker) -> None:
     inside, go_on = threading.Event(), threading.Event()
     ran_in: list[str] = []
 

@@ -294,7 +294,9 @@ def yields_objects() -> Iterator[threading.Lock]:
         (yields_objects, r"An emitted value of yields_objects\(\) cannot be encoded"),
     ],
 )
-def test_a_generator_is_refused_that(worker: Worker, function: Callable[..., Any], reason: str) -> None:
+def test_a_generator_of_an_unsupported_kind_is_refused(
+    worker: Worker, function: Callable[..., Any], reason: str
+) -> None:
     with pytest.raises(TypeError, match=reason):
         worker.task(function)
 

@@ -68,7 +68,7 @@ def steady(info: ExecutionInfo) -> tuple[Any, ...]:
     )
 
 
-def test_what_waits_behind_a_slow_task_goes_to_a_worker_that_is_free(
+def test_work_behind_a_slow_task_goes_to_a_free_worker(
     another: Another, start: Start, over: threading.Event, pace: Pace
 ) -> None:
     where: list[str] = []
@@ -103,7 +103,7 @@ def offers_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return capabilities
 
 
-def test_what_waits_stays_where_it_is_while_no_other_worker_is_free(
+def test_waiting_work_stays_while_no_other_worker_is_free(
     served: Worker, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capabilities = offers_of(served, monkeypatch)

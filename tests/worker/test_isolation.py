@@ -151,7 +151,7 @@ def attempt_of(info: ExecutionInfo) -> int:
 
 
 @pytest.mark.usefixtures("patient")
-def test_what_waits_to_run_alone_keeps_its_lease(served: Worker, start: Start, over: threading.Event) -> None:
+def test_isolated_work_keeps_its_lease_while_it_waits(served: Worker, start: Start, over: threading.Event) -> None:
     _, run = waiting_alone(served, start, over, lease=timedelta(seconds=1))
     before = info_of(served, run)
 
@@ -169,9 +169,7 @@ def test_what_waits_to_run_alone_keeps_its_lease(served: Worker, start: Start, o
 
 
 @pytest.mark.usefixtures("patient")
-def test_what_waits_to_run_alone_is_handed_to_a_worker_that_waits(
-    another: Another, start: Start, over: threading.Event
-) -> None:
+def test_isolated_work_is_handed_to_a_worker_that_waits(another: Another, start: Start, over: threading.Event) -> None:
     _, run = waiting_alone(another(), start, over)
     other = another()
     other.task(name="suspect", **OPTIONS)(lambda: "elsewhere")
@@ -184,7 +182,7 @@ def test_what_waits_to_run_alone_is_handed_to_a_worker_that_waits(
 
 
 @pytest.mark.usefixtures("patient")
-def test_what_waits_to_run_alone_is_handed_back_by_a_stop(served: Worker, start: Start, over: threading.Event) -> None:
+def test_isolated_work_is_handed_back_by_a_stop(served: Worker, start: Start, over: threading.Event) -> None:
     runtime, run = waiting_alone(served, start, over)
     before = info_of(served, run)
     runtime.stop(timedelta())
@@ -194,7 +192,7 @@ def test_what_waits_to_run_alone_is_handed_back_by_a_stop(served: Worker, start:
     assert (after.reclaim_count, attempt_of(after)) == (before.reclaim_count, attempt_of(before))
 
 
-def test_claiming_goes_on_after_something_ran_alone(served: Worker, start: Start, over: threading.Event) -> None:
+def test_claiming_continues_after_isolated_work_has_ended(served: Worker, start: Start, over: threading.Event) -> None:
     _, run = waiting_alone(served, start, over)
     add = served.task(name="add")(lambda a: a + 1)
     over.set()
@@ -204,7 +202,7 @@ def test_claiming_goes_on_after_something_ran_alone(served: Worker, start: Start
     assert [add.submit(number).result(10) for number in range(5)] == [1, 2, 3, 4, 5]
 
 
-def test_a_suspect_that_does_not_end_lets_other_work_go_on(
+def test_other_work_continues_beside_a_suspect_that_does_not_end(
     served: Worker, start: Start, over: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowfabric_worker._runtime.suspects.ISOLATE_FOR", 0.2)

@@ -236,7 +236,7 @@ def test_a_handler_that_never_asks_has_its_result_dropped(
     assert run.state() is PublicState.CANCELLED
 
 
-def test_news_of_an_earlier_lease_do_not_touch_the_present_one(
+def test_news_of_an_earlier_lease_leave_the_present_one_alone(
     served: Worker, start: Start, begun: threading.Event, over: threading.Event
 ) -> None:
     told: list[bool] = []
@@ -349,7 +349,7 @@ def test_outcomes_that_are_refused_together_are_sent_one_by_one(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(("operation", "part"), [("claim_many", "claimer"), ("renew_many", "lease keeper")])
-def test_a_worker_of_which_a_thread_has_fallen_stops(
+def test_a_worker_stops_when_one_of_its_threads_has_died(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, operation: str, part: str
 ) -> None:
     def defect(*_: Any) -> Any:

@@ -233,7 +233,7 @@ def test_a_loss_that_several_threads_learn_of_is_told_once(worker: Worker, monke
     assert told == [held.lost for held in losses]
 
 
-def test_a_thread_that_ends_before_it_is_replaced_is_not_taken_for_fallen(worker: Worker) -> None:
+def test_a_thread_that_ends_before_its_replacement_is_not_dead(worker: Worker) -> None:
     task = worker.task(name="wait")(lambda: None)
     task.submit()
     claimed = claim_one(worker.engine, "default")

@@ -185,7 +185,7 @@ def test_retry_without_retries_left_fails(worker: Worker, start: Start) -> None:
     )
 
 
-def test_what_a_handler_says_with_the_wrong_type_fails_its_own_run_alone(worker: Worker, start: Start) -> None:
+def test_an_outcome_of_a_wrong_type_fails_its_own_run_alone(worker: Worker, start: Start) -> None:
     @worker.task
     def wrong(how: str) -> None:
         match how:

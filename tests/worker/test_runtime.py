@@ -217,7 +217,7 @@ def test_no_short_task_waits_behind_a_long_one(another: Another, start: Start) -
     assert long.result(10) is True
 
 
-def test_what_no_thread_begins_soon_is_handed_back(another: Another, start: Start) -> None:
+def test_claimed_work_that_no_thread_begins_is_handed_back(another: Another, start: Start) -> None:
     over = threading.Event()
     busy, other = another(), another()
     # The first 500 are quick, so that more is claimed than one thread can begin when a slow one comes.

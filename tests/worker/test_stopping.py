@@ -34,7 +34,7 @@ def signal_from_outside(number: int) -> None:
     subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -{int(number)} {os.getpid()}"])
 
 
-def test_what_runs_may_finish_within_the_grace(served: Worker, start: Start) -> None:
+def test_running_handlers_may_finish_within_the_grace(served: Worker, start: Start) -> None:
     begun = threading.Event()
 
     @served.task
@@ -52,7 +52,7 @@ def test_what_runs_may_finish_within_the_grace(served: Worker, start: Start) -> 
     assert waiting.state() is PublicState.WAITING
 
 
-def test_what_still_runs_after_the_grace_starts_elsewhere_at_once(another: Another, start: Start) -> None:
+def test_work_that_outlives_the_grace_starts_elsewhere_at_once(another: Another, start: Start) -> None:
     over = threading.Event()
     begun = threading.Event()
     told: list[str] = []
@@ -308,7 +308,7 @@ def test_a_stop_from_outside_reaches_a_handler_past_its_timeout(served: Worker, 
     assert "was told to stop" in (info_of(served, run).past_attempts[0].error or "")
 
 
-def test_what_may_not_start_twice_ends_with_the_worker_that_had_begun_it(served: Worker, start: Start) -> None:
+def test_work_that_may_not_start_twice_ends_with_its_worker(served: Worker, start: Start) -> None:
     over, begun = threading.Event(), threading.Event()
     once = served.task(name="once", max_reclaims=0)(lambda: (begun.set(), over.wait(30))[1])
     runtime = start(served, threads=1)
@@ -323,7 +323,7 @@ def test_what_may_not_start_twice_ends_with_the_worker_that_had_begun_it(served:
     assert unbegun.state() is PublicState.WAITING
 
 
-def test_what_had_not_begun_is_no_loss_when_its_worker_stops_itself(served: Worker, start: Start) -> None:
+def test_work_that_had_not_begun_is_not_counted_as_lost(served: Worker, start: Start) -> None:
     over, begun = threading.Event(), threading.Event()
     task = served.task(name="wait")(lambda: (begun.set(), over.wait(30))[1])
     runtime = start(served, threads=1)

@@ -305,7 +305,7 @@ def is_cancelled(run: Run[Any]) -> None:
 
 
 @pytest.mark.parametrize("ending", [fails, is_cancelled])
-def test_a_stream_without_values_ends_when_its_run(
+def test_a_stream_without_values_ends_with_its_run(
     served: Worker, start: Start, ending: Callable[[Run[Any]], None]
 ) -> None:
     @served.task

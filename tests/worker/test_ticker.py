@@ -60,9 +60,7 @@ def test_a_task_tells_its_schedule(worker: Worker) -> None:
         ({"every": MINUTE, "at": START}, "at="),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_where_it_is_written(
-    worker: Worker, options: dict[str, Any], said: str
-) -> None:
+def test_an_impossible_schedule_is_refused_at_the_decorator(worker: Worker, options: dict[str, Any], said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         worker.task(**options)(lambda: None)
 
@@ -148,7 +146,7 @@ def test_a_round_that_comes_late_submits_every_tick_that_was_not_missed(
     assert ticks_of(worker.engine) == [f"2030-01-01T00:00:0{second}Z" for second in (1, 2, 3, 4)]
 
 
-def test_what_was_missed_is_counted_and_told(
+def test_missed_ticks_are_counted_and_logged(
     worker: Worker, move: Callable[[timedelta], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     beating(worker)
@@ -210,9 +208,7 @@ def test_a_removed_schedule_comes_back_with_a_worker_that_has_it(
     assert ticks_of(worker.engine) == ["2030-01-01T00:02:00Z"]
 
 
-def test_what_a_schedule_is_now_is_told_when_its_worker_comes(
-    worker: Worker, move: Callable[[timedelta], None]
-) -> None:
+def test_a_changed_schedule_is_stored_when_its_worker_starts(worker: Worker, move: Callable[[timedelta], None]) -> None:
     beating(worker)
     scheduler_of(worker).tick()
     changed = Worker("shop", worker.url)
@@ -251,7 +247,7 @@ def test_a_schedule_that_is_refused_keeps_no_other_from_ticking(
     assert ticks_of(worker.engine) == ["2030-01-01T00:01:00Z"]
 
 
-def test_without_a_store_a_round_says_so() -> None:
+def test_a_round_without_a_store_reports_the_error() -> None:
     worker = Worker("shop", "unix:///nowhere/at/all.sock")
     beating(worker)
     worker.engine.retry_for = 0
@@ -260,7 +256,7 @@ def test_without_a_store_a_round_says_so() -> None:
         scheduler_of(worker).tick()
 
 
-def test_without_a_schedule_there_is_no_thread(worker: Worker) -> None:
+def test_a_worker_without_schedules_has_no_ticker_thread(worker: Worker) -> None:
     worker.task(name="plain")(lambda: None)
     scheduler = scheduler_of(worker)
 

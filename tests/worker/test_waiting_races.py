@@ -70,7 +70,7 @@ def test_a_signal_that_races_with_its_wait_is_never_lost(served: Worker, start: 
     assert time.monotonic() - began < 9
 
 
-def test_of_two_decisions_at_once_one_stands_in_every_run(served: Worker, start: Start) -> None:
+def test_one_of_two_decisions_at_once_stands_in_every_run(served: Worker, start: Start) -> None:
     mailbox = Mailbox(served)
     answers: list[str] = []
     seen: dict[int, set[bool]] = defaultdict(set)
@@ -136,7 +136,7 @@ def test_a_steady_flow_of_signals_does_not_keep_a_run_from_ending(served: Worker
     assert sorted(told) == ["completed)", "recorded"]
 
 
-def test_at_the_cap_a_signal_is_refused_and_the_wait_still_times_out(either: Worker, start: Start) -> None:
+def test_a_signal_above_the_cap_is_refused_and_the_wait_times_out(either: Worker, start: Start) -> None:
     either.engine.limits = Limits(signals_per_execution=3)
     mailbox = Mailbox(either)
 
@@ -226,7 +226,7 @@ def outcome(run: Run[str]) -> str:
         return "cancelled" if isinstance(error, ExecutionCancelled) else "expired"
 
 
-def test_of_last_signals_from_many_threads_one_resumes_the_run(served: Worker, start: Start) -> None:
+def test_one_of_the_last_signals_of_many_threads_resumes_the_run(served: Worker, start: Start) -> None:
     mailbox = Mailbox(served)
     names = [f"part {number}" for number in range(SENDERS)]
 
