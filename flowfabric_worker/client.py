@@ -12,6 +12,7 @@ import attrs
 
 from flowfabric_worker._tasks.options import TaskOptions, published_options
 from flowfabric_worker._tasks.published import find_task, full_name, placeholder_function, unknown_task
+from flowfabric_worker._tasks.quota_calls import QuotaCalls
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
@@ -48,7 +49,7 @@ Id: TypeAlias = ExecutionId | str
 Runs: TypeAlias = list[Run[Any]]
 
 
-class Client:
+class Client(QuotaCalls):
     """Submit, watch and operate executions by the names of their tasks, without the code of the tasks.
 
     The client reads the options of a task (lane, retries, timeout ...) from the store, where its worker publishes them.

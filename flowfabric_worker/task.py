@@ -15,6 +15,7 @@ from flowfabric_worker._codecs.holes import Shape
 from flowfabric_worker._flows.arguments import split_arguments
 from flowfabric_worker._flows.nodes import NODE_HEADER, Node, graph_being_built
 from flowfabric_worker._flows.placement import ANYWHERE, OPTIONS, Placement
+from flowfabric_worker._tasks.limits import quota_of
 from flowfabric_worker._tasks.local_context import LocalContext, iterate_in
 from flowfabric_worker._tasks.options import TASK_ONLY, TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import find_context_parameter
@@ -75,6 +76,7 @@ class Task(Generic[P, R]):
     Attributes:
         is_generator: True if the function yields the values of its stream.
         schedule: when the worker submits the task by itself; None if it has no schedule.
+        quota: the quota that limits its executions; None if it has no limits.
 
     Raises:
         TypeError: the function is async or a method, or an annotation cannot be encoded.
@@ -98,6 +100,7 @@ class Task(Generic[P, R]):
         self._codec = find_codec(options.codec or codec)
         self.codec = TaskCodec(function, self._codec, skip=skip)
         self.codec.check(final=False)
+        self.quota = quota_of(self.name, options)
         self._submission = Submission(self, options)
         self._step_codecs: dict[Callable[..., Any], TaskCodec] = {}
         functools.update_wrapper(self, function, updated=())
@@ -185,7 +188,10 @@ class Task(Generic[P, R]):
 
     def publication(self) -> TaskPublication:
         """Return the options that a worker publishes, for clients that do not have the task's code."""
-        options = self.options_given
+        options, policy = self.options_given, self.options_given.policy()
+        if self.quota is not None:
+            # A client cannot tell the key of a call, so all its calls are limited together.
+            policy = attrs.evolve(policy, quota_policy_id=self.quota.ensure(self.owner.engine, self.quota.name))
         return TaskPublication(
             name=self.name,
             lane=options.lane,
@@ -194,7 +200,7 @@ class Task(Generic[P, R]):
             delay=options.delay,
             tags=options.tags,
             headers=options.headers,
-            policy=options.policy(),
+            policy=policy,
         )
 
     def run(self, execution_id: ExecutionId | str) -> Run[R]:
@@ -293,7 +299,11 @@ class Submission(Generic[P, R]):
             kwargs: the named arguments.
             shapes: the shapes of the arguments that results of other nodes fill.
         """
-        options = self._options
+        options, policy, quota = self._options, self._policy, self._task.quota
+        if options.unique is not None and options.key is None:
+            raise TypeError("unique= says for how long a key refuses a second execution: give a key= too.")
+        if quota is not None and policy.quota_policy_id is None:
+            policy = attrs.evolve(policy, quota_policy_id=quota.of_call(self._task.owner.engine, args, kwargs))
         return CreateExecutionArgs(
             lane=options.lane,
             task=self._task.name,
@@ -303,7 +313,7 @@ class Submission(Generic[P, R]):
             idempotency_key=options.key,
             delay=options.delay,
             delay_until=options.at,
-            policy=self._policy,
+            policy=policy,
             tags=options.tags,
             headers=options.headers,
         )

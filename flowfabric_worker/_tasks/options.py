@@ -20,12 +20,20 @@ from flowfabric_worker.engine.types.workers import TaskPublication
 from flowfabric_worker.schedule import Missed
 
 OnConflict = Literal["raise", "return"]
+Unique = Literal["waiting", "running"]
 
 DEFAULT_LANE: Final = "default"
 # An execution that kills its workers is not handed to all of them.
 DEFAULT_MAX_RECLAIMS: Final = 5
 # The options that belong to the task, and cannot be changed for a submission.
-TASK_ONLY: Final = frozenset({"lease", "codec", "permanent", "interrupt", "every", "cron", "timezone", "missed"})
+TASK_ONLY: Final = frozenset(
+    {
+        "lease", "codec", "permanent", "interrupt", "every", "cron", "timezone", "missed", "rate", "concurrency",
+        "limit_by",
+    }
+)  # fmt: skip
+# An execution that is unique while it runs keeps its key until it has ended, and not longer.
+_UNTIL_ENDED: Final = timedelta(milliseconds=1)
 
 
 def _names(value: Iterable[str]) -> tuple[str, ...]:
@@ -99,11 +107,16 @@ class TaskOptions:
         key: an idempotency key: a second submission of this task under the same key returns the first run.
         on_conflict: what a submission does if its key was used for other arguments: "raise" a `ConflictError`, or
             "return" the first run.
+        unique: for how long the key refuses a second execution: "waiting" until the first attempt begins, "running"
+            until the execution has ended; None for 24 h, and at least until it has ended.
         tags: names and values to find the execution by.
         headers: texts that the handler finds in `current().headers`, such as a trace context; they are not indexed.
         requires: the capabilities that a worker must have.
         budgets: the budgets that the execution spends from.
         quota: the quota policy that admits the execution.
+        rate: how many attempts of the task may begin in a sliding window, such as `10/m` or `100/30s`.
+        concurrency: how many executions of the task may run at once, over all workers.
+        limit_by: a function of the call's arguments that returns a key; `rate` and `concurrency` hold for each key.
         lease: how long a claim holds without renewal; None for the worker's lease.
         codec: how arguments and results are encoded; None for the worker's codec.
         retention: how long the ended execution is kept; None for 24 h.
@@ -129,11 +142,19 @@ class TaskOptions:
     at: datetime | None = attrs.field(default=None, validator=_moment)
     key: str | None = attrs.field(default=None, validator=_optional_name)
     on_conflict: OnConflict = attrs.field(default="raise", validator=attrs.validators.in_(("raise", "return")))
+    unique: Unique | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.in_(("waiting", "running")))
+    )
     tags: Mapping[str, str] = attrs.field(factory=dict, validator=_checked(check_tags))
     headers: Mapping[str, str] = attrs.field(factory=dict, validator=_checked(check_headers))
     requires: tuple[str, ...] = attrs.field(default=(), converter=_names)
     budgets: tuple[str, ...] = attrs.field(default=(), converter=_names)
     quota: str | None = attrs.field(default=None, validator=_optional_name)
+    rate: str | None = None
+    concurrency: int | None = None
+    limit_by: Callable[..., str] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.is_callable())
+    )
     lease: timedelta | None = attrs.field(default=None, validator=_lease)
     codec: str | Codec | None = None
     retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
@@ -157,6 +178,8 @@ class TaskOptions:
             execution_deadline=self.deadline,
             max_reclaim_count=self.max_reclaims,
             retention=self.retention,
+            dedup_window=_UNTIL_ENDED if self.unique == "running" else None,
+            frees_key=self.unique == "waiting",
             requires=frozenset(self.requires),
             budget_ids=self.budgets,
             quota_policy_id=self.quota,

@@ -17,6 +17,7 @@ from flowfabric_worker.cli.flows import flow, flows
 from flowfabric_worker.cli.lanes import lanes
 from flowfabric_worker.cli.list import list_
 from flowfabric_worker.cli.migrate import migrate
+from flowfabric_worker.cli.quotas import quotas
 from flowfabric_worker.cli.replay import replay
 from flowfabric_worker.cli.result import result
 from flowfabric_worker.cli.resume import resume
@@ -63,6 +64,7 @@ for command in (
     lanes,
     workers,
     schedules,
+    quotas,
     secrets,
     check,
     migrate,

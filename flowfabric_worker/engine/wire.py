@@ -209,6 +209,7 @@ def encode_policy(policy: ExecutionPolicy) -> bytes:
         _ms(policy.retention, "retention"),
         _ms(policy.dedup_window, "dedup_window"),
         _ms(policy.execution_deadline, "execution_deadline"),
+        *(["s"] if policy.frees_key else []),
     ]
     return "".join(f"{value}|" for value in values).encode() if any(values) else b""
 
@@ -254,4 +255,5 @@ def decode_policy(data: bytes | None, work_class: WorkClass) -> ExecutionPolicy:
         retention=duration(10),
         dedup_window=duration(11),
         execution_deadline=duration(12),
+        frees_key=values[13] == "s",
     )

@@ -109,6 +109,9 @@ local function lease_to(ctx, record, lease, kept)
   if record.slot_until then
     ff.append(list, { 'slot_until', '' })
   end
+  if record.idempotency_key and ff.policy(record).key == 's' then
+    ff.free_key(ctx, record)
+  end
   if words.phase == 'runnable' and words.attempt == 'attempt_interrupted' then
     local index, kind, _, started = ff.attempt_parts(record.attempt)
     ff.append(list, { 'attempt', ff.attempt_text(index, kind, 'resumed', started) })

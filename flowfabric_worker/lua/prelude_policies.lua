@@ -2,8 +2,10 @@
 
 local POLICY = {
   'max_retries', 'backoff', 'initial', 'maximum', 'multiplier', 'jitter', 'categories', 'timeout', 'max_reclaims',
-  'max_replays', 'retention', 'dedup_window', 'execution_deadline',
+  'max_replays', 'retention', 'dedup_window', 'execution_deadline', 'key',
 }
+-- How many values every policy has.
+local LEAST = 13
 
 -- There are few policies, so each is parsed once. The cache is emptied before it grows large.
 local known_policies, known_policy_count = {}, 0
@@ -21,7 +23,7 @@ function ff.parse_policy(text)
       policy[POLICY[at]] = value ~= '' and value or nil
     end
   end
-  if text ~= '' and (at < #POLICY or string.sub(text, -1) ~= '|' or not ff.is_policy(policy)) then
+  if text ~= '' and (at < LEAST or string.sub(text, -1) ~= '|' or not ff.is_policy(policy)) then
     return nil
   end
   policy.retention = tonumber(policy.retention or '')

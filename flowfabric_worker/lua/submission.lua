@@ -53,6 +53,14 @@ local function holder_of(ctx, key)
   return not over and uuid or nil
 end
 
+-- Let another execution have the idempotency key of one that begins.
+function ff.free_key(ctx, record)
+  local key = ctx.base .. ':key:' .. record.idempotency_key
+  if call('GET', key) == record.uuid then
+    call('DEL', key)
+  end
+end
+
 -- Reply with an execution that exists, and whether the call asks for the same task, payload and codec.
 local function duplicate(ctx, existing, class, payload, codec)
   local values = call('HMGET', ff.record_key(ctx, existing), 'state', 'class', 'payload', 'codec', 'dedup_until')

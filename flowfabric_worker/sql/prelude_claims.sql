@@ -147,6 +147,10 @@ BEGIN
     -- While the attempt was suspended its time stood still.
     x.timeout_at := fn.bytes(c.now + CASE WHEN x.state LIKE '%i' THEN coalesce(fn.num(x.timeout_left), timeout) ELSE timeout END);
   END IF;
+  IF x.idempotency_key IS NOT NULL AND fn.of_policy(x.policy, 14) = 's' THEN
+    -- Another execution may have the key once this one has begun.
+    DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = x.uuid;
+  END IF;
   x.timeout_left := NULL; x.reserved_for := NULL; x.reserved_until := NULL;
   x.fence := lease.id || fn.bytes(':' || coalesce(fn.epoch_of(x.fence), 0) + 1 || ':' || attempt);
   x.state := 'alnnnr'; x.expires := fn.bytes(c.now + lease.ttl); x.holder := lease.holder; x.topic := lease.topic;

@@ -1,6 +1,6 @@
 -- The policy of an execution, as its record stores it: its values, each followed by '|', in this order: max retries,
 -- backoff, initial, maximum, multiplier, jitter, categories, timeout, max reclaims, max replays, retention, dedup window,
--- execution deadline. Further values, which a newer release wrote, are ignored.
+-- execution deadline, and 's' if its key is free once it has begun. Further values, which a newer release wrote, are ignored.
 
 -- Return one value of a stored policy, or null.
 CREATE FUNCTION fn.of_policy(policy bytea, place int) RETURNS text LANGUAGE sql IMMUTABLE AS $$

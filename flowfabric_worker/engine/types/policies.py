@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import attrs
-from attrs.validators import optional
+from attrs.validators import instance_of, optional
 
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import (
@@ -110,6 +110,7 @@ class ExecutionPolicy:
         max_replay_count: how often an operator may replay the execution.
         retention: how long the ended execution is kept; None for 24 h.
         dedup_window: how long its idempotency key stands for it, at least until it has ended; None for 24 h.
+        frees_key: whether its idempotency key is free again once its first attempt begins.
         requires: the capabilities that a worker must have to claim it.
         budget_ids: the budgets that it spends from.
         quota_policy_id: the quota policy under which it is admitted.
@@ -122,6 +123,7 @@ class ExecutionPolicy:
     max_replay_count: int = attrs.field(default=DEFAULT_MAX_REPLAYS, validator=_count)
     retention: timedelta | None = attrs.field(default=None, validator=optional(duration(0)))
     dedup_window: timedelta | None = attrs.field(default=None, validator=optional(duration(1)))
+    frees_key: bool = attrs.field(default=False, validator=instance_of(bool))
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     budget_ids: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     quota_policy_id: str | None = None
