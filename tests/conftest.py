@@ -35,8 +35,6 @@ NOT_YET_ON_POSTGRES = (
     "test_quotas.py",
     "test_quotas_admission.py",
     "test_quotas_gates.py",
-    "test_flows.py",
-    "test_flows_building.py",
 )
 
 
