@@ -30,7 +30,7 @@ BEGIN
   IF of_up = ANY (downs) OR of_down = ANY (ups) THEN
     RETURN fn.failure('cycle_detected', id);
   END IF;
-  RETURN fn.failure('cycle_search_limit', id, '1000');
+  RETURN fn.failure('cycle_search_limit', id);
 END $$;
 
 -- Return the failure of an edge that cannot be staged, or null. `x` is its downstream execution, `g` its group or null.

@@ -175,6 +175,11 @@ END $$;
 
 -- Inputs ------------------------------------------------------------------------------------------------------------
 
+-- Return the place of an edge among those that pass results to a member.
+CREATE FUNCTION fn.place_of(e db.edges) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT fn.bytes(lpad(e.ordinal::text, 12, '0') || ':') || e.id
+$$;
+
 -- Return a page of the results that edges pass to a member, in the order of the edges, within the call's work budget: how far
 -- it came, or '' if there are no more; then per edge its id, the argument, the upstream uuid, its result, and the upstream
 -- execution's state, codec, result, error, class and detail of the error, and reason of its cancellation. A group that does
@@ -188,11 +193,12 @@ DECLARE
   seen int := 0;
 BEGIN
   FOR each IN
-    SELECT e.ordinal, e.id, e.ref, e.up, fn.effective(e.result, e.life, g.life) AS of_result, u.state, u.codec, u.result, u.error,
+    SELECT fn.place_of(e) AS place, e.id, e.ref, e.up, fn.effective(e.result, e.life, g.life) AS of_result, u.state, u.codec, u.result, u.error,
       u.error_class, u.error_detail, u.cancel_reason
     FROM db.edges AS e LEFT JOIN db.executions AS u ON u.p = e.p AND u.uuid = e.up
     WHERE e.p = c.p AND e.down = x.uuid AND e.ref IS NOT NULL AND g.down IS NOT NULL
-      AND e.ordinal > coalesce(fn.num(after), -1) ORDER BY e.ordinal LIMIT 100
+      AND e.ordinal >= CASE WHEN fn.ascii(after) ~ '^[0-9]{12}' THEN fn.num(substring(after FOR 12)) ELSE 0 END
+      AND fn.place_of(e) > after ORDER BY e.ordinal LIMIT 100
   LOOP
     IF c.work <= 0 AND seen > 0 THEN
       RETURN fn.replies(fn.reply(last), fn.replies(VARIADIC rows));
@@ -204,7 +210,7 @@ BEGIN
       );
       c.work := c.work - 2 - (coalesce(octet_length(each.result), 0) + coalesce(octet_length(each.error_detail), 0)) / 8192.0;
     END IF;
-    last := fn.bytes(each.ordinal::bigint); seen := seen + 1;
+    last := each.place; seen := seen + 1;
   END LOOP;
   RETURN fn.replies(fn.reply(CASE WHEN seen = 100 THEN last ELSE '' END), fn.replies(VARIADIC rows));
 END $$;

@@ -41,7 +41,7 @@ CREATE FUNCTION fn.flow(c fn.context, of_flow uuid) RETURNS db.flows LANGUAGE sq
   SELECT * FROM db.flows WHERE p = c.p AND flow = of_flow
 $$;
 
--- Return whether an execution is a member of a flow that is being built, which nobody sees before it is complete.
+-- Return whether an execution is a member of a flow that is being built, which no reader sees before it is complete.
 CREATE FUNCTION fn.is_hidden(x db.executions) RETURNS boolean LANGUAGE sql AS $$
   SELECT x.flow_id IS NOT NULL AND EXISTS (
     SELECT FROM db.flows WHERE p = x.p AND flow = x.flow_id AND building IS NOT NULL

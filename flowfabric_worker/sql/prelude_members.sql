@@ -140,7 +140,7 @@ BEGIN
     ELSIF c.work <= 0 AND handled >= 32 THEN
       c := fn.postpone_job(c, job, place, c.now);
     ELSE
-      b := fn.run_job(c, f, job, place, greatest(32 - handled, trunc(c.work / 4)::bigint));
+      b := fn.run_job(c, f, job, place, greatest(32 - handled, trunc(c.work / 4)::bigint, 1));
       c := b.c; handled := handled + b.count;
       c.work := c.work - 4 * b.count;
       IF f.flow <> ALL (c.settles) THEN
