@@ -17,6 +17,7 @@ from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import (
     MAX_DETAIL_BYTES,
+    MAX_FLOW_ROWS,
     MAX_JOURNAL_BYTES,
     MAX_LEASE_MS,
     MAX_MESSAGE_BYTES,
@@ -35,7 +36,7 @@ from flowfabric_worker.engine.types.attempts import (
     TerminalCancelled,
     TerminalFailed,
 )
-from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.checks import as_tuple, check_record
 from flowfabric_worker.engine.types.policies import FailureClass
 from flowfabric_worker.engine.wire import optional, pack_moment
 
@@ -198,9 +199,18 @@ class AttemptOperations(BudgetDebts):
             moment = f"@{epoch_ms(delay_until, 'delay_until')}"
         self.call("delay", partition, [uuid, fence, moment])
 
-    def wait_children(self, handle: Handle) -> None:
+    def wait_children(
+        self, handle: Handle, need: int | None = None, names: Sequence[str] | None = None, settle: bool = False
+    ) -> None:
         partition, uuid, fence = self.fenced(handle)
-        self.call("wait_children", partition, [uuid, fence])
+        if need is not None and (isinstance(need, bool) or not isinstance(need, int) or need < 1):
+            raise ValidationError("invalid_input", f"need must be a whole number of at least 1, not {need!r:.100}.")
+        wanted = [] if names is None else [check_name(each, "a child's name") for each in as_tuple(names)]
+        if len(wanted) > MAX_FLOW_ROWS:
+            raise ValidationError("invalid_input", f"One wait names at most {MAX_FLOW_ROWS} children.")
+        self.refuse_repeats(wanted, "The name")
+        count = "" if need is None else str(need)
+        self.call("wait_children", partition, [uuid, fence, count, "1" if settle else "", *wanted])
 
     def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:
         partition, uuid, fence = self.fenced(handle)

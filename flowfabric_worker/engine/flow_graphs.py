@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.errors import ConflictError, ValidationError
 from flowfabric_worker.engine.flow_replies import pack_policy
 from flowfabric_worker.engine.ids import ExecutionId, FlowId
+from flowfabric_worker.engine.partitions import partition_of_uuid
 from flowfabric_worker.engine.stores.base import Argument
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.edges import AnyOf, Quorum
@@ -42,6 +44,15 @@ def member_id(flow_id: FlowId, name: str, partition: int) -> ExecutionId:
     number = milliseconds << 80 | int.from_bytes(digest[:10], "big")
     number = number & ~(0xF << 76) & ~(0b11 << 62) | 0x7 << 76 | 0b10 << 62
     return ExecutionId(partition, str(UUID(int=number)))
+
+
+def children_id(parent: ExecutionId, partitions: int) -> FlowId:
+    """Return the id of the flow of an execution's children: a UUIDv7 that lies in the execution's partition."""
+    for attempt in itertools.count():
+        flow = FlowId(member_id(FlowId(parent.uuid), f"children {attempt}", parent.partition_number).uuid)
+        if partition_of_uuid(UUID(flow), partitions) == parent.partition_number:
+            return flow
+    raise AssertionError("an endless count has ended")
 
 
 def check_graph(graph: FlowGraph) -> FlowGraph:

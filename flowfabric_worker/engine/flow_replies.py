@@ -69,9 +69,9 @@ def read_policy(word: bytes, k: bytes, others: bytes) -> EdgeDependencyPolicy:
         ValueError: it is damaged.
     """
     what = OnSatisfied(others.decode())
-    if word == b"all_of":
+    if word in (b"all_of", b"children"):
         return AllOf(what)
-    if word == b"all_ended":
+    if word in (b"all_ended", b"children_ended"):
         return AllEnded()
     if word == b"any_of":
         return AnyOf(what)

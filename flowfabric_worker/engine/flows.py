@@ -22,6 +22,7 @@ from flowfabric_worker.engine.flow_graphs import (
     EncodedGraph,
     check_flow_id,
     check_graph,
+    children_id,
     encode_graph,
     member_id,
 )
@@ -81,10 +82,11 @@ from flowfabric_worker.engine.types.flows import (
     InputsPage,
     ListFlowMembersPage,
     ListFlowsPage,
+    SpawnResult,
     SubmitFlowResult,
 )
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from flowfabric_worker.engine.wire import pack, pack_texts
+from flowfabric_worker.engine.wire import decode_class, pack, pack_texts
 
 # The most items of a graph in one call; its work budget may allow fewer.
 _MOST_ITEMS = 500
@@ -194,6 +196,30 @@ class Flows(Submission, EngineCore):
             if word != b"more":
                 return bool(word == b"built" or more[0] == call_id.encode())
             stored = int(more[0])
+
+    # Children
+
+    def spawn(self, handle: Handle, name: str, args: CreateExecutionArgs, detached: bool = False) -> SpawnResult:
+        partition, uuid, fence = self.fenced(handle)
+        check_name(name, "a child's name")
+        if check_record(args, CreateExecutionArgs).execution_id is not None:
+            raise ValidationError("invalid_input", "The id of a child follows from its parent and its name; give none.")
+        flow = self._flow(children_id(handle.execution_id, self.partitions))
+        item = self._node_item(flow, member_id(flow.flow_id, name, partition), self._inheriting(handle, args))
+        head: Item = [uuid, fence, new_call_id(), flow.flow_id, name, "1" if detached else ""]
+        word = self.call("spawn", partition, [*head, *item])[0]
+        return SpawnResult(execution_id=member_id(flow.flow_id, name, partition), created=word == b"created")
+
+    def _inheriting(self, handle: Handle, args: CreateExecutionArgs) -> CreateExecutionArgs:
+        """Return the arguments of a child, whose budgets are those of its parent and its own."""
+        parent = handle.execution_id
+        arguments: Item = [self._packed_namespace, 1, "class", parent.uuid]
+        values = self.call("read_executions", parent.partition_number, arguments)[0]
+        inherited = decode_class(values[0]).budgets if values and values[0] else ()
+        if not inherited:
+            return args
+        budgets = dict.fromkeys((*inherited, *args.policy.budget_ids))
+        return attrs.evolve(args, policy=attrs.evolve(args.policy, budget_ids=tuple(budgets)))
 
     # Inputs
 

@@ -115,6 +115,9 @@ ff.register_single('replay_execution', {}, function(ctx, args)
   local cleared = clear_run(ctx, record, names, place)
   local completed = record.words.outcome == 'success'
   local overdue = ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now
+  if record.children then
+    ff.reopen_children(ctx, record)
+  end
   answer = { 'replayed', (record.flow and ff.replay_member(ctx, record) or ff.READY) .. ff.REPLAY }
   ff.move(ctx, record, answer[2], {
     answered = ff.remember(record.answered, call_id, answer),

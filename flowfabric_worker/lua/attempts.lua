@@ -98,12 +98,12 @@ ff.register_single('cancel', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- End a lease and let its attempt continue later: at a moment, or at once if that moment has passed.
-local function interrupt(ctx, record, ending, fence, until_ms)
+-- End a lease and let its attempt continue later: at a moment, or at once if that moment has passed; or in another state.
+local function interrupt(ctx, record, ending, fence, until_ms, state)
   local answer = { 'ok' }
   local delayed = until_ms and until_ms > ctx.now
   local list = {
-    'state', (delayed and ff.DELAYED or ff.READY) .. ff.INTERRUPTED, 'mutated', ctx.now_text, 'last',
+    'state', (state or delayed and ff.DELAYED or ff.READY) .. ff.INTERRUPTED, 'mutated', ctx.now_text, 'last',
     ff.remember_end(record, ending, fence, answer),
   }
   if delayed then
@@ -169,15 +169,21 @@ ff.register_single('delay', { 'allow-oom' }, function(ctx, args)
   return record and interrupt(ctx, record, 'delay', fence, ff.moment(moment, ctx.now)) or answer
 end)
 
--- wait_children: end a lease and let the attempt continue when the outstanding children have ended. An execution without
--- a flow has none, so it is ready at once.
--- Arguments: uuid, fence.
+-- wait_children: end a lease and let the attempt continue when enough children succeeded, or can succeed no more; or when
+-- enough have ended. If that is so already, as without children, it is ready at once.
+-- Arguments: uuid, fence, how many or '' for all, '1' if only ends count, then the names of the children, none for all that
+-- are not detached.
 -- Replies: 'ok'.
 -- Errors: those of ff.fenced.
 ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
-  local uuid, fence = args[1], args[2]
+  local uuid, fence, need, settles = args[1], args[2], tonumber(args[3] or ''), args[4] == '1'
   local record, answer = ff.fenced(ctx, uuid, fence, 'wait_children')
-  return record and interrupt(ctx, record, 'wait_children', fence, nil) or answer
+  if not record then
+    return answer
+  end
+  local names = #args > 4 and { unpack(args, 5) } or nil -- bounded: the caller sends at most 1000 names
+  local is_over = ff.await_children(ctx, record, need, settles, names)
+  return interrupt(ctx, record, 'wait_children', fence, nil, not is_over and ff.WAITING_FOR_EDGES)
 end)
 
 -- record_step: record the result of a step for every later attempt. The first result of a name is kept.

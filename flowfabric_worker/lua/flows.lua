@@ -81,11 +81,7 @@ register('add_execution_to_flow', function(ctx, flow, args)
   ff.count_member(ctx, flow.id, nil, record.words.public)
   ff.join_flow(ctx, flow, record)
   ff.revise_flow(ctx, flow)
-  local links = { 0, 'm' .. uuid }
-  if ff.ends_badly(record) then
-    ff.append(links, { 0, 'b' .. uuid })
-  end
-  ff.chunked('ZADD', flow.links, links)
+  ff.add_links(flow, { 'm' .. uuid, ff.ends_badly(record) and 'b' .. uuid or nil })
   return { 'added', flow.nodes }
 end)
 
@@ -241,14 +237,9 @@ end)
 
 -- Cancelling --------------------------------------------------------------------------------------------------------
 
--- Mark a flow as cancelled. With a grace, its members are left to the caller for that time, in ms.
+-- Cancel a flow. With a grace, its members are left to the caller for that time, in ms.
 local function cancel(ctx, flow, policy, reason, grace)
-  for name, value in pairs({
-    cancel_policy = policy, cancel_reason = reason, cancelled_at = ctx.now_text, mutated = ctx.now_text, state = 'cancelled',
-  }) do
-    ff.set_flow(ctx, flow, name, value)
-  end
-  flow.is_counted = true
+  ff.mark_cancelled(ctx, flow, policy, reason)
   if ff.is_cancelling(flow) then
     ff.enqueue(ctx, 'cancel', flow.id)
     if grace ~= '' then
@@ -327,6 +318,35 @@ ff.register('purge_flow', { 'allow-oom' }, function(ctx, args)
   end
   ff.flush(ctx)
   return { flow.is_gone and 'removed' or 'more' }
+end)
+
+-- Children ----------------------------------------------------------------------------------------------------------
+
+local SPAWNING = ff.joined({ ff.CORE, { 'reported' } })
+
+-- spawn: create a child of an execution, ready to run; the first child of a name stands.
+-- Arguments: uuid, fence, call id, id of the flow of its children, name, '1' for a child that is not cancelled with its parent,
+-- then a creation.
+-- Replies: 'created', or 'known'.
+-- Errors: those of ff.fenced, conflict (another execution has the child's id), too_many_classes.
+ff.register_single('spawn', {}, function(ctx, args)
+  local uuid, fence, call_id, id, name, detached = unpack(args, 1, 6) -- bounded: the head of the call
+  local record, answer = ff.fenced(ctx, uuid, fence, nil, SPAWNING, call_id)
+  if not record then
+    return answer
+  end
+  local flow = ff.flow(ctx, id)
+  if flow and ff.edge(ctx, flow, name) then
+    return { 'known' }
+  end
+  local failure = ff.refuse_member(ctx, args, 7)
+  if failure then
+    return failure
+  end
+  ff.add_child(ctx, record, args, 7, id, name, detached == '1')
+  answer = { 'created' }
+  ff.move(ctx, record, nil, { children = id, reported = ff.remember(record.reported, call_id, answer) })
+  return answer
 end)
 
 -- Reading -----------------------------------------------------------------------------------------------------------

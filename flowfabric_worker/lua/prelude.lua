@@ -114,9 +114,19 @@ function ff.behind_first(text)
   return string.sub(text, size + 1), string.sub(text, 1, size)
 end
 
+-- The texts of small numbers, which are made once.
+local small_texts = {}
+
 -- Return a whole number as text. Lua's `..` would write a large number with an exponent.
 function ff.text(number)
-  return string.format('%.0f', number)
+  local text = small_texts[number]
+  if not text then
+    text = string.format('%.0f', number)
+    if number >= 0 and number < 1000 then
+      small_texts[number] = text
+    end
+  end
+  return text
 end
 
 -- Return whether a stored text may be a word of a newer release; any other text is damage.

@@ -13,7 +13,7 @@ local EDGE = { 'up', 'down', 'ref', 'kind', 'created', 'place', 'applied', 'resu
 -- edges, of successes, of failures and of skips, state, life, '1' once one of its edges was applied, and the upstream
 -- execution whose end decided it. Numbers are those in NUMBERS.
 local GROUP = { 'policy', 'k', 'others', 'n', 'ok', 'bad', 'skip', 'state', 'life', 'force', 'decided' }
-local NUMBERS = { k = true, n = true, ok = true, bad = true, skip = true, life = true }
+local NUMBERS = { 'k', 'n', 'ok', 'bad', 'skip', 'life' }
 
 -- The counter of each result.
 local COUNTERS = { s = 'ok', f = 'bad', k = 'skip' }
@@ -21,8 +21,13 @@ local COUNTERS = { s = 'ok', f = 'bad', k = 'skip' }
 -- Return what is stored as a text of named parts. Parts that a newer release added are kept.
 local function read_parts(text, names)
   local parts, thing = ff.unpack(text), { further = {} }
-  for i, name in ipairs(names) do
-    thing[name] = NUMBERS[name] and names == GROUP and tonumber(parts[i]) + 0 or parts[i] .. ''
+  for i = 1, #names do
+    thing[names[i]] = parts[i] .. ''
+  end
+  if names == GROUP then
+    for i = 1, #NUMBERS do
+      thing[NUMBERS[i]] = tonumber(thing[NUMBERS[i]]) + 0
+    end
   end
   for i = #names + 1, #parts do
     thing.further[i - #names] = parts[i]
@@ -98,13 +103,17 @@ end
 
 -- Return an edge of a flow, or nil if there is none. Each is loaded once per call.
 function ff.edge(ctx, flow, id)
-  ff.load_edges(ctx, flow, { id })
+  if flow.edge_of[id] == nil then
+    ff.load_edges(ctx, flow, { id })
+  end
   return read_loaded(flow.edge_of, id, EDGE)
 end
 
 -- Return the group of a member, or nil if no edge leads to it and it has no policy.
 function ff.group(ctx, flow, uuid)
-  ff.load_groups(ctx, flow, { uuid })
+  if flow.group_of[uuid] == nil then
+    ff.load_groups(ctx, flow, { uuid })
+  end
   return read_loaded(flow.group_of, uuid, GROUP)
 end
 
@@ -144,16 +153,24 @@ function ff.new_edge(ctx, flow, id, up, down, ref, kind, links)
   }
   ff.set_flow(ctx, flow, 'edges', ff.text(tonumber(place) + 1))
   ff.change_edge(ctx, flow, id, edge)
-  ff.append(links, { 0, 'o' .. up .. ':' .. id, 0, 'i' .. down .. ':' .. id })
+  ff.append(links, { 'o' .. up .. ':' .. id, 'i' .. down .. ':' .. id })
   if ref ~= '' then
-    ff.append(links, { 0, 'd' .. down .. ':' .. string.format('%012.0f', tonumber(place)) .. ':' .. id })
+    links[#links + 1] = 'd' .. down .. ':' .. string.format('%012.0f', tonumber(place)) .. ':' .. id
   end
   return edge
 end
 
 -- Return the result of an edge that counts: '' while it is unresolved.
 function ff.result_of(edge, group)
-  return (edge.result == 's' or tonumber(edge.life) == group.life) and edge.result or ''
+  return (edge.result == 's' or tonumber(edge.life) == group.life or ff.is_of_children(group)) and edge.result or ''
+end
+
+-- Change the counter of a result by a number; '' has none.
+function ff.count_result(group, result, change)
+  local counter = COUNTERS[result]
+  if counter then
+    group[counter] = group[counter] + change
+  end
 end
 
 -- Return the state of an edge as readers see it.
@@ -179,6 +196,8 @@ local function verdict_of(group, is_sealed)
     return lost > 0 and 'impossible' or group.ok == group.n and 'satisfied'
   elseif group.policy == 'all_ended' then
     return ff.unresolved(group) == 0 and 'satisfied'
+  elseif ff.is_of_children(group) then
+    return ff.is_wait_over(group) and 'satisfied'
   elseif group.ok >= group.k then
     return 'satisfied'
   end
@@ -204,7 +223,7 @@ end
 local function carry_out(ctx, flow, record, group)
   if record.words.eligibility ~= 'blocked_by_dependencies' then
     return
-  elseif ff.is_cancelling(flow) then
+  elseif ff.is_cancelling(flow) and not ff.is_of_children(group) then
     ff.cancel_member(ctx, record, flow.cancel_reason)
   elseif group.state == 'satisfied' then
     ff.let_run(ctx, record)
@@ -257,14 +276,17 @@ function ff.resolve(ctx, flow, id, edge, result)
   local before = ff.result_of(edge, group)
   if before == result or before == 's' then
     return
-  elseif before ~= '' then
-    group[COUNTERS[before]] = group[COUNTERS[before]] - 1
   end
-  if result ~= '' then
-    group[COUNTERS[result]] = group[COUNTERS[result]] + 1
+  edge.result = result
+  if not ff.is_of_children(group) then
+    edge.life = ff.text(group.life)
   end
-  edge.result, edge.life = result, ff.text(group.life)
   ff.change_edge(ctx, flow, id, edge)
+  if tonumber(edge.life) ~= group.life then
+    return
+  end
+  ff.count_result(group, before, -1)
+  ff.count_result(group, result, 1)
   ff.change_group(ctx, flow, edge.down, group)
   if group.state == 'impossible' and before ~= '' and (result == '' or result == 's') then
     group.state, group.decided = 'pending', ''

@@ -65,6 +65,9 @@ function ff.finish(ctx, record, outcome, list, told)
   if record.flow then
     ff.note_member_end(ctx, record)
   end
+  if record.children then
+    ff.end_children(ctx, record, outcome)
+  end
 end
 
 -- Write the end of an execution into the feed and tell the topics that wait for it.

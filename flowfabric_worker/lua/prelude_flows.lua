@@ -14,7 +14,8 @@
 --                   k<uuid>              a member whose group wants more edges than it has
 --                   b<uuid>              a member that ended badly: failed, expired, or cancelled by other than the flow
 --                   r<uuid>              a member without edges that lead to it, of a graph whose roots are not all ready
---                   a<uuid>              a member that a caller cancels itself and has acknowledged
+--                   a<uuid>              a member that is not cancelled with the flow: a detached child, or one that a caller
+--                                        cancels itself and has acknowledged
 --
 -- The zset :flows has the flows of the partition, by namespace and id; the zset :building those of which a part is stored, in
 -- the same way. For the hash :jobs see prelude_jobs.lua.
@@ -22,7 +23,8 @@
 -- The fields of a flow's record that a call loads. Each is '' if absent: namespace (packed), kind, state, number of members in
 -- each public state joined by ',', revision of the graph, numbers of members and edges, '1' once it is sealed, the number of
 -- items of its graph that are stored while it is being built, when it ended, the longest retention of a member in ms, until
--- when a member's idempotency key is kept, policy, reason and moment of its cancellation, and '1' if members were acknowledged.
+-- when a member's idempotency key is kept, policy, reason and moment of its cancellation, and '1' if there are
+-- members that are not cancelled with it.
 local FIELDS = {
   'ns', 'kind', 'state', 'counts', 'revision', 'nodes', 'edges', 'sealed', 'building', 'ended', 'keep', 'keep_until',
   'cancel_policy', 'cancel_reason', 'cancelled_at', 'acked',
@@ -45,7 +47,9 @@ local function new_flow(ctx, id, values)
   local at = 0
   for number in string.gmatch(flow.counts, '[^,]+') do
     at = at + 1
-    flow.counts_of[ff.PUBLIC_STATES[at] or ''] = tonumber(number)
+    if number ~= '0' then
+      flow.counts_of[ff.PUBLIC_STATES[at] or ''] = tonumber(number)
+    end
   end
   ctx.flows[id] = flow
   return flow
@@ -116,6 +120,20 @@ function ff.links(ctx, flow, prefix, after, limit)
   return found
 end
 
+local function descending(one, other)
+  return one > other
+end
+
+-- Add links to a flow. A small sorted set is walked from its beginning for each new member, so the last ones come first.
+function ff.add_links(flow, links)
+  table.sort(links, descending)
+  local entries = {}
+  for i = 1, #links do
+    entries[2 * i - 1], entries[2 * i] = 0, links[i]
+  end
+  ff.chunked('ZADD', flow.links, entries)
+end
+
 -- Return whether a flow has a link.
 function ff.has_link(flow, member)
   return call('ZSCORE', flow.links, member) ~= false
@@ -168,6 +186,16 @@ end
 -- Return whether a flow was cancelled and takes along what waits.
 function ff.is_cancelling(flow)
   return flow.cancel_policy ~= '' and flow.cancel_policy ~= 'flow_only'
+end
+
+-- Mark a flow as cancelled. `policy` says which members are taken along.
+function ff.mark_cancelled(ctx, flow, policy, reason)
+  for name, value in pairs({
+    cancel_policy = policy, cancel_reason = reason, cancelled_at = ctx.now_text, mutated = ctx.now_text, state = 'cancelled',
+  }) do
+    ff.set_flow(ctx, flow, name, value)
+  end
+  flow.is_counted = true
 end
 
 -- End a flow: all members have ended. It is removed with its members when its retention is over.

@@ -97,12 +97,12 @@ function ff.stage_edge(ctx, flow, args, group)
     group = ff.new_group('all_of', 0, 'let_run')
   end
   if group.n == 0 then
-    ff.append(links, { 0, 'g' .. down })
+    links[1] = 'g' .. down
   end
   group.n = group.n + 1
   ff.change_group(ctx, flow, down, group)
   local edge = ff.new_edge(ctx, flow, id, up, down, ref, kind, links)
-  ff.chunked('ZADD', flow.links, links)
+  ff.add_links(flow, links)
   if group.n == group.k then
     call('ZREM', flow.links, 'k' .. down)
   end
@@ -148,7 +148,7 @@ function ff.store_items(ctx, flow, args, items)
   for _, item in ipairs(items) do
     if item.creation then
       ff.create_member(ctx, args, item.creation, flow)
-      ff.append(links, { 0, 'm' .. item.uuid, 0, (item.group == '' and 'r' or 'g') .. item.uuid })
+      ff.append(links, { 'm' .. item.uuid, (item.group == '' and 'r' or 'g') .. item.uuid })
       if item.group ~= '' then
         ff.change_group(ctx, flow, item.uuid, ff.group_from(item.group))
       end
@@ -157,7 +157,7 @@ function ff.store_items(ctx, flow, args, items)
       edge.applied = '1'
     end
   end
-  ff.chunked('ZADD', flow.links, links)
+  ff.add_links(flow, links)
 end
 
 -- Let a flow begin whose graph is complete.

@@ -248,17 +248,20 @@ end
 -- passes only those.
 function ff.inputs(ctx, record, after)
   local flow = ff.flow(ctx, record.flow)
-  local group = flow and ff.group(ctx, flow, record.uuid)
   local rows, last = {}, ''
-  if not group then
+  if not flow then
     return { '', rows }
   end
   local found = ff.links(ctx, flow, 'd' .. record.uuid .. ':', after, PAGE)
   for i, link in ipairs(found) do
     local id = string.sub(link, 14)
     local edge = ff.edge(ctx, flow, id)
-    local result = ff.result_of(edge, group)
-    if result == 's' or result ~= '' and group.policy == 'all_ended' then
+    local result = edge.result
+    if result ~= 's' then
+      local group = ff.group(ctx, flow, record.uuid)
+      result = group.policy == 'all_ended' and ff.result_of(edge, group) or ''
+    end
+    if result ~= '' then
       local values = call(
         'HMGET', ff.record_key(ctx, edge.up), 'state', 'codec', 'result', 'error', 'error_class', 'error_detail',
         'cancel_reason'

@@ -9,7 +9,9 @@ from uuid import uuid4
 import attrs
 
 from flowfabric_worker.engine.engine import Engine
+from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import EdgeId, ExecutionId, FlowId
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.edges import AnyOf, Outgoing, Quorum
 from flowfabric_worker.engine.types.flows import (
     CancelFlowArgs,
@@ -18,7 +20,7 @@ from flowfabric_worker.engine.types.flows import (
     CreateFlowArgs,
     FlowGraph,
 )
-from tests.support.executions import ids_in, request
+from tests.support.executions import creation, ids_in, request, running
 from tests.support.flows import DIAMOND, Run, apply, edge, executions_beside, flow_with, graph_of, member, stage
 
 Act: TypeAlias = Callable[[], Any]
@@ -52,6 +54,16 @@ def _built(act: Callable[[_Built], Any]) -> Callable[[Engine], Act]:
     def arrange(engine: Engine) -> Act:
         built = _Built(engine)
         return lambda: act(built)
+
+    return arrange
+
+
+def _parent(act: Callable[[Engine, Handle], Any]) -> Callable[[Engine], Act]:
+    """Return an operation on an execution that runs."""
+
+    def arrange(engine: Engine) -> Act:
+        handle = running(engine, lane="parents").handle
+        return lambda: act(engine, handle)
 
     return arrange
 
@@ -150,6 +162,19 @@ REFUSED: dict[str, tuple[str, Callable[[_Built], None], Callable[[_Built], Any]]
         all_run,
         lambda x: x.engine.read_inputs(attrs.evolve(x.held, lease_epoch=9), "c"),
     ),
+    "spawn: with an id": ("invalid_input", all_run, lambda x: x.engine.spawn(x.held, "n", creation(execution_id=x.a))),
+    "spawn: without a name": ("invalid_input", all_run, lambda x: x.engine.spawn(x.held, "", creation())),
+    "spawn: after another lease": (
+        "stale_lease",
+        all_run,
+        lambda x: x.engine.spawn(attrs.evolve(x.held, lease_epoch=9), "n", creation()),
+    ),
+    "wait_children: for none": ("invalid_input", all_run, lambda x: x.engine.wait_children(x.held, 0)),
+    "wait_children: for one twice": (
+        "duplicate_in_call",
+        all_run,
+        lambda x: x.engine.wait_children(x.held, names=["a", "a"]),
+    ),
     "cancel_flow: unknown flow": (
         "flow_not_found",
         nothing,
@@ -200,6 +225,17 @@ FLOW_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "complete: sets a member free": _run(lambda _, run: (run.claim(), run.complete("a"))),
     "fail: skips members": _run(lambda _, run: (run.claim(), run.fail("a"))),
     "read_inputs": _run(_page_of_inputs, "a"),
+    "spawn": _parent(lambda engine, handle: engine.spawn(handle, "a", creation())),
+    "spawn: again": _parent(lambda engine, handle: [engine.spawn(handle, "a", creation()) for _ in range(2)]),
+    "wait_children: for one": _parent(
+        lambda engine, handle: (engine.spawn(handle, "a", creation()), engine.wait_children(handle, names=["a"]))
+    ),
+    "cancel_execution: of a parent": _parent(
+        lambda engine, handle: (
+            engine.spawn(handle, "a", creation()),
+            engine.cancel_execution(CancelExecutionArgs(execution_id=handle.execution_id)),
+        )
+    ),
     "describe_flow": _run(lambda engine, run: engine.describe_flow(run.flow_id), "a"),
     "describe_edge": _run(lambda engine, run: engine.describe_edge(run.flow_id, EdgeId("e0000001"))),
     "list_edges": _run(lambda engine, run: engine.list_edges(run.flow_id, Outgoing(run.ids["a"]))),

@@ -72,7 +72,9 @@ class Run:
     def claim(self, **changes: Any) -> set[str]:
         """Claim everything that is ready; return the keys of what was claimed."""
         keys = {each: key for key, each in self.ids.items()}
-        claimed = {keys[each.execution_id]: each for each in self.engine.claim_many(request(limit=500, **changes))}
+        claimed = {
+            keys[each.execution_id]: each for each in self.engine.claim_many(request(**{"limit": 500, **changes}))
+        }
         self.held |= claimed
         return set(claimed)
 

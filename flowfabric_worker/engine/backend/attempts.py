@@ -230,11 +230,22 @@ class AttemptsBackend:
         """
         raise UnavailableError("delay")
 
-    def wait_children(self, handle: Handle) -> None:
-        """End a lease, and let the attempt continue when its children have ended; at once if none is outstanding.
+    def wait_children(
+        self, handle: Handle, need: int | None = None, names: Sequence[str] | None = None, settle: bool = False
+    ) -> None:
+        """End a lease, and let the attempt continue when enough children succeeded, or can succeed no more.
+
+        It continues at once if that is so already, as without children.
 
         Args:
             handle: the lease.
+            need: how many of the children must succeed; None for all of them.
+            names: the children, at most 1,000, by the names under which they were spawned; None for those that are not
+                detached.
+            settle: True to continue when `need` of them have ended, in whatever way.
+
+        Raises:
+            ValidationError: `invalid_input`; `duplicate_in_call`, a name stands twice.
         """
         raise UnavailableError("wait_children")
 
