@@ -64,6 +64,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def _uses_server(item: pytest.Item) -> bool:
+    """Return True if a test uses a store on a server, by a fixture or as one of its places."""
+    places = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    return "server_url" in getattr(item, "fixturenames", ()) or "server" in places
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name a case by its argument where its value is an execution id, which differs between processes."""
     return argname if isinstance(val, ExecutionId) else None
@@ -78,8 +84,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the files of each folder over the whole run, so tests that wait run beside tests that compute."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Spread the files of each folder over the whole run, so tests that wait run beside tests that compute.
+
+    If a server is asked for, keep only the tests that use one: the others run without that option.
+    """
+    if config.getoption("--server") != "valkey":
+        items[:] = [item for item in items if _uses_server(item)]
     folders: dict[Path, list[list[pytest.Item]]] = {}
     for path, tests in itertools.groupby(items, key=lambda item: item.path):
         folders.setdefault(path.parent, []).append(list(tests))

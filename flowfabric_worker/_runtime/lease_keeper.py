@@ -127,7 +127,7 @@ class LeaseKeeper(OwnedThread):
         return acknowledged
 
     def _work(self) -> None:
-        dedicate_thread(self._engine)
+        dedicate_thread(self._engine, is_vital=True)
         while not self._pause_between_rounds():
             for watch in self._watches:
                 watch()

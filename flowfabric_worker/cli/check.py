@@ -14,7 +14,7 @@ from flowfabric_worker._version import __version__
 from flowfabric_worker.cli.exit_codes import CommandError, exit_code_of
 from flowfabric_worker.cli.options import json_option, with_client
 from flowfabric_worker.cli.output import print_facts, print_json
-from flowfabric_worker.cli.trial_store import trial_store
+from flowfabric_worker.cli.trial_store import trial_client
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.types.claiming import ClaimPolicy, ClaimRequest, LaneRequest
@@ -58,7 +58,7 @@ def check(client: Client, *, as_json: bool) -> None:
     """Check that the store can be used, or say what to do.
 
     The store must be reachable, supported and set up, and its user needs some rights. A small execution is run under a
-    separate prefix and removed again. Warnings do not change the exit code.
+    separate prefix, schema or namespace, and removed again. Warnings do not change the exit code.
     """
     findings: list[Finding] = []
     failure: EngineError | None = None
@@ -123,7 +123,7 @@ def _clock(client: Client) -> Finding:
 def _trial(client: Client) -> Finding:
     """Run an execution from submission to purge, which needs every right of producers and workers."""
     began = time.monotonic()
-    with trial_store(client.url, "check") as url, Client(url, retry_for=0) as trial:
+    with trial_client(client.url, "check") as trial:
         engine = trial.engine
         run = trial.submit(_TRIAL, force=True, lane=_TRIAL)
         policy = ClaimPolicy(worker_id=_TRIAL, worker_instance_id=_TRIAL, lease=_TRIAL_LEASE)

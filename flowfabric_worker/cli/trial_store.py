@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
+from flowfabric_worker.client import Client
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 
@@ -42,6 +43,29 @@ def trial_store(url: str, name: str) -> Iterator[str]:
         engine.close()
 
 
+@contextlib.contextmanager
+def trial_client(url: str, name: str) -> Iterator[Client]:
+    """Provide a client of a temporary store; or of the user's store, if the user may not create another one beside it.
+
+    In the user's store it works in a namespace of its own, of which upkeep removes what is left after a day.
+
+    Args:
+        url: the URL of the user's store.
+        name: as in `trial_store`; also the beginning of the namespace.
+
+    Raises:
+        EngineError: the store cannot be used.
+    """
+    with contextlib.closing(open_engine(url, retry_for=0)) as engine:
+        may_create = engine.store.may_create_stores()
+    if may_create:
+        with trial_store(url, name) as beside, Client(beside, retry_for=0) as client:
+            yield client
+    else:
+        with Client(url, namespace=f"{name}-{uuid4().hex[:8]}", retry_for=0) as client:
+            yield client
+
+
 def _remove(engine: Engine) -> None:
     engine.erase()
     engine.store.discard()
@@ -50,7 +74,7 @@ def _remove(engine: Engine) -> None:
 def _beside(url: str, name: str) -> str:
     base, _, query = url.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    is_postgres = base.startswith("postgresql:")
+    is_postgres = base.startswith(("postgresql:", "embedded+postgresql:"))
     option, most, form = ("schema", 30, "_{}_{}") if is_postgres else ("prefix", 64, ":{}-{}")
     suffix = form.format(name, uuid4().hex[:8])
     beside = options.get(option, _DEFAULT_PREFIX)[: most - len(suffix)] + suffix

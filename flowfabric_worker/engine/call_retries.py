@@ -22,13 +22,14 @@ def disable_call_retries() -> None:
     _call_retries_disabled.set(True)
 
 
-def dedicate_thread(engine: EngineBackend) -> None:
+def dedicate_thread(engine: EngineBackend, *, is_vital: bool = False) -> None:
     """Prepare the calling thread, on which leases depend, for its calls.
 
-    Its calls are sent without retries, over connections that are opened now and that no other thread uses.
+    Its calls are sent without retries, over connections that are opened now and that no other thread uses. On stores
+    where connections are dear, only a vital thread has connections of its own.
     """
     disable_call_retries()
-    keep_connections()
+    keep_connections(is_vital=is_vital)
     with contextlib.suppress(EngineError):
         engine.ping()
 

@@ -46,11 +46,11 @@ PLAYED = {
 
 
 @pytest.mark.parametrize("name", PLAYED)
-def test_an_example_that_waits_runs_as_it_is(name: str) -> None:
+def test_an_example_that_waits_runs_as_it_is(name: str, server_url: str | None) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"examples.{name}"],
         cwd=ROOT,
-        env={**os.environ, "FLOWFABRIC_URL": "memory://example"},
+        env={**os.environ, "FLOWFABRIC_URL": server_url or "memory://example"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -19,6 +19,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.stores.embedded_guard import Postgres
 from flowfabric_worker.engine.stores.embedded_server import EmbeddedServer
 from flowfabric_worker.engine.types.states import PublicState
+from tests.support.cli import cli
 from tests.support.embedded import (
     ROOT,
     eventually,
@@ -225,3 +226,9 @@ except UnavailableError as error:
 def test_a_name_with_a_comma_is_refused(home: Path) -> None:
     with refused("embedded_unavailable"):
         open_engine(f"embedded+postgresql://{home}/a,b").prepare()
+
+
+def test_the_command_line_checks_the_store(url: str) -> None:
+    told = cli("check", "--url", url)
+    assert told.code == 0, told.err
+    assert "all granted" in told.out

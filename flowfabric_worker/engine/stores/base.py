@@ -131,6 +131,14 @@ class Store(ABC):
             TransportError: `permission_denied`; the message says what to grant.
         """
 
+    def may_create_stores(self) -> bool:
+        """Return True if this store's user may create another store beside it, under another prefix or schema.
+
+        Raises:
+            TransportError: the store cannot be reached.
+        """
+        return True
+
     @abstractmethod
     def other_releases(self) -> tuple[str, ...]:
         """Return the names of the other releases of this package whose functions are installed."""

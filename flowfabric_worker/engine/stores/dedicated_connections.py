@@ -8,18 +8,24 @@ from typing import Any
 
 
 class Kept:
-    """The connections of one thread, at most one of each pool, which are closed when the thread ends."""
+    """The connections of one thread, at most one of each pool, which are closed when the thread ends.
 
-    def __init__(self) -> None:
+    Args:
+        is_vital: whether leases are lost if the thread gets no connection; see `Pool`.
+    """
+
+    def __init__(self, *, is_vital: bool = False) -> None:
+        self.is_vital = is_vital
         self.connections: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 kept: ContextVar[Kept | None] = ContextVar("flowfabric_kept_connections", default=None)
 
 
-def keep_connections() -> None:
+def keep_connections(*, is_vital: bool = False) -> None:
     """Give the calling thread connections of its own from now on, one per server that it calls.
 
-    They stay open between calls, and do not count against the size of a pool.
+    They stay open between calls, and do not count against the size of a pool. A pool that saves connections gives them
+    to vital threads alone.
     """
-    kept.set(Kept())
+    kept.set(Kept(is_vital=is_vital))

@@ -11,7 +11,7 @@ from flowfabric_worker.engine.errors import EngineError, UnavailableError
 from flowfabric_worker.engine.stores.embedded_guard import Postgres
 from flowfabric_worker.engine.stores.embedded_server import Membership, runs_as_this_user
 from flowfabric_worker.engine.stores.pool import Pool
-from flowfabric_worker.engine.stores.postgres import PostgresStore
+from flowfabric_worker.engine.stores.postgres import PostgresStore, shared_size
 from flowfabric_worker.engine.stores.postgres_connection import PostgresConnection, ServerError
 from flowfabric_worker.engine.stores.postgres_errors import ends_connection
 
@@ -55,7 +55,11 @@ class EmbeddedPostgresStore(PostgresStore):
             application_name="flowfabric_worker",
         )
         pool = Pool(
-            OwnPostgresConnection, {"conninfo": conninfo, "timeout": timeout}, size=pool_size, retry_for=timeout
+            OwnPostgresConnection,
+            {"conninfo": conninfo, "timeout": timeout},
+            size=shared_size(pool_size),
+            retry_for=timeout,
+            saves=True,
         )
         super().__init__(pool, schema=schema, address=f"embedded+postgresql://{directory}")
 

@@ -40,10 +40,20 @@ class Pool(ConnectionPool):
         settings: the settings of each connection.
         size: the most connections.
         retry_for: how long to wait for a connection when all are in use, in seconds.
+        saves: whether only vital threads have connections of their own, because a server takes few.
     """
 
-    def __init__(self, connection_class: type[Any], settings: dict[str, Any], *, size: int, retry_for: float) -> None:
+    def __init__(
+        self,
+        connection_class: type[Any],
+        settings: dict[str, Any],
+        *,
+        size: int,
+        retry_for: float,
+        saves: bool = False,
+    ) -> None:
         self.retry_for = retry_for
+        self._saves = saves
         super().__init__(connection_class=connection_class, max_connections=size, **settings)
         forking.remember(self)
 
@@ -69,7 +79,7 @@ class Pool(ConnectionPool):
             NoFreeConnectionError: all connections were in use for too long.
             redis.ConnectionError: the server cannot be reached.
         """
-        kept = kept_by_thread.get()
+        kept = self._kept()
         connection = self._take() if kept is None else self._take_own(kept)
         try:
             connection.connect()
@@ -81,16 +91,16 @@ class Pool(ConnectionPool):
 
     def is_ready(self) -> bool:
         """Return True if an open connection is free for this thread."""
-        kept = kept_by_thread.get()
+        kept = self._kept()
         return bool(self._idle) if kept is None else self in kept.connections
 
     def has_spare(self) -> bool:
         """Return True if fewer than half of the connections are in use, so that a thread may hold one and use more."""
-        return kept_by_thread.get() is not None or 2 * len(self._used) + 1 < self.max_connections
+        return self._kept() is not None or 2 * len(self._used) + 1 < self.max_connections
 
     def release(self, connection: Any) -> None:
         """Take back a connection on which no reply is outstanding."""
-        kept = kept_by_thread.get()
+        kept = self._kept()
         if kept is not None and connection in self._owned:
             kept.connections[self] = connection
             return
@@ -126,6 +136,11 @@ class Pool(ConnectionPool):
             connection.disconnect()
         for connection in used:
             _hang_up(connection)
+
+    def _kept(self) -> Kept | None:
+        """Return the connections of this thread; None if it shares those of the pool."""
+        kept = kept_by_thread.get()
+        return None if self._saves and kept is not None and not kept.is_vital else kept
 
     def _take(self) -> Any:
         """Return an idle connection that is alive, or a new one, which is not connected yet."""

@@ -50,7 +50,7 @@ from flowfabric_worker.engine.stores.postgres_install import (
     read_info,
     remove_schema,
 )
-from flowfabric_worker.engine.stores.postgres_topics import Topics
+from flowfabric_worker.engine.stores.postgres_topics import DeafError, DeafSubscription, Topics
 from flowfabric_worker.engine.stores.postgres_transactions import (
     IDENTITY,
     HandlerConnection,
@@ -62,6 +62,14 @@ from flowfabric_worker.engine.stores.sql_library import sql_library
 _DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, NoFreeConnectionError, OSError, TypeError)
 # How often a call is made that loses against others.
 _MOST_TRIES = 8
+
+
+def shared_size(pool_size: int) -> int:
+    """Return how many connections all threads share, if a process has at most `pool_size`.
+
+    One more renews leases, so that no call delays it, and one listens.
+    """
+    return max(1, pool_size - 2)
 
 
 class PostgresStore(Store):
@@ -99,6 +107,11 @@ class PostgresStore(Store):
     def check_rights(self) -> None:
         with self.connection() as connection:
             check_rights(connection, self.library, self.schema, self.address)
+
+    def may_create_stores(self) -> bool:
+        query = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"
+        with self.connection() as connection:
+            return connection.execute(query, timeout=CALL_TIMEOUT) == [["t"]]
 
     def other_releases(self) -> tuple[str, ...]:
         with self.connection() as connection:
@@ -166,7 +179,10 @@ class PostgresStore(Store):
         if topics is None or not topics.is_open:
             with self._translated():
                 connection = cast(PostgresConnection, self._pool.connection_class(**self._pool.connection_kwargs))
-                topics = self._topics = Topics(connection, self.channel, self.translate)
+                try:
+                    topics = self._topics = Topics(connection, self.channel, self.translate)
+                except DeafError:
+                    return DeafSubscription(self.address)
         return topics.subscribe(topic)
 
     def wake(self, topic: str, message: bytes) -> None:
@@ -181,7 +197,7 @@ class PostgresStore(Store):
 
     def info(self) -> StoreInfo:
         with self.connection() as connection:
-            return read_info(connection, self.address)
+            return read_info(connection, self.address, self.schema)
 
     def close(self) -> None:
         topics, self._topics = self._topics, None

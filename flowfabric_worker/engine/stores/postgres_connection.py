@@ -25,6 +25,8 @@ _INT4: Final = 23
 _BINARY: Final = pq.Format.BINARY
 _LENGTH: Final = struct.Struct("!i")
 _HEAD: Final = struct.Struct("!iiIii")
+# How long the server itself works on a call, or waits for a lock, whose caller may be gone.
+_LIMITS: Final = "-c statement_timeout=10s -c lock_timeout=4s -c idle_in_transaction_session_timeout=60s"
 _DONE: Final = (
     pq.ExecStatus.COMMAND_OK,
     pq.ExecStatus.TUPLES_OK,
@@ -71,10 +73,23 @@ class PostgresConnection:
     def connect(self) -> None:
         """Open the connection if it is not open."""
         if self._connection is None:
-            self._connection = psycopg.connect(
-                self._conninfo, autocommit=True, connect_timeout=max(1, round(self._timeout))
-            )
+            self._connection = self._opened()
             self._connection.pgconn.nonblocking = 1
+
+    def _opened(self) -> psycopg.Connection[Any]:
+        timeout = max(1, round(self._timeout))
+        try:
+            return psycopg.connect(self._conninfo, autocommit=True, connect_timeout=timeout, options=_LIMITS)
+        except psycopg.OperationalError as error:
+            if "unsupported startup parameter" not in str(error):
+                raise
+        # A pooler gives its connections to others as well, so the limits of the server must do.
+        return psycopg.connect(self._conninfo, autocommit=True, connect_timeout=timeout)
+
+    def is_pooled(self) -> bool:
+        """Return True if a pooler is between this process and the server, which may change the session at any time."""
+        (row,) = self.execute("SELECT pg_catalog.pg_backend_pid()", timeout=self._timeout)
+        return int(row[0]) != self.pgconn.backend_pid
 
     def disconnect(self) -> None:
         """Close the connection. It may be called again."""

@@ -53,7 +53,7 @@ def install(connection: PostgresConnection, library: SqlLibrary, schema: str, ad
     if _has_functions(connection, library, schema):
         return False
     try:
-        connection.execute("BEGIN", timeout=CALL_TIMEOUT)
+        connection.execute("BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0", timeout=CALL_TIMEOUT)
         # One process migrates at a time; the others wait and find everything done.
         connection.execute(
             "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))",
@@ -154,7 +154,9 @@ def other_releases(connection: PostgresConnection, library: SqlLibrary, schema: 
 def remove_schema(connection: PostgresConnection, name: str) -> None:
     """Remove a schema: that with the functions of a release, or that with the tables."""
     connection.execute(
-        f"SET client_min_messages = warning; DROP SCHEMA IF EXISTS {_quoted(name)} CASCADE; RESET client_min_messages",
+        "SET client_min_messages = warning; SET statement_timeout = 0; SET lock_timeout = 0; "
+        f"DROP SCHEMA IF EXISTS {_quoted(name)} CASCADE; "
+        "RESET client_min_messages; RESET statement_timeout; RESET lock_timeout",
         timeout=_MIGRATION_TIMEOUT,
     )
 
@@ -162,7 +164,7 @@ def remove_schema(connection: PostgresConnection, name: str) -> None:
 def _check_server(connection: PostgresConnection, address: str) -> None:
     (row,) = connection.execute(
         "SELECT current_setting('server_version_num'), pg_catalog.pg_is_in_recovery(), "
-        "current_setting('server_encoding')",
+        "current_setting('server_encoding'), current_setting('transaction_read_only')",
         timeout=CALL_TIMEOUT,
     )
     problem = ""
@@ -170,28 +172,57 @@ def _check_server(connection: PostgresConnection, address: str) -> None:
         problem = f"is Postgres {int(row[0]) // 10000}; Postgres {OLDEST} or newer is needed"
     elif row[1] == "t":
         problem = "is a replica, which cannot be written to; name the primary"
+    elif row[3] == "on":
+        problem = "takes no writes (default_transaction_read_only is on); name the primary, or turn it off"
     elif row[2] != "UTF8":
         problem = f"has a database in the encoding {row[2]}; create one in UTF8"
     if problem:
         raise UnavailableError("prepare", f"{address} {problem}.", "store_not_supported")
 
 
-def read_info(connection: PostgresConnection, address: str) -> StoreInfo:
+def read_info(connection: PostgresConnection, address: str, schema: str) -> StoreInfo:
     """Return what the server tells about itself.
 
     Raises:
         UnavailableError: `store_not_supported`.
     """
     _check_server(connection, address)
-    (row,) = connection.execute(
-        "SELECT current_setting('server_version'), current_setting('fsync'), current_setting('full_page_writes'), "
-        "current_setting('autovacuum'), "
-        "(SELECT xact_commit FROM pg_catalog.pg_stat_database WHERE datname = current_database())",
-        timeout=CALL_TIMEOUT,
-    )
-    warnings = []
-    if "off" in row[1:3]:
-        warnings.append(f"{address} does not write to its disk in time (fsync is off): a crash may damage its data.")
-    if row[3] == "off":
-        warnings.append(f"{address} has no autovacuum: tables grow and calls become slow. Turn it on.")
-    return StoreInfo(product="postgresql", version=row[0].split()[0], warnings=tuple(warnings), calls=int(row[4] or 0))
+    (row,) = connection.execute(_FACTS, schema, timeout=CALL_TIMEOUT)
+    version, calls, *facts = row
+    warnings = [text.format(address=address, fact=fact) for text, fact in zip(_WARNINGS, facts, strict=True) if fact]
+    if connection.is_pooled():
+        warnings.append(
+            f"{address} is behind a pooler in transaction mode, so it cannot tell this process of new work: it looks "
+            "once a second. Name the server itself."
+        )
+    return StoreInfo(product="postgresql", version=version.split()[0], warnings=tuple(warnings), calls=int(calls or 0))
+
+
+# A snapshot of so many seconds keeps dead rows from being removed for too long.
+_OLD_SNAPSHOT = 60
+# The version, the number of transactions, and what each warning is about, empty if nothing is wrong. A user without
+# pg_monitor does not see the transactions of other users.
+_FACTS = f"""
+SELECT current_setting('server_version'),
+  (SELECT xact_commit FROM pg_catalog.pg_stat_database WHERE datname = current_database()),
+  CASE WHEN 'off' IN (current_setting('fsync'), current_setting('full_page_writes')) THEN 'off' END,
+  CASE WHEN current_setting('autovacuum') = 'off' THEN 'off' END,
+  (SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace
+    WHERE nspname = $1 AND reloptions && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off']),
+  (SELECT format('%s s (process %s, user %s, application %s)', seconds, pid, usename, application_name) FROM (
+    SELECT *, (extract(epoch FROM clock_timestamp() - xact_start))::int AS seconds FROM pg_catalog.pg_stat_activity
+    WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database()
+  ) AS a WHERE seconds >= {_OLD_SNAPSHOT} ORDER BY seconds DESC LIMIT 1),
+  (SELECT string_agg(slot_name, ', ' ORDER BY slot_name) FROM pg_catalog.pg_replication_slots WHERE NOT active),
+  (SELECT string_agg(gid, ', ' ORDER BY gid) FROM pg_catalog.pg_prepared_xacts
+    WHERE database = current_database() AND prepared < clock_timestamp() - interval '{_OLD_SNAPSHOT} s')
+"""
+_WARNINGS = (
+    "{address} does not write to its disk in time (fsync is off): a crash may damage its data.",
+    "{address} has no autovacuum: tables grow and calls become slow. Turn it on.",
+    "{address} has no autovacuum for {fact}: these tables grow and calls become slow. Turn it on.",
+    "{address} has a transaction that has been open for {fact}: dead rows cannot be removed meanwhile. End it.",
+    "{address} has replication slots that no replica uses: {fact}. They keep old data: drop them.",
+    "{address} has prepared transactions that wait to be ended: {fact}. Commit them, or roll them back.",
+)

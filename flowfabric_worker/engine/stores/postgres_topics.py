@@ -25,6 +25,14 @@ from flowfabric_worker.engine.stores.postgres_connection import PostgresConnecti
 _ASK_AFTER: Final = 2.0
 
 
+# Behind a pooler, a reader looks after so many seconds.
+_DEAF_FOR: Final = 0.5
+
+
+class DeafError(Exception):
+    """The connection leads to a pooler, behind which messages for a session are lost."""
+
+
 def _key_of(channel: str) -> str:
     """Return the advisory lock that the listeners of a channel share, by which functions see that there are any."""
     return f"pg_catalog.hashtextextended('{channel}', 1)"
@@ -56,7 +64,10 @@ class Topics:
         self.pid = os.getpid()
         try:
             connection.connect()
+            if connection.is_pooled():
+                raise DeafError
         except BaseException:
+            connection.disconnect()
             self._close_bell()
             raise
         threading.Thread(target=self._run, name="flowfabric-listen", daemon=True).start()
@@ -143,6 +154,30 @@ class Topics:
         for handle in (self._bell, self._ring):
             with contextlib.suppress(OSError):
                 os.close(handle)
+
+
+class DeafSubscription(Subscription):
+    """A subscription behind a pooler, which no message reaches; its reader looks for itself again and again.
+
+    Args:
+        address: the server in words, without secrets.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._closed = threading.Event()
+
+    def wait(self, timeout: float) -> list[bytes]:
+        if self._closed.wait(min(timeout, _DEAF_FOR)) or timeout < _DEAF_FOR:
+            return []
+        raise TransportError(
+            backend="postgresql",
+            message=f"{self._address} is behind a pooler in transaction mode, so this process hears nothing and looks "
+            "for work itself: name the server",
+        )
+
+    def close(self) -> None:
+        self._closed.set()
 
 
 class PostgresSubscription(Subscription):

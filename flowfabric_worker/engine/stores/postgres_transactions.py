@@ -151,7 +151,8 @@ class HandlerConnection(psycopg.Connection[Any]):
         self.is_open = False
         try:
             self._run(
-                f"RELEASE SAVEPOINT flowfabric; SET LOCAL idle_in_transaction_session_timeout = {_COMMIT_WITHIN_MS}"
+                f"RELEASE SAVEPOINT flowfabric; SET LOCAL lock_timeout = '4s'; SET LOCAL statement_timeout = '10s'; "
+                f"SET LOCAL idle_in_transaction_session_timeout = {_COMMIT_WITHIN_MS}"
             )
         except (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction):
             raise _refused(

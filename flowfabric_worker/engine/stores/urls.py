@@ -146,7 +146,7 @@ def open_store(url: str) -> tuple[Store, int | None]:
         raise _wrong("its host cannot be read") from None
     if parts.fragment or url.endswith("#"):
         raise _wrong("'#' must be written %23")
-    options = _read_options(parts, kind.options)
+    options = _read_options(parts, kind)
     return kind.open(parts, options), options.partitions
 
 
@@ -154,7 +154,8 @@ def _wrong(problem: str, hint: str = "") -> ValidationError:
     return ValidationError("invalid_url", f"The store's URL is not valid: {problem}.{hint}")
 
 
-def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
+def _read_options(parts: SplitResult, kind: _Kind) -> _Options:
+    known = kind.options
     given: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name == "verify":
@@ -166,7 +167,7 @@ def _read_options(parts: SplitResult, known: tuple[str, ...]) -> _Options:
         if name in given:
             raise _wrong(f"the option {name} is given twice")
         given[name] = value
-    options = _Options()
+    options = _Options(pool_size=kind.pool_size)
     for name, value in given.items():
         try:
             setattr(options, name, _READERS[name](value))
@@ -373,7 +374,7 @@ def _open_postgres(parts: SplitResult, options: _Options) -> Store:
     with _needing_psycopg("postgresql", "postgres"):
         from psycopg.conninfo import make_conninfo
 
-        from flowfabric_worker.engine.stores.postgres import PostgresStore
+        from flowfabric_worker.engine.stores.postgres import PostgresStore, shared_size
         from flowfabric_worker.engine.stores.postgres_connection import PostgresConnection
     host, port = options.host, 5432
     if _hosts(parts):
@@ -395,34 +396,41 @@ def _open_postgres(parts: SplitResult, options: _Options) -> Store:
         keepalives_idle=10,
         keepalives_interval=5,
         keepalives_count=3,
+        tcp_user_timeout=30_000,
         **{name: value for name, value in given.items() if value is not None},
     )
     settings = {"conninfo": conninfo, "timeout": options.timeout}
-    pool = Pool(PostgresConnection, settings, size=options.pool_size, retry_for=options.timeout)
+    pool = Pool(
+        PostgresConnection, settings, size=shared_size(options.pool_size), retry_for=options.timeout, saves=True
+    )
     return PostgresStore(pool, schema=options.schema, address=f"{host or 'localhost'}:{port}/{database}")
 
 
 @attrs.frozen
 class _Kind:
-    """A kind of store: the function that opens it, and the options that it takes."""
+    """A kind of store: the function that opens it, the options that it takes, and its default of `pool_size`."""
 
     open: Callable[[SplitResult, _Options], Store]
     options: tuple[str, ...]
+    pool_size: int = 64
 
 
 _LOCAL = ("prefix", "partitions", "pool_size", "timeout")
+_SCHEMA_OPTIONS = ("schema", "partitions", "pool_size", "timeout")
+# A connection is a process of the server, of which it has 100 by default.
+_POSTGRES_POOL = 4
 _SERVER = (*_LOCAL, "replicas")
 _TLS = ("ca", "cert", "key")
 _KINDS = {
     "memory": _Kind(_open_memory, ("prefix", "partitions")),
     "embedded": _Kind(_open_embedded, _LOCAL),
-    "embedded+postgresql": _Kind(_open_embedded_postgres, ("schema", "partitions", "pool_size", "timeout")),
+    "embedded+postgresql": _Kind(_open_embedded_postgres, _SCHEMA_OPTIONS, _POSTGRES_POOL),
     "valkey": _Kind(_open_server, _SERVER),
     "redis": _Kind(_open_server, _SERVER),
     "valkeys": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
     "rediss": _Kind(_open_tls_server, (*_SERVER, *_TLS)),
     "unix": _Kind(_open_unix, (*_SERVER, "db")),
-    "postgresql": _Kind(_open_postgres, ("schema", "partitions", "pool_size", "timeout", "host", "sslmode", *_TLS)),
+    "postgresql": _Kind(_open_postgres, (*_SCHEMA_OPTIONS, "host", "sslmode", *_TLS), _POSTGRES_POOL),
     "valkey+cluster": _Kind(_open_cluster, (*_SERVER, "tls", *_TLS)),
     "valkey+sentinel": _Kind(_open_sentinel, (*_SERVER, "tls", *_TLS, "sentinel_user", "sentinel_password")),
 }
