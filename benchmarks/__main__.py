@@ -16,6 +16,7 @@ from benchmarks import (
     listings,
     logs,
     memory,
+    quotas,
     report,
     scale,
     schedules,
@@ -32,7 +33,7 @@ from benchmarks.server import Server
 
 SECTIONS = (
     "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "streams", "waits", "listings",
-    "logs", "scale", "schedules", "timing",
+    "quotas", "logs", "scale", "schedules", "timing",
 )  # fmt: skip
 _TABLES = {
     "writes": writes.table,
@@ -41,6 +42,7 @@ _TABLES = {
     "streams": streams.table,
     "waits": waits.table,
     "listings": listings.table,
+    "quotas": quotas.table,
     "logs": logs.table,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -10,14 +10,18 @@ from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, LaneRequest
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 
 _POLICY = ClaimPolicy(worker_id="benchmark", worker_instance_id="benchmark", lease=timedelta(minutes=10))
 
 
-def create(engine: Engine, count: int, delay: timedelta | None = None) -> None:
+_DEFAULT = ExecutionPolicy()
+
+
+def create(engine: Engine, count: int, delay: timedelta | None = None, policy: ExecutionPolicy = _DEFAULT) -> None:
     """Make this many executions in one call, at most 500."""
-    args = CreateExecutionArgs(lane="default", task="noop", payload=b"[1]", codec="json", delay=delay)
+    args = CreateExecutionArgs(lane="default", task="noop", payload=b"[1]", codec="json", delay=delay, policy=policy)
     _checked(engine.create_executions([args] * count))
 
 

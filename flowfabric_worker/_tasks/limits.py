@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from time import monotonic
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -23,8 +25,10 @@ _UNITS: Final = {
     "h": timedelta(hours=1),
     "d": timedelta(days=1),
 }
-# How many quota policies a task remembers to have created, one for each key.
+# How many quota policies a task remembers to have created in a store, one for each key, and for how many seconds: an
+# operator may have removed one.
 _MOST_KNOWN: Final = 4096
+_KNOWN_FOR: Final = 60.0
 
 
 def read_rate(text: str) -> tuple[int, timedelta]:
@@ -69,7 +73,7 @@ class TaskQuota:
     name: str
     policy: QuotaPolicy
     limit_by: Callable[..., str] | None
-    _known: set[str] = attrs.field(factory=set, init=False)
+    _known: WeakKeyDictionary[EngineBackend, dict[str, float]] = attrs.field(factory=WeakKeyDictionary, init=False)
 
     def of_call(self, engine: EngineBackend, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Return the id of the policy of a call, which exists then.
@@ -84,13 +88,14 @@ class TaskQuota:
 
     def ensure(self, engine: EngineBackend, name: str) -> str:
         """Create a policy, or change it to what the task says now; return its id."""
-        if name not in self._known:
+        known = self._known.setdefault(engine, {})
+        if known.get(name, 0.0) <= monotonic():
             policy_id = QuotaPolicyId(name)
             try:
                 engine.create_quota_policy(CreateQuotaPolicyArgs(quota_policy_id=policy_id, policy=self.policy))
             except ConflictError:
                 engine.update_quota_policy(policy_id, self.policy)
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known.add(name)
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            known[name] = monotonic() + _KNOWN_FOR
         return name

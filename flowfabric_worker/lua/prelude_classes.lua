@@ -20,6 +20,7 @@ function ff.class(class)
     }
     known.of_states = ff.state_indexes(known.namespace)
     known.gates, known.held = ff.gates_in(parts)
+    known.is_gated = known.gates ~= nil or known.held ~= nil
     if ff.known_class_count >= 4096 then
       ff.known_classes, ff.known_class_count = {}, 0
     end

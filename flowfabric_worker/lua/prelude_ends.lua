@@ -3,7 +3,9 @@
 
 -- End a lease. `list` has the fields to write, with the new state; `told` is true if the holder did not ask for the end.
 function ff.end_lease(ctx, record, list, told)
-  ff.leave_gates(ctx, record, list)
+  if ff.class(record.class).is_gated then
+    ff.leave_gates(ctx, record, list)
+  end
   ff.change(ctx, record, list)
   if told then
     ff.tell_holder(ctx, record)

@@ -183,31 +183,22 @@ function ff.count(ctx, class, uuid, old, new)
     counts = {}
     ctx.counts[lane] = counts
   end
+  local held = 0
   if old then
     counts[old] = (counts[old] or 0) - 1
+    held = ff.ENDED[old] and 0 or -1
   end
   if new then
     counts[new] = (counts[new] or 0) + 1
+    held = ff.ENDED[new] and held or held + 1
   end
-  ff.count_in_class(ctx, class, old, new)
-  ff.list(ctx, known, uuid, old, new)
-end
-
--- Count that an execution of a class went from one public state to another: the class counts those that have not ended, and
--- the lane counts those that wait in a class with gates.
-function ff.count_in_class(ctx, class, old, new)
-  local held = (new and not ff.ENDED[new] and 1 or 0) - (old and not ff.ENDED[old] and 1 or 0)
   if held ~= 0 then
     ctx.held[class] = (ctx.held[class] or 0) + held
   end
-  local known = ff.class(class)
   if known.gates then
-    local waiting = (new == 'waiting' and 1 or 0) - (old == 'waiting' and 1 or 0)
-    local counts = ctx.counts[known.lane] or {}
-    local field = ff.waiting_in(class)
-    counts[field] = (counts[field] or 0) + waiting
-    ctx.counts[known.lane] = counts
+    ff.count_waiting(ctx, known, class, (new == 'waiting' and 1 or 0) - (old == 'waiting' and 1 or 0))
   end
+  ff.list(ctx, known, uuid, old, new)
 end
 
 -- Note that an execution is ready in a class with a score, or not ready if the score is false.

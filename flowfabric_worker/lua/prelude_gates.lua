@@ -119,6 +119,13 @@ function ff.held_back(ctx, lane)
   return count
 end
 
+-- Count that so many more executions wait in a class with gates.
+function ff.count_waiting(ctx, known, class, change)
+  local counts, field = ctx.counts[known.lane] or {}, ff.waiting_in(class)
+  counts[field] = (counts[field] or 0) + change
+  ctx.counts[known.lane] = counts
+end
+
 -- Return the field of a lane that counts the waiting executions of a class with gates.
 function ff.waiting_in(class)
   return 'w' .. class
@@ -204,8 +211,13 @@ function ff.keep_slot(ctx, record, quota)
     ff.ready_at(ctx, new, record.uuid, ready)
   end
   ff.register_class(ctx, new)
-  ff.count_in_class(ctx, old, public, nil)
-  ff.count_in_class(ctx, new, nil, public)
+  for class, change in pairs({ [old] = -1, [new] = 1 }) do
+    local known = ff.class(class)
+    ctx.held[class] = (ctx.held[class] or 0) + change
+    if known.gates and public == 'waiting' then
+      ff.count_waiting(ctx, known, class, change)
+    end
+  end
   record.class = new
   return { 'class', new }
 end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from benchmarks import leases, listings, logs, schedules, steps, streams, waits, writes
+from benchmarks import leases, listings, logs, quotas, schedules, steps, streams, waits, writes
 from benchmarks.leases import Renewal
 from benchmarks.listings import Page
 from benchmarks.logs import Drain
@@ -106,3 +106,10 @@ def test_streams_are_told_as_times_and_rates() -> None:
         ["frames of one handler", "200 per s", ""],
         ["frames of 8 handlers", "1,000 per s", ""],
     ]
+
+
+def test_admission_is_shown_by_quota_and_by_tasks_per_call() -> None:
+    cost = quotas.Admission(claim_us=20.0, complete_us=10.0)
+    table = quotas.table_of({("none", 1): [cost], ("one hot quota", 50): [cost]})
+
+    assert [row[:2] for row in table.rows] == [["none", "1"], ["one hot quota", "50"]]
