@@ -69,6 +69,9 @@ class BudgetDebts(EngineCore):
         """Pay one debt of a partition; return the partition of the budget if that may owe something by now."""
         what, address, uuid, of_execution = unpack(owed)
         home = self._home_of_budget(address)
+        if what == b"tell":
+            self.call("pay", int(of_execution), [what, address, uuid])
+            return set()
         if what == b"go":
             answer = self.call("pay", int(of_execution), [what, address, uuid])
             if answer[0] != b"idle":

@@ -90,7 +90,7 @@ def report_of(reply: Reply) -> ReportUsageResult:
     again, outcome, *breach = reply
     return ReportUsageResult(
         outcome=UsageOutcome(outcome.decode()),
-        already_applied=again == b"1",
+        already_applied=again[:1] == b"1",
         **_breach_of(breach),
         **_consequence(breach),
     )
@@ -100,7 +100,7 @@ def reservation_of(reply: Reply) -> ReserveBudgetResult:
     """Decode the answer to a reservation."""
     again, outcome, *rest = reply
     if outcome == b"reserved":
-        return ReserveBudgetResult(expires_at_ms=int(rest[0]), already_applied=again == b"1" or len(rest) > 1)
+        return ReserveBudgetResult(expires_at_ms=int(rest[0]), already_applied=again[:1] == b"1" or len(rest) > 1)
     return ReserveBudgetResult(expires_at_ms=None, **_breach_of(rest), **_consequence(rest))
 
 
@@ -110,7 +110,7 @@ def settlement_of(reply: Reply) -> SettleBudgetResult:
     return SettleBudgetResult(
         outcome=UsageOutcome(outcome.decode()),
         late=rest[3] == b"late",
-        already_applied=again == b"1",
+        already_applied=again[:1] == b"1",
         **_breach_of(rest),
     )
 

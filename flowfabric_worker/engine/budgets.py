@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.budget_replies import (
     definition_item,
     report_of,
@@ -20,6 +19,7 @@ from flowfabric_worker.engine.ids import BudgetId, ExecutionId, check_execution_
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
 from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.submission import Submission
 from flowfabric_worker.engine.types.budgets import (
     BudgetDefinition,
     BudgetStatus,
@@ -40,7 +40,7 @@ from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.wire import pack
 
 
-class Budgets(BudgetDebts):
+class Budgets(Submission):
     """The operations of the area budgets."""
 
     def create_budget(self, args: CreateBudgetArgs) -> CreateBudgetResult:
@@ -58,7 +58,15 @@ class Budgets(BudgetDebts):
         return ResetBudgetResult(budget_id=budget_id, next_reset_at_ms=int(following) if following else None)
 
     def delete_budget(self, budget_id: BudgetId) -> None:
-        self._operate("delete_budget", budget_id)
+        partition, budget = self._budget(budget_id)
+        call_id = new_call_id()
+        self.known_budgets.clear()
+        for other in range(self.partitions):
+            while other != partition and self.call("disuse_budget", other, [budget])[0] == b"more":
+                # Its classes were removed in part: each call removes a bounded number of them.
+                continue
+        while self.call("delete_budget", partition, [budget, call_id])[0] == b"more":
+            continue
 
     def get_budget_status(self, budget_id: BudgetId) -> BudgetStatus:
         partition, budget = self._budget(budget_id)
@@ -97,7 +105,7 @@ class Budgets(BudgetDebts):
 
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         partition, item = self._spend(budget_id, dimensions)
-        return report_of(self.call("spend", partition, [*item, "", ""]))
+        return report_of(self._paid(partition, self.call("spend", partition, [*item, "", ""])))
 
     def record_spend(self, args: RecordSpendArgs) -> ReportUsageResult:
         check_record(args, RecordSpendArgs)
@@ -105,13 +113,13 @@ class Budgets(BudgetDebts):
         partition, item = self._spend(args.budget_id, args.usage)
         there = self.check_partition(execution.partition_number)
         if there == partition:
-            return report_of(self.call("spend", partition, [*item, execution.uuid, "here"]))
+            return report_of(self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "here"])))
         # The execution notes the budget first, so that a share never outlives it.
         before = self.call("spend", partition, [*item, "", "check"])
         if before[0] != b"checked":
             return report_of(before)
         self.call("note_budget", there, [execution.uuid, self._packed_namespace, item[0]])
-        return report_of(self.call("spend", partition, [*item, execution.uuid, "there"]))
+        return report_of(self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "there"])))
 
     def release_budget(self, budget_id: BudgetId, execution_id: ExecutionId) -> ReleaseBudgetResult:
         execution = check_execution_id(execution_id)
@@ -136,7 +144,7 @@ class Budgets(BudgetDebts):
         use: list[Argument] = [what, budget, call_id, key, amounts, hold]
         suspension: list[Argument] = [str(uuid7()), pack(to_postfix(OperatorOnly()))]
         if here == self.check_partition(there):
-            return self.call("use_budget", here, [uuid, fence, *use, *suspension])
+            return self._paid(here, self.call("use_budget", here, [uuid, fence, *use, *suspension]))
         begun = self.call("begin_use", there, [uuid, fence, call_id, budget, ""])
         if begun[0] != b"begun":
             return begun
@@ -145,12 +153,16 @@ class Budgets(BudgetDebts):
             # The end of the execution frees what its record names; if this step is not reached, time does.
             self.owing.add(there)
             self.call("begin_use", there, [uuid, fence, call_id, budget, "1"])
-        if what != "settle" and answer[0] == b"" and answer[1] == b"hard_breach":
+        if what != "settle" and answer[1] == b"hard_breach":
             self.owing.add(there)
             answer = self.call("stop_use", there, [uuid, fence, call_id, budget, *suspension, *answer])
             self.pay(there)
-        elif what == "settle":
-            self.pay(here)
+        return self._paid(here, answer)
+
+    def _paid(self, partition: int, answer: Reply) -> Reply:
+        """Pay what a partition owes after a use of a budget, if its answer says so; return the answer."""
+        if answer[0].endswith(b"o"):
+            self.pay(partition)
         return answer
 
     def _operate(self, function: str, budget_id: BudgetId, *arguments: Argument) -> Reply:

@@ -167,6 +167,9 @@ CODES: dict[str, Row] = {
     "configuration_mismatch": Row(
         ConflictError, False, "The store was set up differently; use its settings.", ("what", "stored", "given")
     ),
+    "budget_in_use": Row(
+        ConflictError, False, "Executions that have not ended name the budget; wait for them.", ("budget_id",)
+    ),
     "conflict": Row(ConflictError, False, "The call contradicts what is stored; read it and decide.", ("id",)),
     "instance_of_other_worker": Row(
         ConflictError,

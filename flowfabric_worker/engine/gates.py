@@ -19,7 +19,17 @@ def explain_gate(partition: int, closed: Reply, now: int) -> str:
         now: the moment of the store's clock, in ms.
     """
     name, *about = closed
+    if name[:1] == b"b":
+        return _explain_budget(unpack_text(name[1:])[1], about, now)
     return _explain_quota(partition, unpack_text(name[1:])[1], about, now)
+
+
+def _explain_budget(budget: str, about: Reply, now: int) -> str:
+    if not about:
+        return f"Its budget {budget!r} has reached a hard limit; raise or reset it."
+    dimension, taken, limit, resets = (part.decode("utf-8", "replace") for part in about)
+    until = f" It is reset at {moment(int(resets))}, in {span(int(resets) - now)}." if resets else ""
+    return f"Its budget {budget!r} has reached its limit of {dimension}, {taken} of {limit}; raise or reset it.{until}"
 
 
 def _explain_quota(partition: int, quota: str, about: Reply, now: int) -> str:

@@ -10,7 +10,8 @@ import attrs
 
 from flowfabric_worker.engine.backend.submission import batches_of
 from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish
-from flowfabric_worker.engine.core import EngineCore, as_error, execution_id, is_put_off
+from flowfabric_worker.engine.budget_debts import BudgetDebts
+from flowfabric_worker.engine.core import as_error, execution_id, is_put_off
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import (
     ExecutionId,
@@ -42,17 +43,19 @@ from flowfabric_worker.engine.types.states import PublicState, StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts
 
-# How many quota policies an engine remembers to exist.
+# How many quota policies, and how many budgets, an engine remembers to exist.
 _MOST_QUOTAS = 4096
 
 
-class Submission(EngineCore):
+class Submission(BudgetDebts):
     """The operations of the area submission."""
 
     def _begin(self) -> None:
         super()._begin()
         # The quota policies that exist, as far as this engine has seen.
         self.known_quotas: set[bytes] = set()
+        # The budgets that exist, each with a partition whose executions name it, as far as this engine has seen.
+        self.known_budgets: set[tuple[int, bytes]] = set()
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
         partition, item = self._item(args)
@@ -149,6 +152,8 @@ class Submission(EngineCore):
             )
         if args.policy.quota_policy_id is not None:
             self._check_quota(args.policy.quota_policy_id)
+        for budget_id in args.policy.budget_ids:
+            self._check_budget(budget_id, partition)
         return partition, (
             uuid,
             kind.packed,
@@ -163,11 +168,14 @@ class Submission(EngineCore):
     def _identity(self, args: CreateExecutionArgs) -> tuple[int, str, bytes]:
         """Return the partition, the uuid, and the packed key.
 
-        The partition follows from the key or else from the uuid. An execution with neither is placed beside its quota.
+        The partition follows from the key or else from the uuid. An execution with neither is placed beside its quota,
+        or else beside its first budget.
         """
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
         quota = args.policy.quota_policy_id
         home = None if quota is None else self.home_of_quota(quota)
+        if home is None and args.policy.budget_ids:
+            home, _ = self._budget(args.policy.budget_ids[0])
         if given is not None:
             minted, uuid = given.partition_number, given.uuid
         elif home is None or args.idempotency_key is not None:
@@ -211,11 +219,33 @@ class Submission(EngineCore):
                 self.known_quotas.clear()
             self.known_quotas.add(address)
 
-    @staticmethod
+    def _check_budget(self, budget_id: str, partition: int) -> None:
+        """Refuse a budget that does not exist, before anything is written, and let it know of the partition.
+
+        Raises:
+            NotFoundError: `budget_not_found`.
+        """
+        home, address = self._budget(budget_id)
+        if self.store.label == "postgresql":
+            raise NotFoundError("budget_not_found", budget_id=budget_id)
+        if (partition, address) in self.known_budgets:
+            return
+        if home == partition:
+            self.call("read_budget", home, [address])
+        else:
+            _, news = self.call("use_from", home, [address, str(partition)])
+            self.call("pay", partition, ["tell", address, news])
+        if len(self.known_budgets) >= _MOST_QUOTAS:
+            self.known_budgets.clear()
+        self.known_budgets.add((partition, address))
+
     def _result(
-        args: CreateExecutionArgs, partition: int, uuid: str, reply: Reply | EngineError
+        self, args: CreateExecutionArgs, partition: int, uuid: str, reply: Reply | EngineError
     ) -> CreateExecutionResult | EngineError:
         if isinstance(reply, EngineError):
+            if reply.code == "budget_not_found":
+                # Another process deleted it; ask again the next time.
+                self.known_budgets.clear()
             return reply
         existing = execution_id(partition, reply[1])
         if reply[0] == b"created":
@@ -266,12 +296,9 @@ def _kind(
 
     Raises:
         ValidationError: a value is not valid.
-        NotFoundError: `budget_not_found`.
     """
     check_record(policy, ExecutionPolicy)
     codec = check_name(codec, "codec") if codec != "" else ""
-    if policy.budget_ids:
-        raise NotFoundError("budget_not_found", budget_id=policy.budget_ids[0])
     requires = policy.requires
     refuse_reserved(requires)
     work_class = WorkClass(
@@ -279,6 +306,7 @@ def _kind(
         lane=check_lane(lane),
         task=check_name(task, "task"),
         capabilities=check_capabilities(requires) if requires else (),
+        budgets=tuple(check_name(each, "a budget's id") for each in policy.budget_ids),
         quota=check_name(policy.quota_policy_id, "quota_policy_id") if policy.quota_policy_id is not None else "",
     )
     window = policy.dedup_window

@@ -109,10 +109,8 @@ class WorkClass:
         """Return True if a worker with these capabilities and tasks may claim work of this class.
 
         Work that needs a newer release has a reserved capability (`@...`), which no worker of this release has. Budgets
-        are gates that this release cannot open; a quota is checked by the stored functions.
+        and quotas are checked by the stored functions.
         """
-        if self.budgets:
-            return False
         return (tasks is None or self.task in tasks) and capabilities.issuperset(self.capabilities)
 
 

@@ -1,5 +1,7 @@
 -- Budgets: what executions may spend. A budget is pack{namespace} and its id, see prelude_budgets.lua.
 
+-- Definitions -------------------------------------------------------------------------------------------------------
+
 -- Return the definition that begins at argument `at`: on_hard, on_soft, interval in ms or '', limits as they are stored.
 local function definition_of(args, at)
   return { on_hard = args[at], on_soft = args[at + 1], interval = args[at + 2], limits = args[at + 3] }
@@ -78,17 +80,60 @@ ff.register('reset_budget', { 'allow-oom' }, function(ctx, args)
   end)
 end)
 
+-- disuse_budget: forget a budget of another partition, before it is deleted, unless executions here name it.
+-- Arguments: budget.
+-- Replies: 'ok'; or 'more' if the call has to be repeated.
+-- Errors: budget_in_use.
+ff.register('disuse_budget', { 'allow-oom' }, function(ctx, args)
+  local stopped = ff.forget_classes_of_budget(ctx, args[1])
+  if stopped == 'in_use' then
+    return ff.failure('budget_in_use', (ff.behind_first(args[1])))
+  elseif not stopped then
+    call('DEL', ctx.base .. ':gate:' .. ff.gate_of_budget(args[1]))
+  end
+  return { stopped or 'ok' }
+end)
+
+-- use_from: note that executions of another partition name a budget.
+-- Arguments: budget, partition.
+-- Replies: 'used', the news for that partition.
+-- Errors: budget_not_found, corruption.
+ff.register('use_from', {}, function(ctx, args)
+  local address, partition = args[1], args[2]
+  local budget, failure = ff.budget(ctx, address)
+  if not budget then
+    return failure
+  end
+  local is_known = false
+  for _, known in ipairs(budget.using) do
+    is_known = is_known or known == partition
+  end
+  if not is_known then
+    budget.using[#budget.using + 1] = partition
+    ff.write_budget(ctx, budget)
+    ff.flush(ctx)
+  end
+  return { 'used', ff.news_of_budget(budget) }
+end)
+
 -- delete_budget: remove a budget with everything that it has.
 -- Arguments: budget, call id.
--- Replies: 'removed'.
--- Errors: budget_not_found.
+-- Replies: 'removed'; or 'more' if the call has to be repeated.
+-- Errors: budget_not_found, budget_in_use.
 ff.register('delete_budget', { 'allow-oom' }, function(ctx, args)
   local address, call_id = args[1], args[2]
   if ff.was_removed(ctx, call_id) then
     return { 'removed' }
-  elseif call('ZREM', ctx.base .. ':budgets', address) == 0 then
+  elseif not call('ZSCORE', ctx.base .. ':budgets', address) then
     return ff.failure('budget_not_found', (ff.behind_first(address)))
   end
+  local stopped = ff.forget_classes_of_budget(ctx, address)
+  if stopped == 'in_use' then
+    return ff.failure('budget_in_use', (ff.behind_first(address)))
+  elseif stopped then
+    return { stopped }
+  end
+  call('ZREM', ctx.base .. ':budgets', address)
   call('HDEL', ctx.base .. ':budget', address)
   ff.remove_keys_of_budget(ctx, address)
   ff.due_at(ctx, 'due', 'b' .. address, false)
@@ -126,8 +171,8 @@ end)
 -- spend: count usage on behalf of an operator, and record it as the share of an execution if one is given.
 -- Arguments: budget, call id, key of the caller or '', pack{dimension, amount, ...}, pack{namespace}, execution or '', and
 -- where that is: 'here' in this partition, 'there' in another one, which knows of the share, or 'check' to count nothing.
--- Replies: 'checked'; or '1' if this repeats a report of another call, else ''; 'ok', or 'soft_breach' or 'hard_breach', then dimension,
--- counter, limit.
+-- Replies: 'checked'; or the mark of the answer, see ff.mark; 'ok', or 'soft_breach' or 'hard_breach', then dimension, counter,
+-- limit.
 -- Errors: budget_not_found, corruption, too_many_dimensions, execution_not_found.
 ff.register('spend', {}, function(ctx, args)
   local address, call_id, key, amounts = args[1], args[2], args[3], ff.amounts_of(args[4])
@@ -138,7 +183,7 @@ ff.register('spend', {}, function(ctx, args)
   end
   local answer, is_again = ff.reported(ctx, address, call_id, key)
   if answer then
-    return ff.joined({ { is_again and '1' or '' }, answer })
+    return ff.joined({ { ff.mark(ctx, is_again) }, answer })
   end
   local record
   if place == 'here' then
@@ -155,7 +200,7 @@ ff.register('spend', {}, function(ctx, args)
     ff.note_budget(ctx, record, address)
   end
   ff.flush(ctx)
-  return ff.joined({ { '' }, answer })
+  return ff.joined({ { ff.mark(ctx) }, answer })
 end)
 
 -- note_budget: note in the record of an execution that a budget in another partition has a share of it.
@@ -244,7 +289,7 @@ ff.register_single('use_budget', { 'allow-oom' }, function(ctx, args)
   end
   use.who = user(record)
   local answer = ff.use_budget(ctx, use)
-  if answer[6] and answer[2] == 'hard_breach' and use.what ~= 'settle' and answer[1] == '' then
+  if answer[6] and answer[2] == 'hard_breach' and use.what ~= 'settle' then
     stop(ctx, record, fence, use.call_id, use.address, answer, { args[9], args[10] })
   elseif answer[2] == 'reserved' then
     ff.note_budget(ctx, record, use.address)
@@ -298,14 +343,16 @@ ff.register_single('stop_use', { 'allow-oom' }, function(ctx, args)
 end)
 
 -- pay: receive what another partition owes to a budget or to an execution of this one.
--- Arguments: what it is, budget, uuid, see ff.owe; or 'open' for a budget if an execution that was to go on did not wait, so
+-- Arguments: what it is, budget, uuid (for 'tell' the news), see ff.owe; or 'open' for a budget if an execution that was to go on did not wait, so
 -- that others may go on.
 -- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go', 'idle' if it did not wait.
 ff.register('pay', { 'allow-oom' }, function(ctx, args)
   local what, address, uuid = args[1], args[2], args[3]
   local answer = { 'ok' }
-  local budget = what ~= 'go' and ff.budget(ctx, address)
-  if what == 'go' then
+  local budget = (what == 'open' or what == 'ask') and ff.budget(ctx, address)
+  if what == 'tell' then
+    ff.hear_of_budget(ctx, address, uuid)
+  elseif what == 'go' then
     answer = { ff.go_on(ctx, uuid) and 'ok' or 'idle' }
   elseif what == 'open' and budget then
     ff.change_budget(ctx, budget)

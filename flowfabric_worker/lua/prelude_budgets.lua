@@ -13,13 +13,15 @@
 --   breached_at, breached      when a hard limit was last broken since the last reset, and its dimension; or ''
 --   walked             how many of the executions that wait for the budget did not fit so far, while more have to be looked
 --                      at; else ''
+--   users              pack{partition, ...}: the other partitions that have executions which name the budget
+--   turn               grows whenever the budget becomes full or gets space again, so that the others ignore old news
 --
 -- Further keys of a budget: ':reports:<budget>' has the answers to its last calls, by their keys, and ':report_ages:<budget>'
 -- until when each is kept. For ':shares:<budget>' see prelude_shares.lua.
 
 local FIELDS = {
   'created', 'on_hard', 'on_soft', 'interval', 'next_reset', 'limits', 'counters', 'breaches', 'soft_breaches',
-  'breached_at', 'breached', 'walked',
+  'breached_at', 'breached', 'walked', 'users', 'turn',
 }
 
 ff.MAX_BUDGET_DIMENSIONS = 64
@@ -89,7 +91,7 @@ local function parse(address, stored)
     budget[field] = parts[i]
   end
   budget.by_name, budget.counted = parse_limits(budget.limits), parse_counters(budget.counters)
-  for _, field in ipairs({ 'created', 'breaches', 'soft_breaches' }) do
+  for _, field in ipairs({ 'created', 'breaches', 'soft_breaches', 'turn' }) do
     if not count_of(budget[field]) then
       return nil, field
     end
@@ -102,7 +104,9 @@ local function parse(address, stored)
   if budget.next_reset ~= '' and (ff.number(budget.interval) or 0) == 0 then
     return nil, 'interval'
   end
-  return budget.by_name and budget.counted and budget, not budget.by_name and 'limits' or 'counters'
+  budget.using = ff.unpack(budget.users)
+  return budget.by_name and budget.counted and budget.using and budget,
+    not budget.by_name and 'limits' or not budget.counted and 'counters' or 'users'
 end
 
 -- Return when the due entry of a budget is due: at its next reset, or now if more executions have to be looked at. '' is
@@ -126,6 +130,7 @@ function ff.budget(ctx, address)
     return nil, ff.failure('corruption', '', 'budget ' .. ff.behind_first(address) .. ': ' .. damaged)
   end
   budget.due_before = due_of(budget, '')
+  budget.was_full = ff.full_dimension(budget) ~= nil
   catch_up(ctx, budget)
   ctx.budgets[address] = budget
   return budget
@@ -137,18 +142,24 @@ function ff.budget_parts(budget)
   for i, counter in ipairs(budget.counted) do
     counters[3 * i - 2], counters[3 * i - 1], counters[3 * i] = counter.name, ff.text(counter.used), ff.text(counter.reserved)
   end
-  budget.counters = ff.pack(counters)
+  budget.counters, budget.users = ff.pack(counters), ff.pack(budget.using)
   for i, field in ipairs(FIELDS) do
     parts[i] = budget[field]
   end
   return parts
 end
 
--- Write a budget, and note when it is due if that has changed. After a reset the executions go on that wait for it.
+-- Write a budget, and note when it is due if that has changed. If it has more space, the executions go on that wait for it;
+-- if it is full now or not any more, its gate closes or opens.
 function ff.write_budget(ctx, budget)
   if budget.has_space then
     budget.has_space = false
     ff.open_budget(ctx, budget, 0)
+  end
+  local is_full = ff.full_dimension(budget) ~= nil
+  if is_full ~= budget.was_full then
+    budget.was_full = is_full
+    ff.turn_gate(ctx, budget, is_full)
   end
   call('HSET', ctx.base .. ':budget', budget.address, ff.pack(ff.budget_parts(budget)))
   local due = due_of(budget, ctx.now_text)
@@ -178,8 +189,8 @@ end
 -- Create a budget in memory.
 function ff.new_budget(ctx, address, definition)
   local budget = {
-    address = address, parts = {}, created = ctx.now_text, interval = '', next_reset = '', breaches = '0',
-    soft_breaches = '0', breached_at = '', breached = '', walked = '', counted = {}, due_before = '',
+    using = {}, was_full = false, address = address, parts = {}, created = ctx.now_text, interval = '', next_reset = '', breaches = '0',
+    soft_breaches = '0', breached_at = '', breached = '', walked = '', users = '', turn = '0', counted = {}, due_before = '',
   }
   ff.define_budget(ctx, budget, definition)
   return budget
@@ -286,6 +297,18 @@ end
 local function taken(budget, name)
   local counter = budget.counted[name]
   return counter and counter.used + counter.reserved or 0
+end
+
+-- Return the first dimension of a budget whose hard limit is reached, what is used or reserved of it, and the limit; or nil.
+-- New work is not handed out then.
+function ff.full_dimension(budget)
+  for _, counter in ipairs(budget.counted) do
+    local limit = budget.by_name[counter.name]
+    if limit and limit.hard and counter.used + counter.reserved >= limit.hard then
+      return counter.name, counter.used + counter.reserved, limit.hard
+    end
+  end
+  return nil
 end
 
 -- Return the first dimension in which amounts do not fit into a budget, what is used or reserved of it, and its hard limit.

@@ -19,6 +19,7 @@
 --   flush   write what was noted, and set `allowance` and `till` again
 --   check   look for what it counts wrongly, now and then
 --   explain what explain_execution replies of it if it is closed
+--   exists  return whether a gate of a name exists
 --   unknown return the failure for an id that does not exist
 -- and the letters `eligibility` and `blocking` of the state that an execution behind it has.
 ff.gate_kinds = {}
@@ -181,7 +182,7 @@ function ff.unknown_gate(ctx, class)
   end
   for _, name in ipairs(gates) do
     local kind = ff.gate_kinds[string.sub(name, 1, 1)]
-    if kind and call('EXISTS', ctx.base .. ':gate:' .. name) == 0 then
+    if kind and not kind.exists(ctx, name) then
       return kind.unknown(ff.unpack(string.sub(name, 2))[2])
     end
   end

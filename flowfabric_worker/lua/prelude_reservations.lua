@@ -9,10 +9,15 @@ local MOST_LOOKED_AT = 50
 -- Owed --------------------------------------------------------------------------------------------------------------
 
 -- Write down what this partition owes to another one: 'end' and 'gone' say to a budget that an execution ended or was
--- removed, 'go' says to an execution that it may go on, and 'ask' asks a budget whether an execution still has to wait. The
--- caller pays it at once, and upkeep pays what is left.
+-- removed, 'go' says to an execution that it may go on, 'ask' asks a budget whether an execution still has to wait, and 'tell'
+-- says to a partition whether a budget is full. The caller pays it at once, and upkeep pays what is left.
 function ff.owe(ctx, kind, address, uuid, partition)
   call('ZADD', ctx.base .. ':owed', ctx.now, ff.pack({ kind, address, uuid, partition }))
+end
+
+-- Return the mark of an answer: '1' if it repeats that of another call, followed by 'o' if this partition owes something.
+function ff.mark(ctx, is_again)
+  return (is_again and '1' or '') .. (call('EXISTS', ctx.base .. ':owed') == 1 and 'o' or '')
 end
 
 -- Return what this partition owes, the oldest first, at most `limit`.
@@ -313,8 +318,7 @@ function ff.use_of(args, at, who)
   }
 end
 
--- Use a budget of this partition on behalf of a holder. Return the answer: '1' if it repeats that of another call, else '';
--- 'ok', 'reserved' and until when, 'soft_breach' or 'hard_breach' with dimension, counter and limit; then what follows for
+-- Use a budget of this partition on behalf of a holder. Return the answer: its mark, see ff.mark; 'ok', 'reserved' and until when, 'soft_breach' or 'hard_breach' with dimension, counter and limit; then what follows for
 -- the execution of a breach, or 'late' for what is settled without an open reservation. Or return the failure.
 function ff.use_budget(ctx, use)
   local budget, failure = ff.budget(ctx, use.address)
@@ -330,5 +334,5 @@ function ff.use_budget(ctx, use)
       return answer
     end
   end
-  return ff.joined({ { is_again and '1' or '' }, answer })
+  return ff.joined({ { ff.mark(ctx, is_again) }, answer })
 end

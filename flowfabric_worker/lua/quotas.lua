@@ -88,6 +88,10 @@ function quotas.load(ctx, gate)
   measure(gate)
 end
 
+function quotas.exists(ctx, name)
+  return call('EXISTS', ctx.base .. ':gate:' .. name) == 1
+end
+
 function quotas.unknown(id)
   return ff.failure('quota_policy_not_found', id)
 end

@@ -7,7 +7,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
   f fn.found := fn.load(c, execution, true);
 BEGIN
-  IF f.failure IS NULL AND (f.x).namespace <> of_namespace THEN
+  IF f.failure IS NULL AND ((f.x).namespace <> of_namespace OR fn.is_hidden(f.x)) THEN
     f.failure := fn.failure('execution_not_found', fn.bytes(execution));
   ELSIF f.failure IS NULL THEN
     f.failure := fn.answer(VARIADIC fn.recall((f.x).answered, call_id));
@@ -36,7 +36,7 @@ END $$;
 -- Errors: execution_not_found, written_by_newer_release, execution_not_active.
 CREATE FUNCTION fn.cancel_execution(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  c fn.context := fn.begin(partition);
+  c fn.context := fn.lock_flows(fn.begin(partition), ARRAY[fn.id(args[1])], true);
   f fn.found := fn.load_once(c, fn.id(args[1]), args[2], args[3]);
   x db.executions := f.x;
 BEGIN
@@ -88,6 +88,7 @@ DECLARE
   first_forgotten int;
 BEGIN
   PERFORM fn.share_classes(c);
+  c := fn.lock_flows(c, ARRAY[fn.id(args[1])], true);
   f := fn.load_once(c, fn.id(args[1]), args[2], args[3]);
   x := f.x;
   IF f.failure IS NOT NULL THEN
@@ -121,7 +122,13 @@ BEGIN
     PERFORM fn.forget_waits(c, x);
     x := fn.forget_steps(x, first_forgotten);
   END IF;
-  RETURN fn.put_answered(f, fn.replayed(c, x), args[3], 'replayed', 'ruewnp');
+  x := fn.replayed(c, x);
+  IF x.flow_id IS NOT NULL THEN
+    f.c := fn.replay_member(f.c, f.was);
+    x.result := (f.was).result;
+    x.state := CASE WHEN fn.waits_for_edges(f.was) THEN 'rudhnp'::bytea ELSE x.state END;
+  END IF;
+  RETURN fn.put_answered(f, x, args[3], 'replayed', x.state);
 END $$;
 
 -- Return the place of the first step that a replay forgets: 1 for '*', null for '' or an unknown step. A step is found by its
@@ -328,17 +335,21 @@ END $$;
 -- purge: remove an ended execution with all that it has before its retention is over, or a damaged one in any phase.
 -- Arguments: uuid, pack{namespace}, call id.
 -- Replies: 'removed', or 'purged' of a damaged execution.
--- Errors: execution_not_found, execution_not_terminal.
+-- Errors: execution_not_found, execution_not_terminal, flow_not_terminal.
 CREATE FUNCTION fn.purge(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
   execution uuid := fn.id(args[1]);
   f fn.found;
+  of_flow db.flows;
 BEGIN
   IF fn.was_removed(c, args[3]) THEN
     RETURN fn.answer('removed');
   END IF;
-  IF NOT EXISTS (SELECT FROM db.executions WHERE p = c.p AND uuid = execution AND namespace = args[2]) THEN
+  c := fn.lock_flows(c, ARRAY[execution], true);
+  IF NOT EXISTS (
+    SELECT FROM db.executions AS x WHERE p = c.p AND uuid = execution AND namespace = args[2] AND NOT fn.is_hidden(x)
+  ) THEN
     RETURN fn.failure('execution_not_found', args[1]);
   END IF;
   f := fn.load(c, execution);
@@ -350,6 +361,14 @@ BEGIN
     RETURN fn.answer('purged');
   ELSIF (f.x).state NOT LIKE 't%' THEN
     RETURN fn.failure('execution_not_terminal', args[1], fn.bytes(fn.public_state(fn.ascii((f.x).state))));
+  END IF;
+  IF (f.x).flow_id IS NOT NULL THEN
+    of_flow := fn.flow(c, (f.x).flow_id);
+    IF of_flow.ended IS NULL THEN
+      RETURN fn.failure('flow_not_terminal', fn.bytes(of_flow.flow), fn.flow_state(of_flow));
+    END IF;
+    of_flow.nodes := fn.bytes(fn.sound(of_flow.nodes) - 1);
+    PERFORM fn.put_flow(of_flow);
   END IF;
   c := fn.remove(c, f.x);
   PERFORM fn.remember_removal(c, args[3]);

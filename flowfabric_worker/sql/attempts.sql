@@ -1,14 +1,17 @@
 -- What the holder of a lease does with its execution. Every call may be refused with the errors of fn.fenced:
 -- execution_not_found, execution_not_active, lease_revoked, lease_expired, stale_lease.
 
--- Lock the executions of a call's items in the order of their ids. Items have `width` arguments, the uuid first.
-CREATE FUNCTION fn.lock_items(c fn.context, args bytea[], width int) RETURNS void LANGUAGE plpgsql AS $$
+-- Lock the executions of a call's items in the order of their ids, and before them their flows if the call may end them. Items
+-- have `width` arguments, the uuid first.
+CREATE FUNCTION fn.lock_items(c fn.context, args bytea[], width int, is_end boolean) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  ids uuid[] := ARRAY(SELECT fn.id(args[at]) FROM generate_series(1, cardinality(args), width) AS at);
 BEGIN
-  IF cardinality(args) > width THEN
-    PERFORM FROM db.executions WHERE p = c.p AND uuid = ANY (ARRAY(
-      SELECT fn.id(args[at]) FROM generate_series(1, cardinality(args), width) AS at
-    )) ORDER BY uuid FOR UPDATE;
+  c := fn.lock_flows(c, ids, is_end);
+  IF cardinality(ids) > 1 THEN
+    PERFORM FROM db.executions WHERE p = c.p AND uuid = ANY (ids) ORDER BY uuid FOR UPDATE;
   END IF;
+  RETURN c;
 END $$;
 
 -- Return whether a call can handle one more item, after `handled` items.
@@ -27,7 +30,7 @@ DECLARE
   x db.executions;
   answers bytea[] := '{}';
 BEGIN
-  PERFORM fn.lock_items(c, args, 3);
+  c := fn.lock_items(c, args, 3, false);
   FOR at IN 1 .. cardinality(args) BY 3 LOOP
     IF NOT fn.has_space(c, cardinality(answers)) THEN
       answers := answers || fn.failure('batch_full');
@@ -84,7 +87,7 @@ DECLARE
   x db.executions;
   answers bytea[] := '{}';
 BEGIN
-  PERFORM fn.lock_items(c, args, 3);
+  c := fn.lock_items(c, args, 3, true);
   FOR at IN 1 .. cardinality(args) BY 3 LOOP
     IF NOT fn.has_space(c, cardinality(answers)) THEN
       answers := answers || fn.failure('batch_full');
@@ -117,7 +120,7 @@ DECLARE
   x db.executions;
   answers bytea[] := '{}';
 BEGIN
-  PERFORM fn.lock_items(c, args, 7);
+  c := fn.lock_items(c, args, 7, true);
   FOR at IN 1 .. cardinality(args) BY 7 LOOP
     IF NOT fn.has_space(c, cardinality(answers)) THEN
       answers := answers || fn.failure('batch_full');
@@ -146,7 +149,7 @@ END $$;
 -- Errors: those of fn.fenced.
 CREATE FUNCTION fn.cancel(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  c fn.context := fn.begin(partition);
+  c fn.context := fn.lock_flows(fn.begin(partition), ARRAY[fn.id(args[1])], true);
   f fn.found := fn.fenced(c, fn.id(args[1]), args[2], 'cancel', NULL);
   x db.executions;
 BEGIN
@@ -207,7 +210,7 @@ DECLARE
   x db.executions;
   answers bytea[] := '{}';
 BEGIN
-  PERFORM fn.lock_items(c, args, 3);
+  c := fn.lock_items(c, args, 3, true);
   FOR at IN 1 .. cardinality(args) BY 3 LOOP
     IF NOT fn.has_space(c, cardinality(answers)) THEN
       answers := answers || fn.failure('batch_full');

@@ -32,7 +32,7 @@ BEGIN
   INSERT INTO db.budgets (p, budget) VALUES (c.p, args[1]) ON CONFLICT DO NOTHING;
   IF FOUND THEN
     b.address := args[1]; b.due_before := ''; b.counted := '{}'; b.used := '{}'; b.reserved := '{}';
-    b.parts := ARRAY[fn.bytes(c.now), '', '', '', '', '', '', '0', '0', '', '', ''];
+    b.parts := ARRAY[fn.bytes(c.now), '', '', '', '', '', '', '0', '0', '', '', '', '', '0'];
     RETURN fn.end_operation(c, fn.define_budget(c, b, args[3:6]), args[2], ARRAY['created'::bytea]);
   END IF;
   b := fn.operate_budget(c, args[1], args[2]);
@@ -78,6 +78,11 @@ BEGIN
   b.parts[5] := coalesce(fn.bytes(c.now + fn.num(b.parts[4])), '');
   RETURN fn.end_operation(c, b, args[2], ARRAY['reset'::bytea, b.parts[5]]);
 END $$;
+
+-- disuse_budget: forget a budget of another partition, before it is deleted. No execution names a budget on Postgres yet.
+-- Arguments: budget.
+-- Replies: 'ok'.
+CREATE FUNCTION fn.disuse_budget(partition int, args bytea[]) RETURNS bytea LANGUAGE sql AS $$ SELECT fn.answer('ok') $$;
 
 -- delete_budget: remove a budget with everything that it has.
 -- Arguments: budget, call id.
@@ -140,8 +145,8 @@ END $$;
 -- spend: count usage on behalf of an operator, and record it as the share of an execution if one is given.
 -- Arguments: budget, call id, key of the caller or '', pack{dimension, amount, ...}, pack{namespace}, execution or '', and
 -- where that is: 'here' in this partition, 'there' in another one, which knows of the share, or 'check' to count nothing.
--- Replies: 'checked'; or '1' if this repeats a report of another call, else ''; 'ok', or 'soft_breach' or 'hard_breach', then
--- dimension, counter, limit.
+-- Replies: 'checked'; or the mark of the answer, see fn.mark; 'ok', or 'soft_breach' or 'hard_breach', then dimension, counter,
+-- limit.
 -- Errors: budget_not_found, corruption, too_many_dimensions, execution_not_found.
 CREATE FUNCTION fn.spend(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -160,7 +165,7 @@ BEGIN
   END IF;
   before := fn.reported(c, args[1], args[2], args[3]);
   IF before IS NOT NULL THEN
-    RETURN fn.answer(VARIADIC before);
+    RETURN fn.answer(VARIADIC fn.mark(c, before[1]) || before[2:]);
   END IF;
   b.failure := coalesce(f.failure, fn.uncountable(b, amounts));
   IF b.failure IS NOT NULL OR args[7] = 'check' THEN
@@ -174,7 +179,7 @@ BEGIN
     END IF;
   END IF;
   c := fn.flush(fn.write_budget(c, b));
-  RETURN fn.answer(VARIADIC ''::bytea || b.answer);
+  RETURN fn.answer(VARIADIC fn.mark(c, '') || b.answer);
 END $$;
 
 -- note_budget: note in the record of an execution that a budget in another partition has a share of it.
@@ -229,7 +234,7 @@ DECLARE
 BEGIN
   before := CASE WHEN f.failure IS NULL THEN fn.reported(c, args[4], args[5]) END;
   IF before IS NOT NULL THEN
-    RETURN fn.answer(VARIADIC before);
+    RETURN fn.answer(VARIADIC fn.mark(c, before[1]) || before[2:]);
   END IF;
   f := fn.fenced(c, fn.id(args[1]), args[2], 'budget ' || fn.ascii(args[5]), NULL);
   x := f.x;
@@ -242,7 +247,8 @@ BEGIN
     RETURN f.failure;
   END IF;
   c := done.c;
-  IF done.answer[1] = '' AND done.answer[2] = 'hard_breach' AND args[3] <> 'settle' THEN
+  done.answer[1] := fn.mark(c, done.answer[1]);
+  IF done.answer[2] = 'hard_breach' AND args[3] <> 'settle' THEN
     c := fn.put(c, f.was, fn.stop_for_budget(c, x, args[2], args[5], args[4], done.answer, args[9:10]));
   ELSIF done.answer[2] = 'reserved' THEN
     c := fn.put(c, f.was, fn.with_budget(c, x, args[4]));
@@ -281,7 +287,7 @@ BEGIN
   IF done.failure IS NULL THEN
     c := fn.flush(done.c);
   END IF;
-  RETURN coalesce(done.failure, fn.answer(VARIADIC done.answer));
+  RETURN coalesce(done.failure, fn.answer(VARIADIC fn.mark(c, done.answer[1]) || done.answer[2:]));
 END $$;
 
 -- stop_use: stop an execution because a budget of another partition has no space, and owe the question whether it still has

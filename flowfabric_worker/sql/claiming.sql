@@ -281,9 +281,12 @@ BEGIN
     failure := fn.redeem_refused(c, x, args);
   END IF;
   IF failure = '' THEN
-    RETURN fn.replies(fn.reply('claimed'::text), fn.claimed(x, journal));
+    RETURN fn.replies(fn.reply('claimed'::text), fn.claimed(c, x, journal));
   ELSIF failure IS NOT NULL THEN
     RETURN failure;
+  ELSIF x.flow_id IS NOT NULL AND fn.is_taken_along(c, fn.flow(c, x.flow_id), x) THEN
+    x := fn.cancel_with_flow(c, x);
+    failure := fn.failure('execution_not_leaseable', args[1], 'cancelled');
   ELSIF fn.num(x.deadline) <= c.now THEN
     x := fn.expire(c, x);
     failure := fn.failure('execution_not_leaseable', args[1], 'expired');
@@ -296,7 +299,7 @@ BEGIN
   END IF;
   c := fn.put(c, f.was, x);
   c := fn.flush(c);
-  RETURN coalesce(failure, fn.replies(fn.reply('claimed'::text), fn.claimed(x, journal)));
+  RETURN coalesce(failure, fn.replies(fn.reply('claimed'::text), fn.claimed(c, x, journal)));
 END $$;
 
 -- Return the failure of a redemption; '' if it was answered before, null if it may go on.

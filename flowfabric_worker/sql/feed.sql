@@ -10,11 +10,11 @@ DECLARE
   topics bytea[];
   answers bytea[] := '{}';
 BEGIN
-  PERFORM fn.lock_items(c, args[3:], 1);
+  c := fn.lock_items(c, args[3:], 1, false);
   FOR at IN 3 .. cardinality(args) LOOP
     f := fn.load(c, fn.id(args[at]));
     c := f.c;
-    IF f.failure IS NOT NULL OR (f.x).namespace <> args[2] THEN
+    IF f.failure IS NOT NULL OR (f.x).namespace <> args[2] OR fn.is_hidden(f.x) THEN
       answers := answers || fn.answer('missing');
     ELSIF (f.x).state LIKE 't%' THEN
       answers := answers || fn.answer('ended');

@@ -108,6 +108,10 @@ BEGIN
   IF EXISTS (SELECT FROM db.executions WHERE p = partition) THEN
     RETURN fn.answer('more');
   END IF;
+  DELETE FROM db.edges WHERE p = partition;
+  DELETE FROM db.groups WHERE p = partition;
+  DELETE FROM db.acknowledged WHERE p = partition;
+  DELETE FROM db.flows WHERE p = partition;
   DELETE FROM db.keys WHERE p = partition;
   DELETE FROM db.lanes WHERE p = partition;
   DELETE FROM db.classes WHERE p = partition;

@@ -4,7 +4,7 @@
 -- of a partition and an array of bytes, as in Lua. Its reply is a nested list of bytes and numbers, encoded as Valkey
 -- encodes it (RESP2), so one decoder serves all stores.
 --
--- Rows are locked in this order by every function: executions, in the order of their ids; then the registries of classes
+-- Rows are locked in this order by every function: flows, see prelude_flows.sql; executions, in the order of their ids; then the registries of classes
 -- and lanes; then the partition's row; then the advisory lock of the waiters. Claims and upkeep skip locked rows.
 
 -- Constants ---------------------------------------------------------------------------------------------------------
@@ -131,7 +131,19 @@ CREATE TYPE fn.context AS (
   first_due bigint, first_count int,  -- the first due moment that was noted, and how many entries have it
   passed int, is_cut_short boolean, has_progressed boolean,
   collects boolean, ends bytea[],     -- whether ended executions are collected, and the rows of those
-  handled_entries bytea[]
+  handled_entries bytea[],
+  flows uuid[],                       -- the flows that the call holds
+  jobs text[], places bytea[],        -- what is caused to members of flows, and from which place on
+  settles uuid[]                      -- the flows that may have ended
+);
+
+-- An edge in the order in which a call resolves edges.
+CREATE TYPE fn.link AS (nth bigint, id bytea);
+
+-- What a page of edges came to: how many there were, whose and which the last was; the groups that changed their state, the
+-- state and the upstream execution that decided it, and whether others are cancelled.
+CREATE TYPE fn.resolved AS (
+  count bigint, last_nth bigint, last_id bytea, downs uuid[], states text[], deciders uuid[], cancels boolean[]
 );
 
 -- What a function that handles many things returns: the context, how many it handled, and replies.
@@ -207,6 +219,7 @@ BEGIN
   c.work := 300;
   c.ended := 0; c.removals := 0; c.passed := 0; c.first_count := 0;
   c.count_lanes := '{}'; c.count_classes := '{}'; c.count_states := '{}'; c.counts := '{}'; c.wakes := '{}'; c.new_in := '{}'; c.ends := '{}'; c.handled_entries := '{}';
+  c.flows := '{}'; c.jobs := '{}'; c.places := '{}'; c.settles := '{}';
   c.announced := false; c.watch_ended := false; c.is_cut_short := false; c.has_progressed := false; c.collects := false;
   RETURN c;
 END $$;

@@ -206,7 +206,7 @@ BEGIN
     IF fn.is_foreign(state) THEN
       RETURN x;
     ELSIF state LIKE 't%' THEN
-      IF fn.kept_until(x) <= c.now THEN
+      IF x.flow_id IS NULL AND fn.kept_until(x) <= c.now THEN
         x.p := NULL;
       END IF;
       RETURN x;

@@ -3,7 +3,8 @@
 --   1 created, 2 on_hard, 3 on_soft, 4 interval in ms or '', 5 next reset or '', 6 limits, pack{dimension, hard limit or '',
 --   soft limit or '', ...}, 7 counters, pack{dimension, used, reserved, ...}, 8 breaches, 9 soft breaches, 10 when a hard
 --   limit was last broken since the last reset or '', 11 its dimension or '', 12 how many of the executions that wait for the
---   budget did not fit so far, while more have to be looked at; else ''
+--   budget did not fit so far, while more have to be looked at; else '', 13 pack{partition, ...}: the other partitions that have
+--   executions which name the budget, 14 turn, which grows whenever the budget becomes full or gets space again
 --
 -- The row of a budget is locked after those of executions, and budgets in the order of their addresses.
 
@@ -37,7 +38,7 @@ $$;
 -- Return the name of the damaged field of an entry, or null.
 CREATE FUNCTION fn.damage_in_budget(parts bytea[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
   SELECT CASE
-    WHEN coalesce(cardinality(parts) < 12, true) THEN 'entry'
+    WHEN coalesce(cardinality(parts) < 14, true) THEN 'entry'
     WHEN NOT fn.is_count(parts[1]) THEN 'created'
     WHEN NOT fn.is_count(parts[8]) THEN 'breaches'
     WHEN NOT fn.is_count(parts[9]) THEN 'soft_breaches'
@@ -45,6 +46,8 @@ CREATE FUNCTION fn.damage_in_budget(parts bytea[]) RETURNS text LANGUAGE sql IMM
     WHEN NOT fn.is_whole(nullif(parts[5], '')) THEN 'next_reset'
     WHEN NOT fn.is_whole(nullif(parts[10], '')) THEN 'breached_at'
     WHEN NOT fn.is_whole(nullif(parts[12], '')) THEN 'walked'
+    WHEN NOT fn.is_count(parts[14]) THEN 'turn'
+    WHEN fn.unpack(parts[13]) IS NULL THEN 'users'
     WHEN parts[5] <> '' AND coalesce(fn.num(parts[4]), 0) = 0 THEN 'interval'
     WHEN NOT fn.are_triples(fn.unpack(parts[6]), true) THEN 'limits'
     WHEN NOT fn.are_triples(fn.unpack(parts[7]), false) THEN 'counters'

@@ -79,22 +79,23 @@ CREATE FUNCTION fn.journal(x db.executions) RETURNS bytea[] LANGUAGE sql AS $$
 $$;
 
 -- Return what the worker gets of one claimed execution. What plain work has not is null: pack{tags, deadline, timeout,
--- retry count, reclaim count, headers} with '' for none, then the journal.
-CREATE FUNCTION fn.claimed(x db.executions, journal bytea[]) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+-- retry count, reclaim count, headers, flow} with '' for none, then the journal, and for a member of a flow its inputs as
+-- fn.inputs returns them.
+CREATE FUNCTION fn.claimed(c fn.context, x db.executions, journal bytea[]) RETURNS bytea LANGUAGE sql AS $$
   SELECT fn.replies(VARIADIC ARRAY(
     SELECT fn.reply(value) FROM unnest(ARRAY[
       fn.bytes(x.uuid), x.fence, x.attempt, x.expires, x.class, x.priority, x.created, x.payload, x.codec, x.policy
     ]) WITH ORDINALITY AS item(value, nth) ORDER BY nth
   ) || CASE
-    WHEN coalesce(x.tags, x.deadline, x.timeout_at, x.retry_count, x.reclaim_count, x.headers) IS NULL
+    WHEN coalesce(x.tags, x.deadline, x.timeout_at, x.retry_count, x.reclaim_count, x.headers, x.flow) IS NULL
       AND cardinality(journal) = 0 THEN fn.reply(NULL::bytea)
-    ELSE fn.replies(
+    ELSE fn.replies(VARIADIC ARRAY[
       fn.reply(fn.pack(
         coalesce(x.tags, ''), coalesce(x.deadline, ''), coalesce(x.timeout_at, ''), coalesce(x.retry_count, ''),
-        coalesce(x.reclaim_count, ''), coalesce(x.headers, '')
+        coalesce(x.reclaim_count, ''), coalesce(x.headers, ''), coalesce(x.flow, '')
       )),
       fn.answer(VARIADIC journal)
-    ) END)
+    ] || CASE WHEN x.flow_id IS NOT NULL THEN ARRAY[fn.inputs(c, x, '')] END) END)
 $$;
 
 -- Return the first field that keeps a checked record from being claimed, or null.
@@ -202,6 +203,10 @@ BEGIN
   ELSIF NOT fn.is_claimable(fn.ascii(x.state)) OR fn.num(x.reserved_until) IS NOT NULL THEN
     f.c := fn.dropped_ready(fn.put(c, x, x), 0);
     f.failure := '';
+  ELSIF x.flow_id IS NOT NULL AND fn.is_taken_along(c, fn.flow(c, x.flow_id), x) THEN
+    x := fn.cancel_with_flow(c, x);
+    f.c := fn.dropped_ready(CASE WHEN x.uuid IS NULL THEN c ELSE fn.put(c, f.was, x) END, fn.cost_of_end(c));
+    f.failure := '';
   ELSIF fn.num(x.deadline) <= c.now THEN
     f.c := fn.dropped_ready(fn.put(c, x, fn.expire(c, x)), fn.cost_of_end(c));
     f.failure := '';
@@ -240,7 +245,7 @@ BEGIN
         x := fn.take(c, f.x, lease);
         c.work := c.work - 2 - (coalesce(octet_length(x.payload), 0) + coalesce(fn.num(x.journal_bytes), 0)) / 8192.0;
         c := fn.put(c, f.was, x);
-        b.items := b.items || fn.claimed(x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
+        b.items := b.items || fn.claimed(c, x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
         b.ids := b.ids || fn.bytes(x.uuid);
         b.count := b.count + 1;
         c.has_progressed := true;
@@ -279,7 +284,7 @@ BEGIN
     END IF;
     IF f.failure IS NULL AND fn.is_leased(fn.ascii((f.x).state)) AND fn.num((f.x).expires) > c.now
       AND fn.lease_of((f.x).fence) = fn.ascii(claim_id) THEN
-      items := items || fn.claimed(f.x, journal);
+      items := items || fn.claimed(c, f.x, journal);
     END IF;
   END LOOP;
   RETURN items;

@@ -54,9 +54,13 @@ BEGIN
     WHEN 't' THEN PERFORM fn.forget_task(c, entry.member);
     WHEN 'u' THEN PERFORM fn.forget_reports(c, entry.member);
     WHEN 'w' THEN PERFORM fn.forget_worker(c, entry.member);
+    WHEN 'y' THEN c := fn.retire_flow(c, fn.id(entry.member));
     ELSE
-      INSERT INTO db.entries (p, kind, member, due, due_in)
-        VALUES (c.p, entry.kind, entry.member, c.now + fn.postponed(), entry.due_in);
+      IF entry.kind = 'j' AND fn.is_job(fn.ascii(entry.member)) THEN
+        RETURN fn.enqueue(c, fn.ascii(entry.member), coalesce(entry.place, ''));
+      END IF;
+      INSERT INTO db.entries (p, kind, member, due, due_in, place)
+        VALUES (c.p, entry.kind, entry.member, c.now + fn.postponed(), entry.due_in, entry.place);
   END CASE;
   RETURN c;
 END $$;
@@ -129,7 +133,7 @@ BEGIN
     delays := fn.run_delays(b.c, fn.rest_of(most, b.count));
     b.c := delays.c; b.count := b.count + delays.count;
   END IF;
-  c := b.c;
+  c := fn.run_jobs(b.c);
   c.work := c.work - 4 * b.count;
   c.is_cut_short := b.count >= most;
   b.c := c;

@@ -68,7 +68,7 @@ CREATE FUNCTION fn.set_aside(c fn.context, execution uuid, field text) RETURNS b
 DECLARE
   x db.executions;
 BEGIN
-  UPDATE db.executions SET ready = NULL, due = NULL, due_in = NULL, listed = NULL, lane_id = NULL
+  UPDATE db.executions SET ready = NULL, due = NULL, due_in = NULL, listed = NULL, lane_id = NULL, is_root = NULL
     WHERE p = c.p AND uuid = execution RETURNING * INTO x;
   IF x.uuid IS NOT NULL AND (SELECT count(*) FROM db.damaged WHERE p = c.p) < 1000 THEN
     INSERT INTO db.damaged (p, uuid, damage) VALUES (
@@ -98,6 +98,7 @@ DECLARE
   f fn.found;
   x db.executions;
 BEGIN
+  c := fn.lock_flows(c, ARRAY[execution], false);
   SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = execution FOR UPDATE;
   IF x.ready IS NOT NULL THEN
     -- A claim passes over the locked row, and waits: wake it if this call leaves the work.
@@ -153,8 +154,14 @@ BEGIN
   IF x.listed IN ('waiting', 'completed') THEN
     x.listed := NULL;
   END IF;
+  x.member := CASE WHEN x.flow_id IS NOT NULL THEN fn.public_state(state) END;
+  IF state NOT LIKE 'r_d%' THEN
+    x.is_root := NULL;
+  END IF;
   IF state LIKE 't%' THEN
-    x.due := fn.kept_until(x); x.due_in := 'r';
+    -- A member of a flow is kept as long as the flow.
+    x.due := CASE WHEN x.flow_id IS NULL THEN fn.kept_until(x) END;
+    x.due_in := CASE WHEN x.flow_id IS NULL THEN 'r'::"char" END;
     RETURN x;
   END IF;
   IF fn.is_claimable(state) AND fn.num(x.reserved_until) IS NULL THEN
@@ -217,6 +224,10 @@ END $$;
 CREATE FUNCTION fn.put(c fn.context, was db.executions, x db.executions) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
   x := fn.derive(x);
+  IF x.flow_id IS NOT NULL THEN
+    x := fn.derive(fn.follow_cancellation(c, was, x));
+    c := fn.note_member(c, was, x);
+  END IF;
   IF x.ready IS NOT NULL AND was.state LIKE 't%' THEN
     c := fn.register_class(c, x.class);
     SELECT id INTO x.class_id FROM db.classes WHERE p = c.p AND class = x.class;
@@ -226,7 +237,8 @@ BEGIN
     holder, topic, attempt, attempts, started, closed, ended, result, error, error_class, error_detail, cancel_reason,
     cancelled_by, revoke_reason, retry_count, reclaim_count, replay_count, reserved_for, reserved_until, watchers, last,
     reported, answered, steps, journal_bytes, progress_percent, progress_message, progress_at,
-    suspension, suspended_at, suspended_until, stream, budgets, class_id, ready, due, due_in, listed, suspended
+    suspension, suspended_at, suspended_until, stream, budgets, class_id, ready, due, due_in, listed, suspended,
+    flow, flow_id, member, is_root
   ) = (
     x.state, x.priority, x.place, x.mutated, x.tags, x.dedup_until, x.deadline, x.delay_until, x.fence, x.expires,
     x.timeout_at, x.timeout_left, x.holder, x.topic, x.attempt, x.attempts, x.started, x.closed, x.ended, x.result,
@@ -234,7 +246,8 @@ BEGIN
     x.reclaim_count, x.replay_count, x.reserved_for, x.reserved_until, x.watchers, x.last, x.reported, x.answered,
     x.steps, x.journal_bytes, x.progress_percent, x.progress_message, x.progress_at,
     x.suspension, x.suspended_at, x.suspended_until, x.stream, x.budgets, x.class_id, x.ready, x.due, x.due_in, x.listed,
-    x.suspended
+    x.suspended, x.flow,
+    x.flow_id, x.member, x.is_root
   ) WHERE p = was.p AND uuid = was.uuid;
   c := fn.follow(c, was, x);
   IF x.state LIKE 't%' AND was.state NOT LIKE 't%' THEN

@@ -12,6 +12,11 @@ LANGUAGE sql AS $$
   ) ON CONFLICT DO NOTHING
 $$;
 
+-- Return the mark of an answer: '1' if it repeats that of another call, followed by 'o' if this partition owes something.
+CREATE FUNCTION fn.mark(c fn.context, is_again bytea) RETURNS bytea LANGUAGE sql AS $$
+  SELECT is_again || CASE WHEN EXISTS (SELECT FROM db.owed WHERE p = c.p) THEN 'o'::bytea ELSE '' END
+$$;
+
 -- Return the reply with what this partition owes, the oldest first.
 CREATE FUNCTION fn.owed(c fn.context, most int) RETURNS bytea LANGUAGE sql AS $$
   SELECT fn.answer(VARIADIC ARRAY(SELECT debt FROM db.owed WHERE p = c.p ORDER BY turn LIMIT most))

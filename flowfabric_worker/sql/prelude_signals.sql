@@ -160,7 +160,7 @@ DECLARE
 BEGIN
   IF f.failure IS NOT NULL THEN
     RETURN f;
-  ELSIF x.namespace <> of_namespace THEN
+  ELSIF x.namespace <> of_namespace OR fn.is_hidden(x) THEN
     f.failure := fn.failure('execution_not_found', fn.bytes(execution));
     RETURN f;
   END IF;

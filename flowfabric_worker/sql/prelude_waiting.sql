@@ -124,6 +124,8 @@ CREATE FUNCTION fn.is_sooner(c fn.context) RETURNS boolean LANGUAGE sql AS $$
     (SELECT FROM db.executions WHERE p = c.p AND due_in = 'y' AND due <= c.first_due LIMIT c.first_count + 1)
     UNION ALL
     (SELECT FROM db.entries WHERE p = c.p AND due_in = 'd' AND due <= c.first_due LIMIT c.first_count + 1)
+    UNION ALL
+    (SELECT FROM db.entries WHERE p = c.p AND due_in = 'd' AND due <= c.first_due LIMIT c.first_count + 1)
   ) AS entries
 $$;
 
@@ -182,5 +184,5 @@ END $$;
 -- Bring everything up to date that a call noted, and wake the waiters that it concerns.
 CREATE FUNCTION fn.flush(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
-  RETURN fn.wake(fn.flush_counts(fn.keep_pace(c)));
+  RETURN fn.wake(fn.flush_counts(fn.keep_pace(fn.run_jobs(c))));
 END $$;

@@ -23,6 +23,7 @@ BEGIN
     SELECT CASE WHEN x.uuid IS NULL OR fn.is_bare(x) THEN fn.replies() ELSE fn.values_of(x, fields) END
     FROM unnest(args[count + 3 :]) WITH ORDINALITY AS asked(id, nth)
     LEFT JOIN db.executions AS x ON x.p = partition AND x.uuid = fn.id(asked.id) AND x.namespace = args[1]
+      AND NOT fn.is_hidden(x)
     ORDER BY nth
   ));
 END $$;
@@ -38,7 +39,7 @@ DECLARE
   x db.executions;
 BEGIN
   SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = fn.id(args[1]) AND namespace = args[2];
-  IF x.uuid IS NULL OR fn.is_bare(x) THEN
+  IF x.uuid IS NULL OR fn.is_bare(x) OR fn.is_hidden(x) THEN
     RETURN fn.replies();
   END IF;
   RETURN fn.replies(fn.values_of(x, fn.texts(args[3:])), fn.open_suspension(c, x));
@@ -102,7 +103,7 @@ BEGIN
   WHILE looked < cardinality(ids) AND (c.work > 0 OR looked = 0) LOOP
     looked := looked + 1;
     SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = ids[looked];
-    IF x.uuid IS NOT NULL AND NOT fn.is_bare(x) THEN
+    IF x.uuid IS NOT NULL AND NOT fn.is_bare(x) AND NOT fn.is_hidden(x) THEN
       row_values := fn.values_of(x, fields);
       rows := rows || fn.replies(fn.reply(fn.bytes(x.uuid)), row_values);
       c.work := c.work - fn.weight(row_values);

@@ -107,7 +107,7 @@ DECLARE
   b fn.batch;
   answers bytea[] := '{}';
 BEGIN
-  PERFORM fn.lock_items(c, args, 9);
+  c := fn.lock_items(c, args, 9, false);
   FOR at IN 1 .. cardinality(args) BY 9 LOOP
     IF NOT fn.has_space(c, cardinality(answers)) THEN
       answers := answers || fn.failure('batch_full');

@@ -42,7 +42,6 @@ DECLARE
   kind bytea[] := fn.unpack(args[at + 1]);
   key bytea := nullif(args[at + 4], '');
   existing uuid;
-  starts bigint := fn.moment(args[at + 2], c.now);
 BEGIN
   b.c := c;
   x.p := c.p; x.uuid := fn.id(args[at]); x.class := kind[1];
@@ -59,6 +58,18 @@ BEGIN
     RETURN b;
   END IF;
   b.c := fn.register_class(c, x.class);
+  RETURN fn.insert_one(b, fn.drafted(c, args, at, kind));
+END $$;
+
+-- Return the record of a new execution whose arguments begin at `at`, and whose kind has been unpacked.
+CREATE FUNCTION fn.drafted(c fn.context, args bytea[], at int, kind bytea[]) RETURNS db.executions
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  x db.executions;
+  key bytea := nullif(args[at + 4], '');
+  starts bigint := fn.moment(args[at + 2], c.now);
+BEGIN
+  x.p := c.p; x.uuid := fn.id(args[at]); x.class := kind[1]; x.namespace := fn.pack(fn.unpack_first(x.class));
   starts := CASE WHEN starts > c.now THEN starts END;
   x.state := CASE WHEN starts IS NULL THEN 'ruewnf'::bytea ELSE 'rutdnf' END;
   x.priority := kind[2];
@@ -71,7 +82,7 @@ BEGIN
   x.codec := nullif(kind[4], ''); x.policy := nullif(kind[5], ''); x.creator := nullif(kind[6], '');
   x.max_signals := nullif(kind[7], '');
   x.payload := nullif(args[at + 5], ''); x.tags := nullif(args[at + 6], ''); x.headers := nullif(args[at + 7], '');
-  RETURN fn.insert_one(b, x);
+  RETURN x;
 END $$;
 
 -- Insert a new record with its key. Another session that creates the same one at this moment wins.

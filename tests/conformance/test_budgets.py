@@ -253,7 +253,7 @@ def test_a_deleted_budget_is_gone_and_a_new_one_begins_at_zero(engine: Engine, d
 def test_a_damaged_budget_is_told_and_harms_no_other(engine: Engine, part: int | None, damage: bytes) -> None:
     budget(engine)
     budget(engine, name=BudgetId("sound"))
-    parts = [b"1", b"block", b"warn", b"", b"", b"", b"", b"0", b"0", b"", b"", b""]
+    parts = [b"1", b"block", b"warn", b"", b"", b"", b"", b"0", b"0", b"", b"", b"", b"", b"0"]
     if part is not None:
         parts[part - 1] = damage
     entry = pack(parts) if part is not None else damage

@@ -17,7 +17,7 @@ _DUMPED = {
     "keys": ("key", "key", "uuid"),
     "lanes": ("lane", "lane", "listed, revision, paused, turn, is_followed, answered"),
     "classes": ("classes", "NULL", "class, lane"),
-    "entries": ("entries", "NULL", "kind, member, due, due_in"),
+    "entries": ("entries", "NULL", "kind, member, due, due_in, place"),
     "waiters": ("waiters", "NULL", "waiter, set_name, until, lanes"),
     "woken": ("woken", "NULL", "waiter, stands_by"),
     "claims": ("claims", "NULL", "field, claim_id, kept, worker, answer"),
@@ -43,6 +43,10 @@ _DUMPED = {
     "streams": ("stream", "uuid", "last, live, deltas, calls, readers"),
     "stream_attempts": ("stream", "uuid", "attempt, state, summary"),
     "stream_replies": ("stream", "uuid", "place, reply"),
+    "flows": ("flow", "flow", "*"),
+    "edges": ("edges", "flow", "*"),
+    "groups": ("groups", "flow", "*"),
+    "acknowledged": ("links", "flow", "uuid"),
     "frames": ("frames", "uuid", "ms, n, mode, frame, payload, before, at"),
 }
 

@@ -1,0 +1,104 @@
+-- Budgets as gates of claim classes.
+--
+-- A budget is a gate: while a hard limit of it is reached, work that names it is not handed out. A partition with such work
+-- but without the budget has a hash ':gate:<name>' for it: `shut` is '1' while the budget is full, `turn` is that of this news.
+local gates = { eligibility = 'b', blocking = 'u' }
+ff.gate_kinds.b = gates
+
+-- Return the budget that a gate is named after, and the name of a budget's gate.
+local function budget_of(name)
+  local parts = ff.unpack(string.sub(name, 2))
+  return ff.pack({ parts[1] }) .. parts[2]
+end
+
+function ff.gate_of_budget(address)
+  local id, namespace = ff.behind_first(address)
+  return ff.gate_name('b', ff.unpack(namespace)[1], id)
+end
+
+function gates.load(ctx, gate)
+  local budget, failure = ff.budget(ctx, budget_of(gate.name))
+  if budget then
+    gate.budget = budget
+    gate.allowance = ff.full_dimension(budget) and 0 or math.huge
+  elseif failure[2] == 'corruption' then
+    gate.damaged = failure[4]
+  else
+    local shut = call('HGET', gate.key, 'shut')
+    gate.is_missing, gate.allowance = not shut, shut == '1' and 0 or math.huge
+  end
+end
+
+function gates.flush(_, gate)
+  if gate.budget then
+    gate.allowance = ff.full_dimension(gate.budget) and 0 or math.huge
+  end
+end
+
+-- What is handed out is not counted: executions report what they use.
+function gates.admit() end
+function gates.leave() end
+function gates.check() end
+
+function gates.exists(ctx, name)
+  return call('HEXISTS', ctx.base .. ':budget', budget_of(name)) == 1 or call('EXISTS', ctx.base .. ':gate:' .. name) == 1
+end
+
+function gates.unknown(id)
+  return ff.failure('budget_not_found', id)
+end
+
+-- Return what explain_execution tells of a full budget: the dimension, what is used or reserved of it, the hard limit, and when
+-- it is reset or ''; nothing if the budget is in another partition.
+function gates.explain(_, gate)
+  if not gate.budget then
+    return {}
+  end
+  local name, taken, hard = ff.full_dimension(gate.budget)
+  return { name or '', ff.text(taken or 0), ff.text(hard or 0), gate.budget.next_reset }
+end
+
+-- Return the news for a partition that uses a budget: the turn, and '1' if the budget is full, else '0'.
+function ff.news_of_budget(budget)
+  return budget.turn .. ':' .. (ff.full_dimension(budget) and '1' or '0')
+end
+
+-- Close or open the gate of a budget that has become full, or has space again, here and in the partitions that use it.
+function ff.turn_gate(ctx, budget, is_full)
+  local gate = ff.gate(ctx, ff.gate_of_budget(budget.address))
+  gate.was_closed, gate.is_changed = not is_full, true
+  budget.turn = ff.text(math.max(tonumber(budget.turn) + 1, ctx.now))
+  for _, partition in ipairs(budget.using) do
+    ff.owe(ctx, 'tell', budget.address, ff.news_of_budget(budget), partition)
+  end
+end
+
+-- Receive the news whether a budget of another partition is full. Old news is ignored.
+function ff.hear_of_budget(ctx, address, news)
+  local turn, is_full = string.match(news, '^(%d+):([01])$')
+  local name = ff.gate_of_budget(address)
+  local gate = ff.gate(ctx, name)
+  if tonumber(turn) < (ff.number(call('HGET', gate.key, 'turn')) or 0) then
+    return
+  end
+  call('HSET', gate.key, 'turn', turn, 'shut', is_full)
+  gate.was_closed, gate.is_changed = gate.allowance <= 0, true
+  gate.allowance, gate.is_missing = is_full == '1' and 0 or math.huge, false
+end
+
+-- How many classes of a budget one call removes.
+local MOST_FORGOTTEN = 256
+
+-- Remove the classes of a budget that hold no work. Return 'in_use' if one does, 'more' if there may be more classes, or nil.
+function ff.forget_classes_of_budget(ctx, address)
+  local classes = ff.classes_of_gate(ctx, ff.gate_of_budget(address), MOST_FORGOTTEN)
+  for _, class in ipairs(classes) do
+    if (ff.number(call('HGET', ctx.base .. ':held', class)) or 0) > 0 then
+      return 'in_use'
+    end
+  end
+  for _, class in ipairs(classes) do
+    ff.forget_class(ctx, class)
+  end
+  return #classes == MOST_FORGOTTEN and 'more' or nil
+end
