@@ -123,6 +123,7 @@ BEGIN
     x := fn.forget_steps(x, first_forgotten);
   END IF;
   x := fn.replayed(c, x);
+  f.c := fn.reopen_children(f.c, x);
   IF x.flow_id IS NOT NULL THEN
     f.c := fn.replay_member(f.c, f.was);
     x.result := (f.was).result;

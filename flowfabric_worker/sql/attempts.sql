@@ -252,19 +252,25 @@ BEGIN
   RETURN coalesce(f.failure, fn.answer('ok'));
 END $$;
 
--- wait_children: end a lease and let the attempt continue when the outstanding children have ended. An execution without
--- a flow has none, so it is ready at once.
--- Arguments: uuid, fence.
+-- wait_children: end a lease and let the attempt continue when enough children succeeded, or can succeed no more; or when
+-- enough have ended. If that is so already, as without children, it is ready at once.
+-- Arguments: uuid, fence, how many or '' for all, '1' if only ends count, then the names of the children, none for all that
+-- are not detached.
 -- Replies: 'ok'.
 -- Errors: those of fn.fenced.
 CREATE FUNCTION fn.wait_children(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  c fn.context := fn.begin(partition);
+  c fn.context := fn.lock_flows(fn.begin(partition), ARRAY[fn.id(args[1])], true);
   f fn.found := fn.fenced(c, fn.id(args[1]), args[2], 'wait_children', NULL);
+  x db.executions;
 BEGIN
   c := f.c;
   IF f.failure IS NULL THEN
-    c := fn.put(c, f.was, fn.interrupt(c, f.x, 'wait_children', args[2], NULL));
+    x := fn.interrupt(c, f.x, 'wait_children', args[2], NULL);
+    IF NOT fn.await_children(c, x, fn.num(args[3]), coalesce(args[4] = '1', false), coalesce(args[5:], '{}')) THEN
+      x.state := 'rudhni';
+    END IF;
+    c := fn.put(c, f.was, x);
   END IF;
   c := fn.flush(c);
   RETURN coalesce(f.failure, fn.answer('ok'));

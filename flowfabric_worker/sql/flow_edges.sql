@@ -2,7 +2,7 @@
 
 -- Return the failure of an edge that would close a cycle, or null. The descendants of its downstream execution and the
 -- ancestors of its upstream execution are followed in turn, until those of one side are all known.
-CREATE FUNCTION fn.closes_cycle(c fn.context, id bytea, of_up uuid, of_down uuid) RETURNS bytea LANGUAGE plpgsql AS $$
+CREATE FUNCTION fn.closes_cycle(c fn.context, of_flow uuid, id bytea, of_up uuid, of_down uuid) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   downs uuid[] := ARRAY[of_down];
   ups uuid[] := ARRAY[of_up];
@@ -14,14 +14,14 @@ BEGIN
     IF at > cardinality(downs) THEN
       RETURN NULL;
     END IF;
-    found := ARRAY(SELECT e.down FROM db.edges AS e WHERE p = c.p AND e.up = downs[at] ORDER BY e.id LIMIT left_over + 1);
+    found := ARRAY(SELECT e.down FROM db.edges AS e WHERE p = c.p AND flow = of_flow AND e.up = downs[at] ORDER BY e.id LIMIT left_over + 1);
     left_over := greatest(left_over - cardinality(found), 0);
     downs := downs || ARRAY(SELECT DISTINCT each FROM unnest(found) AS each WHERE each <> ALL (downs));
     EXIT WHEN of_up = ANY (found);
     IF at > cardinality(ups) THEN
       RETURN NULL;
     END IF;
-    found := ARRAY(SELECT e.up FROM db.edges AS e WHERE p = c.p AND e.down = ups[at] ORDER BY e.id LIMIT left_over + 1);
+    found := ARRAY(SELECT e.up FROM db.edges AS e WHERE p = c.p AND flow = of_flow AND e.down = ups[at] ORDER BY e.id LIMIT left_over + 1);
     left_over := greatest(left_over - cardinality(found), 0);
     ups := ups || ARRAY(SELECT DISTINCT each FROM unnest(found) AS each WHERE each <> ALL (ups));
     EXIT WHEN of_down = ANY (found);
@@ -48,7 +48,7 @@ BEGIN
   ELSIF x.flow_id IS DISTINCT FROM f.flow THEN
     RETURN fn.failure('execution_not_in_flow', args[6], args[1]);
   END IF;
-  failure := fn.closes_cycle(c, args[4], fn.id(args[5]), fn.id(args[6]));
+  failure := fn.closes_cycle(c, f.flow, args[4], fn.id(args[5]), fn.id(args[6]));
   IF failure IS NOT NULL THEN
     RETURN failure;
   ELSIF EXISTS (SELECT FROM db.edges WHERE p = c.p AND flow = f.flow AND id = args[4]) THEN
@@ -71,7 +71,7 @@ BEGIN
   INSERT INTO db.groups AS g (p, down, flow, policy, k, others, n, ok, bad, skip) VALUES (
     c.p, fn.id(args[6]), f.flow, 'all_of', 0, 'let_run', 1,
     (of_result = 's')::int, (of_result = 'f')::int, (of_result = 'k')::int
-  ) ON CONFLICT (p, down) DO UPDATE SET n = g.n + 1, ok = g.ok + excluded.ok, bad = g.bad + excluded.bad,
+  ) ON CONFLICT (p, flow, down) DO UPDATE SET n = g.n + 1, ok = g.ok + excluded.ok, bad = g.bad + excluded.bad,
     skip = g.skip + excluded.skip RETURNING life INTO of_life;
   INSERT INTO db.edges (p, flow, id, up, down, ref, kind, created, ordinal, applied, result, life) VALUES (
     c.p, f.flow, args[4], fn.id(args[5]), fn.id(args[6]), nullif(args[7], ''), args[8], fn.bytes(c.now),
@@ -91,7 +91,7 @@ DECLARE
 BEGIN
   UPDATE db.edges SET applied = true WHERE p = c.p AND flow = f.flow AND id = e.id;
   IF NOT g.force THEN
-    UPDATE db.groups SET force = true WHERE p = c.p AND down = e.down;
+    UPDATE db.groups SET force = true WHERE p = c.p AND flow = f.flow AND down = e.down;
     IF x.state NOT LIKE 'r_d%' THEN
       after.state := 'rudhn'::bytea || substring(x.state FROM 6); after.mutated := fn.bytes(c.now);
       c := fn.put(c, x, after);
@@ -102,7 +102,7 @@ END $$;
 
 -- Return the state of an edge as readers see it.
 CREATE FUNCTION fn.edge_word(e db.edges, g db.groups) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-  SELECT CASE fn.effective(e.result, e.life, g.life) WHEN 's' THEN 'satisfied' WHEN 'f' THEN 'impossible' WHEN 'k' THEN 'impossible'
+  SELECT CASE fn.effective(e.result, e.life, g.policy, g.life) WHEN 's' THEN 'satisfied' WHEN 'f' THEN 'impossible' WHEN 'k' THEN 'impossible'
     ELSE CASE WHEN e.applied THEN 'applied' ELSE 'staged' END END
 $$;
 
@@ -115,8 +115,8 @@ CREATE FUNCTION fn.edge_in(c fn.context, of_flow uuid, of_id bytea) RETURNS db.e
   SELECT * FROM db.edges WHERE p = c.p AND flow = of_flow AND id = of_id
 $$;
 
-CREATE FUNCTION fn.group_of(c fn.context, of_down uuid) RETURNS db.groups LANGUAGE sql AS $$
-  SELECT * FROM db.groups WHERE p = c.p AND down = of_down
+CREATE FUNCTION fn.group_of(c fn.context, of_flow uuid, of_down uuid) RETURNS db.groups LANGUAGE sql AS $$
+  SELECT * FROM db.groups WHERE p = c.p AND flow = of_flow AND down = of_down
 $$;
 
 -- stage_dependency_edge: record an edge, and put it into force if the caller links it.
@@ -144,7 +144,7 @@ BEGIN
     RETURN fn.answer_before(f, args[3]);
   END IF;
   c.flows := ARRAY[f.flow];
-  e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, fn.id(args[6]));
+  e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, fn.id(args[6]));
   x := fn.load(c, fn.id(args[6]));
   c := x.c;
   is_known := coalesce(e.up = fn.id(args[5]) AND e.down = fn.id(args[6]) AND coalesce(e.ref, '') = args[7] AND e.kind = args[8], false);
@@ -154,7 +154,7 @@ BEGIN
       RETURN failure;
     END IF;
     f := fn.stage_edge(c, f, args);
-    e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, e.down);
+    e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, e.down);
   END IF;
   applies := args[10] = '1' AND NOT e.applied;
   IF applies AND ((x.x).flow_id IS DISTINCT FROM f.flow OR NOT g.force AND (x.x).state NOT LIKE 'r%') THEN
@@ -165,7 +165,7 @@ BEGIN
     c := fn.carry_out(c, f, fn.decide_group(c, f, e.down, e.up));
   END IF;
   c := fn.flush(c);
-  e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, e.down);
+  e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, e.down);
   answer := ARRAY[
     CASE WHEN is_known THEN 'known'::bytea ELSE 'staged' END, f.revision, fn.bytes(fn.edge_word(e, g)), fn.unresolved(g),
     CASE WHEN applies THEN '1'::bytea ELSE '' END
@@ -194,7 +194,7 @@ BEGIN
     RETURN fn.answer_before(f, args[3]);
   END IF;
   c.flows := ARRAY[f.flow];
-  e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, e.down);
+  e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, e.down);
   IF e.id IS NULL THEN
     RETURN fn.failure('edge_not_found', args[4]);
   ELSIF e.applied THEN
@@ -209,5 +209,5 @@ BEGIN
   END IF;
   c := fn.apply_edge(c, f, e, g, x.x);
   c := fn.flush(c);
-  RETURN fn.answer_once(c, f.flow, args[3], 'applied', fn.unresolved(fn.group_of(c, e.down)));
+  RETURN fn.answer_once(c, f.flow, args[3], 'applied', fn.unresolved(fn.group_of(c, f.flow, e.down)));
 END $$;

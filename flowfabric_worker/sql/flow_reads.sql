@@ -33,14 +33,14 @@ CREATE FUNCTION fn.packed_edge(e db.edges) RETURNS bytea LANGUAGE sql IMMUTABLE 
   SELECT fn.pack(
     fn.bytes(e.up), fn.bytes(e.down), coalesce(e.ref, ''), coalesce(e.kind, ''), coalesce(e.created, ''),
     fn.bytes(e.ordinal::bigint), CASE WHEN e.applied THEN '1'::bytea ELSE '' END, fn.bytes(e.result::text),
-    fn.bytes(e.life::bigint)
+    CASE WHEN e.life < 0 THEN '-'::bytea ELSE fn.bytes(e.life::bigint) END
   )
 $$;
 
 -- Return what readers are told of an edge: its place in a listing, id, stored edge, life of its group.
 CREATE FUNCTION fn.edge_row(place bytea, e db.edges) RETURNS bytea LANGUAGE sql AS $$
   SELECT fn.answer(
-    place, e.id, fn.packed_edge(e), fn.bytes((SELECT life FROM db.groups WHERE p = e.p AND down = e.down)::bigint)
+    place, e.id, fn.packed_edge(e), fn.bytes((SELECT life FROM db.groups WHERE p = e.p AND flow = e.flow AND down = e.down)::bigint)
   )
 $$;
 
@@ -186,17 +186,17 @@ $$;
 -- not want all successes passes only those.
 CREATE FUNCTION fn.inputs(c fn.context, x db.executions, after bytea) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  g db.groups := fn.group_of(c, x.uuid);
+  g db.groups := fn.group_of(c, x.flow_id, x.uuid);
   rows bytea[] := '{}';
   each record;
   last bytea := '';
   seen int := 0;
 BEGIN
   FOR each IN
-    SELECT fn.place_of(e) AS place, e.id, e.ref, e.up, fn.effective(e.result, e.life, g.life) AS of_result, u.state, u.codec, u.result, u.error,
+    SELECT fn.place_of(e) AS place, e.id, e.ref, e.up, fn.effective(e.result, e.life, g.policy, g.life) AS of_result, u.state, u.codec, u.result, u.error,
       u.error_class, u.error_detail, u.cancel_reason
     FROM db.edges AS e LEFT JOIN db.executions AS u ON u.p = e.p AND u.uuid = e.up
-    WHERE e.p = c.p AND e.down = x.uuid AND e.ref IS NOT NULL AND g.down IS NOT NULL
+    WHERE e.p = c.p AND e.flow = x.flow_id AND e.down = x.uuid AND e.ref IS NOT NULL AND g.down IS NOT NULL
       AND e.ordinal >= CASE WHEN fn.ascii(after) ~ '^[0-9]{12}' THEN fn.num(substring(after FOR 12)) ELSE 0 END
       AND fn.place_of(e) > after ORDER BY e.ordinal LIMIT 100
   LOOP

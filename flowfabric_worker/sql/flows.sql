@@ -307,6 +307,37 @@ BEGIN
   RETURN fn.answer('more', fn.bytes(stored));
 END $$;
 
+-- Children ------------------------------------------------------------------------------------------------------------
+
+-- spawn: create a child of an execution, ready to run; the first child of a name stands.
+-- Arguments: uuid, fence, call id, id of the flow of its children, name, '1' for a child that is not cancelled with its parent,
+-- then a creation.
+-- Replies: 'created', or 'known'.
+-- Errors: those of fn.fenced, conflict (another execution has the child's id), too_many_classes.
+CREATE FUNCTION fn.spawn(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  f fn.found;
+  x db.executions;
+BEGIN
+  PERFORM fn.share_classes(c);
+  c := fn.lock_flows(c, ARRAY[fn.id(args[1])], true);
+  f := fn.fenced(c, fn.id(args[1]), args[2], NULL, args[3]);
+  x := f.x; c := f.c;
+  IF f.failure IS NULL AND EXISTS (SELECT FROM db.edges WHERE p = c.p AND flow = fn.id(args[4]) AND id = args[5]) THEN
+    f.failure := fn.answer('known');
+  END IF;
+  f.failure := coalesce(f.failure, fn.refuse_nodes(c, ARRAY['n'::bytea] || args[7:14], ARRAY[1]));
+  IF f.failure IS NULL THEN
+    c := fn.add_child(c, x, args, 7, fn.id(args[4]), args[5], args[6] = '1');
+    x.children := args[4]; x.mutated := fn.bytes(c.now);
+    x.reported := fn.remember(x.reported, args[3], 'created');
+    c := fn.put(c, f.was, x);
+  END IF;
+  c := fn.flush(c);
+  RETURN coalesce(f.failure, fn.answer('created'));
+END $$;
+
 -- Cancelling ----------------------------------------------------------------------------------------------------------
 
 -- Mark a flow as cancelled. With a grace, its members are left to the caller for that time, in ms.

@@ -8,15 +8,22 @@ CREATE FUNCTION fn.decided_state(
     WHEN policy = 'all_of' AND bad + skip > 0 THEN 'impossible'
     WHEN policy = 'all_of' AND ok = n THEN 'satisfied'
     WHEN policy = 'all_ended' AND ok + bad + skip = n THEN 'satisfied'
+    WHEN policy = 'children_ended' AND ok + bad + skip >= k THEN 'satisfied'
+    WHEN policy = 'children' AND (ok >= k OR bad + skip > n - k) THEN 'satisfied'
     WHEN policy IN ('any_of', 'quorum') AND ok >= k THEN 'satisfied'
     WHEN policy IN ('any_of', 'quorum') AND (k <= n OR is_sealed) AND bad + skip > n - k THEN 'impossible'
     ELSE 'pending'
   END
 $$;
 
--- Return the result of an edge that counts in its group: s, f, k, or '' while it is unresolved.
-CREATE FUNCTION fn.effective(result "char", life int, of_group int) RETURNS "char" LANGUAGE sql IMMUTABLE AS $$
-  SELECT CASE WHEN result = 's' OR life = of_group THEN result ELSE '' END
+-- Return whether a group is that of an execution and its children.
+CREATE FUNCTION fn.is_of_children(policy text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+  SELECT policy IN ('children', 'children_ended')
+$$;
+
+-- Return the result of an edge that stands: s, f, k, or '' while it is unresolved.
+CREATE FUNCTION fn.effective(result "char", life int, policy text, of_group int) RETURNS "char" LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN result = 's' OR life = of_group OR fn.is_of_children(policy) THEN result ELSE '' END
 $$;
 
 -- Return the result that the end of an execution gives to the edges that leave it.
@@ -29,11 +36,13 @@ $$;
 CREATE FUNCTION fn.resolve(c fn.context, f db.flows, ups uuid[], after bytea, most bigint) RETURNS fn.resolved
 LANGUAGE sql AS $$
   WITH page AS MATERIALIZED (
-    SELECT u.nth, u.up, e.id, e.down, g.life, fn.effective(e.result, e.life, g.life) AS old, fn.result_of(x.state) AS new
+    SELECT u.nth, u.up, e.id, e.down, fn.effective(e.result, e.life, g.policy, g.life) AS old, fn.result_of(x.state) AS new,
+      CASE WHEN fn.is_of_children(g.policy) THEN e.life ELSE g.life END AS life,
+      e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts
     FROM unnest(ups) WITH ORDINALITY AS u(up, nth)
     JOIN db.executions AS x ON x.p = c.p AND x.uuid = u.up AND x.state LIKE 't%'
-    JOIN db.edges AS e ON e.p = c.p AND e.up = u.up AND (u.nth > 1 OR e.id > after)
-    JOIN db.groups AS g ON g.p = c.p AND g.down = e.down
+    JOIN db.edges AS e ON e.p = c.p AND e.flow = f.flow AND e.up = u.up AND (u.nth > 1 OR e.id > after)
+    JOIN db.groups AS g ON g.p = c.p AND g.flow = f.flow AND g.down = e.down
     ORDER BY u.nth, e.id LIMIT most
   ), changed AS MATERIALIZED (
     SELECT * FROM page WHERE old <> 's' AND old <> new
@@ -47,12 +56,12 @@ LANGUAGE sql AS $$
       array_agg(up ORDER BY nth, id) FILTER (WHERE new = 's') AS oks,
       array_agg(up ORDER BY nth, id) FILTER (WHERE new <> 's') AS bads,
       array_agg(up ORDER BY nth, id) AS ups, (array_agg(ROW(nth, id)::fn.link ORDER BY nth, id))[1] AS place
-    FROM changed GROUP BY down
+    FROM changed WHERE counts GROUP BY down
   ), decided AS (
     SELECT d.*, g.state AS was, CASE WHEN g.state <> 'satisfied' AND g.force THEN fn.decided_state(
       g.policy, g.k, g.n, (g.ok + d.ok)::int, (g.bad + d.bad)::int, (g.skip + d.skip)::int, f.sealed IS NOT NULL
     ) ELSE g.state END AS state
-    FROM counted AS d JOIN db.groups AS g ON g.p = c.p AND g.down = d.down
+    FROM counted AS d JOIN db.groups AS g ON g.p = c.p AND g.flow = f.flow AND g.down = d.down
   ), noted AS (
     UPDATE db.groups AS g SET ok = g.ok + d.ok, bad = g.bad + d.bad, skip = g.skip + d.skip, state = d.state,
       decided = CASE
@@ -61,7 +70,7 @@ LANGUAGE sql AS $$
         WHEN g.policy IN ('any_of', 'quorum') AND d.state = 'impossible' THEN d.bads[greatest(g.n - g.k - g.bad - g.skip + 1, 1)]
         WHEN d.state = 'impossible' THEN d.bads[1]
         WHEN d.state = 'satisfied' THEN d.ups[cardinality(d.ups)] END
-    FROM decided AS d WHERE g.p = c.p AND g.down = d.down
+    FROM decided AS d WHERE g.p = c.p AND g.flow = f.flow AND g.down = d.down
     RETURNING d.was, d.place, g.*
   )
   SELECT (SELECT count(*) FROM page), last.nth, last.id, fired.downs, fired.states, fired.deciders, fired.cancels
@@ -78,21 +87,22 @@ $$;
 CREATE FUNCTION fn.unresolve(c fn.context, f db.flows, of_up uuid, after bytea, most bigint) RETURNS fn.resolved
 LANGUAGE sql AS $$
   WITH page AS MATERIALIZED (
-    SELECT e.id, e.down, g.life, fn.effective(e.result, e.life, g.life) AS old
-    FROM db.edges AS e JOIN db.groups AS g ON g.p = c.p AND g.down = e.down
-    WHERE e.p = c.p AND e.up = of_up AND e.id > after ORDER BY e.id LIMIT most
+    SELECT e.id, e.down, fn.effective(e.result, e.life, g.policy, g.life) AS old,
+      e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts
+    FROM db.edges AS e JOIN db.groups AS g ON g.p = c.p AND g.flow = f.flow AND g.down = e.down
+    WHERE e.p = c.p AND e.flow = f.flow AND e.up = of_up AND e.id > after ORDER BY e.id LIMIT most
   ), written AS (
     UPDATE db.edges AS e SET result = '' FROM page
     WHERE e.p = c.p AND e.flow = f.flow AND e.id = page.id AND old IN ('f', 'k')
   ), counted AS (
     SELECT down, count(*) FILTER (WHERE old = 'f') AS bad, count(*) FILTER (WHERE old = 'k') AS skip, min(id) AS place
-    FROM page WHERE old IN ('f', 'k') GROUP BY down
+    FROM page WHERE old IN ('f', 'k') AND counts GROUP BY down
   ), noted AS (
     UPDATE db.groups AS g SET bad = g.bad - d.bad, skip = g.skip - d.skip,
       state = CASE g.state WHEN 'impossible' THEN 'pending' ELSE g.state END,
       decided = CASE g.state WHEN 'impossible' THEN NULL ELSE g.decided END
-    FROM counted AS d JOIN db.groups AS before ON before.p = c.p AND before.down = d.down
-    WHERE g.p = c.p AND g.down = d.down RETURNING g.down, d.place, before.state AS was, g.state
+    FROM counted AS d JOIN db.groups AS before ON before.p = c.p AND before.flow = f.flow AND before.down = d.down
+    WHERE g.p = c.p AND g.flow = f.flow AND g.down = d.down RETURNING g.down, d.place, before.state AS was, g.state
   )
   SELECT (SELECT count(*) FROM page), 1, (SELECT id FROM page ORDER BY id DESC LIMIT 1), opened.downs, opened.states,
     array_fill(NULL::uuid, ARRAY[cardinality(opened.downs)]), array_fill(false, ARRAY[cardinality(opened.downs)])
@@ -107,7 +117,7 @@ CREATE FUNCTION fn.decide_group(c fn.context, f db.flows, of_down uuid, by_up uu
   WITH noted AS (
     UPDATE db.groups AS g SET
       state = fn.decided_state(g.policy, g.k, g.n, g.ok, g.bad, g.skip, f.sealed IS NOT NULL), decided = by_up
-    WHERE p = c.p AND down = of_down AND state = 'pending' AND force
+    WHERE p = c.p AND flow = f.flow AND down = of_down AND state = 'pending' AND force
       AND fn.decided_state(g.policy, g.k, g.n, g.ok, g.bad, g.skip, f.sealed IS NOT NULL) <> 'pending'
     RETURNING g.*
   )

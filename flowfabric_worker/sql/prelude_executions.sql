@@ -226,7 +226,9 @@ BEGIN
   x := fn.derive(x);
   IF x.flow_id IS NOT NULL THEN
     x := fn.derive(fn.follow_cancellation(c, was, x));
-    c := fn.note_member(c, was, x);
+  END IF;
+  IF x.state LIKE 't%' AND was.state NOT LIKE 't%' AND (x.flow_id IS NOT NULL OR x.children <> '') THEN
+    c := fn.note_end(c, x);
   END IF;
   IF x.ready IS NOT NULL AND was.state LIKE 't%' THEN
     c := fn.register_class(c, x.class);
@@ -238,7 +240,7 @@ BEGIN
     cancelled_by, revoke_reason, retry_count, reclaim_count, replay_count, reserved_for, reserved_until, watchers, last,
     reported, answered, steps, journal_bytes, progress_percent, progress_message, progress_at,
     suspension, suspended_at, suspended_until, stream, budgets, class_id, ready, due, due_in, listed, suspended,
-    flow, flow_id, member, is_root
+    flow, flow_id, member, is_root, children
   ) = (
     x.state, x.priority, x.place, x.mutated, x.tags, x.dedup_until, x.deadline, x.delay_until, x.fence, x.expires,
     x.timeout_at, x.timeout_left, x.holder, x.topic, x.attempt, x.attempts, x.started, x.closed, x.ended, x.result,
@@ -247,7 +249,7 @@ BEGIN
     x.steps, x.journal_bytes, x.progress_percent, x.progress_message, x.progress_at,
     x.suspension, x.suspended_at, x.suspended_until, x.stream, x.budgets, x.class_id, x.ready, x.due, x.due_in, x.listed,
     x.suspended, x.flow,
-    x.flow_id, x.member, x.is_root
+    x.flow_id, x.member, x.is_root, x.children
   ) WHERE p = was.p AND uuid = was.uuid;
   c := fn.follow(c, was, x);
   IF x.state LIKE 't%' AND was.state NOT LIKE 't%' THEN

@@ -11,8 +11,8 @@
 CREATE FUNCTION fn.lock_flows(c fn.context, members uuid[], is_end boolean) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   ids uuid[] := ARRAY(
-    SELECT DISTINCT flow_id FROM db.executions
-    WHERE p = c.p AND uuid = ANY (members) AND flow_id IS NOT NULL AND (is_end OR due <= c.now)
+    SELECT unnest(ARRAY[flow_id, fn.children_of(x)]) FROM db.executions AS x
+    WHERE p = c.p AND uuid = ANY (members) AND (flow_id IS NOT NULL OR children IS NOT NULL) AND (is_end OR due <= c.now)
   );
 BEGIN
   IF cardinality(ids) > 0 THEN
@@ -24,6 +24,11 @@ BEGIN
   END IF;
   RETURN c;
 END $$;
+
+-- Return the flow of an execution's children, or null.
+CREATE FUNCTION fn.children_of(x db.executions) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN fn.ascii(x.children) ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN fn.id(x.children) END
+$$;
 
 -- Take a flow if no other call has it. It is among c.flows afterwards if this call holds it.
 CREATE FUNCTION fn.try_flow(c fn.context, of_flow uuid) RETURNS fn.context LANGUAGE plpgsql AS $$
@@ -103,7 +108,8 @@ CREATE FUNCTION fn.has_failed(f db.flows) RETURNS boolean LANGUAGE sql AS $$
     WHERE p = f.p AND flow_id = f.flow AND member IN ('failed', 'expired', 'cancelled')
       AND NOT (member = 'cancelled' AND cancelled_by = 'flow') AND NOT coalesce((
         SELECT bool_and(g.state = 'satisfied' AND g.policy IN ('any_of', 'quorum'))
-        FROM db.edges AS e JOIN db.groups AS g ON g.p = e.p AND g.down = e.down WHERE e.p = x.p AND e.up = x.uuid
+        FROM db.edges AS e JOIN db.groups AS g ON g.p = e.p AND g.flow = e.flow AND g.down = e.down
+        WHERE e.p = x.p AND e.flow = f.flow AND e.up = x.uuid
       ), false)
   )
 $$;
@@ -183,7 +189,7 @@ BEGIN
   );
   GET DIAGNOSTICS gone = ROW_COUNT;
   left_over := left_over - gone;
-  DELETE FROM db.groups WHERE p = c.p AND down IN (
+  DELETE FROM db.groups WHERE p = c.p AND flow = of_flow AND down IN (
     SELECT down FROM db.groups WHERE p = c.p AND flow = of_flow ORDER BY down LIMIT left_over
   );
   GET DIAGNOSTICS gone = ROW_COUNT;

@@ -68,19 +68,21 @@ BEGIN
   RETURN x;
 END $$;
 
--- Note that a member has ended: what it leads to is resolved before the call ends.
-CREATE FUNCTION fn.note_member(c fn.context, was db.executions, x db.executions) RETURNS fn.context
-LANGUAGE plpgsql IMMUTABLE AS $$
+-- Note that an execution has ended: what it leads to as a member, and what becomes of its children, is done before the call ends.
+CREATE FUNCTION fn.note_end(c fn.context, x db.executions) RETURNS fn.context LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
-  IF x.state LIKE 't%' AND was.state NOT LIKE 't%' THEN
+  IF x.flow_id IS NOT NULL THEN
     c := fn.enqueue(c, 'ended:' || x.flow_id || ':' || x.uuid);
+  END IF;
+  IF fn.children_of(x) IS NOT NULL THEN
+    c := fn.enqueue(c, 'parent:' || fn.children_of(x) || ':' || x.uuid);
   END IF;
   RETURN c;
 END $$;
 
 -- Return whether a member that is replayed waits for its edges again: it was skipped.
 CREATE FUNCTION fn.waits_for_edges(x db.executions) RETURNS boolean LANGUAGE sql AS $$
-  SELECT x.state LIKE '____k%' AND EXISTS (SELECT FROM db.groups WHERE p = x.p AND down = x.uuid)
+  SELECT x.state LIKE '____k%' AND EXISTS (SELECT FROM db.groups WHERE p = x.p AND flow = x.flow_id AND down = x.uuid)
 $$;
 
 -- Open the flow of a member that is replayed. The group of a skipped member begins another life, in which only successes count.
@@ -88,9 +90,10 @@ CREATE FUNCTION fn.replay_member(c fn.context, x db.executions) RETURNS fn.conte
 BEGIN
   UPDATE db.flows SET cancel_policy = NULL, cancel_reason = NULL, cancelled_at = NULL,
     state = CASE WHEN cancel_policy IS NULL THEN state ELSE 'open' END WHERE p = c.p AND flow = x.flow_id;
-  DELETE FROM db.acknowledged WHERE p = c.p AND flow = x.flow_id;
+  DELETE FROM db.acknowledged WHERE p = c.p AND flow = x.flow_id AND uuid = x.uuid;
   IF fn.waits_for_edges(x) THEN
-    UPDATE db.groups SET life = life + 1, bad = 0, skip = 0, state = 'pending', decided = NULL WHERE p = c.p AND down = x.uuid;
+    UPDATE db.groups SET life = life + 1, bad = 0, skip = 0, state = 'pending', decided = NULL
+      WHERE p = c.p AND flow = x.flow_id AND down = x.uuid;
   END IF;
   RETURN fn.enqueue(c, 'opened:' || x.flow_id || ':' || x.uuid);
 END $$;
@@ -116,7 +119,7 @@ END $$;
 
 -- Return whether this release knows a job.
 CREATE FUNCTION fn.is_job(job text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
-  SELECT job ~ '^((ended|opened|others):[0-9a-f-]{36}:[0-9a-f-]{36}|(roots|cancel):[0-9a-f-]{36})$'
+  SELECT job ~ '^((ended|opened|others|parent):[0-9a-f-]{36}:[0-9a-f-]{36}|(roots|cancel):[0-9a-f-]{36})$'
 $$;
 
 -- Run the jobs of this call within its budget, and end or open the flows that they concern.
@@ -171,6 +174,8 @@ BEGIN
     RETURN fn.run_roots(c, f, most);
   ELSIF name = 'cancel' THEN
     RETURN fn.run_cancel(c, f, place, most);
+  ELSIF name = 'parent' THEN
+    RETURN fn.run_parent(c, f, about);
   END IF;
   b.c := c; b.count := 0;
   RETURN b;
@@ -279,7 +284,7 @@ CREATE FUNCTION fn.carried_out(c fn.context, f db.flows, x db.executions, state 
 LANGUAGE sql AS $$
   SELECT CASE
     WHEN x.state NOT LIKE 'r_d%' OR state = 'pending' THEN x
-    WHEN fn.is_cancelling(f) THEN fn.end_member(c, x, 'cancelled', f.cancel_reason)
+    WHEN fn.is_cancelling(f) AND x.flow_id = f.flow THEN fn.end_member(c, x, 'cancelled', f.cancel_reason)
     WHEN state = 'satisfied' THEN fn.let_run(c, x)
     ELSE fn.end_member(c, x, 'skipped', fn.bytes(format('dependency_impossible {fp:%s}:%s', c.p, decider)))
   END
@@ -317,17 +322,17 @@ DECLARE
   ups uuid[];
 BEGIN
   b.c := c; b.count := 0;
-  SELECT * INTO g FROM db.groups WHERE p = c.p AND down = about;
+  g := fn.group_of(c, f.flow, about);
   IF coalesce(g.state = 'pending', true) THEN
     RETURN b;
   END IF;
-  ids := ARRAY(SELECT id FROM db.edges WHERE p = c.p AND down = about AND id > place ORDER BY id LIMIT most);
+  ids := ARRAY(SELECT id FROM db.edges WHERE p = c.p AND flow = f.flow AND down = about AND id > place ORDER BY id LIMIT most);
   ups := ARRAY(
     SELECT e.up FROM db.edges AS e JOIN db.executions AS x ON x.p = c.p AND x.uuid = e.up
     WHERE e.p = c.p AND e.flow = f.flow AND e.id = ANY (ids) AND x.state NOT LIKE 't%'
-      AND fn.effective(e.result, e.life, g.life) = '' AND NOT EXISTS (
-        SELECT FROM db.edges AS other JOIN db.groups AS fed ON fed.p = c.p AND fed.down = other.down
-        WHERE other.p = c.p AND other.up = e.up AND other.down <> about AND fed.state = 'pending'
+      AND fn.effective(e.result, e.life, g.policy, g.life) = '' AND NOT EXISTS (
+        SELECT FROM db.edges AS other JOIN db.groups AS fed ON fed.p = c.p AND fed.flow = f.flow AND fed.down = other.down
+        WHERE other.p = c.p AND other.flow = f.flow AND other.up = e.up AND other.down <> about AND fed.state = 'pending'
       )
   );
   b := fn.cancel_members(c, ups, CASE g.policy

@@ -47,7 +47,8 @@ CREATE INDEX edges_of_flow ON db.edges (p, flow, up, id);
 CREATE INDEX edges_in ON db.edges (p, down, id);
 CREATE INDEX edges_with_data ON db.edges (p, down, ordinal) WHERE ref IS NOT NULL;
 
--- All edges into one execution.
+-- All edges of a flow into one execution. The group of the children of an execution stands for its last wait, whose number is
+-- the life: an edge counts if it is of that life, and its result is that of the child, whichever wait it belongs to.
 CREATE TABLE db.groups (
   p smallint NOT NULL, down uuid NOT NULL, flow uuid NOT NULL,
   policy text NOT NULL, k int NOT NULL, others text NOT NULL,
@@ -55,10 +56,9 @@ CREATE TABLE db.groups (
   state text NOT NULL DEFAULT 'pending', life int NOT NULL DEFAULT 0,
   force boolean NOT NULL DEFAULT false,  -- an edge was applied, so the group holds its execution back
   decided uuid,                          -- the upstream execution that decided it
-  PRIMARY KEY (p, down)
+  PRIMARY KEY (p, flow, down)
 ) WITH (fillfactor = 70);
-CREATE INDEX groups_of_flow ON db.groups (p, flow, down);
 CREATE INDEX groups_unreachable ON db.groups (p, flow) WHERE k > n;
 
--- The members of a cancelled flow whose end was acknowledged.
+-- The members that are not cancelled with their flow: detached children, and those whose end was acknowledged.
 CREATE TABLE db.acknowledged (p smallint NOT NULL, flow uuid NOT NULL, uuid uuid NOT NULL, PRIMARY KEY (p, flow, uuid));
