@@ -56,8 +56,8 @@ def is_ours(name: str) -> bool:
 @functools.cache
 def library() -> Library:
     """Return the library of this release, whose files are read only once."""
-    # Make each area a block, because Lua allows only 200 local names in one.
-    body = "".join(text if name.startswith("prelude") else f"\ndo\n{text}end\n" for name, text in lua_files())
+    # Make each file a block but the first, whose names the others use, because Lua allows only 200 local names in one.
+    body = "".join(text if name == "prelude.lua" else f"\ndo\n{text}end\n" for name, text in lua_files())
     name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
     commands = {called or chunked for called, chunked in _COMMAND.findall(body)}
     return Library(name, f"#!lua name={name}\n{body.replace(_NAMES, name + '_')}", tuple(sorted(commands)))
