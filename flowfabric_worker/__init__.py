@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     )
     from flowfabric_worker.engine.types.policies import FailureClass, RetryPolicy
     from flowfabric_worker.engine.types.suspension import SignalAccepted, SignalDuplicate, SignalEffect, TimeoutBehavior
-    from flowfabric_worker.flow import Flow, FlowRun, Node, chain, chord, group
+    from flowfabric_worker.flow import Child, Flow, FlowRun, Node, chain, chord, group
     from flowfabric_worker.middleware import AttemptEvent, Middleware
     from flowfabric_worker.outcomes import (
         Cancel,
+        ChildFailed,
         Delay,
         DurableCallError,
         ExecutionCancelled,
@@ -76,6 +77,8 @@ __all__ = [
     "AttemptEvent",
     "Call",
     "Cancel",
+    "Child",
+    "ChildFailed",
     "Client",
     "Codec",
     "ConflictError",
@@ -156,6 +159,8 @@ _HOMES = {
     "AttemptEvent": "middleware",
     "Call": "task",
     "Cancel": "outcomes",
+    "Child": "flow",
+    "ChildFailed": "outcomes",
     "Client": "client",
     "Codec": "codec",
     "ConflictError": "engine.errors",

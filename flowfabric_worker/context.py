@@ -13,10 +13,12 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
+from flowfabric_worker._flows.children import Child, Spawnable
 from flowfabric_worker._steps.durable_calls import (
     caller,
 )
 from flowfabric_worker._steps.waits import NO_DEFAULT
+from flowfabric_worker.outcomes import ResultError
 from flowfabric_worker.signals import Signal
 
 P = ParamSpec("P")
@@ -263,6 +265,53 @@ class TaskContext(ABC):
                 made here, such as inside a step or in another thread.
             RuntimeError: the task was called as a plain function.
             EngineError: the store cannot be reached.
+        """
+
+    @abstractmethod
+    def spawn(self, name: str, task: Spawnable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Child[R]:
+        """Submit a child of this execution, and return it for `gather`; in a later run the child of that name.
+
+        A child goes on when its parent ends by itself. If the parent is cancelled or expires, the child is cancelled,
+        unless it was spawned with `task.options(detached=True)`. Its budgets are those of its parent, and its own.
+
+        Args:
+            name: the name of the child, used once in a handler.
+            task: a task, or one with options.
+            args: the arguments of the task.
+            kwargs: the named ones.
+
+        Raises:
+            TypeError: the call does not match the signature, or an option has no meaning for a child.
+            EncodingError: an argument cannot be encoded.
+            DurableCallError: the name was used before in this attempt, or is reserved; or no durable call may be made
+                here, such as inside a step.
+            EngineError: the store refused the child.
+            RuntimeError: the task was called as a plain function.
+        """
+
+    @overload
+    def gather(self, *children: Child[R], settle: Literal[False] = False) -> list[R]: ...
+
+    @overload
+    def gather(self, *children: Child[R], settle: bool) -> list[R | ResultError]: ...
+
+    @abstractmethod
+    def gather(self, *children: Child[Any], settle: bool = False) -> list[Any]:
+        """Wait for children without holding this thread, and return their results in the order of the arguments.
+
+        If they have ended, this call returns at once. Otherwise the handler is left by an exception that is not an
+        `Exception`; it runs again from its start once they have ended, and this call returns. No retry is used.
+
+        Args:
+            children: what `spawn` returned.
+            settle: True to wait until all have ended in whatever way; each that did not succeed is a `ResultError` in
+                the list.
+
+        Raises:
+            ChildFailed: a child did not succeed; it is not waited for the others, which go on.
+            DecodingError: a result is not of the annotated type.
+            DurableCallError: no durable call may be made here, such as inside a step or in another thread.
+            RuntimeError: the task was called as a plain function.
         """
 
     @abstractmethod

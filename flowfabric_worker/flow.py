@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 
 import attrs
 
+from flowfabric_worker._flows.children import Child
 from flowfabric_worker._flows.compositions import Composition, Part, chain, chord, group
 from flowfabric_worker._flows.nodes import Graph, Node, building, leaves_of
 from flowfabric_worker.context import inside_handler
@@ -40,7 +41,7 @@ from flowfabric_worker.run import Owner, Run, SubmittedTask, result_error
 if TYPE_CHECKING:
     from flowfabric_worker._flows.stored import StoredFlow
 
-__all__ = ["Composition", "Flow", "FlowRun", "Node", "Part", "chain", "chord", "group"]
+__all__ = ["Child", "Composition", "Flow", "FlowRun", "Node", "Part", "chain", "chord", "group"]
 
 R = TypeVar("R")
 

@@ -5,7 +5,7 @@ An exception that ends an attempt on purpose is not an `Exception`, so `except E
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
@@ -136,7 +136,19 @@ class Suspend(HandlerExit):
 
 
 class WaitChildren(HandlerExit):
-    """Run the handler again when the children of this execution have ended."""
+    """Run the handler again when children of this execution have ended; `current().gather(...)` is simpler.
+
+    Args:
+        names: the names of the children; None for all that are not detached.
+        need: how many of them must succeed; None for all. The handler runs again as well when they can no longer.
+        settle: True to wait until all of them have ended, in whatever way.
+    """
+
+    def __init__(self, names: Iterable[str] | None = None, *, need: int | None = None, settle: bool = False) -> None:
+        self.names = None if names is None else tuple(names)
+        self.need = need
+        self.settle = settle
+        super().__init__("for children" if self.names is None else f"for {', '.join(self.names)}")
 
 
 class Cancel(HandlerExit):
@@ -190,6 +202,32 @@ class WaitTimedOut(FlowFabricError):  # noqa: N818  it says what happened
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.names, self.received, self.reason)
+
+
+class ChildFailed(FlowFabricError):  # noqa: N818  it says what happened
+    """A child that `gather` waited for did not succeed.
+
+    A handler that runs again gets it again, so it fails an execution for good.
+
+    Attributes:
+        name: the name of the child.
+        failure: how it ended.
+        results: the results of the children that had succeeded, by name.
+        running: the names of the children that had not ended; they go on.
+    """
+
+    def __init__(
+        self, name: str, failure: ResultError, results: Mapping[str, Any], running: Sequence[str] = ()
+    ) -> None:
+        going_on = f"; {', '.join(map(repr, running))} had not ended, and go on" if running else ""
+        super().__init__(f"The child {name!r} did not succeed: {failure}{going_on}.")
+        self.name = name
+        self.failure = failure
+        self.results = dict(results)
+        self.running = tuple(running)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.failure, self.results, self.running)
 
 
 class StepFailed(Exception):  # noqa: N818  it says what happened

@@ -13,6 +13,7 @@ import attrs
 from flowfabric_worker._codecs.generators import is_generator
 from flowfabric_worker._codecs.holes import Shape
 from flowfabric_worker._flows.arguments import split_arguments
+from flowfabric_worker._flows.children import ChildRequest
 from flowfabric_worker._flows.nodes import NODE_HEADER, Node, graph_being_built
 from flowfabric_worker._flows.placement import ANYWHERE, OPTIONS, Placement
 from flowfabric_worker._tasks.limits import quota_of
@@ -186,6 +187,10 @@ class Task(Generic[P, R]):
         """
         return self._submission.node(*args, **kwargs)
 
+    def child_request(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ChildRequest:
+        """Return what a handler needs to spawn this call; it calls `current().spawn(...)`."""
+        return self._submission.child_request(args, kwargs)
+
     def publication(self) -> TaskPublication:
         """Return the options that a worker publishes, for clients that do not have the task's code."""
         options, policy = self.options_given, self.options_given.policy()
@@ -285,6 +290,14 @@ class Submission(Generic[P, R]):
         node: Node[R] = Node(graph, key, self._task, creation, parents, placement.policy())
         graph.add(node)
         return node
+
+    def child_request(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ChildRequest:
+        """Return what a handler needs to spawn this call; it calls `current().spawn(...)`."""
+        self._placement.check_used("spawn()", "detached")
+        if self._connection is not None or self._options.key is not None:
+            raise TypeError("spawn() takes neither connection= nor key=: the name of a child is its key.")
+        creation = self._creation(args, kwargs)
+        return ChildRequest(creation=creation, detached=self._placement.detached, codec=self._task.codec)
 
     def _creation(
         self,

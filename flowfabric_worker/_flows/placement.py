@@ -1,4 +1,4 @@
-"""The options of nodes: `after`, `need` and `others`."""
+"""The options of nodes and children: `after`, `need`, `others` and `detached`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowfabric_worker.engine.types.edges import AllEnded, AllOf, AnyOf, EdgeDep
 Need = Literal["all", "ended"] | int
 Others = Literal["run", "cancel"]
 
-OPTIONS: Final = frozenset({"after", "need", "others"})
+OPTIONS: Final = frozenset({"after", "need", "others", "detached"})
 _OTHERS: Final = {"run": OnSatisfied.LET_RUN, "cancel": OnSatisfied.CANCEL_REMAINING}
 
 
@@ -33,17 +33,20 @@ def _need(_: object, __: object, value: object) -> None:
 
 @attrs.frozen(kw_only=True)
 class Placement:
-    """How a node depends on others.
+    """How a node depends on others, or a child on its parent.
 
     Attributes:
         after: nodes that it waits for without taking their results.
         need: how many of its parents must succeed: "all", or a number; "ended" if all must end, in whatever way.
         others: what becomes of the other parents once enough have succeeded, or can no longer: "run" or "cancel".
+        detached: True for a child that is not cancelled with its parent.
     """
 
     after: tuple[Node[Any], ...] = attrs.field(default=(), converter=_nodes)
     need: Need = attrs.field(default="all", validator=_need)
     others: Others = attrs.field(default="run", validator=attrs.validators.in_(tuple(_OTHERS)))
+
+    detached: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return the placement with those of the changes that belong to it."""
@@ -60,7 +63,8 @@ class Placement:
             name for name in sorted(OPTIONS) if name not in allowed and getattr(self, name) != getattr(default, name)
         ]
         if wrong:
-            raise TypeError(f"{use} takes no {'=, '.join(wrong)}=: that is an option of nodes, which node() makes.")
+            whose = "children, which spawn() makes" if "detached" in wrong else "nodes, which node() makes"
+            raise TypeError(f"{use} takes no {'=, '.join(wrong)}=: that is an option of {whose}.")
 
     def check_parents(self, count: int, key: str) -> None:
         """Refuse a placement that the number of parents cannot meet.

@@ -31,6 +31,7 @@ from flowfabric_worker.engine.types.suspension import AlreadySatisfied
 from flowfabric_worker.middleware import Around
 from flowfabric_worker.outcomes import (
     Cancel,
+    ChildFailed,
     Delay,
     DurableCallError,
     Fail,
@@ -50,7 +51,7 @@ _GRANTED = RetryPolicy(max_retries=3)
 # How long after a lost connection a handler whose transaction was not committed runs again.
 _AFTER_LOST_COMMIT = timedelta(seconds=1)
 # The exceptions that the next run would raise again.
-_PERMANENT: Final = (DecodingError, DurableCallError, EncodingError, WaitTimedOut)
+_PERMANENT: Final = (ChildFailed, DecodingError, DurableCallError, EncodingError, WaitTimedOut)
 # The most exceptions of a chain that are visited, because a chain may be a circle.
 _MOST_CHAINED = 100
 _MOST_IN_GROUPS = 1000
@@ -234,9 +235,10 @@ class AttemptRunner:
             case Suspend():
                 context.keep_raised()
                 self._suspend(execution, context, exit_)
-            case WaitChildren():
+            case WaitChildren(need=need, names=names, settle=settle):
                 context.keep_raised()
-                self._completer.run(execution, "wait_children", lambda: self._engine.wait_children(execution.handle))
+                wait = partial(self._engine.wait_children, execution.handle, need, names, settle)
+                self._completer.run(execution, "wait_children", wait)
             case Cancel(reason=reason):
                 text = plain_text(reason)
                 self._completer.run(execution, "cancel", lambda: self._engine.cancel(execution.handle, text))

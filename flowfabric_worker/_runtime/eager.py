@@ -14,12 +14,13 @@ from flowfabric_worker._runtime.inline import INSTANCE, InlineRuntime
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_DURATION_MS
 from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
-from flowfabric_worker.engine.types.flows import FlowGraph, SubmitFlowResult
+from flowfabric_worker.engine.types.flows import FlowGraph, SpawnResult, SubmitFlowResult
 from flowfabric_worker.engine.types.reads import ExecutionInfo
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.streams import StreamCursor, StreamFrames, TailVisibility
@@ -102,6 +103,11 @@ class EagerEngine(Engine):
         nodes = [attrs.evolve(node, execution=_kept(node.execution)) for node in graph.nodes]
         result = super().submit_flow(attrs.evolve(graph, nodes=nodes))
         self._run(result.execution_ids.values())
+        return result
+
+    def spawn(self, handle: Handle, name: str, args: CreateExecutionArgs, detached: bool = False) -> SpawnResult:
+        result = super().spawn(handle, name, _kept(args), detached)
+        self._run([result.execution_id])
         return result
 
     def wait_for_result(self, execution_id: ExecutionId, timeout: timedelta | None = None) -> ExecutionOutcome:

@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
+from flowfabric_worker._flows.children import Child, GatherEnd, GatherNames, Spawnable
 from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.frame_writer import FrameWriter
+from flowfabric_worker._runtime.gathering import gathered
 from flowfabric_worker._runtime.lease_table import LeasedExecution
 from flowfabric_worker._steps.durable_calls import (
     RESERVED,
@@ -37,12 +39,21 @@ from flowfabric_worker.engine.backend.attempts import AttemptTransaction
 from flowfabric_worker.engine.errors import ConflictError, EngineError, NotFoundError, StateError, ValidationError
 from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import moment_of
+from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.suspension import ObservedSignals
 from flowfabric_worker.engine.waitpoint_tokens import to_bearer
-from flowfabric_worker.outcomes import Delay, DurableCallError, HandlerExit, Interrupted, Suspend
+from flowfabric_worker.outcomes import (
+    Delay,
+    DurableCallError,
+    HandlerExit,
+    Interrupted,
+    Suspend,
+    WaitChildren,
+)
 from flowfabric_worker.signals import Signal, signal_of
 from flowfabric_worker.task import step_codec_of
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 # The prefix of the names under which the journal has the exceptions of steps.
@@ -75,6 +86,7 @@ class HandlerContext(TaskContext):
         self.frames = FrameWriter(execution, appender)
         self.opened: AttemptTransaction | None = None
         self._sleeps = Sleeps()
+        self._gathers = GatherNames()
         # Whether the end of the last wait is recorded.
         self._has_looked = False
         # What ended the last suspension, and its signals; None before they are asked for.
@@ -223,6 +235,38 @@ class HandlerContext(TaskContext):
                 self._open_waitpoint(each, wait.shown)
         end = WaitEnd.decode(self._journal[record], wait.names[0])
         return forks.confined(wait.result, end, default)
+
+    # Children
+
+    def spawn(self, name: str, task: Spawnable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Child[R]:
+        check_durable_name(name, "child")
+        self._begin(f"{RESERVED}child {name}", caller())
+        request = task.child_request(args, kwargs)
+        handle = self._execution.handle
+        spawned = self._checked(lambda: self._engine.spawn(handle, name, request.creation, request.detached))
+        return Child(name, spawned.execution_id, request.codec)
+
+    def gather(self, *children: Child[Any], settle: bool = False) -> list[Any]:
+        for child in children:
+            if not isinstance(child, Child):
+                raise TypeError(f"gather() takes what spawn() returned, not a {type(child).__name__}.")
+        if not children:
+            return []
+        names = list(dict.fromkeys(child.name for child in children))
+        record = f"{RESERVED}{self._gathers.name_of(names, settle=settle)}"
+        self._begin(record, caller(), leaves=True)
+        if record not in self._journal:
+            self.check()
+            outcomes = {child.name: self._outcome(child) for child in children}
+            end = GatherEnd.of(outcomes, settle=settle)
+            if end is None:
+                raise self._calls.leave(WaitChildren(names, settle=settle))
+            self._record(record, end.encode())
+        return gathered(children, GatherEnd.decode(self._journal[record]), self._outcome, settle=settle)
+
+    def _outcome(self, child: Child[Any]) -> ExecutionOutcome | None:
+        with self.shield():
+            return self._engine.read_outcome(child.id)
 
     def _ended(self, wait: Wait) -> str | None:
         """Return the name under which the end of a wait is remembered; None if the wait has not ended."""

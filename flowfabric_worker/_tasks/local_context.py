@@ -95,6 +95,12 @@ class LocalContext(TaskContext):
     def transaction(self) -> NoReturn:
         raise _needs_execution("transaction()")
 
+    def spawn(self, name: str, task: Any, /, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ARG002  as in an execution
+        raise _needs_execution(f"spawn({name!r})")
+
+    def gather(self, *children: Any, settle: bool = False) -> NoReturn:  # noqa: ARG002  as above
+        raise _needs_execution("gather()")
+
     def idempotency_key(self, name: str) -> str:
         return idempotency_key_of(self.id, name)
 

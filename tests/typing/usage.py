@@ -11,8 +11,10 @@ from typing import Any, assert_type
 from flowfabric_worker import (
     AttemptBegan,
     Call,
+    Child,
     FlowRun,
     Node,
+    ResultError,
     Run,
     StreamItem,
     StreamValue,
@@ -94,6 +96,16 @@ def flows() -> None:
     assert_type(run.node(best), Run[list[str]])
     assert_type(run.node("price").result(), Any)
     assert_type(flow.picture("svg"), str)
+
+
+def children() -> None:
+    """Spawn and gather children, with the types that must come out."""
+    first = current().spawn("first", price, 7, country="fr")
+    assert_type(first, Child[float])
+    second = current().spawn("second", receipt.options(detached=True), 7, to="a@b.c")
+    assert_type(second, Child[list[str]])
+    assert_type(current().gather(first, first), list[float])
+    assert_type(current().gather(second, settle=True), list[list[str] | ResultError])
 
 
 def right() -> None:
