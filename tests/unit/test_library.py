@@ -22,13 +22,14 @@ LUA = ENGINE.parent / "lua"
 
 def registered() -> list[str]:
     """Return the functions that the Lua files offer."""
-    return [name for _, text in lua_files() for name in re.findall(r"ff\.register(?:_single)?\('(\w+)'", text)]
+    pattern = r"^(?:ff\.)?register(?:_single|_read)?\('(\w+)'"
+    return [name for _, text in lua_files() for name in re.findall(pattern, text, re.MULTILINE)]
 
 
 def called() -> set[str]:
     """Return the functions that the engine calls."""
     methods = "call|call_items?|call_each|item_steps|remove|_call_with_secret|_pause_or_resume|_send_suspension|"
-    methods += "_operate"
+    methods += "_operate|_rows"
     pattern = rf"""(?:\.(?:{methods})|\bCall)\(\s*"(\w+)\""""
     return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
 
@@ -119,14 +120,15 @@ def test_lua_has_the_same_constants_as_the_limits() -> None:
 
 @pytest.mark.parametrize("name", registered())
 def test_a_stored_function_has_a_header(name: str) -> None:
-    text = next(text for _, text in lua_files() if f"register('{name}'" in text or f"register_single('{name}'" in text)
-    before = re.split(rf"ff\.register(?:_single)?\('{name}'", text)[0]
-    header = re.search(r"(?:^-- .*\n)+\Z", before, re.MULTILINE)
+    call = re.compile(rf"^(?:ff\.)?register(?:_single|_read)?\('{name}'.*", re.MULTILINE)
+    text, found = next((text, found) for _, text in lua_files() if (found := call.search(text)))
+    header = re.search(r"(?:^-- .*\n)+\Z", text[: found.start()], re.MULTILINE)
 
     assert header is not None
     assert header.group().startswith(f"-- {name}: ")
     assert "\n-- Replies" in header.group()
-    takes_arguments = f"'{name}', {{" in text and "(ctx, args)" in text.split(f"'{name}', {{")[1].split("\n")[0]
+    # Every operation on a flow takes the flow.
+    takes_arguments = "args)" in found.group() or "(ctx, flow)" in found.group()
     assert ("\n-- Arguments" in header.group()) == takes_arguments
 
 
