@@ -371,7 +371,7 @@ BEGIN
     of_flow.nodes := fn.bytes(fn.sound(of_flow.nodes) - 1);
     PERFORM fn.put_flow(of_flow);
   END IF;
-  c := fn.remove(c, f.x);
+  c := fn.remove_all(c, ARRAY[f.x]);
   PERFORM fn.remember_removal(c, args[3]);
   c := fn.flush(c);
   RETURN fn.answer('removed');

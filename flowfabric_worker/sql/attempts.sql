@@ -19,6 +19,25 @@ CREATE FUNCTION fn.has_space(c fn.context, handled int) RETURNS boolean LANGUAGE
   SELECT handled < 100 AND (c.work > 0 OR handled = 0)
 $$;
 
+-- Return the executions of the items that a call handles within its budget, where each takes `commands` commands and its bytes.
+CREATE FUNCTION fn.ids_within(c fn.context, args bytea[], width int, commands int) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE
+  sizes double precision[] := fn.sizes(args, width);
+  ids uuid[] := '{}';
+BEGIN
+  FOR i IN 1 .. cardinality(sizes) LOOP
+    EXIT WHEN NOT fn.has_space(c, i - 1);
+    ids := ids || fn.id(args[width * i - width + 1]);
+    c.work := c.work - commands - sizes[i];
+  END LOOP;
+  RETURN ids;
+END $$;
+
+-- Return the replies to the items of a call. Those beyond its budget are refused.
+CREATE FUNCTION fn.item_replies(answers bytea[], items int) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT fn.replies(VARIADIC answers || array_fill(fn.failure('batch_full'), ARRAY[items - cardinality(answers)]))
+$$;
+
 -- renew_many: extend leases from now on.
 -- Arguments per item: uuid, fence, lease in ms.
 -- Replies per item: 'renewed', the moment at which the lease expires.
@@ -26,29 +45,32 @@ $$;
 CREATE FUNCTION fn.renew_many(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
+  ids uuid[] := fn.ids_within(c, args, 3, 2);
+  records db.executions[];
+  befores db.executions[] := '{}';
+  afters db.executions[] := '{}';
+  answers bytea[] := '{}';
   f fn.found;
   x db.executions;
-  answers bytea[] := '{}';
+  at int;
 BEGIN
-  c := fn.lock_items(c, args, 3, false);
-  FOR at IN 1 .. cardinality(args) BY 3 LOOP
-    IF NOT fn.has_space(c, cardinality(answers)) THEN
-      answers := answers || fn.failure('batch_full');
-      CONTINUE;
-    END IF;
-    c.work := c.work - 2 - fn.weight(VARIADIC args[at : at + 2]);
-    f := fn.fenced(c, fn.id(args[at]), args[at + 1], NULL, NULL);
+  c := fn.lock_flows(c, ids, false);
+  records := fn.load_all(c, ids);
+  FOR i IN 1 .. cardinality(ids) LOOP
+    at := 3 * i - 2;
+    f := fn.loaded(c, ids[i], records[i], false, x.class, x.policy);
+    f := fn.fenced_record(c, f, ids[i], args[at + 1], NULL, NULL);
     c := f.c;
     IF f.failure IS NULL THEN
       x := f.x;
       x.expires := fn.bytes(c.now + fn.num(args[at + 2])); x.mutated := fn.bytes(c.now);
-      c := fn.put(c, f.was, x);
+      befores := befores || f.was; afters := afters || x;
       f.failure := fn.answer('renewed', x.expires);
     END IF;
     answers := answers || f.failure;
   END LOOP;
-  c := fn.flush(c);
-  RETURN fn.replies(VARIADIC answers);
+  PERFORM fn.flush(fn.put_all(c, befores, afters));
+  RETURN fn.item_replies(answers, cardinality(args) / 3);
 END $$;
 
 -- progress: record how far the handler has come.
@@ -82,30 +104,32 @@ END $$;
 CREATE FUNCTION fn.complete_many(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
-  cost int := fn.cost_of_end(c);
+  ids uuid[] := fn.ids_within(c, args, 3, fn.cost_of_end(c));
+  records db.executions[];
+  befores db.executions[] := '{}';
+  afters db.executions[] := '{}';
+  answers bytea[] := '{}';
   f fn.found;
   x db.executions;
-  answers bytea[] := '{}';
+  at int;
 BEGIN
-  c := fn.lock_items(c, args, 3, true);
-  FOR at IN 1 .. cardinality(args) BY 3 LOOP
-    IF NOT fn.has_space(c, cardinality(answers)) THEN
-      answers := answers || fn.failure('batch_full');
-      CONTINUE;
-    END IF;
-    c.work := c.work - cost - fn.weight(VARIADIC args[at : at + 2]);
-    f := fn.fenced(c, fn.id(args[at]), args[at + 1], 'complete', NULL);
+  c := fn.lock_flows(c, ids, true);
+  records := fn.load_all(c, ids);
+  FOR i IN 1 .. cardinality(ids) LOOP
+    at := 3 * i - 2;
+    f := fn.loaded(c, ids[i], records[i], false, x.class, x.policy);
+    f := fn.fenced_record(c, f, ids[i], args[at + 1], 'complete', NULL);
     c := f.c;
     IF f.failure IS NULL THEN
       x := fn.finish(c, f.x, 'success');
       x.result := args[at + 2];
-      c := fn.put(c, f.was, x);
+      befores := befores || f.was; afters := afters || x;
       f.failure := fn.answer('completed');
     END IF;
     answers := answers || f.failure;
   END LOOP;
-  c := fn.flush(c);
-  RETURN fn.replies(VARIADIC answers);
+  PERFORM fn.flush(fn.put_all(c, befores, afters));
+  RETURN fn.item_replies(answers, cardinality(args) / 3);
 END $$;
 
 -- fail_many: end attempts as failed. The policy of each execution decides whether it is tried again.
@@ -115,32 +139,34 @@ END $$;
 CREATE FUNCTION fn.fail_many(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
-  cost int := fn.cost_of_end(c);
+  ids uuid[] := fn.ids_within(c, args, 7, fn.cost_of_end(c));
+  records db.executions[];
+  befores db.executions[] := '{}';
+  afters db.executions[] := '{}';
+  answers bytea[] := '{}';
   f fn.found;
   x db.executions;
-  answers bytea[] := '{}';
+  at int;
 BEGIN
-  c := fn.lock_items(c, args, 7, true);
-  FOR at IN 1 .. cardinality(args) BY 7 LOOP
-    IF NOT fn.has_space(c, cardinality(answers)) THEN
-      answers := answers || fn.failure('batch_full');
-      CONTINUE;
-    END IF;
-    c.work := c.work - cost - fn.weight(VARIADIC args[at : at + 6]);
-    f := fn.fenced(c, fn.id(args[at]), args[at + 1], 'fail', NULL);
+  c := fn.lock_flows(c, ids, true);
+  records := fn.load_all(c, ids);
+  FOR i IN 1 .. cardinality(ids) LOOP
+    at := 7 * i - 6;
+    f := fn.loaded(c, ids[i], records[i], false, x.class, x.policy);
+    f := fn.fenced_record(c, f, ids[i], args[at + 1], 'fail', NULL);
     c := f.c;
     IF f.failure IS NULL THEN
       x := fn.fail_attempt(
         c, f.x, fn.ascii(args[at + 2]), args[at + 3], args[at + 4], fn.num(args[at + 5]), fn.ascii(args[at + 6])::float8, false
       );
       x := fn.remember_end(x, 'fail', args[at + 1], VARIADIC fn.fail_answer(c, x));
-      c := fn.put(c, f.was, x);
+      befores := befores || f.was; afters := afters || x;
       f.failure := fn.answer(VARIADIC fn.fail_answer(c, x));
     END IF;
     answers := answers || f.failure;
   END LOOP;
-  c := fn.flush(c);
-  RETURN fn.replies(VARIADIC answers);
+  PERFORM fn.flush(fn.put_all(c, befores, afters));
+  RETURN fn.item_replies(answers, cardinality(args) / 7);
 END $$;
 
 -- cancel: end an execution as cancelled by its holder.
@@ -206,33 +232,37 @@ $$;
 CREATE FUNCTION fn.release_many(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
+  ids uuid[] := fn.ids_within(c, args, 3, 2);
+  records db.executions[];
+  befores db.executions[] := '{}';
+  afters db.executions[] := '{}';
+  answers bytea[] := '{}';
   f fn.found;
   x db.executions;
-  answers bytea[] := '{}';
+  at int;
 BEGIN
-  c := fn.lock_items(c, args, 3, true);
-  FOR at IN 1 .. cardinality(args) BY 3 LOOP
-    IF NOT fn.has_space(c, cardinality(answers)) THEN
-      answers := answers || fn.failure('batch_full');
-      CONTINUE;
-    END IF;
-    c.work := c.work - 2 - fn.weight(VARIADIC args[at : at + 2]);
-    f := fn.fenced(c, fn.id(args[at]), args[at + 1], 'release', NULL);
+  c := fn.lock_flows(c, ids, true);
+  records := fn.load_all(c, ids);
+  FOR i IN 1 .. cardinality(ids) LOOP
+    at := 3 * i - 2;
+    f := fn.loaded(c, ids[i], records[i], false, x.class, x.policy);
+    f := fn.fenced_record(c, f, ids[i], args[at + 1], 'release', NULL);
     c := f.c;
     IF f.failure IS NULL AND args[at + 2] = '?' AND NOT fn.is_waited_for(c, (f.x).class_id) THEN
       f.failure := fn.answer('kept');
-    ELSIF f.failure IS NULL AND args[at + 2] LIKE '!%' THEN
-      x := fn.give_up(c, f.x, args[at + 1], substring(args[at + 2] FROM 2));
-      c := fn.put(c, f.was, x);
-      f.failure := fn.answer(VARIADIC fn.recall(x.last, 'release '::bytea || args[at + 1]));
     ELSIF f.failure IS NULL THEN
-      c := fn.put(c, f.was, fn.interrupt(c, f.x, 'release', args[at + 1], fn.moment(args[at + 2], c.now)));
-      f.failure := fn.answer('ok');
+      IF args[at + 2] LIKE '!%' THEN
+        x := fn.give_up(c, f.x, args[at + 1], substring(args[at + 2] FROM 2));
+      ELSE
+        x := fn.interrupt(c, f.x, 'release', args[at + 1], fn.moment(args[at + 2], c.now));
+      END IF;
+      befores := befores || f.was; afters := afters || x;
+      f.failure := fn.answer(VARIADIC fn.recall(x.last, 'release '::bytea || args[at + 1]));
     END IF;
     answers := answers || f.failure;
   END LOOP;
-  c := fn.flush(c);
-  RETURN fn.replies(VARIADIC answers);
+  PERFORM fn.flush(fn.put_all(c, befores, afters));
+  RETURN fn.item_replies(answers, cardinality(args) / 3);
 END $$;
 
 -- delay: end a lease and let the attempt continue at a moment.

@@ -195,20 +195,22 @@ CREATE FUNCTION fn.first_ready(c fn.context, classes int[]) RETURNS fn.found LAN
 DECLARE
   f fn.found;
   x db.executions;
-  last_ready bigint := -9e18::bigint;
-  last_uuid uuid := '00000000-0000-0000-0000-000000000000';
+  page fn.page;
 BEGIN
   f.c := c; f.failure := '';
+  page.last := fn.first_place();
   WHILE c.passed < 256 LOOP
-    SELECT * INTO x FROM fn.heads(c, classes, last_ready, last_uuid, 1);
-    EXIT WHEN x.uuid IS NULL;
-    last_ready := x.ready; last_uuid := x.uuid;
-    f := fn.claimable(c, x);
-    c := f.c;
-    IF f.failure IS NULL THEN
-      RETURN f;
+    page := fn.heads(c, classes, page.last, 1);
+    EXIT WHEN page.last IS NULL;
+    IF cardinality(page.records) > 0 THEN
+      x := (page.records)[1];
+      f := fn.claimable(c, x, (SELECT class FROM db.classes WHERE id = x.class_id), NULL, NULL);
+      c := f.c;
+      IF f.failure IS NULL THEN
+        RETURN f;
+      END IF;
+      c.passed := c.passed + 1;
     END IF;
-    c.passed := c.passed + 1;
   END LOOP;
   f.c := c; f.failure := '';
   RETURN f;

@@ -205,6 +205,7 @@ CREATE FUNCTION fn.store_nodes(c fn.context, f db.flows, args bytea[], starts in
 DECLARE
   x db.executions;
   none db.executions;
+  created db.executions[] := '{}';
   kind bytea[];
   home record;
   at int;
@@ -228,8 +229,10 @@ BEGIN
         ON CONFLICT (p, key) DO UPDATE SET uuid = excluded.uuid;
     END IF;
     c := fn.follow(c, none, x);
+    created := created || x;
     f := fn.joined(f, x);
   END LOOP;
+  PERFORM fn.count(c, '{}', created);
   INSERT INTO db.groups (p, down, flow, policy, k, others, n, force)
     SELECT c.p, fn.id(args[node + 1]), f.flow, fn.ascii(parts[1]), fn.num(parts[2]), fn.ascii(parts[3]), fn.num(parts[4]), true
     FROM unnest(starts) AS node, fn.unpack(args[node + 9]) AS parts WHERE args[node] = 'n' AND args[node + 9] <> '';

@@ -26,20 +26,25 @@ CREATE FUNCTION fn.num(value bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
   SELECT CASE WHEN value <> '' THEN encode(value, 'escape')::bigint END
 $$;
 
-CREATE FUNCTION fn.bytes(value text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT convert_to(value, 'UTF8') $$;
-CREATE FUNCTION fn.bytes(value bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT convert_to(value::text, 'UTF8') $$;
+-- Return the bytes of a text in UTF-8, which is the encoding of the database. `decode` makes them, because a function that uses
+-- `convert_to`, `concat` or `format` is not inlined: the server takes these for less than immutable.
+CREATE FUNCTION fn.bytes(value text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT decode(replace(value, '\', '\\'), 'escape')
+$$;
+CREATE FUNCTION fn.bytes(value bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT decode(value::text, 'escape') $$;
 
 CREATE FUNCTION fn.id(value bytea) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$ SELECT encode(value, 'escape')::uuid $$;
-CREATE FUNCTION fn.bytes(value uuid) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT convert_to(value::text, 'UTF8') $$;
+CREATE FUNCTION fn.bytes(value uuid) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT decode(value::text, 'escape') $$;
 
--- Return whether a value is a whole number with few enough digits to be exact.
+-- Return whether a value is a whole number with few enough digits to be exact. Trimming is ten times as fast as a regular
+-- expression.
 CREATE FUNCTION fn.is_whole(value bytea) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
-  SELECT encode(value, 'escape') ~ '^[0-9]{1,15}$'
+  SELECT octet_length(value) BETWEEN 1 AND 15 AND ltrim(value, '0123456789'::bytea) = ''
 $$;
 
 -- Join texts into one, each behind its length, so that different lists never give the same text.
 CREATE FUNCTION fn.pack(VARIADIC parts bytea[]) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT coalesce(string_agg(convert_to(octet_length(part) || ':', 'UTF8') || part, '' ORDER BY nth), '')
+  SELECT coalesce(string_agg(decode(octet_length(part)::text || ':', 'escape') || part, '' ORDER BY nth), '')
   FROM unnest(parts) WITH ORDINALITY AS each(part, nth)
 $$;
 
@@ -88,43 +93,42 @@ $$;
 CREATE FUNCTION fn.reply(value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
   SELECT CASE
     WHEN value IS NULL THEN '$-1\015\012'::bytea
-    ELSE convert_to('$' || octet_length(value) || E'\r\n', 'UTF8') || value || '\015\012'::bytea
+    ELSE decode('$' || octet_length(value)::text || E'\r\n', 'escape') || value || '\015\012'::bytea
   END
 $$;
 
-CREATE FUNCTION fn.reply(value text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT fn.reply(convert_to(value, 'UTF8')) $$;
+CREATE FUNCTION fn.reply(value text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT fn.reply(fn.bytes(value)) $$;
 
 CREATE FUNCTION fn.reply(value bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT CASE WHEN value IS NULL THEN '$-1\015\012'::bytea ELSE convert_to(':' || value || E'\r\n', 'UTF8') END
+  SELECT CASE WHEN value IS NULL THEN '$-1\015\012'::bytea ELSE decode(':' || value::text || E'\r\n', 'escape') END
 $$;
 
 -- Return the reply that lists some replies.
 CREATE FUNCTION fn.replies(VARIADIC parts bytea[] DEFAULT '{}') RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT convert_to('*' || cardinality(parts) || E'\r\n', 'UTF8') || coalesce(string_agg(part, '' ORDER BY nth), '')
+  SELECT decode('*' || cardinality(parts)::text || E'\r\n', 'escape') || coalesce(string_agg(part, '' ORDER BY nth), '')
   FROM unnest(parts) WITH ORDINALITY AS each(part, nth)
 $$;
 
 -- Return the reply that lists some values.
 CREATE FUNCTION fn.answer(VARIADIC parts bytea[] DEFAULT '{}') RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT convert_to('*' || cardinality(parts) || E'\r\n', 'UTF8')
+  SELECT decode('*' || cardinality(parts)::text || E'\r\n', 'escape')
     || coalesce(string_agg(fn.reply(part), '' ORDER BY nth), '')
   FROM unnest(parts) WITH ORDINALITY AS each(part, nth)
 $$;
 
 -- Return the reply that refuses a call or an item.
 CREATE FUNCTION fn.failure(code text, VARIADIC details bytea[] DEFAULT '{}') RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT fn.answer(VARIADIC ARRAY['error'::bytea, convert_to(code, 'UTF8')] || details)
+  SELECT fn.answer(VARIADIC ARRAY['error'::bytea, fn.bytes(code)] || details)
 $$;
 
 -- The context of one call -------------------------------------------------------------------------------------------
 
--- What a call notes until fn.flush. Counts, wakes and the first due moment are notes of fn.put.
+-- What a call notes until fn.flush. Wakes and the first due moment are notes of fn.put_all.
 CREATE TYPE fn.context AS (
   p smallint, now bigint, is_real boolean, feed_age bigint,
   work double precision,       -- what is left of the work budget; a command counts as 1, and so do 8 KiB
   ended int,                   -- executions that ended
   removals int,                -- entries of the retention index that were handled
-  count_lanes int[], count_classes int[], count_states text[], counts int[],  -- changes of the depth counters
   wakes int[],                 -- a class id for each execution that became ready
   new_in bytea[],              -- lanes with new classes
   announced boolean, watch_ended boolean,
@@ -152,11 +156,19 @@ CREATE TYPE fn.batch AS (c fn.context, count bigint, items bytea[], ids bytea[])
 -- A record that was looked for: the reply to give if it cannot be used; else the record as it was found, and as it is now.
 CREATE TYPE fn.found AS (c fn.context, failure bytea, was db.executions, x db.executions);
 
+-- Where the executions of a class belong; no ids if its lane is full.
+CREATE TYPE fn.home AS (c fn.context, class_id int, lane_id int);
+
 -- A lane as a claim asks for it. `stale` is true if its classes are other than those that the caller knows.
 CREATE TYPE fn.lane AS (name bytea, most int, classes int[], paused boolean, stale boolean);
 
 -- A lease, with everything that is the same for all executions of one claim.
 CREATE TYPE fn.lease AS (id bytea, holder bytea, topic bytea, ttl bigint);
+
+-- A place in the order of ready executions, and a page of these: the last place that was read, and the records that could be
+-- locked.
+CREATE TYPE fn.place AS (ready bigint, uuid uuid);
+CREATE TYPE fn.page AS (last fn.place, records db.executions[]);
 
 -- A leaf of a condition: it is met once it has counted `needed` signals, waitpoints or sources.
 CREATE TYPE fn.leaf AS (needed int, kind bytea, name bytea, names bytea[]);
@@ -218,7 +230,7 @@ BEGIN
   END IF;
   c.work := 300;
   c.ended := 0; c.removals := 0; c.passed := 0; c.first_count := 0;
-  c.count_lanes := '{}'; c.count_classes := '{}'; c.count_states := '{}'; c.counts := '{}'; c.wakes := '{}'; c.new_in := '{}'; c.ends := '{}'; c.handled_entries := '{}';
+  c.wakes := '{}'; c.new_in := '{}'; c.ends := '{}'; c.handled_entries := '{}';
   c.flows := '{}'; c.jobs := '{}'; c.places := '{}'; c.settles := '{}';
   c.announced := false; c.watch_ended := false; c.is_cut_short := false; c.has_progressed := false; c.collects := false;
   RETURN c;
@@ -234,6 +246,15 @@ $$;
 CREATE FUNCTION fn.weight(VARIADIC parts bytea[]) RETURNS double precision LANGUAGE sql IMMUTABLE AS $$
   SELECT coalesce(sum(octet_length(part)), 0) / 8192.0::double precision FROM unnest(parts) AS part
 $$;
+
+-- Return the same for each item of a call, whose items have `width` arguments.
+CREATE FUNCTION fn.sizes(args bytea[], width int) RETURNS double precision[] LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  RETURN ARRAY(
+    SELECT sum(octet_length(arg)) / 8192.0::double precision FROM unnest(args) WITH ORDINALITY AS each(arg, nth)
+    GROUP BY (nth - 1) / width ORDER BY (nth - 1) / width
+  );
+END $$;
 
 -- Remembered calls --------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,10 @@ $$;
 -- Return the field `attempt` made of its parts.
 CREATE FUNCTION fn.attempt_text(number text, kind text, came text, started text, ended text DEFAULT '') RETURNS bytea
 LANGUAGE sql IMMUTABLE AS $$
-  SELECT convert_to(concat(number, '|', kind, '|', came, '|', started, '|', ended), 'UTF8')
+  SELECT decode(
+    coalesce(number, '') || '|' || coalesce(kind, '') || '|' || coalesce(came, '') || '|' || coalesce(started, '') || '|' || ended,
+    'escape'
+  )
 $$;
 
 -- Return a record whose attempt has ended while the execution continues.
@@ -127,7 +130,9 @@ BEGIN
   IF fn.num(x.suspension) IS NOT NULL THEN
     x := fn.close_waits(c, x, fn.public_state(fn.ascii(x.state)));
   END IF;
-  PERFORM fn.wake_tails(c, x);
+  IF x.stream IS NOT NULL THEN
+    PERFORM fn.wake_tails(c, x);
+  END IF;
   RETURN x;
 END $$;
 
@@ -233,10 +238,10 @@ BEGIN
   IF x.p IS NULL THEN
     x.p := was.p;
     IF was.state LIKE 't%' THEN
-      RETURN fn.remove(c, was);
+      RETURN fn.remove_all(c, ARRAY[was]);
     END IF;
     c := fn.put(c, was, x);
-    RETURN fn.remove(c, x);
+    RETURN fn.remove_all(c, ARRAY[x]);
   ELSIF x IS DISTINCT FROM was THEN
     RETURN fn.put(c, was, x);
   END IF;
@@ -258,8 +263,15 @@ $$;
 -- lease; for any other operation `call_id` may name the call.
 CREATE FUNCTION fn.fenced(c fn.context, execution uuid, of_fence bytea, ending text, call_id bytea) RETURNS fn.found
 LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN fn.fenced_record(c, fn.load(c, execution, call_id IS NOT NULL), execution, of_fence, ending, call_id);
+END $$;
+
+-- Make the checks of fn.fenced on what was loaded.
+CREATE FUNCTION fn.fenced_record(
+  c fn.context, f fn.found, execution uuid, of_fence bytea, ending text, call_id bytea
+) RETURNS fn.found LANGUAGE plpgsql AS $$
 DECLARE
-  f fn.found := fn.load(c, execution, call_id IS NOT NULL);
   x db.executions;
   before bytea[];
 BEGIN

@@ -81,22 +81,24 @@ $$;
 -- Return what the worker gets of one claimed execution. What plain work has not is null: pack{tags, deadline, timeout,
 -- retry count, reclaim count, headers, flow} with '' for none, then the journal, and for a member of a flow its inputs as
 -- fn.inputs returns them.
-CREATE FUNCTION fn.claimed(c fn.context, x db.executions, journal bytea[]) RETURNS bytea LANGUAGE sql AS $$
-  SELECT fn.replies(VARIADIC ARRAY(
-    SELECT fn.reply(value) FROM unnest(ARRAY[
-      fn.bytes(x.uuid), x.fence, x.attempt, x.expires, x.class, x.priority, x.created, x.payload, x.codec, x.policy
-    ]) WITH ORDINALITY AS item(value, nth) ORDER BY nth
-  ) || CASE
-    WHEN coalesce(x.tags, x.deadline, x.timeout_at, x.retry_count, x.reclaim_count, x.headers, x.flow) IS NULL
-      AND cardinality(journal) = 0 THEN fn.reply(NULL::bytea)
-    ELSE fn.replies(VARIADIC ARRAY[
-      fn.reply(fn.pack(
-        coalesce(x.tags, ''), coalesce(x.deadline, ''), coalesce(x.timeout_at, ''), coalesce(x.retry_count, ''),
-        coalesce(x.reclaim_count, ''), coalesce(x.headers, ''), coalesce(x.flow, '')
-      )),
-      fn.answer(VARIADIC journal)
-    ] || CASE WHEN x.flow_id IS NOT NULL THEN ARRAY[fn.inputs(c, x, '')] END) END)
-$$;
+CREATE FUNCTION fn.claimed(c fn.context, x db.executions, journal bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  core bytea := '*11\015\012'::bytea || fn.reply(fn.bytes(x.uuid)) || fn.reply(x.fence) || fn.reply(x.attempt)
+    || fn.reply(x.expires) || fn.reply(x.class) || fn.reply(x.priority) || fn.reply(x.created) || fn.reply(x.payload)
+    || fn.reply(x.codec) || fn.reply(x.policy);
+BEGIN
+  IF cardinality(journal) = 0
+    AND coalesce(x.tags, x.deadline, x.timeout_at, x.retry_count, x.reclaim_count, x.headers, x.flow) IS NULL THEN
+    RETURN core || fn.reply(NULL::bytea);
+  END IF;
+  RETURN core || fn.replies(VARIADIC ARRAY[
+    fn.reply(fn.pack(
+      coalesce(x.tags, ''), coalesce(x.deadline, ''), coalesce(x.timeout_at, ''), coalesce(x.retry_count, ''),
+      coalesce(x.reclaim_count, ''), coalesce(x.headers, ''), coalesce(x.flow, '')
+    )),
+    fn.answer(VARIADIC journal)
+  ] || CASE WHEN x.flow_id IS NOT NULL THEN ARRAY[fn.inputs(c, x, '')] END);
+END $$;
 
 -- Return the first field that keeps a checked record from being claimed, or null.
 CREATE FUNCTION fn.damage_for_claim(x db.executions, journal bytea[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -129,7 +131,9 @@ BEGIN
       fn.of_attempt(x.attempt, 1), fn.of_attempt(x.attempt, 2), 'resumed', fn.of_attempt(x.attempt, 4)
     );
   ELSE
-    past := fn.archive(c, x, CASE WHEN x.state LIKE 'a%' THEN 'interrupted_reclaimed' ELSE 'ended_failure' END);
+    IF x.attempt IS NOT NULL THEN
+      past := fn.archive(c, x, CASE WHEN x.state LIKE 'a%' THEN 'interrupted_reclaimed' ELSE 'ended_failure' END);
+    END IF;
     IF past IS NOT NULL THEN
       x.attempts := past;
       x.started := coalesce(x.started, fn.bytes(fn.of_attempt(x.attempt, 4)));
@@ -174,8 +178,12 @@ BEGIN
   RETURN x;
 END $$;
 
--- Load a ready execution for a claim and check it; what ends here is ended. A record that can be handed out is returned.
-CREATE FUNCTION fn.claimable(c fn.context, x db.executions) RETURNS fn.found LANGUAGE plpgsql AS $$
+-- Check a ready execution for a claim, which has found it in a class; what ends here is ended. A record that can be handed out
+-- is returned.
+CREATE FUNCTION fn.claimable(
+  c fn.context, x db.executions, of_class bytea, sound_class bytea, sound_policy bytea
+) RETURNS fn.found
+LANGUAGE plpgsql AS $$
 DECLARE
   f fn.found;
   damaged text;
@@ -185,8 +193,8 @@ BEGIN
     f.c := fn.dropped_ready(c, 0); f.failure := '';
     RETURN f;
   END IF;
-  f := fn.checked(c, x.uuid, x, x.attempt IS NOT NULL);
-  IF f.failure IS NULL AND x.class <> (SELECT class FROM db.classes WHERE id = x.class_id) THEN
+  f := fn.checked(c, x.uuid, x, x.attempt IS NOT NULL, sound_class, sound_policy);
+  IF f.failure IS NULL AND x.class <> of_class THEN
     damaged := 'class';
   ELSIF f.failure IS NULL THEN
     damaged := fn.damage_for_claim(x, CASE WHEN x.attempt IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
@@ -225,48 +233,72 @@ DECLARE
   b fn.batch;
   f fn.found;
   x db.executions;
-  last_ready bigint := -9e18::bigint;
-  last_uuid uuid := '00000000-0000-0000-0000-000000000000';
+  last fn.place := fn.first_place();
+  page fn.page;
+  of_class db.classes;
+  befores db.executions[] := '{}';
+  afters db.executions[] := '{}';
+  items bytea[] := '{}';
   goes_on boolean := NOT fn.is_spent(c);
 BEGIN
-  b.items := '{}'; b.ids := '{}'; b.count := 0;
   IF goes_on THEN
     c.work := c.work - cardinality(classes);
   END IF;
-  WHILE goes_on AND b.count < wanted AND c.passed < 256 LOOP
-    goes_on := false;
-    FOR x IN SELECT * FROM fn.heads(c, classes, last_ready, last_uuid, least(wanted - b.count + c.passed, 100)) LOOP
-      last_ready := x.ready; last_uuid := x.uuid; goes_on := true;
-      f := fn.claimable(c, x);
+  WHILE goes_on AND cardinality(items) < wanted AND c.passed < 256 LOOP
+    page := fn.heads(c, classes, last, least(wanted - cardinality(items) + c.passed, 100));
+    last := page.last; goes_on := last IS NOT NULL;
+    FOR i IN 1 .. cardinality(page.records) LOOP
+      x := (page.records)[i];
+      IF x.class_id IS DISTINCT FROM of_class.id THEN
+        SELECT * INTO of_class FROM db.classes WHERE id = x.class_id;
+      END IF;
+      f := fn.claimable(c, x, of_class.class, (f.x).class, (f.x).policy);
       c := f.c;
       IF f.failure IS NOT NULL THEN
         c.passed := c.passed + 1;
       ELSE
         x := fn.take(c, f.x, lease);
         c.work := c.work - 2 - (coalesce(octet_length(x.payload), 0) + coalesce(fn.num(x.journal_bytes), 0)) / 8192.0;
-        c := fn.put(c, f.was, x);
-        b.items := b.items || fn.claimed(c, x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
-        b.ids := b.ids || fn.bytes(x.uuid);
-        b.count := b.count + 1;
+        befores := befores || f.was; afters := afters || x;
+        items := items || fn.claimed(c, x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
         c.has_progressed := true;
       END IF;
-      goes_on := b.count < wanted AND c.passed < 256 AND NOT fn.is_spent(c);
+      goes_on := cardinality(items) < wanted AND c.passed < 256 AND NOT fn.is_spent(c);
       EXIT WHEN NOT goes_on;
     END LOOP;
   END LOOP;
-  b.c := c;
+  b.c := fn.put_all(c, befores, afters);
+  b.items := items; b.count := cardinality(items);
+  b.ids := ARRAY(SELECT fn.bytes(uuid) FROM unnest(afters));
   RETURN b;
 END $$;
 
--- Lock and return the heads of some classes in their common order, behind a place.
-CREATE FUNCTION fn.heads(c fn.context, classes int[], last_ready bigint, last_uuid uuid, page bigint)
-RETURNS SETOF db.executions LANGUAGE sql ROWS 100 AS $$
-  SELECT head.* FROM unnest(classes) AS class(id), LATERAL (
-    SELECT * FROM db.executions
-      WHERE p = c.p AND class_id = class.id AND ready IS NOT NULL AND (ready, uuid) > (last_ready, last_uuid)
-      ORDER BY ready, uuid LIMIT page FOR UPDATE SKIP LOCKED
-  ) AS head ORDER BY head.ready, head.uuid LIMIT page
+-- Return a place before all others.
+CREATE FUNCTION fn.first_place() RETURNS fn.place LANGUAGE sql IMMUTABLE AS $$
+  SELECT (-9223372036854775808, '00000000-0000-0000-0000-000000000000')::fn.place
 $$;
+
+-- Lock and return the heads of some classes in their common order, behind a place. The heads are picked before any is locked, so
+-- no row is locked that is not returned. Rows that another call has locked are passed over: only at the end is `last` null.
+CREATE FUNCTION fn.heads(c fn.context, classes int[], behind fn.place, most bigint) RETURNS fn.page LANGUAGE plpgsql AS $$
+DECLARE
+  page fn.page;
+BEGIN
+  WITH head AS MATERIALIZED (
+    SELECT ready, uuid FROM unnest(classes) AS of_class, LATERAL (
+      SELECT ready, uuid FROM db.executions
+        WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL AND (ready, uuid) > (behind.ready, behind.uuid)
+        ORDER BY ready, uuid LIMIT most
+    ) AS first ORDER BY ready, uuid LIMIT most
+  ), locked AS MATERIALIZED (
+    SELECT e AS record FROM db.executions AS e
+      WHERE p = c.p AND uuid = ANY (ARRAY(SELECT uuid FROM head)) AND ready IS NOT NULL
+      ORDER BY ready, uuid FOR UPDATE SKIP LOCKED
+  )
+  SELECT (SELECT (ready, uuid)::fn.place FROM head ORDER BY ready DESC, uuid DESC LIMIT 1), ARRAY(SELECT record FROM locked)
+    INTO page.last, page.records;
+  RETURN page;
+END $$;
 
 -- Return what is still leased of a claim that was answered before.
 CREATE FUNCTION fn.claimed_before(c fn.context, claim_id bytea, ids bytea[]) RETURNS bytea[] LANGUAGE plpgsql AS $$

@@ -71,7 +71,7 @@ CREATE FUNCTION fn.read_counts(stored bytea, leaves fn.leaf[]) RETURNS int[] LAN
 $$;
 
 CREATE FUNCTION fn.counts_text(counts int[]) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT convert_to(array_to_string(counts, ','), 'UTF8')
+  SELECT fn.bytes(array_to_string(counts, ','))
 $$;
 
 -- Return whether a signal has a name that a leaf takes. A leaf named by a tab takes the signals named as their waitpoint, and

@@ -1,39 +1,63 @@
 -- How what is due is handled: executions first, then delays in equal shares per lane, then removals with a budget of their
 -- own. Rows that another call has locked are that call's.
 
--- Handle an execution that a due index names. The entry may be older than the record, so it is corrected first; what only
--- a newer release can handle is postponed.
-CREATE FUNCTION fn.handle_execution(c fn.context, x db.executions) RETURNS fn.context LANGUAGE plpgsql AS $$
+-- Handle executions that a due index names. An entry may be older than its record, so it is corrected first; what only a newer
+-- release can handle is postponed.
+CREATE FUNCTION fn.handle_executions(c fn.context, records db.executions[]) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   f fn.found;
+  x db.executions;
+  befores db.executions[] := '{}';
+  afters db.executions[] := '{}';
+  removed db.executions[] := '{}';
+  postponed uuid[] := '{}';
 BEGIN
-  IF fn.is_bare(x) THEN
-    DELETE FROM db.executions WHERE p = c.p AND uuid = x.uuid;
-    RETURN c;
-  END IF;
-  f := fn.checked(c, x.uuid, x, false);
-  IF f.failure IS NOT NULL THEN
-    RETURN c;
-  END IF;
-  IF x.state LIKE 's%' THEN
-    BEGIN
-      x := fn.catch_up(c, x);
-    EXCEPTION WHEN data_exception THEN
-      -- The suspension is damaged.
-      PERFORM fn.set_aside(c, x.uuid, 'record');
-      RETURN c;
-    END;
-  ELSE
-    x := fn.catch_up(c, x);
-  END IF;
-  IF x.p IS NOT NULL THEN
+  FOREACH x IN ARRAY records LOOP
+    IF fn.is_bare(x) THEN
+      DELETE FROM db.executions WHERE p = c.p AND uuid = x.uuid;
+      CONTINUE;
+    END IF;
+    f := fn.checked(c, x.uuid, x, false, (f.x).class, (f.x).policy);
+    IF f.failure IS NOT NULL THEN
+      CONTINUE;
+    END IF;
+    x := fn.caught_up(c, x);
+    IF x IS NULL THEN
+      CONTINUE;
+    ELSIF x.p IS NULL AND (f.was).state LIKE 't%' THEN
+      removed := removed || f.was;
+      CONTINUE;
+    ELSIF x.p IS NULL THEN
+      c := fn.put_caught_up(c, f.was, x);
+      CONTINUE;
+    END IF;
     x := fn.derive(x);
+    IF x IS DISTINCT FROM f.was THEN
+      befores := befores || f.was; afters := afters || x;
+    END IF;
+    IF x.due <= c.now THEN
+      postponed := postponed || x.uuid;
+    END IF;
+  END LOOP;
+  c := fn.put_all(c, befores, afters);
+  IF cardinality(postponed) > 0 THEN
+    UPDATE db.executions SET due = c.now + fn.postponed() WHERE p = c.p AND uuid = ANY (postponed);
   END IF;
-  c := fn.put_caught_up(c, f.was, x);
-  IF x.p IS NOT NULL AND x.due <= c.now THEN
-    UPDATE db.executions SET due = c.now + fn.postponed() WHERE p = c.p AND uuid = x.uuid;
+  RETURN fn.remove_all(c, removed);
+END $$;
+
+-- Return a record after everything of it that is due was handled; null if its suspension is damaged, and it was set aside.
+CREATE FUNCTION fn.caught_up(c fn.context, x db.executions) RETURNS db.executions LANGUAGE plpgsql AS $$
+BEGIN
+  IF x.state NOT LIKE 's%' THEN
+    RETURN fn.catch_up(c, x);
   END IF;
-  RETURN c;
+  BEGIN
+    RETURN fn.catch_up(c, x);
+  EXCEPTION WHEN data_exception THEN
+    PERFORM fn.set_aside(c, x.uuid, 'record');
+    RETURN NULL;
+  END;
 END $$;
 
 -- Handle an entry of something other than an execution. One that only a newer release knows is postponed.
@@ -69,10 +93,9 @@ END $$;
 CREATE FUNCTION fn.run_delays(c fn.context, most bigint) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
   b fn.batch;
-  x db.executions;
+  records db.executions[];
 BEGIN
-  b.c := c; b.count := 0;
-  FOR x IN
+  records := ARRAY(
     WITH RECURSIVE lanes(id, due, turn) AS (
       (SELECT lane_id, due, 1 FROM db.executions WHERE p = c.p AND due_in = 'y' ORDER BY lane_id, due LIMIT 1)
       UNION ALL
@@ -89,12 +112,11 @@ BEGIN
           ORDER BY due, uuid LIMIT most
       ) AS head ORDER BY turn, head.due, head.uuid LIMIT most
     )
-    SELECT e.* FROM db.executions AS e JOIN heads ON e.p = c.p AND e.uuid = heads.uuid
-      WHERE e.due_in = 'y' ORDER BY heads.turn, heads.due, heads.uuid FOR UPDATE OF e SKIP LOCKED
-  LOOP
-    b.c := fn.handle_execution(b.c, x);
-    b.count := b.count + 1;
-  END LOOP;
+    SELECT e FROM db.executions AS e JOIN heads ON heads.uuid = e.uuid
+      WHERE p = c.p AND e.uuid = ANY (ARRAY(SELECT uuid FROM heads)) AND due_in = 'y'
+      ORDER BY heads.turn, heads.due, heads.uuid FOR UPDATE OF e SKIP LOCKED
+  );
+  b.c := fn.handle_executions(c, records); b.count := cardinality(records);
   RETURN b;
 END $$;
 
@@ -110,18 +132,15 @@ CREATE FUNCTION fn.run_due(c fn.context, most bigint, share double precision) RE
 DECLARE
   b fn.batch;
   delays fn.batch;
-  x db.executions;
+  records db.executions[];
   entry db.entries;
 BEGIN
   most := fn.allowed(c, most, 4, share);
-  b.c := c; b.count := 0;
-  FOR x IN
-    SELECT * FROM db.executions WHERE p = c.p AND due_in = 'd' AND due <= c.now ORDER BY due, uuid LIMIT most
+  records := ARRAY(
+    SELECT e FROM db.executions AS e WHERE p = c.p AND due_in = 'd' AND due <= c.now ORDER BY due, uuid LIMIT most
       FOR UPDATE SKIP LOCKED
-  LOOP
-    b.c := fn.handle_execution(b.c, x);
-    b.count := b.count + 1;
-  END LOOP;
+  );
+  b.c := fn.handle_executions(c, records); b.count := cardinality(records);
   FOR entry IN
     SELECT * FROM db.entries WHERE p = c.p AND due_in = 'd' AND due <= c.now ORDER BY due LIMIT most - b.count
       FOR UPDATE SKIP LOCKED
@@ -140,33 +159,31 @@ BEGIN
   RETURN b;
 END $$;
 
--- Handle up to `most` removals that are due by a moment; return how many.
+-- Handle up to `most` removals that are due by a moment; return how many. Entries of other things are few, and come first, so a
+-- lane is looked at while it still counts what is removed in this call. A quarter is kept for them, and the rest for executions,
+-- so neither hides the other.
 CREATE FUNCTION fn.run_removals(c fn.context, by bigint, most bigint) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
   b fn.batch;
-  x db.executions;
+  records db.executions[];
   entry db.entries;
-  first_entry bigint;
 BEGIN
   b.c := c; b.count := 0;
-  -- Entries of other things are few; each is handled when it is older than the oldest execution, so neither hides the other.
-  FOR x IN
-    SELECT * FROM db.executions WHERE p = c.p AND due_in = 'r' AND due <= by ORDER BY due, uuid
-      LIMIT greatest(most - (SELECT count(*) FROM (
-        SELECT FROM db.entries WHERE p = c.p AND due_in = 'r' AND due <= by LIMIT greatest(most / 4, 1)) AS few), 0)
-      FOR UPDATE SKIP LOCKED
-  LOOP
-    b.c := fn.handle_execution(b.c, x);
-    b.count := b.count + 1;
-  END LOOP;
   FOR entry IN
-    SELECT * FROM db.entries WHERE p = c.p AND due_in = 'r' AND due <= by ORDER BY due LIMIT most - b.count
+    SELECT * FROM db.entries WHERE p = c.p AND due_in = 'r' AND due <= by ORDER BY due
+      LIMIT most - (SELECT count(*) FROM (
+        SELECT FROM db.executions WHERE p = c.p AND due_in = 'r' AND due <= by LIMIT greatest(most - greatest(most / 4, 1), 0)) AS many)
       FOR UPDATE SKIP LOCKED
   LOOP
     b.c := fn.handle_entry(b.c, entry);
     b.count := b.count + 1;
   END LOOP;
-  c := b.c;
+  records := ARRAY(
+    SELECT e FROM db.executions AS e WHERE p = c.p AND due_in = 'r' AND due <= by ORDER BY due, uuid LIMIT most - b.count
+      FOR UPDATE SKIP LOCKED
+  );
+  c := fn.handle_executions(b.c, records);
+  b.count := b.count + cardinality(records);
   c.work := c.work - 4 * b.count;
   b.c := c;
   RETURN b;

@@ -2,47 +2,52 @@
 
 -- Checks ------------------------------------------------------------------------------------------------------------
 
--- Return the first damaged field of a record, or null.
-CREATE FUNCTION fn.damage_in(x db.executions) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
-DECLARE
-  has_lease boolean := x.fence IS NOT NULL OR x.expires IS NOT NULL OR x.attempt IS NOT NULL;
-BEGIN
-  IF coalesce(fn.ascii(x.state) !~ '^[a-z]{6}$', true) THEN RETURN 'state'; END IF;
-  IF coalesce(cardinality(fn.unpack(x.class)) < 6, true) THEN RETURN 'class'; END IF;
-  IF NOT coalesce(fn.is_whole(x.priority), false) THEN RETURN 'priority'; END IF;
-  IF NOT coalesce(fn.is_whole(x.place), false) THEN RETURN 'place'; END IF;
-  IF NOT fn.is_policy(x.policy) THEN RETURN 'policy'; END IF;
-  IF has_lease OR x.state LIKE 'a%' THEN
-    IF coalesce(fn.ascii(x.fence) !~ '^[^:]+:[0-9]{1,15}:[^:]*$', true) THEN RETURN 'fence'; END IF;
-    IF NOT coalesce(fn.is_whole(x.expires), false) THEN RETURN 'expires'; END IF;
-    IF coalesce(fn.ascii(x.attempt) !~ '^[0-9]{1,9}[|][a-z]+[|][a-z]+[|][0-9]{0,15}[|][0-9]{0,15}$', true) THEN
-      RETURN 'attempt';
-    END IF;
-  END IF;
-  RETURN fn.damage_behind_core(x);
-END $$;
+-- Return whether a value has the form of a state.
+CREATE FUNCTION fn.is_state(value bytea) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+  SELECT octet_length(value) = 6 AND ltrim(value, 'abcdefghijklmnopqrstuvwxyz'::bytea) = ''
+$$;
+
+-- Return the first damaged field of a record, or null. It is one expression, which is evaluated in place. `sound_class` and
+-- `sound_policy` need no check, because the same call found them sound in another record.
+CREATE FUNCTION fn.damage_in(x db.executions, sound_class bytea DEFAULT NULL, sound_policy bytea DEFAULT NULL) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE
+    WHEN NOT coalesce(fn.is_state(x.state), false) THEN 'state'
+    WHEN x.class IS NULL THEN 'class'
+    WHEN x.class IS DISTINCT FROM sound_class AND coalesce(cardinality(fn.unpack(x.class)) < 6, true) THEN 'class'
+    WHEN NOT coalesce(fn.is_whole(x.priority), false) THEN 'priority'
+    WHEN NOT coalesce(fn.is_whole(x.place), false) THEN 'place'
+    WHEN x.policy IS DISTINCT FROM sound_policy AND NOT fn.is_policy(x.policy) THEN 'policy'
+    ELSE CASE
+      WHEN x.state NOT LIKE 'a%' AND x.fence IS NULL AND x.expires IS NULL AND x.attempt IS NULL THEN NULL
+      WHEN coalesce(encode(x.fence, 'escape') !~ '^[^:]+:[0-9]{1,15}:[^:]*$', true) THEN 'fence'
+      WHEN NOT coalesce(fn.is_whole(x.expires), false) THEN 'expires'
+      WHEN coalesce(encode(x.attempt, 'escape') !~ '^[0-9]{1,9}[|][a-z]+[|][a-z]+[|][0-9]{0,15}[|][0-9]{0,15}$', true)
+        THEN 'attempt' END
+  END
+$$;
 
 -- Return the first damaged field beyond those that every execution has, or null.
-CREATE FUNCTION fn.damage_behind_core(x db.executions) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-  IF NOT fn.is_whole(nullif(x.timeout_at, '')) THEN RETURN 'timeout_at'; END IF;
-  IF NOT fn.is_whole(nullif(x.deadline, '')) THEN RETURN 'deadline'; END IF;
-  IF NOT fn.is_whole(nullif(x.delay_until, '')) THEN RETURN 'delay_until'; END IF;
-  IF fn.unpack(x.idempotency_key) IS NULL AND x.idempotency_key IS NOT NULL THEN RETURN 'idempotency_key'; END IF;
-  IF NOT fn.is_whole(nullif(x.dedup_until, '')) THEN RETURN 'dedup_until'; END IF;
-  IF NOT fn.is_whole(nullif(x.reserved_until, '')) THEN RETURN 'reserved_until'; END IF;
-  IF NOT fn.is_whole(x.ended) OR x.state LIKE 't%' AND x.ended IS NULL THEN RETURN 'ended'; END IF;
-  IF NOT fn.is_whole(x.retry_count) THEN RETURN 'retry_count'; END IF;
-  IF NOT fn.is_whole(x.reclaim_count) THEN RETURN 'reclaim_count'; END IF;
-  IF x.tags IS NOT NULL AND coalesce(cardinality(fn.unpack(x.tags)) % 2 = 1, true) THEN RETURN 'tags'; END IF;
-  IF x.watchers IS NOT NULL AND fn.unpack(x.watchers) IS NULL THEN RETURN 'watchers'; END IF;
-  IF NOT fn.is_whole(nullif(x.suspension, '')) THEN RETURN 'suspension'; END IF;
-  IF NOT fn.is_whole(nullif(x.suspended_at, '')) THEN RETURN 'suspended_at'; END IF;
-  IF NOT fn.is_whole(nullif(x.suspended_until, '')) THEN RETURN 'suspended_until'; END IF;
-  IF NOT fn.is_whole(nullif(x.timeout_left, '')) THEN RETURN 'timeout_left'; END IF;
-  IF x.budgets IS NOT NULL AND fn.unpack(x.budgets) IS NULL THEN RETURN 'budgets'; END IF;
-  RETURN NULL;
-END $$;
+CREATE FUNCTION fn.damage_behind_core(x db.executions) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE
+    WHEN NOT fn.is_whole(nullif(x.timeout_at, '')) THEN 'timeout_at'
+    WHEN NOT fn.is_whole(nullif(x.deadline, '')) THEN 'deadline'
+    WHEN NOT fn.is_whole(nullif(x.delay_until, '')) THEN 'delay_until'
+    WHEN x.idempotency_key IS NOT NULL AND fn.unpack(x.idempotency_key) IS NULL THEN 'idempotency_key'
+    WHEN NOT fn.is_whole(nullif(x.dedup_until, '')) THEN 'dedup_until'
+    WHEN NOT fn.is_whole(nullif(x.reserved_until, '')) THEN 'reserved_until'
+    WHEN NOT fn.is_whole(x.ended) OR x.state LIKE 't%' AND x.ended IS NULL THEN 'ended'
+    WHEN NOT fn.is_whole(x.retry_count) THEN 'retry_count'
+    WHEN NOT fn.is_whole(x.reclaim_count) THEN 'reclaim_count'
+    WHEN x.tags IS NOT NULL AND coalesce(cardinality(fn.unpack(x.tags)) % 2 = 1, true) THEN 'tags'
+    WHEN x.watchers IS NOT NULL AND fn.unpack(x.watchers) IS NULL THEN 'watchers'
+    WHEN NOT fn.is_whole(nullif(x.suspension, '')) THEN 'suspension'
+    WHEN NOT fn.is_whole(nullif(x.suspended_at, '')) THEN 'suspended_at'
+    WHEN NOT fn.is_whole(nullif(x.suspended_until, '')) THEN 'suspended_until'
+    WHEN NOT fn.is_whole(nullif(x.timeout_left, '')) THEN 'timeout_left'
+    WHEN x.budgets IS NOT NULL AND fn.unpack(x.budgets) IS NULL THEN 'budgets'
+  END
+$$;
 
 -- Return the first damaged field among those that a claim, an operator's call or a report reads beyond these, or null.
 CREATE FUNCTION fn.damage_in_history(x db.executions) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
@@ -95,22 +100,42 @@ $$;
 CREATE FUNCTION fn.load(c fn.context, execution uuid, with_history boolean DEFAULT false) RETURNS fn.found
 LANGUAGE plpgsql AS $$
 DECLARE
-  f fn.found;
   x db.executions;
 BEGIN
   c := fn.lock_flows(c, ARRAY[execution], false);
   SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = execution FOR UPDATE;
+  RETURN fn.loaded(c, execution, x, with_history);
+END $$;
+
+-- Check a record that this call has locked; see fn.damage_in.
+CREATE FUNCTION fn.loaded(
+  c fn.context, execution uuid, x db.executions, with_history boolean, sound_class bytea DEFAULT NULL,
+  sound_policy bytea DEFAULT NULL
+) RETURNS fn.found LANGUAGE plpgsql AS $$
+BEGIN
   IF x.ready IS NOT NULL THEN
     -- A claim passes over the locked row, and waits: wake it if this call leaves the work.
     c.wakes := c.wakes || x.class_id;
   END IF;
-  f := fn.checked(c, execution, x, with_history);
-  RETURN f;
+  RETURN fn.checked(c, execution, x, with_history, sound_class, sound_policy);
 END $$;
 
--- Check a record that was just read.
-CREATE FUNCTION fn.checked(c fn.context, execution uuid, x db.executions, with_history boolean) RETURNS fn.found
-LANGUAGE plpgsql AS $$
+-- Lock and return the records of some executions, null for one that does not exist. Rows are locked in the order of their ids.
+CREATE FUNCTION fn.load_all(c fn.context, ids uuid[]) RETURNS db.executions[] LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN ARRAY(
+    WITH locked AS MATERIALIZED (
+      SELECT e AS record FROM db.executions AS e WHERE p = c.p AND uuid = ANY (ids) ORDER BY uuid FOR UPDATE
+    )
+    SELECT record FROM unnest(ids) WITH ORDINALITY AS asked(id, nth) LEFT JOIN locked ON (record).uuid = id ORDER BY nth
+  );
+END $$;
+
+-- Check a record that was just read; see fn.damage_in.
+CREATE FUNCTION fn.checked(
+  c fn.context, execution uuid, x db.executions, with_history boolean, sound_class bytea DEFAULT NULL,
+  sound_policy bytea DEFAULT NULL
+) RETURNS fn.found LANGUAGE plpgsql AS $$
 DECLARE
   f fn.found;
   damaged text;
@@ -120,7 +145,7 @@ BEGIN
     f.failure := fn.failure('execution_not_found', fn.bytes(execution));
     RETURN f;
   END IF;
-  damaged := fn.damage_in(x);
+  damaged := coalesce(fn.damage_in(x, sound_class, sound_policy), fn.damage_behind_core(x));
   IF damaged IS NULL AND with_history THEN
     damaged := fn.damage_in_history(x);
   END IF;
@@ -185,28 +210,22 @@ BEGIN
   RETURN x;
 END $$;
 
--- Note a change of a depth counter.
-CREATE FUNCTION fn.count(c fn.context, x db.executions, state text, change int) RETURNS fn.context
-LANGUAGE plpgsql IMMUTABLE AS $$
+-- Write how changes of executions change the depth counters, as one row per counter. Executions that were set aside are not
+-- counted.
+CREATE FUNCTION fn.count(c fn.context, befores db.executions[], afters db.executions[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  c.count_lanes := c.count_lanes || x.lane_id;
-  c.count_classes := c.count_classes || x.class_id;
-  c.count_states := c.count_states || state;
-  c.counts := c.counts || change;
-  RETURN c;
+  INSERT INTO db.depths (p, lane_id, class_id, state, change)
+    SELECT c.p, lane_id, class_id, public_state, sum(change) FROM (
+      SELECT lane_id, class_id, fn.public_state(fn.ascii(state)) AS public_state, -1 AS change FROM unnest(befores)
+      UNION ALL
+      SELECT lane_id, class_id, fn.public_state(fn.ascii(state)), 1 FROM unnest(afters)
+    ) AS changes WHERE lane_id IS NOT NULL GROUP BY lane_id, class_id, public_state HAVING sum(change) <> 0;
 END $$;
 
--- Note what follows from a change of an execution: counters, wake-ups, the first due moment.
+-- Note what follows from a change of an execution: wake-ups, and the first due moment.
 CREATE FUNCTION fn.follow(c fn.context, was db.executions, x db.executions) RETURNS fn.context
 LANGUAGE plpgsql IMMUTABLE AS $$
-DECLARE
-  before text := CASE WHEN was.uuid IS NOT NULL THEN fn.public_state(fn.ascii(was.state)) END;
-  after text := CASE WHEN x.uuid IS NOT NULL THEN fn.public_state(fn.ascii(x.state)) END;
 BEGIN
-  IF before IS DISTINCT FROM after OR was.class_id <> x.class_id THEN
-    IF was.uuid IS NOT NULL THEN c := fn.count(c, was, before, -1); END IF;
-    IF x.uuid IS NOT NULL THEN c := fn.count(c, x, after, 1); END IF;
-  END IF;
   IF x.ready IS NOT NULL AND x.ready IS DISTINCT FROM was.ready THEN
     c.wakes := c.wakes || x.class_id;
   END IF;
@@ -220,21 +239,35 @@ END $$;
 
 -- Writing -----------------------------------------------------------------------------------------------------------
 
--- Write a record that was loaded as `was`, bring its indexes up to date, and announce its end if it ended.
-CREATE FUNCTION fn.put(c fn.context, was db.executions, x db.executions) RETURNS fn.context LANGUAGE plpgsql AS $$
+-- Write records that were loaded as `befores`, bring their indexes up to date, and announce those that ended.
+CREATE FUNCTION fn.put_all(c fn.context, befores db.executions[], afters db.executions[]) RETURNS fn.context
+LANGUAGE plpgsql AS $$
+DECLARE
+  ids uuid[] := '{}';
+  was db.executions;
+  x db.executions;
 BEGIN
-  x := fn.derive(x);
-  IF x.flow_id IS NOT NULL THEN
-    x := fn.derive(fn.follow_cancellation(c, was, x));
+  IF cardinality(afters) = 0 THEN
+    RETURN c;
   END IF;
-  IF x.state LIKE 't%' AND was.state NOT LIKE 't%' AND (x.flow_id IS NOT NULL OR x.children <> '') THEN
-    c := fn.note_end(c, x);
-  END IF;
-  IF x.ready IS NOT NULL AND was.state LIKE 't%' THEN
-    c := fn.register_class(c, x.class);
-    SELECT id INTO x.class_id FROM db.classes WHERE p = c.p AND class = x.class;
-  END IF;
-  UPDATE db.executions SET (
+  FOR i IN 1 .. cardinality(afters) LOOP
+    was := befores[i]; x := fn.derive(afters[i]);
+    IF x.flow_id IS NOT NULL THEN
+      x := fn.derive(fn.follow_cancellation(c, was, x));
+    END IF;
+    IF x.state LIKE 't%' AND was.state NOT LIKE 't%' AND (x.flow_id IS NOT NULL OR x.children <> '') THEN
+      c := fn.note_end(c, x);
+    END IF;
+    IF x.ready IS NOT NULL AND was.state LIKE 't%' THEN
+      c := fn.register_class(c, x.class);
+      SELECT id INTO x.class_id FROM db.classes WHERE p = c.p AND class = x.class;
+    END IF;
+    IF x.ready IS NOT NULL OR x.due <= c.now + fn.fallback() THEN
+      c := fn.follow(c, was, x);
+    END IF;
+    afters[i] := x; ids := ids || x.uuid;
+  END LOOP;
+  UPDATE db.executions AS e SET (
     state, priority, place, mutated, tags, dedup_until, deadline, delay_until, fence, expires, timeout_at, timeout_left,
     holder, topic, attempt, attempts, started, closed, ended, result, error, error_class, error_detail, cancel_reason,
     cancelled_by, revoke_reason, retry_count, reclaim_count, replay_count, reserved_for, reserved_until, watchers, last,
@@ -242,36 +275,49 @@ BEGIN
     suspension, suspended_at, suspended_until, stream, budgets, class_id, ready, due, due_in, listed, suspended,
     flow, flow_id, member, is_root, children
   ) = (
-    x.state, x.priority, x.place, x.mutated, x.tags, x.dedup_until, x.deadline, x.delay_until, x.fence, x.expires,
-    x.timeout_at, x.timeout_left, x.holder, x.topic, x.attempt, x.attempts, x.started, x.closed, x.ended, x.result,
-    x.error, x.error_class, x.error_detail, x.cancel_reason, x.cancelled_by, x.revoke_reason, x.retry_count,
-    x.reclaim_count, x.replay_count, x.reserved_for, x.reserved_until, x.watchers, x.last, x.reported, x.answered,
-    x.steps, x.journal_bytes, x.progress_percent, x.progress_message, x.progress_at,
-    x.suspension, x.suspended_at, x.suspended_until, x.stream, x.budgets, x.class_id, x.ready, x.due, x.due_in, x.listed,
-    x.suspended, x.flow,
-    x.flow_id, x.member, x.is_root, x.children
-  ) WHERE p = was.p AND uuid = was.uuid;
-  c := fn.follow(c, was, x);
-  IF x.state LIKE 't%' AND was.state NOT LIKE 't%' THEN
-    c := fn.announce(c, was, x);
-    IF x.budgets IS NOT NULL THEN
-      c := fn.end_shares(c, x, false);
-    END IF;
-  END IF;
-  RETURN c;
+    n.state, n.priority, n.place, n.mutated, n.tags, n.dedup_until, n.deadline, n.delay_until, n.fence, n.expires,
+    n.timeout_at, n.timeout_left, n.holder, n.topic, n.attempt, n.attempts, n.started, n.closed, n.ended, n.result,
+    n.error, n.error_class, n.error_detail, n.cancel_reason, n.cancelled_by, n.revoke_reason, n.retry_count,
+    n.reclaim_count, n.replay_count, n.reserved_for, n.reserved_until, n.watchers, n.last, n.reported, n.answered,
+    n.steps, n.journal_bytes, n.progress_percent, n.progress_message, n.progress_at,
+    n.suspension, n.suspended_at, n.suspended_until, n.stream, n.budgets, n.class_id, n.ready, n.due, n.due_in, n.listed,
+    n.suspended, n.flow, n.flow_id, n.member, n.is_root, n.children
+  ) FROM unnest(afters) AS n WHERE e.p = c.p AND e.uuid = ANY (ids) AND e.uuid = n.uuid;
+  PERFORM fn.count(c, befores, afters);
+  RETURN fn.announce_all(c, befores, afters);
 END $$;
 
--- Remove an ended execution with all that belongs to it.
-CREATE FUNCTION fn.remove(c fn.context, x db.executions) RETURNS fn.context LANGUAGE plpgsql AS $$
+-- Write one record that was loaded as `was`.
+CREATE FUNCTION fn.put(c fn.context, was db.executions, x db.executions) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
-  IF x.idempotency_key <> '' THEN
-    DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = x.uuid;
+  RETURN fn.put_all(c, ARRAY[was], ARRAY[x]);
+END $$;
+
+-- Remove ended executions with all that belongs to them.
+CREATE FUNCTION fn.remove_all(c fn.context, records db.executions[]) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  x db.executions;
+  ids uuid[] := '{}';
+  keys_held bytea[] := '{}';
+BEGIN
+  IF cardinality(records) = 0 THEN
+    RETURN c;
   END IF;
-  IF x.budgets IS NOT NULL THEN
-    c := fn.end_shares(c, x, true);
+  FOREACH x IN ARRAY records LOOP
+    ids := ids || x.uuid;
+    IF x.idempotency_key <> '' THEN
+      keys_held := keys_held || x.idempotency_key;
+    END IF;
+    IF x.budgets IS NOT NULL THEN
+      c := fn.end_shares(c, x, true);
+    END IF;
+  END LOOP;
+  IF cardinality(keys_held) > 0 THEN
+    DELETE FROM db.keys WHERE p = c.p AND key = ANY (keys_held) AND uuid = ANY (ids);
   END IF;
-  DELETE FROM db.executions WHERE p = c.p AND uuid = x.uuid;
-  RETURN fn.count(c, x, fn.public_state(fn.ascii(x.state)), -1);
+  DELETE FROM db.executions WHERE p = c.p AND uuid = ANY (ids);
+  PERFORM fn.count(c, records, '{}');
+  RETURN c;
 END $$;
 
 -- Remove a damaged execution with everything that is still known of it.
@@ -286,7 +332,7 @@ BEGIN
   DELETE FROM db.damaged WHERE p = c.p AND uuid = execution::text;
   x.lane_id := coalesce(x.lane_id, fn.lane_of_class(c, x.class));
   IF fn.ascii(x.state) ~ '^[a-z]{6}$' AND x.lane_id IS NOT NULL AND x.class_id IS NOT NULL THEN
-    c := fn.count(c, x, fn.public_state(fn.ascii(x.state)), -1);
+    PERFORM fn.count(c, ARRAY[x], '{}');
   END IF;
   RETURN c;
 END $$;

@@ -171,19 +171,18 @@ END $$;
 CREATE FUNCTION fn.remove_flow(c fn.context, of_flow uuid, most int) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
   b fn.batch;
-  x db.executions;
+  members db.executions[];
   left_over int := most;
   gone int;
 BEGIN
   b.c := c; b.count := 0;
   -- What is being removed is not shown any more.
   UPDATE db.flows SET building = coalesce(building, '0') WHERE p = c.p AND flow = of_flow AND building IS NULL;
-  FOR x IN
-    SELECT * FROM db.executions WHERE p = c.p AND flow_id = of_flow ORDER BY uuid LIMIT most FOR UPDATE SKIP LOCKED
-  LOOP
-    b.c := fn.remove(b.c, x);
-    left_over := left_over - 1;
-  END LOOP;
+  members := ARRAY(
+    SELECT x FROM db.executions AS x WHERE p = c.p AND flow_id = of_flow ORDER BY uuid LIMIT most FOR UPDATE SKIP LOCKED
+  );
+  b.c := fn.remove_all(c, members);
+  left_over := left_over - cardinality(members);
   DELETE FROM db.edges WHERE p = c.p AND flow = of_flow AND id IN (
     SELECT id FROM db.edges WHERE p = c.p AND flow = of_flow ORDER BY id LIMIT left_over
   );

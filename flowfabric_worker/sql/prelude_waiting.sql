@@ -154,19 +154,6 @@ BEGIN
   RETURN c;
 END $$;
 
--- Write the changes of the depth counters that a call noted, as one row per counter.
-CREATE FUNCTION fn.flush_counts(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
-BEGIN
-  IF cardinality(c.counts) > 0 THEN
-    INSERT INTO db.depths (p, lane_id, class_id, state, change)
-      SELECT c.p, lane, class, state, sum(change)
-      FROM unnest(c.count_lanes, c.count_classes, c.count_states, c.counts) AS noted(lane, class, state, change)
-      WHERE lane IS NOT NULL GROUP BY lane, class, state HAVING sum(change) <> 0;
-    c.count_lanes := '{}'; c.count_classes := '{}'; c.count_states := '{}'; c.counts := '{}';
-  END IF;
-  RETURN c;
-END $$;
-
 -- Wake the waiters that a call concerns, if it noted any reason.
 CREATE FUNCTION fn.wake(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
@@ -184,5 +171,5 @@ END $$;
 -- Bring everything up to date that a call noted, and wake the waiters that it concerns.
 CREATE FUNCTION fn.flush(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
-  RETURN fn.wake(fn.flush_counts(fn.keep_pace(fn.run_jobs(c))));
+  RETURN fn.wake(fn.keep_pace(fn.run_jobs(c)));
 END $$;

@@ -36,13 +36,12 @@ $$;
 -- refused, the first one is, before anything is written.
 CREATE FUNCTION fn.submit_ticks(c fn.context, args bytea[], at int, parts bytea[]) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
-  b fn.batch;
-  refused bytea := fn.answer('error');
+  b fn.batch := fn.create_all(c, args[at + 8 : at + 7 + 8 * fn.num(args[at + 7])], false);
+  reply bytea;
 BEGIN
-  b.c := c;
-  FOR i IN 0 .. fn.num(args[at + 7])::int - 1 LOOP
-    b := fn.create_one(b.c, args, at + 8 + 8 * i);
-    IF b.items[1] LIKE '%error%' AND position('$5\015\012error'::bytea IN b.items[1]) = 5 THEN
+  FOREACH reply IN ARRAY b.items LOOP
+    IF position('$5\015\012error'::bytea IN reply) = 5 THEN
+      b.items := ARRAY[reply];
       RETURN b;
     END IF;
   END LOOP;
@@ -94,7 +93,7 @@ END $$;
 -- tick_schedules: per schedule compare the last tick, move it, and create the executions of the new ticks. An item without
 -- a new last tick only asks.
 -- Arguments per item: schedule, expected last tick, new last tick or '', next tick or '', pack{spec, task, lane}, call id,
--- number of missed ticks, number of executions; then per execution the arguments of one creation, see fn.create_one.
+-- number of missed ticks, number of executions; then per execution the arguments of one creation, see fn.create_all.
 -- Replies per item: 'registered' and the last tick of a schedule that was unknown; 'ticked' and the uuids; 'already' and
 -- the last tick; or 'paused' and since when.
 -- Errors per item: tick_not_due, corruption, batch_full, those of create_executions.

@@ -32,33 +32,15 @@ BEGIN
   );
 END $$;
 
--- Create the execution whose arguments begin at `at`: uuid, kind, delay, deadline (moments, see fn.moment), idempotency key as
--- pack{namespace, task, key} or '', then payload, tags and headers, '' for none. A kind is what many creations have in common:
--- pack{class, priority, dedup window in ms, codec, policy, creator, most signals}, the last four '' for none.
-CREATE FUNCTION fn.create_one(c fn.context, args bytea[], at int) RETURNS fn.batch LANGUAGE plpgsql AS $$
-DECLARE
-  b fn.batch;
-  x db.executions;
-  kind bytea[] := fn.unpack(args[at + 1]);
-  key bytea := nullif(args[at + 4], '');
-  existing uuid;
+-- Return the executions that exist already for the creations of a call, null for one that is new.
+CREATE FUNCTION fn.existing(c fn.context, args bytea[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 BEGIN
-  b.c := c;
-  x.p := c.p; x.uuid := fn.id(args[at]); x.class := kind[1];
-  existing := coalesce(
-    CASE WHEN key IS NOT NULL THEN fn.holder_of(c, key) END,
-    (SELECT uuid FROM db.executions WHERE p = c.p AND uuid = x.uuid)
+  RETURN ARRAY(
+    SELECT coalesce(
+      CASE WHEN args[at + 4] <> '' THEN fn.holder_of(c, args[at + 4]) END,
+      (SELECT uuid FROM db.executions WHERE p = c.p AND uuid = fn.id(args[at]))
+    ) FROM generate_series(1, cardinality(args), 8) AS at ORDER BY at
   );
-  IF existing IS NOT NULL THEN
-    b.items := ARRAY[fn.duplicate(c, existing, x.class, args[at + 5], kind[4])];
-    RETURN b;
-  END IF;
-  IF NOT EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = x.class) AND fn.is_full(c, x.class) THEN
-    b.items := ARRAY[fn.failure('too_many_classes', (fn.unpack(x.class))[2], '1024')];
-    RETURN b;
-  END IF;
-  b.c := fn.register_class(c, x.class);
-  RETURN fn.insert_one(b, fn.drafted(c, args, at, kind));
 END $$;
 
 -- Return the record of a new execution whose arguments begin at `at`, and whose kind has been unpacked.
@@ -85,66 +67,132 @@ BEGIN
   RETURN x;
 END $$;
 
--- Insert a new record with its key. Another session that creates the same one at this moment wins.
-CREATE FUNCTION fn.insert_one(b fn.batch, x db.executions) RETURNS fn.batch LANGUAGE plpgsql AS $$
+-- Insert new records with their keys, and return the ids of those that are now there. Another session that creates the same one
+-- at this moment wins.
+CREATE FUNCTION fn.insert_all(c fn.context, records db.executions[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
-  parts bytea[] := fn.unpack(x.class);
-  c fn.context := b.c;
-  none db.executions;
+  ids uuid[] := ARRAY(SELECT uuid FROM unnest(records) WHERE idempotency_key IS NULL);
 BEGIN
-  x := fn.derive(x);
-  x.namespace := fn.pack(parts[1]);
-  SELECT classes.id, lanes.id INTO x.class_id, x.lane_id FROM db.classes JOIN db.lanes USING (p, lane)
-    WHERE classes.p = c.p AND class = x.class;
-  IF x.idempotency_key IS NOT NULL THEN
-    INSERT INTO db.keys AS k (p, key, uuid) VALUES (c.p, x.idempotency_key, x.uuid)
-      ON CONFLICT (p, key) DO UPDATE SET uuid = excluded.uuid WHERE fn.holder_of(c, excluded.key) IS NULL;
-    IF NOT FOUND THEN
-      b.items := ARRAY[fn.duplicate(
-        c, fn.holder_of(c, x.idempotency_key), x.class, coalesce(x.payload, ''), coalesce(x.codec, '')
-      )];
-      RETURN b;
+  IF cardinality(ids) < cardinality(records) THEN
+    WITH won AS (
+      INSERT INTO db.keys (p, key, uuid)
+        SELECT c.p, idempotency_key, uuid FROM unnest(records) WHERE idempotency_key IS NOT NULL ORDER BY idempotency_key
+        ON CONFLICT (p, key) DO UPDATE SET uuid = excluded.uuid WHERE fn.holder_of(c, excluded.key) IS NULL
+        RETURNING uuid
+    )
+    SELECT ids || array_agg(uuid) INTO ids FROM won;
+  END IF;
+  WITH inserted AS (
+    INSERT INTO db.executions SELECT x.* FROM unnest(records) AS x WHERE uuid = ANY (ids) ORDER BY uuid
+      ON CONFLICT DO NOTHING RETURNING uuid
+  )
+  SELECT coalesce(array_agg(uuid), '{}') INTO ids FROM inserted;
+  RETURN ids;
+END $$;
+
+-- Create executions, and return the replies. The arguments of each are: uuid, kind, delay, deadline (moments, see fn.moment),
+-- idempotency key as pack{namespace, task, key} or '', then payload, tags and headers, '' for none. A kind is what many
+-- creations have in common: pack{class, priority, dedup window in ms, codec, policy, creator, most signals}, the last four ''
+-- for none. If the work budget of the call applies, what is beyond it is refused.
+CREATE FUNCTION fn.create_all(c fn.context, args bytea[], is_bounded boolean) RETURNS fn.batch LANGUAGE plpgsql AS $$
+DECLARE
+  b fn.batch;
+  sizes double precision[] := fn.sizes(args, 8);
+  existing uuid[] := fn.existing(c, args);
+  answers bytea[] := '{}';
+  records db.executions[] := '{}';
+  places int[] := '{}';
+  kind bytea[];
+  home fn.home;
+  x db.executions;
+  at int;
+BEGIN
+  FOR i IN 1 .. cardinality(sizes) LOOP
+    at := 8 * i - 7;
+    IF is_bounded AND (i > 100 OR c.work <= 0 AND i > 1) THEN
+      answers := answers || fn.failure('batch_full');
+      CONTINUE;
     END IF;
-  END IF;
-  INSERT INTO db.executions SELECT (x).* ON CONFLICT DO NOTHING;
-  IF NOT FOUND THEN
-    b.items := ARRAY[fn.duplicate(c, x.uuid, x.class, coalesce(x.payload, ''), coalesce(x.codec, ''))];
-    RETURN b;
-  END IF;
-  b.c := fn.follow(c, none, x);
-  b.items := ARRAY[fn.answer('created', fn.bytes(x.uuid), x.state)];
+    c.work := c.work - 2 - sizes[i];
+    IF i = 1 OR args[at + 1] <> args[at - 7] THEN
+      kind := fn.unpack(args[at + 1]); home := NULL;
+    END IF;
+    IF existing[i] IS NOT NULL THEN
+      answers := answers || fn.duplicate(c, existing[i], kind[1], args[at + 5], kind[4]);
+      CONTINUE;
+    END IF;
+    IF home IS NULL THEN
+      home := fn.home_of(c, kind[1]);
+      c := coalesce(home.c, c);
+    END IF;
+    IF home.class_id IS NULL THEN
+      answers := answers || fn.failure('too_many_classes', (fn.unpack(kind[1]))[2], '1024');
+      CONTINUE;
+    END IF;
+    x := fn.drafted(c, args, at, kind);
+    x.class_id := home.class_id; x.lane_id := home.lane_id;
+    records := records || fn.derive(x);
+    places := places || i; answers := answers || NULL::bytea;
+  END LOOP;
+  b := fn.created(c, records);
+  FOR i IN 1 .. cardinality(places) LOOP
+    answers[places[i]] := b.items[i];
+  END LOOP;
+  b.items := answers;
   RETURN b;
 END $$;
 
--- Create the executions of a call, and return the replies.
-CREATE FUNCTION fn.create_all(c fn.context, args bytea[]) RETURNS fn.batch LANGUAGE plpgsql AS $$
+-- Write new records, and return the replies.
+CREATE FUNCTION fn.created(c fn.context, records db.executions[]) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
   b fn.batch;
+  ids uuid[] := fn.insert_all(c, records);
   answers bytea[] := '{}';
+  inserted db.executions[] := '{}';
+  none db.executions;
+  x db.executions;
 BEGIN
-  PERFORM fn.share_classes(c);
-  FOR at IN 1 .. cardinality(args) BY 8 LOOP
-    IF cardinality(answers) >= 100 OR c.work <= 0 AND at > 1 THEN
-      answers := answers || fn.failure('batch_full');
+  FOREACH x IN ARRAY records LOOP
+    IF x.uuid = ANY (ids) THEN
+      inserted := inserted || x;
+      c := fn.follow(c, none, x);
+      answers := answers || fn.answer('created', fn.bytes(x.uuid), x.state);
     ELSE
-      c.work := c.work - 2 - fn.weight(VARIADIC args[at : at + 7]);
-      b := fn.create_one(c, args, at);
-      c := b.c;
-      answers := answers || b.items;
+      answers := answers || fn.duplicate(
+        c, coalesce(fn.holder_of(c, x.idempotency_key), x.uuid), x.class, coalesce(x.payload, ''), coalesce(x.codec, '')
+      );
     END IF;
   END LOOP;
+  PERFORM fn.count(c, '{}', inserted);
   b.c := c; b.items := answers;
   RETURN b;
 END $$;
 
+-- Return where new executions of a class belong, and register the class if it is new. A lane that is full has no place for it.
+CREATE FUNCTION fn.home_of(c fn.context, of_class bytea) RETURNS fn.home LANGUAGE plpgsql AS $$
+DECLARE
+  home fn.home;
+BEGIN
+  home.c := c;
+  IF NOT EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = of_class) AND NOT fn.is_full(c, of_class) THEN
+    home.c := fn.register_class(c, of_class);
+  END IF;
+  SELECT classes.id, lanes.id INTO home.class_id, home.lane_id FROM db.classes JOIN db.lanes USING (p, lane)
+    WHERE classes.p = c.p AND class = of_class;
+  RETURN home;
+END $$;
+
 -- create_executions: create executions, each by itself.
--- Arguments per item: those of one creation, see fn.create_one.
+-- Arguments per item: those of one creation, see fn.create_all.
 -- Replies per item: 'created', uuid, state; or 'duplicate', the existing uuid, its state, 1 if it is the same request.
 -- Errors per item: too_many_classes, corruption of the existing execution.
 CREATE FUNCTION fn.create_executions(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  b fn.batch := fn.create_all(fn.begin(partition), args);
+  c fn.context := fn.begin(partition);
+  b fn.batch;
 BEGIN
+  PERFORM fn.share_classes(c);
+  b := fn.create_all(c, args, true);
   PERFORM fn.flush(b.c);
   RETURN fn.replies(VARIADIC b.items);
 END $$;
@@ -155,7 +203,7 @@ END $$;
 -- are registered before, in a transaction of the store, and waiters are woken by a trigger that runs while the caller commits.
 
 -- register_classes: register the classes of executions that a caller is about to create in a transaction.
--- Arguments: the kinds of these executions, see fn.create_one.
+-- Arguments: the kinds of these executions, see fn.create_all.
 -- Replies: nothing. A class for which its lane is full is left to the creation, which refuses it.
 CREATE FUNCTION fn.register_classes(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -200,8 +248,11 @@ CREATE CONSTRAINT TRIGGER wake_at_commit AFTER INSERT ON fn.noted DEFERRABLE INI
 -- Replies per item: those of create_executions.
 CREATE FUNCTION fn.create_in_transaction(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  b fn.batch := fn.create_all(fn.begin(partition), args);
+  c fn.context := fn.begin(partition);
+  b fn.batch;
 BEGIN
-  INSERT INTO fn.noted (c) VALUES (fn.flush_counts(b.c));
+  PERFORM fn.share_classes(c);
+  b := fn.create_all(c, args, true);
+  INSERT INTO fn.noted (c) VALUES (b.c);
   RETURN fn.replies(VARIADIC b.items);
 END $$;

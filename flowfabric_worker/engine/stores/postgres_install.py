@@ -12,7 +12,8 @@ OLDEST = 14
 _MIGRATION_TIMEOUT = 3600.0
 
 # Callers need the right to execute the operations and nothing else: these run with the rights of their owner, and find
-# names in the server's own schema only.
+# names in the server's own schema only. Plans are made once for every value, and statistics may be older than the rows,
+# so what is quick only while a table is small is switched off.
 _GUARD = """
 DO $guard$
 DECLARE
@@ -23,6 +24,8 @@ BEGIN
       AND proargtypes = '23 1001'::oidvector
   LOOP
     EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp', operation);
+    EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off '
+      'SET plan_cache_mode = force_generic_plan', operation);
   END LOOP;
 END $guard$
 """

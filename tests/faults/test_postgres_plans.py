@@ -1,0 +1,136 @@
+"""What a call costs a Postgres server does not depend on rows that it has nothing to do with, nor on old statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.stores.postgres import PostgresStore
+from tests.support.executions import claim_one, created, queue, request
+from tests.support.postgres import PostgresServer
+
+# A run by hand takes 1,000,000 and 100,000: FLOWFABRIC_TEST_ROWS=1000000.
+FINISHED = int(os.environ.get("FLOWFABRIC_TEST_ROWS", "20000"))
+DELAYED = FINISHED // 10
+READY = 300
+
+Session = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def schema() -> str:
+    """Provide the name of a schema that no other test uses."""
+    return f"t{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def engine(postgres: PostgresServer, schema: str) -> Iterator[Engine]:
+    engine = open_engine(f"{postgres.url}&schema={schema}")
+    engine.prepare(testing=True)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def session(postgres: PostgresServer, schema: str, engine: Engine) -> Iterator[Session]:
+    """Provide a session whose tables are never analyzed: statistics say that they are empty."""
+    del engine
+    with postgres.session() as session:
+        session.execute(f"SET search_path = {schema}")
+        session.execute("ALTER TABLE executions SET (autovacuum_enabled = off)")
+        yield session
+
+
+def copy(session: Session, template: str, count: int) -> None:
+    """Copy an execution many times, under other ids."""
+    of_table = "SELECT attname FROM pg_attribute WHERE attrelid = 'executions'::regclass AND attnum > 0"
+    columns = [f'"{name}"' for (name,) in session.execute(of_table).fetchall()]
+    values = ["gen_random_uuid()" if column == '"uuid"' else column for column in columns]
+    session.execute(
+        f"INSERT INTO executions ({', '.join(columns)}) "  # type: ignore[arg-type]
+        f"SELECT {', '.join(values)} FROM executions, generate_series(1, %s) WHERE uuid = %s",
+        (count, template),
+    )
+
+
+@contextmanager
+def recorded(engine: Engine) -> Iterator[dict[str, list[bytes]]]:
+    """Provide the arguments of the last call of each function."""
+    calls: dict[str, list[bytes]] = {}
+    assert isinstance(engine.store, PostgresStore)
+    send = engine.store._send
+
+    def record(function: str, partition: int, arguments: Sequence[Any], deadline: float) -> Any:
+        calls[function] = [value if isinstance(value, bytes) else str(value).encode() for value in arguments]
+        return send(function, partition, arguments, deadline)
+
+    engine.store._send = record  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        del engine.store._send  # type: ignore[method-assign]
+
+
+def pages(engine: Engine, session: Session, function: str, arguments: list[bytes]) -> int:
+    """Return how many pages a call of a function reads, which is then undone; it never reads the whole table."""
+    assert isinstance(engine.store, PostgresStore)
+    call = f'"{engine.store.library.schema_of(engine.store.schema)}"."{function}"(0, %s)'
+    with session.transaction(force_rollback=True):
+        # The first call reads the catalog too.
+        session.execute(f"SELECT {call}", (arguments,))  # type: ignore[arg-type]
+    with session.transaction(force_rollback=True):
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT {call}"
+        row = session.execute(explain, (arguments,)).fetchone()  # type: ignore[arg-type]
+        scans = session.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relid = 'executions'::regclass")
+        assert scans.fetchone() == (0,)
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+def costs(engine: Engine, session: Session) -> dict[str, int]:
+    """Return how many pages a claim, a completion and a creation of 50 executions read."""
+    with recorded(engine) as calls:
+        claimed = engine.claim_many(request(limit=50))
+        queue(engine, 50)
+    claim = [uuid4().hex.encode(), *calls["claim_many"][1:]]
+    creations = [
+        uuid4().hex.encode() if index % 8 == 0 else value for index, value in enumerate(calls["create_executions"])
+    ]
+    completions = [
+        part for each in claimed for part in (each.execution_id.uuid.encode(), each.handle.fence.encode(), b"")
+    ]
+    return {
+        "claim_many": pages(engine, session, "claim_many", claim),
+        "complete_many": pages(engine, session, "complete_many", completions),
+        "create_executions": pages(engine, session, "create_executions", creations),
+    }
+
+
+def test_no_call_costs_more_for_what_is_finished_delayed_or_suspended(engine: Engine, session: Session) -> None:
+    queue(engine, READY)
+    few = costs(engine, session)
+    done = created(engine, lane="other")
+    engine.complete(claim_one(engine, "other").handle)
+    delayed = created(engine, delay=timedelta(days=1))
+    copy(session, done.uuid, FINISHED)
+    copy(session, delayed.uuid, DELAYED)
+
+    many = costs(engine, session)
+
+    # Indexes grew by a level.
+    assert {name: count for name, count in many.items() if count > 2 * few[name]} == {}
+
+
+def test_a_claim_takes_as_many_as_it_was_asked_for(engine: Engine) -> None:
+    queue(engine, READY)
+    for limit in (1, 7, 50):
+        assert len(engine.claim_many(request(limit=limit))) == limit
