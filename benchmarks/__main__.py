@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from benchmarks import (
     listings,
     logs,
     memory,
+    postgres,
     quotas,
     report,
     scale,
@@ -28,12 +30,13 @@ from benchmarks import (
     writes,
 )
 from benchmarks.environments import ROOT, Script, scripts
+from benchmarks.report import Table
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import Server
 
 SECTIONS = (
     "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "streams", "waits", "listings",
-    "quotas", "logs", "scale", "schedules", "timing",
+    "quotas", "logs", "scale", "schedules", "timing", "postgres",
 )  # fmt: skip
 _TABLES = {
     "writes": writes.table,
@@ -46,7 +49,10 @@ _TABLES = {
     "logs": logs.table,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
-_NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
+POSTGRES_PAGE = ROOT / "docs" / "benchmarks-postgres.md"
+_NAMES = sorted(
+    {script.name for server in ("valkey", "postgres") for script in scripts(server)} | {row.name for row in ROWS}
+)
 
 
 @click.command()
@@ -67,7 +73,7 @@ _NAMES = (*(script.name for script in scripts()), *(row.name for row in ROWS))
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=ROOT / ".bench", help="Keeps the peers' environments."
 )
-@click.option("--markdown", is_flag=True, help=f"Also write {PAGE.relative_to(ROOT)}.")
+@click.option("--markdown", is_flag=True, help="Also write the pages of docs/.")
 def main(
     sections: tuple[str, ...],
     *,
@@ -113,12 +119,22 @@ def main(
         tables.append(schedules.table(_tell))
     if "timing" in wanted:
         tables.append(timing.table(_tell))
+    _show(known, tables, PAGE if markdown and tables else None)
+    if "postgres" in wanted:
+        peers = [script for script in scripts("postgres") if script.name in only] or scripts("postgres")
+        known = report.facts(command, postgres.versions(peers, cache, _tell))
+        tables = postgres.tables(peers, tasks=tasks, rounds=rounds, cache=cache, tell=_tell)
+        _show(known, tables, POSTGRES_PAGE if markdown else None)
+
+
+def _show(known: Mapping[str, str], tables: Sequence[Table], page: Path | None) -> None:
+    """Print tables, and write the page that shows them."""
     for name, value in known.items():
         click.echo(f"{name}: {value}")
     for table in tables:
         click.echo(f"\n{report.as_text(table)}")
-    if markdown:
-        PAGE.write_text(report.page(known, tables), "utf-8")
+    if page is not None:
+        page.write_text(report.page(known, tables), "utf-8")
 
 
 def _chosen(only: tuple[str, ...]) -> tuple[list[Script], list[Row]]:

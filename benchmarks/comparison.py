@@ -6,26 +6,38 @@ import random
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from benchmarks.environments import Script, ask, python_for
 from benchmarks.report import NOTHING, Table, number, verdict
 from benchmarks.rows import OURS, ROWS, Row, Target
-from benchmarks.server import Server
+
+
+class Measured(Protocol):
+    """The server that peers are measured on."""
+
+    @property
+    def url(self) -> str: ...
+
+    def clear(self) -> None: ...
+
 
 Figures: TypeAlias = dict[str, dict[str, list[float]]]
 """By row and peer: what each round gave."""
 
 JUDGED = ("must reach", "reached", "goal", "goal met")
 _ODDITIES = {
+    "dbos": "polls its queue once a second",
     "huey": "promises at most once, and so acknowledges nothing",
+    "pgqueuer": "runs coroutines on one loop and keeps no results; the time of a start is that of its log",
+    "procrastinate": "keeps no results; the time of a start is that of its event",
     "rq": "has no threads; eight forking workers stand for one process of 8 threads",
 }
 
 Tell: TypeAlias = Callable[[str], None]
 
 
-def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) -> dict[str, str]:
+def versions(server: Measured, chosen: Sequence[Script], cache: Path, tell: Tell) -> dict[str, str]:
     """Return the measured versions by peer; make the environments that do not exist yet."""
     tell("Preparing the environments")
     answers = {script.name: ask(script, python_for(script, cache), "versions", 0, server.url) for script in chosen}
@@ -36,7 +48,14 @@ def versions(server: Server, chosen: Sequence[Script], cache: Path, tell: Tell) 
 
 
 def compare(
-    server: Server, chosen: Sequence[Script], rows: Collection[Row], *, tasks: int, rounds: int, cache: Path, tell: Tell
+    server: Measured,
+    chosen: Sequence[Script],
+    rows: Collection[Row],
+    *,
+    tasks: int,
+    rounds: int,
+    cache: Path,
+    tell: Tell,
 ) -> Figures:
     """Measure every peer.
 
@@ -60,13 +79,21 @@ def compare(
     return figures
 
 
-def table(figures: Figures, chosen: Sequence[Script], rows: Collection[Row], *, tasks: int, rounds: int) -> Table:
+def table(
+    figures: Figures,
+    chosen: Sequence[Script],
+    rows: Collection[Row],
+    *,
+    tasks: int,
+    rounds: int,
+    title: str = "Beside its peers",
+) -> Table:
     """Return the medians, how many times as good ours is, and whether that is enough."""
     names = sorted((script.name for script in chosen), key=lambda name: (name != OURS, name))
     peers = [name for name in names if name != OURS]
     counts = ", ".join(f"{script.tasks(tasks):,} for {script.name}" for script in chosen)
     return Table(
-        title="Beside its peers",
+        title=title,
         headings=["what", "unit", *names, *(f"x {peer}" for peer in peers), *JUDGED],
         rows=[_line(row, _medians(figures[row.name]), names, peers) for row in rows],
         notes=[

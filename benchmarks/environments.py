@@ -26,26 +26,32 @@ class Script:
 
     Attributes:
         share: which share of the tasks it gets.
+        server: what it needs: "valkey" or "postgres"; one with "any" is measured on both.
     """
 
     name: str
     dependencies: tuple[str, ...]
     share: float
+    server: str = "valkey"
 
     def tasks(self, count: int) -> int:
         """Return how many of `count` tasks it gets."""
         return max(1, round(count * self.share))
 
 
-def scripts() -> list[Script]:
-    """Return all peers, by name."""
+def scripts(server: str = "valkey") -> list[Script]:
+    """Return all peers that are measured on a server, by name."""
     found = []
     for path in sorted(_SCRIPTS.glob("*.py")):
         metadata = inline_metadata(path.read_text("utf-8"))
         if metadata is not None:
             own = metadata.get("tool", {}).get("benchmarks", {})
             dependencies = tuple(metadata["dependencies"])
-            found.append(Script(name=path.stem, dependencies=dependencies, share=own.get("share", 1.0)))
+            needs = own.get("server", "valkey")
+            if needs in (server, "any"):
+                found.append(
+                    Script(name=path.stem, dependencies=dependencies, share=own.get("share", 1.0), server=needs)
+                )
     return found
 
 

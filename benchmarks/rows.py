@@ -148,3 +148,19 @@ ROWS = (
     ),
     Row(name="empty_claim", step="empty_claim", title="empty claim, round trip, p50", unit="ms"),
 )
+
+POSTGRES_ROWS = (
+    Row(name="submit", step="one_by_one", title="submit one by one", unit="per s"),
+    Row(name="bulk", step="in_bulk", title="submit in bulk", unit="per s"),
+    Row(
+        name="drain",
+        step="one_by_one",
+        title="drain, one process of 8 threads",
+        unit="per s",
+        targets=(Target(20, "procrastinate"), Target(12, "dbos")),
+        goals=(Target(1, "pgqueuer"),),
+    ),
+    Row(name="drain_two", step="in_bulk", title="drain, two processes of 8 threads", unit="per s"),
+    Row(name="start_p50", step="at_rest", title="submit to start, p50", unit="ms"),
+    Row(name="result_p50", step="at_rest", title="submit to result in hand, p50", unit="ms"),
+)

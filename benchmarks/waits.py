@@ -56,10 +56,16 @@ class Answering(Middleware):
 
 
 def table() -> Table:
+    """Measure waits on Valkey."""
+    with Server() as server:
+        return table_of(measure(server.url))
+
+
+def measure(url: str) -> Measured:
     """Measure one worker in this process, with nothing else to do."""
-    with Server() as server, Client(server.url) as client:
+    with Client(url) as client:
         answering = Answering(client)
-        worker = Worker("benchmark", server.url, middleware=[answering])
+        worker = Worker("benchmark", url, middleware=[answering])
         began: list[float] = []
         ended: list[float] = []
 
@@ -86,13 +92,11 @@ def table() -> Table:
         run.cancel()
         runtime.stop()
         worker.close()
-    return table_of(
-        Measured(
-            suspended=_ms(began, ended),
-            signalled=_ms(answering.sent_at, ended),
-            first=costs[:_PART],
-            last=costs[-_PART:],
-        )
+    return Measured(
+        suspended=_ms(began, ended),
+        signalled=_ms(answering.sent_at, ended),
+        first=costs[:_PART],
+        last=costs[-_PART:],
     )
 
 
@@ -110,7 +114,7 @@ def _costs(client: Client, token: str) -> list[float]:
     return costs
 
 
-def table_of(measured: Measured) -> Table:
+def table_of(measured: Measured, title: str = "Waits") -> Table:
     """Return the medians and the slowest in a hundred, and whether a handler runs again soon enough."""
 
     def line(what: str, found: Sequence[float], most: float | None = None) -> list[str]:
@@ -119,7 +123,7 @@ def table_of(measured: Measured) -> Table:
         return [what, f"{number(middle)} ms", f"{number(statistics.quantiles(found, n=100)[98])} ms", *judged]
 
     return Table(
-        title="Waits",
+        title=title,
         headings=["what", "p50", "p99", "p50 at most", "reached"],
         rows=[
             line("wait_for to running again, signalled at once", measured.suspended, _MOST_MS),

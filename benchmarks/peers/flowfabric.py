@@ -2,6 +2,8 @@
 
 # /// script
 # dependencies = []
+# [tool.benchmarks]
+# server = "any"
 # ///
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class FlowFabric(TwoLanes):
         return [[*run_command(URL), "--lanes", "elsewhere"]]
 
     def versions(self) -> dict[str, str]:
-        drivers = {name: importlib.metadata.version(name) for name in ("redis", "hiredis")}
+        packages = ("psycopg", "hiredis") if URL.startswith("postgresql:") else ("redis", "hiredis")
+        drivers = {name: importlib.metadata.version(name) for name in packages}
         return {"flowfabric_worker": __version__, **drivers}
 
     def empty_claim(self, _tasks: int) -> dict[str, float]:

@@ -153,3 +153,4 @@ def test_a_script_says_what_it_needs_in_its_first_comment() -> None:
 
 def test_peers_are_found_by_their_files() -> None:
     assert {each.name for each in scripts()} == {"celery", "dramatiq", "flowfabric", "huey", "rq"}
+    assert {each.name for each in scripts("postgres")} == {"dbos", "flowfabric", "pgqueuer", "procrastinate"}
