@@ -151,7 +151,7 @@ class Submission(BudgetDebts):
                 "invalid_input", "Give either a deadline or the policy's execution_deadline, not both."
             )
         if args.policy.quota_policy_id is not None:
-            self._check_quota(args.policy.quota_policy_id)
+            self._check_quota(args.policy.quota_policy_id, partition)
         for budget_id in args.policy.budget_ids:
             self._check_budget(budget_id, partition)
         return partition, (
@@ -202,19 +202,26 @@ class Submission(BudgetDebts):
         """Return the partition of a quota policy, in which the executions that name it are placed."""
         return partition_of_names((self.namespace, "quota", quota), self.partitions)
 
-    def _check_quota(self, quota: str) -> None:
-        """Refuse a quota policy that does not exist, before anything is written.
+    def _check_quota(self, quota: str, partition: int) -> None:
+        """Refuse a quota policy that does not exist or is in another partition, before anything is written.
 
         A policy that another process deletes afterwards is refused by the stored function.
 
         Raises:
             NotFoundError: `quota_policy_not_found`.
+            ValidationError: `partition_mismatch`.
         """
         if self.store.label == "postgresql":
             raise NotFoundError("quota_policy_not_found", quota_policy_id=quota)
-        address = pack((self.namespace, quota))
+        address, home = pack((self.namespace, quota)), self.home_of_quota(quota)
+        if home != partition:
+            raise ValidationError(
+                "partition_mismatch",
+                f"The quota policy {quota!r} is in partition {home}, and the execution is placed in {partition} by its "
+                "key, id, flow or schedule. On a cluster, submit it without these, or without the quota.",
+            )
         if address not in self.known_quotas:
-            self.call("read_quota_policy", self.home_of_quota(quota), [address])
+            self.call("read_quota_policy", home, [address])
             if len(self.known_quotas) >= _MOST_QUOTAS:
                 self.known_quotas.clear()
             self.known_quotas.add(address)
