@@ -108,10 +108,12 @@ class AttemptRunner:
         if context.opened is not None and refused is None and error is None and context.leaving is None:
             self._commit(execution, context.opened, result)
             return
-        if context.opened is not None:
-            context.opened.roll_back()
+        is_lost = context.opened is not None and not context.opened.roll_back()
         if refused is not None:
             self._fail(execution, refused, permanent=True)
+        elif is_lost and error is not None and issubclass(type(error), Exception):
+            # The connection of the handler was lost, so another attempt may succeed.
+            self._retry(execution, message_of(error), None)
         elif error is None and context.leaving is None:
             self._completer.complete(execution, result)
         else:

@@ -66,8 +66,8 @@ class _Transaction(AttemptTransaction):
         finally:
             self.roll_back()
 
-    def roll_back(self) -> None:
-        self._transaction.roll_back()
+    def roll_back(self) -> bool:
+        return self._transaction.roll_back()
 
 
 class AttemptOperations(BudgetDebts):

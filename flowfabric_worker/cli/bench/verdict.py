@@ -24,7 +24,8 @@ class Bound(StrEnum):
 _WHAT_TO_DO: Final = {
     Bound.PYTHON: "this machine's Python; more worker processes make it faster while there are free cores.",
     Bound.SERVER: "the server's own time per call; a faster server, or a cluster, makes it faster.",
-    Bound.DISK: "the server's disk; appendfsync everysec makes it faster, and may lose the last second in a crash.",
+    Bound.DISK: "the server's disk; appendfsync everysec, or synchronous_commit off on Postgres, makes it faster, and "
+    "may lose the last second in a crash.",
     Bound.ROUND_TRIP: "the network round trip; more threads, or a server that is nearer, make it faster.",
 }
 _LONGEST_PART: Final = {

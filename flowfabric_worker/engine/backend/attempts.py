@@ -49,8 +49,8 @@ class AttemptTransaction(ABC):
         """
 
     @abstractmethod
-    def roll_back(self) -> None:
-        """Undo what the handler wrote, and close the connection; a second call does nothing."""
+    def roll_back(self) -> bool:
+        """Undo what the handler wrote, and close the connection; return False if the connection was lost before."""
 
 
 class AttemptsBackend:

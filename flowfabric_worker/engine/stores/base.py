@@ -95,8 +95,8 @@ class StoreTransaction(ABC):
         """
 
     @abstractmethod
-    def roll_back(self) -> None:
-        """Undo what was written, and close the connection; a second call does nothing."""
+    def roll_back(self) -> bool:
+        """Undo what was written, and close the connection; return False if the connection was lost or closed before."""
 
 
 class Store(ABC):

@@ -231,9 +231,11 @@ class HandlerTransaction(StoreTransaction):
         finally:
             self.roll_back()
 
-    def roll_back(self) -> None:
+    def roll_back(self) -> bool:
         self.connection.is_open = False
+        was_open = not self.connection.closed
         with contextlib.suppress(psycopg.Error):
-            if not self.connection.closed:
+            if was_open:
                 self.connection.rollback()
         self.connection.close()
+        return was_open
