@@ -121,8 +121,9 @@ class EngineCore(EngineConnection):
         if len(calls) == 1:
             replies = [(yield from self._send(calls[0], timeout))]
         else:
+            begun = self.store.begin_many(calls, timeout)
             yield
-            replies = self._send_many(calls, timeout)
+            replies = self._send_many(calls, timeout, begun)
         return [
             [reply] * len(batch)
             if isinstance(reply, EngineError)
@@ -155,15 +156,19 @@ class EngineCore(EngineConnection):
         except EngineError as error:
             return error
 
-    def _send_many(self, calls: Sequence[Call], timeout: float) -> list[Reply | EngineError]:
-        """Send many calls at once, and repeat those whose connection failed together, for a time."""
+    def _send_many(
+        self, calls: Sequence[Call], timeout: float, begun: Callable[[], list[Reply | EngineError]]
+    ) -> list[Reply | EngineError]:
+        """Finish many calls that were begun together, and repeat those whose connection failed, for a time."""
         replies: list[Reply | EngineError] = [TransportError()] * len(calls)
         lost = list(range(len(calls)))
+        first = [begun]
 
         def attempt() -> None:
             nonlocal lost
             sent, lost = lost, []
-            for place, reply in zip(sent, self.store.call_many([calls[each] for each in sent], timeout), strict=True):
+            answers = first.pop()() if first else self.store.call_many([calls[each] for each in sent], timeout)
+            for place, reply in zip(sent, answers, strict=True):
                 replies[place] = reply
                 if isinstance(reply, TransportError) and reply.retryable:
                     lost.append(place)

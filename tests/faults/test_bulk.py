@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,10 +16,11 @@ from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores import call_windows
 from flowfabric_worker.engine.stores.base import Call
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.types.submission import CreateExecutionArgs
 from tests.support.engines import opened
 from tests.support.executions import creation
 from tests.support.proxy import Proxy
-from tests.support.servers import ValkeyServer
+from tests.support.servers import ValkeyServer, wait_until
 
 COUNT = 8_000
 MEGABYTE = b"x" * 1_000_000
@@ -54,15 +55,35 @@ def test_a_submission_in_bulk_to_a_dead_store_is_given_up_as_one_call_is(server:
         assert {type(result) for result in results} == {TransportError}
 
 
+@pytest.mark.parametrize("partitions", [1, 16])
 @pytest.mark.parametrize("pool_size", [1, 2, 3])
-def test_a_submission_in_bulk_may_read_from_a_small_pool_meanwhile(server: ValkeyServer, pool_size: int) -> None:
+def test_a_submission_in_bulk_may_read_from_a_small_pool_meanwhile(
+    server: ValkeyServer, pool_size: int, partitions: int
+) -> None:
     def submit(engine: Engine) -> int:
         calls = (creation(priority=len(engine.list_executions(limit=1).executions)) for _ in range(350))
         return sum(len(results) for results in engine.create_in_batches(calls))
 
-    with opened(f"{server.url}?pool_size={pool_size}") as engine, ThreadPoolExecutor(4) as threads:
+    url = f"{server.url}?pool_size={pool_size}&partitions={partitions}"
+    with opened(url) as engine, ThreadPoolExecutor(4) as threads:
         engine.prepare()
         assert sum(threads.map(submit, [engine] * 4)) == 4 * 350
+
+
+@pytest.mark.parametrize("partitions", [1, 16])
+def test_a_batch_is_created_while_the_next_one_is_encoded(server: ValkeyServer, partitions: int) -> None:
+    with opened(f"{server.url}?partitions={partitions}") as engine, opened(server.url) as other:
+        engine.prepare()
+        # A batch has at most 100 executions for each partition.
+        first = min(100 * partitions, 500)
+
+        def calls() -> Iterator[CreateExecutionArgs]:
+            yield from (creation() for _ in range(first))
+            yield creation()
+            wait_until(lambda: other.list_executions(limit=1).executions, "the server has the batch before")
+            yield creation()
+
+        assert sum(map(len, engine.create_in_batches(calls()))) == first + 2
 
 
 def test_calls_that_wait_behind_a_silent_server_fail_with_the_first_one(server: ValkeyServer) -> None:

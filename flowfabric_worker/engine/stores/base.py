@@ -180,6 +180,16 @@ class Store(ABC):
         A bounded number of calls is in flight at a time. Servers are called in parallel.
         """
 
+    def begin_many(
+        self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT
+    ) -> Callable[[], list[Reply | EngineError]]:
+        """Send the first of many calls, and return a function that does the rest of `call_many`.
+
+        The function must be called once, in the same thread. A store that cannot send without waiting makes all calls
+        when the replies are asked for.
+        """
+        return lambda: self.call_many(calls, timeout)
+
     def join(self, connection: object) -> TransactionCall:
         """Return a function that calls stored functions in the transaction of the caller's connection.
 

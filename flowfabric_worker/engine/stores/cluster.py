@@ -104,12 +104,20 @@ class ClusterStore(ValkeyStore):
                 raise
         return super().call(function, partition, arguments, timeout)
 
-    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
-        replies = super().call_many(calls, timeout)
+    def begin_many(
+        self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT
+    ) -> Callable[[], list[Reply | EngineError]]:
+        begun = super().begin_many(calls, timeout)
+        return lambda: self._follow_moves(calls, begun(), timeout)
+
+    def _follow_moves(
+        self, calls: Sequence[Call], replies: list[Reply | EngineError], timeout: float
+    ) -> list[Reply | EngineError]:
+        """Make the calls again whose partitions have moved to another node; return the replies of all."""
         if any(isinstance(reply, TransportError) for reply in replies):
             self.refresh_quietly()
         moved = [i for i, reply in enumerate(replies) if _moved(reply)]
-        for i, reply in zip(moved, super().call_many([calls[i] for i in moved], timeout), strict=True):
+        for i, reply in zip(moved, super().begin_many([calls[i] for i in moved], timeout)(), strict=True):
             replies[i] = reply
         return replies
 

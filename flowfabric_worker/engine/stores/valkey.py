@@ -7,7 +7,7 @@ whose reply is lost; it may send any call again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
@@ -152,6 +152,11 @@ class ValkeyStore(Store):
         return reply
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        return self.begin_many(calls, timeout)()
+
+    def begin_many(
+        self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT
+    ) -> Callable[[], list[Reply | EngineError]]:
         replies: list[Reply | EngineError] = [TransportError(backend=self.label)] * len(calls)
         groups: dict[Pool, list[int]] = {}
         for index, call in enumerate(calls):
@@ -159,18 +164,26 @@ class ValkeyStore(Store):
                 groups.setdefault(self.pool_of(call.partition), []).append(index)
             except EngineError as error:
                 replies[index] = error
-        for places, answers in zip(groups.values(), self._call_groups(groups, calls, timeout), strict=True):
-            for place, reply in zip(places, answers, strict=True):
-                replies[place] = reply
-        return replies
-
-    def _call_groups(
-        self, groups: Mapping[Pool, Sequence[int]], calls: Sequence[Call], timeout: float
-    ) -> list[list[Reply | EngineError]]:
-        """Make the calls of each group on its server, all in parallel; return the replies of each group."""
-        steps = [self._call_group(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
         # Call servers without an open connection in threads: they may be down, and would delay the others.
         away = [place for place, pool in enumerate(groups) if len(groups) > 1 and not pool.is_ready()]
+        steps = [self._call_group(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
+        for place, pool in enumerate(groups):
+            if place not in away and pool.has_spare():
+                steps[place] = _begun(steps[place])
+
+        def finish() -> list[Reply | EngineError]:
+            for places, answers in zip(groups.values(), self._finish_groups(steps, away), strict=True):
+                for place, reply in zip(places, answers, strict=True):
+                    replies[place] = reply
+            return replies
+
+        return finish
+
+    @staticmethod
+    def _finish_groups(
+        steps: Sequence[Steps[list[Reply | EngineError]]], away: Sequence[int]
+    ) -> list[list[Reply | EngineError]]:
+        """Make the calls of each group on its server, all in parallel; return the replies of each group."""
         ready = [place for place in range(len(steps)) if place not in away]
         shares = [share for share in [ready, *([place] for place in away)] if share]
         together = side_by_side([partial(_in_turns, [steps[place] for place in share]) for share in shares])
@@ -356,6 +369,21 @@ def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline:
     else:
         pool.release(connection)
     return replies
+
+
+def _begun(steps: Steps[T]) -> Steps[T]:
+    """Run a generator to its first yield, and return what is left of it."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return _ended(end.value)
+    return steps
+
+
+def _ended(value: T) -> Steps[T]:
+    """Return a generator that returns a value at once."""
+    yield from ()
+    return value
 
 
 def _in_turns(steps: Sequence[Steps[T]]) -> list[T]:
