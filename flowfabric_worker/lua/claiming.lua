@@ -173,7 +173,7 @@ end
 local function claimable(ctx, uuid, class)
   local record = ff.found(ctx, uuid, load_for_claim, class)
   if record and record.words.foreign then
-    ff.skip(ctx, class)
+    ff.postpone_ready(ctx, class, uuid)
   elseif not record or not record.words.claimable then
     ff.drop_ready(ctx, class, uuid, 0)
   elseif not (record.more or record.words.phase == 'active') or not ff.isolated(ctx, uuid, ends_here, record) then

@@ -3,7 +3,7 @@
 -- A function runs in one partition. KEYS[1] is the partition's base, '<prefix>:{fp:N}', and every key begins with it:
 --
 --   :x:<uuid>        hash    the record of one execution
---   :ready:<class>   zset    the ready executions of one class; score = place minus priority
+--   :ready:<class>   zset    the ready executions of one class; score = place minus priority, or that of a postponed entry
 --   :due             zset    executions with a lease, a deadline or a reservation; score = its next moment
 --   :delays:<lane>   zset    the delayed executions of a lane; score = when each is ready
 --   :delayed         zset    the lanes with delayed executions; score = when the first of them is ready
@@ -245,7 +245,6 @@ function ff.begin(keys)
     queues = {},
     lane_sets = {},
     left_sets = {},
-    skipped = {},
     removals = 0,
     is_gone = {},
     gone = {},

@@ -5,7 +5,10 @@ function ff.flush_ready(ctx)
   for class, entries in pairs(ctx.ready) do
     local added, removed, count = {}, {}, 0
     for uuid, score in pairs(entries) do
-      if score then
+      if score and score > ff.POSTPONED_FROM then
+        added[#added + 1] = ff.text(score)
+        added[#added + 1] = uuid
+      elseif score then
         added[#added + 1] = score
         added[#added + 1] = uuid
         count = count + 1
@@ -15,9 +18,9 @@ function ff.flush_ready(ctx)
     end
     if count > 0 then
       ff.register_class(ctx, class)
-      ff.chunked('ZADD', ctx.base .. ':ready:' .. class, added)
       ff.note_wake(ctx, class, count)
     end
+    ff.chunked('ZADD', ctx.base .. ':ready:' .. class, added)
     ff.chunked('ZREM', ctx.base .. ':ready:' .. class, removed)
   end
   ctx.ready = {}

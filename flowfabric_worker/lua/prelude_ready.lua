@@ -32,6 +32,22 @@ function ff.look_at_lane(ctx, lane)
   lane.stale = lane.revision ~= '' and lane.revision ~= (stored[2] or '0')
 end
 
+-- The score of an entry that only a newer release can handle is this and until when the entry is postponed. So it stands
+-- behind all others.
+ff.POSTPONED_FROM = 1e15
+
+-- Return the highest score of an entry that is not postponed now.
+local function last_score(ctx)
+  return ff.POSTPONED_FROM + ctx.now
+end
+
+-- End a source at the entries that are postponed.
+local function stop_at_postponed(ctx, source)
+  if source.score and source.score > last_score(ctx) then
+    source.uuid = nil
+  end
+end
+
 -- Read the next page of a class, and move to its first entry. A source is the ready entries of one class in their order. What
 -- leaves the index does so at the end of the call, so the places of entries stay valid.
 local function read_page(ctx, source, size)
@@ -40,6 +56,7 @@ local function read_page(ctx, source, size)
   source.entries, source.at, source.read = entries, 1, source.read + #entries / 2
   source.has_more = #entries == 2 * size
   source.uuid, source.score = entries[1], tonumber(entries[2])
+  stop_at_postponed(ctx, source)
 end
 
 -- Move a source behind its present entry.
@@ -49,6 +66,7 @@ local function advance(ctx, source)
     read_page(ctx, source, LEAST_PAGE)
   else
     source.uuid, source.score = source.entries[source.at], tonumber(source.entries[source.at + 1])
+    stop_at_postponed(ctx, source)
   end
 end
 
@@ -83,9 +101,11 @@ local function first_of(ctx, sources)
   return first
 end
 
--- Pass over an entry of a newer release: it stays in the index and does not hide what is behind it.
-function ff.skip(ctx, class)
-  ctx.skipped[class] = (ctx.skipped[class] or 0) + 1
+-- Postpone an entry of a newer release: it stays in the index, behind all others, so that it hides none of them.
+function ff.postpone_ready(ctx, class, uuid)
+  ff.ready_at(ctx, class, uuid, last_score(ctx) + ff.POSTPONED)
+  ff.spend(ctx, 3, 0)
+  ctx.has_progressed = true
 end
 
 -- Take an entry that cannot be handed out from its index. Reading it and updating the index takes 3 commands, and what
@@ -144,14 +164,14 @@ end
 -- Return the classes of some lanes that still hold work which may be handed out, at most MOST_LEFT. Most of many classes
 -- hold none, so they are looked at together.
 function ff.classes_left(ctx, lanes)
-  local left = {}
+  local left, highest = {}, ff.text(last_score(ctx))
   for _, lane in ipairs(lanes) do
     local count = lane.paused and 0 or #lane.classes
     for first = 1, count, MOST_LEFT do
       local last = math.min(first + MOST_LEFT - 1, count)
       for i = first, any_ready(ctx, lane.classes, first, last) and last or 0 do
         local class = lane.classes[i]
-        if #left < MOST_LEFT and call('ZCARD', ctx.base .. ':ready:' .. class) > (ctx.skipped[class] or 0)
+        if #left < MOST_LEFT and call('ZCOUNT', ctx.base .. ':ready:' .. class, '-inf', highest) > 0
           and not ff.closed_gate(ctx, class) then
           left[#left + 1] = class
         end

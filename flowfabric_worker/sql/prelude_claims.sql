@@ -207,6 +207,9 @@ BEGIN
     RETURN f;
   END IF;
   IF fn.is_foreign(fn.ascii(x.state)) THEN
+    -- Only a newer release can handle the entry. Behind all others it does not hide them.
+    UPDATE db.executions SET ready = fn.last_ready(c) + 5000 WHERE p = c.p AND uuid = x.uuid;
+    f.c := fn.dropped_ready(c, 0);
     f.failure := '';
   ELSIF NOT fn.is_claimable(fn.ascii(x.state)) OR fn.num(x.reserved_until) IS NOT NULL THEN
     f.c := fn.dropped_ready(fn.put(c, x, x), 0);
@@ -287,7 +290,8 @@ BEGIN
   WITH head AS MATERIALIZED (
     SELECT ready, uuid FROM unnest(classes) AS of_class, LATERAL (
       SELECT ready, uuid FROM db.executions
-        WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL AND (ready, uuid) > (behind.ready, behind.uuid)
+        WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL AND ready <= fn.last_ready(c)
+          AND (ready, uuid) > (behind.ready, behind.uuid)
         ORDER BY ready, uuid LIMIT most
     ) AS first ORDER BY ready, uuid LIMIT most
   ), locked AS MATERIALIZED (

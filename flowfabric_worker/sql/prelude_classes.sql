@@ -116,6 +116,12 @@ BEGIN
   RETURN lanes;
 END $$;
 
+-- Return the highest value of `ready` of work that may be handed out now. An entry that only a newer release can handle gets
+-- this value of a later moment, and is read again from then on.
+CREATE FUNCTION fn.last_ready(c fn.context) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+  SELECT 1000000000000000 + c.now
+$$;
+
 -- Return the classes of some lanes that still hold work which may be handed out.
 CREATE FUNCTION fn.classes_left(c fn.context, lanes fn.lane[]) RETURNS int[] LANGUAGE sql AS $$
   SELECT ARRAY(

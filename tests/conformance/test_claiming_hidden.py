@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 
 import pytest
 
@@ -57,19 +58,27 @@ def test_overdue_deadlines_hide_nothing(engine: Engine, clock: Clock) -> None:
     assert claimed_one(engine) == [ready]
 
 
-def test_work_of_a_newer_release_stays_where_it_is_and_hides_nothing(engine: Engine) -> None:
-    *newer, ready = ids_in(engine, 0, 41)
-    all_created(engine, [creation(execution_id=each) for each in newer])
+def test_much_work_of_a_newer_release_stays_and_hides_nothing(engine: Engine, clock: Clock) -> None:
+    *newer, ready = ids_in(engine, 0, 301)
+    all_created(engine, [creation(execution_id=each, priority=9) for each in newer])
     client = raw_client(engine, 0)
-    for each in newer:
-        key = raw_key(engine, 0, f"x:{each.uuid}")
-        client.hset(key, "state", b"d" + client.hget(key, "state")[1:])
+    keys = [raw_key(engine, 0, f"x:{each.uuid}") for each in newer]
+    states = [client.hget(key, "state") for key in keys]
+    for key, state in zip(keys, states, strict=True):
+        client.hset(key, "state", b"d" + state[1:])
     created(engine, execution_id=ready)
 
     assert claimed_one(engine) == [ready]
     assert claimed_one(engine) == []
     (index,) = client.keys(raw_key(engine, 0, "ready:*").replace("{", "[{]"))
-    assert client.zcard(index) == 40
+    assert client.zcard(index) == len(newer)
+
+    # The newer release handed it back to this one.
+    for key, state in zip(keys, states, strict=True):
+        client.hset(key, "state", state)
+    clock.move(timedelta(seconds=6))
+    claimed = [each.execution_id for _ in range(5) for each in engine.claim_many(request(limit=100))]
+    assert sorted(claimed) == sorted(newer)
 
 
 def test_very_many_idle_kinds_of_work_hide_none(engine: Engine) -> None:
