@@ -10,6 +10,7 @@ from typing import Any, Final, Self, TypeAlias
 
 import attrs
 
+from flowfabric_worker._tasks.budget_calls import BudgetCalls
 from flowfabric_worker._tasks.options import TaskOptions, published_options
 from flowfabric_worker._tasks.published import find_task, full_name, placeholder_function, unknown_task
 from flowfabric_worker._tasks.quota_calls import QuotaCalls
@@ -49,7 +50,7 @@ Id: TypeAlias = ExecutionId | str
 Runs: TypeAlias = list[Run[Any]]
 
 
-class Client(QuotaCalls):
+class Client(QuotaCalls, BudgetCalls):
     """Submit, watch and operate executions by the names of their tasks, without the code of the tasks.
 
     The client reads the options of a task (lane, retries, timeout ...) from the store, where its worker publishes them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -18,6 +18,7 @@ from flowfabric_worker._steps.durable_calls import (
     caller,
 )
 from flowfabric_worker._steps.waits import NO_DEFAULT
+from flowfabric_worker.budgets import BudgetContext
 from flowfabric_worker.outcomes import ResultError
 from flowfabric_worker.signals import Signal
 
@@ -58,7 +59,7 @@ class SummaryWriter:
         self._append(patch)
 
 
-class TaskContext(ABC):
+class TaskContext(BudgetContext):
     """The attempt that a handler runs in.
 
     Attributes:

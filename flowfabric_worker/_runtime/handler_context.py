@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, Final, ParamSpec, TypeVar
 
 from flowfabric_worker._flows.children import Child, GatherEnd, GatherNames, Spawnable
+from flowfabric_worker._runtime.budget_uses import BudgetUses
 from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.frame_writer import FrameWriter
 from flowfabric_worker._runtime.gathering import gathered
@@ -31,6 +32,7 @@ from flowfabric_worker._steps.journal import Journal
 from flowfabric_worker._steps.sleeps import Sleeps, end_of_sleep
 from flowfabric_worker._steps.step_errors import decode_error, encode_error
 from flowfabric_worker._steps.waits import NO_DEFAULT, WAIT, Wait, WaitEnd, encode_shown
+from flowfabric_worker.budgets import Reservation
 from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.context import ClaimKind, ResumedBy, SummaryWriter, TaskContext
 from flowfabric_worker.engine import forks
@@ -87,6 +89,7 @@ class HandlerContext(TaskContext):
         self.opened: AttemptTransaction | None = None
         self._sleeps = Sleeps()
         self._gathers = GatherNames()
+        self._uses = BudgetUses(execution, engine, self.shield)
         # Whether the end of the last wait is recorded.
         self._has_looked = False
         # What ended the last suspension, and its signals; None before they are asked for.
@@ -161,6 +164,16 @@ class HandlerContext(TaskContext):
         else:
             self.frames.skip(name, self._journal)
         return forks.confined(codec.decode_result, self._journal[name])
+
+    def use(self, budget: str | None = None, /, **amounts: int) -> None:
+        self._check_running()
+        self._uses.use(budget, amounts)
+
+    def reserve(
+        self, budget: str | None = None, /, *, hold: timedelta = timedelta(minutes=5), **amounts: int
+    ) -> Reservation:
+        self._check_running()
+        return self._uses.reserve(budget, amounts, hold)
 
     def idempotency_key(self, name: str) -> str:
         if _SEED not in self._journal:

@@ -21,6 +21,7 @@ from flowfabric_worker._steps.durable_calls import (
     inside_step,
 )
 from flowfabric_worker._streams.frame_values import encode_patch, encode_value
+from flowfabric_worker.budgets import Reservation
 from flowfabric_worker.codec import TaskCodec
 from flowfabric_worker.context import ResumedBy, SummaryWriter, TaskContext, enter
 from flowfabric_worker.engine.merge_patch import merge
@@ -103,6 +104,19 @@ class LocalContext(TaskContext):
 
     def idempotency_key(self, name: str) -> str:
         return idempotency_key_of(self.id, name)
+
+    def use(self, budget: str | None = None, /, **amounts: int) -> None:
+        self.log.debug("use: %s %s", budget, amounts)
+
+    def reserve(
+        self,
+        budget: str | None = None,
+        /,
+        *,
+        hold: timedelta = timedelta(minutes=5),  # noqa: ARG002  a plain call reserves nothing
+        **amounts: int,
+    ) -> Reservation:
+        return Reservation(amounts, lambda used: self.use(budget, **used))
 
     def check(self) -> None:
         if self._cancelled.is_set():

@@ -7,6 +7,7 @@ import click
 from flowfabric_worker._version import __version__
 from flowfabric_worker.cli.approve import approve
 from flowfabric_worker.cli.bench import bench
+from flowfabric_worker.cli.budgets import budgets
 from flowfabric_worker.cli.cancel import cancel
 from flowfabric_worker.cli.check import check
 from flowfabric_worker.cli.completion import completion
@@ -64,6 +65,7 @@ for command in (
     lanes,
     workers,
     schedules,
+    budgets,
     quotas,
     secrets,
     check,
