@@ -31,12 +31,7 @@ STORES = ("memory", "memory5", "embedded", "valkey", "cluster", "postgres", "pos
 DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster", "postgres")
 
 # The files of the conformance suite whose operations Postgres does not have yet.
-NOT_YET_ON_POSTGRES = (
-    "test_budgets_admission.py",
-    "test_quotas.py",
-    "test_quotas_admission.py",
-    "test_quotas_gates.py",
-)
+NOT_YET_ON_POSTGRES: tuple[str, ...] = ("test_budgets_admission.py",)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,8 +67,6 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "store_name" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--store") or DEFAULT_STORES
-        if Path(metafunc.module.__file__ or "").name in NOT_YET_ON_POSTGRES:
-            chosen = [store for store in chosen if not store.startswith("postgres")]
         metafunc.parametrize("store_name", chosen, scope="session")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from flowfabric_worker.engine.connection import new_call_id
-from flowfabric_worker.engine.errors import NotFoundError, UnavailableError, ValidationError
+from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, QuotaPolicyId, check_execution_id, check_name
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
@@ -94,8 +94,6 @@ class Quotas(Submission):
     def _home_of(self, quota_policy_id: QuotaPolicyId) -> tuple[int, bytes]:
         """Return the partition of a quota policy, and its address there."""
         name = check_name(quota_policy_id, "quota_policy_id")
-        if self.store.label == "postgresql":
-            raise UnavailableError("quota policies")
         return self.home_of_quota(name), pack((self.namespace, name))
 
     def _admission(self, quota_policy_id: QuotaPolicyId, execution_id: ExecutionId) -> tuple[int, list[Argument]]:

@@ -155,13 +155,13 @@ class Reads(Workers, EngineCore):
             with damage_told(execution_id):
                 return suspension.explanation(execution_id)
         work_class = record.work_class()
-        now, paused, place, held, *closed = self.call(
+        now, paused, place, held, closed = self.call(
             "explain_execution",
             execution_id.partition_number,
             [execution_id.uuid, self.packed_lane(work_class.lane), record.raw("class") or b""],
         )
         workers = self._living_workers() if place is not None else []
-        gate = explain_gate(execution_id.partition_number, closed[0], now) if closed and closed[0] else None
+        gate = explain_gate(execution_id.partition_number, closed, now) if closed else None
         code, text = record.explain(
             now=now, paused=paused is not None, place=place, held=held, workers=workers, gate=gate
         )

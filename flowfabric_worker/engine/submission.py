@@ -211,8 +211,6 @@ class Submission(BudgetDebts):
             NotFoundError: `quota_policy_not_found`.
             ValidationError: `partition_mismatch`.
         """
-        if self.store.label == "postgresql":
-            raise NotFoundError("quota_policy_not_found", quota_policy_id=quota)
         address, home = pack((self.namespace, quota)), self.home_of_quota(quota)
         if home != partition:
             raise ValidationError(

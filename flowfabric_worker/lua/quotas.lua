@@ -16,7 +16,7 @@ local FIELDS = {
 local NUMBERS = { 'window', 'rate', 'slots', 'counted', 'oldest', 'newest', 'newest_count' }
 
 -- Up to which rate each millisecond is an entry of its own.
-local MOST_ENTRIES = 10000
+local MOST_ENTRIES = 1000
 
 -- How many entries of a window one call removes, and how many holders of slots it checks.
 local MOST_TRIMMED, MOST_CHECKED = 256, 32

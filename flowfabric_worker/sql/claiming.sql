@@ -13,7 +13,7 @@ BEGIN
   FOREACH lane IN ARRAY lanes LOOP
     EXIT WHEN lane.stale;
     IF NOT lane.paused AND cardinality(lane.classes) > 0 AND least(lane.most, most - cardinality(b.items)) > 0 THEN
-      got := fn.claim_from(b.c, lane.classes, least(lane.most, most - cardinality(b.items)), lease);
+      got := fn.claim_from(b.c, lane.classes, lane.gated, least(lane.most, most - cardinality(b.items)), lease);
       b.c := got.c; b.items := b.items || got.items; b.ids := b.ids || got.ids;
     END IF;
   END LOOP;
@@ -243,6 +243,9 @@ BEGIN
   lane := (fn.lanes_of(c, args, 5))[1];
   f.failure := '';
   IF NOT lane.stale AND NOT lane.paused THEN
+    IF lane.gated THEN
+      lane.classes := fn.open_classes((fn.lock_gates(c, lane.classes)).gates, lane.classes);
+    END IF;
     f := fn.first_ready(c, lane.classes);
     c := f.c;
   END IF;
@@ -276,11 +279,20 @@ DECLARE
   x db.executions := f.x;
   journal bytea[] := fn.journal(x);
   failure bytea := f.failure;
+  gates fn.gate[] := '{}';
+  passing fn.passing;
 BEGIN
   IF failure IS NULL AND fn.damage_for_claim(x, journal) IS NOT NULL THEN
     failure := fn.set_aside(c, x.uuid, fn.damage_for_claim(x, journal));
   ELSIF failure IS NULL THEN
     failure := fn.redeem_refused(c, x, args);
+  END IF;
+  IF failure IS NULL AND x.gated THEN
+    passing := fn.lock_gates(c, ARRAY[x.class_id]);
+    c := passing.c; gates := passing.gates;
+    IF cardinality(fn.open_classes(gates, ARRAY[x.class_id])) = 0 THEN
+      failure := fn.failure('execution_not_leaseable', args[1], 'rate_limited');
+    END IF;
   END IF;
   IF failure = '' THEN
     RETURN fn.replies(fn.reply('claimed'::text), fn.claimed(c, x, journal));
@@ -298,9 +310,11 @@ BEGIN
   ELSE
     PERFORM fn.keep_instance(c, args[8], args[4], fn.num(args[5]));
     x := fn.take(c, x, fn.new_lease(args[2], args[3], fn.num(args[5])));
+    passing := fn.pass_gates(c, f.was, x, gates);
+    c := passing.c; x := passing.x; gates := passing.gates;
   END IF;
   c := fn.put(c, f.was, x);
-  c := fn.flush(c);
+  c := fn.flush(fn.write_gates(c, gates));
   RETURN coalesce(failure, fn.replies(fn.reply('claimed'::text), fn.claimed(c, x, journal)));
 END $$;
 

@@ -215,11 +215,11 @@ BEGIN
     IF kind IS NULL OR args[at + 2] <> args[at - 8] THEN
       kind := fn.unpack(args[at + 2]);
       c := fn.register_class(c, kind[1]);
-      SELECT classes.id AS class_id, lanes.id AS lane_id INTO home FROM db.classes JOIN db.lanes USING (p, lane)
-        WHERE classes.p = c.p AND class = kind[1];
+      SELECT classes.id AS class_id, lanes.id AS lane_id, nullif(gates IS NOT NULL OR held IS NOT NULL, false) AS gated
+        INTO home FROM db.classes JOIN db.lanes USING (p, lane) WHERE classes.p = c.p AND class = kind[1];
     END IF;
     x := fn.drafted(c, args, at + 1, kind);
-    x.class_id := home.class_id; x.lane_id := home.lane_id;
+    x.class_id := home.class_id; x.lane_id := home.lane_id; x.gated := home.gated;
     x.flow := fn.bytes(f.flow); x.flow_id := f.flow; x.state := 'rudhnf';
     x.is_root := CASE args[at + 9] WHEN '' THEN true END;
     x := fn.derive(x);

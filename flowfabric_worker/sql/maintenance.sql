@@ -115,6 +115,9 @@ BEGIN
   DELETE FROM db.keys WHERE p = partition;
   DELETE FROM db.lanes WHERE p = partition;
   DELETE FROM db.classes WHERE p = partition;
+  DELETE FROM db.quotas WHERE p = partition;
+  DELETE FROM db.slots WHERE p = partition;
+  DELETE FROM db.began WHERE p = partition;
   DELETE FROM db.depths WHERE p = partition;
   DELETE FROM db.entries WHERE p = partition;
   DELETE FROM db.waiters WHERE p = partition;

@@ -156,11 +156,13 @@ CREATE TYPE fn.batch AS (c fn.context, count bigint, items bytea[], ids bytea[])
 -- A record that was looked for: the reply to give if it cannot be used; else the record as it was found, and as it is now.
 CREATE TYPE fn.found AS (c fn.context, failure bytea, was db.executions, x db.executions);
 
--- Where the executions of a class belong; no ids if its lane is full.
-CREATE TYPE fn.home AS (c fn.context, class_id int, lane_id int);
+-- Where the executions of a class belong, and whether it has gates; no ids if its lane is full, or if the failure says that one of
+-- its gates does not exist.
+CREATE TYPE fn.home AS (c fn.context, class_id int, lane_id int, gated boolean, failure bytea);
 
--- A lane as a claim asks for it. `stale` is true if its classes are other than those that the caller knows.
-CREATE TYPE fn.lane AS (name bytea, most int, classes int[], paused boolean, stale boolean);
+-- A lane as a claim asks for it. `stale` is true if its classes are other than those that the caller knows, `gated` if one of them
+-- has gates.
+CREATE TYPE fn.lane AS (name bytea, most int, classes int[], paused boolean, stale boolean, gated boolean);
 
 -- A lease, with everything that is the same for all executions of one claim.
 CREATE TYPE fn.lease AS (id bytea, holder bytea, topic bytea, ttl bigint);

@@ -221,6 +221,9 @@ BEGIN
       x := fn.expire(c, x);
     ELSIF fn.num(x.reserved_until) <= c.now THEN
       x.reserved_for := NULL; x.reserved_until := NULL; x.mutated := fn.bytes(c.now);
+    ELSIF fn.num(x.slot_until) <= c.now THEN
+      -- The slot that an execution got by hand lapses if no run has begun.
+      x.slot_until := NULL;
     ELSIF fn.is_leased(state) AND least(fn.num(x.timeout_at), fn.num(x.expires)) <= c.now THEN
       x := fn.lapse(c, x);
     ELSIF state LIKE '__t%' AND fn.num(x.delay_until) <= c.now THEN

@@ -156,7 +156,7 @@ BEGIN
     -- Another execution may have the key once this one has begun.
     DELETE FROM db.keys WHERE p = c.p AND key = x.idempotency_key AND uuid = x.uuid;
   END IF;
-  x.timeout_left := NULL; x.reserved_for := NULL; x.reserved_until := NULL;
+  x.timeout_left := NULL; x.reserved_for := NULL; x.reserved_until := NULL; x.slot_until := NULL;
   x.fence := lease.id || fn.bytes(':' || coalesce(fn.epoch_of(x.fence), 0) + 1 || ':' || attempt);
   x.state := 'alnnnr'; x.expires := fn.bytes(c.now + lease.ttl); x.holder := lease.holder; x.topic := lease.topic;
   RETURN x;
@@ -229,8 +229,8 @@ BEGIN
 END $$;
 
 -- Claim up to `wanted` ready executions of some classes of a lane, in their common order. A page of heads is read and locked
--- at a time. Entries that cannot be handed out are passed over, up to 256 in a call.
-CREATE FUNCTION fn.claim_from(c fn.context, classes int[], wanted bigint, lease fn.lease) RETURNS fn.batch
+-- at a time. Entries that cannot be handed out are passed over, up to 256 in a call. Classes behind closed gates are left out.
+CREATE FUNCTION fn.claim_from(c fn.context, classes int[], gated boolean, wanted bigint, lease fn.lease) RETURNS fn.batch
 LANGUAGE plpgsql AS $$
 DECLARE
   b fn.batch;
@@ -242,8 +242,15 @@ DECLARE
   befores db.executions[] := '{}';
   afters db.executions[] := '{}';
   items bytea[] := '{}';
+  gates fn.gate[] := '{}';
+  passing fn.passing;
   goes_on boolean := NOT fn.is_spent(c);
 BEGIN
+  IF gated THEN
+    passing := fn.lock_gates(c, classes);
+    c := passing.c; gates := passing.gates;
+    classes := fn.open_classes(gates, classes);
+  END IF;
   IF goes_on THEN
     c.work := c.work - cardinality(classes);
   END IF;
@@ -252,6 +259,7 @@ BEGIN
     last := page.last; goes_on := last IS NOT NULL;
     FOR i IN 1 .. cardinality(page.records) LOOP
       x := (page.records)[i];
+      CONTINUE WHEN x.gated AND x.class_id <> ALL (classes);
       IF x.class_id IS DISTINCT FROM of_class.id THEN
         SELECT * INTO of_class FROM db.classes WHERE id = x.class_id;
       END IF;
@@ -261,6 +269,11 @@ BEGIN
         c.passed := c.passed + 1;
       ELSE
         x := fn.take(c, f.x, lease);
+        IF x.gated THEN
+          passing := fn.pass_gates(c, f.was, x, gates);
+          c := passing.c; x := passing.x; gates := passing.gates;
+          classes := fn.open_classes(gates, classes);
+        END IF;
         c.work := c.work - 2 - (coalesce(octet_length(x.payload), 0) + coalesce(fn.num(x.journal_bytes), 0)) / 8192.0;
         befores := befores || f.was; afters := afters || x;
         items := items || fn.claimed(c, x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
@@ -270,7 +283,8 @@ BEGIN
       EXIT WHEN NOT goes_on;
     END LOOP;
   END LOOP;
-  b.c := fn.put_all(c, befores, afters);
+  c := fn.put_all(c, befores, afters);
+  b.c := CASE WHEN gated THEN fn.write_gates(c, gates) ELSE c END;
   b.items := items; b.count := cardinality(items);
   b.ids := ARRAY(SELECT fn.bytes(uuid) FROM unnest(afters));
   RETURN b;

@@ -19,7 +19,8 @@ BEGIN
   parts := fn.unpack(of_class);
   of_lane := fn.pack(parts[1], parts[2]);
   PERFORM fn.register_lane(c, of_lane);
-  INSERT INTO db.classes (p, class, lane) VALUES (c.p, of_class, of_lane) ON CONFLICT DO NOTHING;
+  INSERT INTO db.classes (p, class, lane, gates, held)
+    VALUES (c.p, of_class, of_lane, fn.gates_in(parts), fn.held_in(parts)) ON CONFLICT DO NOTHING;
   UPDATE db.lanes SET revision = greatest(revision + 1, c.now) WHERE p = c.p AND lane = of_lane;
   PERFORM fn.note_entry(c, 'c', of_class, c.now + fn.an_hour());
   -- As many commands as this takes on Valkey.
@@ -106,9 +107,8 @@ BEGIN
       FROM db.lanes AS lane WHERE p = c.p AND lane = each.name;
     each.paused := coalesce(each.paused, false);
     each.stale := args[at + 2] <> '' AND args[at + 2] <> coalesce(revision, '0');
-    each.classes := ARRAY(
-      SELECT id FROM db.classes WHERE p = c.p AND class = ANY (args[at + 4 : at + 3 + count])
-    );
+    SELECT coalesce(array_agg(id), '{}'), coalesce(bool_or(gates IS NOT NULL), false) INTO each.classes, each.gated
+      FROM db.classes WHERE p = c.p AND class = ANY (args[at + 4 : at + 3 + count]);
     lanes := lanes || each;
     revision := NULL;
     at := at + 4 + count;
@@ -129,7 +129,7 @@ CREATE FUNCTION fn.classes_left(c fn.context, lanes fn.lane[]) RETURNS int[] LAN
     WHERE NOT lane.paused AND EXISTS (
       SELECT FROM db.executions WHERE p = c.p AND class_id = class.id AND ready IS NOT NULL
         AND substring(state FROM 1 FOR 1) IN ('r', 'a')
-    ) LIMIT 64
+    ) AND (NOT lane.gated OR fn.class_allowance(c, class.id) > 0) LIMIT 64
   )
 $$;
 

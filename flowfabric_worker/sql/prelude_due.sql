@@ -69,6 +69,7 @@ BEGIN
     WHEN 'b' THEN c := fn.reset_due_budget(c, entry.member);
     WHEN 'c' THEN PERFORM fn.forget_class(c, entry.member);
     WHEN 'f' THEN PERFORM fn.trim_feed(c);
+    WHEN 'g' THEN c := fn.handle_gate(c, entry.member);
     WHEN 'h' THEN c := fn.expire_reservations(c, entry.member);
     WHEN 'k' THEN PERFORM fn.forget_claims(c, entry.member);
     WHEN 'l' THEN PERFORM fn.forget_lane(c, entry.member);

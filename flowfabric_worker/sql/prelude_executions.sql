@@ -46,6 +46,7 @@ CREATE FUNCTION fn.damage_behind_core(x db.executions) RETURNS text LANGUAGE sql
     WHEN NOT fn.is_whole(nullif(x.suspended_until, '')) THEN 'suspended_until'
     WHEN NOT fn.is_whole(nullif(x.timeout_left, '')) THEN 'timeout_left'
     WHEN x.budgets IS NOT NULL AND fn.unpack(x.budgets) IS NULL THEN 'budgets'
+    WHEN NOT fn.is_whole(nullif(x.slot_until, '')) THEN 'slot_until'
   END
 $$;
 
@@ -75,6 +76,9 @@ DECLARE
 BEGIN
   UPDATE db.executions SET ready = NULL, due = NULL, due_in = NULL, listed = NULL, lane_id = NULL, is_root = NULL
     WHERE p = c.p AND uuid = execution RETURNING * INTO x;
+  IF x.gated THEN
+    DELETE FROM db.slots WHERE p = c.p AND uuid = execution;
+  END IF;
   IF x.uuid IS NOT NULL AND (SELECT count(*) FROM db.damaged WHERE p = c.p) < 1000 THEN
     INSERT INTO db.damaged (p, uuid, damage) VALUES (
       c.p, execution::text,
@@ -192,7 +196,7 @@ BEGIN
   IF fn.is_claimable(state) AND fn.num(x.reserved_until) IS NULL THEN
     x.ready := fn.num(x.place) - fn.num(x.priority) * 1000000000000;
   END IF;
-  x.due := least(fn.num(x.reserved_until), fn.num(x.deadline));
+  x.due := least(fn.num(x.reserved_until), fn.num(x.deadline), fn.num(x.slot_until));
   IF fn.is_leased(state) THEN
     x.due := least(x.due, fn.num(x.expires), fn.num(x.timeout_at));
   ELSIF state LIKE 's%' THEN
@@ -246,6 +250,8 @@ DECLARE
   ids uuid[] := '{}';
   was db.executions;
   x db.executions;
+  passing fn.passing;
+  left_gates fn.gate[] := '{}';
 BEGIN
   IF cardinality(afters) = 0 THEN
     RETURN c;
@@ -254,6 +260,10 @@ BEGIN
     was := befores[i]; x := fn.derive(afters[i]);
     IF x.flow_id IS NOT NULL THEN
       x := fn.derive(fn.follow_cancellation(c, was, x));
+    END IF;
+    IF was.gated AND fn.leaves(was, x) THEN
+      passing := fn.leave_gates(c, was, x);
+      c := passing.c; x := fn.derive(passing.x); left_gates := left_gates || passing.gates;
     END IF;
     IF x.state LIKE 't%' AND was.state NOT LIKE 't%' AND (x.flow_id IS NOT NULL OR x.children <> '') THEN
       c := fn.note_end(c, x);
@@ -272,18 +282,21 @@ BEGIN
     holder, topic, attempt, attempts, started, closed, ended, result, error, error_class, error_detail, cancel_reason,
     cancelled_by, revoke_reason, retry_count, reclaim_count, replay_count, reserved_for, reserved_until, watchers, last,
     reported, answered, steps, journal_bytes, progress_percent, progress_message, progress_at,
-    suspension, suspended_at, suspended_until, stream, budgets, class_id, ready, due, due_in, listed, suspended,
-    flow, flow_id, member, is_root, children
+    suspension, suspended_at, suspended_until, stream, budgets, slot_until, class, gated, class_id, ready, due, due_in,
+    listed, suspended, flow, flow_id, member, is_root, children
   ) = (
     n.state, n.priority, n.place, n.mutated, n.tags, n.dedup_until, n.deadline, n.delay_until, n.fence, n.expires,
     n.timeout_at, n.timeout_left, n.holder, n.topic, n.attempt, n.attempts, n.started, n.closed, n.ended, n.result,
     n.error, n.error_class, n.error_detail, n.cancel_reason, n.cancelled_by, n.revoke_reason, n.retry_count,
     n.reclaim_count, n.replay_count, n.reserved_for, n.reserved_until, n.watchers, n.last, n.reported, n.answered,
     n.steps, n.journal_bytes, n.progress_percent, n.progress_message, n.progress_at,
-    n.suspension, n.suspended_at, n.suspended_until, n.stream, n.budgets, n.class_id, n.ready, n.due, n.due_in, n.listed,
-    n.suspended, n.flow, n.flow_id, n.member, n.is_root, n.children
+    n.suspension, n.suspended_at, n.suspended_until, n.stream, n.budgets, n.slot_until, n.class, n.gated, n.class_id,
+    n.ready, n.due, n.due_in, n.listed, n.suspended, n.flow, n.flow_id, n.member, n.is_root, n.children
   ) FROM unnest(afters) AS n WHERE e.p = c.p AND e.uuid = ANY (ids) AND e.uuid = n.uuid;
   PERFORM fn.count(c, befores, afters);
+  IF cardinality(left_gates) > 0 THEN
+    c := fn.give_back(c, left_gates);
+  END IF;
   RETURN fn.announce_all(c, befores, afters);
 END $$;
 

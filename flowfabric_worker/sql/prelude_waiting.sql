@@ -140,7 +140,9 @@ BEGIN
     c := fn.wake_some(c, NULL, lane, false, 1000);
   END LOOP;
   FOR wake IN SELECT id, count(*) AS wanted FROM unnest(c.wakes) AS id GROUP BY id LOOP
-    c := fn.wake_some(c, wake.id, NULL, false, fn.ready_count(c, wake.id, wake.wanted));
+    c := fn.wake_some(
+      c, wake.id, NULL, false, fn.ready_count(c, wake.id, least(wake.wanted, fn.class_allowance(c, wake.id)))
+    );
   END LOOP;
   IF c.announced THEN
     c := fn.wake_some(c, NULL, NULL, true, 1000);

@@ -16,11 +16,13 @@ $$;
 -- Replies per uuid: the values in the order of the fields; nothing if there is no such execution.
 CREATE FUNCTION fn.read_executions(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
+  c fn.context := fn.begin(partition);
   count int := fn.num(args[2]);
   fields text[] := fn.texts(args[3 : count + 2]);
 BEGIN
   RETURN fn.replies(VARIADIC ARRAY(
-    SELECT CASE WHEN x.uuid IS NULL OR fn.is_bare(x) THEN fn.replies() ELSE fn.values_of(x, fields) END
+    SELECT CASE WHEN x.uuid IS NULL OR fn.is_bare(x) THEN fn.replies() 
+      WHEN x.gated THEN fn.values_of(fn.shown(c, x), fields) ELSE fn.values_of(x, fields) END
     FROM unnest(args[count + 3 :]) WITH ORDINALITY AS asked(id, nth)
     LEFT JOIN db.executions AS x ON x.p = partition AND x.uuid = fn.id(asked.id) AND x.namespace = args[1]
       AND NOT fn.is_hidden(x)
@@ -42,7 +44,7 @@ BEGIN
   IF x.uuid IS NULL OR fn.is_bare(x) OR fn.is_hidden(x) THEN
     RETURN fn.replies();
   END IF;
-  RETURN fn.replies(fn.values_of(x, fn.texts(args[3:])), fn.open_suspension(c, x));
+  RETURN fn.replies(fn.values_of(fn.shown(c, x), fn.texts(args[3:])), fn.open_suspension(c, x));
 EXCEPTION WHEN data_exception THEN
   RETURN fn.failure('corruption', args[1], 'suspension');
 END $$;
@@ -104,7 +106,7 @@ BEGIN
     looked := looked + 1;
     SELECT * INTO x FROM db.executions WHERE p = c.p AND uuid = ids[looked];
     IF x.uuid IS NOT NULL AND NOT fn.is_bare(x) AND NOT fn.is_hidden(x) THEN
-      row_values := fn.values_of(x, fields);
+      row_values := fn.values_of(CASE WHEN x.gated THEN fn.shown(c, x) ELSE x END, fields);
       rows := rows || fn.replies(fn.reply(fn.bytes(x.uuid)), row_values);
       c.work := c.work - fn.weight(row_values);
     END IF;
@@ -121,14 +123,16 @@ END $$;
 -- Replies: '1' if there may be more lanes, else '0'; then per lane: name, the counters in the order of their names.
 CREATE FUNCTION fn.list_lanes(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
+  c fn.context := fn.begin(partition);
   names text[] := fn.texts(args[4:]);
   rows bytea[] := ARRAY(
     SELECT fn.replies(fn.reply(fn.behind_first(l.listed)), fn.answer(VARIADIC ARRAY(
       SELECT CASE WHEN name = 'paused' THEN fn.bytes(l.paused) ELSE fn.bytes(
-        (SELECT sum(change)::bigint FROM db.depths WHERE p = partition AND lane_id = l.id AND state = name)
+        CASE name WHEN 'waiting' THEN -back.count WHEN 'rate_limited' THEN back.count ELSE 0 END
+        + coalesce((SELECT sum(change)::bigint FROM db.depths WHERE p = partition AND lane_id = l.id AND state = name), 0)
       ) END FROM unnest(names) WITH ORDINALITY AS counter(name, nth) ORDER BY nth
     )))
-    FROM db.lanes AS l WHERE p = partition AND listed > args[1] || args[2] AND listed < args[1] || '\xff'::bytea
+    FROM db.lanes AS l, LATERAL fn.held_back(c, l.id) AS back(count) WHERE p = partition AND listed > args[1] || args[2] AND listed < args[1] || '\xff'::bytea
     ORDER BY listed LIMIT fn.num(args[3])
   );
 BEGIN
@@ -139,12 +143,13 @@ END $$;
 -- explain_execution: read where a ready execution stands.
 -- Arguments: uuid, pack{namespace, lane}, class.
 -- Replies: now; since when the lane is paused, or null; place in the class from 0, or null; number of ready executions of
--- the class.
+-- the class; and the first gate of the class that is closed, or nothing: its name, then as fn.explain_quota returns it.
 CREATE FUNCTION fn.explain_execution(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
   x db.executions;
   of_class int := (SELECT id FROM db.classes WHERE p = partition AND class = args[3]);
+  gate fn.gate := fn.closed_gate(c, of_class);
 BEGIN
   SELECT * INTO x FROM db.executions WHERE p = partition AND uuid = fn.id(args[1]) AND ready IS NOT NULL;
   RETURN fn.replies(
@@ -154,7 +159,8 @@ BEGIN
       SELECT count(*) FROM db.executions
         WHERE p = partition AND class_id = of_class AND ready IS NOT NULL AND (ready, uuid) < (x.ready, x.uuid)
     ) END),
-    fn.reply((SELECT count(*) FROM db.executions WHERE p = partition AND class_id = of_class AND ready IS NOT NULL))
+    fn.reply((SELECT count(*) FROM db.executions WHERE p = partition AND class_id = of_class AND ready IS NOT NULL)),
+    CASE WHEN gate.name LIKE 'q%' THEN fn.explain_quota(c, gate) ELSE fn.replies() END
   );
 END $$;
 

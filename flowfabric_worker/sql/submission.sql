@@ -126,11 +126,13 @@ BEGIN
       c := coalesce(home.c, c);
     END IF;
     IF home.class_id IS NULL THEN
-      answers := answers || fn.failure('too_many_classes', (fn.unpack(kind[1]))[2], '1024');
+      answers := answers || coalesce(
+        home.failure, fn.failure('too_many_classes', (fn.unpack(kind[1]))[2], '1024')
+      );
       CONTINUE;
     END IF;
     x := fn.drafted(c, args, at, kind);
-    x.class_id := home.class_id; x.lane_id := home.lane_id;
+    x.class_id := home.class_id; x.lane_id := home.lane_id; x.gated := home.gated;
     records := records || fn.derive(x);
     places := places || i; answers := answers || NULL::bytea;
   END LOOP;
@@ -174,10 +176,14 @@ DECLARE
   home fn.home;
 BEGIN
   home.c := c;
-  IF NOT EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = of_class) AND NOT fn.is_full(c, of_class) THEN
-    home.c := fn.register_class(c, of_class);
+  IF NOT EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = of_class) THEN
+    home.failure := fn.unknown_gate(c, of_class);
+    IF home.failure IS NULL AND NOT fn.is_full(c, of_class) THEN
+      home.c := fn.register_class(c, of_class);
+    END IF;
   END IF;
-  SELECT classes.id, lanes.id INTO home.class_id, home.lane_id FROM db.classes JOIN db.lanes USING (p, lane)
+  SELECT classes.id, lanes.id, nullif(gates IS NOT NULL OR held IS NOT NULL, false)
+    INTO home.class_id, home.lane_id, home.gated FROM db.classes JOIN db.lanes USING (p, lane)
     WHERE classes.p = c.p AND class = of_class;
   RETURN home;
 END $$;
@@ -185,7 +191,7 @@ END $$;
 -- create_executions: create executions, each by itself.
 -- Arguments per item: those of one creation, see fn.create_all.
 -- Replies per item: 'created', uuid, state; or 'duplicate', the existing uuid, its state, 1 if it is the same request.
--- Errors per item: too_many_classes, corruption of the existing execution.
+-- Errors per item: quota_policy_not_found, too_many_classes, corruption of the existing execution.
 CREATE FUNCTION fn.create_executions(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
@@ -204,7 +210,7 @@ END $$;
 
 -- register_classes: register the classes of executions that a caller is about to create in a transaction.
 -- Arguments: the kinds of these executions, see fn.create_all.
--- Replies: nothing. A class for which its lane is full is left to the creation, which refuses it.
+-- Replies: nothing. A class that cannot be registered is left to the creation, which refuses it.
 CREATE FUNCTION fn.register_classes(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
@@ -214,9 +220,7 @@ BEGIN
   PERFORM fn.share_classes(c);
   FOREACH kind IN ARRAY args LOOP
     of_class := fn.unpack_first(kind);
-    IF EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = of_class) OR NOT fn.is_full(c, of_class) THEN
-      c := fn.register_class(c, of_class);
-    END IF;
+    c := coalesce((fn.home_of(c, of_class)).c, c);
   END LOOP;
   PERFORM fn.flush(c);
   RETURN fn.replies();

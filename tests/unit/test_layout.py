@@ -166,7 +166,6 @@ def test_an_area_has_the_same_name_on_every_layer() -> None:
         "tests/conformance/test_{}.py",
     )
     missing = [layer.format(area) for area in areas for layer in layers if not (ROOT / layer.format(area)).is_file()]
-    missing = [path for path in missing if path not in ("flowfabric_worker/sql/quotas.sql",)]
 
     assert areas
     assert missing == []
