@@ -23,6 +23,9 @@ local function load_for_claim(ctx, uuid, _, class)
   return record
 end
 
+-- The fields of what a claimed execution has beyond plain work.
+local FURTHER = { 'tags', 'deadline', 'timeout_at', 'retry_count', 'reclaim_count', 'headers', 'flow' }
+
 -- Return what a claimed execution has beyond plain work, or false: pack{tags, deadline, timeout, retry count, reclaim
 -- count, headers, flow} with '' for none, then the journal, and for a member of a flow its inputs as ff.inputs returns them.
 local function further(ctx, record)
@@ -30,8 +33,8 @@ local function further(ctx, record)
     return false
   end
   local parts = {}
-  for i, name in ipairs({ 'tags', 'deadline', 'timeout_at', 'retry_count', 'reclaim_count', 'headers', 'flow' }) do
-    local value = record[name] or ''
+  for i = 1, #FURTHER do
+    local value = record[FURTHER[i]] or ''
     parts[i] = type(value) == 'number' and ff.text(value) or value
   end
   return { ff.pack(parts), record.journal or {}, record.flow and ff.inputs(ctx, record, '') or nil }

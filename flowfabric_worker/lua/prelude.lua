@@ -83,11 +83,23 @@ ff.POSTPONED = 5000
 
 -- Text --------------------------------------------------------------------------------------------------------------
 
+-- The lengths of short texts as ff.pack writes them, which are made once.
+local short_lengths = {}
+
 -- Join texts into one, each behind its length, so that different lists never give the same text.
 function ff.pack(parts)
   local out = {}
-  for i, part in ipairs(parts) do
-    out[i] = #part .. ':' .. part
+  for i = 1, #parts do
+    local part = parts[i]
+    local size = #part
+    local length = short_lengths[size]
+    if not length then
+      length = size .. ':'
+      if size < 256 then
+        short_lengths[size] = length
+      end
+    end
+    out[2 * i - 1], out[2 * i] = length, part
   end
   return table.concat(out)
 end

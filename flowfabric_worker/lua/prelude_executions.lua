@@ -86,7 +86,7 @@ local function damage_in_new(record, fields)
     damaged = ff.damage_in(record, fields, CORE_COUNT + 1)
   end
   if not damaged and (record.more or record.words.phase == 'terminal') then
-    damaged = read_missing(record, ff.MORE, 1) or record.words.phase == 'terminal' and not record.ended and 'ended'
+    damaged = ff.read(record, ff.MORE) or record.words.phase == 'terminal' and not record.ended and 'ended'
   end
   return damaged
 end

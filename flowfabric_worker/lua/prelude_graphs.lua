@@ -132,7 +132,7 @@ function ff.items_of(ctx, args, first)
     for i = at, following - 1 do
       bytes = bytes + #args[i]
     end
-    ff.spend(ctx, item.creation and 5 or 0.6, bytes)
+    ff.spend(ctx, item.creation and 5 or 2, bytes)
     local failure = item.creation and ff.refuse_member(ctx, args, item.creation)
     if failure then
       return nil, failure
