@@ -270,7 +270,7 @@ class TaskCodec:
         try:
             values = {place: fill(shape, place, self.place(place).annotation, read) for place, shape in holes.items()}
             return put(values, args, kwargs, self._parameters)
-        except (LookupError, TypeError) as error:
+        except (LookupError, RecursionError, TypeError) as error:
             raise DecodingError(f"The results of its parents do not fit {self._name}: {brief(error)}.") from error
 
     def _read_result(self, result: ParentResult, annotation: Any, tag: str | None, where: str) -> Any:
