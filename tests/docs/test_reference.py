@@ -41,7 +41,14 @@ def test_every_public_name_stands_in_the_reference() -> None:
 @pytest.mark.parametrize(("name", "words"), [(code(row[0])[0], code(row[1])) for row in rows(section(PAGE, "Members"))])
 def test_every_member_stands_in_the_reference(name: str, words: list[str]) -> None:
     kind = getattr(flowfabric_worker, name)
-    parts = [kind, *(base for base in kind.__mro__ if base.__module__.startswith("flowfabric_worker._tasks"))]
+    parts = [
+        kind,
+        *(
+            base
+            for base in kind.__mro__
+            if base.__module__.startswith(("flowfabric_worker._tasks", "flowfabric_worker.budgets"))
+        ),
+    ]
     members = {each for part in parts for each in vars(part) if not each.startswith("_") and each != "reset_after_fork"}
     annotated = {each for each in inspect.get_annotations(kind) if not each.startswith("_")}
     slots = set() if attrs.has(kind) else {each for each in vars(kind).get("__slots__", ()) if each[0] != "_"}
