@@ -31,7 +31,7 @@ STORES = ("memory", "memory5", "embedded", "valkey", "cluster", "postgres", "pos
 DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster", "postgres")
 
 # The files of the conformance suite whose operations Postgres does not have yet.
-NOT_YET_ON_POSTGRES: tuple[str, ...] = ("test_budgets_admission.py",)
+NOT_YET_ON_POSTGRES: tuple[str, ...] = ()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ from flowfabric_worker.engine.backend.submission import batches_of
 from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish
 from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.core import as_error, execution_id, is_put_off
-from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
+from flowfabric_worker.engine.errors import EngineError, ValidationError
 from flowfabric_worker.engine.ids import (
     ExecutionId,
     check_capabilities,
@@ -231,8 +231,6 @@ class Submission(BudgetDebts):
             NotFoundError: `budget_not_found`.
         """
         home, address = self._budget(budget_id)
-        if self.store.label == "postgresql":
-            raise NotFoundError("budget_not_found", budget_id=budget_id)
         if (partition, address) in self.known_budgets:
             return
         if home == partition:

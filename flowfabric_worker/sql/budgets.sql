@@ -31,7 +31,7 @@ DECLARE
 BEGIN
   INSERT INTO db.budgets (p, budget) VALUES (c.p, args[1]) ON CONFLICT DO NOTHING;
   IF FOUND THEN
-    b.address := args[1]; b.due_before := ''; b.counted := '{}'; b.used := '{}'; b.reserved := '{}';
+    b.address := args[1]; b.due_before := ''; b.was_full := false; b.counted := '{}'; b.used := '{}'; b.reserved := '{}';
     b.parts := ARRAY[fn.bytes(c.now), '', '', '', '', '', '', '0', '0', '', '', '', '', '0'];
     RETURN fn.end_operation(c, fn.define_budget(c, b, args[3:6]), args[2], ARRAY['created'::bytea]);
   END IF;
@@ -79,26 +79,63 @@ BEGIN
   RETURN fn.end_operation(c, b, args[2], ARRAY['reset'::bytea, b.parts[5]]);
 END $$;
 
--- disuse_budget: forget a budget of another partition, before it is deleted. No execution names a budget on Postgres yet.
+-- disuse_budget: forget a budget of another partition, before it is deleted, unless executions here name it.
 -- Arguments: budget.
--- Replies: 'ok'.
-CREATE FUNCTION fn.disuse_budget(partition int, args bytea[]) RETURNS bytea LANGUAGE sql AS $$ SELECT fn.answer('ok') $$;
+-- Replies: 'ok'; or 'more' if the call has to be repeated.
+-- Errors: budget_in_use.
+CREATE FUNCTION fn.disuse_budget(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  stopped text := fn.forget_classes_of_budget(c, args[1]);
+BEGIN
+  IF stopped = 'in_use' THEN
+    RETURN fn.failure('budget_in_use', fn.behind_first(args[1]));
+  ELSIF stopped IS NULL THEN
+    DELETE FROM db.budget_news WHERE p = c.p AND budget = args[1];
+  END IF;
+  RETURN fn.answer(fn.bytes(coalesce(stopped, 'ok')));
+END $$;
+
+-- use_from: note that executions of another partition name a budget.
+-- Arguments: budget, partition.
+-- Replies: 'used', the news for that partition.
+-- Errors: budget_not_found, corruption.
+CREATE FUNCTION fn.use_from(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  c fn.context := fn.begin(partition);
+  b fn.budget := fn.load_budget(c, args[1]);
+BEGIN
+  IF b.failure IS NOT NULL THEN
+    RETURN b.failure;
+  END IF;
+  IF args[2] <> ALL (fn.unpack(b.parts[13])) THEN
+    b.parts[13] := b.parts[13] || fn.pack(args[2]);
+    c := fn.flush(fn.write_budget(c, b));
+  END IF;
+  RETURN fn.answer('used', fn.news_of_budget(b));
+END $$;
 
 -- delete_budget: remove a budget with everything that it has.
 -- Arguments: budget, call id.
--- Replies: 'removed'.
--- Errors: budget_not_found.
+-- Replies: 'removed'; or 'more' if the call has to be repeated.
+-- Errors: budget_not_found, budget_in_use.
 CREATE FUNCTION fn.delete_budget(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context := fn.begin(partition);
+  stopped text;
 BEGIN
   IF fn.was_removed(c, args[2]) THEN
     RETURN fn.answer('removed');
-  END IF;
-  DELETE FROM db.budgets WHERE p = c.p AND budget = args[1];
-  IF NOT FOUND THEN
+  ELSIF NOT EXISTS (SELECT FROM db.budgets WHERE p = c.p AND budget = args[1]) THEN
     RETURN fn.failure('budget_not_found', fn.behind_first(args[1]));
   END IF;
+  stopped := fn.forget_classes_of_budget(c, args[1]);
+  IF stopped = 'in_use' THEN
+    RETURN fn.failure('budget_in_use', fn.behind_first(args[1]));
+  ELSIF stopped IS NOT NULL THEN
+    RETURN fn.answer(fn.bytes(stopped));
+  END IF;
+  DELETE FROM db.budgets WHERE p = c.p AND budget = args[1];
   DELETE FROM db.entries WHERE p = c.p AND kind IN ('b', 'u') AND member = args[1];
   PERFORM fn.remember_removal(c, args[2]);
   RETURN fn.answer('removed');
@@ -312,7 +349,7 @@ BEGIN
 END $$;
 
 -- pay: receive what another partition owes to a budget or to an execution of this one.
--- Arguments: what it is, budget, uuid, see fn.owe; or 'open' for a budget if an execution that was to go on did not wait, so
+-- Arguments: what it is, budget, uuid (for 'tell' the news), see fn.owe; or 'open' for a budget if an execution that was to go on did not wait, so
 -- that others may go on.
 -- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go', 'idle' if it did not wait.
 CREATE FUNCTION fn.pay(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
@@ -322,7 +359,9 @@ DECLARE
   b fn.budget;
   answer text := 'ok';
 BEGIN
-  IF args[1] = 'go' THEN
+  IF args[1] = 'tell' THEN
+    c := fn.hear_of_budget(c, args[2], args[3]);
+  ELSIF args[1] = 'go' THEN
     went := fn.go_on(c, fn.id(args[3]));
     c := went.c;
     answer := CASE went.count WHEN 0 THEN 'idle' ELSE 'ok' END;

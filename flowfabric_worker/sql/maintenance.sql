@@ -130,6 +130,7 @@ BEGIN
   DELETE FROM db.tasks WHERE p = partition;
   DELETE FROM db.budgets WHERE p = partition;
   DELETE FROM db.owed WHERE p = partition;
+  DELETE FROM db.budget_news WHERE p = partition;
   DELETE FROM db.schedules WHERE p = partition;
   DELETE FROM db.leaders WHERE p = partition;
   DELETE FROM db.secrets WHERE p = partition;

@@ -201,7 +201,8 @@ CREATE TYPE fn.frame AS (mode bytea, head bytea, payload bytea, seq bytea, diges
 CREATE TYPE fn.budget AS (
   failure bytea, address bytea, parts bytea[], counted bytea[], used bigint[], reserved bigint[], limited bytea[],
   hards bigint[], softs bigint[], due_before bytea, answer bytea[],
-  has_space boolean  -- it may have more space than before, so executions that wait for it may go on
+  has_space boolean,  -- it may have more space than before, so executions that wait for it may go on
+  was_full boolean    -- it was full when it was loaded
 );
 
 -- A use of a budget on behalf of the holder of an execution, which may be in another partition.

@@ -103,6 +103,7 @@ BEGIN
   b.counted := fn.every(3, counters, 1);
   b.used := fn.numbers(fn.every(3, counters, 2)); b.reserved := fn.numbers(fn.every(3, counters, 3));
   b := fn.define_budget(c, b, b.parts[2:4] || b.parts[6]);
+  b.was_full := fn.full_dimension(b) IS NOT NULL;
   due := fn.num(b.parts[5]);
   IF due <= c.now THEN
     b := fn.clear_budget(b);
@@ -147,6 +148,10 @@ DECLARE
 BEGIN
   IF b.has_space THEN
     u := fn.open_budget(c, b, 0);
+    c := u.c; b := u.b;
+  END IF;
+  IF b.was_full IS DISTINCT FROM (fn.full_dimension(b) IS NOT NULL) THEN
+    u := fn.turn_gate(c, b);
     c := u.c; b := u.b;
   END IF;
   UPDATE db.budgets SET entry = fn.pack(VARIADIC fn.budget_parts(b)) WHERE p = c.p AND budget = b.address;

@@ -48,6 +48,8 @@ DECLARE
 BEGIN
   IF of_name LIKE 'q%' THEN
     gate := fn.read_quota(c, substring(of_name FROM 2));
+  ELSIF of_name LIKE 'b%' THEN
+    gate := fn.read_budget_gate(c, of_name);
   ELSE
     gate.slots_left := 0;
   END IF;
@@ -94,7 +96,9 @@ DECLARE
 BEGIN
   IF x.gated AND x.state LIKE 'r_e%' THEN
     gate := fn.closed_gate(c, x.class_id);
-    IF gate.name LIKE 'q%' THEN
+    IF gate.name LIKE 'b%' THEN
+      x.state := substring(x.state FROM 1 FOR 2) || 'bu'::bytea || substring(x.state FROM 5);
+    ELSIF gate.name LIKE 'q%' THEN
       x.state := substring(x.state FROM 1 FOR 2) || 'qq'::bytea || substring(x.state FROM 5);
     END IF;
   END IF;
@@ -107,7 +111,7 @@ BEGIN
   RETURN coalesce((
     SELECT sum(change) FROM db.depths AS d JOIN db.classes AS k ON k.id = d.class_id
     WHERE d.p = c.p AND d.lane_id = of_lane AND d.state = 'waiting' AND k.gates IS NOT NULL
-      AND (fn.closed_gate(c, k.id)).name LIKE 'q%'
+      AND substring((fn.closed_gate(c, k.id)).name FROM 1 FOR 1) IN ('q', 'b')
   ), 0);
 END $$;
 
@@ -115,7 +119,13 @@ END $$;
 CREATE FUNCTION fn.unknown_gate(c fn.context, of_class bytea) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   parts bytea[] := fn.unpack(of_class);
+  budget bytea;
 BEGIN
+  FOREACH budget IN ARRAY coalesce(fn.unpack(parts[5]), '{}') LOOP
+    IF NOT fn.knows_budget(c, fn.pack(parts[1]) || budget) THEN
+      RETURN fn.failure('budget_not_found', budget);
+    END IF;
+  END LOOP;
   IF parts[6] <> '' AND NOT EXISTS (SELECT FROM db.quotas WHERE p = c.p AND quota = fn.pack(parts[1], parts[6])) THEN
     RETURN fn.failure('quota_policy_not_found', parts[6]);
   END IF;

@@ -160,7 +160,8 @@ BEGIN
         WHERE p = partition AND class_id = of_class AND ready IS NOT NULL AND (ready, uuid) < (x.ready, x.uuid)
     ) END),
     fn.reply((SELECT count(*) FROM db.executions WHERE p = partition AND class_id = of_class AND ready IS NOT NULL)),
-    CASE WHEN gate.name LIKE 'q%' THEN fn.explain_quota(c, gate) ELSE fn.replies() END
+    CASE WHEN gate.name LIKE 'q%' THEN fn.explain_quota(c, gate) WHEN gate.name LIKE 'b%' THEN fn.explain_budget(c, gate.name)
+      ELSE fn.replies() END
   );
 END $$;
 

@@ -30,6 +30,7 @@ _DUMPED = {
     "budgets": ("budget", "NULL", "budget, entry"),
     "budget_reports": ("reports", "budget", "key, until, answer"),
     "budget_shares": ("shares", "budget", "uuid, share, waits"),
+    "budget_news": ("budget_news", "NULL", "budget, turn, is_full"),
     "owed": ("owed", "NULL", "debt"),
     "quotas": ("quotas", "NULL", "quota, listed, window_ms, rate, slots, hold, created, answered"),
     "slots": ("slots", "quota", "uuid, until"),
