@@ -31,7 +31,7 @@ from flowfabric_worker.engine.types.reads import (
     ListExpiredLeasesPage,
     ListLanesPage,
 )
-from flowfabric_worker.engine.types.states import OwnershipState, PublicState
+from flowfabric_worker.engine.types.states import AttemptState, OwnershipState, PublicState, StateVector
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from flowfabric_worker.engine.workers import Workers
 
@@ -154,6 +154,12 @@ class Reads(Workers, EngineCore):
         if suspension:
             with damage_told(execution_id):
                 return suspension.explanation(execution_id)
+        state = record.state()
+        if state.public_state is PublicState.WAITING_CHILDREN:
+            text = _explain_waiting(state, record.text("flow"))
+            return Explanation(
+                execution_id=execution_id, public_state=state.public_state, code="waiting_children", text=text
+            )
         work_class = record.work_class()
         now, paused, place, held, closed = self.call(
             "explain_execution",
@@ -165,7 +171,7 @@ class Reads(Workers, EngineCore):
         code, text = record.explain(
             now=now, paused=paused is not None, place=place, held=held, workers=workers, gate=gate
         )
-        return Explanation(execution_id=execution_id, public_state=record.state().public_state, code=code, text=text)
+        return Explanation(execution_id=execution_id, public_state=state.public_state, code=code, text=text)
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
         """Return the lanes, tasks and capabilities of each worker that is alive."""
@@ -216,6 +222,13 @@ class Reads(Workers, EngineCore):
                 for each, values in zip(ids, rows, strict=True):
                     if values != []:
                         yield Record(each, fields, values)
+
+
+def _explain_waiting(state: StateVector, flow: str | None) -> str:
+    """Explain that an execution waits for others: for its children after it began, for its parents before."""
+    if state.attempt_state is AttemptState.ATTEMPT_INTERRUPTED:
+        return "It waits for its children."
+    return f"It waits until its upstream executions in the flow {flow} have ended; list_edges names them."
 
 
 def _expired_lease(record: Record, now: int) -> ExpiredLease | None:

@@ -330,9 +330,7 @@ ff.register_single('purge', { 'allow-oom' }, function(ctx, args)
   if flow and flow.ended == '' then
     return ff.failure('flow_not_terminal', flow.id, flow.state)
   elseif flow then
-    call('ZREM', flow.links, 'm' .. uuid, 'b' .. uuid)
-    ff.count_member(ctx, flow.id, record.words.public, nil)
-    ff.set_flow(ctx, flow, 'nodes', ff.text(tonumber(flow.nodes) - 1))
+    ff.leave_flow(ctx, flow, uuid, record.words.public)
   end
   ff.remove(ctx, record)
   ff.remember_removal(ctx, call_id)

@@ -212,14 +212,20 @@ end
 -- Remove a damaged execution with every key that is still known of it. `namespace` is packed.
 function ff.remove_damaged(ctx, uuid, namespace)
   local key = ff.record_key(ctx, uuid)
-  local readable, values = pcall(call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys', 'suspended_at', 'budgets')
+  local readable, values = pcall(
+    call, 'HMGET', key, 'state', 'class', 'idempotency_key', 'keys', 'suspended_at', 'budgets', 'flow'
+  )
   local class
   if readable then
     local state, idempotency_key, keys, suspended_at = values[1], values[3], values[4], values[5]
     class = values[2]
-    local words = state and ff.words(state)
+    local words, flow = state and ff.words(state), values[7] and ff.flow(ctx, values[7])
     if words and class and ff.class(class) then
       ff.count(ctx, class, uuid, words.public, nil)
+    end
+    if flow then
+      ff.leave_flow(ctx, flow, uuid, words and words.public)
+      ff.enqueue(ctx, 'ended', flow.id .. ':' .. uuid)
     end
     local key_of = ctx.base .. ':key:' .. (idempotency_key or '')
     if call('GET', key_of) == uuid then

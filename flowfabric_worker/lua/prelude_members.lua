@@ -39,14 +39,17 @@ local function each_edge(ctx, flow, prefix, cursor, limit, run)
   return #ids == limit and ids[#ids] or nil
 end
 
--- ended: resolve the edges that leave a member which has ended.
+-- ended: resolve the edges that leave a member which has ended. One that was removed because it was damaged has failed.
 ff.define_job('ended', function(ctx, what, cursor, limit)
   local flow, record = member_of(ctx, what)
-  local result = record and ff.result_for(record) or ''
+  local uuid, result = string.sub(what, 38), record and ff.result_for(record) or ''
+  if flow and not record and not ff.has_link(flow, 'm' .. uuid) then
+    result = 'f'
+  end
   if result == '' then
     return nil
   end
-  return each_edge(ctx, flow, 'o' .. record.uuid .. ':', cursor, limit, function(edge, id)
+  return each_edge(ctx, flow, 'o' .. uuid .. ':', cursor, limit, function(edge, id)
     ff.resolve(ctx, flow, id, edge, result)
   end)
 end)
@@ -191,6 +194,19 @@ ff.define_job('decide', function(ctx, id, cursor, limit)
 end)
 
 -- Ends and replays --------------------------------------------------------------------------------------------------
+
+-- Remove a member from its flow, with its public state, or nil if that is unreadable: it is then taken from one of the states
+-- of work that has not ended.
+function ff.leave_flow(ctx, flow, uuid, public)
+  call('ZREM', flow.links, 'm' .. uuid, 'b' .. uuid, 'r' .. uuid)
+  for _, state in ipairs(public and {} or ff.PUBLIC_STATES) do
+    if not public and not ff.ENDED[state] and (flow.counts_of[state] or 0) > 0 then
+      public = state
+    end
+  end
+  ff.count_member(ctx, flow.id, public, nil)
+  ff.set_flow(ctx, flow, 'nodes', ff.text(tonumber(flow.nodes) - 1))
+end
 
 -- Return whether an execution ended in a way that lets its flow fail.
 function ff.ends_badly(record)

@@ -36,13 +36,15 @@ $$;
 CREATE FUNCTION fn.resolve(c fn.context, f db.flows, ups uuid[], after bytea, most bigint) RETURNS fn.resolved
 LANGUAGE sql AS $$
   WITH page AS MATERIALIZED (
+    -- A member that was removed because it was damaged has no state, and has failed.
     SELECT u.nth, u.up, e.id, e.down, fn.effective(e.result, e.life, g.policy, g.life) AS old, fn.result_of(x.state) AS new,
       CASE WHEN fn.is_of_children(g.policy) THEN e.life ELSE g.life END AS life,
       e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts
     FROM unnest(ups) WITH ORDINALITY AS u(up, nth)
-    JOIN db.executions AS x ON x.p = c.p AND x.uuid = u.up AND x.state LIKE 't%'
+    LEFT JOIN db.executions AS x ON x.p = c.p AND x.uuid = u.up
     JOIN db.edges AS e ON e.p = c.p AND e.flow = f.flow AND e.up = u.up AND (u.nth > 1 OR e.id > after)
     JOIN db.groups AS g ON g.p = c.p AND g.flow = f.flow AND g.down = e.down
+    WHERE x.uuid IS NULL OR x.state LIKE 't%'
     ORDER BY u.nth, e.id LIMIT most
   ), changed AS MATERIALIZED (
     SELECT * FROM page WHERE old <> 's' AND old <> new

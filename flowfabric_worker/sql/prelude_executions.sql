@@ -343,6 +343,10 @@ BEGIN
   c := fn.end_shares(c, x, true);
   DELETE FROM db.executions WHERE p = c.p AND uuid = execution;
   DELETE FROM db.damaged WHERE p = c.p AND uuid = execution::text;
+  IF x.flow_id IS NOT NULL THEN
+    UPDATE db.flows SET nodes = fn.bytes(fn.sound(nodes) - 1) WHERE p = c.p AND flow = x.flow_id;
+    c := fn.enqueue(c, 'ended:' || x.flow_id || ':' || execution);
+  END IF;
   x.lane_id := coalesce(x.lane_id, fn.lane_of_class(c, x.class));
   IF fn.ascii(x.state) ~ '^[a-z]{6}$' AND x.lane_id IS NOT NULL AND x.class_id IS NOT NULL THEN
     PERFORM fn.count(c, ARRAY[x], '{}');

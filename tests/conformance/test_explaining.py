@@ -23,7 +23,8 @@ from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClas
 from flowfabric_worker.engine.types.suspension import SuspendArgs
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
 from tests.conftest import Clock
-from tests.support.executions import BOOM, LANE, TASK, created, running, tenant
+from tests.support.executions import BOOM, LANE, TASK, created, creation, running, tenant
+from tests.support.flows import Run, graph_of
 from tests.support.suspensions import signal, suspend
 
 SINCE = "since 2030-01-01 00:00:00+00:00 (waiting_for_signal)"
@@ -173,3 +174,19 @@ def test_a_suspension_that_no_signal_resumes_is_explained(
     engine.suspend(claimed.handle, SuspendArgs(condition=condition, timeout=timeout))
 
     assert explained(engine, claimed.execution_id)[1] == text
+
+
+def test_a_member_of_a_flow_waits_for_its_upstream_executions(engine: Engine) -> None:
+    run = Run(engine, graph_of(("a", "b")))
+    code, text = explained(engine, run.ids["b"])
+    assert code == "waiting_children"
+    assert (
+        text == f"It waits until its upstream executions in the flow {run.flow_id} have ended; list_edges names them."
+    )
+
+
+def test_a_parent_waits_for_its_children(engine: Engine) -> None:
+    handle = running(engine).handle
+    engine.spawn(handle, "a", creation())
+    engine.wait_children(handle)
+    assert explained(engine, handle.execution_id) == ("waiting_children", "It waits for its children.")
