@@ -1,79 +1,108 @@
-"""Quotas: what admission costs a task under one hot quota, beside none."""
+"""Quotas: what admission costs a task under one hot quota, beside none, on both kinds of store."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Final
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import attrs
 
 from benchmarks import work
+from benchmarks.postgres_server import PostgresBench
 from benchmarks.report import Table, number
 from benchmarks.server import Server
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import QuotaPolicyId
+from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy
 
-TASKS: Final = 5_000
+TASKS: Final = 2_500
 _ROUNDS: Final = 3
 _QUOTA: Final = QuotaPolicyId("hot")
 # It admits all of them: what is measured is the admission, not the waiting.
 _LIMITS: Final = QuotaPolicy(max_concurrent=1_000, max_requests_per_window=1_000_000)
 _POLICIES: Final = {"none": ExecutionPolicy(), "one hot quota": ExecutionPolicy(quota_policy_id=_QUOTA)}
 
+# Runs something and returns what it costs.
+Cost: TypeAlias = Callable[[Callable[[], object]], float]
+
+
+Found: TypeAlias = "dict[tuple[str, str, int], list[Admission]]"
+
 
 @attrs.frozen(kw_only=True)
 class Admission:
-    """What a task costs the server, in microseconds: to claim it and to complete it."""
+    """What a task costs, in microseconds: to claim it and to complete it.
+
+    On Valkey that is the server's time, on Postgres the time of the calls.
+    """
 
     claim_us: float
     complete_us: float
 
 
 def table() -> Table:
-    """Measure on a server of its own."""
-    found: dict[tuple[str, int], list[Admission]] = {}
-    with Server() as server:
-        engine = open_engine(server.url)
-        engine.prepare()
-        engine.create_quota_policy(CreateQuotaPolicyArgs(quota_policy_id=_QUOTA, policy=_LIMITS))
-        for _ in range(_ROUNDS):
-            for size in (1, 50):
-                for quota in _POLICIES:
-                    found.setdefault((quota, size), []).append(_measure(engine, server, quota, size))
-        engine.close()
+    """Measure on servers of their own."""
+    found: Found = {}
+    with Server() as valkey:
+
+        def in_the_server(operate: Callable[[], object]) -> float:
+            valkey.reset()
+            operate()
+            return valkey.function_microseconds()
+
+        _measure_all(found, "Valkey", valkey.url, in_the_server)
+    with PostgresBench() as postgres:
+        _measure_all(found, "Postgres", postgres.url, _elapsed)
     return table_of(found)
 
 
-def _measure(engine: Engine, server: Server, quota: str, size: int) -> Admission:
+def _elapsed(operate: Callable[[], object]) -> float:
+    """Return how long something takes, in microseconds."""
+    began = time.perf_counter()
+    operate()
+    return (time.perf_counter() - began) * 1e6
+
+
+def _measure_all(found: Found, store: str, url: str, cost: Cost) -> None:
+    engine = open_engine(url)
+    engine.prepare()
+    engine.create_quota_policy(CreateQuotaPolicyArgs(quota_policy_id=_QUOTA, policy=_LIMITS))
+    for _ in range(_ROUNDS):
+        for size in (1, 50):
+            for quota in _POLICIES:
+                found.setdefault((store, quota, size), []).append(_measure(engine, cost, quota, size))
+    engine.close()
+
+
+def _measure(engine: Engine, cost: Cost, quota: str, size: int) -> Admission:
     """Create, claim and complete tasks, `size` of them in each call."""
     tasks = TASKS * size // 50
     claim_us = complete_us = 0.0
     for _ in range(0, tasks, size):
         work.create(engine, size, policy=_POLICIES[quota])
-        server.reset()
-        claimed = work.claim(engine, size)
-        claim_us += server.function_microseconds()
-        server.reset()
-        work.complete(engine, claimed)
-        complete_us += server.function_microseconds()
+        claimed: list[Claimed] = []
+        claim_us += cost(lambda claimed=claimed: claimed.extend(work.claim(engine, size)))  # type: ignore[misc]
+        complete_us += cost(lambda claimed=claimed: work.complete(engine, claimed))  # type: ignore[misc]
     return Admission(claim_us=claim_us / tasks, complete_us=complete_us / tasks)
 
 
-def table_of(found: dict[tuple[str, int], Sequence[Admission]]) -> Table:
+def table_of(found: Mapping[tuple[str, str, int], Sequence[Admission]]) -> Table:
     """Return the medians, in the order in which they were measured."""
     return Table(
-        title="Admission under one hot quota, in the server",
-        headings=["quota", "tasks per call", "us to claim one", "us to complete one"],
+        title="Admission under one hot quota",
+        headings=["store", "quota", "tasks per call", "us to claim one", "us to complete one"],
         rows=[
             [
+                store,
                 quota,
                 number(size),
                 number(statistics.median(each.claim_us for each in rounds)),
                 number(statistics.median(each.complete_us for each in rounds)),
             ]
-            for (quota, size), rounds in found.items()
+            for (store, quota, size), rounds in found.items()
         ],
     )

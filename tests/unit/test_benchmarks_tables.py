@@ -110,6 +110,6 @@ def test_streams_are_told_as_times_and_rates() -> None:
 
 def test_admission_is_shown_by_quota_and_by_tasks_per_call() -> None:
     cost = quotas.Admission(claim_us=20.0, complete_us=10.0)
-    table = quotas.table_of({("none", 1): [cost], ("one hot quota", 50): [cost]})
+    table = quotas.table_of({("Valkey", "none", 1): [cost], ("Postgres", "one hot quota", 50): [cost]})
 
-    assert [row[:2] for row in table.rows] == [["none", "1"], ["one hot quota", "50"]]
+    assert [row[:3] for row in table.rows] == [["Valkey", "none", "1"], ["Postgres", "one hot quota", "50"]]
