@@ -12,8 +12,9 @@ from typing import Any, overload
 from flowfabric_worker._codecs import Mismatch
 from flowfabric_worker.codec import register
 from flowfabric_worker.engine.conditions import referenced_waitpoint_keys, validate
-from flowfabric_worker.engine.errors import FlowFabricError
-from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.errors import FlowFabricError, ValidationError
+from flowfabric_worker.engine.ids import ExecutionId, check_name
+from flowfabric_worker.engine.limits import MAX_FLOW_ROWS
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.types.checks import word
 from flowfabric_worker.engine.types.conditions import ResumeCondition
@@ -142,10 +143,19 @@ class WaitChildren(HandlerExit):
         names: the names of the children; None for all that are not detached.
         need: how many of them must succeed; None for all. The handler runs again as well when they can no longer.
         settle: True to wait until all of them have ended, in whatever way.
+
+    Raises:
+        ValidationError: `invalid_input`, a name is not valid, there are more than 1,000, or `need` is not at least 1.
     """
 
     def __init__(self, names: Iterable[str] | None = None, *, need: int | None = None, settle: bool = False) -> None:
-        self.names = None if names is None else tuple(names)
+        self.names = (
+            None if names is None else tuple(dict.fromkeys(check_name(each, "a child's name") for each in names))
+        )
+        if self.names is not None and len(self.names) > MAX_FLOW_ROWS:
+            raise ValidationError("invalid_input", f"One wait is for at most {MAX_FLOW_ROWS} children.")
+        if need is not None and (type(need) is not int or need < 1):
+            raise ValidationError("invalid_input", f"need= is a number of children from 1, not {need!r}.")
         self.need = need
         self.settle = settle
         super().__init__("for children" if self.names is None else f"for {', '.join(self.names)}")

@@ -39,7 +39,7 @@ from flowfabric_worker.engine import forks
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.backend.attempts import AttemptTransaction
 from flowfabric_worker.engine.errors import ConflictError, EngineError, NotFoundError, StateError, ValidationError
-from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
+from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_FLOW_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import moment_of
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.suspension import ObservedSignals
@@ -273,7 +273,9 @@ class HandlerContext(TaskContext):
             outcomes = {child.name: self._outcome(child) for child in children}
             end = GatherEnd.of(outcomes, settle=settle)
             if end is None:
-                raise self._calls.leave(WaitChildren(names, settle=settle))
+                # One wait is for so many; the next run waits for the rest.
+                running = [name for name, outcome in outcomes.items() if outcome is None][:MAX_FLOW_ROWS]
+                raise self._calls.leave(WaitChildren(running, settle=settle))
             self._record(record, end.encode())
         return gathered(children, GatherEnd.decode(self._journal[record]), self._outcome, settle=settle)
 

@@ -16,10 +16,12 @@ from flowfabric_worker import (
     Fail,
     ResultError,
     Run,
+    ValidationError,
     WaitChildren,
     Worker,
     current,
 )
+from flowfabric_worker._runtime import handler_context
 from flowfabric_worker.engine.flow_graphs import children_id, member_id
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support.observation import in_state
@@ -248,6 +250,33 @@ def test_what_spawn_and_gather_refuse_fails_the_parent(worker: Worker, body: Any
 
     with pytest.raises(ExecutionFailed, match=text):
         run.result(1)
+
+
+@pytest.mark.parametrize("wrong", [{"names": ["\0"]}, {"names": map(str, range(1001))}, {"need": 0}, {"need": True}])
+def test_a_wait_for_children_that_is_not_valid_fails_the_parent(worker: Worker, wrong: dict[str, Any]) -> None:
+    @worker.task(permanent=[ValidationError])
+    def parent() -> None:
+        raise WaitChildren(**wrong)
+
+    run = parent.submit()
+    worker.run_until_idle()
+
+    with pytest.raises(ExecutionFailed, match=r"at most 1000|need= is|control character"):
+        run.result(1)
+
+
+def test_a_gather_waits_for_more_children_than_one_wait_names(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler_context, "MAX_FLOW_ROWS", 2)
+    child = family(worker)
+
+    @worker.task(priority=9)
+    def parent() -> int:
+        return sum(current().gather(*(current().spawn(str(number), child, number) for number in range(7))))
+
+    run = parent.submit()
+    worker.run_until_idle()
+
+    assert run.result(1) == 210
 
 
 def test_a_plain_call_cannot_have_children(worker: Worker) -> None:
