@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -20,10 +21,13 @@ import pytest
 from flowfabric_worker import Runtime, Worker, WorkerSettings, current
 from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import EngineError
-from flowfabric_worker.engine.stores.sql_library import SqlLibrary
+from flowfabric_worker.engine.stores.postgres_topics import PostgresSubscription
+from flowfabric_worker.engine.stores.sql_library import SqlLibrary, sql_library
+from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.states import PublicState
 from tests.support.cli import cli
-from tests.support.executions import claim_one, created, refused
-from tests.support.pages import ROOT
+from tests.support.executions import claim_one, created, creation, refused, request
+from tests.support.pages import DOCS, ROOT
 from tests.support.postgres import PostgresServer
 from tests.support.servers import running, wait_until
 
@@ -171,3 +175,99 @@ def test_the_older_server_of_the_wheel_does_the_same() -> None:
         with server.session() as session:
             row: Any = session.execute("SHOW server_version").fetchone()
         assert row[0].startswith("16.")
+
+
+# Roles, locks and notifications --------------------------------------------------------------------------------------
+
+
+def test_the_documented_roles_migrate_and_work(postgres: PostgresServer) -> None:
+    mark = uuid4().hex[:8]
+    text = (DOCS / "production.md").read_text("utf-8")
+    (statements,) = (part for part in re.findall(r"```sql\n(.*?)```", text, re.DOTALL) if "ff_owner" in part)
+    schema = f"t{mark}"
+    functions = sql_library().schema_of(schema)
+    for name, actual in (
+        ("ff_owner", f"owner_{mark}"),
+        ("ff_worker", f"worker_{mark}"),
+        ("DATABASE shop", "DATABASE postgres"),
+        ("ff_v2_0123456789ab", functions),
+    ):
+        assert name in statements
+        statements = statements.replace(name, actual)
+    as_owner = f"{postgres.url.replace('postgres@', f'owner_{mark}@')}&schema={schema}"
+    as_worker = as_owner.replace("owner_", "worker_")
+    with postgres.session() as session:
+        *first, usage, monitor = [part for part in statements.split("\n") if part]
+        for statement in first:
+            session.execute(statement)  # type: ignore[arg-type]
+        assert cli("migrate", "--url", as_owner).code == 0
+        for statement in (usage, monitor):
+            session.execute(statement)  # type: ignore[arg-type]
+    assert "all granted" in cli("check", "--url", as_worker).out
+    with contextlib.closing(open_engine(as_worker)) as engine:
+        created(engine)
+        engine.complete(claim_one(engine).handle)
+        engine.run_upkeep()
+    told = cli("migrate", "--url", as_worker.replace(schema, f"{schema}_b"))
+    assert told.code != 0
+    assert "may not create what is missing" in told.err
+
+
+def test_upkeep_and_migrations_lock_no_table_during_a_drain(url: str, postgres: PostgresServer) -> None:
+    worker = Worker("shop", url)
+    schema = url.rpartition("=")[2]
+
+    @worker.task(retention=timedelta(milliseconds=1))
+    def work(number: int) -> int:
+        return number
+
+    held = (
+        "SELECT mode, relname FROM pg_locks JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace AS n "
+        f"ON n.oid = relnamespace WHERE nspname = '{schema}' AND relkind = 'r' AND mode IN "
+        "('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+    )
+    with at_work(worker), contextlib.closing(open_engine(url)) as other, postgres.session() as session:
+        runs = work.submit_many([(number,) for number in range(300)])
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.is_set():
+                other.prepare()
+                other.run_upkeep()
+                other.prune_libraries()
+
+        thread = threading.Thread(target=keep)
+        thread.start()
+        seen = []
+        while worker.engine.read_execution_state(runs[-1].id) not in (PublicState.COMPLETED, None):
+            seen += session.execute(held).fetchall()  # type: ignore[arg-type]
+        ended.set()
+        thread.join(20)
+    assert seen == []
+
+
+def test_no_notification_is_long(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+    put = PostgresSubscription.put
+
+    def keeping(subscription: PostgresSubscription, message: bytes | EngineError) -> None:
+        if isinstance(message, bytes):
+            heard.append(message)
+        put(subscription, message)
+
+    monkeypatch.setattr(PostgresSubscription, "put", keeping)
+    lane, schema = "l" * 64, f"t{uuid4().hex}"[:30]
+    with contextlib.closing(open_engine(f"{postgres.url}&schema={schema}", namespace="é" * 128)) as engine:
+        claimed: list[Claimed] = []
+        waiting = request(lane, limit=1, max_wait=timedelta(seconds=20))
+        thread = threading.Thread(target=lambda: claimed.extend(engine.claim_many(waiting)))
+        thread.start()
+        with postgres.session() as session:
+            engine.prepare()
+            query = f"SELECT count(*) FROM {schema}.waiters"
+            wait_until(lambda: session.execute(query).fetchone() == (1,), "it waits")  # type: ignore[arg-type]
+        engine.create_executions([creation(lane=lane, payload=bytes(100_000)) for _ in range(100)])
+        thread.join(20)
+    assert len(claimed) == 1
+    assert heard
+    assert max(map(len, heard)) <= 200
