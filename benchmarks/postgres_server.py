@@ -13,8 +13,8 @@ _OURS = r"^(ff|dbos|public)"
 class PostgresBench(PostgresServer):
     """A server for the length of a `with` block, on a unix socket, which all peers can use."""
 
-    def __init__(self) -> None:
-        super().__init__(*_STOCK)
+    def __init__(self, *settings: str) -> None:
+        super().__init__(*_STOCK, *settings)
 
     def __enter__(self) -> Self:
         return self

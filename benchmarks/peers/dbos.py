@@ -3,7 +3,7 @@
 # /// script
 # dependencies = ["dbos", "psycopg[binary]"]
 # [tool.benchmarks]
-# share = 0.1
+# share = 0.25
 # server = "postgres"
 # ///
 

@@ -37,6 +37,7 @@ BEGIN
   c := removed.c;
   handled := due.count + removed.count;
   PERFORM fn.fold_depths(c);
+  PERFORM fn.forget_bounds(c);
   c := fn.flush(c);
   IF handled > 0 THEN
     UPDATE db.partitions SET upkeep = fn.remember(upkeep, args[2], fn.bytes(handled)) WHERE p = c.p;

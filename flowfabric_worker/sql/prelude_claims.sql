@@ -22,7 +22,9 @@ CREATE FUNCTION fn.keep_claim(
 DECLARE
   longest bigint := c.now + ttl;
 BEGIN
-  SELECT greatest(longest, max(kept)) INTO longest FROM db.claims WHERE p = c.p AND field = of_field;
+  SELECT greatest(longest, max(kept)) INTO longest FROM (
+    SELECT kept FROM db.claims WHERE p = c.p AND field = of_field ORDER BY turn DESC LIMIT 8
+  ) AS newest;
   INSERT INTO db.claims (p, field, claim_id, kept, worker, answer)
     VALUES (c.p, of_field, of_claim, longest, of_worker, reply);
   DELETE FROM db.claims WHERE p = c.p AND field = of_field AND turn <= (
@@ -238,6 +240,8 @@ DECLARE
   x db.executions;
   last fn.place := fn.first_place();
   page fn.page;
+  is_bounded boolean := fn.has_bounds(c);
+  began timestamptz;
   of_class db.classes;
   befores db.executions[] := '{}';
   afters db.executions[] := '{}';
@@ -255,7 +259,15 @@ BEGIN
     c.work := c.work - cardinality(classes);
   END IF;
   WHILE goes_on AND cardinality(items) < wanted AND c.passed < 256 LOOP
-    page := fn.heads(c, classes, last, least(wanted - cardinality(items) + c.passed, 100));
+    began := clock_timestamp();
+    page := fn.heads(c, classes, last, least(wanted - cardinality(items) + c.passed, 100), is_bounded);
+    IF is_bounded AND page.last IS NULL AND cardinality(items) = 0 THEN
+      is_bounded := false; last := fn.first_place();
+      CONTINUE;
+    END IF;
+    IF clock_timestamp() - began > fn.a_long_search() THEN
+      PERFORM fn.keep_bounds(c, page.records, is_bounded);
+    END IF;
     last := page.last; goes_on := last IS NOT NULL;
     FOR i IN 1 .. cardinality(page.records) LOOP
       x := (page.records)[i];
@@ -297,17 +309,22 @@ $$;
 
 -- Lock and return the heads of some classes in their common order, behind a place. The heads are picked before any is locked, so
 -- no row is locked that is not returned. Rows that another call has locked are passed over: only at the end is `last` null.
-CREATE FUNCTION fn.heads(c fn.context, classes int[], behind fn.place, most bigint) RETURNS fn.page LANGUAGE plpgsql AS $$
+CREATE FUNCTION fn.heads(c fn.context, classes int[], behind fn.place, most bigint, is_bounded boolean) RETURNS fn.page
+LANGUAGE plpgsql AS $$
 DECLARE
   page fn.page;
 BEGIN
   WITH head AS MATERIALIZED (
-    SELECT ready, uuid FROM unnest(classes) AS of_class, LATERAL (
-      SELECT ready, uuid FROM db.executions
-        WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL AND ready <= fn.last_ready(c)
-          AND (ready, uuid) > (behind.ready, behind.uuid)
-        ORDER BY ready, uuid LIMIT most
-    ) AS first ORDER BY ready, uuid LIMIT most
+    SELECT first.ready, first.uuid FROM unnest(classes) AS of_class, LATERAL (
+      SELECT CASE WHEN is_bounded THEN (fn.bound(c, of_class)).ready END AS least OFFSET 0
+    ) AS bound, LATERAL (
+      SELECT e.ready, e.uuid FROM db.executions AS e
+        WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL AND ready <= fn.last_ready(c) AND (ready, uuid) > (
+          greatest(behind.ready, least),
+          CASE WHEN least > behind.ready THEN '00000000-0000-0000-0000-000000000000' ELSE behind.uuid END
+        )
+        ORDER BY e.ready, e.uuid LIMIT most
+    ) AS first ORDER BY first.ready, first.uuid LIMIT most
   ), locked AS MATERIALIZED (
     SELECT e AS record FROM db.executions AS e
       WHERE p = c.p AND uuid = ANY (ARRAY(SELECT uuid FROM head)) AND ready IS NOT NULL
@@ -317,6 +334,61 @@ BEGIN
     INTO page.last, page.records;
   RETURN page;
 END $$;
+
+-- Bounds ------------------------------------------------------------------------------------------------------------
+--
+-- While another session holds a snapshot, index entries of rows that were claimed since stay, and every search walks past them.
+-- So a claim whose search took long notes the place at which it found work in each class, and the next searches begin there.
+-- A bound is a hint: it is dropped after a second, when work becomes ready before it, and by a search that finds nothing.
+
+CREATE TABLE fn.bounds (
+  p smallint NOT NULL, class_id int NOT NULL, turn bigint GENERATED ALWAYS AS IDENTITY,
+  ready bigint,           -- null once work became ready before it
+  since bigint NOT NULL,  -- when the first search of its kind began
+  PRIMARY KEY (p, class_id, turn)
+);
+
+CREATE FUNCTION fn.a_long_search() RETURNS interval LANGUAGE sql IMMUTABLE AS $$ SELECT interval '2 ms' $$;
+
+CREATE FUNCTION fn.has_bounds(c fn.context) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM fn.bounds WHERE p = c.p);
+END $$;
+
+-- Return the bound of a class; its parts are null if it has none.
+CREATE FUNCTION fn.bound(c fn.context, of_class int) RETURNS fn.bounds LANGUAGE plpgsql AS $$
+DECLARE
+  found fn.bounds;
+BEGIN
+  SELECT * INTO found FROM fn.bounds WHERE p = c.p AND class_id = of_class ORDER BY turn DESC LIMIT 1;
+  IF found.ready IS NULL OR found.since <= c.now - 1000 THEN
+    RETURN NULL;
+  END IF;
+  RETURN found;
+END $$;
+
+-- Note the places at which a search found work.
+CREATE FUNCTION fn.keep_bounds(c fn.context, records db.executions[], is_bounded boolean) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO fn.bounds (p, class_id, ready, since)
+    SELECT c.p, class_id, min(ready), coalesce(CASE WHEN is_bounded THEN (fn.bound(c, class_id)).since END, c.now)
+    FROM unnest(records) GROUP BY class_id
+$$;
+
+-- Drop the bounds that records which have become ready lie before.
+CREATE FUNCTION fn.drop_bounds(c fn.context, records db.executions[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF fn.has_bounds(c) THEN
+    INSERT INTO fn.bounds (p, class_id, since)
+      SELECT c.p, class_id, c.now FROM (
+        SELECT class_id, min(ready) AS ready FROM unnest(records) WHERE ready IS NOT NULL GROUP BY class_id
+      ) AS became WHERE ready < (fn.bound(c, class_id)).ready;
+  END IF;
+END $$;
+
+-- Remove the bounds that are too old to be used.
+CREATE FUNCTION fn.forget_bounds(c fn.context) RETURNS void LANGUAGE sql AS $$
+  DELETE FROM fn.bounds WHERE p = c.p AND since < c.now - 60000
+$$;
 
 -- Return what is still leased of a claim that was answered before.
 CREATE FUNCTION fn.claimed_before(c fn.context, claim_id bytea, ids bytea[]) RETURNS bytea[] LANGUAGE plpgsql AS $$

@@ -248,6 +248,7 @@ CREATE FUNCTION fn.put_all(c fn.context, befores db.executions[], afters db.exec
 LANGUAGE plpgsql AS $$
 DECLARE
   ids uuid[] := '{}';
+  is_ready boolean := false;
   was db.executions;
   x db.executions;
   passing fn.passing;
@@ -275,6 +276,7 @@ BEGIN
     IF x.ready IS NOT NULL OR x.due <= c.now + fn.fallback() THEN
       c := fn.follow(c, was, x);
     END IF;
+    is_ready := is_ready OR x.ready IS NOT NULL;
     afters[i] := x; ids := ids || x.uuid;
   END LOOP;
   UPDATE db.executions AS e SET (
@@ -293,6 +295,9 @@ BEGIN
     n.suspension, n.suspended_at, n.suspended_until, n.stream, n.budgets, n.slot_until, n.class, n.gated, n.class_id,
     n.ready, n.due, n.due_in, n.listed, n.suspended, n.flow, n.flow_id, n.member, n.is_root, n.children
   ) FROM unnest(afters) AS n WHERE e.p = c.p AND e.uuid = ANY (ids) AND e.uuid = n.uuid;
+  IF is_ready THEN
+    PERFORM fn.drop_bounds(c, afters);
+  END IF;
   PERFORM fn.count(c, befores, afters);
   IF cardinality(left_gates) > 0 THEN
     c := fn.give_back(c, left_gates);

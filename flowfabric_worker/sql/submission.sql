@@ -166,6 +166,7 @@ BEGIN
     END IF;
   END LOOP;
   PERFORM fn.count(c, '{}', inserted);
+  PERFORM fn.drop_bounds(c, inserted);
   b.c := c; b.items := answers;
   RETURN b;
 END $$;

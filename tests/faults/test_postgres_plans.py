@@ -14,6 +14,7 @@ import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.stores.postgres import PostgresStore
+from flowfabric_worker.engine.types.attempts import Completion
 from tests.support.executions import claim_one, created, queue, request
 from tests.support.postgres import PostgresServer
 
@@ -21,6 +22,7 @@ from tests.support.postgres import PostgresServer
 FINISHED = int(os.environ.get("FLOWFABRIC_TEST_ROWS", "20000"))
 DELAYED = FINISHED // 10
 READY = 300
+DRAINED = 2000
 
 Session = psycopg.Connection[Any]
 
@@ -79,6 +81,12 @@ def recorded(engine: Engine) -> Iterator[dict[str, list[bytes]]]:
         del engine.store._send  # type: ignore[method-assign]
 
 
+def functions_of(engine: Engine) -> str:
+    """Return the schema of the functions."""
+    assert isinstance(engine.store, PostgresStore)
+    return f'"{engine.store.library.schema_of(engine.store.schema)}"'
+
+
 def scanned(session: Session) -> Any:
     """Return how often this session has read the whole table."""
     return session.execute(
@@ -88,8 +96,7 @@ def scanned(session: Session) -> Any:
 
 def pages(engine: Engine, session: Session, function: str, arguments: list[bytes]) -> int:
     """Return how many pages a call of a function reads, which is then undone; it never reads the whole table."""
-    assert isinstance(engine.store, PostgresStore)
-    call = f'"{engine.store.library.schema_of(engine.store.schema)}"."{function}"(0, %s)'
+    call = f"{functions_of(engine)}.{function}(0, %s)"
     with session.transaction(force_rollback=True):
         # The first call reads the catalog too.
         session.execute(f"SELECT {call}", (arguments,))  # type: ignore[arg-type]
@@ -101,6 +108,19 @@ def pages(engine: Engine, session: Session, function: str, arguments: list[bytes
     assert row is not None
     plan = row[0][0]["Plan"]
     return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+def entries_read(engine: Engine, session: Session) -> int:
+    """Return how many index entries of ready executions a second claim reads."""
+    with recorded(engine) as calls:
+        engine.claim_many(request(limit=50))
+    claim = [uuid4().hex.encode(), *calls["claim_many"][1:]]
+    read = "SELECT pg_stat_get_xact_tuples_returned('executions_ready'::regclass)"
+    with session.transaction(force_rollback=True):
+        (before,) = session.execute(read).fetchone() or (0,)
+        session.execute(f"SELECT {functions_of(engine)}.claim_many(0, %s)", (claim,))  # type: ignore[arg-type]
+        (after,) = session.execute(read).fetchone() or (0,)
+    return int(after - before)
 
 
 def costs(engine: Engine, session: Session) -> dict[str, int]:
@@ -135,6 +155,48 @@ def test_no_call_costs_more_for_what_is_finished_delayed_or_suspended(engine: En
 
     # Indexes grew by a level.
     assert {name: count for name, count in many.items() if count > 2 * few[name]} == {}
+
+
+@pytest.fixture
+def bounded(engine: Engine, session: Session) -> None:
+    """Let every search for work count as a long one."""
+    session.execute(
+        f"CREATE OR REPLACE FUNCTION {functions_of(engine)}.a_long_search() RETURNS interval LANGUAGE sql IMMUTABLE "  # type: ignore[arg-type]
+        "AS $$ SELECT interval '0 ms' $$"
+    )
+
+
+@pytest.mark.usefixtures("bounded")
+def test_a_claim_beside_an_open_snapshot_skips_what_was_claimed_since(
+    postgres: PostgresServer, engine: Engine, session: Session, schema: str
+) -> None:
+    queue(engine, DRAINED + READY)
+    with postgres.session() as other, other.transaction():
+        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute(f"SELECT count(*) FROM {schema}.executions")  # type: ignore[arg-type]
+        drained = 0
+        while drained < DRAINED:
+            claimed = engine.claim_many(request(limit=100))
+            engine.complete_many([Completion(handle=each.handle) for each in claimed])
+            drained += len(claimed)
+
+        # A bound is dropped after a second, which may pass before one of the claims.
+        assert min(entries_read(engine, session) for _ in range(3)) < DRAINED
+
+
+@pytest.mark.usefixtures("bounded")
+def test_work_that_becomes_ready_before_a_bound_is_claimed_at_once(engine: Engine) -> None:
+    queue(engine, 5)
+    first, second = engine.claim_many(request(limit=2))
+    urgent = created(engine, priority=5)
+    assert claim_one(engine).execution_id == urgent
+
+    engine.release(first.handle)
+
+    assert claim_one(engine).execution_id == first.execution_id
+    assert len(engine.claim_many(request(limit=10))) == 3
+    engine.release(second.handle)
+    assert claim_one(engine).execution_id == second.execution_id
 
 
 def test_a_claim_takes_as_many_as_it_was_asked_for(engine: Engine) -> None:
