@@ -184,7 +184,8 @@ $$;
 -- it came, or '' if there are no more; then per edge its id, the argument, the upstream uuid, its result, and the upstream
 -- execution's state, codec, result, error, class and detail of the error, and reason of its cancellation. A group that does
 -- not want all successes passes only those.
-CREATE FUNCTION fn.inputs(c fn.context, x db.executions, after bytea) RETURNS bytea LANGUAGE plpgsql AS $$
+CREATE FUNCTION fn.inputs(c fn.context, x db.executions, after bytea) RETURNS bytea LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
   g db.groups := fn.group_of(c, x.flow_id, x.uuid);
   rows bytea[] := '{}';
@@ -195,7 +196,8 @@ BEGIN
   FOR each IN
     SELECT fn.place_of(e) AS place, e.id, e.ref, e.up, fn.effective(e.result, e.life, g.policy, g.life) AS of_result, u.state, u.codec, u.result, u.error,
       u.error_class, u.error_detail, u.cancel_reason
-    FROM db.edges AS e LEFT JOIN db.executions AS u ON u.p = e.p AND u.uuid = e.up
+    FROM db.edges AS e
+    LEFT JOIN LATERAL (SELECT * FROM db.executions WHERE p = c.p AND uuid = e.up LIMIT 1) AS u ON true
     WHERE e.p = c.p AND e.flow = x.flow_id AND e.down = x.uuid AND e.ref IS NOT NULL AND g.down IS NOT NULL
       AND e.ordinal >= CASE WHEN fn.ascii(after) ~ '^[0-9]{12}' THEN fn.num(substring(after FOR 12)) ELSE 0 END
       AND fn.place_of(e) > after ORDER BY e.ordinal LIMIT 100
