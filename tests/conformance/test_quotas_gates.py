@@ -26,6 +26,9 @@ from tests.support.executions import (
     created,
     depths,
     info_of,
+    raw_client,
+    raw_key,
+    refused,
     request,
     upkeep_all,
 )
@@ -299,6 +302,22 @@ def test_a_reserved_execution_takes_its_slot_at_redemption(engine: Engine, clock
     engine.complete(held.handle, None)
     assert engine.claim_from_reclaim(token)
     assert running_now(engine) == 1
+
+
+@pytest.mark.parametrize("field", ["fence", "class"])
+def test_an_execution_whose_record_is_damaged_keeps_no_slot(engine: Engine, clock: Clock, field: str) -> None:
+    limited(engine, max_concurrent=1)
+    lost, other = queued(engine, 2)
+    held = claim_one(engine)
+    key = raw_key(engine, lost.partition_number, f"x:{lost.uuid}")
+    raw_client(engine, lost.partition_number).hset(key, field, "damaged")
+    with refused("corruption"):
+        engine.complete(held.handle, None)
+
+    # Without its class, the quota of a record is not known: its slot is found by the check of holders.
+    clock.move(timedelta(minutes=2))
+    upkeep_all(engine)
+    assert claimed_ids(engine) == [other]
 
 
 # Waking
