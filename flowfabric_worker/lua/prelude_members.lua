@@ -236,7 +236,8 @@ function ff.follow_cancellation(ctx, record)
   return true
 end
 
--- Note that a member of a flow is replayed, which opens the flow again. Return the state in which it begins.
+-- Note that a member of a flow is replayed, which opens the flow again. Return the state in which it begins: one that ended
+-- before its edges let it run waits for them, and an impossible group begins another life.
 function ff.replay_member(ctx, record)
   local flow = ff.flow(ctx, record.flow)
   local state = ff.READY
@@ -246,10 +247,12 @@ function ff.replay_member(ctx, record)
   for _, name in ipairs({ 'cancel_policy', 'cancel_reason', 'cancelled_at', 'acked' }) do
     ff.set_flow(ctx, flow, name, '')
   end
-  local group = record.words.outcome == 'skipped' and ff.group(ctx, flow, record.uuid)
-  if group then
-    ff.open_group(ctx, flow, record.uuid, group)
+  local group = ff.group(ctx, flow, record.uuid)
+  if group and group.force ~= '' and group.state ~= 'satisfied' then
     state = ff.WAITING_FOR_EDGES
+    if group.state == 'impossible' then
+      ff.open_group(ctx, flow, record.uuid, group)
+    end
   end
   call('ZREM', flow.links, 'b' .. record.uuid, 'a' .. record.uuid)
   ff.enqueue(ctx, 'opened', flow.id .. ':' .. record.uuid)

@@ -80,21 +80,21 @@ BEGIN
   RETURN c;
 END $$;
 
--- Return whether a member that is replayed waits for its edges again: it was skipped.
+-- Return whether a member that is replayed waits for its edges: it ended before they let it run.
 CREATE FUNCTION fn.waits_for_edges(x db.executions) RETURNS boolean LANGUAGE sql AS $$
-  SELECT x.state LIKE '____k%' AND EXISTS (SELECT FROM db.groups WHERE p = x.p AND flow = x.flow_id AND down = x.uuid)
+  SELECT EXISTS (
+    SELECT FROM db.groups WHERE p = x.p AND flow = x.flow_id AND down = x.uuid AND force AND state <> 'satisfied'
+  )
 $$;
 
--- Open the flow of a member that is replayed. The group of a skipped member begins another life, in which only successes count.
+-- Open the flow of a member that is replayed. An impossible group begins another life, in which only successes count.
 CREATE FUNCTION fn.replay_member(c fn.context, x db.executions) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
   UPDATE db.flows SET cancel_policy = NULL, cancel_reason = NULL, cancelled_at = NULL,
     state = CASE WHEN cancel_policy IS NULL THEN state ELSE 'open' END WHERE p = c.p AND flow = x.flow_id;
   DELETE FROM db.acknowledged WHERE p = c.p AND flow = x.flow_id AND uuid = x.uuid;
-  IF fn.waits_for_edges(x) THEN
-    UPDATE db.groups SET life = life + 1, bad = 0, skip = 0, state = 'pending', decided = NULL
-      WHERE p = c.p AND flow = x.flow_id AND down = x.uuid;
-  END IF;
+  UPDATE db.groups SET life = life + 1, bad = 0, skip = 0, state = 'pending', decided = NULL
+    WHERE p = c.p AND flow = x.flow_id AND down = x.uuid AND force AND state = 'impossible';
   RETURN fn.enqueue(c, 'opened:' || x.flow_id || ':' || x.uuid);
 END $$;
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.engine.types.admin import ReplayExecutionArgs
+from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.edges import AnyOf, EdgeState, Incoming, OnSatisfied, Quorum
 from flowfabric_worker.engine.types.flows import CancelFlowPolicy, CancelFlowWait, FlowState
 from flowfabric_worker.engine.types.states import PublicState
@@ -162,4 +162,13 @@ def test_a_wide_replay_opens_everything_behind_it_in_bounded_calls(engine: Engin
     upkeep_all(engine)
     run.drain()
     assert run.counts() == {"completed": 102}
+    assert run.flow.state is FlowState.COMPLETED
+
+
+def test_a_member_cancelled_before_its_turn_waits_when_it_is_replayed(engine: Engine) -> None:
+    run = Run(engine, graph_of(*CHAIN))
+    engine.cancel_execution(CancelExecutionArgs(execution_id=run.ids["b"]))
+    assert replay(engine, run.ids["b"]) is WAITING_CHILDREN
+    assert run.states()["c"] is WAITING_CHILDREN
+    assert run.drain() == [{"a"}, {"b"}, {"c"}]
     assert run.flow.state is FlowState.COMPLETED
