@@ -123,6 +123,28 @@ def test_gather_raises_at_the_first_child_that_failed(place: Place) -> None:
     assert running in (["late"], [])
 
 
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+def test_a_child_that_ends_without_a_failure_ends_a_gather_too(either: Worker, how: str) -> None:
+    child = family(either)
+
+    @either.task
+    def parent() -> str:
+        late = child.options(delay=HOUR, deadline=timedelta(milliseconds=20) if how == "expired" else None)
+        try:
+            current().gather(current().spawn("late", late, 1), current().spawn("other", child.options(delay=HOUR), 2))
+        except ChildFailed as failed:
+            return f"{failed.name}: {type(failed.failure).__name__}"
+        return ""
+
+    run = parent.submit()
+    either.run_until_idle()
+    if how == "cancelled":
+        child_of(either, run, "late").cancel()
+    wait_until(lambda: either.run_until_idle() or run.state() is PublicState.COMPLETED, "the parent runs again")
+
+    assert run.result(5) == f"late: Execution{how.title()}"
+
+
 def test_a_failed_child_fails_a_parent_that_does_not_catch_it(place: Place) -> None:
     child = family(place.worker)
 
