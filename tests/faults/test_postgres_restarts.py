@@ -223,7 +223,8 @@ def test_upkeep_and_migrations_lock_no_table_during_a_drain(url: str, postgres: 
 
     held = (
         "SELECT mode, relname FROM pg_locks JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace AS n "
-        f"ON n.oid = relnamespace WHERE nspname = '{schema}' AND relkind = 'r' AND mode IN "
+        "ON n.oid = relnamespace JOIN pg_stat_activity USING (pid) WHERE application_name = 'flowfabric_worker' "
+        f"AND locktype = 'relation' AND nspname = '{schema}' AND relkind = 'r' AND mode IN "
         "('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
     )
     with at_work(worker), contextlib.closing(open_engine(url)) as other, postgres.session() as session:
