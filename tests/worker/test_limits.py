@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import Client, Worker
+from flowfabric_worker import Client, Worker, current
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import QuotaPolicyId
 from flowfabric_worker.engine.types.quotas import QuotaPolicy, QuotaPolicyStatus
@@ -130,3 +130,18 @@ def test_a_key_is_unique_while_waiting_or_while_running(worker: Worker) -> None:
     assert running.submit().created
     with pytest.raises(TypeError, match="give a key="):
         task.options(unique="waiting").submit()
+
+
+def test_a_parent_gives_its_slot_to_the_child_that_it_waits_for(worker: Worker) -> None:
+    @worker.task(name="deep", concurrency=1)
+    def deep(level: int) -> int:
+        if level == 0:
+            return 0
+        (below,) = current().gather(current().spawn("child", deep, level - 1))
+        return below + 1
+
+    run = deep.submit(5)
+    worker.run_until_idle()
+
+    assert run.result(0) == 5
+    assert quota(worker, "task:deep").running == 0
