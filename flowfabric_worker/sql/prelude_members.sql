@@ -226,27 +226,6 @@ BEGIN
   RETURN b;
 END $$;
 
--- Lock and return some members, null for one that does not exist, in the order of `uuids`. They are locked in the order of
--- their ids.
-CREATE FUNCTION fn.load_members(c fn.context, uuids uuid[]) RETURNS db.executions[] LANGUAGE sql AS $$
-  WITH locked AS MATERIALIZED (
-    SELECT e AS record FROM db.executions AS e WHERE p = c.p AND uuid = ANY (uuids) ORDER BY uuid FOR UPDATE
-  )
-  SELECT ARRAY(
-    SELECT record FROM unnest(uuids) WITH ORDINALITY AS asked(id, nth) LEFT JOIN locked ON (record).uuid = id ORDER BY nth
-  )
-$$;
-
--- Write members that were loaded as `befores`.
-CREATE FUNCTION fn.put_each(c fn.context, befores db.executions[], afters db.executions[]) RETURNS fn.context
-LANGUAGE plpgsql AS $$
-BEGIN
-  FOR i IN 1 .. cardinality(afters) LOOP
-    c := fn.put(c, befores[i], afters[i]);
-  END LOOP;
-  RETURN c;
-END $$;
-
 -- Carry out what groups have come to: their members run, are skipped, are cancelled with their flow, or wait again.
 CREATE FUNCTION fn.carry_out(c fn.context, f db.flows, r fn.resolved) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
@@ -259,7 +238,7 @@ BEGIN
   IF cardinality(r.downs) = 0 THEN
     RETURN c;
   END IF;
-  records := fn.load_members(c, r.downs);
+  records := fn.load_all(c, r.downs);
   FOR i IN 1 .. cardinality(r.downs) LOOP
     was := records[i]; x := was;
     IF (fn.checked(c, r.downs[i], x, false)).failure IS NULL THEN
@@ -276,7 +255,7 @@ BEGIN
       c := fn.enqueue(c, 'others:' || f.flow || ':' || r.downs[i]);
     END IF;
   END LOOP;
-  RETURN fn.put_each(c, befores, afters);
+  RETURN fn.put_all(c, befores, afters);
 END $$;
 
 -- Return a member that still waits for its edges, after its group has come to a state.
@@ -308,7 +287,7 @@ BEGIN
       befores := befores || x; afters := afters || ended;
     END IF;
   END LOOP;
-  b.c := fn.put_each(c, befores, afters);
+  b.c := fn.put_all(c, befores, afters);
   RETURN b;
 END $$;
 
@@ -364,7 +343,7 @@ BEGIN
     CONTINUE WHEN (fn.checked(c, x.uuid, x, false)).failure IS NOT NULL;
     befores := befores || x; afters := afters || CASE WHEN x.state LIKE 'r_d%' THEN fn.let_run(c, x) ELSE x END;
   END LOOP;
-  b.c := fn.put_each(c, befores, afters);
+  b.c := fn.put_all(c, befores, afters);
   IF b.count = most THEN
     b.c := fn.enqueue(b.c, 'roots:' || f.flow);
   END IF;
