@@ -139,6 +139,9 @@ class Suspend(HandlerExit):
 class WaitChildren(HandlerExit):
     """Run the handler again when children of this execution have ended; `current().gather(...)` is simpler.
 
+    Without such children the handler runs again at once. So a handler that raises it in every run never ends: first
+    check what is outstanding.
+
     Args:
         names: the names of the children; None for all that are not detached.
         need: how many of them must succeed; None for all. The handler runs again as well when they can no longer.
