@@ -141,6 +141,6 @@ class AdminBackend:
 
         Raises:
             NotFoundError: `execution_not_found`.
-            StateError: `execution_not_terminal`.
+            StateError: `execution_not_terminal`; `flow_not_terminal`, it is a member of a flow that has not ended.
         """
         raise UnavailableError("purge")

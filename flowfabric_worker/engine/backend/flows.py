@@ -58,7 +58,7 @@ class FlowsBackend:
             Whether this call created the flow; the same call again changes nothing.
 
         Raises:
-            ConflictError: `conflict`, a flow with that id has another kind.
+            ConflictError: `conflict`, a flow with that id has another kind, or is being submitted.
         """
         raise UnavailableError("create_flow")
 
@@ -74,7 +74,7 @@ class FlowsBackend:
         Raises:
             ValidationError: `partition_mismatch`.
             NotFoundError: `flow_not_found`, `execution_not_found`.
-            StateError: `flow_already_terminal`.
+            StateError: `flow_already_terminal`, `flow_sealed`.
             ConflictError: `execution_already_in_flow`, the execution is a member of another flow.
         """
         raise UnavailableError("add_execution_to_flow")
@@ -92,8 +92,9 @@ class FlowsBackend:
             ConflictError: `self_referencing_edge`; `cycle_detected`; `dependency_already_exists`, another edge has
                 that id; `edge_group_fired`, the execution does not wait any more.
             NotFoundError: `flow_not_found`.
-            StateError: `flow_already_terminal`, `execution_not_in_flow`.
+            StateError: `flow_already_terminal`, `flow_sealed`, `execution_not_in_flow`.
             ContentionError: `stale_graph_revision`, read the flow again.
+            ResourceExhaustedError: `cycle_search_limit`, the search for a cycle follows at most 1,000 edges.
         """
         raise UnavailableError("stage_dependency_edge")
 
@@ -108,6 +109,7 @@ class FlowsBackend:
 
         Raises:
             NotFoundError: `flow_not_found`, `edge_not_found`, `execution_not_found`.
+            ConflictError: `edge_group_fired`, the downstream execution does not wait any more.
         """
         raise UnavailableError("apply_dependency_to_child")
 
@@ -140,7 +142,7 @@ class FlowsBackend:
 
         Raises:
             NotFoundError: `flow_not_found`.
-            StateError: `flow_already_terminal`, `execution_not_in_flow`.
+            StateError: `flow_already_terminal`, `flow_sealed`, `execution_not_in_flow`.
             ConflictError: `edge_group_policy_fixed`, an edge is staged or another policy is set.
         """
         raise UnavailableError("set_edge_group_policy")
@@ -157,9 +159,10 @@ class FlowsBackend:
             The executions by node key; the same graph again gets the same executions.
 
         Raises:
-            ValidationError: `invalid_graph`, a key occurs twice or an edge names no node; or an error of
-                `create_execution`.
-            ConflictError: `self_referencing_edge`, `cycle_detected`; `conflict`, a different flow has that id.
+            ValidationError: `invalid_graph`, a key occurs twice, an edge names no node, or a node wants more successes
+                than it has edges; or an error of `create_execution`.
+            ConflictError: `self_referencing_edge`, `cycle_detected`; `conflict`, a different flow has that id, or an
+                execution has that of a node.
         """
         raise UnavailableError("submit_flow")
 
@@ -232,7 +235,7 @@ class FlowsBackend:
             reason: why, for operators.
 
         Returns:
-            The progress of the cancellation; a flow that was cancelled before gets its first answer.
+            The progress of the cancellation. A flow that was cancelled before keeps its policy and its reason.
 
         Raises:
             NotFoundError: `flow_not_found`.
@@ -242,7 +245,9 @@ class FlowsBackend:
         raise UnavailableError("cancel_flow")
 
     def cancel_flow_header(self, args: CancelFlowArgs) -> CancelFlowHeader:
-        """Mark a flow as cancelled and list its members, for a caller that cancels them itself.
+        """Mark a flow as cancelled and list its members, for a caller that cancels them itself within 30 s.
+
+        Members that the policy includes and that are not acknowledged by then are cancelled by the store's callers.
 
         Args:
             args: the flow, the policy and the reason.
