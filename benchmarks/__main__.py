@@ -134,7 +134,8 @@ def _show(known: Mapping[str, str], tables: Sequence[Table], page: Path | None) 
     for table in tables:
         click.echo(f"\n{report.as_text(table)}")
     if page is not None:
-        page.write_text(report.page(known, tables), "utf-8")
+        title = "Benchmarks on Postgres" if page == POSTGRES_PAGE else "Benchmarks"
+        page.write_text(report.page(known, tables, title), "utf-8")
 
 
 def _chosen(only: tuple[str, ...]) -> tuple[list[Script], list[Row]]:

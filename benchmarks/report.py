@@ -84,7 +84,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def page(known: Mapping[str, str], tables: Sequence[Table]) -> str:
+def page(known: Mapping[str, str], tables: Sequence[Table], title: str = "Benchmarks") -> str:
     """Return everything as a page of Markdown."""
     head = [f"- {name}: {value}" for name, value in known.items()]
-    return "\n\n".join(["# Benchmarks", "\n".join(head), *map(as_markdown, tables)]) + "\n"
+    return "\n\n".join([f"# {title}", "\n".join(head), *map(as_markdown, tables)]) + "\n"
