@@ -9,7 +9,7 @@ from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.errors import StateError
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.attempts import Completion
-from flowfabric_worker.engine.types.edges import AllEnded, AnyOf, OnSatisfied
+from flowfabric_worker.engine.types.edges import AllEnded, AnyOf, EdgeDependencyPolicy, OnSatisfied
 from flowfabric_worker.engine.types.flows import FlowState
 from tests.support.executions import request
 from tests.support.flows import graph_of
@@ -18,7 +18,11 @@ from tests.support.threads import together
 
 PARENTS = [f"p{number}" for number in range(8)]
 ENDED = (FlowState.COMPLETED, FlowState.FAILED)
-POLICIES = {"x": AnyOf(OnSatisfied.CANCEL_REMAINING), "y": AllEnded(), "z": AnyOf(OnSatisfied.LET_RUN)}
+POLICIES: dict[str, EdgeDependencyPolicy] = {
+    "x": AnyOf(OnSatisfied.CANCEL_REMAINING),
+    "y": AllEnded(),
+    "z": AnyOf(OnSatisfied.LET_RUN),
+}
 
 
 def deadlocks(server: PostgresServer) -> int:
