@@ -185,8 +185,10 @@ class EngineCore(EngineConnection):
         """Return the partition if the store has it.
 
         Raises:
-            ValidationError: `partition_mismatch`.
+            ValidationError: `partition_mismatch`, `invalid_input`.
         """
+        if type(partition) is not int:
+            raise ValidationError("invalid_input", f"A partition is an int, not {type(partition).__name__}.")
         if not 0 <= partition < self.partitions:
             raise ValidationError(
                 "partition_mismatch",

@@ -34,7 +34,7 @@ class Quotas(Submission):
     """The operations of the area quotas."""
 
     def create_quota_policy(self, args: CreateQuotaPolicyArgs) -> CreateQuotaPolicyResult:
-        check_record(args, CreateQuotaPolicyArgs)
+        check_record(check_record(args, CreateQuotaPolicyArgs).policy, QuotaPolicy)
         partition, quota = self._home_of(args.quota_policy_id)
         arguments = [quota, new_call_id(), *_limits(args.policy)]
         (answer,) = self.call("create_quota_policy", partition, arguments)

@@ -172,10 +172,10 @@ class Submission(BudgetDebts):
         or else beside its first budget.
         """
         given = None if args.execution_id is None else ExecutionId.parse(str(args.execution_id))
-        quota = args.policy.quota_policy_id
-        home = None if quota is None else self.home_of_quota(quota)
-        if home is None and args.policy.budget_ids:
-            home, _ = self._budget(args.policy.budget_ids[0])
+        policy = check_record(args.policy, ExecutionPolicy)
+        home = None if policy.quota_policy_id is None else self.home_of_quota(policy.quota_policy_id)
+        if home is None and policy.budget_ids:
+            home, _ = self._budget(policy.budget_ids[0])
         if given is not None:
             minted, uuid = given.partition_number, given.uuid
         elif home is None or args.idempotency_key is not None:
@@ -185,7 +185,7 @@ class Submission(BudgetDebts):
         key = b""
         if args.idempotency_key is not None:
             # Make the task part of the key, so that two tasks may use the same order number as their key.
-            names = self.namespace, args.task, check_name(args.idempotency_key, "idempotency key")
+            names = self.namespace, check_name(args.task, "task"), check_name(args.idempotency_key, "idempotency key")
             partition, key = partition_of_names(names, self.partitions), pack(names)
         elif given is None:
             partition = minted
@@ -198,9 +198,10 @@ class Submission(BudgetDebts):
             )
         return partition, uuid, key
 
-    def home_of_quota(self, quota: str) -> int:
+    def home_of_quota(self, quota: object) -> int:
         """Return the partition of a quota policy, in which the executions that name it are placed."""
-        return partition_of_names((self.namespace, "quota", quota), self.partitions)
+        name = check_name(quota, "quota_policy_id")
+        return partition_of_names((self.namespace, "quota", name), self.partitions)
 
     def _check_quota(self, quota: str, partition: int) -> None:
         """Refuse a quota policy that does not exist or is in another partition, before anything is written.

@@ -45,7 +45,7 @@ from tests.support.executions import (
     running,
     upkeep_all,
 )
-from tests.support.next_release import NOVELTY, NextEngine, gated, next_engine
+from tests.support.next_release import NOVELTY, NextEngine, next_engine
 from tests.support.operations import beat
 from tests.support.streams import append_all, frame, live, patch, payloads, read_all
 from tests.support.suspensions import MINUTE, signal, suspended
@@ -130,8 +130,8 @@ def test_a_lease_of_the_next_release_is_shown_revoked_and_reclaimed(
     assert_kept(engine, execution)
 
 
-def test_work_with_a_gate_of_the_next_release_is_not_claimed(engine: Engine, newer: NextEngine) -> None:
-    newer.gates = ("b1",)
+def test_work_with_a_limit_of_the_next_release_is_not_claimed(engine: Engine, newer: NextEngine) -> None:
+    newer.has_limit = True
     execution = created(newer)
 
     engine.register_worker(
@@ -142,25 +142,21 @@ def test_work_with_a_gate_of_the_next_release_is_not_claimed(engine: Engine, new
     explanation = engine.explain_execution(execution)
     assert explanation is not None
     assert explanation.code == "no_capable_worker"
-    assert "@gates, b1" in explanation.text
+    assert "@limit" in explanation.text
     assert info_of(engine, execution).public_state is PublicState.WAITING
     engine.cancel_execution(CancelExecutionArgs(execution_id=execution))
     assert info_of(engine, execution).public_state is PublicState.CANCELLED
 
 
-def test_no_worker_of_this_release_fits_a_class_with_budgets() -> None:
-    assert not gated(LANE, TASK).fits(frozenset({"@gates"}), None)
-
-
 def test_no_worker_and_no_work_of_this_release_has_a_reserved_capability(engine: Engine) -> None:
     with refused("invalid_capabilities"):
-        engine.claim_many(request(capabilities=frozenset({"@gates"})))
+        engine.claim_many(request(capabilities=frozenset({"@limit"})))
     with refused("invalid_capabilities"):
         engine.register_worker(
-            RegisterWorkerArgs(worker_id="w", worker_instance_id="w", lanes=(LANE,), capabilities=frozenset({"@gates"}))
+            RegisterWorkerArgs(worker_id="w", worker_instance_id="w", lanes=(LANE,), capabilities=frozenset({"@limit"}))
         )
     with refused("invalid_capabilities"):
-        created(engine, policy=ExecutionPolicy(requires=frozenset({"@gates"})))
+        created(engine, policy=ExecutionPolicy(requires=frozenset({"@limit"})))
 
 
 def test_kinds_of_due_entries_of_the_next_release_are_put_off_not_lost(

@@ -16,7 +16,7 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR, Library, library
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from flowfabric_worker.engine.wire import WorkClass, decode_class, pack, unpack
+from flowfabric_worker.engine.wire import decode_class, pack, unpack
 
 NOVELTY = b"3:new"
 """A further part of packed texts."""
@@ -86,23 +86,23 @@ class _Names(dict[str, str]):
 
 
 class NextEngine(Engine):
-    """The engine of the next release: it writes a further policy value, a further part of classes, and gates.
+    """The engine of the next release: it writes a further policy value, a further part of classes, and a new limit.
 
     Attributes:
-        gates: budgets that the executions which it makes spend from.
+        has_limit: whether the executions that it makes have a limit of a kind that only it knows.
     """
 
-    gates: tuple[str, ...] = ()
+    has_limit = False
 
     def _item(self, args: CreateExecutionArgs) -> tuple[int, Item]:
         partition, item = super()._item(args)
         values: list[Any] = list(item)
         kind = unpack(values[1])
         work_class = decode_class(kind[0])
-        if self.gates:
-            work_class = attrs.evolve(work_class, budgets=self.gates, capabilities=("@gates",))
+        if self.has_limit:
+            work_class = attrs.evolve(work_class, capabilities=("@limit",))
         kind[0] = work_class.encode() + NOVELTY
-        kind[4] = (kind[4] or b"|" * 13) + b"9|"
+        kind[4] = (kind[4] or b"|" * 14) + b"9|"
         values[1] = pack(kind)
         return partition, values
 
@@ -185,8 +185,3 @@ def next_engine(engine: Engine) -> Iterator[NextEngine]:
     store._functions = _Names(functions)
     yield NextEngine(lambda: (store, None))
     engine.store.remove_release(functions.name)
-
-
-def gated(lane: str, task: str) -> WorkClass:
-    """Return a class whose work needs a gate, written without a reserved capability."""
-    return WorkClass(namespace="default", lane=lane, task=task, budgets=("b1",))

@@ -26,7 +26,8 @@ MODES = {b"frames": "durable", b"deltas": "summary", b"live": "best_effort"}
 
 @functools.lru_cache(maxsize=1)
 def _session(conninfo: str) -> psycopg.Connection[Any]:
-    return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+    # Tests end the sessions of the engine, which has another application name.
+    return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, application_name="tests")
 
 
 def bytes_of(value: Any) -> bytes:

@@ -79,7 +79,7 @@ class BudgetDefinition:
     reset_interval: timedelta | None = attrs.field(default=None, validator=optional(checks.duration(1)))
 
     def __attrs_post_init__(self) -> None:
-        names = [dimension.name for dimension in self.dimensions]
+        names = [checks.check_record(dimension, BudgetDimension).name for dimension in self.dimensions]
         if len(set(names)) < len(names):
             raise ValidationError("invalid_input", "A budget names each dimension once.")
 

@@ -22,11 +22,15 @@ class OnSatisfied(StrEnum):
     LET_RUN = "let_run"
 
 
+def _as_on_satisfied(value: object) -> OnSatisfied:
+    return checks.word(OnSatisfied, value, "What becomes of the others")
+
+
 @attrs.frozen
 class AllOf:
     """Every upstream execution must succeed; `on_impossible` tells what happens to the others once one has not."""
 
-    on_impossible: OnSatisfied = OnSatisfied.LET_RUN
+    on_impossible: OnSatisfied = attrs.field(default=OnSatisfied.LET_RUN, converter=_as_on_satisfied)
 
 
 @attrs.frozen
@@ -38,7 +42,7 @@ class AllEnded:
 class AnyOf:
     """One upstream execution must succeed."""
 
-    on_satisfied: OnSatisfied = OnSatisfied.CANCEL_REMAINING
+    on_satisfied: OnSatisfied = attrs.field(default=OnSatisfied.CANCEL_REMAINING, converter=_as_on_satisfied)
 
 
 @attrs.frozen
@@ -46,7 +50,7 @@ class Quorum:
     """`k` upstream executions must succeed."""
 
     k: int = attrs.field(validator=checks.integer(1))
-    on_satisfied: OnSatisfied = OnSatisfied.CANCEL_REMAINING
+    on_satisfied: OnSatisfied = attrs.field(default=OnSatisfied.CANCEL_REMAINING, converter=_as_on_satisfied)
 
 
 EdgeDependencyPolicy: TypeAlias = AllOf | AllEnded | AnyOf | Quorum
@@ -86,6 +90,11 @@ class DependencyKind(StrEnum):
     SUCCESS_ONLY = "success_only"
 
 
+def as_dependency_kind(value: object) -> DependencyKind:
+    """Convert a field to a kind of dependency, which may be given by its word."""
+    return checks.word(DependencyKind, value, "dependency_kind")
+
+
 @attrs.frozen(kw_only=True)
 class DependencyEdge:
     """An edge between two members.
@@ -99,7 +108,7 @@ class DependencyEdge:
     edge_id: EdgeId = attrs.field(validator=checks.name)
     upstream_execution_id: ExecutionId
     downstream_execution_id: ExecutionId
-    dependency_kind: DependencyKind = DependencyKind.SUCCESS_ONLY
+    dependency_kind: DependencyKind = attrs.field(default=DependencyKind.SUCCESS_ONLY, converter=as_dependency_kind)
     data_passing_ref: str | None = attrs.field(default=None, validator=optional(checks.name))
 
 

@@ -17,6 +17,7 @@ from flowfabric_worker.engine.types.edges import (
     DependencyKind,
     EdgeDependencyPolicy,
     EdgeGroupSnapshot,
+    as_dependency_kind,
 )
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.reads import ExecutionSummary
@@ -90,7 +91,7 @@ class FlowEdge:
 
     upstream: str = attrs.field(validator=checks.name)
     downstream: str = attrs.field(validator=checks.name)
-    dependency_kind: DependencyKind = DependencyKind.SUCCESS_ONLY
+    dependency_kind: DependencyKind = attrs.field(default=DependencyKind.SUCCESS_ONLY, converter=as_dependency_kind)
     data_passing_ref: str | None = attrs.field(default=None, validator=optional(checks.name))
 
 
