@@ -14,7 +14,8 @@ from flowfabric_worker.engine.limits import MAX_TAIL_BLOCK_MS, Limits
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.attempts import FailureClass
 from flowfabric_worker.engine.types.streams import StreamCursor
-from tests.support.executions import BOOM, RETRYING, claim_one, created, request, running
+from tests.conftest import Clock
+from tests.support.executions import BOOM, RETRYING, claim_one, created, running
 from tests.support.streams import BEGINNING, BlockedTail, append_all, frame, tail, waiting
 from tests.support.suspensions import signal, suspend
 
@@ -119,11 +120,12 @@ def test_a_reader_of_a_run_ends_with_the_run(engine: Engine, ending: str) -> Non
     assert follower.result() == expected
 
 
-def test_the_frames_of_a_lost_worker_are_followed_by_the_next_ones(engine: Engine) -> None:
-    claimed = running(engine, lease=timedelta(milliseconds=200))
+def test_the_frames_of_a_lost_worker_are_followed_by_the_next_ones(engine: Engine, clock: Clock) -> None:
+    claimed = running(engine, lease=timedelta(seconds=1))
     follower = Follower(engine, claimed.execution_id)
     engine.append_frame(claimed.handle, frame("a"))
-    (again,) = engine.claim_many(request(claimed.handle.lane, worker="w2", max_wait=timedelta(seconds=10)))
+    clock.move(timedelta(seconds=1))
+    again = claim_one(engine, claimed.handle.lane, worker="w2")
     engine.append_frame(again.handle, frame("b"))
     engine.complete(again.handle)
 
