@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Final
 
@@ -101,6 +101,8 @@ class Supervisor:
             end.setblocking(False)
         self._selector.register(self._signals, selectors.EVENT_READ)
         with ExitStack() as undo:
+            # The sockets outlive the signal handlers, which write to them until the former handlers are back.
+            undo.callback(self._close)
             for number in _FORWARDED:
                 undo.callback(signal_handlers.handle, number, signal_handlers.handle(number, self._on_signal))
             # Log from another thread, because the pipe to the terminal or log collector may be full.
@@ -119,8 +121,10 @@ class Supervisor:
         return [slot.process for slot in self._slots if slot.process is not None]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # Only write to a socket here, because a signal handler may interrupt any code.
-        self._signalled.send(bytes([number]))
+        # Only write to a socket here, because a signal handler may interrupt any code. It is full only after so many
+        # unread signals that one more changes nothing.
+        with suppress(BlockingIOError):
+            self._signalled.send(bytes([number]))
 
     def _start_missing(self) -> None:
         for slot in self._slots:
@@ -219,6 +223,8 @@ class Supervisor:
         for process in self._processes:
             process.signal(signal.SIGKILL)
             process.close()
+
+    def _close(self) -> None:
         self._selector.close()
         self._signals.close()
         self._signalled.close()
