@@ -50,8 +50,9 @@ BEGIN
     ARRAY(SELECT unnest(classes) FROM unnest(lanes)), coalesce(due <= c.now + fn.fallback(), false), args[9] = '1'
   );
   IF cardinality(held) > 0 THEN
-    -- A call that holds the work may leave it and wake no waiter, such as one that is refused.
-    due := least(due, c.now + fn.fallback());
+    -- A call that holds the work may leave it and wake no waiter, such as one that reads it. Calls are short, so look again
+    -- soon.
+    due := least(due, c.now + 100);
   END IF;
   RETURN due;
 END $$;

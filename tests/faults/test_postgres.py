@@ -258,6 +258,24 @@ def test_a_waiting_claim_gets_work_whatever_else_calls_do_with_it(engine: Engine
         assert time.monotonic() - begun < 4, f"round {number} waited for a wake-up that was not sent"
 
 
+def test_a_waiting_claim_looks_again_soon_for_work_that_a_call_held(
+    postgres: PostgresServer, engine: Engine, schema: str
+) -> None:
+    execution = created(engine)
+    claimed: list[Claimed] = []
+    waiting = request(LANE, max_wait=timedelta(seconds=30))
+    thread = threading.Thread(target=lambda: claimed.extend(engine.claim_many(waiting)))
+    with postgres.session() as session, session.transaction():
+        session.execute(f"SELECT FROM {schema}.executions FOR UPDATE")
+        thread.start()
+        with postgres.session() as other:
+            wait_until(lambda: other.execute(f"SELECT FROM {schema}.waiters").fetchone() is not None, "the claim waits")
+    # Nothing wakes the waiter, which would look by itself only after 10 s.
+    thread.join(timeout=5)
+
+    assert [each.execution_id for each in claimed] == [execution]
+
+
 # Lost connections ----------------------------------------------------------------------------------------------------
 
 
