@@ -14,7 +14,7 @@ from flowfabric_worker.engine.types.states import PublicState
 from tests.support.servers import PATIENCE, wait_until
 from tests.support.site import Site, seeds
 
-SEEDS = seeds(20)
+SEEDS = seeds(10)
 COUNT = 200
 LEASE = 3.0
 LONG_LEASE = 60.0

@@ -251,7 +251,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
         yield crew
 
 
-@pytest.mark.parametrize("seed", seeds(20))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_told_to_stop_at_any_moment_nothing_is_lost_and_nothing_runs_twice(busy: Crew, seed: int) -> None:
     first = seed * COUNT
     told = busy.start(lease=LONG_LEASE)
