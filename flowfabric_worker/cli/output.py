@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
@@ -174,3 +175,14 @@ def span(milliseconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
+
+
+def print_again(print_once: Callable[[], None], every: timedelta, times: int | None) -> None:
+    """Print something again and again: so many times, or until the user stops it."""
+    printed = 0
+    while True:
+        print_once()
+        printed += 1
+        if times is not None and printed >= times:
+            return
+        time.sleep(every.total_seconds())

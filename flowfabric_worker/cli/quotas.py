@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from datetime import timedelta
 
 import click
 
 from flowfabric_worker.cli.options import duration, json_option, with_client
-from flowfabric_worker.cli.output import one_line, print_facts, print_json, print_table, shown, span
+from flowfabric_worker.cli.output import one_line, print_again, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError
 from flowfabric_worker.engine.suggestions import did_you_mean
@@ -111,14 +110,10 @@ def _said(action: str, said: bool | QuotaPolicyStatus) -> str:
 
 
 def _watch(client: Client, names: tuple[str, ...], every: timedelta, times: int | None, as_json: bool) -> None:
-    """Print the quotas again and again, until the user stops it."""
-    looked = 0
-    while True:
+    def print_once() -> None:
         _print([each for each in client.quotas() if not names or _name(each) in names], client, as_json)
-        looked += 1
-        if times is not None and looked >= times:
-            return
-        time.sleep(every.total_seconds())
+
+    print_again(print_once, every, times)
 
 
 def _print(found: Iterable[QuotaPolicyStatus | DamagedRow], client: Client, as_json: bool) -> None:
