@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 
@@ -18,6 +18,7 @@ from flowfabric_worker.engine.types.budgets import (
     OnHardLimit,
 )
 from flowfabric_worker.engine.types.damage import DamagedRow
+from flowfabric_worker.listing import rows_of
 
 _NONE: Mapping[str, int] = MappingProxyType({})
 
@@ -40,13 +41,12 @@ class BudgetCalls:
 
     def budgets(self) -> Iterator[BudgetStatus | DamagedRow]:
         """Yield the budgets in the order of their names, with what they count."""
-        cursor: str | None = None
-        while True:
+
+        def read(cursor: str | None) -> tuple[Sequence[BudgetStatus | DamagedRow], str | None]:
             page = self.engine.list_budgets(cursor, MAX_PAGE_SIZE)
-            yield from page.budgets
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+            return page.budgets, page.next_cursor
+
+        return rows_of(read)
 
     def budget(self, name: str) -> BudgetStatus | None:
         """Return a budget with what it counts; None if it does not exist."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from flowfabric_worker.engine.ids import QuotaPolicyId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy, QuotaPolicyStatus, SlotHold
+from flowfabric_worker.listing import rows_of
 
 if TYPE_CHECKING:
     from flowfabric_worker.engine.engine import Engine
@@ -36,13 +37,12 @@ class QuotaCalls:
 
     def quotas(self) -> Iterator[QuotaPolicyStatus | DamagedRow]:
         """Yield the quota policies in the order of their names, with what they count."""
-        cursor: str | None = None
-        while True:
+
+        def read(cursor: str | None) -> tuple[Sequence[QuotaPolicyStatus | DamagedRow], str | None]:
             page = self.engine.list_quotas(cursor, MAX_PAGE_SIZE)
-            yield from page.policies
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+            return page.policies, page.next_cursor
+
+        return rows_of(read)
 
     def quota(self, name: str) -> QuotaPolicyStatus | None:
         """Return a quota policy with what it counts; None if it does not exist."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -14,6 +14,7 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import SuspendedExecutionEntry
+from flowfabric_worker.listing import rows_of
 
 # Rows of a table, where no other limit is given.
 _ROWS = 50
@@ -60,13 +61,11 @@ def _of_every_partition(client: Client) -> Iterator[Row]:
 
 
 def _of_partition(client: Client, partition: int) -> Iterator[Row]:
-    cursor: str | None = None
-    while True:
+    def read(cursor: str | None) -> tuple[Sequence[Row], str | None]:
         page = client.engine.list_suspended(partition, cursor, MAX_PAGE_SIZE)
-        yield from page.executions
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+        return page.executions, page.next_cursor
+
+    return rows_of(read)
 
 
 def _place(row: Row) -> tuple[int, str]:

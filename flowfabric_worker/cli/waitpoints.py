@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -13,6 +13,7 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.suspension import PendingWaitpointInfo
+from flowfabric_worker.listing import rows_of
 
 _HEADERS = ("WAITPOINT", "STATE", "UNTIL", "SIGNALS", "KID", "FINGERPRINT")
 
@@ -41,13 +42,11 @@ def waitpoints(client: Client, *, execution_id: str, as_json: bool) -> None:
 
 
 def _rows(client: Client, execution_id: ExecutionId) -> Iterator[Row]:
-    cursor: str | None = None
-    while True:
+    def read(cursor: str | None) -> tuple[Sequence[Row], str | None]:
         page = client.engine.list_pending_waitpoints(execution_id, cursor, MAX_PAGE_SIZE)
-        yield from page.waitpoints
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+        return page.waitpoints, page.next_cursor
+
+    return rows_of(read)
 
 
 def _document(row: Row) -> object:
