@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import click
 
-from flowfabric_worker.cli.options import duration, json_option, with_client
+from flowfabric_worker.cli.options import duration, json_option, live_options, with_client
 from flowfabric_worker.cli.output import one_line, print_again, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError
@@ -43,10 +43,7 @@ def _amounts(_: click.Context, parameter: click.Parameter, values: tuple[str, ..
     show_default=True,
     help="Block, suspend or fail an execution that would pass a hard limit.",
 )
-@click.option(
-    "--every", type=duration, default="1s", show_default=True, metavar="DURATION", help="Let live look so often."
-)
-@click.option("--times", type=click.IntRange(1), metavar="COUNT", help="Stop live after it has looked this often.")
+@live_options
 @json_option("Print one JSON document per line.")
 @with_client
 def budgets(

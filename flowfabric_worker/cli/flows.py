@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode
-from flowfabric_worker.cli.options import duration, json_option, with_client
+from flowfabric_worker.cli.options import duration, json_option, limit_option, with_client
 from flowfabric_worker.cli.output import console, moment, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.damage import DamagedRow
@@ -47,12 +47,7 @@ _STYLES = {
     help="List those in one state, such as failed.",
 )
 @click.option("--name", help="List the flows of one name.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help=f"List at most N; defaults to {_ROWS}, or to all with --json.",
-)
+@limit_option(_ROWS)
 @json_option("Print one JSON document per line.")
 @with_client
 def flows(client: Client, *, state: str | None, name: str | None, limit: int | None, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import click
 from flowfabric_worker.cli.lanes import report_unknown_lanes
 from flowfabric_worker.cli.options import (
     json_option,
+    limit_option,
     tag_option,
     with_client,
 )
@@ -29,12 +30,7 @@ _STATES = [state.value for state in PublicState]
 @click.option("--state", type=click.Choice(_STATES), metavar="STATE", help="List those in one state, such as failed.")
 @click.option("--task", help="List the executions of one task.")
 @tag_option("List the executions with this tag; repeatable.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help=f"List at most N; defaults to {_ROWS}, or to all with --json.",
-)
+@limit_option(_ROWS)
 @json_option("Print one JSON document per line.")
 @with_client
 def list_(

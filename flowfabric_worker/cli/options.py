@@ -118,6 +118,27 @@ def json_option(text: str = "Print one JSON document.") -> Callable[[F], F]:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
+def limit_option(rows: int) -> Callable[[F], F]:
+    """Add --limit of a listing whose table has so many rows without it."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help=f"List at most N; defaults to {rows}, or to all with --json.",
+    )
+
+
+def live_options(function: F) -> F:
+    """Add --every and --times, for the action `live`; the command receives `every` and `times`."""
+    every = click.option(
+        "--every", type=duration, default="1s", show_default=True, metavar="DURATION", help="Let live look so often."
+    )
+    times = click.option(
+        "--times", type=click.IntRange(1), metavar="COUNT", help="Stop live after it has looked this often."
+    )
+    return every(times(function))
+
+
 timeout_option = click.option(
     "--timeout", type=duration, metavar="DURATION", help="Stop waiting after this, such as 30s; the execution runs on."
 )

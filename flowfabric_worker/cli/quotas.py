@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import click
 
-from flowfabric_worker.cli.options import duration, json_option, with_client
+from flowfabric_worker.cli.options import json_option, live_options, with_client
 from flowfabric_worker.cli.output import one_line, print_again, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError
@@ -31,10 +31,7 @@ _ACTIONS = ("list", "create", "show", "update", "reset", "remove", "live")
     show_default=True,
     help="Hold a slot while the execution is leased, or until the whole run has ended.",
 )
-@click.option(
-    "--every", type=duration, default="1s", show_default=True, metavar="DURATION", help="Let live look so often."
-)
-@click.option("--times", type=click.IntRange(1), metavar="COUNT", help="Stop live after it has looked this often.")
+@live_options
 @json_option("Print one JSON document per line.")
 @with_client
 def quotas(
@@ -57,11 +54,8 @@ def quotas(
     \b
       flowfabric-worker quotas create mail-api --rate 10/s --concurrency 4
     """
-    if action == "live":
-        _watch(client, names, every, times, as_json)
-        return
-    if action == "list":
-        _print([each for each in client.quotas() if not names or _name(each) in names], client, as_json)
+    if action in ("list", "live"):
+        _watch(client, names, every, 1 if action == "list" else times, as_json)
         return
     if not names:
         raise click.UsageError(f"Name the quotas to {action}.")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from flowfabric_worker.cli.options import json_option, with_client
+from flowfabric_worker.cli.options import json_option, limit_option, with_client
 from flowfabric_worker.cli.output import print_json, print_table, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
@@ -25,12 +25,7 @@ Row = SuspendedExecutionEntry | DamagedRow
 
 @click.command()
 @click.option("--lane", help="List the executions of one lane.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help=f"List at most N; defaults to {_ROWS}, or to all with --json.",
-)
+@limit_option(_ROWS)
 @json_option("Print one JSON document per line.")
 @with_client
 def suspended(client: Client, *, lane: str | None, limit: int | None, as_json: bool) -> None:
