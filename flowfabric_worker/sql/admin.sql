@@ -10,7 +10,7 @@ BEGIN
   IF f.failure IS NULL AND ((f.x).namespace <> of_namespace OR fn.is_hidden(f.x)) THEN
     f.failure := fn.failure('execution_not_found', fn.bytes(execution));
   ELSIF f.failure IS NULL THEN
-    f.failure := fn.answer(VARIADIC fn.recall((f.x).answered, call_id));
+    f.failure := fn.reply_before((f.x).answered, call_id);
     IF f.failure IS NULL AND fn.is_foreign(fn.ascii((f.x).state)) THEN
       f.failure := fn.failure('written_by_newer_release', fn.bytes(execution));
     END IF;

@@ -130,6 +130,7 @@ CREATE FUNCTION fn.stage_dependency_edge(partition int, args bytea[]) RETURNS by
 DECLARE
   c fn.context := fn.begin(partition);
   f db.flows := fn.open_flow(c, args);
+  early bytea := fn.early_reply(f, args);
   e db.edges;
   g db.groups;
   x fn.found;
@@ -138,10 +139,8 @@ DECLARE
   is_known boolean;
   applies boolean;
 BEGIN
-  IF f.flow IS NULL THEN
-    RETURN fn.failure('flow_not_found', args[1]);
-  ELSIF fn.answer_before(f, args[3]) IS NOT NULL THEN
-    RETURN fn.answer_before(f, args[3]);
+  IF early IS NOT NULL THEN
+    RETURN early;
   END IF;
   c.flows := ARRAY[f.flow];
   e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, fn.id(args[6]));
@@ -184,14 +183,13 @@ CREATE FUNCTION fn.apply_dependency_to_child(partition int, args bytea[]) RETURN
 DECLARE
   c fn.context := fn.begin(partition);
   f db.flows := fn.open_flow(c, args);
+  early bytea := fn.early_reply(f, args);
   e db.edges;
   g db.groups;
   x fn.found;
 BEGIN
-  IF f.flow IS NULL THEN
-    RETURN fn.failure('flow_not_found', args[1]);
-  ELSIF fn.answer_before(f, args[3]) IS NOT NULL THEN
-    RETURN fn.answer_before(f, args[3]);
+  IF early IS NOT NULL THEN
+    RETURN early;
   END IF;
   c.flows := ARRAY[f.flow];
   e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, e.down);

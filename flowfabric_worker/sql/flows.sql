@@ -16,9 +16,10 @@ CREATE FUNCTION fn.open_flow(c fn.context, args bytea[]) RETURNS db.flows LANGUA
   FOR NO KEY UPDATE
 $$;
 
--- Return what a call on a flow was answered before, or null.
-CREATE FUNCTION fn.answer_before(f db.flows, call_id bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT fn.answer(VARIADIC before) FROM fn.recall(f.answered, call_id) AS before WHERE before IS NOT NULL
+-- Return the reply to a call on a flow that has nothing to do: the flow does not exist, or the call was answered before. Null
+-- otherwise.
+CREATE FUNCTION fn.early_reply(f db.flows, args bytea[]) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN f.flow IS NULL THEN fn.failure('flow_not_found', args[1]) ELSE fn.reply_before(f.answered, args[3]) END
 $$;
 
 -- Remember the answer of a call that changed a flow, and return the reply.
@@ -57,7 +58,7 @@ BEGIN
   END IF;
   f := fn.flow(c, f.flow);
   IF f.namespace = args[2] AND f.kind = args[4] AND f.building IS NULL THEN
-    RETURN coalesce(fn.answer_before(f, args[3]), fn.answer('known'));
+    RETURN coalesce(fn.reply_before(f.answered, args[3]), fn.answer('known'));
   END IF;
   RETURN fn.failure('conflict');
 END $$;
@@ -70,13 +71,13 @@ CREATE FUNCTION fn.add_execution_to_flow(partition int, args bytea[]) RETURNS by
 DECLARE
   c fn.context := fn.begin(partition);
   f db.flows := fn.open_flow(c, args);
+  early bytea := fn.early_reply(f, args);
+  refused bytea := fn.refuse_change(f);
   x fn.found;
   after db.executions;
 BEGIN
-  IF f.flow IS NULL THEN
-    RETURN fn.failure('flow_not_found', args[1]);
-  ELSIF fn.answer_before(f, args[3]) IS NOT NULL THEN
-    RETURN fn.answer_before(f, args[3]);
+  IF early IS NOT NULL THEN
+    RETURN early;
   END IF;
   c.flows := ARRAY[f.flow];
   x := fn.load(c, fn.id(args[4]));
@@ -86,8 +87,8 @@ BEGIN
   END IF;
   IF x.failure IS NULL AND (x.x).flow_id = f.flow THEN
     RETURN fn.answer('known', f.nodes);
-  ELSIF fn.refuse_change(f) IS NOT NULL THEN
-    RETURN fn.refuse_change(f);
+  ELSIF refused IS NOT NULL THEN
+    RETURN refused;
   ELSIF x.failure IS NOT NULL THEN
     RETURN x.failure;
   ELSIF (x.x).flow_id IS NOT NULL THEN
@@ -110,19 +111,19 @@ CREATE FUNCTION fn.set_edge_group_policy(partition int, args bytea[]) RETURNS by
 DECLARE
   c fn.context := fn.begin(partition);
   f db.flows := fn.open_flow(c, args);
+  early bytea := fn.early_reply(f, args);
+  refused bytea := fn.refuse_change(f);
   g db.groups;
   x fn.found;
 BEGIN
-  IF f.flow IS NULL THEN
-    RETURN fn.failure('flow_not_found', args[1]);
-  ELSIF fn.answer_before(f, args[3]) IS NOT NULL THEN
-    RETURN fn.answer_before(f, args[3]);
+  IF early IS NOT NULL THEN
+    RETURN early;
   END IF;
   SELECT * INTO g FROM db.groups WHERE p = c.p AND flow = f.flow AND down = fn.id(args[4]);
   IF g.policy = fn.ascii(args[5]) AND g.k = fn.num(args[6]) AND g.others = fn.ascii(args[7]) THEN
     RETURN fn.answer('known');
-  ELSIF fn.refuse_change(f) IS NOT NULL THEN
-    RETURN fn.refuse_change(f);
+  ELSIF refused IS NOT NULL THEN
+    RETURN refused;
   END IF;
   x := fn.load(c, fn.id(args[4]));
   c := x.c;
@@ -146,13 +147,14 @@ CREATE FUNCTION fn.seal_flow(partition int, args bytea[]) RETURNS bytea LANGUAGE
 DECLARE
   c fn.context := fn.begin(partition);
   f db.flows := fn.open_flow(c, args);
+  refused bytea := fn.refuse_change(f);
 BEGIN
   IF f.flow IS NULL THEN
     RETURN fn.failure('flow_not_found', args[1]);
-  ELSIF f.sealed IS NOT NULL OR fn.answer_before(f, args[3]) IS NOT NULL THEN
+  ELSIF f.sealed IS NOT NULL OR fn.reply_before(f.answered, args[3]) IS NOT NULL THEN
     RETURN fn.answer('ok');
-  ELSIF fn.refuse_change(f) IS NOT NULL THEN
-    RETURN fn.refuse_change(f);
+  ELSIF refused IS NOT NULL THEN
+    RETURN refused;
   ELSIF EXISTS (SELECT FROM db.groups WHERE p = c.p AND flow = f.flow AND k > n) THEN
     RETURN fn.failure('invalid_graph');
   END IF;

@@ -274,6 +274,11 @@ BEGIN
   RETURN NULL;
 END $$;
 
+-- Return the reply that a call was given before, or null if the call is new.
+CREATE FUNCTION fn.reply_before(memory bytea, call_id bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT fn.answer(VARIADIC before) FROM fn.recall(memory, call_id) AS before WHERE before IS NOT NULL
+$$;
+
 -- Return a memory with one more call, without the oldest call if it is full. A damaged memory starts empty.
 CREATE FUNCTION fn.remember(memory bytea, call_id bytea, VARIADIC answer bytea[]) RETURNS bytea
 LANGUAGE plpgsql IMMUTABLE AS $$

@@ -86,6 +86,7 @@ CREATE FUNCTION fn.create_quota_policy(partition int, args bytea[]) RETURNS byte
 DECLARE
   c fn.context := fn.begin(partition);
   known db.quotas;
+  before bytea;
 BEGIN
   INSERT INTO db.quotas (p, quota, listed, window_ms, rate, slots, hold, created, answered)
     SELECT c.p, args[1], fn.pack(parts[1]) || parts[2], fn.num(args[3]), fn.num(args[4]), fn.num(args[5]), args[6], c.now,
@@ -94,8 +95,9 @@ BEGIN
     RETURN fn.answer('created');
   END IF;
   known := fn.quota(c, args[1]);
-  IF fn.recall(known.answered, args[2]) IS NOT NULL THEN
-    RETURN fn.answer(VARIADIC fn.recall(known.answered, args[2]));
+  before := fn.reply_before(known.answered, args[2]);
+  IF before IS NOT NULL THEN
+    RETURN before;
   ELSIF (known.window_ms, known.rate, known.slots, known.hold)
     IS DISTINCT FROM (fn.num(args[3]), fn.num(args[4]), fn.num(args[5]), args[6]) THEN
     RETURN fn.failure('conflict');
@@ -144,6 +146,12 @@ BEGIN
   RETURN fn.answer(VARIADIC status);
 END $$;
 
+-- Return the reply to a call on a quota that has nothing to do: the quota does not exist, or the call was answered before. Null
+-- otherwise.
+CREATE FUNCTION fn.early_reply(known db.quotas, args bytea[]) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN known.quota IS NULL THEN fn.unknown_quota(args[1]) ELSE fn.reply_before(known.answered, args[2]) END
+$$;
+
 -- update_quota_policy: change what a quota allows. Slots that are held stay held.
 -- Arguments: as of create_quota_policy.
 -- Replies: as of read_quota_policy.
@@ -152,11 +160,10 @@ CREATE FUNCTION fn.update_quota_policy(partition int, args bytea[]) RETURNS byte
 DECLARE
   c fn.context := fn.begin(partition);
   known db.quotas := fn.quota(c, args[1]);
+  early bytea := fn.early_reply(known, args);
 BEGIN
-  IF known.quota IS NULL THEN
-    RETURN fn.unknown_quota(args[1]);
-  ELSIF fn.recall(known.answered, args[2]) IS NOT NULL THEN
-    RETURN fn.answer(VARIADIC fn.recall(known.answered, args[2]));
+  IF early IS NOT NULL THEN
+    RETURN early;
   END IF;
   UPDATE db.quotas SET window_ms = fn.num(args[3]), rate = fn.num(args[4]), slots = fn.num(args[5]), hold = args[6]
     WHERE p = c.p AND quota = args[1] RETURNING * INTO known;
@@ -171,11 +178,10 @@ CREATE FUNCTION fn.reset_quota_policy(partition int, args bytea[]) RETURNS bytea
 DECLARE
   c fn.context := fn.begin(partition);
   known db.quotas := fn.quota(c, args[1]);
+  early bytea := fn.early_reply(known, args);
 BEGIN
-  IF known.quota IS NULL THEN
-    RETURN fn.unknown_quota(args[1]);
-  ELSIF fn.recall(known.answered, args[2]) IS NOT NULL THEN
-    RETURN fn.answer(VARIADIC fn.recall(known.answered, args[2]));
+  IF early IS NOT NULL THEN
+    RETURN early;
   END IF;
   DELETE FROM db.began WHERE p = c.p AND quota = args[1];
   RETURN fn.quota_changed(c, known, args[2]);
@@ -247,9 +253,8 @@ BEGIN
     -- What was due may have changed the record.
     f := fn.load(f.c, fn.id(args[1]));
   END IF;
-  IF f.failure IS NULL AND fn.recall((f.x).answered, args[4]) IS NOT NULL THEN
-    f.failure := fn.answer(VARIADIC fn.recall((f.x).answered, args[4]));
-  ELSIF f.failure IS NULL AND (fn.quota(f.c, args[3])).quota IS NULL THEN
+  f.failure := coalesce(f.failure, fn.reply_before((f.x).answered, args[4]));
+  IF f.failure IS NULL AND (fn.quota(f.c, args[3])).quota IS NULL THEN
     f.failure := fn.unknown_quota(args[3]);
   END IF;
   RETURN f;
