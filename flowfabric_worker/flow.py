@@ -6,6 +6,7 @@ import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
+from pickle import PicklingError
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, overload
@@ -124,7 +125,7 @@ class Flow:
             for key, node in self.nodes.items()
         }
         plan = Plan(runs=runs, results=self._results())
-        return FlowRun(self._owner, result.flow_id, lambda: plan, created=result.created)
+        return FlowRun(self._owner, result.flow_id, plan, created=result.created)
 
     def picture(self, form: PictureForm = "text") -> str:
         """Return a picture of the graph: "text", "mermaid" for a Mermaid flowchart, or "svg".
@@ -186,15 +187,26 @@ class FlowRun:
         created: False if an earlier submission under the same key had created the flow.
     """
 
-    def __init__(self, owner: Owner, flow_id: FlowId, plan: Callable[[], Plan], *, created: bool) -> None:
+    def __init__(self, owner: Owner, flow_id: FlowId, plan: Plan | Callable[[], Plan], *, created: bool) -> None:
         self.id = flow_id
         self.created = created
+        self._owner = owner
         self._engine = owner.engine
-        self._read_plan = plan
+        self._given = plan
 
     @cached_property
     def _plan(self) -> Plan:
-        return self._read_plan()
+        return self._given if isinstance(self._given, Plan) else self._given()
+
+    def __reduce__(self) -> tuple[Callable[..., FlowRun], tuple[object, FlowId, bool, Plan | None]]:
+        # Restore the handle through the client, or through a task if it belongs to a worker, which cannot be pickled.
+        plan = self._given if isinstance(self._given, Plan) else None
+        source: object = self._owner
+        if plan is not None and not hasattr(self._owner, "flow_run"):
+            source = next((run._task for run in plan.runs.values()), None)
+            if source is None:
+                raise PicklingError(f"The flow {self.id} has no nodes, so its handle cannot be pickled: pickle its id.")
+        return _restore_flow_run, (source, self.id, self.created, plan)
 
     def __repr__(self) -> str:
         return f"FlowRun({str(self.id)!r})"
@@ -333,6 +345,14 @@ class FlowRun:
         limit = timedelta(seconds=wait) if isinstance(wait, int | float) else wait
         chosen = word(CancelFlowPolicy, policy, "policy")
         return self._engine.cancel_flow(self.id, chosen, CancelFlowWait(limit), reason)
+
+
+def _restore_flow_run(source: Any, flow_id: FlowId, created: bool, plan: Plan | None) -> FlowRun:
+    """Restore a pickled handle from its client, or from the task of a node."""
+    if plan is None:
+        run: FlowRun = source.flow_run(flow_id)
+        return run
+    return FlowRun(source if hasattr(source, "flow_run") else source.owner, flow_id, plan, created=created)
 
 
 def reopen(owner: Owner, flow_id: FlowId, task: SubmittedTask) -> FlowRun:

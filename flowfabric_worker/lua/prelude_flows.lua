@@ -27,7 +27,7 @@
 -- members that are not cancelled with it.
 local FIELDS = {
   'ns', 'kind', 'state', 'counts', 'revision', 'nodes', 'edges', 'sealed', 'building', 'ended', 'keep', 'keep_until',
-  'cancel_policy', 'cancel_reason', 'cancelled_at', 'acked',
+  'cancel_policy', 'cancel_reason', 'cancelled_at', 'acked', 'begun',
 }
 
 -- Return one of the keys of a flow.
@@ -207,14 +207,14 @@ function ff.end_flow(ctx, flow, state)
 end
 
 -- Return the state of a flow that has not ended, from the numbers of its members in each state.
-local function state_of(flow, has_ended, is_open)
+local function state_of(flow, is_open)
   local counts = flow.counts_of
   if flow.cancel_policy ~= '' then
     return 'cancelled'
   elseif (counts.active or 0) > 0 then
     return 'running'
   elseif (counts.waiting or 0) > 0 then
-    return flow.state == 'open' and not has_ended and 'open' or 'running'
+    return flow.begun == '' and 'open' or 'running'
   end
   return is_open and 'blocked' or 'open'
 end
@@ -234,6 +234,9 @@ local function settle(ctx, flow)
     end
   end
   ff.set_flow(ctx, flow, 'counts', table.concat(numbers, ','))
+  if flow.begun == '' and (ended > 0 or (flow.counts_of.active or 0) > 0) then
+    ff.set_flow(ctx, flow, 'begun', '1')
+  end
   if flow.building ~= '' then
     return
   elseif open > 0 or flow.sealed == '' and flow.cancel_policy == '' then
@@ -241,7 +244,7 @@ local function settle(ctx, flow)
       ff.set_flow(ctx, flow, 'ended', '')
       ff.due_at(ctx, 'retention', 'y' .. flow.id, false)
     end
-    local state = state_of(flow, ended > 0, open > 0)
+    local state = state_of(flow, open > 0)
     if state ~= flow.state then
       ff.set_flow(ctx, flow, 'state', state)
     end

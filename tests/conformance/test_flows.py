@@ -61,6 +61,24 @@ def test_the_state_of_a_flow_follows_its_members_in_the_same_step(engine: Engine
     assert run.counts() == {"completed": 1, "delayed": 2, "waiting_children": 1}
 
 
+def test_a_flow_of_delayed_roots_is_open_until_one_of_them_begins(engine: Engine, clock: Clock) -> None:
+    run = Run(engine, graph_of(("a", "b"), ("late", "b"), delay=HOUR))
+    seen = [run.flow.state]
+    clock.move(HOUR)
+    upkeep_all(engine)
+    seen.append(run.flow.state)
+    assert run.claim() == {"a", "late"}
+    seen.append(run.flow.state)
+    for key in ("a", "late"):
+        engine.delay(run.held.pop(key).handle, HOUR)
+    seen.append(run.flow.state)
+    clock.move(HOUR)
+    upkeep_all(engine)
+    seen.append(run.flow.state)
+
+    assert seen == [FlowState.BLOCKED, FlowState.OPEN, FlowState.RUNNING, FlowState.BLOCKED, FlowState.RUNNING]
+
+
 def test_a_success_after_a_failure_leaves_a_skipped_child_as_it_is(engine: Engine) -> None:
     run = Run(engine, graph_of(("bad", "c"), ("ok", "c"), ("c", "d")))
     run.claim()

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from flowfabric_worker import Call, Client, EncodingError, Worker
+from flowfabric_worker import Call, Client, EncodingError, FlowRun, Worker
 from flowfabric_worker.engine.errors import TransportError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.states import PublicState
@@ -185,6 +185,36 @@ def test_a_run_of_a_client_is_pickled_with_its_client() -> None:
 
         assert again.id == run.id
         assert again.result(0) == 3
+
+
+def submitted_flow(owner: Worker | Client) -> FlowRun:
+    with owner.flow("lengths") as flow:
+        short = measure.node("abc")
+        flow.returns([short, measure.options(priority=3).node("abcdef", more=1)])
+    return flow.submit()
+
+
+@pytest.mark.parametrize("owner", ["worker", "client", "reopened"])
+def test_a_run_of_a_flow_is_pickled_with_its_nodes_and_its_id(owner: str) -> None:
+    with Client(worker.url) as client:
+        run = submitted_flow(worker if owner == "worker" else client)
+        run = client.flow_run(run.id) if owner == "reopened" else run
+        again = pickle.loads(pickle.dumps(run))
+        copied = copy.deepcopy(run)
+        worker.run_until_idle()
+
+        for each in (again, copied):
+            assert (each.id, each.created) == (run.id, run.created)
+            assert each.result(0) == run.result(0)
+            assert each.node("measure").result(0) == 3
+            assert each.describe() == run.describe()
+
+
+def test_a_run_of_a_flow_without_nodes_says_that_it_is_not_pickled() -> None:
+    with worker.flow("empty") as flow:
+        pass
+    with pytest.raises(pickle.PicklingError, match="pickle its id"):
+        pickle.dumps(flow.submit())
 
 
 def test_an_id_is_a_text_that_is_pickled_and_written_as_json() -> None:
