@@ -16,6 +16,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.stores.memory import forget_memory
 from tests.support import leaks
+from tests.support.cli import Process
 from tests.support.dumps import Dump, dump_of
 from tests.support.servers import ValkeyCluster, ValkeyServer, running
 
@@ -47,9 +48,11 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail every test in which a token or a secret was written somewhere."""
+    """Fail every test that let a token or a secret be written; show what the processes of a failed test do."""
     report = yield
     leaks.judge(report)
+    if report.failed and report.when == "call":
+        report.sections.extend(Process.explain())
     return report
 
 

@@ -10,10 +10,11 @@ import select
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import attrs
 from click.testing import CliRunner
@@ -32,6 +33,8 @@ from tests.support.servers import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.support.cli_app:worker"
+# The most characters of a log that the report of a failed test shows.
+MOST_LOGGED: Final = 20_000
 UNKNOWN_ID = "0-01890000-0000-7000-8000-000000000000"
 
 
@@ -170,6 +173,8 @@ def everything(engine: Engine) -> dict[str, Any]:
 class Process:
     """A command as a process of its own."""
 
+    _started: ClassVar[weakref.WeakSet[Process]] = weakref.WeakSet()
+
     def __init__(self, *arguments: object, log: Path, environment: Mapping[str, str]) -> None:
         self._log = log
         with log.open("wb") as output:
@@ -179,8 +184,21 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **environment},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
             )
+        self._started.add(self)
+
+    @classmethod
+    def explain(cls) -> Iterator[tuple[str, str]]:
+        """Abort the processes that still run after a failed test; yield a title and the log with stacks of each."""
+        for process in cls._started:
+            if process.popen.poll() is None:
+                # A forked child that hangs is aborted first, and prints into the same log.
+                for pid in (*process.children(), process.popen.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGABRT)
+                process.wait()
+                yield f"log of process {process.popen.pid}", process.log[-MOST_LOGGED:]
 
     @property
     def log(self) -> str:
