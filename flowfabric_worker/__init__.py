@@ -66,7 +66,15 @@ if TYPE_CHECKING:
     from flowfabric_worker.run import Run
     from flowfabric_worker.runtime import RestartRequired, Runtime
     from flowfabric_worker.signals import Approval, Signal
-    from flowfabric_worker.stream import AttemptBegan, RunStream, RunSummary, StreamItem, StreamValue, ValuesDropped
+    from flowfabric_worker.stream import (
+        AttemptBegan,
+        BudgetLimitPassed,
+        RunStream,
+        RunSummary,
+        StreamItem,
+        StreamValue,
+        ValuesDropped,
+    )
     from flowfabric_worker.task import Call, Submission, Task
     from flowfabric_worker.worker import Worker
 
@@ -75,6 +83,7 @@ __all__ = [
     "Approval",
     "AttemptBegan",
     "AttemptEvent",
+    "BudgetLimitPassed",
     "Call",
     "Cancel",
     "Child",
@@ -157,6 +166,7 @@ _HOMES = {
     "Approval": "signals",
     "AttemptBegan": "stream",
     "AttemptEvent": "middleware",
+    "BudgetLimitPassed": "stream",
     "Call": "task",
     "Cancel": "outcomes",
     "Child": "flow",

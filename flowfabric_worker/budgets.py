@@ -51,7 +51,8 @@ class BudgetContext(ABC):
 
         If it would pass a hard limit, nothing is counted, and the handler is left by an exception that is not an
         `Exception`: the execution is blocked or suspended until the budget has space for it, or has failed, as the
-        budget says. Passing a soft limit is logged.
+        budget says. The use that passes a soft limit is told in the log, by the hook `on_soft_limit` and in the
+        stream.
 
         Args:
             budget: the budget; None for all budgets of the execution.

@@ -23,8 +23,10 @@ class AttemptEvent:
         retry_count: the number of retries before this attempt.
         tags: the tags of the execution.
         seconds: how long the handler ran; None if it has not started or not ended.
-        error: why the attempt failed or was lost, in one line; empty if nothing went wrong.
+        error: why the attempt failed, was lost, or was stopped by a budget, or which limit was passed, in one line;
+            else empty.
         outcome: for `on_ended`, how the execution ended: completed, failed, cancelled or expired; else empty.
+        budget: the budget that stopped the attempt, or whose soft limit was passed; else empty.
     """
 
     execution_id: str
@@ -36,6 +38,7 @@ class AttemptEvent:
     seconds: float | None = None
     error: str = ""
     outcome: str = ""
+    budget: str = ""
 
 
 class Middleware:
@@ -67,7 +70,17 @@ class Middleware:
         """Handle the failure of an attempt that is followed by a retry."""
 
     def on_suspend(self, event: AttemptEvent) -> None:
-        """Handle the suspension of an attempt whose handler sleeps or waits, and runs again later."""
+        """Handle the suspension of an attempt whose handler runs again later.
+
+        It sleeps or waits, or a budget has reached its hard limit: then `event.budget` is the budget.
+        """
+
+    def on_soft_limit(self, event: AttemptEvent) -> None:
+        """Handle that a handler's use of `event.budget` passed a soft limit, once per period of the budget.
+
+        The use of one handler passes a limit, whichever worker runs it, so only the hooks of that worker are called.
+        A settlement above a hard limit counts too. `event.error` tells the limit.
+        """
 
     def on_lost(self, event: AttemptEvent) -> None:
         """Handle an attempt whose result will not count: lease lost, timeout, deadline, or cancelled from outside."""

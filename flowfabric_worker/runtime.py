@@ -115,7 +115,9 @@ class Runtime:
 
     def _make_handler_pool(self) -> HandlerPool:
         arounds, limits = arounds_of(self.worker.middleware), self._engine.limits
-        attempt_runner = AttemptRunner(self._completer, self._frame_appender, self._engine, limits, arounds)
+        attempt_runner = AttemptRunner(
+            self._completer, self._frame_appender, self._engine, limits, self._hooks, arounds
+        )
         grace, max_stuck = self.settings.interrupt_grace.total_seconds(), self.settings.max_stuck_threads
         return HandlerPool(self._leases, attempt_runner, grace, max_stuck, self._on_restart_required)
 

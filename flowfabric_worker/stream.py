@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
 
 import attrs
 
-from flowfabric_worker._streams.frame_values import decode_value
+from flowfabric_worker._streams.frame_values import BUDGET_LIMIT, decode_budget_limit, decode_value
 from flowfabric_worker.codec import TaskCodec
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.backoff import Backoff
@@ -81,7 +81,28 @@ class ValuesDropped:
     cursor: str = attrs.field(kw_only=True)
 
 
-StreamItem: TypeAlias = StreamValue[T] | AttemptBegan | ValuesDropped
+@attrs.frozen
+class BudgetLimitPassed:
+    """A mark for a limit of a budget that the run has passed: a soft one, or the hard one by what it settled.
+
+    Attributes:
+        budget: the budget.
+        dimension: the dimension of the budget.
+        used: its counter at that moment.
+        limit: the limit.
+        attempt: the number of the attempt that passed it, from 0.
+        cursor: the place after the mark.
+    """
+
+    budget: str
+    dimension: str
+    used: int
+    limit: int
+    attempt: int = attrs.field(kw_only=True)
+    cursor: str = attrs.field(kw_only=True)
+
+
+StreamItem: TypeAlias = StreamValue[T] | AttemptBegan | ValuesDropped | BudgetLimitPassed
 """The items that the iteration over a stream yields."""
 
 
@@ -168,6 +189,8 @@ class RunStream(Iterator[StreamItem[T]]):
             raise StopIteration
         frame = self._frames.popleft()
         self._cursor = cursor = self._cursor_of(frame.frame_id)
+        if frame.frame_type == BUDGET_LIMIT:
+            return BudgetLimitPassed(*decode_budget_limit(frame), attempt=self._attempt, cursor=cursor)
         return StreamValue(
             decode_value(self._codec, frame),
             attempt=self._attempt,

@@ -15,6 +15,7 @@ from typing import Any, Final
 from flowfabric_worker._runtime.completer import Completer
 from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.handler_context import HandlerContext
+from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.inputs import results_of_parents
 from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker.codec import DecodingError, EncodingError
@@ -65,6 +66,7 @@ class AttemptRunner:
         appender: takes the frames that handlers emit.
         engine: serves the calls that handlers make to the store.
         limits: the sizes that an operator allows.
+        hooks: are called for what budgets do to handlers.
         arounds: the context managers of middleware that each handler runs in, the outermost first.
     """
 
@@ -74,12 +76,14 @@ class AttemptRunner:
         appender: Appender,
         engine: EngineBackend,
         limits: Limits,
+        hooks: Hooks,
         arounds: tuple[Around, ...] = (),
     ) -> None:
         self._completer = completer
         self._appender = appender
         self._engine = engine
         self._limits = limits
+        self._hooks = hooks
         self._arounds = arounds
 
     def run(self, execution: LeasedExecution) -> None:
@@ -92,7 +96,7 @@ class AttemptRunner:
             execution.lose("lease lost")
             self._completer.drop(execution, "was not begun")
             return
-        context = HandlerContext(execution, self._engine, self._appender)
+        context = HandlerContext(execution, self._engine, self._appender, self._hooks)
         Context().run(forks.confined, self._run, execution, context)
         execution.ended_at = now()
 

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import Final, NoReturn, TypeVar
+from typing import TypeVar
 
+from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import LeasedExecution
+from flowfabric_worker._streams.frame_values import budget_limit_frame
 from flowfabric_worker.budgets import Reservation
-from flowfabric_worker.context import log_fields
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.backend import EngineBackend
-from flowfabric_worker.engine.errors import StateError
+from flowfabric_worker.engine.errors import EngineError, StateError
 from flowfabric_worker.engine.ids import BudgetId
 from flowfabric_worker.engine.types.budgets import (
+    OnHardLimit,
     ReportUsageResult,
     ReserveBudgetResult,
     SettleBudgetResult,
     UsageDimensions,
-    UsageOutcome,
 )
 from flowfabric_worker.outcomes import Interrupted
 
 log = log_queue.Log(__name__)
 R = TypeVar("R")
-
-# The counters above their soft limits that this process has told of; one that has fallen meanwhile is told of again.
-_told: Final[dict[tuple[str, str | None], int]] = {}
-_telling = threading.Lock()
 
 
 class BudgetUses:
@@ -40,14 +36,20 @@ class BudgetUses:
     Args:
         execution: the execution of the handler.
         engine: where the budgets are.
+        hooks: are called when a budget stops the handler, and when a soft limit is passed.
         shield: defers the interruption of the handler.
     """
 
     def __init__(
-        self, execution: LeasedExecution, engine: EngineBackend, shield: Callable[[], AbstractContextManager[None]]
+        self,
+        execution: LeasedExecution,
+        engine: EngineBackend,
+        hooks: Hooks,
+        shield: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._execution = execution
         self._engine = engine
+        self._hooks = hooks
         self._shield = shield
         self._numbers = itertools.count()
 
@@ -57,7 +59,9 @@ class BudgetUses:
         key = f"{self._execution.key}:{claimed.handle.attempt_index}:{next(self._numbers)}"
         usage = UsageDimensions(custom=amounts, dedup_key=key)
         for each in self._budgets(budget):
-            self._checked(each, self._fenced(partial(self._engine.report_usage, self._execution.handle, each, usage)))
+            answer = self._fenced(partial(self._engine.report_usage, self._execution.handle, each, usage))
+            self._check(each, answer)
+            self._tell(each, amounts, answer)
 
     def reserve(self, budget: str | None, amounts: Mapping[str, int], hold: timedelta) -> Reservation:
         """Reserve amounts of a budget, or of all of the execution."""
@@ -67,46 +71,47 @@ class BudgetUses:
         usage = UsageDimensions(custom=amounts)
         budgets = self._budgets(budget)
         for each in budgets:
-            self._checked(each, self._fenced(partial(self._engine.reserve_budget, handle, each, key, usage, hold)))
+            self._check(each, self._fenced(partial(self._engine.reserve_budget, handle, each, key, usage, hold)))
         return Reservation(amounts, partial(self._settle, budgets, key))
 
     def _settle(self, budgets: Sequence[BudgetId], key: str, amounts: Mapping[str, int]) -> None:
         usage = UsageDimensions(custom=amounts)
         for each in budgets:
             answer = self._fenced(partial(self._engine.settle_budget, self._execution.handle, each, key, usage))
-            self._tell(each, answer)
+            self._tell(each, amounts, answer)
 
     def _budgets(self, budget: str | None) -> Sequence[BudgetId]:
         if budget is not None:
             return (BudgetId(budget),)
         return tuple(map(BudgetId, self._execution.claimed.policy.budget_ids))
 
-    def _checked(self, budget: BudgetId, answer: ReportUsageResult | ReserveBudgetResult) -> None:
-        """Leave the handler if a budget has stopped its execution; tell of a soft limit."""
-        if answer.consequence is not None:
-            taken = f"{answer.current_usage} of {answer.limit}"
-            self._lose(f"budget {budget!r} has reached its limit of {answer.dimension}, {taken}")
-        if isinstance(answer, ReportUsageResult):
-            self._tell(budget, answer)
-
-    def _tell(self, budget: BudgetId, answer: ReportUsageResult | SettleBudgetResult) -> None:
-        """Log once that a counter is above its soft limit."""
-        if answer.outcome is UsageOutcome.OK or answer.current_usage is None:
+    def _check(self, budget: BudgetId, answer: ReportUsageResult | ReserveBudgetResult) -> None:
+        """Leave the handler if a budget has stopped its execution."""
+        if answer.consequence is None:
             return
-        place = (budget, answer.dimension)
-        with _telling:
-            is_known = _told.get(place, answer.current_usage + 1) <= answer.current_usage
-            _told[place] = answer.current_usage
-        if not is_known:
-            claimed = self._execution.claimed
-            log.warning(
-                "budget %r is above its limit of %s: %s of %s",
-                budget,
-                answer.dimension,
-                answer.current_usage,
-                answer.limit,
-                extra=log_fields(claimed.task, claimed.handle.lane, claimed.handle.attempt_index, self._execution.key),
-            )
+        taken = f"{answer.current_usage} of {answer.limit}"
+        reason = f"budget {budget!r} has reached its limit of {answer.dimension}, {taken}"
+        failed = answer.consequence is OnHardLimit.FAIL
+        execution = self._execution
+        execution.lose(reason, partial(self._hooks.stopped_by_budget, execution, reason, budget, failed=failed))
+        raise Interrupted(reason)
+
+    def _tell(
+        self, budget: BudgetId, amounts: Mapping[str, int], answer: ReportUsageResult | SettleBudgetResult
+    ) -> None:
+        """Tell by log, hook and frame that a use has passed a limit: the one use that did, of all workers."""
+        name, used, limit = answer.dimension, answer.current_usage, answer.limit
+        if name is None or used is None or limit is None or answer.already_applied or used - amounts[name] > limit:
+            return
+        text = f"budget {budget!r} is above its limit of {name}: {used} of {limit}"
+        log.warning("%s", text, extra=self._execution.fields)
+        self._hooks.tell("on_soft_limit", self._execution, text, budget=budget)
+        frame = budget_limit_frame(budget, name, used, limit)
+        try:
+            self._fenced(partial(self._engine.append_frame, self._execution.handle, frame))
+        except EngineError as error:
+            # The amounts are counted, so a stream that is full or away must not fail the handler.
+            log.warning("The stream does not tell that %s: %s", text, error, extra=self._execution.fields)
 
     def _fenced(self, call: Callable[[], R]) -> R:
         with self._shield():
@@ -115,7 +120,3 @@ class BudgetUses:
             except StateError as error:
                 self._execution.lose("lease lost")
                 raise Interrupted(str(error)) from error
-
-    def _lose(self, reason: str) -> NoReturn:
-        self._execution.lose(reason)
-        raise Interrupted(reason)

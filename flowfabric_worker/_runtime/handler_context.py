@@ -16,6 +16,7 @@ from flowfabric_worker._runtime.budget_uses import BudgetUses
 from flowfabric_worker._runtime.frame_appender import Appender
 from flowfabric_worker._runtime.frame_writer import FrameWriter
 from flowfabric_worker._runtime.gathering import gathered
+from flowfabric_worker._runtime.hooks import Hooks
 from flowfabric_worker._runtime.lease_table import LeasedExecution
 from flowfabric_worker._steps.durable_calls import (
     RESERVED,
@@ -80,7 +81,7 @@ class HandlerContext(TaskContext):
         opened: the transaction of the handler; None unless it asked for one.
     """
 
-    def __init__(self, execution: LeasedExecution, engine: EngineBackend, appender: Appender) -> None:
+    def __init__(self, execution: LeasedExecution, engine: EngineBackend, appender: Appender, hooks: Hooks) -> None:
         claimed = execution.claimed
         self._execution = execution
         self._engine = engine
@@ -89,7 +90,7 @@ class HandlerContext(TaskContext):
         self.opened: AttemptTransaction | None = None
         self._sleeps = Sleeps()
         self._gathers = GatherNames()
-        self._uses = BudgetUses(execution, engine, self.shield)
+        self._uses = BudgetUses(execution, engine, hooks, self.shield)
         # Whether the end of the last wait is recorded.
         self._has_looked = False
         # What ended the last suspension, and its signals; None before they are asked for.

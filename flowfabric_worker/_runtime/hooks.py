@@ -23,7 +23,9 @@ log = log_queue.Log(__name__)
 T = TypeVar("T")
 Hook: TypeAlias = Callable[[AttemptEvent], None]
 
-_NAMES: Final = ("on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_lost", "on_ended")
+_NAMES: Final = (
+    "on_claim", "on_success", "on_failure", "on_retry", "on_suspend", "on_soft_limit", "on_lost", "on_ended",
+)  # fmt: skip
 # The most events that wait for hooks; beyond it the oldest are dropped.
 MAX_QUEUED: Final = 10_000
 # Seconds between two log lines about hooks that are too slow.
@@ -107,11 +109,11 @@ class Hooks(OwnedThread):
         while len(self._told):
             self._call(self._told.get())
 
-    def tell(self, name: str, execution: LeasedExecution, error: str = "", outcome: str = "") -> None:
+    def tell(self, name: str, execution: LeasedExecution, error: str = "", outcome: str = "", budget: str = "") -> None:
         """Queue an event for the hooks of this name, without blocking."""
         hooks = self._hooks.get(name)
         if hooks is not None:
-            self._told.put((hooks, _event(execution, error, outcome)))
+            self._told.put((hooks, _event(execution, error, outcome, budget)))
 
     def ended(self, execution: LeasedExecution, outcome: PublicState, error: str = "") -> None:
         """Queue the end of an execution, once the store has acknowledged it."""
@@ -132,6 +134,12 @@ class Hooks(OwnedThread):
                 outcome=ended.outcome.value,
             )
             self._told.put((hooks, event))
+
+    def stopped_by_budget(self, execution: LeasedExecution, reason: str, budget: str, *, failed: bool) -> None:
+        """Queue that a budget at its hard limit has stopped a handler, whose execution failed or runs again later."""
+        self.tell("on_failure" if failed else "on_suspend", execution, reason, budget=budget)
+        if failed:
+            self.tell("on_ended", execution, reason, PublicState.FAILED.value, budget)
 
     @property
     def wants_losses(self) -> bool:
@@ -211,7 +219,7 @@ class Hooks(OwnedThread):
         return self._hooks["on_ended"], _event(execution, why, info.public_state.value)
 
 
-def _event(execution: LeasedExecution, error: str, outcome: str) -> AttemptEvent:
+def _event(execution: LeasedExecution, error: str, outcome: str, budget: str = "") -> AttemptEvent:
     handle = execution.handle
     return AttemptEvent(
         execution_id=execution.key,
@@ -223,4 +231,5 @@ def _event(execution: LeasedExecution, error: str, outcome: str) -> AttemptEvent
         seconds=None if execution.started_at is None else (execution.ended_at or now()) - execution.started_at,
         error=error,
         outcome=outcome,
+        budget=budget,
     )

@@ -62,7 +62,9 @@ class InlineRuntime:
         self._execution_log = ExecutionLog()
         self._completer = Completer(LeaseTable(1), engine, self._hooks, self._execution_log)
         arounds = (self._note_interrupt, *arounds_of(middleware))
-        self._attempt_runner = AttemptRunner(self._completer, InlineAppender(engine), engine, limits, arounds)
+        self._attempt_runner = AttemptRunner(
+            self._completer, InlineAppender(engine), engine, limits, self._hooks, arounds
+        )
 
     @property
     def capabilities(self) -> frozenset[str]:

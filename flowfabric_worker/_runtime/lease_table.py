@@ -137,10 +137,12 @@ class LeasedExecution:
         handle = self.handle
         return log_fields(self.task.name, handle.lane, handle.attempt_index, self.key)
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, told: Callable[[], None] | None = None) -> None:
         """Tell the handler that its result will not count; only the first reason is kept.
 
-        If the time of the attempt is over, the reason is "timeout", whatever the caller gives.
+        Args:
+            reason: why; if the time of the attempt is over, the reason is "timeout", whatever the caller gives.
+            told: called in place of `on_lost` if this is the first reason.
         """
         with _losing:
             first = self.lost is None
@@ -153,7 +155,9 @@ class LeasedExecution:
         frames = self.frames
         if frames is not None:
             frames.wake()
-        if first and self.on_lost is not None:
+        if first and told is not None:
+            told()
+        elif first and self.on_lost is not None:
             self.on_lost(self)
         # Interrupt last, because in the handler's own thread this call raises.
         if self.interruption is not None:

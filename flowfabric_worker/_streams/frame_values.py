@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
-from flowfabric_worker.codec import EncodingError, TaskCodec, encode_plain_json
+from flowfabric_worker.codec import DecodingError, EncodingError, TaskCodec, encode_plain_json
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import MAX_FRAME_BYTES
 from flowfabric_worker.engine.merge_patch import merge
-from flowfabric_worker.engine.types.streams import StreamFrame
+from flowfabric_worker.engine.types.streams import Frame, StreamFrame
 
 # The type of a frame that holds an encoded value begins with this; the name of the codec follows.
 _VALUE: Final = "value:"
+# The type of a frame that tells of a budget above a limit.
+BUDGET_LIMIT: Final = "budget_limit"
 
 
 def frame_type_of(codec: TaskCodec) -> str:
@@ -37,6 +40,25 @@ def decode_value(codec: TaskCodec, frame: StreamFrame) -> Any:
     if not frame.frame_type.startswith(_VALUE):
         return frame.payload
     return codec.named(frame.frame_type.removeprefix(_VALUE)).decode_frame(frame.payload)
+
+
+def budget_limit_frame(budget: str, dimension: str, used: int, limit: int) -> Frame:
+    """Return the frame that tells of a budget above a limit."""
+    # It has no number, because a handler that runs again may not pass the limit again.
+    return Frame(payload=json.dumps([budget, dimension, used, limit]).encode(), frame_type=BUDGET_LIMIT)
+
+
+def decode_budget_limit(frame: StreamFrame) -> tuple[str, str, int, int]:
+    """Return the budget, the dimension, its counter and its limit of a frame that tells of a budget above a limit.
+
+    Raises:
+        DecodingError: the frame is damaged.
+    """
+    try:
+        budget, dimension, used, limit = json.loads(frame.payload)
+        return str(budget), str(dimension), int(used), int(limit)
+    except (ValueError, TypeError, RecursionError):
+        raise DecodingError(f"A frame about a budget is damaged: {frame.payload!r:.100}.") from None
 
 
 def encode_patch(task: str, patch: Any) -> bytes:

@@ -69,7 +69,7 @@ class BudgetCalls:
         Args:
             name: its name, which tasks give in `budgets=`.
             limits: the hard limits by dimension, such as `{"tokens": 100_000}`.
-            soft: the soft limits by dimension; passing one is logged.
+            soft: the soft limits by dimension; the use that passes one is told in the log, by a hook and in its stream.
             every: how often the counters are set to zero; None for never.
             on_hard_limit: what a handler that would pass a limit does: "block", "suspend" or "fail". New work waits at
                 the limit in any case.

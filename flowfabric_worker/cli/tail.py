@@ -17,7 +17,7 @@ from flowfabric_worker.client import Client
 from flowfabric_worker.codec import DecodingError
 from flowfabric_worker.engine.errors import EngineError, EngineTimeoutError, TransportError
 from flowfabric_worker.engine.ids import ExecutionId
-from flowfabric_worker.stream import AttemptBegan, RunStream, StreamItem, StreamValue, ValuesDropped
+from flowfabric_worker.stream import AttemptBegan, BudgetLimitPassed, RunStream, StreamItem, StreamValue, ValuesDropped
 
 # Seconds after which a tail that waits looks whether its output is still read.
 _LOOK_EVERY: Final = 2.0
@@ -31,8 +31,8 @@ _LOOK_EVERY: Final = 2.0
 def tail(client: Client, *, execution_id: str, after: str | None, as_json: bool) -> None:
     """Print the values that an execution emits, until it has ended.
 
-    Texts are printed as they are, other values as JSON. Where another attempt begins, or live values were dropped,
-    a line on stderr says so; with --json it is a document. Ctrl-C says how to continue.
+    Texts are printed as they are, other values as JSON. Where another attempt begins, live values were dropped, or a
+    limit of a budget was passed, a line on stderr says so; with --json it is a document. Ctrl-C says how to continue.
     """
     identity = ExecutionId.parse(execution_id)
     stream = client.stream(identity, after, timeout=_LOOK_EVERY)
@@ -102,6 +102,9 @@ def _print(item: StreamItem[Any], as_json: bool) -> None:
             _print_mark("attempt", f"Attempt {item.attempt} begins.", item.attempt, item.cursor, as_json)
         case ValuesDropped():
             _print_mark("dropped", "Live values were dropped here.", item.attempt, item.cursor, as_json)
+        case BudgetLimitPassed():
+            text = f"The budget {item.budget!r} is above its limit of {item.dimension}: {item.used} of {item.limit}."
+            _print_mark("budget", one_line(text), item.attempt, item.cursor, as_json)
 
 
 def _print_mark(mark: str, text: str, attempt: int, cursor: str, as_json: bool) -> None:

@@ -355,16 +355,23 @@ function ff.note_breach(ctx, budget, name, current, hard)
   return { 'hard_breach', name, ff.text(current), ff.text(hard) }
 end
 
--- Return the answer to a report that was counted: whether a dimension of it is above its soft limit.
+-- Return the answer to a report that was counted: the first dimension of it that has passed its soft limit by it, else the
+-- first that is above its soft limit.
 function ff.standing_of(budget, amounts)
+  local answer, has_passed = nil, false
   for _, amount in ipairs(amounts) do
     local limit, used = budget.by_name[amount[1]], budget.counted[amount[1]].used
-    if limit and limit.soft and used > limit.soft then
-      budget.soft_breaches = ff.text(tonumber(budget.soft_breaches) + 1)
-      return { 'soft_breach', amount[1], ff.text(used), ff.text(limit.soft) }
+    if limit and limit.soft and used > limit.soft and not has_passed then
+      has_passed = used - amount[2] <= limit.soft
+      if has_passed or not answer then
+        answer = { 'soft_breach', amount[1], ff.text(used), ff.text(limit.soft) }
+      end
     end
   end
-  return { 'ok' }
+  if answer then
+    budget.soft_breaches = ff.text(tonumber(budget.soft_breaches) + 1)
+  end
+  return answer or { 'ok' }
 end
 
 -- Check all amounts of a report, then count all of them; a breach of a hard limit counts nothing. Return the answer, and

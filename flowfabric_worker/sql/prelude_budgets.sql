@@ -298,20 +298,23 @@ BEGIN
   RETURN b;
 END $$;
 
--- Return the answer to a report that was counted: whether a dimension of it is above its soft limit.
+-- Return the answer to a report that was counted: the first dimension of it that has passed its soft limit by it, else the
+-- first that is above its soft limit.
 CREATE FUNCTION fn.standing_of(b fn.budget, amounts bytea[]) RETURNS bytea[] LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
   used bigint;
   soft bigint;
+  answer bytea[];
 BEGIN
   FOR at IN 1 .. cardinality(amounts) BY 2 LOOP
     used := b.used[array_position(b.counted, amounts[at])];
     soft := b.softs[array_position(b.limited, amounts[at])];
-    IF used > soft THEN
-      RETURN ARRAY['soft_breach'::bytea, amounts[at], fn.bytes(used), fn.bytes(soft)];
+    IF used > soft AND (answer IS NULL OR used - fn.num(amounts[at + 1]) <= soft) THEN
+      answer := ARRAY['soft_breach'::bytea, amounts[at], fn.bytes(used), fn.bytes(soft)];
+      EXIT WHEN used - fn.num(amounts[at + 1]) <= soft;
     END IF;
   END LOOP;
-  RETURN ARRAY['ok'::bytea];
+  RETURN coalesce(answer, ARRAY['ok'::bytea]);
 END $$;
 
 -- Check all amounts of a report, then count all of them; a breach of a hard limit counts nothing. Return the budget, whose

@@ -74,6 +74,20 @@ def test_a_report_passes_the_soft_limit_and_never_the_hard_one(engine: Engine) -
     assert (status.usage, status.breach_count, status.soft_breach_count) == ({"tokens": 100}, 1, 2)
 
 
+def test_a_report_names_the_soft_limit_that_it_passes_before_others(engine: Engine) -> None:
+    dimensions = [BudgetDimension(name=name, soft_limit=10) for name in ("calls", "cents", "tokens")]
+    engine.create_budget(CreateBudgetArgs(budget_id=TEAM, definition=BudgetDefinition(dimensions=dimensions)))
+
+    both = {"calls": 1, "cents": 1}
+    amounts = [{"cents": 11}, both, {**both, "tokens": 12}, {"cents": 1, "tokens": 1}]
+    answers = [engine.report_usage_admin(TEAM, UsageDimensions(custom=each)) for each in amounts]
+
+    assert [(each.outcome, each.dimension, each.current_usage) for each in answers] == [
+        (SOFT, "cents", 11), (SOFT, "cents", 12), (SOFT, "tokens", 12), (SOFT, "cents", 14),
+    ]  # fmt: skip
+    assert engine.get_budget_status(TEAM).soft_breach_count == 4
+
+
 def test_a_breach_in_one_dimension_counts_nothing_in_any(engine: Engine, clock: Clock) -> None:
     dimensions = [BudgetDimension(name="cents", hard_limit=50), BudgetDimension(name="tokens")]
     engine.create_budget(CreateBudgetArgs(budget_id=TEAM, definition=BudgetDefinition(dimensions=dimensions)))

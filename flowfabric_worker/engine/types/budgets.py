@@ -166,7 +166,7 @@ class ReportUsageResult:
 
     Attributes:
         outcome: OK and SOFT_BREACH added everything, HARD_BREACH added nothing.
-        dimension: the first one that passed its limit, by name.
+        dimension: the first one that passed its limit by this report, else the first one that is above it, by name.
         current_usage: its counter, after a soft breach with the report; after a hard one without it, but with what is
             reserved.
         limit: the limit that it passed.
