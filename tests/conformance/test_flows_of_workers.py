@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from flowfabric_worker import ExecutionFailed, Fail, ResultError, Worker, current
+from flowfabric_worker import Client, ExecutionFailed, Fail, ResultError, Worker, current
 from flowfabric_worker.engine.types.flows import FlowState
+from flowfabric_worker.engine.types.states import PublicState
 
 
 @pytest.fixture
@@ -70,3 +71,40 @@ def test_a_parent_gathers_children_that_have_children(worker: Worker) -> None:
     worker.run_until_idle()
 
     assert run.result(5) == 8
+
+
+def test_children_spend_from_the_budgets_of_all_above_them_once(worker: Worker) -> None:
+    def usage() -> list[int]:
+        return [status.usage["tokens"] for name in ("team", "own") if (status := client.budget(name)) is not None]
+
+    @worker.task
+    def leaf(tokens: int) -> int:
+        current().use(tokens=tokens)
+        return tokens
+
+    @worker.task
+    def branch(tokens: int) -> int:
+        return sum(current().gather(*(current().spawn(f"leaf {number}", leaf, tokens) for number in range(2))))
+
+    @worker.task
+    def root(tokens: int) -> int:
+        current().use(tokens=1)
+        inner = current().spawn("inner", branch.options(budgets=["own"]), tokens)
+        outer = current().spawn("outer", leaf, tokens)
+        return sum(current().gather(inner, outer))
+
+    with Client(worker.url) as client:
+        client.create_budget("team", {"tokens": 100})
+        client.create_budget("own", {"tokens": 100})
+        run = root.options(budgets=["team"]).submit(10)
+        worker.run_until_idle()
+        assert (run.result(5), usage()) == (30, [31, 20])
+
+        # The leaves of a tree whose budget is full wait for it, whatever their parents' other budgets hold.
+        blocked = root.options(budgets=["team"]).submit(30)
+        worker.run_until_idle()
+        assert blocked.state() is PublicState.WAITING_CHILDREN
+        assert usage()[0] == 92
+        client.update_budget("team", {"tokens": 1000})
+        worker.run_until_idle()
+        assert (blocked.result(5), usage()) == (90, [122, 80])

@@ -23,6 +23,8 @@ from flowfabric_worker import (
 )
 from flowfabric_worker._runtime import handler_context
 from flowfabric_worker.engine.flow_graphs import children_id, member_id
+from flowfabric_worker.engine.ids import BudgetId
+from flowfabric_worker.engine.types.budgets import BudgetDefinition, BudgetDimension, CreateBudgetArgs
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support.observation import in_state
 from tests.support.places import Place
@@ -219,6 +221,27 @@ def test_cancelling_a_parent_cancels_its_children_but_the_detached(either: Worke
     with pytest.raises(ExecutionCancelled):
         run.result(5)
     assert child_of(either, run, "detached").state() is PublicState.DELAYED
+
+
+def test_children_use_the_budgets_of_their_parents_and_their_own(place: Place) -> None:
+    @place.worker.task
+    def child() -> int:
+        current().use(tokens=10)
+        return 1
+
+    @place.worker.task(budgets=["team"])
+    def parent() -> int:
+        spawn = current().spawn
+        return sum(current().gather(spawn("plain", child), spawn("own", child.options(budgets=["own", "team"]))))
+
+    engine = place.worker.engine
+    for name in ("team", "own"):
+        definition = BudgetDefinition(dimensions=[BudgetDimension(name="tokens", hard_limit=100)])
+        engine.create_budget(CreateBudgetArgs(budget_id=BudgetId(name), definition=definition))
+    place.start()
+
+    assert parent.submit().result(10) == 2
+    assert [engine.get_budget_status(BudgetId(name)).usage["tokens"] for name in ("team", "own")] == [20, 10]
 
 
 def test_children_go_on_when_their_parent_ends_by_itself(either: Worker) -> None:
