@@ -12,6 +12,7 @@ import click
 from benchmarks import (
     commands,
     comparison,
+    flows,
     kills,
     leases,
     listings,
@@ -36,7 +37,7 @@ from benchmarks.server import Server
 
 SECTIONS = (
     "peers", "kills", "memory", "commands", "server", "writes", "leases", "steps", "streams", "waits", "listings",
-    "quotas", "logs", "scale", "schedules", "timing", "postgres",
+    "quotas", "flows", "logs", "scale", "schedules", "timing", "postgres",
 )  # fmt: skip
 _TABLES = {
     "writes": writes.table,
@@ -46,6 +47,7 @@ _TABLES = {
     "waits": waits.table,
     "listings": listings.table,
     "quotas": quotas.table,
+    "flows": flows.table,
     "logs": logs.table,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"

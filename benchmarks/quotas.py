@@ -1,4 +1,4 @@
-"""Quotas: what admission costs a task under one hot quota, beside none, on both kinds of store."""
+"""Gates: what admission costs a task under one hot quota or budget, beside none, on both kinds of store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from benchmarks.postgres_server import PostgresBench
 from benchmarks.report import Table, number
 from benchmarks.server import Server
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.ids import QuotaPolicyId
+from flowfabric_worker.engine.ids import BudgetId, QuotaPolicyId
+from flowfabric_worker.engine.types.budgets import BudgetDefinition, BudgetDimension, CreateBudgetArgs
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy
@@ -24,7 +25,12 @@ _ROUNDS: Final = 3
 _QUOTA: Final = QuotaPolicyId("hot")
 # It admits all of them: what is measured is the admission, not the waiting.
 _LIMITS: Final = QuotaPolicy(max_concurrent=1_000, max_requests_per_window=1_000_000)
-_POLICIES: Final = {"none": ExecutionPolicy(), "one hot quota": ExecutionPolicy(quota_policy_id=_QUOTA)}
+_BUDGET: Final = BudgetId("hot")
+_POLICIES: Final = {
+    "none": ExecutionPolicy(),
+    "one hot quota": ExecutionPolicy(quota_policy_id=_QUOTA),
+    "one hot budget": ExecutionPolicy(budget_ids=(_BUDGET,)),
+}
 
 # Runs something and returns what it costs.
 Cost: TypeAlias = Callable[[Callable[[], object]], float]
@@ -71,19 +77,21 @@ def _measure_all(found: Found, store: str, url: str, cost: Cost) -> None:
     engine = open_engine(url)
     engine.prepare()
     engine.create_quota_policy(CreateQuotaPolicyArgs(quota_policy_id=_QUOTA, policy=_LIMITS))
+    limit = BudgetDefinition(dimensions=[BudgetDimension(name="tokens", hard_limit=1_000_000)])
+    engine.create_budget(CreateBudgetArgs(budget_id=_BUDGET, definition=limit))
     for _ in range(_ROUNDS):
         for size in (1, 50):
-            for quota in _POLICIES:
-                found.setdefault((store, quota, size), []).append(_measure(engine, cost, quota, size))
+            for gate in _POLICIES:
+                found.setdefault((store, gate, size), []).append(_measure(engine, cost, gate, size))
     engine.close()
 
 
-def _measure(engine: Engine, cost: Cost, quota: str, size: int) -> Admission:
+def _measure(engine: Engine, cost: Cost, gate: str, size: int) -> Admission:
     """Create, claim and complete tasks, `size` of them in each call."""
     tasks = TASKS * size // 50
     claim_us = complete_us = 0.0
     for _ in range(0, tasks, size):
-        work.create(engine, size, policy=_POLICIES[quota])
+        work.create(engine, size, policy=_POLICIES[gate])
         claimed: list[Claimed] = []
         claim_us += cost(lambda claimed=claimed: claimed.extend(work.claim(engine, size)))  # type: ignore[misc]
         complete_us += cost(lambda claimed=claimed: work.complete(engine, claimed))  # type: ignore[misc]
@@ -93,16 +101,16 @@ def _measure(engine: Engine, cost: Cost, quota: str, size: int) -> Admission:
 def table_of(found: Mapping[tuple[str, str, int], Sequence[Admission]]) -> Table:
     """Return the medians, in the order in which they were measured."""
     return Table(
-        title="Admission under one hot quota",
-        headings=["store", "quota", "tasks per call", "us to claim one", "us to complete one"],
+        title="Admission under one hot quota or budget",
+        headings=["store", "gate", "tasks per call", "us to claim one", "us to complete one"],
         rows=[
             [
                 store,
-                quota,
+                gate,
                 number(size),
                 number(statistics.median(each.claim_us for each in rounds)),
                 number(statistics.median(each.complete_us for each in rounds)),
             ]
-            for (store, quota, size), rounds in found.items()
+            for (store, gate, size), rounds in found.items()
         ],
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from flowfabric_worker import Flow, Runtime, Worker, WorkerSettings, chain, chord, current
 
 # The lease of a worker that will be killed, so that its work is soon claimed again; others may be slow.
-SHORT_LEASE = timedelta(seconds=2)
+SHORT_LEASE, LONG_LEASE = timedelta(seconds=2), timedelta(seconds=30)
 CHILDREN = 3
 # The executions of a flow: its nodes, and the children of two of them.
 EXECUTIONS = 7 + 2 * CHILDREN
@@ -83,6 +83,5 @@ def family_of(url: str, journal: Journal) -> tuple[Worker, Flow]:
 if __name__ == "__main__":
     last = int(sys.argv[3])
     served, _ = family_of(sys.argv[1], Journal(Path(sys.argv[2]), last))
-    lease = {"lease": SHORT_LEASE} if last else {}
-    Runtime(served, WorkerSettings(threads=4, **lease)).run()
+    Runtime(served, WorkerSettings(threads=4, lease=SHORT_LEASE if last else LONG_LEASE)).run()
     served.close()

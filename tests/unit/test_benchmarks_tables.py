@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from benchmarks import leases, listings, logs, quotas, schedules, steps, streams, waits, writes
+from benchmarks import flows, leases, listings, logs, quotas, schedules, steps, streams, waits, writes
 from benchmarks.leases import Renewal
 from benchmarks.listings import Page
 from benchmarks.logs import Drain
@@ -106,6 +106,22 @@ def test_streams_are_told_as_times_and_rates() -> None:
         ["frames of one handler", "200 per s", ""],
         ["frames of 8 handlers", "1,000 per s", ""],
     ]
+
+
+def test_flows_are_shown_by_store_and_shape_and_chains_have_a_target() -> None:
+    rates = [flows.Rate(submitted=500.0, run=run) for run in (100.0, 310.0, 400.0)]
+    table = flows.table_of({("Valkey", "10 in a row"): rates, ("Postgres", "1 to 3 to 1"): rates})
+
+    assert [row[:2] + row[3:] for row in table.rows] == [
+        ["Valkey", "10 in a row", "310", "at least 300", "yes"],
+        ["Postgres", "1 to 3 to 1", "310", "-", "-"],
+    ]
+
+
+def test_flows_of_each_shape_run_to_their_ends_when_they_are_measured() -> None:
+    for name, (shape, _) in flows.SHAPES.items():
+        rate = flows.measure(f"memory://{name.replace(' ', '').replace(',', '')}", shape, 1)
+        assert min(rate.submitted, rate.run) > 0
 
 
 def test_admission_is_shown_by_quota_and_by_tasks_per_call() -> None:
