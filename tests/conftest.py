@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +31,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 STORES = ("memory", "memory5", "embedded", "valkey", "cluster", "postgres", "postgres5")
 # The conformance suite runs on these unless others are asked for; the embedded store is a Valkey on a unix socket.
 DEFAULT_STORES = ("memory", "memory5", "embedded", "cluster", "postgres")
-
-# The files of the conformance suite whose operations Postgres does not have yet.
-NOT_YET_ON_POSTGRES: tuple[str, ...] = ()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,9 +107,11 @@ def cluster() -> Iterator[ValkeyCluster]:
 def postgres() -> Iterator[PostgresServer]:
     """Provide a Postgres server for the whole run."""
     from tests.support.postgres import PostgresServer
+    from tests.support.reused_connections import close_idle_connections
 
     with running(PostgresServer()) as server:
         yield server
+        close_idle_connections()
 
 
 @pytest.fixture
@@ -128,9 +128,19 @@ def server_url(request: pytest.FixtureRequest) -> str | None:
 def store_url(store_name: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Provide the URL of a store for one test: its own prefix keeps tests apart on one server."""
     mark = uuid4().hex[:12]
-    yield _url_of(store_name, mark, request)
+    with _reused_connections(store_name):
+        yield _url_of(store_name, mark, request)
     # A store in this process takes almost 2 MiB.
     forget_memory(mark)
+
+
+def _reused_connections(store_name: str) -> AbstractContextManager[None]:
+    """Provide a block whose stores on Postgres use the connections of earlier tests."""
+    if store_name not in ("postgres", "postgres5"):
+        return nullcontext()
+    from tests.support.reused_connections import reusing_connections
+
+    return reusing_connections()
 
 
 def _url_of(store_name: str, mark: str, request: pytest.FixtureRequest) -> str:

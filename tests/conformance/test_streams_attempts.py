@@ -19,6 +19,9 @@ from tests.support.executions import BOOM, RETRYING, claim_one, created, running
 from tests.support.streams import BEGINNING, BlockedTail, append_all, frame, tail, waiting
 from tests.support.suspensions import signal, suspend
 
+# A claim on Postgres passes over an execution that a reader looks at, and is woken as soon as that has looked.
+BESIDE = timedelta(seconds=5)
+
 LONGEST = timedelta(milliseconds=MAX_TAIL_BLOCK_MS)
 
 
@@ -60,7 +63,7 @@ def test_a_retry_after_half_an_answer_is_marked(engine: Engine) -> None:
     follower = Follower(engine, claimed.execution_id)
     append_all(engine, claimed.handle, [frame("a"), frame("b")])
     engine.fail(claimed.handle, BOOM, FailureClass.TRANSIENT, retry_after=timedelta())
-    again = claim_one(engine, claimed.handle.lane)
+    again = claim_one(engine, claimed.handle.lane, max_wait=BESIDE)
     append_all(engine, again.handle, [frame(c) for c in "abc"])
     engine.complete(again.handle)
 
@@ -74,7 +77,7 @@ def test_a_resume_gives_no_mark(engine: Engine) -> None:
     engine.append_frame(claimed.handle, frame("a"))
     (waitpoint,) = suspend(engine, claimed, "ready")
     signal(engine, claimed.execution_id, waitpoint)
-    again = claim_one(engine, claimed.handle.lane)
+    again = claim_one(engine, claimed.handle.lane, max_wait=BESIDE)
     engine.append_frame(again.handle, frame("b"))
     engine.complete(again.handle)
 
@@ -125,7 +128,7 @@ def test_the_frames_of_a_lost_worker_are_followed_by_the_next_ones(engine: Engin
     follower = Follower(engine, claimed.execution_id)
     engine.append_frame(claimed.handle, frame("a"))
     clock.move(timedelta(seconds=1))
-    again = claim_one(engine, claimed.handle.lane, worker="w2")
+    again = claim_one(engine, claimed.handle.lane, max_wait=BESIDE, worker="w2")
     engine.append_frame(again.handle, frame("b"))
     engine.complete(again.handle)
 
@@ -139,7 +142,7 @@ def test_a_replayed_run_has_another_attempt(engine: Engine) -> None:
     assert list(followed(engine, claimed.execution_id)) == ["a"]
     engine.replay_execution(ReplayExecutionArgs(execution_id=claimed.execution_id))
     follower = Follower(engine, claimed.execution_id)
-    again = claim_one(engine, claimed.handle.lane)
+    again = claim_one(engine, claimed.handle.lane, max_wait=BESIDE)
     engine.append_frame(again.handle, frame("b"))
     engine.complete(again.handle)
 

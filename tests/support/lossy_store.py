@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import uuid4
 
 from flowfabric_worker.engine.engine import Engine
@@ -139,13 +141,25 @@ class AwayStore(LosingStore):
         return [TransportError(backend=self.label) if each.partition in self.away else next(replies) for each in calls]
 
 
+# Creating a schema with its tables takes longer than most tests do.
+_BESIDE: Final = ("beside0", "beside1", "beside2")
+_schemas_of: weakref.WeakKeyDictionary[Engine, Iterator[str]] = weakref.WeakKeyDictionary()
+
+
 def empty_store_beside(engine: Engine) -> Store:
-    """Return an empty store on the same server, under a prefix or in a schema of its own."""
+    """Return an empty store on the same server, under a prefix or in a schema of its own.
+
+    On Postgres the fourth one of an engine has the schema of the first, which is emptied.
+    """
     if engine.backend_label() == "postgresql":
         from flowfabric_worker.engine.stores.postgres import PostgresStore
+        from tests.support.postgres import emptying
 
         assert isinstance(engine.store, PostgresStore)
-        beside = PostgresStore(engine.store._pool, schema=f"b{uuid4().hex[:12]}", address=engine.store.address)
+        schema = next(_schemas_of.setdefault(engine, itertools.cycle(_BESIDE)))
+        beside = PostgresStore(engine.store._pool, schema=schema, address=engine.store.address)
+        with beside.connection() as connection:
+            connection.execute(emptying(schema), timeout=CALL_TIMEOUT)
         beside.install()
         return beside
     assert isinstance(engine.store, ValkeyStore)
