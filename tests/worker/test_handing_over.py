@@ -89,32 +89,32 @@ def test_work_behind_a_slow_task_goes_to_a_free_worker(
     assert counted == {(0, 0)}
 
 
-def offers_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return when the keeper of a worker offers what waits; filled as it does so."""
-    capabilities: list[float] = []
+def record_handovers(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record when the lease keeper of a worker offers waiting work to others, and return the list of these moments."""
+    handovers: list[float] = []
     release = worker.engine.release_many
 
     def noted(handles: Any, **options: Any) -> Any:
         if options.get("if_wanted"):
-            capabilities.append(time.monotonic())
+            handovers.append(time.monotonic())
         return release(handles, **options)
 
     monkeypatch.setattr(worker.engine, "release_many", noted)
-    return capabilities
+    return handovers
 
 
 def test_waiting_work_stays_while_no_other_worker_is_free(
     served: Worker, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capabilities = offers_of(served, monkeypatch)
+    handovers = record_handovers(served, monkeypatch)
     where: list[str] = []
     runtime, slow, quick = holding_ahead(served, start, over, pace, where)
     # Its own claimer may have been waiting for more when it slowed down; that one gets them back, and waits no more.
-    wait_until(lambda: len(capabilities) >= 2, "it has been offered")
+    wait_until(lambda: len(handovers) >= 2, "it has been offered")
     before = [steady(info_of(served, run)) for run in quick]
-    wait_until(lambda: len(capabilities) >= 5, "it was offered some times")
+    wait_until(lambda: len(handovers) >= 5, "it was offered some times")
 
-    assert capabilities[4] - capabilities[1] > 0.7, "it is offered now and then, not in a loop"
+    assert handovers[4] - handovers[1] > 0.7, "it is offered now and then, not in a loop"
     assert [steady(info_of(served, run)) for run in quick] == before
     over.set()
     assert slow.result(10) is True
@@ -128,15 +128,15 @@ def test_a_worker_that_waits_for_other_work_gets_none_of_it(
     another: Another, start: Start, over: threading.Event, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy, other = another(), another()
-    capabilities = offers_of(busy, monkeypatch)
+    handovers = record_handovers(busy, monkeypatch)
     _, _, quick = holding_ahead(busy, start, over, pace, [])
     other.task(name="else")(lambda: "else")
     start(other, threads=1)
     assert other.tasks["else"].submit().result(10) == "else"
-    wait_until(lambda: len(capabilities) >= 2, "it has been offered")
+    wait_until(lambda: len(handovers) >= 2, "it has been offered")
     before = [steady(info_of(other, run)) for run in quick]
-    offered = len(capabilities)
-    wait_until(lambda: len(capabilities) >= offered + 2, "it is offered while the other one waits")
+    offered = len(handovers)
+    wait_until(lambda: len(handovers) >= offered + 2, "it is offered while the other one waits")
 
     assert [steady(info_of(other, run)) for run in quick] == before
 

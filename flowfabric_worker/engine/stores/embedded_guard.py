@@ -91,8 +91,8 @@ class Valkey:
     files = (socket, log, data)
     greeting = b"PING\r\n"
     welcome = b"+PONG"
-    # How long the first start may take.
-    patience = 10.0
+    # Seconds that the first start may take.
+    start_timeout = 10.0
     _OPTIONS = {
         "port": "0",
         "unixsocket": socket,
@@ -139,7 +139,7 @@ class Postgres:
     greeting = (len(_SESSION) + 4).to_bytes(4, "big") + _SESSION
     welcome = b"R"
     # The first start creates the data.
-    patience = 60.0
+    start_timeout = 60.0
     _PID_FILE = f"{data}/postmaster.pid"
 
     @classmethod

@@ -79,7 +79,7 @@ class EmbeddedServer:
             raise _unavailable("The embedded store needs Linux or macOS; name another store, such as valkey://HOST.")
         home = _prepare(directory, kind)
         try:
-            membership = _enter(home, kind, kind.patience if timeout is None else timeout)
+            membership = _enter(home, kind, kind.start_timeout if timeout is None else timeout)
         except OSError as error:
             raise _unavailable(f"The embedded store cannot use {home}: {error}. {_CHOOSE}") from error
         return cls(directory=home, kind=kind, membership=membership)

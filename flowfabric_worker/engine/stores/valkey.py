@@ -89,7 +89,7 @@ class ValkeyStore(Store):
         name = library().function("check_rights")
         sample = (self._key(0), self.channel("any"))
         with self.translated():
-            reply = self._call_one(pool, ("FCALL", name, 0, *sample, *library().commands, *own), CALL_TIMEOUT)
+            reply = self._send_command(pool, ("FCALL", name, 0, *sample, *library().commands, *own), CALL_TIMEOUT)
         return [command.decode() for command in reply]
 
     def other_releases(self) -> tuple[str, ...]:
@@ -115,16 +115,16 @@ class ValkeyStore(Store):
     ) -> Reply:
         pool = self.pool_of(partition)
         if self._replicas:
-            ((answer,),) = _in_turns([self._call_group(pool, [Call(function, partition, arguments)], timeout)])
+            ((answer,),) = _in_turns([self._call_server(pool, [Call(function, partition, arguments)], timeout)])
             if isinstance(answer, EngineError):
                 raise answer
             return answer
         try:
-            return self._call_one(pool, self.command(function, partition, arguments), timeout)
+            return self._send_command(pool, self.command(function, partition, arguments), timeout)
         except (redis.RedisError, OSError) as error:
             raise self.translate(error) from error
 
-    def _call_one(self, pool: Pool, command: Command, timeout: float) -> Reply:
+    def _send_command(self, pool: Pool, command: Command, timeout: float) -> Reply:
         try:
             (reply,) = self._exchange(pool, [command], timeout)
         except redis.ResponseError as error:
@@ -166,7 +166,7 @@ class ValkeyStore(Store):
                 replies[index] = error
         # Call servers without an open connection in threads: they may be down, and would delay the others.
         away = [place for place, pool in enumerate(groups) if len(groups) > 1 and not pool.is_ready()]
-        steps = [self._call_group(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
+        steps = [self._call_server(pool, [calls[i] for i in places], timeout) for pool, places in groups.items()]
         for place, pool in enumerate(groups):
             if place not in away and pool.has_spare():
                 steps[place] = _begun(steps[place])
@@ -238,7 +238,7 @@ class ValkeyStore(Store):
     # The following generators yield while replies are outstanding, so that several servers can work in parallel for one
     # thread. A generator that is dropped there drops its connection too.
 
-    def _call_group(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
+    def _call_server(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Make calls on one server, window by window, and return their replies and errors."""
         answers: list[Reply | EngineError] = []
         for window in windows(calls):
