@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from tests.support.executions import claim_one, created, creation, refused, requ
 from tests.support.pooler import Pooler
 from tests.support.postgres import PostgresServer
 from tests.support.servers import running, wait_until
+from tests.support.threads import together
 
 
 @pytest.fixture
@@ -87,6 +89,33 @@ def test_a_worker_process_has_at_most_four_connections(url: str, postgres: Postg
         assert [run.result(30) for run in runs] == [2 * number for number in range(100)]
         most = max(most, rows(postgres, ours)[0][0])
     assert 0 < most - before <= 4
+
+
+def test_threads_that_subscribe_at_once_share_one_connection(postgres: PostgresServer, url: str, schema: str) -> None:
+    listening = f"SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN \"{schema}:%'"
+    for _ in range(5):
+        with contextlib.closing(open_engine(url)) as engine:
+            together(8, lambda number, store=engine.store: store.subscribe(f"t{number}"))  # type: ignore[misc]
+            assert rows(postgres, listening) == [(1,)]
+        wait_until(lambda: rows(postgres, listening) == [(0,)], "the connection is closed")
+
+
+def test_a_process_forked_while_a_thread_subscribes_subscribes_itself(engine: Engine) -> None:
+    store = engine.store
+    assert isinstance(store, PostgresStore)
+    with store.subscribing:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            try:
+                subscription = store.subscribe("topic")
+                store.wake("topic", b"a")
+                code = int(subscription.wait(10) != [b"a"])
+            finally:
+                os._exit(code)
+    assert os.waitpid(child, 0) == (child, 0)
 
 
 def test_a_call_without_a_free_connection_says_so_in_time(postgres: PostgresServer, url: str, engine: Engine) -> None:

@@ -6,6 +6,7 @@ do about a call whose reply is lost; it may send any call again.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,7 @@ class PostgresStore(Store):
 
     Attributes:
         library: the functions and the migrations.
+        subscribing: held while the listening connection is opened, so that the threads of a process share one.
     """
 
     def __init__(self, pool: Pool, *, schema: str = "ff", address: str = "") -> None:
@@ -90,13 +92,14 @@ class PostgresStore(Store):
         self.library = sql_library()
         self.address = address or self.label
         self._pool = pool
-        self._topics: Topics | None = None
         self._queries: dict[str, bytes] = {}
+        self.reset_after_fork()
         forking.remember(self)
 
     def reset_after_fork(self) -> None:
         """Forget the listening connection in a forked process, which is the parent's."""
-        self._topics = None
+        self.subscribing = threading.Lock()
+        self._topics: Topics | None = None
 
     # What a store does
 
@@ -175,14 +178,10 @@ class PostgresStore(Store):
         return HandlerTransaction(connection, self.library.schema_of(self.schema), decoded, self.translate)
 
     def subscribe(self, topic: str) -> Subscription:
-        topics = self._topics
-        if topics is None or not topics.is_open:
-            with self._translated():
-                connection = cast(PostgresConnection, self._pool.connection_class(**self._pool.connection_kwargs))
-                try:
-                    topics = self._topics = Topics(connection, self.channel, self.translate)
-                except DeafError:
-                    return DeafSubscription(self.address)
+        try:
+            topics = self._listening()
+        except DeafError:
+            return DeafSubscription(self.address)
         return topics.subscribe(topic)
 
     def wake(self, topic: str, message: bytes) -> None:
@@ -206,6 +205,15 @@ class PostgresStore(Store):
         self._pool.disconnect()
 
     # How
+
+    def _listening(self) -> Topics:
+        """Return the topics of the listening connection, which is opened if it is not open."""
+        with self.subscribing, self._translated():
+            topics = self._topics
+            if topics is None or not topics.is_open:
+                connection = cast(PostgresConnection, self._pool.connection_class(**self._pool.connection_kwargs))
+                topics = self._topics = Topics(connection, self.channel, self.translate)
+            return topics
 
     def channel(self, topic: str) -> str:
         """Return the channel of a topic."""
