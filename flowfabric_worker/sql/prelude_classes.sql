@@ -60,7 +60,7 @@ BEGIN
     RETURN;
   END IF;
   IF NOT pg_try_advisory_xact_lock('db.classes'::regclass::oid::int, c.p) OR fn.held(c, known.id) > 0
-    OR EXISTS (SELECT FROM db.executions WHERE p = c.p AND class_id = known.id AND ready IS NOT NULL) THEN
+    OR fn.ready_count(c, known.id, 1) > 0 THEN
     PERFORM fn.note_entry(c, 'c', of_class, c.now + fn.an_hour());
     RETURN;
   END IF;
@@ -126,9 +126,9 @@ $$;
 CREATE FUNCTION fn.classes_left(c fn.context, lanes fn.lane[]) RETURNS int[] LANGUAGE sql AS $$
   SELECT ARRAY(
     SELECT class.id FROM unnest(lanes) AS lane, LATERAL unnest(lane.classes) AS class(id)
-    WHERE NOT lane.paused AND EXISTS (
-      SELECT FROM db.executions WHERE p = c.p AND class_id = class.id AND ready IS NOT NULL
-        AND substring(state FROM 1 FOR 1) IN ('r', 'a')
+    WHERE NOT lane.paused AND (
+      SELECT true FROM db.executions WHERE p = c.p AND class_id = class.id AND ready IS NOT NULL
+        AND substring(state FROM 1 FOR 1) IN ('r', 'a') ORDER BY ready, uuid LIMIT 1
     ) AND (NOT lane.gated OR fn.class_allowance(c, class.id) > 0) LIMIT 64
   )
 $$;

@@ -108,7 +108,7 @@ CREATE FUNCTION fn.has_failed(f db.flows) RETURNS boolean LANGUAGE sql AS $$
     WHERE p = f.p AND flow_id = f.flow AND member IN ('failed', 'expired', 'cancelled')
       AND NOT (member = 'cancelled' AND cancelled_by = 'flow') AND NOT coalesce((
         SELECT bool_and(g.state = 'satisfied' AND g.policy IN ('any_of', 'quorum'))
-        FROM db.edges AS e JOIN db.groups AS g ON g.p = e.p AND g.flow = e.flow AND g.down = e.down
+        FROM db.edges AS e, LATERAL (SELECT * FROM db.groups WHERE p = e.p AND flow = e.flow AND down = e.down LIMIT 1) AS g
         WHERE e.p = x.p AND e.flow = f.flow AND e.up = x.uuid
       ), false)
   )

@@ -307,11 +307,12 @@ BEGIN
   END IF;
   ids := ARRAY(SELECT id FROM db.edges WHERE p = c.p AND flow = f.flow AND down = about AND id > place ORDER BY id LIMIT most);
   ups := ARRAY(
-    SELECT e.up FROM db.edges AS e JOIN db.executions AS x ON x.p = c.p AND x.uuid = e.up
+    SELECT e.up FROM db.edges AS e, LATERAL (SELECT state FROM db.executions WHERE p = c.p AND uuid = e.up LIMIT 1) AS x
     WHERE e.p = c.p AND e.flow = f.flow AND e.id = ANY (ids) AND x.state NOT LIKE 't%'
       AND fn.effective(e.result, e.life, g.policy, g.life) = '' AND NOT EXISTS (
-        SELECT FROM db.edges AS other JOIN db.groups AS fed ON fed.p = c.p AND fed.flow = f.flow AND fed.down = other.down
-        WHERE other.p = c.p AND other.flow = f.flow AND other.up = e.up AND other.down <> about AND fed.state = 'pending'
+        SELECT FROM db.edges AS other, LATERAL (
+          SELECT state FROM db.groups WHERE p = c.p AND flow = f.flow AND down = other.down LIMIT 1
+        ) AS fed WHERE other.p = c.p AND other.flow = f.flow AND other.up = e.up AND other.down <> about AND fed.state = 'pending'
       )
   );
   b := fn.cancel_members(c, ups, CASE g.policy

@@ -109,10 +109,11 @@ BEGIN
   PERFORM fn.tell(other, format('standby %s 50 %s', c.p, of_waiter));
 END $$;
 
--- Return how many executions of a class are ready, up to `most`.
+-- Return how many executions of a class are ready, up to `most` if it is not null.
 CREATE FUNCTION fn.ready_count(c fn.context, of_class int, most bigint) RETURNS bigint LANGUAGE sql AS $$
   SELECT count(*) FROM (
-    SELECT FROM db.executions WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL LIMIT most
+    -- The order lets a plan that was made for an empty table use the index of what is ready.
+    SELECT FROM db.executions WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL ORDER BY ready, uuid LIMIT most
   ) AS ready
 $$;
 

@@ -236,8 +236,9 @@ BEGIN
     coalesce(fn.bytes((gate).till), '')
   ] || ARRAY(
     SELECT part FROM (
-      SELECT x.uuid, x.expires FROM db.slots AS s JOIN db.executions AS x ON x.p = s.p AND x.uuid = s.uuid
-      WHERE s.p = c.p AND s.quota = known.quota ORDER BY s.until, s.uuid LIMIT 3
+      SELECT x.uuid, x.expires FROM db.slots AS s, LATERAL (
+        SELECT uuid, expires FROM db.executions WHERE p = c.p AND uuid = s.uuid LIMIT 1
+      ) AS x WHERE s.p = c.p AND s.quota = known.quota ORDER BY s.until, s.uuid LIMIT 3
     ) AS holder, LATERAL unnest(ARRAY[fn.bytes(holder.uuid), coalesce(holder.expires, '')]) AS part
   ));
 END $$;

@@ -24,8 +24,8 @@ BEGIN
     SELECT CASE WHEN x.uuid IS NULL OR fn.is_bare(x) THEN fn.replies() 
       WHEN x.gated THEN fn.values_of(fn.shown(c, x), fields) ELSE fn.values_of(x, fields) END
     FROM unnest(args[count + 3 :]) WITH ORDINALITY AS asked(id, nth)
-    LEFT JOIN db.executions AS x ON x.p = partition AND x.uuid = fn.id(asked.id) AND x.namespace = args[1]
-      AND NOT fn.is_hidden(x)
+    LEFT JOIN LATERAL (SELECT * FROM db.executions WHERE p = partition AND uuid = fn.id(asked.id) LIMIT 1) AS x
+      ON x.namespace = args[1] AND NOT fn.is_hidden(x)
     ORDER BY nth
   ));
 END $$;
@@ -78,8 +78,9 @@ BEGIN
     SELECT uuid FROM (
       SELECT unnest(found) AS uuid
       UNION
-      SELECT x.uuid FROM db.damaged AS d JOIN db.executions AS x ON x.p = d.p AND x.uuid::text = d.uuid
-        WHERE d.p = partition AND x.namespace = of_namespace AND (after IS NULL OR x.uuid > after)
+      SELECT x.uuid FROM db.damaged AS d, LATERAL (
+        SELECT uuid, namespace FROM db.executions WHERE p = partition AND uuid = d.uuid::uuid LIMIT 1
+      ) AS x WHERE d.p = partition AND x.namespace = of_namespace AND (after IS NULL OR x.uuid > after)
     ) AS both_lists ORDER BY uuid LIMIT most
   );
 END $$;
@@ -159,7 +160,7 @@ BEGIN
       SELECT count(*) FROM db.executions
         WHERE p = partition AND class_id = of_class AND ready IS NOT NULL AND (ready, uuid) < (x.ready, x.uuid)
     ) END),
-    fn.reply((SELECT count(*) FROM db.executions WHERE p = partition AND class_id = of_class AND ready IS NOT NULL)),
+    fn.reply(fn.ready_count(c, of_class, NULL)),
     CASE WHEN gate.name LIKE 'q%' THEN fn.explain_quota(c, gate) WHEN gate.name LIKE 'b%' THEN fn.explain_budget(c, gate.name)
       ELSE fn.replies() END
   );

@@ -3,7 +3,7 @@
 -- Return the execution that an idempotency key stands for: until that execution has ended and the key's window is over. An
 -- execution whose record is unreadable keeps its key.
 CREATE FUNCTION fn.holder_of(c fn.context, of_key bytea) RETURNS uuid LANGUAGE sql AS $$
-  SELECT x.uuid FROM db.keys JOIN db.executions AS x ON x.p = keys.p AND x.uuid = keys.uuid
+  SELECT x.uuid FROM db.keys, LATERAL (SELECT * FROM db.executions WHERE p = c.p AND uuid = keys.uuid LIMIT 1) AS x
   WHERE keys.p = c.p AND keys.key = of_key AND (x.state IS NOT NULL OR x.dedup_until IS NOT NULL)
     AND NOT coalesce(fn.ascii(x.state) ~ '^t[a-z]{5}$' AND fn.is_whole(x.dedup_until) AND fn.num(x.dedup_until) <= c.now, false)
 $$;

@@ -109,8 +109,10 @@ BEGIN
       fn.answer(x.suspended_at, x.suspended_until, x.class),
       CASE WHEN fn.is_whole(x.suspension) THEN fn.answer(s.id, s.behavior, s.reason) ELSE fn.reply(NULL::bytea) END
     )
-    FROM db.executions AS x LEFT JOIN db.suspensions AS s ON s.p = x.p AND s.uuid = x.uuid
-      AND s.number = CASE WHEN fn.is_whole(x.suspension) THEN fn.num(x.suspension) END
+    FROM db.executions AS x LEFT JOIN LATERAL (
+      SELECT * FROM db.suspensions WHERE p = x.p AND uuid = x.uuid
+        AND number = CASE WHEN fn.is_whole(x.suspension) THEN fn.num(x.suspension) END LIMIT 1
+    ) AS s ON true
     WHERE x.p = partition AND x.namespace = args[1] AND x.suspended IS NOT NULL
       AND (x.suspended, x.uuid) > (after_at, after_id)
     ORDER BY x.suspended, x.uuid LIMIT fn.num(args[3])

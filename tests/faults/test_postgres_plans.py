@@ -15,8 +15,12 @@ import pytest
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.stores.postgres import PostgresStore
 from flowfabric_worker.engine.types.attempts import Completion
-from tests.support.executions import claim_one, created, queue, request
+from flowfabric_worker.engine.types.edges import AnyOf, OnSatisfied
+from tests.support.executions import claim_one, created, creation, queue, request
+from tests.support.flows import Run, graph_of
 from tests.support.postgres import PostgresServer
+from tests.support.quotas import limited, queued
+from tests.support.suspensions import suspended
 
 # A run by hand takes 1,000,000 and 100,000: FLOWFABRIC_TEST_ROWS=1000000.
 FINISHED = int(os.environ.get("FLOWFABRIC_TEST_ROWS", "20000"))
@@ -155,6 +159,42 @@ def test_no_call_costs_more_for_what_is_finished_delayed_or_suspended(engine: En
 
     # Indexes grew by a level.
     assert {name: count for name, count in many.items() if count > 2 * few[name]} == {}
+
+
+def test_no_read_costs_more_for_executions_that_it_does_not_ask_for(engine: Engine, session: Session) -> None:
+    limited(engine, max_concurrent=1)
+    first, second = queued(engine, 2)
+    claim_one(engine)
+    run = Run(engine, graph_of(("a", "c"), ("b", "c"), policies={"c": AnyOf(OnSatisfied.CANCEL_REMAINING)}))
+    run.claim()
+    suspended(engine, "a")
+    created(engine, idempotency_key="known")
+    claim_one(engine)
+
+    def read() -> dict[str, int]:
+        with recorded(engine) as calls:
+            engine.read_outcome(first)
+            engine.read_execution_state(first)
+            engine.explain_execution(second)
+            engine.list_executions(limit=1)
+            engine.list_suspended(0, limit=1)
+            engine.describe_flow(run.flow_id)
+            engine.create_execution(creation(idempotency_key="known"))
+            assert engine.claim_many(request(limit=1)) == []
+        calls["claim_many"][0] = uuid4().hex.encode()
+        calls["complete_many"] = [run.ids["a"].uuid.encode(), run.held["a"].handle.fence.encode(), b""]
+        return {name: pages(engine, session, name, arguments) for name, arguments in calls.items()}
+
+    few = read()
+    other = Run(engine, graph_of(("x", "y"), lane="other"))
+    other.held |= {"x": claim_one(engine, "other")}
+    other.complete("x")
+    for each in (other.ids["x"], suspended(engine, "a")[0]):
+        copy(session, each.uuid, FINISHED)
+    many = read()
+
+    # Indexes grew by a level.
+    assert {name: (few[name], count) for name, count in many.items() if count > 2 * few[name] + 5} == {}
 
 
 @pytest.fixture
