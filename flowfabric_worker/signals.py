@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,11 +20,13 @@ from flowfabric_worker.engine.types.suspension import (
     DeliverApprovalSignalArgs,
     DeliverSignalArgs,
     DeliverSignalResult,
+    PendingWaitpointInfo,
     ResumeSignal,
     SignalSource,
     decision_key,
 )
 from flowfabric_worker.engine.waitpoint_tokens import from_bearer
+from flowfabric_worker.listing import rows_of
 
 
 @attrs.frozen(kw_only=True)
@@ -180,15 +183,13 @@ def _open_waitpoint(engine: EngineBackend, execution_id: ExecutionId, name: str 
         ValidationError: `ambiguous_waitpoint`, there are several.
         NotFoundError: `waitpoint_not_found`.
     """
-    found: dict[str, WaitpointId] = {}
-    cursor: str | None = None
-    while True:
+
+    def read(cursor: str | None) -> tuple[Sequence[PendingWaitpointInfo | DamagedRow], str | None]:
         page = engine.list_pending_waitpoints(execution_id, cursor, MAX_PAGE_SIZE)
-        rows = [each for each in page.waitpoints if not isinstance(each, DamagedRow)]
-        found |= {each.waitpoint_key: each.waitpoint_id for each in rows if name in (None, each.waitpoint_key)}
-        cursor = page.next_cursor
-        if cursor is None:
-            break
+        return page.waitpoints, page.next_cursor
+
+    waitpoints = [each for each in rows_of(read) if not isinstance(each, DamagedRow)]
+    found = {each.waitpoint_key: each.waitpoint_id for each in waitpoints if name in (None, each.waitpoint_key)}
     if len(found) == 1:
         return found.popitem()[1]
     if not found:

@@ -14,6 +14,7 @@ from flowfabric_worker.engine.ids import FlowId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.edges import EdgeSnapshot
 from flowfabric_worker.engine.types.flows import FlowMember, FlowSnapshot
+from flowfabric_worker.listing import rows_of
 
 
 @attrs.frozen(kw_only=True)
@@ -76,23 +77,19 @@ def read_flow(engine: EngineBackend, flow_id: FlowId) -> StoredFlow | None:
 
 
 def _members(engine: EngineBackend, flow_id: FlowId) -> Iterator[FlowMember]:
-    cursor: str | None = None
-    while True:
+    def read(cursor: str | None) -> tuple[Sequence[FlowMember], str | None]:
         page = engine.list_flow_members(flow_id, cursor, MAX_PAGE_SIZE)
-        yield from page.members
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+        return page.members, page.next_cursor
+
+    return rows_of(read)
 
 
 def _edges(engine: EngineBackend, flow_id: FlowId) -> Iterator[object]:
-    cursor: str | None = None
-    while True:
+    def read(cursor: str | None) -> tuple[Sequence[object], str | None]:
         page = engine.list_edges(flow_id, None, cursor, MAX_PAGE_SIZE)
-        yield from page.edges
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+        return page.edges, page.next_cursor
+
+    return rows_of(read)
 
 
 def _sorted(keys: Mapping[str, object], edges: Sequence[DrawnEdge]) -> list[str]:

@@ -21,6 +21,7 @@ from flowfabric_worker.context import TaskContext
 from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.limits import MAX_LANES_PER_CLAIM, MAX_LEASE_MS, MAX_PAGE_SIZE, Limits
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimPolicy, ClaimRequest, EndedByClaim, LaneRequest
+from flowfabric_worker.listing import rows_of
 from flowfabric_worker.middleware import Around, Middleware, arounds_of
 from flowfabric_worker.task import Task
 
@@ -117,14 +118,13 @@ class InlineRuntime:
         self._hooks.ended_by_claim(ended)
 
     def _lanes(self) -> Iterator[str]:
-        """Yield every lane of the store by name, because a handler may have submitted to a new one."""
-        cursor: str | None = None
-        while True:
+        """Read every lane of the store by name, because a handler may have submitted to a new one."""
+
+        def read(cursor: str | None) -> tuple[list[str], str | None]:
             page = self._engine.list_lanes(cursor, MAX_PAGE_SIZE)
-            yield from (each.lane for each in page.lanes)
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+            return [each.lane for each in page.lanes], page.next_cursor
+
+        return rows_of(read)
 
     def _run(self, claimed: Claimed) -> None:
         execution = hold(claimed, self._tasks[claimed.task], now(), self._hooks.lost)

@@ -22,6 +22,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
+def schema() -> str:
+    """Provide the name of a Postgres schema that no other test uses."""
+    return f"t{uuid4().hex[:12]}"
+
+
+@pytest.fixture
 def served_site(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Site]:
     """Provide a site on a server that lives on."""
     with opened_site(f"{valkey.url}?prefix=t{uuid4().hex[:12]}", tmp_path) as site:

@@ -38,12 +38,6 @@ SECONDS = 4
 
 
 @pytest.fixture
-def schema() -> str:
-    """Provide the name of a schema that no other test uses."""
-    return f"t{uuid4().hex[:12]}"
-
-
-@pytest.fixture
 def engine(postgres: PostgresServer, schema: str) -> Iterator[Engine]:
     engine = open_engine(f"{postgres.url}&schema={schema}")
     engine.prepare(testing=True)

@@ -34,12 +34,6 @@ from tests.support.threads import together
 
 
 @pytest.fixture
-def schema() -> str:
-    """Provide the name of a schema that no other test uses."""
-    return f"t{uuid4().hex[:12]}"
-
-
-@pytest.fixture
 def url(postgres: PostgresServer, schema: str) -> str:
     return f"{postgres.url}&schema={schema}"
 
