@@ -17,7 +17,6 @@ from flowfabric_worker._tasks.quota_calls import QuotaCalls
 from flowfabric_worker.codec import Codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
-from flowfabric_worker.engine.engine import open_engine
 from flowfabric_worker.engine.ids import ExecutionId, FlowId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
@@ -86,6 +85,9 @@ class Client(QuotaCalls, BudgetCalls):
     ) -> None:
         self.url = store_url(url)
         self.namespace = namespace
+        # Import the engine here, because a program that only decorates its tasks opens none.
+        from flowfabric_worker.engine.engine import open_engine
+
         self.engine = open_engine(self.url, namespace=namespace, limits=limits, retry_for=retry_for)
         self._codec = codec
         self._tasks: dict[str, tuple[Task[..., Any], float]] = {}

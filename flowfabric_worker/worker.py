@@ -7,10 +7,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import uuid4
 
-from flowfabric_worker._runtime.eager import EagerEngine
 from flowfabric_worker._runtime.inline import InlineRuntime
 from flowfabric_worker._tasks.options import TaskOptions, change_options
 from flowfabric_worker._tasks.signatures import check_function
@@ -18,13 +17,15 @@ from flowfabric_worker.codec import Codec, find_codec
 from flowfabric_worker.config import store_url
 from flowfabric_worker.context import TaskContext
 from flowfabric_worker.engine import forks
-from flowfabric_worker.engine.engine import Engine, forget_memory, open_engine
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import Limits
 from flowfabric_worker.engine.types.checks import as_capabilities
 from flowfabric_worker.flow import Flow
 from flowfabric_worker.middleware import Around, Middleware, check_middleware
 from flowfabric_worker.task import Task
+
+if TYPE_CHECKING:
+    from flowfabric_worker.engine.engine import Engine
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,9 +121,14 @@ class Worker:
         return self._engine
 
     def _open_engine(self) -> Engine:
+        # Import the engine here, because a program that only decorates its tasks opens none.
+        from flowfabric_worker.engine.engine import open_engine
+
         engine = open_engine(store_url(self.url), namespace=self.namespace, limits=self._limits)
         if self._eager_capabilities is None:
             return engine
+        from flowfabric_worker._runtime.eager import EagerEngine
+
         return EagerEngine(engine, self.tasks, self.middleware, self._eager_capabilities)
 
     @overload
@@ -279,6 +285,8 @@ class Worker:
             yield
         finally:
             self.close()
+            from flowfabric_worker.engine.engine import forget_memory
+
             forget_memory(name)
             self.url, self._engine, self._eager_capabilities, self._lends = own
 

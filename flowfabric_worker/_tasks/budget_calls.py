@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import NotFoundError
 from flowfabric_worker.engine.ids import BudgetId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
@@ -19,6 +19,9 @@ from flowfabric_worker.engine.types.budgets import (
 )
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.listing import rows_of
+
+if TYPE_CHECKING:
+    from flowfabric_worker.engine.engine import Engine
 
 _NONE: Mapping[str, int] = MappingProxyType({})
 
