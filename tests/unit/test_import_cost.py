@@ -50,17 +50,21 @@ def test_importing_and_decorating_load_no_engine(code: str) -> None:
     assert "flowfabric_worker.engine.engine" not in modules
 
 
+def cost(code: str) -> float:
+    """Return the seconds of CPU of some code, in imports of asyncio that are measured at the same time."""
+    # A busy machine makes some tries slower, so the quickest of several counts.
+    pairs = [(loaded(code)[0], loaded("import asyncio")[0]) for _ in range(5)]
+    return min(ours for ours, _ in pairs) / min(theirs for _, theirs in pairs)
+
+
 # Tracing costs more than what it traces.
 @pytest.mark.untraced
-def test_importing_the_public_names_takes_a_quarter_second_of_cpu() -> None:
-    # A busy machine makes some tries slower, so the quickest of several counts.
-    assert any(loaded("from flowfabric_worker import *")[0] < 0.25 for _ in range(10))
+def test_importing_the_public_names_costs_at_most_eight_imports_of_asyncio() -> None:
+    assert cost("from flowfabric_worker import *") < 8
 
 
-def test_the_pytest_plugin_takes_a_tenth_of_a_second_of_cpu() -> None:
-    plugin = "import pytest; began = time.process_time(); import flowfabric_worker.testing"
-
-    assert min(loaded(plugin)[0] for _ in range(3)) < 0.1
+def test_the_pytest_plugin_costs_at_most_two_imports_of_asyncio() -> None:
+    assert cost("import pytest; began = time.process_time(); import flowfabric_worker.testing") < 2
 
 
 def test_every_public_name_is_found_where_type_checkers_find_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,14 @@ from flowfabric_worker.engine.types.states import PublicState
 from tests.support.observation import in_state
 from tests.support.servers import wait_until
 from tests.worker.conftest import Another, RunAll, Start, each_way
+
+
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Provide an event for which hooks wait, and set it after a test that failed too, so that its threads end."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 @each_way
@@ -51,8 +60,9 @@ def test_a_failing_hook_is_logged_and_changes_nothing(
     assert "a defect" in caplog.text
 
 
-def test_a_slow_hook_delays_neither_outcomes_nor_renewals(another: Another, start: Start) -> None:
-    over = threading.Event()
+def test_a_slow_hook_delays_neither_outcomes_nor_renewals(
+    another: Another, start: Start, over: threading.Event
+) -> None:
     starts: list[int] = []
 
     class Slow(Middleware):
@@ -69,25 +79,23 @@ def test_a_slow_hook_delays_neither_outcomes_nor_renewals(another: Another, star
     workers = [another(Slow()), another()]
     for worker in workers:
         worker.task(slow)
-    start(workers[0], lease=timedelta(seconds=1))
-    runs = workers[0].tasks["slow"].submit_many([(0.01,)] * 20 + [(2.5,)])
+    start(workers[0], lease=timedelta(seconds=2))
+    runs = workers[0].tasks["slow"].submit_many([(0.01,)] * 20 + [(3.5,)])
     for run in runs[:20]:
         run.result(10)
     # It would take what is not renewed.
-    start(workers[1], lease=timedelta(seconds=1))
+    start(workers[1], lease=timedelta(seconds=2))
     runs[20].result(10)
 
     assert not over.is_set()
     assert len(starts) == 21
-    over.set()
 
 
 def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
-    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch
+    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, over: threading.Event
 ) -> None:
     monkeypatch.setattr("flowfabric_worker._runtime.hooks.MAX_QUEUED", 1)
     monkeypatch.setattr("flowfabric_worker._runtime.shutdown.FINISH_WITHIN", 0.5)
-    over = threading.Event()
 
     class Stuck(Middleware):
         def on_claim(self, _: AttemptEvent) -> None:
@@ -102,14 +110,16 @@ def test_a_hook_that_never_returns_does_not_keep_a_worker_from_stopping(
     stopping.join(20)
 
     assert not stopping.is_alive()
-    over.set()
 
 
 def test_the_time_for_hanging_hooks_runs_while_other_parts_end(
-    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    another: Another,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    over: threading.Event,
 ) -> None:
     monkeypatch.setattr("flowfabric_worker.runtime._HOOKS_WITHIN", 1.0)
-    over = threading.Event()
 
     class Stuck(Middleware):
         def on_success(self, _: AttemptEvent) -> None:
@@ -126,16 +136,18 @@ def test_the_time_for_hanging_hooks_runs_while_other_parts_end(
 
     assert 1.0 <= time.monotonic() - began < 1.8
     assert "The hooks missed 1 event at the stop: " in caplog.text
-    over.set()
 
 
 # While an interruption is armed for a blocked thread, CPython 3.11 stops every other thread that a tool traces.
 @pytest.mark.untraced
 def test_a_hook_that_never_returns_stops_no_claim_outcome_or_renewal(
-    another: Another, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    another: Another,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    over: threading.Event,
 ) -> None:
     monkeypatch.setattr("flowfabric_worker._runtime.hooks.MAX_QUEUED", 5)
-    over = threading.Event()
     starts: list[int] = []
 
     class Stuck(Middleware):
@@ -161,7 +173,6 @@ def test_a_hook_that_never_returns_stops_no_claim_outcome_or_renewal(
     (line,) = [record.getMessage() for record in caplog.records if "too slow" in record.getMessage()]
     assert "Waiting: 5 events; dropped: " in line
     assert "Stuck.on_claim has run for" in line
-    over.set()
 
 
 class Around(Middleware):
