@@ -51,8 +51,8 @@ def _fan(one: Task[[int], int], join: Task[[list[int]], int]) -> object:
 
 # The shapes of flows, and how many of each are run.
 SHAPES: Final[Mapping[str, tuple[Shape, int]]] = {
-    "10 in a row": (_chain, 200),
-    "1 to 3 to 1": (_five, 400),
+    "10 in a row": (_chain, 1_000),
+    "1 to 3 to 1": (_five, 1_000),
     "1 to 1,000 to 1": (_fan, 2),
 }
 
