@@ -79,7 +79,9 @@ BEGIN
       SELECT unnest(found) AS uuid
       UNION
       SELECT x.uuid FROM db.damaged AS d, LATERAL (
-        SELECT uuid, namespace FROM db.executions WHERE p = partition AND uuid = d.uuid::uuid LIMIT 1
+        SELECT uuid, namespace FROM db.executions WHERE p = partition
+          -- The id is text, and may be damaged too.
+          AND uuid = CASE WHEN d.uuid ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN d.uuid::uuid END LIMIT 1
       ) AS x WHERE d.p = partition AND x.namespace = of_namespace AND (after IS NULL OR x.uuid > after)
     ) AS both_lists ORDER BY uuid LIMIT most
   );

@@ -14,6 +14,7 @@ from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.attempts import Completion, Failure
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import FailureClass
+from flowfabric_worker.engine.types.reads import ExecutionFilter
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.wire import pack
 from tests.conftest import Clock
@@ -321,6 +322,17 @@ def test_the_list_of_damaged_executions_has_a_bound(engine: Engine) -> None:
     assert claimed_ids(engine) == [ids[1]]
     assert indexed(engine, ids[0]) == []
     assert client.zcard(listing) == 1000
+
+
+def test_a_bad_entry_in_the_list_of_damaged_executions_hides_none(engine: Engine) -> None:
+    ids = queue(engine, 2)
+    partition = ids[0].partition_number
+    raw_client(engine, partition).zadd(raw_key(engine, partition, "damaged"), {"no id": 0})
+    damage(engine, ids[0], "place", b"soon")
+    engine.claim_many(request())
+
+    listed = engine.list_executions(filter=ExecutionFilter(lane=LANE)).executions
+    assert {row.execution_id for row in listed} == set(ids)
 
 
 def test_the_further_keys_that_a_record_names_go_with_it(engine: Engine) -> None:
