@@ -60,8 +60,8 @@ BEGIN
   END;
 END $$;
 
--- Handle an entry of something other than an execution. One that only a newer release knows is postponed.
-CREATE FUNCTION fn.handle_entry(c fn.context, entry db.entries) RETURNS fn.context LANGUAGE plpgsql AS $$
+-- Remove an entry of something other than an execution, and do what it asks for.
+CREATE FUNCTION fn.perform(c fn.context, entry db.entries) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
   DELETE FROM db.entries
     WHERE p = c.p AND due_in = entry.due_in AND kind = entry.kind AND member = entry.member;
@@ -87,6 +87,16 @@ BEGIN
       INSERT INTO db.entries (p, kind, member, due, due_in, place)
         VALUES (c.p, entry.kind, entry.member, c.now + fn.postponed(), entry.due_in, entry.place);
   END CASE;
+  RETURN c;
+END $$;
+
+-- Handle an entry of something other than an execution. A damaged one is postponed, as one that only a newer release knows is.
+CREATE FUNCTION fn.handle_entry(c fn.context, entry db.entries) RETURNS fn.context LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN fn.perform(c, entry);
+EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
+  UPDATE db.entries SET due = c.now + fn.postponed()
+    WHERE p = c.p AND due_in = entry.due_in AND kind = entry.kind AND member = entry.member;
   RETURN c;
 END $$;
 
