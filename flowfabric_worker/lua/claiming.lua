@@ -20,6 +20,8 @@ local function load_for_claim(ctx, uuid, _, class)
   if damaged then
     return nil, ff.set_aside(ctx, uuid, damaged, record.class)
   end
+  -- Read them before the claim changes anything, because they may be damaged.
+  record.inputs = record.flow and ff.inputs(ctx, record, '') or nil
   return record
 end
 
@@ -37,7 +39,7 @@ local function further(ctx, record)
     local value = record[FURTHER[i]] or ''
     parts[i] = type(value) == 'number' and ff.text(value) or value
   end
-  return { ff.pack(parts), record.journal or {}, record.flow and ff.inputs(ctx, record, '') or nil }
+  return { ff.pack(parts), record.journal or {}, record.inputs }
 end
 
 -- Return what the worker gets of one claimed execution.

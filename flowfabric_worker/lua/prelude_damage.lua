@@ -148,6 +148,7 @@ end
 local function is_damage(problem)
   return string.find(problem, '^user_function:%d+:') ~= nil or string.find(problem, 'WRONGTYPE', 1, true) ~= nil
     or string.find(problem, 'specified in XADD', 1, true) ~= nil
+    or string.find(problem, 'must be strings or integers', 1, true) ~= nil
 end
 
 -- Return the failure for an error that one execution's record caused. Raise any other error, which fails the whole call.
