@@ -7,41 +7,38 @@ second one. See docs/decisions/0053-failed-tests-run-once-more.md.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 # If more tests failed, the machine is not the reason.
 MAX_FAILED: Final = 10
-# pytest's exit code when tests failed; others tell that it could not run them.
-TESTS_FAILED: Final = 1
-
-CACHE: Final = Path(__file__).parents[1] / ".pytest_cache"
 
 
-def run_pytest(*options: str) -> int:
-    """Run pytest in a process of its own, and return its exit code."""
-    return subprocess.run([sys.executable, "-m", "pytest", *options], check=False).returncode
+class FailedTests:
+    """A plugin of pytest that notes the ids of the tests that fail."""
 
+    def __init__(self) -> None:
+        self.ids: list[str] = []
 
-def failed_tests() -> list[str]:
-    """Return the ids of the tests that failed in the last run, which began with an empty cache."""
-    try:
-        return list(json.loads((CACHE / "v/cache/lastfailed").read_text("utf-8")))
-    except FileNotFoundError:
-        return []
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and report.nodeid not in self.ids:
+            self.ids.append(report.nodeid)
 
 
 def main() -> int:
     """Return the exit code."""
-    code = run_pytest("--cache-clear", *sys.argv[1:])
-    failed = failed_tests()
-    if code != TESTS_FAILED or not 0 < len(failed) <= MAX_FAILED:
+    # What `python -m pytest` has first, instead of the folder of this script.
+    sys.path[0] = str(Path(__file__).parents[1])
+    failed = FailedTests()
+    code = pytest.main(sys.argv[1:], plugins=[failed])
+    if code != pytest.ExitCode.TESTS_FAILED or not 0 < len(failed.ids) <= MAX_FAILED:
         return code
-    print("\nThese tests failed, and run once more, alone:", *failed, "", sep="\n", flush=True)
-    return run_pytest(*failed)
+    print("\nThese tests failed, and run once more, alone:", *failed.ids, "", sep="\n", flush=True)
+    return subprocess.run([sys.executable, "-m", "pytest", *failed.ids], check=False).returncode
 
 
 if __name__ == "__main__":
