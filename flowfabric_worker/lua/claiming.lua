@@ -20,9 +20,12 @@ local function load_for_claim(ctx, uuid, _, class)
   if damaged then
     return nil, ff.set_aside(ctx, uuid, damaged, record.class)
   end
-  -- Read them before the claim changes anything, because they may be damaged.
-  record.inputs = record.flow and ff.inputs(ctx, record, '') or nil
   return record
+end
+
+-- Read what a member of a flow gets of its parents. It comes before a claim changes anything, because it may be damaged.
+local function read_inputs(ctx, record)
+  record.inputs = record.flow and ff.inputs(ctx, record, '') or nil
 end
 
 -- The fields of what a claimed execution has beyond plain work.
@@ -130,6 +133,7 @@ end
 
 -- Put an execution under a lease, and note it at the gates of its class.
 local function take(ctx, record, lease)
+  read_inputs(ctx, record)
   local gates, words = ff.class(record.class).gates, record.words
   if not gates then
     return lease_to(ctx, record, lease)
@@ -199,7 +203,7 @@ local function claimed_before(ctx, claims, claim_id)
   for _, uuid in ipairs(got) do
     local record = ff.found(ctx, uuid, load_for_claim)
     local held = record and record.words.leased and tonumber(record.expires) > ctx.now
-    if held and ff.fence_parts(record.fence) == claim_id then
+    if held and ff.fence_parts(record.fence) == claim_id and not ff.isolated(ctx, uuid, read_inputs, record) then
       items[#items + 1] = claimed(ctx, record)
     end
   end
@@ -402,6 +406,7 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   end
   local words = record.words
   if words.leased and tonumber(record.expires) > ctx.now and ff.fence_parts(record.fence) == claim_id then
+    read_inputs(ctx, record)
     return { 'claimed', claimed(ctx, record) }
   elseif not words.claimable then
     return ff.failure('execution_not_leaseable', uuid, words.public)

@@ -163,17 +163,15 @@ end
 -- Handle the due entry of an execution's reservations at a budget: free those that are over.
 function ff.expire_reservations(ctx, member)
   local parts = ff.unpack(member)
-  -- Joining fails on a part that a damaged entry lacks.
-  local address, uuid = parts[1] .. '', parts[2] .. ''
-  local budget = ff.budget(ctx, address)
+  local budget = ff.budget(ctx, parts[1])
   if not budget then
     return
   end
-  local share = ff.read_share(ctx, address, uuid)
+  local share = ff.read_share(ctx, parts[1], parts[2])
   local kept, freed = free(budget, share, function(each)
     return each.until_ms <= ctx.now
   end)
-  store_reservations(ctx, address, uuid, share, kept)
+  store_reservations(ctx, parts[1], parts[2], share, kept)
   if freed > 0 then
     ff.change_budget(ctx, budget)
   end
