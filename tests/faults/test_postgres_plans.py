@@ -32,7 +32,9 @@ Session = psycopg.Connection[Any]
 
 
 @pytest.fixture
-def engine(postgres: PostgresServer, schema: str) -> Iterator[Engine]:
+def engine(postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    # Copying 1,000,000 rows takes longer than a common lease.
+    monkeypatch.setattr("tests.support.executions.LEASE", timedelta(hours=1))
     engine = open_engine(f"{postgres.url}&schema={schema}")
     engine.prepare(testing=True)
     yield engine
