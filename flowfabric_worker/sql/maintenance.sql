@@ -1,18 +1,22 @@
 -- How what is due is handled without a claim, and how a store is set up and erased.
 
--- Fold the changes of depth counters into one row per counter, for some lanes with many of them.
+-- Fold the changes of depth counters into one row per counter, for the classes of a few pages chosen at random: the more changes
+-- a class has, the more of the pages are its own.
 CREATE FUNCTION fn.fold_depths(c fn.context) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-  lane int;
+  share real := least(100, 4 * 100 * 8192.0 / greatest(pg_relation_size('db.depths'), 1));
+  of_class int;
 BEGIN
-  FOR lane IN SELECT id FROM db.lanes WHERE p = c.p ORDER BY random() LIMIT 8 LOOP
+  FOR of_class IN
+    SELECT class_id FROM db.depths TABLESAMPLE SYSTEM (share) WHERE p = c.p GROUP BY class_id ORDER BY count(*) DESC LIMIT 8
+  LOOP
     WITH old AS MATERIALIZED (
-      SELECT ctid FROM db.depths WHERE p = c.p AND lane_id = lane LIMIT 2000 FOR UPDATE SKIP LOCKED
+      SELECT ctid FROM db.depths WHERE p = c.p AND class_id = of_class LIMIT 2000 FOR UPDATE SKIP LOCKED
     ), gone AS (
-      DELETE FROM db.depths USING old WHERE depths.ctid = old.ctid RETURNING class_id, state, change
+      DELETE FROM db.depths USING old WHERE depths.ctid = old.ctid RETURNING lane_id, state, change
     )
     INSERT INTO db.depths (p, lane_id, class_id, state, change)
-      SELECT c.p, lane, class_id, state, sum(change) FROM gone GROUP BY class_id, state HAVING sum(change) <> 0;
+      SELECT c.p, lane_id, of_class, state, sum(change) FROM gone GROUP BY lane_id, state HAVING sum(change) <> 0;
   END LOOP;
 END $$;
 

@@ -100,6 +100,26 @@ EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
   RETURN c;
 END $$;
 
+-- Return the lanes of the delays that were over first, and some lanes with delays that follow a random one, in a circle. So the
+-- first delay is always found, one lane does not hide the others, and many lanes cost no more than some.
+CREATE FUNCTION fn.delayed_lanes(c fn.context) RETURNS int[] LANGUAGE plpgsql AS $$
+DECLARE
+  lanes int[] := '{}';
+  lane int := trunc(random() * (SELECT max(id) FROM db.lanes));
+BEGIN
+  FOR turn IN 1 .. 64 LOOP
+    lane := coalesce(
+      (SELECT lane_id FROM db.executions WHERE p = c.p AND due_in = 'y' AND lane_id > lane ORDER BY lane_id, due LIMIT 1),
+      (SELECT lane_id FROM db.executions WHERE p = c.p AND due_in = 'y' ORDER BY lane_id, due LIMIT 1)
+    );
+    EXIT WHEN lane IS NULL OR lane = ANY (lanes);
+    lanes := lanes || lane;
+  END LOOP;
+  RETURN lanes || ARRAY(
+    SELECT lane_id FROM db.executions WHERE p = c.p AND due_in = 'y' AND due <= c.now ORDER BY due LIMIT 64
+  );
+END $$;
+
 -- Handle up to `most` delays that are over, in equal shares per lane; lanes take turns.
 CREATE FUNCTION fn.run_delays(c fn.context, most bigint) RETURNS fn.batch LANGUAGE plpgsql AS $$
 DECLARE
@@ -107,15 +127,10 @@ DECLARE
   records db.executions[];
 BEGIN
   records := ARRAY(
-    WITH RECURSIVE lanes(id, due, turn) AS (
-      (SELECT lane_id, due, 1 FROM db.executions WHERE p = c.p AND due_in = 'y' ORDER BY lane_id, due LIMIT 1)
-      UNION ALL
-      (SELECT next.lane_id, next.due, lanes.turn + 1 FROM lanes, LATERAL (
-        SELECT lane_id, due FROM db.executions WHERE p = c.p AND due_in = 'y' AND lane_id > lanes.id
-          ORDER BY lane_id, due LIMIT 1
-      ) AS next WHERE lanes.turn < 1000)
-    ), overdue AS MATERIALIZED (
-      SELECT id FROM lanes WHERE due <= c.now ORDER BY due, random() LIMIT least(most, 32)
+    WITH overdue AS MATERIALIZED (
+      SELECT id FROM (SELECT DISTINCT unnest(fn.delayed_lanes(c))) AS lanes(id), LATERAL (
+        SELECT due FROM db.executions WHERE p = c.p AND due_in = 'y' AND lane_id = id AND due <= c.now ORDER BY due LIMIT 1
+      ) AS first ORDER BY due, random() LIMIT least(most, 32)
     ), heads AS MATERIALIZED (
       SELECT head.uuid, head.due, row_number() OVER (PARTITION BY overdue.id ORDER BY head.due, head.uuid) AS turn
       FROM overdue, LATERAL (

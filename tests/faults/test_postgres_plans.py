@@ -16,10 +16,11 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.stores.postgres import PostgresStore
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.edges import AnyOf, OnSatisfied
-from tests.support.executions import claim_one, created, creation, queue, request
+from tests.support.executions import all_created, claim_one, created, creation, queue, request
 from tests.support.flows import Run, graph_of
 from tests.support.postgres import PostgresServer
 from tests.support.quotas import limited, queued
+from tests.support.servers import wait_until
 from tests.support.suspensions import suspended
 
 # A run by hand takes 1,000,000 and 100,000: FLOWFABRIC_TEST_ROWS=1000000.
@@ -191,6 +192,43 @@ def test_no_read_costs_more_for_executions_that_it_does_not_ask_for(engine: Engi
 
     # Indexes grew by a level.
     assert {name: (few[name], count) for name, count in many.items() if count > 2 * few[name] + 5} == {}
+
+
+def lanes_with_a_delay(engine: Engine, count: int) -> None:
+    all_created(engine, [creation(lane=f"lane-{number}", delay=timedelta(days=1)) for number in range(count)])
+
+
+def test_no_upkeep_costs_more_for_lanes_with_nothing_to_do(engine: Engine, session: Session) -> None:
+    created(engine)
+    few = upkeep_pages(engine, session)
+    lanes_with_a_delay(engine, 5000)
+
+    # The counters of eight classes are folded.
+    assert upkeep_pages(engine, session) < few + 200
+
+
+def upkeep_pages(engine: Engine, session: Session) -> int:
+    return pages(engine, session, "run_upkeep", [b"200", uuid4().hex.encode()])
+
+
+def test_a_delay_that_is_over_is_found_behind_many_lanes_with_longer_ones(engine: Engine) -> None:
+    lanes_with_a_delay(engine, 1200)
+    created(engine, lane="last", delay=timedelta(milliseconds=1))
+
+    wait_until(lambda: engine.claim_many(request("last")), "the execution of the last lane is claimed")
+
+
+def test_the_counters_of_a_busy_lane_are_folded_beside_many_idle_ones(engine: Engine, session: Session) -> None:
+    lanes_with_a_delay(engine, 2000)
+    for _ in range(500):
+        created(engine, lane="busy")
+
+    for _ in range(30):
+        engine.run_upkeep()
+
+    counted = "SELECT count(*) FROM depths JOIN lanes ON lanes.id = lane_id WHERE listed LIKE '%busy'"
+    (count,) = session.execute(counted).fetchone() or (500,)
+    assert count < 5
 
 
 @pytest.fixture
