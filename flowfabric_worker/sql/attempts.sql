@@ -108,27 +108,38 @@ DECLARE
   records db.executions[];
   befores db.executions[] := '{}';
   afters db.executions[] := '{}';
+  is_plain boolean[];
+  plain uuid[] := '{}';
+  results bytea[] := '{}';
+  nth int := 0;
+  completed bytea := fn.answer('completed');
   answers bytea[] := '{}';
   f fn.found;
   x db.executions;
   at int;
 BEGIN
   c := fn.lock_flows(c, ids, true);
-  records := fn.load_all(c, ids);
+  is_plain := fn.lock_held(c, ids, ARRAY(SELECT args[3 * i - 1] FROM generate_series(1, cardinality(ids)) AS i ORDER BY i));
+  records := fn.load_all(c, ARRAY(SELECT ids[i] FROM generate_series(1, cardinality(ids)) AS i WHERE NOT is_plain[i] ORDER BY i));
   FOR i IN 1 .. cardinality(ids) LOOP
     at := 3 * i - 2;
-    f := fn.loaded(c, ids[i], records[i], false, x.class, x.policy);
+    IF is_plain[i] THEN
+      plain := plain || ids[i]; results := results || args[at + 2]; answers := answers || completed;
+      CONTINUE;
+    END IF;
+    nth := nth + 1;
+    f := fn.loaded(c, ids[i], records[nth], false, x.class, x.policy);
     f := fn.fenced_record(c, f, ids[i], args[at + 1], 'complete', NULL);
     c := f.c;
     IF f.failure IS NULL THEN
       x := fn.finish(c, f.x, 'success');
       x.result := args[at + 2];
       befores := befores || f.was; afters := afters || x;
-      f.failure := fn.answer('completed');
+      f.failure := completed;
     END IF;
     answers := answers || f.failure;
   END LOOP;
-  PERFORM fn.flush(fn.put_all(c, befores, afters));
+  PERFORM fn.flush(fn.put_all(fn.complete_plain(c, plain, results), befores, afters));
   RETURN fn.item_replies(answers, cardinality(args) / 3);
 END $$;
 

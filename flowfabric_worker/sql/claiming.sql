@@ -201,7 +201,7 @@ BEGIN
   f.c := c; f.failure := '';
   page.last := fn.first_place();
   WHILE c.passed < 256 LOOP
-    page := fn.heads(c, classes, page.last, 1, false);
+    page := fn.heads(c, classes, page.last, 1, false, NULL);
     EXIT WHEN page.last IS NULL;
     IF cardinality(page.records) > 0 THEN
       x := (page.records)[1];

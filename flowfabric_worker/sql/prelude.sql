@@ -167,10 +167,10 @@ CREATE TYPE fn.lane AS (name bytea, most int, classes int[], paused boolean, sta
 -- A lease, with everything that is the same for all executions of one claim.
 CREATE TYPE fn.lease AS (id bytea, holder bytea, topic bytea, ttl bigint);
 
--- A place in the order of ready executions, and a page of these: the last place that was read, and the records that could be
--- locked.
+-- A place in the order of ready executions, and a page of these: the last place that was read; of those that could be locked the
+-- ids, what a worker gets of each plain one or null, and how many commands its bytes count as; and the records of the others.
 CREATE TYPE fn.place AS (ready bigint, uuid uuid);
-CREATE TYPE fn.page AS (last fn.place, records db.executions[]);
+CREATE TYPE fn.page AS (last fn.place, ids uuid[], items bytea[], sizes double precision[], records db.executions[]);
 
 -- A leaf of a condition: it is met once it has counted `needed` signals, waitpoints or sources.
 CREATE TYPE fn.leaf AS (needed int, kind bytea, name bytea, names bytea[]);
@@ -320,8 +320,14 @@ BEGIN
   END IF;
   INSERT INTO db.entries (p, due_in, kind, member, due) VALUES (c.p, 'd', of_kind, of_member, moment)
     ON CONFLICT (p, due_in, kind, member) DO UPDATE SET due = excluded.due WHERE db.entries.due <> excluded.due;
+  RETURN fn.note_moment(c, moment, 1);
+END $$;
+
+-- Note that `count` entries are due at a moment, so that waiting workers may have to look sooner.
+CREATE FUNCTION fn.note_moment(c fn.context, moment bigint, count int) RETURNS fn.context LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
   IF moment <= c.now + fn.fallback() AND moment <= coalesce(c.first_due, moment) THEN
-    c.first_count := CASE WHEN moment = c.first_due THEN c.first_count + 1 ELSE 1 END;
+    c.first_count := count + CASE WHEN moment = c.first_due THEN c.first_count ELSE 0 END;
     c.first_due := moment;
   END IF;
   RETURN c;

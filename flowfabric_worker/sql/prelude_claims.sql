@@ -85,22 +85,30 @@ $$;
 -- fn.inputs returns them.
 CREATE FUNCTION fn.claimed(c fn.context, x db.executions, journal bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  core bytea := '*11\015\012'::bytea || fn.reply(fn.bytes(x.uuid)) || fn.reply(x.fence) || fn.reply(x.attempt)
-    || fn.reply(x.expires) || fn.reply(x.class) || fn.reply(x.priority) || fn.reply(x.created) || fn.reply(x.payload)
-    || fn.reply(x.codec) || fn.reply(x.policy);
+  core bytea := fn.claimed_core(x, fn.reply(x.fence) || fn.reply(x.attempt) || fn.reply(x.expires));
 BEGIN
   IF cardinality(journal) = 0
     AND coalesce(x.tags, x.deadline, x.timeout_at, x.retry_count, x.reclaim_count, x.headers, x.flow) IS NULL THEN
     RETURN core || fn.reply(NULL::bytea);
   END IF;
   RETURN core || fn.replies(VARIADIC ARRAY[
-    fn.reply(fn.pack(
-      coalesce(x.tags, ''), coalesce(x.deadline, ''), coalesce(x.timeout_at, ''), coalesce(x.retry_count, ''),
-      coalesce(x.reclaim_count, ''), coalesce(x.headers, ''), coalesce(x.flow, '')
-    )),
-    fn.answer(VARIADIC journal)
+    fn.reply(fn.further_fields(x, x.timeout_at)), fn.answer(VARIADIC journal)
   ] || CASE WHEN x.flow_id IS NOT NULL THEN ARRAY[fn.inputs(c, x, '')] END);
 END $$;
+
+-- Return the fields of an execution that few have, packed, with the end of its attempt.
+CREATE FUNCTION fn.further_fields(x db.executions, timeout_at bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT fn.pack(
+    coalesce(x.tags, ''), coalesce(x.deadline, ''), coalesce(timeout_at, ''), coalesce(x.retry_count, ''),
+    coalesce(x.reclaim_count, ''), coalesce(x.headers, ''), coalesce(x.flow, '')
+  )
+$$;
+
+-- Return what the worker gets of any execution; `lease` has the replies for its fence, its attempt and the end of its lease.
+CREATE FUNCTION fn.claimed_core(x db.executions, lease bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT '*11\015\012$36\015\012'::bytea || fn.bytes(x.uuid) || '\015\012'::bytea || lease || fn.reply(x.class)
+    || fn.reply(x.priority) || fn.reply(x.created) || fn.reply(x.payload) || fn.reply(x.codec) || fn.reply(x.policy)
+$$;
 
 -- Return the first field that keeps a checked record from being claimed, or null.
 CREATE FUNCTION fn.damage_for_claim(x db.executions, journal bytea[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -231,7 +239,7 @@ BEGIN
 END $$;
 
 -- Claim up to `wanted` ready executions of some classes of a lane, in their common order. A page of heads is read and locked
--- at a time. Entries that cannot be handed out are passed over, up to 256 in a call. Classes behind closed gates are left out.
+-- at a time, and one statement takes its plain executions. Entries that cannot be handed out are passed over, up to 256 in a call. Classes behind closed gates are left out.
 CREATE FUNCTION fn.claim_from(c fn.context, classes int[], gated boolean, wanted bigint, lease fn.lease) RETURNS fn.batch
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -246,6 +254,9 @@ DECLARE
   befores db.executions[] := '{}';
   afters db.executions[] := '{}';
   items bytea[] := '{}';
+  ids uuid[] := '{}';
+  plain uuid[] := '{}';
+  nth int;
   gates fn.gate[] := '{}';
   passing fn.passing;
   goes_on boolean := NOT fn.is_spent(c);
@@ -260,135 +271,56 @@ BEGIN
   END IF;
   WHILE goes_on AND cardinality(items) < wanted AND c.passed < 256 LOOP
     began := clock_timestamp();
-    page := fn.heads(c, classes, last, least(wanted - cardinality(items) + c.passed, 100), is_bounded);
+    page := fn.heads(c, classes, last, least(wanted - cardinality(items) + c.passed, 100), is_bounded, lease);
     IF is_bounded AND page.last IS NULL AND cardinality(items) = 0 THEN
       is_bounded := false; last := fn.first_place();
       CONTINUE;
     END IF;
     IF clock_timestamp() - began > fn.a_long_search() THEN
-      PERFORM fn.keep_bounds(c, page.records, is_bounded);
+      PERFORM fn.keep_bounds(c, page.ids, is_bounded);
     END IF;
-    last := page.last; goes_on := last IS NOT NULL;
-    FOR i IN 1 .. cardinality(page.records) LOOP
-      x := (page.records)[i];
-      CONTINUE WHEN x.gated AND x.class_id <> ALL (classes);
-      IF x.class_id IS DISTINCT FROM of_class.id THEN
-        SELECT * INTO of_class FROM db.classes WHERE id = x.class_id;
-      END IF;
-      f := fn.claimable(c, x, of_class.class, (f.x).class, (f.x).policy);
-      c := f.c;
-      IF f.failure IS NOT NULL THEN
-        c.passed := c.passed + 1;
-      ELSE
-        x := fn.take(c, f.x, lease);
-        IF x.gated THEN
-          passing := fn.pass_gates(c, f.was, x, gates);
-          c := passing.c; x := passing.x; gates := passing.gates;
-          classes := fn.open_classes(gates, classes);
-        END IF;
-        c.work := c.work - 2 - (coalesce(octet_length(x.payload), 0) + coalesce(fn.num(x.journal_bytes), 0)) / 8192.0;
-        befores := befores || f.was; afters := afters || x;
-        items := items || fn.claimed(c, x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
+    last := page.last; goes_on := last IS NOT NULL; nth := 0;
+    FOR i IN 1 .. cardinality(page.ids) LOOP
+      IF page.items[i] IS NOT NULL THEN
+        c.work := c.work - 2 - page.sizes[i];
+        plain := plain || page.ids[i]; ids := ids || page.ids[i]; items := items || page.items[i];
         c.has_progressed := true;
+      ELSE
+        nth := nth + 1; x := (page.records)[nth];
+        CONTINUE WHEN x.gated AND x.class_id <> ALL (classes);
+        IF x.class_id IS DISTINCT FROM of_class.id THEN
+          SELECT * INTO of_class FROM db.classes WHERE id = x.class_id;
+        END IF;
+        f := fn.claimable(c, x, of_class.class, (f.x).class, (f.x).policy);
+        c := f.c;
+        IF f.failure IS NOT NULL THEN
+          c.passed := c.passed + 1;
+        ELSE
+          x := fn.take(c, f.x, lease);
+          IF x.gated THEN
+            passing := fn.pass_gates(c, f.was, x, gates);
+            c := passing.c; x := passing.x; gates := passing.gates;
+            classes := fn.open_classes(gates, classes);
+          END IF;
+          c.work := c.work - 2 - (coalesce(octet_length(x.payload), 0) + coalesce(fn.num(x.journal_bytes), 0)) / 8192.0;
+          befores := befores || f.was; afters := afters || x; ids := ids || x.uuid;
+          items := items || fn.claimed(c, x, CASE WHEN x.steps IS NULL THEN '{}'::bytea[] ELSE fn.journal(x) END);
+          c.has_progressed := true;
+        END IF;
       END IF;
       goes_on := cardinality(items) < wanted AND c.passed < 256 AND NOT fn.is_spent(c);
       EXIT WHEN NOT goes_on;
     END LOOP;
   END LOOP;
+  IF cardinality(plain) > 0 THEN
+    c := fn.take_plain(c, plain, lease);
+  END IF;
   c := fn.put_all(c, befores, afters);
   b.c := CASE WHEN gated THEN fn.write_gates(c, gates) ELSE c END;
   b.items := items; b.count := cardinality(items);
-  b.ids := ARRAY(SELECT fn.bytes(uuid) FROM unnest(afters));
+  b.ids := ARRAY(SELECT fn.bytes(id) FROM unnest(ids) AS id);
   RETURN b;
 END $$;
-
--- Return a place before all others.
-CREATE FUNCTION fn.first_place() RETURNS fn.place LANGUAGE sql IMMUTABLE AS $$
-  SELECT (-9223372036854775808, '00000000-0000-0000-0000-000000000000')::fn.place
-$$;
-
--- Lock and return the heads of some classes in their common order, behind a place. The heads are picked before any is locked, so
--- no row is locked that is not returned. Rows that another call has locked are passed over: only at the end is `last` null.
-CREATE FUNCTION fn.heads(c fn.context, classes int[], behind fn.place, most bigint, is_bounded boolean) RETURNS fn.page
-LANGUAGE plpgsql AS $$
-DECLARE
-  page fn.page;
-BEGIN
-  WITH head AS MATERIALIZED (
-    SELECT first.ready, first.uuid FROM unnest(classes) AS of_class, LATERAL (
-      SELECT CASE WHEN is_bounded THEN (fn.bound(c, of_class)).ready END AS least OFFSET 0
-    ) AS bound, LATERAL (
-      SELECT e.ready, e.uuid FROM db.executions AS e
-        WHERE p = c.p AND class_id = of_class AND ready IS NOT NULL AND ready <= fn.last_ready(c) AND (ready, uuid) > (
-          greatest(behind.ready, least),
-          CASE WHEN least > behind.ready THEN '00000000-0000-0000-0000-000000000000' ELSE behind.uuid END
-        )
-        ORDER BY e.ready, e.uuid LIMIT most
-    ) AS first ORDER BY first.ready, first.uuid LIMIT most
-  ), locked AS MATERIALIZED (
-    SELECT e AS record FROM db.executions AS e
-      WHERE p = c.p AND uuid = ANY (ARRAY(SELECT uuid FROM head)) AND ready IS NOT NULL
-      ORDER BY ready, uuid FOR UPDATE SKIP LOCKED
-  )
-  SELECT (SELECT (ready, uuid)::fn.place FROM head ORDER BY ready DESC, uuid DESC LIMIT 1), ARRAY(SELECT record FROM locked)
-    INTO page.last, page.records;
-  RETURN page;
-END $$;
-
--- Bounds ------------------------------------------------------------------------------------------------------------
---
--- While another session holds a snapshot, index entries of rows that were claimed since stay, and every search walks past them.
--- So a claim whose search took long notes the place at which it found work in each class, and the next searches begin there.
--- A bound is a hint: it is dropped after a second, when work becomes ready before it, and by a search that finds nothing.
-
-CREATE TABLE fn.bounds (
-  p smallint NOT NULL, class_id int NOT NULL, turn bigint GENERATED ALWAYS AS IDENTITY,
-  ready bigint,           -- null once work became ready before it
-  since bigint NOT NULL,  -- when the first search of its kind began
-  PRIMARY KEY (p, class_id, turn)
-);
-
-CREATE FUNCTION fn.a_long_search() RETURNS interval LANGUAGE sql IMMUTABLE AS $$ SELECT interval '2 ms' $$;
-
-CREATE FUNCTION fn.has_bounds(c fn.context) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-  RETURN EXISTS (SELECT FROM fn.bounds WHERE p = c.p);
-END $$;
-
--- Return the bound of a class; its parts are null if it has none.
-CREATE FUNCTION fn.bound(c fn.context, of_class int) RETURNS fn.bounds LANGUAGE plpgsql AS $$
-DECLARE
-  found fn.bounds;
-BEGIN
-  SELECT * INTO found FROM fn.bounds WHERE p = c.p AND class_id = of_class ORDER BY turn DESC LIMIT 1;
-  IF found.ready IS NULL OR found.since <= c.now - 1000 THEN
-    RETURN NULL;
-  END IF;
-  RETURN found;
-END $$;
-
--- Note the places at which a search found work.
-CREATE FUNCTION fn.keep_bounds(c fn.context, records db.executions[], is_bounded boolean) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO fn.bounds (p, class_id, ready, since)
-    SELECT c.p, class_id, min(ready), coalesce(CASE WHEN is_bounded THEN (fn.bound(c, class_id)).since END, c.now)
-    FROM unnest(records) GROUP BY class_id
-$$;
-
--- Drop the bounds that records which have become ready lie before.
-CREATE FUNCTION fn.drop_bounds(c fn.context, records db.executions[]) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-  IF fn.has_bounds(c) THEN
-    INSERT INTO fn.bounds (p, class_id, since)
-      SELECT c.p, class_id, c.now FROM (
-        SELECT class_id, min(ready) AS ready FROM unnest(records) WHERE ready IS NOT NULL GROUP BY class_id
-      ) AS became WHERE ready < (fn.bound(c, class_id)).ready;
-  END IF;
-END $$;
-
--- Remove the bounds that are too old to be used.
-CREATE FUNCTION fn.forget_bounds(c fn.context) RETURNS void LANGUAGE sql AS $$
-  DELETE FROM fn.bounds WHERE p = c.p AND since < c.now - 60000
-$$;
 
 -- Return what is still leased of a claim that was answered before.
 CREATE FUNCTION fn.claimed_before(c fn.context, claim_id bytea, ids bytea[]) RETURNS bytea[] LANGUAGE plpgsql AS $$

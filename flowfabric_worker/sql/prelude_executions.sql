@@ -127,12 +127,12 @@ END $$;
 -- Lock and return the records of some executions, null for one that does not exist. Rows are locked in the order of their ids.
 CREATE FUNCTION fn.load_all(c fn.context, ids uuid[]) RETURNS db.executions[] LANGUAGE plpgsql AS $$
 BEGIN
-  RETURN ARRAY(
+  RETURN CASE WHEN cardinality(ids) = 0 THEN '{}' ELSE ARRAY(
     WITH locked AS MATERIALIZED (
       SELECT e AS record FROM db.executions AS e WHERE p = c.p AND uuid = ANY (ids) ORDER BY uuid FOR UPDATE
     )
     SELECT record FROM unnest(ids) WITH ORDINALITY AS asked(id, nth) LEFT JOIN locked ON (record).uuid = id ORDER BY nth
-  );
+  ) END;
 END $$;
 
 -- Check a record that was just read; see fn.damage_in.
@@ -166,9 +166,10 @@ END $$;
 
 -- Return until when an ended execution is kept: its retention and the window of its idempotency key, whichever is longer.
 CREATE FUNCTION fn.kept_until(x db.executions) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-  SELECT greatest(
-    fn.num(x.ended) + coalesce(fn.of_policy(x.policy, 11)::bigint, fn.a_day()), coalesce(fn.num(x.dedup_until), 0)
-  )
+  SELECT fn.kept_for(x.ended, x.policy, x.dedup_until)
+$$;
+CREATE FUNCTION fn.kept_for(ended bytea, policy bytea, dedup_until bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+  SELECT greatest(fn.num(ended) + coalesce(fn.of_policy(policy, 11)::bigint, fn.a_day()), coalesce(fn.num(dedup_until), 0))
 $$;
 
 -- Return a record with what the indexes must say of it.
@@ -233,10 +234,8 @@ BEGIN
   IF x.ready IS NOT NULL AND x.ready IS DISTINCT FROM was.ready THEN
     c.wakes := c.wakes || x.class_id;
   END IF;
-  IF x.due_in IN ('d', 'y') AND (x.due IS DISTINCT FROM was.due OR x.due_in IS DISTINCT FROM was.due_in)
-    AND x.due <= c.now + fn.fallback() AND x.due <= coalesce(c.first_due, x.due) THEN
-    c.first_count := CASE WHEN x.due = c.first_due THEN c.first_count + 1 ELSE 1 END;
-    c.first_due := x.due;
+  IF x.due_in IN ('d', 'y') AND (x.due IS DISTINCT FROM was.due OR x.due_in IS DISTINCT FROM was.due_in) THEN
+    c := fn.note_moment(c, x.due, 1);
   END IF;
   RETURN c;
 END $$;

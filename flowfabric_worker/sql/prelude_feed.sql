@@ -18,12 +18,19 @@ BEGIN
   IF cardinality(ends) > 0 THEN
     INSERT INTO db.feed (p, ended, uuid, outcome, class, tags)
       SELECT c.p, c.now, x.uuid, fn.bytes(fn.outcome(fn.ascii(x.state))), x.class, nullif(x.tags, '') FROM unnest(ends) AS x;
-    IF NOT c.announced THEN
-      INSERT INTO db.entries (p, kind, member, due) VALUES (c.p, 'f', '', c.now + fn.feed_pause(c)) ON CONFLICT DO NOTHING;
-    END IF;
-    c.ended := c.ended + cardinality(ends);
-    c.announced := true;
+    c := fn.note_ends(c, cardinality(ends));
   END IF;
+  RETURN c;
+END $$;
+
+-- Note that a call wrote some ends into the feed.
+CREATE FUNCTION fn.note_ends(c fn.context, count int) RETURNS fn.context LANGUAGE plpgsql AS $$
+BEGIN
+  IF NOT c.announced THEN
+    INSERT INTO db.entries (p, kind, member, due) VALUES (c.p, 'f', '', c.now + fn.feed_pause(c)) ON CONFLICT DO NOTHING;
+  END IF;
+  c.ended := c.ended + count;
+  c.announced := true;
   RETURN c;
 END $$;
 
