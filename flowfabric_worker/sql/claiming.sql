@@ -92,9 +92,11 @@ BEGIN
   before := fn.claim_before(c, instance, claim_id);
   c.collects := true;
   IF before IS NULL THEN
-    b := fn.run_due(c, greatest(32, 2 * most), 0.5);
-    b := fn.run_removals(b.c, c.now, fn.allowed(b.c, 32, 3, 0.25));
-    c := b.c;
+    IF fn.is_anything_due(c) THEN
+      b := fn.run_due(c, greatest(32, 2 * most), 0.5);
+      b := fn.run_removals(b.c, c.now, fn.allowed(b.c, 32, 3, 0.25));
+      c := b.c;
+    END IF;
     lanes := fn.lanes_of(c, args, 10);
     b := fn.claim_lanes(c, lanes, least(most, 100), fn.new_lease(claim_id, args[2], fn.num(args[5])));
     c := b.c;
@@ -122,17 +124,24 @@ END $$;
 -- Return the reply to a claim.
 CREATE FUNCTION fn.claim_reply(
   c fn.context, due bigint, lanes fn.lane[], items bytea[], most bigint, is_repeated boolean
-) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT fn.replies(VARIADIC ARRAY[
-    fn.reply(c.now), fn.reply(due),
-    fn.answer(VARIADIC ARRAY(SELECT name FROM unnest(lanes) AS lane WHERE lane.stale)),
-    fn.replies(VARIADIC items),
-    fn.reply(CASE WHEN c.is_cut_short OR fn.is_spent(c) OR c.passed >= 256 OR cardinality(items) = 100 AND most > 100
-      THEN '1'::text ELSE '' END),
-    fn.reply(CASE WHEN is_repeated THEN 1::bigint ELSE 0 END),
-    fn.reply(0::bigint)
-  ] || CASE WHEN cardinality(c.ends) > 0 THEN ARRAY[fn.replies(VARIADIC c.ends)] ELSE '{}' END)
-$$;
+) RETURNS bytea LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  behind bytea := '*0\015\012';
+  lane fn.lane;
+BEGIN
+  FOREACH lane IN ARRAY lanes LOOP
+    IF lane.stale THEN
+      behind := fn.answer(VARIADIC ARRAY(SELECT name FROM unnest(lanes) AS each WHERE each.stale));
+      EXIT;
+    END IF;
+  END LOOP;
+  RETURN CASE WHEN cardinality(c.ends) > 0 THEN '*8\015\012'::bytea ELSE '*7\015\012' END
+    || fn.reply(c.now) || fn.reply(due) || behind || fn.replies(VARIADIC items)
+    || CASE WHEN c.is_cut_short OR fn.is_spent(c) OR c.passed >= 256 OR cardinality(items) = 100 AND most > 100
+      THEN fn.reply('1'::bytea) ELSE fn.reply(''::bytea) END
+    || CASE WHEN is_repeated THEN fn.reply(1::bigint) ELSE fn.reply(0::bigint) END || fn.reply(0::bigint)
+    || CASE WHEN cardinality(c.ends) > 0 THEN fn.replies(VARIADIC c.ends) ELSE '' END;
+END $$;
 
 -- forward_wakeup: pass a wake-up on to the next waiter, for a woken worker that has no capacity.
 -- Arguments: the lanes as in claim_many.

@@ -220,7 +220,7 @@ BEGIN
       SELECT classes.id AS class_id, lanes.id AS lane_id, nullif(gates IS NOT NULL OR held IS NOT NULL, false) AS gated
         INTO home FROM db.classes JOIN db.lanes USING (p, lane) WHERE classes.p = c.p AND class = kind[1];
     END IF;
-    x := fn.drafted(c, args, at + 1, kind);
+    x := fn.drafted(c, args, at + 1, kind, fn.packed(fn.unpack_first(kind[1])));
     x.class_id := home.class_id; x.lane_id := home.lane_id; x.gated := home.gated;
     x.flow := fn.bytes(f.flow); x.flow_id := f.flow; x.state := 'rudhnf';
     x.is_root := CASE args[at + 9] WHEN '' THEN true END;

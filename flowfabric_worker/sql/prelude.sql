@@ -44,8 +44,12 @@ $$;
 
 -- Join texts into one, each behind its length, so that different lists never give the same text.
 CREATE FUNCTION fn.pack(VARIADIC parts bytea[]) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-  SELECT coalesce(string_agg(decode(octet_length(part)::text || ':', 'escape') || part, '' ORDER BY nth), '')
-  FROM unnest(parts) WITH ORDINALITY AS each(part, nth)
+  SELECT coalesce(string_agg(fn.packed(part), '' ORDER BY nth), '') FROM unnest(parts) WITH ORDINALITY AS each(part, nth)
+$$;
+
+-- Return one text as fn.pack joins it.
+CREATE FUNCTION fn.packed(part bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT decode(octet_length(part)::text || ':', 'escape') || part
 $$;
 
 -- Return the texts that fn.pack joined, or null if the text is damaged.
@@ -213,29 +217,18 @@ CREATE TYPE fn.usage AS (
 -- What a use of a budget came to: the context, the budget, the answer, or the failure.
 CREATE TYPE fn.used AS (c fn.context, b fn.budget, answer bytea[], failure bytea);
 
--- Return the context of a call: its clock and its work budget.
+-- Return the context of a call: its clock and its work budget. It is one statement, because every call begins with it.
 CREATE FUNCTION fn.begin(partition int) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   c fn.context;
-  latest bigint;
 BEGIN
-  SELECT clock, clock IS NULL, coalesce(feed_age, fn.a_day()), part.latest
-    INTO c.now, c.is_real, c.feed_age, latest FROM db.partitions AS part WHERE part.p = partition;
-  c.p := partition;
-  c.is_real := coalesce(c.is_real, true);
-  c.feed_age := coalesce(c.feed_age, fn.a_day());
-  IF c.now IS NULL THEN
-    c.now := trunc(extract(epoch FROM clock_timestamp()) * 1000);
+  SELECT partition::smallint,
     -- A clock that is set back a little is held until it has caught up; set back by more, the earlier time was wrong.
-    IF latest > c.now AND latest - c.now <= 60000 THEN
-      c.now := latest;
-    END IF;
-  END IF;
-  c.work := 300;
-  c.ended := 0; c.removals := 0; c.passed := 0; c.first_count := 0;
-  c.wakes := '{}'; c.new_in := '{}'; c.ends := '{}'; c.handled_entries := '{}';
-  c.flows := '{}'; c.jobs := '{}'; c.places := '{}'; c.settles := '{}';
-  c.announced := false; c.watch_ended := false; c.is_cut_short := false; c.has_progressed := false; c.collects := false;
+    coalesce(clock, CASE WHEN latest > real.ms AND latest - real.ms <= 60000 THEN latest ELSE real.ms END),
+    clock IS NULL, coalesce(feed_age, fn.a_day()), 300::double precision, 0, 0, '{}'::int[], '{}'::bytea[], false, false,
+    NULL::bigint, 0, 0, false, false, false, '{}'::bytea[], '{}'::bytea[], '{}'::uuid[], '{}'::text[], '{}'::bytea[], '{}'::uuid[]
+    INTO c FROM (SELECT trunc(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS ms) AS real
+    LEFT JOIN db.partitions ON p = partition;
   RETURN c;
 END $$;
 
@@ -252,11 +245,17 @@ $$;
 
 -- Return the same for each item of a call, whose items have `width` arguments.
 CREATE FUNCTION fn.sizes(args bytea[], width int) RETURNS double precision[] LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  sizes double precision[] := '{}';
+  size int := 0;
 BEGIN
-  RETURN ARRAY(
-    SELECT sum(octet_length(arg)) / 8192.0::double precision FROM unnest(args) WITH ORDINALITY AS each(arg, nth)
-    GROUP BY (nth - 1) / width ORDER BY (nth - 1) / width
-  );
+  FOR i IN 1 .. cardinality(args) LOOP
+    size := size + octet_length(args[i]);
+    IF i % width = 0 THEN
+      sizes := sizes || size / 8192.0::double precision; size := 0;
+    END IF;
+  END LOOP;
+  RETURN sizes;
 END $$;
 
 -- Remembered calls --------------------------------------------------------------------------------------------------

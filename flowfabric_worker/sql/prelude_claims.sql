@@ -19,19 +19,19 @@ $$;
 CREATE FUNCTION fn.keep_claim(
   c fn.context, of_field bytea, of_claim bytea, of_worker bytea, reply bytea[], ttl bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-  longest bigint := c.now + ttl;
 BEGIN
-  SELECT greatest(longest, max(kept)) INTO longest FROM (
-    SELECT kept FROM db.claims WHERE p = c.p AND field = of_field ORDER BY turn DESC LIMIT 8
-  ) AS newest;
-  INSERT INTO db.claims (p, field, claim_id, kept, worker, answer)
-    VALUES (c.p, of_field, of_claim, longest, of_worker, reply);
-  DELETE FROM db.claims WHERE p = c.p AND field = of_field AND turn <= (
-    SELECT turn FROM db.claims WHERE p = c.p AND field = of_field ORDER BY turn DESC OFFSET 8 LIMIT 1
-  );
+  WITH newest AS MATERIALIZED (
+    SELECT turn, kept FROM db.claims WHERE p = c.p AND field = of_field ORDER BY turn DESC LIMIT 8
+  ), longest AS MATERIALIZED (
+    SELECT greatest(c.now + ttl, max(kept)) AS kept FROM newest
+  ), dropped AS (
+    DELETE FROM db.claims WHERE p = c.p AND field = of_field AND turn <= (SELECT turn FROM newest ORDER BY turn DESC OFFSET 7)
+  ), remembered AS (
+    INSERT INTO db.claims (p, field, claim_id, kept, worker, answer)
+      SELECT c.p, of_field, of_claim, kept, of_worker, reply FROM longest
+  )
   -- The entry may be early; it is corrected when it is handled.
-  INSERT INTO db.entries (p, kind, member, due) VALUES (c.p, 'k', of_field, longest) ON CONFLICT DO NOTHING;
+  INSERT INTO db.entries (p, kind, member, due) SELECT c.p, 'k', of_field, kept FROM longest ON CONFLICT DO NOTHING;
 END $$;
 
 -- Keep a worker instance for its worker id, for `ttl` ms at least.
@@ -123,7 +123,7 @@ $$;
 
 -- Make a lease. `holder` is pack{worker id, instance, topic}.
 CREATE FUNCTION fn.new_lease(id bytea, holder bytea, ttl bigint) RETURNS fn.lease LANGUAGE sql IMMUTABLE AS $$
-  SELECT (id, fn.pack(coalesce(parts[1], ''), coalesce(parts[2], '')), coalesce(parts[3], ''), ttl)::fn.lease
+  SELECT (id, fn.packed(coalesce(parts[1], '')) || fn.packed(coalesce(parts[2], '')), coalesce(parts[3], ''), ttl)::fn.lease
   FROM fn.unpack(holder) AS parts
 $$;
 

@@ -96,21 +96,20 @@ CREATE FUNCTION fn.lanes_of(c fn.context, args bytea[], at int) RETURNS fn.lane[
 DECLARE
   lanes fn.lane[] := '{}';
   each fn.lane;
-  revision bytea;
+  of_revision bytea;
   count int;
 BEGIN
   WHILE at <= cardinality(args) LOOP
     each.name := args[at];
     each.most := fn.num(args[at + 1]);
     count := fn.num(args[at + 3]);
-    SELECT lane.paused IS NOT NULL, fn.bytes(lane.revision) INTO each.paused, revision
-      FROM db.lanes AS lane WHERE p = c.p AND lane = each.name;
-    each.paused := coalesce(each.paused, false);
-    each.stale := args[at + 2] <> '' AND args[at + 2] <> coalesce(revision, '0');
-    SELECT coalesce(array_agg(id), '{}'), coalesce(bool_or(gates IS NOT NULL), false) INTO each.classes, each.gated
-      FROM db.classes WHERE p = c.p AND class = ANY (args[at + 4 : at + 3 + count]);
+    SELECT known.ids, known.gated, paused IS NOT NULL, fn.bytes(revision)
+      INTO each.classes, each.gated, each.paused, of_revision FROM (
+        SELECT coalesce(array_agg(id), '{}') AS ids, coalesce(bool_or(gates IS NOT NULL), false) AS gated
+        FROM db.classes WHERE p = c.p AND class = ANY (args[at + 4 : at + 3 + count])
+      ) AS known LEFT JOIN db.lanes ON p = c.p AND lane = each.name;
+    each.stale := args[at + 2] <> '' AND args[at + 2] <> coalesce(of_revision, '0');
     lanes := lanes || each;
-    revision := NULL;
     at := at + 4 + count;
   END LOOP;
   RETURN lanes;

@@ -215,17 +215,27 @@ BEGIN
   RETURN b;
 END $$;
 
+-- Return whether something is due or has to be removed.
+CREATE FUNCTION fn.is_anything_due(c fn.context) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM db.executions WHERE p = c.p AND due_in = 'd' AND due <= c.now)
+    OR EXISTS (SELECT FROM db.executions WHERE p = c.p AND due_in = 'y' AND due <= c.now)
+    OR EXISTS (SELECT FROM db.executions WHERE p = c.p AND due_in = 'r' AND due <= c.now)
+    OR EXISTS (SELECT FROM db.entries WHERE p = c.p AND due_in = 'd' AND due <= c.now)
+    OR EXISTS (SELECT FROM db.entries WHERE p = c.p AND due_in = 'r' AND due <= c.now);
+END $$;
+
 -- Handle twice as many removals as this call ended executions, so removal keeps pace. What ended in this millisecond is
 -- left for a later call, so that this call can be repeated.
 CREATE FUNCTION fn.keep_pace(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   b fn.batch;
 BEGIN
-  IF c.ended > 0 THEN
+  IF fn.next_removal(c) < c.now THEN
     b := fn.run_removals(c, c.now - 1, 2 * c.ended);
     c := b.c;
-    c.ended := 0;
   END IF;
+  c.ended := 0;
   RETURN c;
 END $$;
 

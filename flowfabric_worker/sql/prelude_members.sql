@@ -151,8 +151,10 @@ BEGIN
       END IF;
     END IF;
   END LOOP;
-  PERFORM fn.settle_flow(c, flow) FROM unnest(c.settles) AS flow;
-  c.settles := '{}';
+  IF cardinality(c.settles) > 0 THEN
+    PERFORM fn.settle_flow(c, flow) FROM unnest(c.settles) AS flow;
+    c.settles := '{}';
+  END IF;
   RETURN c;
 END $$;
 

@@ -48,10 +48,15 @@ CREATE FUNCTION fn.unwait(c fn.context, of_waiter text) RETURNS fn.context LANGU
 DECLARE
   watched boolean;
 BEGIN
-  DELETE FROM db.waiters WHERE p = c.p AND waiter = of_waiter RETURNING watches INTO watched;
-  IF FOUND THEN
-    PERFORM fn.drop_entry(c, 'q', fn.bytes(of_waiter));
-    c.watch_ended := c.watch_ended OR watched;
+  WITH gone AS (
+    DELETE FROM db.waiters WHERE p = c.p AND waiter = of_waiter RETURNING watches
+  ), dropped AS (
+    DELETE FROM db.entries WHERE p = c.p AND due_in = 'r' AND kind = 'q' AND member = fn.bytes(of_waiter)
+      AND EXISTS (SELECT FROM gone)
+  )
+  SELECT watches INTO watched FROM gone;
+  IF watched THEN
+    c.watch_ended := true;
   END IF;
   RETURN c;
 END $$;
@@ -174,5 +179,11 @@ END $$;
 -- Bring everything up to date that a call noted, and wake the waiters that it concerns.
 CREATE FUNCTION fn.flush(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
-  RETURN fn.wake(fn.keep_pace(fn.run_jobs(c)));
+  IF cardinality(c.jobs) > 0 OR cardinality(c.settles) > 0 THEN
+    c := fn.run_jobs(c);
+  END IF;
+  IF c.ended > 0 THEN
+    c := fn.keep_pace(c);
+  END IF;
+  RETURN fn.wake(c);
 END $$;

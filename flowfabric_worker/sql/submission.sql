@@ -43,15 +43,15 @@ BEGIN
   );
 END $$;
 
--- Return the record of a new execution whose arguments begin at `at`, and whose kind has been unpacked.
-CREATE FUNCTION fn.drafted(c fn.context, args bytea[], at int, kind bytea[]) RETURNS db.executions
+-- Return the record of a new execution whose arguments begin at `at`, and whose kind and packed namespace are known.
+CREATE FUNCTION fn.drafted(c fn.context, args bytea[], at int, kind bytea[], namespace bytea) RETURNS db.executions
 LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
   x db.executions;
   key bytea := nullif(args[at + 4], '');
   starts bigint := fn.moment(args[at + 2], c.now);
 BEGIN
-  x.p := c.p; x.uuid := fn.id(args[at]); x.class := kind[1]; x.namespace := fn.pack(fn.unpack_first(x.class));
+  x.p := c.p; x.uuid := fn.id(args[at]); x.class := kind[1]; x.namespace := namespace;
   starts := CASE WHEN starts > c.now THEN starts END;
   x.state := CASE WHEN starts IS NULL THEN 'ruewnf'::bytea ELSE 'rutdnf' END;
   x.priority := kind[2];
@@ -67,13 +67,22 @@ BEGIN
   RETURN x;
 END $$;
 
--- Insert new records with their keys, and return the ids of those that are now there. Another session that creates the same one
+-- Insert new records with their keys, count them, and return the ids of those that are now there. Another session that creates the same one
 -- at this moment wins.
 CREATE FUNCTION fn.insert_all(c fn.context, records db.executions[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
-  ids uuid[] := ARRAY(SELECT uuid FROM unnest(records) WHERE idempotency_key IS NULL);
+  keyed boolean := false;
+  ids uuid[] := '{}';
+  x db.executions;
 BEGIN
-  IF cardinality(ids) < cardinality(records) THEN
+  FOREACH x IN ARRAY records LOOP
+    IF x.idempotency_key IS NULL THEN
+      ids := ids || x.uuid;
+    ELSE
+      keyed := true;
+    END IF;
+  END LOOP;
+  IF keyed THEN
     WITH won AS (
       INSERT INTO db.keys (p, key, uuid)
         SELECT c.p, idempotency_key, uuid FROM unnest(records) WHERE idempotency_key IS NOT NULL ORDER BY idempotency_key
@@ -83,8 +92,12 @@ BEGIN
     SELECT ids || array_agg(uuid) INTO ids FROM won;
   END IF;
   WITH inserted AS (
-    INSERT INTO db.executions SELECT x.* FROM unnest(records) AS x WHERE uuid = ANY (ids) ORDER BY uuid
-      ON CONFLICT DO NOTHING RETURNING uuid
+    INSERT INTO db.executions SELECT new.* FROM unnest(records) AS new WHERE uuid = ANY (ids) ORDER BY uuid
+      ON CONFLICT DO NOTHING RETURNING uuid, lane_id, class_id, state
+  ), counted AS (
+    INSERT INTO db.depths (p, lane_id, class_id, state, change)
+      SELECT c.p, lane_id, class_id, fn.public_state(fn.ascii(state)) AS public_state, count(*) FROM inserted
+        WHERE lane_id IS NOT NULL GROUP BY lane_id, class_id, public_state
   )
   SELECT coalesce(array_agg(uuid), '{}') INTO ids FROM inserted;
   RETURN ids;
@@ -98,11 +111,12 @@ CREATE FUNCTION fn.create_all(c fn.context, args bytea[], is_bounded boolean) RE
 DECLARE
   b fn.batch;
   sizes double precision[] := fn.sizes(args, 8);
-  existing uuid[] := fn.existing(c, args);
+  existing uuid[];
   answers bytea[] := '{}';
   records db.executions[] := '{}';
   places int[] := '{}';
   kind bytea[];
+  namespace bytea;
   home fn.home;
   x db.executions;
   at int;
@@ -115,15 +129,20 @@ BEGIN
     END IF;
     c.work := c.work - 2 - sizes[i];
     IF i = 1 OR args[at + 1] <> args[at - 7] THEN
-      kind := fn.unpack(args[at + 1]); home := NULL;
+      kind := fn.unpack(args[at + 1]);
+      namespace := fn.packed(fn.unpack_first(kind[1])); home := fn.known_home(c, kind[1]);
+    END IF;
+    IF existing IS NULL AND (args[at + 4] <> '' OR home.class_id IS NULL) THEN
+      -- For executions without keys in known classes, the insertion finds this out.
+      existing := fn.existing(c, args);
     END IF;
     IF existing[i] IS NOT NULL THEN
       answers := answers || fn.duplicate(c, existing[i], kind[1], args[at + 5], kind[4]);
       CONTINUE;
     END IF;
-    IF home IS NULL THEN
+    IF home.class_id IS NULL AND home.failure IS NULL THEN
       home := fn.home_of(c, kind[1]);
-      c := coalesce(home.c, c);
+      c := home.c;
     END IF;
     IF home.class_id IS NULL THEN
       answers := answers || coalesce(
@@ -131,7 +150,7 @@ BEGIN
       );
       CONTINUE;
     END IF;
-    x := fn.drafted(c, args, at, kind);
+    x := fn.drafted(c, args, at, kind, namespace);
     x.class_id := home.class_id; x.lane_id := home.lane_id; x.gated := home.gated;
     records := records || fn.derive(x);
     places := places || i; answers := answers || NULL::bytea;
@@ -158,14 +177,13 @@ BEGIN
     IF x.uuid = ANY (ids) THEN
       inserted := inserted || x;
       c := fn.follow(c, none, x);
-      answers := answers || fn.answer('created', fn.bytes(x.uuid), x.state);
+      answers := answers || ('*3\015\012$7\015\012created\015\012'::bytea || fn.reply(fn.bytes(x.uuid)) || fn.reply(x.state));
     ELSE
       answers := answers || fn.duplicate(
         c, coalesce(fn.holder_of(c, x.idempotency_key), x.uuid), x.class, coalesce(x.payload, ''), coalesce(x.codec, '')
       );
     END IF;
   END LOOP;
-  PERFORM fn.count(c, '{}', inserted);
   PERFORM fn.drop_bounds(c, inserted);
   b.c := c; b.items := answers;
   RETURN b;
@@ -176,13 +194,23 @@ CREATE FUNCTION fn.home_of(c fn.context, of_class bytea) RETURNS fn.home LANGUAG
 DECLARE
   home fn.home;
 BEGIN
-  home.c := c;
-  IF NOT EXISTS (SELECT FROM db.classes WHERE p = c.p AND class = of_class) THEN
+  home := fn.known_home(c, of_class);
+  IF home.class_id IS NULL THEN
     home.failure := fn.unknown_gate(c, of_class);
     IF home.failure IS NULL AND NOT fn.is_full(c, of_class) THEN
-      home.c := fn.register_class(c, of_class);
+      c := fn.register_class(c, of_class);
+      home := fn.known_home(c, of_class);
     END IF;
   END IF;
+  RETURN home;
+END $$;
+
+-- Return where new executions of a class belong if the class is registered.
+CREATE FUNCTION fn.known_home(c fn.context, of_class bytea) RETURNS fn.home LANGUAGE plpgsql AS $$
+DECLARE
+  home fn.home;
+BEGIN
+  home.c := c;
   SELECT classes.id, lanes.id, nullif(gates IS NOT NULL OR held IS NOT NULL, false)
     INTO home.class_id, home.lane_id, home.gated FROM db.classes JOIN db.lanes USING (p, lane)
     WHERE classes.p = c.p AND class = of_class;

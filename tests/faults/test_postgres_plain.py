@@ -1,4 +1,4 @@
-"""Plain executions, which one statement takes or completes, on a Postgres server: they get what every other one gets."""
+"""Plain executions, which one statement takes or completes on a Postgres server, get what every other one gets."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 # A function that a release has for plain executions, made to refuse them all, or one for the others, made to fail.
 REFUSAL = "CREATE OR REPLACE FUNCTION {}.is_plain_policy(policy bytea) RETURNS boolean LANGUAGE sql AS 'SELECT false'"
-TRAP = (
-    "ALTER FUNCTION {0}.checked RENAME TO not_called; ALTER FUNCTION {0}.fenced_record RENAME TO not_called_either"
-)
+TRAP = "ALTER FUNCTION {0}.checked RENAME TO not_called; ALTER FUNCTION {0}.fenced_record RENAME TO not_called_either"
 NUMBERS = [f"01a00000-0000-7000-8000-{number:012}" for number in range(2 * len(KINDS))]
 _TABLES = (
     "SELECT to_jsonb(e) FROM {}.executions AS e",
@@ -91,9 +89,7 @@ def run(site: Site, lease: timedelta) -> list[object]:
     handles = [each.handle for each in claimed]
     replies: list[object] = [told(claimed)]
     replies.append(engine.complete_many([Completion(handle=each, payload=b"1") for each in handles[:-4]]))
-    replies.append(
-        engine.fail_many([Failure(handle=handles[-1], reason=BOOM, classification=FailureClass.TRANSIENT)])
-    )
+    replies.append(engine.fail_many([Failure(handle=handles[-1], reason=BOOM, classification=FailureClass.TRANSIENT)]))
     replies.append(engine.complete_many([Completion(handle=each, payload=b"2") for each in handles[:3]]))
     return replies
 

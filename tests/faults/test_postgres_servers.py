@@ -27,7 +27,6 @@ from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.states import PublicState
 from tests.support.cli import cli
 from tests.support.executions import claim_one, created, creation, refused, request
-from tests.support.pooler import Pooler
 from tests.support.postgres import PostgresServer
 from tests.support.servers import running, wait_until
 from tests.support.threads import together
@@ -242,39 +241,6 @@ def test_a_server_that_turns_read_only_is_left_and_found_again(url: str, postgre
         begun = time.monotonic()
         assert work.submit(2).result(20) == 2
         assert time.monotonic() - begun < 10
-
-
-# A pooler ------------------------------------------------------------------------------------------------------------
-
-
-def test_workers_behind_a_pooler_work_and_say_that_they_hear_nothing(
-    postgres: PostgresServer, schema: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    pooler = Pooler(postgres.folder)
-    worker = Worker("shop", f"postgresql://postgres@127.0.0.1:{pooler.port}/postgres?schema={schema}&sslmode=disable")
-    attempts: list[int] = []
-
-    @worker.task
-    def work(number: int) -> int:
-        attempts.append(number)
-        return int(current().step("double", lambda: 2 * number))
-
-    with at_work(worker):
-        assert work.submit(1).result(20) == 2
-        runs = work.submit_many([(number,) for number in range(2, 60)])
-        assert [run.result(20) for run in runs] == [2 * number for number in range(2, 60)]
-        begun = time.monotonic()
-        work.options(delay=timedelta(seconds=1)).submit(60).result(20)
-        assert time.monotonic() - begun < 5
-        held = rows(
-            postgres,
-            "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' "
-            f"AND state = 'idle' AND query LIKE '%{schema}%'",
-        )
-    assert held == []
-    assert sorted(attempts) == list(range(1, 61))
-    assert "is behind a pooler in transaction mode" in caplog.text
-    pooler.close()
 
 
 # What `check` tells --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A stand-in for PgBouncer in transaction mode: each transaction of a client may run in another session."""
+"""A stand-in for PgBouncer. In transaction mode, each transaction of a client may run in another session."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from pathlib import Path
+from typing import Self
 
 from tests.support.proxy import Listener
 
@@ -22,12 +23,24 @@ class Pooler(Listener):
 
     Args:
         folder: where the unix socket of the server is.
+        mode: "transaction", or "session" for one session per client, which it is never moved from.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: str = "transaction") -> None:
+        self._mode = mode
         self._target = str(folder / ".s.PGSQL.5432")
         self._sockets: list[socket.socket] = []
         super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres?sslmode=disable"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def cut(self) -> int:
         count = len(self._sockets)
@@ -49,8 +62,12 @@ class Pooler(Listener):
                 client.sendall(_packed(b"E", _REFUSAL))
                 client.close()
                 return
-            sessions = [self._session(start) for _ in range(_SESSIONS)]
+            sessions = [self._session(start) for _ in range(_SESSIONS if self._mode == "transaction" else 1)]
             client.sendall(sessions[0][1])
+            if self._mode == "session":
+                threading.Thread(target=_pass_on, args=(sessions[0][0], client), daemon=True).start()
+                _pass_on(client, sessions[0][0])
+                return
             turn = 0
             while True:
                 self._transaction(client, sessions[turn][0])
@@ -93,6 +110,16 @@ class Pooler(Listener):
                     waiting -= kind == b"Z"
                 if body == b"I":
                     return
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    """Pass everything on until one side hangs up, and then hang up on the other."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for each in (source, target):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
 
 
 def _read(source: socket.socket, count: int) -> bytes:

@@ -6,12 +6,14 @@ do about a call whose reply is lost; it may send any call again.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import attrs
 import hiredis
 import psycopg
 import tenacity
@@ -63,6 +65,12 @@ from flowfabric_worker.engine.stores.sql_library import sql_library
 _DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, NoFreeConnectionError, OSError, TypeError)
 # How often a call is made that loses against others.
 _MOST_TRIES = 8
+# A process that heard nothing tries to hear again after so many seconds, because a pooler may have got another mode.
+_DEAF_FOR = 60.0
+_DEAF = (
+    "{address} is behind a pooler in transaction mode, so it cannot tell this process of new work: it looks once a "
+    "second. Name the server itself, or let the pooler pool sessions."
+)
 
 
 def shared_size(pool_size: int) -> int:
@@ -100,6 +108,7 @@ class PostgresStore(Store):
         """Forget the listening connection in a forked process, which is the parent's."""
         self.subscribing = threading.Lock()
         self._topics: Topics | None = None
+        self._deaf_until = -math.inf
 
     # What a store does
 
@@ -174,7 +183,10 @@ class PostgresStore(Store):
     def begin_transaction(self) -> StoreTransaction:
         conninfo, timeout = (self._pool.connection_kwargs[name] for name in ("conninfo", "timeout"))
         with self._translated():
-            connection = HandlerConnection.connect(conninfo, connect_timeout=max(1, round(timeout)))
+            # A pooler in transaction mode gives the session to others later, with what was prepared in it.
+            connection = HandlerConnection.connect(
+                conninfo, connect_timeout=max(1, round(timeout)), prepare_threshold=None
+            )
         return HandlerTransaction(connection, self.library.schema_of(self.schema), decoded, self.translate)
 
     def subscribe(self, topic: str) -> Subscription:
@@ -196,7 +208,13 @@ class PostgresStore(Store):
 
     def info(self) -> StoreInfo:
         with self.connection() as connection:
-            return read_info(connection, self.address, self.schema)
+            info, is_pooled = read_info(connection, self.address, self.schema), connection.is_pooled()
+        try:
+            if is_pooled:
+                self._listening()
+        except DeafError:
+            return attrs.evolve(info, warnings=(*info.warnings, _DEAF.format(address=self.address)))
+        return info
 
     def close(self) -> None:
         topics, self._topics = self._topics, None
@@ -207,12 +225,22 @@ class PostgresStore(Store):
     # How
 
     def _listening(self) -> Topics:
-        """Return the topics of the listening connection, which is opened if it is not open."""
+        """Return the topics of the listening connection, which is opened if it is not open.
+
+        Raises:
+            DeafError: no message would arrive, or none did a moment ago.
+        """
         with self.subscribing, self._translated():
             topics = self._topics
             if topics is None or not topics.is_open:
+                if time.monotonic() < self._deaf_until:
+                    raise DeafError
                 connection = cast(PostgresConnection, self._pool.connection_class(**self._pool.connection_kwargs))
-                topics = self._topics = Topics(connection, self.channel, self.translate)
+                try:
+                    topics = self._topics = Topics(connection, self.channel, self.translate, self.wake)
+                except DeafError:
+                    self._deaf_until = time.monotonic() + _DEAF_FOR
+                    raise
             return topics
 
     def channel(self, topic: str) -> str:

@@ -193,11 +193,6 @@ def read_info(connection: PostgresConnection, address: str, schema: str) -> Stor
     (row,) = connection.execute(_FACTS, schema, timeout=CALL_TIMEOUT)
     version, calls, *facts = row
     warnings = [text.format(address=address, fact=fact) for text, fact in zip(_WARNINGS, facts, strict=True) if fact]
-    if connection.is_pooled():
-        warnings.append(
-            f"{address} is behind a pooler in transaction mode, so it cannot tell this process of new work: it looks "
-            "once a second. Name the server itself."
-        )
     return StoreInfo(product="postgresql", version=version.split()[0], warnings=tuple(warnings), calls=int(calls or 0))
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Final
+from uuid import uuid4
 
 import psycopg
 
@@ -25,12 +26,14 @@ from flowfabric_worker.engine.stores.postgres_connection import PostgresConnecti
 _ASK_AFTER: Final = 2.0
 
 
-# Behind a pooler, a reader looks after so many seconds.
-_DEAF_FOR: Final = 0.5
+# A reader that hears nothing looks after so many seconds, beside the pause before a subscription is opened again.
+_DEAF_FOR: Final = 0.05
+# Behind a pooler, a message that the process sends to itself must arrive within so many seconds.
+_HEARD_WITHIN: Final = 1.0
 
 
 class DeafError(Exception):
-    """The connection leads to a pooler, behind which messages for a session are lost."""
+    """The connection leads to a pooler in transaction mode, behind which messages for a session are lost."""
 
 
 def _key_of(channel: str) -> str:
@@ -45,6 +48,10 @@ class Topics:
         connection: not yet open.
         channel: the name of the channel of a topic.
         translate: turns the driver's errors into the engine's.
+        wake: sends a message to a topic over another connection.
+
+    Raises:
+        DeafError: no message would arrive.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Topics:
         connection: PostgresConnection,
         channel: Callable[[str], str],
         translate: Callable[[Exception], EngineError],
+        wake: Callable[[str, bytes], None],
     ) -> None:
         self._connection = connection
         self._channel = channel
@@ -64,13 +72,27 @@ class Topics:
         self.pid = os.getpid()
         try:
             connection.connect()
-            if connection.is_pooled():
+            if connection.is_pooled() and not self._hears_itself(wake):
                 raise DeafError
         except BaseException:
             connection.disconnect()
             self._close_bell()
             raise
         threading.Thread(target=self._run, name="flowfabric-listen", daemon=True).start()
+
+    def _hears_itself(self, wake: Callable[[str, bytes], None]) -> bool:
+        """Return True if messages arrive: a pooler in session mode passes them on, one in transaction mode does not."""
+        topic = uuid4().hex
+        self._connection.execute(f'LISTEN "{self._channel(topic)}"', timeout=CALL_TIMEOUT)
+        wake(topic, b"")
+        deadline = time.monotonic() + _HEARD_WITHIN
+        pgconn = self._connection.pgconn
+        while pgconn.notifies() is None:
+            if not self._connection.can_read(max(0.0, deadline - time.monotonic())):
+                return False
+            pgconn.consume_input()
+        self._connection.execute(f'UNLISTEN "{self._channel(topic)}"', timeout=CALL_TIMEOUT)
+        return True
 
     def subscribe(self, topic: str) -> Subscription:
         """Listen on a topic; return when the server has confirmed."""
