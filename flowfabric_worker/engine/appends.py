@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import attrs
 
@@ -77,10 +77,15 @@ class Append:
         self.outcomes.update(dict.fromkeys(self.frames, failure))
 
 
-def queues_of(appends: Sequence[FrameAppend], outcomes: dict[int, Outcome]) -> list[deque[Append]]:
-    """Return the items of each holder, in the order of its frames, which put their outcomes into `outcomes`."""
+def queues_of(appends: Mapping[int, FrameAppend], outcomes: dict[int, Outcome]) -> list[deque[Append]]:
+    """Return the items of each holder, in the order of its frames, which put their outcomes into `outcomes`.
+
+    Args:
+        appends: the frames by the indices of their outcomes.
+        outcomes: receives the outcomes.
+    """
     queues: dict[tuple[object, str], deque[Append]] = {}
-    for place, each in enumerate(appends):
+    for place, each in appends.items():
         handle, frame = each.handle, each.frame
         queue = queues.setdefault((handle.execution_id, handle.fence), deque())
         if not queue or not queue[-1].takes(frame):

@@ -77,21 +77,22 @@ class AttemptOperations(BudgetDebts):
         return _only(self.renew_many([handle]))
 
     def renew_many(self, handles: Sequence[Handle]) -> list[LeaseRenewal | EngineError]:
-        items: list[tuple[int, Item]] = []
-        for handle in handles:
-            partition, uuid, fence = self.fenced(handle)
-            if not 1 <= handle.lease_ttl_ms <= MAX_LEASE_MS:
-                raise ValidationError("invalid_input", f"A lease is 1 to {MAX_LEASE_MS} ms; the handle is damaged.")
-            items.append((partition, (uuid, fence, str(handle.lease_ttl_ms))))
-        self._refuse_repeats_in(items)
-        shortest = min((handle.lease_ttl_ms for handle in handles), default=30_000)
-        replies = self.call_items("renew_many", items, max(0.05, shortest / 1000 / RENEWAL_TIMEOUT_SHARE))
+        leases = (handle.lease_ttl_ms for handle in handles if isinstance(handle, Handle))
+        shortest = min((lease for lease in leases if type(lease) is int), default=MAX_LEASE_MS)
+        timeout = max(0.05, shortest / 1000 / RENEWAL_TIMEOUT_SHARE)
+        replies, _ = self.call_encoded("renew_many", handles, self._renewal_item, timeout)
         return [
             reply
             if isinstance(reply, EngineError)
             else LeaseRenewal(expires_at_ms=int(reply[1]), lease_epoch=handle.lease_epoch)
             for handle, reply in zip(handles, replies, strict=True)
         ]
+
+    def _renewal_item(self, handle: Handle) -> tuple[int, Item]:
+        partition, uuid, fence = self.fenced(handle)
+        if not 1 <= handle.lease_ttl_ms <= MAX_LEASE_MS:
+            raise ValidationError("invalid_input", f"A lease is 1 to {MAX_LEASE_MS} ms; the handle is damaged.")
+        return partition, (uuid, fence, str(handle.lease_ttl_ms))
 
     def progress(self, handle: Handle, percent: int | None = None, message: str | None = None) -> None:
         if percent is not None and (type(percent) is not int or not 0 <= percent <= 100):
@@ -105,16 +106,15 @@ class AttemptOperations(BudgetDebts):
         _only(self.complete_many([Completion(handle=handle, payload=payload)]))
 
     def complete_many(self, completions: Sequence[Completion]) -> list[EngineError | None]:
-        items: list[tuple[int, Item]] = []
-        for each in completions:
-            check_record(each, Completion)
-            self.check_payload(each.payload, "result")
-            partition, uuid, fence = self.fenced(each.handle)
-            items.append((partition, (uuid, fence, optional(each.payload))))
-        self._refuse_repeats_in(items)
-        replies = self.call_items("complete_many", items)
-        self.pay_ends({partition for partition, _ in items})
+        replies, partitions = self.call_encoded("complete_many", completions, self._completion_item)
+        self.pay_ends(partitions)
         return [reply if isinstance(reply, EngineError) else None for reply in replies]
+
+    def _completion_item(self, completion: Completion) -> tuple[int, Item]:
+        check_record(completion, Completion)
+        self.check_payload(completion.payload, "result")
+        partition, uuid, fence = self.fenced(completion.handle)
+        return partition, (uuid, fence, optional(completion.payload))
 
     def begin_transaction(self) -> AttemptTransaction:
         return _Transaction(self, self.call_with_retries(self.store.begin_transaction))
@@ -133,10 +133,8 @@ class AttemptOperations(BudgetDebts):
         return outcome
 
     def fail_many(self, failures: Sequence[Failure]) -> list[FailOutcome | EngineError]:
-        items = [self._failure_item(each) for each in failures]
-        self._refuse_repeats_in(items)
-        replies = self.call_items("fail_many", items)
-        self.pay_ends({partition for partition, _ in items})
+        replies, partitions = self.call_encoded("fail_many", failures, self._failure_item)
+        self.pay_ends(partitions)
         return [reply if isinstance(reply, EngineError) else _fail_outcome(reply) for reply in replies]
 
     def _failure_item(self, failure: Failure) -> tuple[int, Item]:
@@ -183,12 +181,12 @@ class AttemptOperations(BudgetDebts):
         moment: Argument = "?" if if_wanted else pack_moment(delay, None, "delay")
         if lost is not None:
             moment = b"!" + cut(lost, MAX_MESSAGE_BYTES)
-        items: list[tuple[int, Item]] = []
-        for handle in handles:
+
+        def encode(handle: Handle) -> tuple[int, Item]:
             partition, uuid, fence = self.fenced(handle)
-            items.append((partition, (uuid, fence, moment)))
-        self._refuse_repeats_in(items)
-        replies = self.call_items("release_many", items)
+            return partition, (uuid, fence, moment)
+
+        replies, _ = self.call_encoded("release_many", handles, encode)
         return [reply if isinstance(reply, EngineError) else _release_outcome(reply) for reply in replies]
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
@@ -221,9 +219,6 @@ class AttemptOperations(BudgetDebts):
         arguments: Item = [uuid, fence, name, value, MAX_STEPS, MAX_JOURNAL_BYTES, new_call_id()]
         reply = self.call("record_step", partition, arguments)
         return StepRecord(value=reply[1], first=reply[0] == b"recorded")
-
-    def _refuse_repeats_in(self, items: Sequence[tuple[int, Item]]) -> None:
-        self.refuse_repeats((item[0] for _, item in items), "The execution")
 
 
 def _only(results: Sequence[T | EngineError]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish, windows
 from flowfabric_worker.engine.connection import EngineConnection
@@ -20,8 +21,10 @@ from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_LEASE_ITEMS, SHA
 from flowfabric_worker.engine.pages import read_cursor
 from flowfabric_worker.engine.partitions import parse_partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
+from flowfabric_worker.engine.unusable_arguments import guarded
 from flowfabric_worker.engine.wire import pack
 
+A = TypeVar("A")
 _ENDING_LEASES = frozenset({"complete_many", "fail_many"})
 
 
@@ -81,6 +84,33 @@ class EngineCore(EngineConnection):
         if len(items) == 1:
             return [self.call_item(function, *items[0], timeout)]
         return finish(self.item_steps(function, items, timeout))
+
+    def call_encoded(
+        self, function: str, args: Iterable[A], encode: Callable[[A], tuple[int, Item]], timeout: float = CALL_TIMEOUT
+    ) -> tuple[list[Reply | EngineError], set[int]]:
+        """Call a function of `call_items` for what each argument encodes to, whose first part names an execution.
+
+        An argument that cannot be encoded gets its error as its answer, and the others are sent.
+
+        Returns:
+            The answers, and the partitions that were called.
+
+        Raises:
+            ValidationError: `duplicate_in_call`; nothing was sent.
+        """
+        items: list[tuple[int, Item]] = []
+        answers: list[Reply | EngineError | None] = []
+        encoded = guarded(function, encode)
+        for each in args:
+            try:
+                items.append(encoded(each))
+                answers.append(None)
+            except ValidationError as error:
+                answers.append(error)
+        self.refuse_repeats((item[0] for _, item in items), "The execution")
+        replies = iter(self.call_items(function, items, timeout) if items else ())
+        called = {partition for partition, _ in items}
+        return [next(replies) if answer is None else answer for answer in answers], called
 
     def item_steps(
         self, function: str, items: Sequence[tuple[int, Item]], timeout: float = CALL_TIMEOUT

@@ -17,9 +17,11 @@ from flowfabric_worker.engine.reservations import Reservations
 from flowfabric_worker.engine.schedules import Schedules
 from flowfabric_worker.engine.streams import Streams
 from flowfabric_worker.engine.suspension import Suspension
+from flowfabric_worker.engine.unusable_arguments import refuses_unusable_arguments
 from flowfabric_worker.engine.workers import Workers
 
 
+@refuses_unusable_arguments
 class Engine(
     Flows,
     Schedules,

@@ -41,6 +41,7 @@ from flowfabric_worker.engine.types.streams import (
     SummaryDocument,
     TailVisibility,
 )
+from flowfabric_worker.engine.unusable_arguments import guarded
 
 # How often summary frames are merged again after another call has changed the summary first.
 _MOST_MERGES = 20
@@ -73,13 +74,17 @@ class Streams(EngineCore):
         return outcome
 
     def append_frames(self, appends: Sequence[FrameAppend]) -> list[AppendFrameOutcome | EngineError]:
-        for each in appends:
-            check_record(check_record(each, FrameAppend).frame, Frame)
-            self.fenced(each.handle)
-        numbered = (each for each in appends if each.frame.seq is not None)
-        self.refuse_repeats(((each.handle.execution_id, each.handle.fence, each.frame.seq) for each in numbered), "Seq")
         outcomes: dict[int, Outcome] = {}
-        queues = queues_of(appends, outcomes)
+        usable: dict[int, FrameAppend] = {}
+        check = guarded("append_frames", self._check_append)
+        for place, each in enumerate(appends):
+            try:
+                usable[place] = check(each)
+            except ValidationError as error:
+                outcomes[place] = error
+        numbered = (each for each in usable.values() if each.frame.seq is not None)
+        self.refuse_repeats(((each.handle.execution_id, each.handle.fence, each.frame.seq) for each in numbered), "Seq")
+        queues = queues_of(usable, outcomes)
         while queues:
             # Send one item of each holder at a time, which keeps the order of its frames.
             together = [queue.popleft() for queue in queues]
@@ -89,6 +94,11 @@ class Streams(EngineCore):
                     queue.popleft().fail(done.failure)
             queues = [queue for queue in queues if queue]
         return [outcomes[place] for place in range(len(appends))]
+
+    def _check_append(self, append: FrameAppend) -> FrameAppend:
+        check_record(check_record(append, FrameAppend).frame, Frame)
+        self.fenced(append.handle)
+        return append
 
     def _append(self, appends: Sequence[Append]) -> None:
         """Append one item of each holder."""

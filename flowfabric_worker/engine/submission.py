@@ -37,10 +37,11 @@ from flowfabric_worker.engine.limits import (
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.partitions import partition_of_names, partition_of_uuid
 from flowfabric_worker.engine.stores.base import Reply
-from flowfabric_worker.engine.types.checks import check_record
+from flowfabric_worker.engine.types.checks import check_iterable, check_record
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.states import PublicState, StateVector
 from flowfabric_worker.engine.types.submission import Created, CreateExecutionArgs, CreateExecutionResult, Duplicate
+from flowfabric_worker.engine.unusable_arguments import guarded
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts
 
 # How many quota policies, and how many budgets, an engine remembers to exist.
@@ -73,7 +74,8 @@ class Submission(BudgetDebts):
     ) -> Iterator[list[CreateExecutionResult | EngineError]]:
         # Make a batch one call if there is one partition; with several, a batch needs more items to fill their calls.
         most = min(MAX_CALL_ITEMS * self.partitions, MAX_BATCH_ITEMS)
-        batches = map(self._batch, batches_of(args, most, MAX_CALL_BYTES))
+        check_iterable(args, "creations")
+        batches = map(guarded("create_in_batches", self._batch), batches_of(args, most, MAX_CALL_BYTES))
         batch = next(batches, None)
         if batch is not None:
             batch.prepare()

@@ -109,8 +109,6 @@ REFUSALS: dict[str, Case] = {
     ),
     "renew_many: twice": held("duplicate_in_call", lambda engine, handle: engine.renew_many([handle, handle])),
     "release_many: twice": held("duplicate_in_call", lambda engine, handle: engine.release_many([handle, handle])),
-    "complete_many: of something else": plain("invalid_input", lambda engine: engine.complete_many([None])),
-    "fail_many: of something else": plain("invalid_input", lambda engine: engine.fail_many([None])),
     "progress: over the whole": held("invalid_input", lambda engine, handle: engine.progress(handle, 101)),
     "progress: a number as message": held("invalid_input", lambda engine, handle: engine.progress(handle, 1, 5)),
     "complete: with a text": held("invalid_input", lambda engine, handle: engine.complete(handle, "text")),
@@ -160,7 +158,6 @@ REFUSALS: dict[str, Case] = {
         "duplicate_in_call",
         lambda engine, handle: engine.append_frames([FrameAppend(handle=handle, frame=NUMBERED)] * 2),
     ),
-    "append_frames: of something else": plain("invalid_input", lambda engine: engine.append_frames([None])),
     **{
         f"{name}: {why}": while_waiting(
             code, lambda engine, target, act=act, changes=changes: act(engine, target, **changes)

@@ -126,10 +126,10 @@ class AttemptsBackend:
             completions: the leases and results, each lease once.
 
         Returns:
-            For each completion None, or the error.
+            For each completion None, or the error, such as `payload_too_large`.
 
         Raises:
-            ValidationError: `payload_too_large`, `duplicate_in_call`; no execution was completed.
+            ValidationError: `duplicate_in_call`; no execution was completed.
         """
         raise UnavailableError("complete_many")
 
@@ -164,10 +164,10 @@ class AttemptsBackend:
             failures: the arguments of `fail`, each lease once.
 
         Returns:
-            For each failure what `fail` returns, or the error.
+            For each failure what `fail` returns, or the error, such as `invalid_input`.
 
         Raises:
-            ValidationError: `invalid_input`, `duplicate_in_call`; no attempt was ended.
+            ValidationError: `duplicate_in_call`; no attempt was ended.
         """
         raise UnavailableError("fail_many")
 

@@ -137,6 +137,17 @@ def as_words(values: Iterable[str]) -> frozenset[str]:
     return words
 
 
+def check_iterable(values: Iterable[T], what: str) -> Iterable[T]:
+    """Return `values` if they can be iterated.
+
+    Raises:
+        ValidationError: `invalid_input`; the message names `what`.
+    """
+    if not isinstance(values, Iterable):
+        raise ValidationError("invalid_input", f"Pass {what}, not {type(values).__name__}.")
+    return values
+
+
 def check_record(value: T, kind: type[T]) -> T:
     """Return `value` if it is a record of this kind.
 
