@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
+
+import attrs
 
 from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS
 from flowfabric_worker.engine.partitions import partition_of_names
-from flowfabric_worker.engine.wire import unpack
+from flowfabric_worker.engine.wire import DAMAGE, unpack
+
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class _Debt:
+    """What a partition owes: its kind, the budget's address and partition, the execution, and the payee's partition."""
+
+    what: bytes
+    address: bytes
+    uuid: bytes
+    home: int
+    place: int
 
 
 class BudgetDebts(EngineCore):
@@ -55,9 +71,16 @@ class BudgetDebts(EngineCore):
         paid: list[bytes] = []
         homes: set[int] = set()
         for each in owed:
+            try:
+                debt = self._debt_of(each)
+            except DAMAGE as error:
+                # It can never be paid, and would stand before the others for ever.
+                log.warning("A debt of partition %s to a budget is damaged and was dropped: %s", partition, error)
+                paid.append(each)
+                continue
             # What cannot be paid now must not keep the rest from being paid.
             with contextlib.suppress(EngineError):
-                homes |= self._pay_one(partition, each)
+                homes |= self._pay_one(partition, debt)
                 paid.append(each)
         if paid:
             self.call("end_owed", partition, paid)
@@ -65,15 +88,24 @@ class BudgetDebts(EngineCore):
             # The space that an execution left is passed on to those that wait for it.
             self.pay(home)
 
-    def _pay_one(self, partition: int, owed: bytes) -> set[int]:
+    def _debt_of(self, owed: bytes) -> _Debt:
+        """Decode a debt.
+
+        Raises:
+            ValueError, ValidationError: it is damaged.
+        """
+        what, address, uuid, of_execution = unpack(owed)[:4]
+        home, place = self._home_of_budget(address), int(of_execution or 0)
+        return _Debt(what=what, address=address, uuid=uuid, home=home, place=self.check_partition(place))
+
+    def _pay_one(self, partition: int, debt: _Debt) -> set[int]:
         """Pay one debt of a partition; return the partition of the budget if that may owe something by now."""
-        what, address, uuid, of_execution = unpack(owed)
-        home = self._home_of_budget(address)
+        what, address, uuid, home = debt.what, debt.address, debt.uuid, debt.home
         if what == b"tell":
-            self.call("pay", int(of_execution), [what, address, uuid])
+            self.call("pay", debt.place, [what, address, uuid])
             return set()
         if what == b"go":
-            answer = self.call("pay", int(of_execution), [what, address, uuid])
+            answer = self.call("pay", debt.place, [what, address, uuid])
             if answer[0] != b"idle":
                 return set()
             self.call("pay", home, [b"open", address, uuid])

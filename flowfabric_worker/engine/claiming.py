@@ -196,8 +196,8 @@ class Claiming(Decoding, ClassCache):
     def _sweep(self, terms: _Terms, partitions: Sequence[int], wait: float) -> list[Claimed]:
         """Claim from one partition after the other up to the limit; register a waiter where there is nothing.
 
-        Partitions that cannot be reached are left out, and tried again soon. Their error is raised if none can be
-        reached, or if it is not retryable.
+        Partitions that cannot be reached or have a damaged key are left out, and tried again soon. Their error is
+        raised if no other is left, or if it concerns the whole store.
         """
         taken = _Taken()
         looks = terms.worker.looks if terms.worker is not None else {}
@@ -216,7 +216,8 @@ class Claiming(Decoding, ClassCache):
             except TransportError as error:
                 away.append(error)
                 # What was claimed elsewhere is returned; the error comes again with the next claim.
-                if not taken.items and (len(away) == self.partitions or not error.retryable):
+                is_of_partition = error.retryable or error.code == "key_damaged"
+                if not taken.items and (len(away) == self.partitions or not is_of_partition):
                     raise
                 looks[partition] = time.monotonic() + _LOOK_AGAIN
                 continue

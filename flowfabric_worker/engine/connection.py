@@ -64,6 +64,8 @@ class EngineConnection:
         self.under_way = InFlightCalls()
         # Per partition, the known secrets that sign waitpoint tokens.
         self.secret_rings: dict[int, SecretRing] = {}
+        # What the last set-up was told of keys that hold another type of value.
+        self.mistyped: list[bytes] = []
 
     def reset_after_fork(self) -> None:
         """Drop the connections in a forked process, which are the parent's."""
@@ -118,9 +120,11 @@ class EngineConnection:
             )
         partitions = self._check_count(_stored_number(count, "partitions", MAX_PARTITIONS))
         secret = self._remember_secret(0, stored_secret)
+        self.mistyped = stored_secret[3:]
         for partition in range(1, partitions):
             _, _, _, _, *stored_secret = self._prepare_partition(partition, partitions, stored_testing == b"1", secret)
             self._remember_secret(partition, stored_secret)
+            self.mistyped += stored_secret[3:]
         self._partitions = partitions
         return status == b"prepared", stored_testing == b"1"
 

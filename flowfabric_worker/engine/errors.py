@@ -325,6 +325,12 @@ CODES: dict[str, Row] = {
     ),
     "permission_denied": Row(TransportError, False, "The store's user lacks a right that is needed; grant it."),
     "function_failed": Row(TransportError, False, "A stored function failed; please report this defect."),
+    "key_damaged": Row(
+        TransportError,
+        False,
+        "A key of the store holds another type of value; restore it from a backup, or delete it.",
+        ("key",),
+    ),
     "engine_closed": Row(
         TransportError, False, "The engine was closed while the caller waited; open another one and wait again.", _ID
     ),

@@ -125,7 +125,7 @@ def decode_flow(flow_id: str, namespace: str, partition: int, reply: Reply) -> F
 
 def decode_summary(row: Reply) -> FlowSummary | DamagedRow:
     """Decode a row of a listing of flows; a damaged one becomes a row that says so."""
-    flow_id, values = row[0].decode(), row[1]
+    flow_id, values = row[0].decode(), row[1] or (None,) * len(SUMMARY_FIELDS)
     try:
         flow = _Fields(flow_id, SUMMARY_FIELDS, values)
         return FlowSummary(

@@ -86,7 +86,7 @@ from flowfabric_worker.engine.types.flows import (
     SubmitFlowResult,
 )
 from flowfabric_worker.engine.types.submission import CreateExecutionArgs
-from flowfabric_worker.engine.wire import decode_class, pack, pack_texts
+from flowfabric_worker.engine.wire import decode_class, pack, pack_texts, reading
 
 # The most items of a graph in one call; its work budget may allow fewer.
 _MOST_ITEMS = 500
@@ -112,7 +112,8 @@ class Flows(Submission, EngineCore):
         flow = self._flow(check_record(args, AddExecutionToFlowArgs).flow_id)
         member = flow.member(args.execution_id)
         word, count = self.call("add_execution_to_flow", flow.partition, [*flow.once(), member.uuid])
-        return AddExecutionToFlowResult(execution_id=member, added=word == b"added", node_count=int(count))
+        nodes = flow.number(count, "nodes")
+        return AddExecutionToFlowResult(execution_id=member, added=word == b"added", node_count=nodes)
 
     def stage_dependency_edge(self, args: StageDependencyEdgeArgs) -> StageDependencyEdgeResult:
         check_record(args, StageDependencyEdgeArgs)
@@ -215,7 +216,8 @@ class Flows(Submission, EngineCore):
         parent = handle.execution_id
         arguments: Item = [self._packed_namespace, 1, "class", parent.uuid]
         values = self.call("read_executions", parent.partition_number, arguments)[0]
-        inherited = decode_class(values[0]).budgets if values and values[0] else ()
+        with reading(str(parent), "class", execution_id=str(parent)):
+            inherited = decode_class(values[0]).budgets if values and values[0] else ()
         if not inherited:
             return args
         budgets = dict.fromkeys((*inherited, *args.policy.budget_ids))
@@ -254,7 +256,7 @@ class Flows(Submission, EngineCore):
         return CancelFlowResult(
             status=CancelFlowStatus.SCHEDULED if left == b"1" else CancelFlowStatus.CANCELLED,
             policy=CancelFlowPolicy(stored.decode()),
-            member_count=int(count),
+            member_count=flow.number(count, "nodes"),
             member_execution_ids=flow.ids(members),
         )
 
@@ -267,7 +269,7 @@ class Flows(Submission, EngineCore):
             already_terminal=word != b"cancelled",
             policy=CancelFlowPolicy(policy.decode()) if policy else None,
             reason=reason.decode() or None,
-            member_count=int(count),
+            member_count=flow.number(count, "nodes"),
             member_execution_ids=flow.ids(members),
         )
 
@@ -385,6 +387,15 @@ class _Flow:
                 "partition_mismatch", f"{checked} is not in partition {self.partition}, that of its flow."
             )
         return checked
+
+    def number(self, text: bytes, field: str) -> int:
+        """Return a number of the flow's record.
+
+        Raises:
+            ValidationError: `corruption`.
+        """
+        with reading(f"The flow {self.flow_id}", field):
+            return int(text)
 
     def ids(self, uuids: Reply) -> tuple[ExecutionId, ...]:
         """Return the ids of members."""

@@ -14,6 +14,7 @@ from flowfabric_worker.engine.limits import MAX_BATCH_ITEMS, MAX_CALL_ITEMS
 from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.types.maintenance import MaintenanceResult, PrepareResult
 from flowfabric_worker.engine.waitpoint_secrets import FIRST_SECRET_VARIABLE, secret_of_environment
+from flowfabric_worker.engine.wording import read_mistyped
 
 
 class Maintenance(LanePauses, BudgetDebts):
@@ -36,11 +37,14 @@ class Maintenance(LanePauses, BudgetDebts):
         )
 
     def _warnings(self) -> tuple[str, ...]:
-        """Return warnings for operators about the secret that signs waitpoint tokens."""
+        """Return warnings for operators about damaged keys, and the secret that signs waitpoint tokens."""
+        told = [read_mistyped(text.decode("utf-8", "replace")) for text in self.mistyped]
+        damaged = tuple(each[1] for each in told if each is not None)
         named = secret_of_environment()
         if named is None or named.value == self.secret_rings[0].signing.value:
-            return ()
+            return damaged
         return (
+            *damaged,
             f"${FIRST_SECRET_VARIABLE} differs from the stored secret that signs waitpoint tokens, which is used. "
             "Rotate the secret to change it.",
         )

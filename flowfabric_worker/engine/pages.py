@@ -52,8 +52,18 @@ def read_rows(call: Callable[[bytes, int], Reply], after: bytes, count: int) -> 
     """
     while count > 0:
         more, *rows = call(after, min(count, MAX_CALL_ROWS))
-        yield from rows
+        named = [row for row in rows if is_text(row[0])]
+        yield from named
         if more != b"1" or not rows:
             return
-        count -= len(rows)
+        count -= len(named)
         after = rows[-1][0]
+
+
+def is_text(place: bytes) -> bool:
+    """Return False for a damaged entry of an index: a listing passes it over, because no record has such a name."""
+    try:
+        place.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

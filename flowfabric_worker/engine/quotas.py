@@ -25,7 +25,7 @@ from flowfabric_worker.engine.types.quotas import (
     QuotaPolicyStatus,
     SlotHold,
 )
-from flowfabric_worker.engine.wire import pack
+from flowfabric_worker.engine.wire import pack, reading
 
 _LIMITS = {b"rate": AdmissionOutcome.RATE_EXCEEDED, b"concurrency": AdmissionOutcome.CONCURRENCY_EXCEEDED}
 
@@ -118,25 +118,29 @@ class Quotas(Submission):
     def _quota_row(self, name: str, row: Reply) -> QuotaPolicyStatus | DamagedRow:
         if len(row) == 1:
             return DamagedRow(name, f"quota policy: {row[0].decode('utf-8', 'replace')}")
-        return self._quota_status(QuotaPolicyId(name), row)
+        try:
+            return self._quota_status(QuotaPolicyId(name), row)
+        except ValidationError as error:
+            return DamagedRow(name, str(error))
 
     def _quota_status(self, name: QuotaPolicyId, row: Reply) -> QuotaPolicyStatus:
         window, rate, slots, hold, created, counted, running, why, till, _ = row
-        return QuotaPolicyStatus(
-            quota_policy_id=name,
-            namespace=self.namespace,
-            policy=QuotaPolicy(
-                window=timedelta(milliseconds=int(window)),
-                max_requests_per_window=_number(rate),
-                max_concurrent=_number(slots),
-                hold=SlotHold(hold.decode()),
-            ),
-            admitted_in_window=int(counted),
-            running=int(running),
-            created_at_ms=int(created),
-            closed_by=_LIMITS.get(why),
-            opens_at_ms=_number(till),
-        )
+        with reading(f"The quota policy {name}", "policy"):
+            return QuotaPolicyStatus(
+                quota_policy_id=name,
+                namespace=self.namespace,
+                policy=QuotaPolicy(
+                    window=timedelta(milliseconds=int(window)),
+                    max_requests_per_window=_number(rate),
+                    max_concurrent=_number(slots),
+                    hold=SlotHold(hold.decode()),
+                ),
+                admitted_in_window=int(counted),
+                running=int(running),
+                created_at_ms=int(created),
+                closed_by=_LIMITS.get(why),
+                opens_at_ms=_number(till),
+            )
 
 
 def _limits(policy: QuotaPolicy) -> list[Argument]:

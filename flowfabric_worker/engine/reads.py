@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,7 @@ from flowfabric_worker.engine.errors import StateError, ValidationError
 from flowfabric_worker.engine.gates import explain_gate
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
-from flowfabric_worker.engine.pages import page_size, read_cursor, read_rows
+from flowfabric_worker.engine.pages import is_text, page_size, read_cursor, read_rows
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.suspension_replies import OpenSuspension, damage_told
@@ -88,22 +89,22 @@ class Reads(Workers, EngineCore):
         wanted = ExecutionFilter() if filter is None else check_record(filter, ExecutionFilter)
         walk = _Walk(wanted=wanted, limit=count, last=cursor)
         for number in self.partitions_behind(partition, cursor) if count else ():
-            after = cursor.uuid if cursor and cursor.partition_number == number else ""
+            after = cursor.uuid.encode() if cursor and cursor.partition_number == number else b""
             while True:
                 more, looked, last, *rows = self.call(
                     "list_executions", number, [*self._listing(walk, after), *Record.SUMMARY_FIELDS]
                 )
-                walk.note(int(looked), ExecutionId(number, last.decode()) if last else None)
+                walk.note(int(looked), ExecutionId(number, last.decode()) if last and is_text(last) else None)
                 if not walk.add(number, rows):
                     return walk.page(walk.found[-1].execution_id)
                 if more == b"0":
                     break
                 if walk.looked_at >= _MOST_WALKED:
                     return walk.page(walk.last)
-                after = last.decode()
+                after = last
         return walk.page(None)
 
-    def _listing(self, walk: _Walk, after: str) -> list[Argument]:
+    def _listing(self, walk: _Walk, after: bytes) -> list[Argument]:
         """Return the arguments of the call that continues a walk, without the fields."""
         lane, state = walk.wanted.lane, walk.wanted.state
         return [
@@ -272,6 +273,8 @@ class _Walk:
     def add(self, partition: int, rows: Sequence[Reply]) -> bool:
         """Add the rows that match; return False if the page is full before all of them are added."""
         for uuid, values in rows:
+            if not is_text(uuid):
+                continue
             summary = summary_of(ExecutionId(partition, uuid.decode()), values)
             if _matches(summary, self.wanted):
                 if len(self.found) == self.limit:
@@ -307,21 +310,23 @@ def _matches(summary: ExecutionSummary, wanted: ExecutionFilter) -> bool:
 
 
 def _add_lane(known: LaneInfo | None, name: str, values: Reply) -> LaneInfo:
-    """Return a lane with the counters of one more partition.
+    """Return a lane with the counters of one more partition; damaged ones count as 0, and the lane says so."""
+    damaged: list[str] = []
 
-    Raises:
-        ValidationError: `corruption`, a counter is damaged.
-    """
-    try:
-        *counters, paused = [None if value is None else int(value) for value in values]
-    except ValueError as error:
-        raise ValidationError(
-            "corruption", f"The counters of lane {name!r} are damaged: {error}.", field=name
-        ) from None
+    def count(what: str, value: bytes | None) -> int | None:
+        with contextlib.suppress(ValueError):
+            return None if value is None else int(value)
+        damaged.append(what)
+        return None
+
+    *counters, paused = map(count, _COUNTERS, values)
     depths = {
         state: (value or 0) + (known.depths[state] if known else 0)
         for state, value in zip(PublicState, counters, strict=True)
     }
+    corruption = known.corruption if known else None
+    if damaged:
+        corruption = f"Its counters of what is {', '.join(damaged)} are damaged."
     if paused is None and known is not None:
         paused = known.paused_since_ms
-    return LaneInfo(lane=name, depths=depths, paused_since_ms=paused)
+    return LaneInfo(lane=name, depths=depths, paused_since_ms=paused, corruption=corruption)

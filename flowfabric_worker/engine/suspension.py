@@ -18,6 +18,7 @@ from flowfabric_worker.engine.handle import Handle, HandleKind
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, check_execution_id, check_lane, check_name, uuid7
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import milliseconds
+from flowfabric_worker.engine.pages import is_text
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.suspension_replies import (
     MOMENT_DIGITS,
@@ -236,16 +237,18 @@ class Suspension(EngineCore):
         count = _page(limit)
         if cursor is not None and not (isinstance(cursor, str) and _PLACE.fullmatch(cursor)):
             raise _invalid_cursor()
-        after, rows = cursor or "", list[SuspendedExecutionEntry | DamagedRow]()
+        after, rows = (cursor or "").encode(), list[SuspendedExecutionEntry | DamagedRow]()
         while True:
             # One more row tells whether there is a next page.
             wanted = min(count - len(rows) + 1, MAX_CALL_ROWS)
             page = self.call("list_suspended", partition, [self._packed_namespace, after, wanted])
             for row in page:
                 if len(rows) == count:
-                    return ListSuspendedPage(executions=tuple(rows), next_cursor=after)
-                rows.append(suspended_row(partition, row))
-                after = row[0].decode()
+                    return ListSuspendedPage(executions=tuple(rows), next_cursor=cursor)
+                after = row[0]
+                if is_text(after):
+                    rows.append(suspended_row(partition, row))
+                    cursor = after.decode()
             if len(page) < wanted:
                 return ListSuspendedPage(executions=tuple(rows), next_cursor=None)
 

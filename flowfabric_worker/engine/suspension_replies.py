@@ -13,7 +13,6 @@ from flowfabric_worker.engine.conditions import (
     referenced_waitpoint_keys,
     required_names,
 )
-from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, SignalId, WaitpointId
 from flowfabric_worker.engine.records import moment, span
 from flowfabric_worker.engine.stores.base import Reply
@@ -38,7 +37,7 @@ from flowfabric_worker.engine.types.suspension import (
 )
 from flowfabric_worker.engine.waitpoint_secrets import SecretRing
 from flowfabric_worker.engine.waitpoint_tokens import fingerprint, sign
-from flowfabric_worker.engine.wire import DAMAGE, decode_class, read_optional, unpack_text
+from flowfabric_worker.engine.wire import DAMAGE, decode_class, read_optional, reading, unpack_text
 
 # The digits of the moment in a cursor of the list of suspended executions; the uuid follows them.
 MOMENT_DIGITS = 15
@@ -111,15 +110,8 @@ def damage_told(execution_id: ExecutionId) -> Iterator[None]:
     Raises:
         ValidationError: `corruption`.
     """
-    try:
+    with reading(f"{execution_id}: the record of its suspension", "suspension", execution_id=str(execution_id)):
         yield
-    except DAMAGE:
-        raise ValidationError(
-            "corruption",
-            f"{execution_id}: the record of its suspension is damaged.",
-            execution_id=str(execution_id),
-            field="suspension",
-        ) from None
 
 
 AT_TIMEOUT = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import attrs
@@ -14,6 +15,24 @@ from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 
 # The exceptions that decoding a damaged value raises.
 DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ValidationError)
+
+
+@contextlib.contextmanager
+def reading(what: str, field: str, **details: str) -> Iterator[None]:
+    """Report errors of decoding inside the block as damage of what is stored.
+
+    Args:
+        what: the stored thing, at the beginning of the message.
+        field: the field that is decoded.
+        details: further details of the error, such as the execution id.
+
+    Raises:
+        ValidationError: `corruption`.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        raise ValidationError("corruption", f"{what} is damaged: {error}.", field=field, **details) from None
 
 
 def pack(parts: Iterable[str | bytes]) -> bytes:

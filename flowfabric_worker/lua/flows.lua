@@ -387,7 +387,7 @@ local function edge_row(ctx, flow, link, id)
   local text = call('HGET', ff.flow_key(ctx, 'edges', flow.id), id)
   local edge = text and ff.edge(ctx, flow, id)
   local group = edge and ff.group(ctx, flow, edge.down)
-  return { link, id, text, group and ff.text(group.life) }
+  return { link, id, text, group and ff.text(group.life) or false }
 end
 
 -- describe_edge: read one edge.
@@ -427,7 +427,8 @@ end)
 
 -- list_flows: read a page of the flows of a namespace, by id.
 -- Arguments: pack{namespace}, after (a flow) or '', limit, the fields to read.
--- Replies: '1' if there may be more, else '0'; then per flow: id, the values of the fields.
+-- Replies: '1' if there may be more, else '0'; then per flow: id, the values of the fields, none if they
+-- cannot be read.
 ff.register('list_flows', { 'no-writes' }, function(ctx, args)
   local namespace, after, limit = args[1], args[2], tonumber(args[3])
   local names = { unpack(args, 4) } -- bounded: the caller's fixed list of names
@@ -435,6 +436,7 @@ ff.register('list_flows', { 'no-writes' }, function(ctx, args)
   local found = call('ZRANGE', ctx.base .. ':flows', from, '(' .. namespace .. '\255', 'BYLEX', 'LIMIT', 0, limit)
   return ff.read_rows(ctx, found, limit, function(listed)
     local id = string.sub(listed, #namespace + 1)
-    return { id, call('HMGET', ff.flow_key(ctx, 'flow', id), unpack(names)) } -- bounded: as above
+    local readable, values = pcall(call, 'HMGET', ff.flow_key(ctx, 'flow', id), unpack(names)) -- bounded: as above
+    return { id, readable and values or {} }
   end)
 end)

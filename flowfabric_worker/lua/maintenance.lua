@@ -300,7 +300,8 @@ redis.register_function({
 -- Arguments: contract major, partitions, '1' for a store for tests, call id, how long ends stay in the feed in ms or ''
 -- to keep the present time; kid, secret and fingerprint of the first secret for waitpoint tokens, which are stored unless
 -- there is one.
--- Replies: 'prepared' or 'known', then the stored major, partitions, '1' for tests, kid, secret, fingerprint.
+-- Replies: 'prepared' or 'known', then the stored major, partitions, '1' for tests, kid, secret, fingerprint, and what tells
+-- of a mistyped key or ''.
 ff.register('prepare', {}, function(ctx, args)
   local major, partitions, testing, call_id, feed_age = args[1], args[2], args[3], args[4], args[5]
   local kid, secret, fingerprint = args[6], args[7], args[8]
@@ -315,7 +316,8 @@ ff.register('prepare', {}, function(ctx, args)
   end
   local stored = call('HMGET', meta, 'major', 'partitions', 'testing', 'prepared')
   local status = ff.recall(stored[4], call_id) and 'prepared' or 'known'
-  return { status, stored[1], stored[2], stored[3], ff.first_secret(ctx, kid, secret, fingerprint) }
+  kid, secret, fingerprint = ff.first_secret(ctx, kid, secret, fingerprint)
+  return { status, stored[1], stored[2], stored[3], kid, secret, fingerprint, ff.mistyped(ctx.base) or '' }
 end)
 
 -- set_clock: stop the clock of a store for tests at a moment.
@@ -334,14 +336,6 @@ ff.register('set_clock', {}, function(ctx, args)
   end
   return { 'ok' }
 end)
-
--- The keys that a partition has once each. All other keys are found through their members.
-local SINGLE_KEYS = {
-  ':ids', ':damaged', ':damage', ':classes', ':lanes', ':following', ':due', ':delayed', ':retention', ':waiting',
-  ':waiters', ':sets', ':woken', ':idle:feed', ':held', ':claims', ':feed', ':workers', ':worker', ':tasks', ':task',
-  ':schedules', ':schedule', ':leaders', ':leader', ':suspended', ':secrets', ':budget', ':owed', ':gated', ':quotas',
-  ':flows', ':building', ':jobs', ':meta',
-}
 
 -- Remove at most `limit` members of an index and what they name; return whether those were all.
 local function empty(ctx, index, limit, remove)
@@ -401,8 +395,10 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
   if not is_empty then
     return { 'more' }
   end
-  for _, key in ipairs(SINGLE_KEYS) do
-    call('DEL', ctx.base .. key)
+  for _, names in pairs(ff.SINGLE_KEYS) do
+    for _, name in ipairs(names) do
+      call('DEL', ctx.base .. name)
+    end
   end
   return { 'erased' }
 end)

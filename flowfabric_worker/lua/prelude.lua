@@ -151,9 +151,11 @@ function ff.stored_moment(value)
   return value and #value <= 15 and string.find(value, '^%d+$') and tonumber(value) or nil
 end
 
--- Return a stored number, or nil if the field is absent or empty.
+-- Return a stored number, or nil if the field is absent, empty or damaged.
 function ff.number(value)
-  return value and tonumber(value) or nil
+  local number = value and tonumber(value)
+  -- Infinity and what is no number pass `tonumber`, and no command takes them.
+  return number and number > -math.huge and number < math.huge and number or nil
 end
 
 -- Return the moment that an argument means: '' none, '@ms' absolute, '+ms' from now by the store's clock.
@@ -340,10 +342,14 @@ end
 -- Register a function that gets the context of the call and its arguments. Flags: 'no-writes' for reads; 'allow-oom' for
 -- functions that end, keep or remove work, which must run when memory is full.
 function ff.register(name, flags, run)
+  local function reply(keys, args)
+    return run(ff.begin(keys), args)
+  end
   redis.register_function({
     function_name = '@NAMES@' .. name,
     callback = function(keys, args)
-      return run(ff.begin(keys), args)
+      local good, answer = pcall(reply, keys, args)
+      return good and answer or ff.refusal(keys[1], answer)
     end,
     flags = flags,
   })

@@ -144,25 +144,56 @@ function ff.set_aside(ctx, uuid, field, class)
   return ff.failure('corruption', uuid, field)
 end
 
+-- Return the text of an error that pcall caught.
+local function text_of(problem)
+  return type(problem) == 'table' and problem.err or tostring(problem)
+end
+
+-- Return whether a command met a key that holds another type of value.
+local function is_mistyped(text)
+  return string.find(text, 'WRONGTYPE', 1, true) ~= nil
+end
+
 -- Return whether an error was caused by damaged data; any other error means that the server is disturbed.
 local function is_damage(problem)
-  return string.find(problem, '^user_function:%d+:') ~= nil or string.find(problem, 'WRONGTYPE', 1, true) ~= nil
-    or string.find(problem, 'specified in XADD', 1, true) ~= nil
-    or string.find(problem, 'must be strings or integers', 1, true) ~= nil
+  local text = text_of(problem)
+  return string.find(text, '^user_function:%d+:') ~= nil or is_mistyped(text)
+    or string.find(text, 'specified in XADD', 1, true) ~= nil
+    or string.find(text, 'must be strings or integers', 1, true) ~= nil
+    or string.find(text, 'not a valid float', 1, true) ~= nil
 end
 
 -- Return the failure for an error that one execution's record caused. Raise any other error, which fails the whole call.
 local function failure_of(ctx, uuid, problem)
-  if not is_damage(type(problem) == 'table' and problem.err or tostring(problem)) then
+  local text = text_of(problem)
+  if not is_damage(problem) then
     error(problem, 0)
+  elseif is_mistyped(text) and not ff.mistyped_record(ctx, uuid) then
+    if ctx.mistyped == nil then
+      ctx.mistyped = ff.mistyped(ctx.base) or false
+    end
+    if ctx.mistyped then
+      error({ err = ctx.mistyped }, 0)
+    end
   end
   return ff.set_aside(ctx, uuid, 'record')
+end
+
+-- Return the reply to a call that damage made fail as a whole. Raise any other error.
+function ff.refusal(base, problem)
+  local text = text_of(problem)
+  if string.find(text, '^MISTYPED ') then
+    return { err = text }
+  elseif not is_damage(problem) then
+    error(problem, 0)
+  end
+  return { err = is_mistyped(text) and ff.mistyped(base) or 'CORRUPT ' .. text }
 end
 
 -- Run what reads data that belongs to no execution. Return whether it could be read.
 function ff.readable(run, a, b)
   local good, problem = pcall(run, a, b)
-  if not good and not is_damage(type(problem) == 'table' and problem.err or tostring(problem)) then
+  if not good and not is_damage(problem) then
     error(problem, 0)
   end
   return good
@@ -182,7 +213,7 @@ function ff.isolated_read(ctx, uuid, run, args)
   local good, answer = pcall(run, ctx, args)
   if good then
     return answer
-  elseif not is_damage(type(answer) == 'table' and answer.err or tostring(answer)) then
+  elseif not is_damage(answer) then
     error(answer, 0)
   end
   return ff.failure('corruption', uuid, 'suspension')

@@ -173,10 +173,10 @@ end
 function ff.join_flow(ctx, flow, record)
   ff.set_flow(ctx, flow, 'nodes', ff.text(tonumber(flow.nodes) + 1))
   local keep, dedup_until = ff.policy(record).retention or ff.DEFAULT_RETENTION_MS, ff.number(record.dedup_until)
-  if keep > (tonumber(flow.keep) or -1) then
+  if keep > (ff.number(flow.keep) or -1) then
     ff.set_flow(ctx, flow, 'keep', ff.text(keep))
   end
-  if dedup_until and dedup_until > (tonumber(flow.keep_until) or 0) then
+  if dedup_until and dedup_until > (ff.number(flow.keep_until) or 0) then
     ff.set_flow(ctx, flow, 'keep_until', ff.text(dedup_until))
   end
 end
@@ -202,7 +202,7 @@ end
 function ff.end_flow(ctx, flow, state)
   ff.set_flow(ctx, flow, 'state', state)
   ff.set_flow(ctx, flow, 'ended', ctx.now_text)
-  local kept = ctx.now + (tonumber(flow.keep) or ff.DEFAULT_RETENTION_MS)
+  local kept = ctx.now + (ff.number(flow.keep) or ff.DEFAULT_RETENTION_MS)
   ff.due_at(ctx, 'retention', 'y' .. flow.id, math.max(kept, tonumber(flow.keep_until) or 0))
 end
 

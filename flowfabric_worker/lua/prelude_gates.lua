@@ -111,7 +111,7 @@ function ff.held_back(ctx, lane)
   local count = 0
   for _, member in ipairs(members) do
     local class = string.sub(member, #prefix + 2)
-    local gate = ff.closed_gate(ctx, class)
+    local gate = ff.class(class) and ff.closed_gate(ctx, class)
     if gate and gate.kind then
       count = count + (ff.number(call('HGET', ctx.base .. ':lane:' .. lane, ff.waiting_in(class))) or 0)
     end

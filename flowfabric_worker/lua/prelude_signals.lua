@@ -138,7 +138,7 @@ function ff.deliver(ctx, record, waitpoint, signal, window)
   end
   if signal.effect == 'resume_condition_satisfied' then
     local delay = call('HGET', ff.suspension_key(ctx, uuid, ff.suspension_of(record)), 'delay')
-    ff.resume(ctx, record, 'resumed', 'signal', tonumber(delay), {})
+    ff.resume(ctx, record, 'resumed', 'signal', ff.number(delay), {})
   end
   return answer
 end

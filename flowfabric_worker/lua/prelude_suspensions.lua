@@ -159,7 +159,7 @@ function ff.time_out(ctx, record)
   local key = ff.suspension_key(ctx, record.uuid, ff.suspension_of(record))
   local stored = call('HMGET', key, 'behavior', 'delay')
   if stored[1] == 'auto_resume_with_timeout_signal' then
-    ff.resume(ctx, record, 'timed_out', 'timeout', tonumber(stored[2]), {})
+    ff.resume(ctx, record, 'timed_out', 'timeout', ff.number(stored[2]), {})
   elseif stored[1] == 'escalate' then
     call('HSET', key, 'reason', 'waiting_for_operator_review', 'until', '')
     ff.move(ctx, record, ff.suspended_state('waiting_for_operator_review'), { suspended_until = '' })

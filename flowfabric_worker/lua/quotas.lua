@@ -121,8 +121,8 @@ local function flush_window(ctx, gate)
     local grid = gate.rate > MOST_ENTRIES and math.ceil(gate.window / 1000) or 1
     local moment, count = math.ceil(ctx.now / grid) * grid, gate.began
     if gate.newest == moment then
-      call('ZREM', key, ff.text(moment) .. '|' .. ff.text(gate.newest_count))
-      count = count + gate.newest_count
+      call('ZREM', key, ff.text(moment) .. '|' .. ff.text(gate.newest_count or 0))
+      count = count + (gate.newest_count or 0)
     end
     call('ZADD', key, moment, ff.text(moment) .. '|' .. ff.text(count))
     gate.newest, gate.newest_count = moment, count

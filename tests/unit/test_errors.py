@@ -65,6 +65,7 @@ TRANSPORT = {
     "tls_failed": False,
     "engine_closed": False,
     "function_failed": False,
+    "key_damaged": False,
     "protocol": False,
 }
 

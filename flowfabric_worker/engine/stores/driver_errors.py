@@ -23,6 +23,7 @@ from flowfabric_worker.engine.stores.pool import NoFreeConnectionError
 from flowfabric_worker.engine.stores.replicas import TooFewReplicasError
 from flowfabric_worker.engine.stores.server_info import versions_wanted
 from flowfabric_worker.engine.stores.tls import HandshakeTimeoutError, advice, failed_handshake
+from flowfabric_worker.engine.wording import read_mistyped
 
 # The text with which a server refuses a command inside a function, because the caller lacks the right.
 _IN_SCRIPT = "ACL failure in script"
@@ -105,6 +106,11 @@ def _of_answer(error: Exception, address: str, label: str) -> EngineError:
         )
     if _DISK_FULL.search(text):
         return ResourceExhaustedError("store_full", f"The disk of {address} is full; free space on it: {text}")
+    if mistyped := read_mistyped(text):
+        key, sentence = mistyped
+        return transport("key_damaged", sentence, key=key)
+    if text.startswith("CORRUPT "):
+        return ValidationError("corruption", f"What the call reads at {address} is damaged; restore it or remove it.")
     if isinstance(error, _BUSY_CLASSES) or _BUSY.search(text):
         return transport("store_busy", f"{address} cannot serve calls now: {text}")
     if is_missing_function(error):

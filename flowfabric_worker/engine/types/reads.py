@@ -219,11 +219,16 @@ class ListExecutionsPage:
 
 @attrs.frozen(kw_only=True)
 class LaneInfo:
-    """A lane: what it holds per public state, and since when it is paused."""
+    """A lane: what it holds per public state, and since when it is paused.
+
+    Attributes:
+        corruption: which of its counters are damaged, and count as 0; None if none is.
+    """
 
     lane: str
     depths: Mapping[PublicState, int]
     paused_since_ms: int | None
+    corruption: str | None = None
 
 
 @attrs.frozen(kw_only=True)
