@@ -20,8 +20,8 @@ from lint_lua import Token, tokens_of
 lua51: Any = importlib.import_module("lupa.lua51")
 
 GLOBALS: Final = frozenset(
-    {"error", "ipairs", "math", "next", "pairs", "pcall", "redis", "select", "string", "table"}
-    | {"tonumber", "tostring", "type", "unpack"}
+    {"error", "ipairs", "math", "next", "pairs", "pcall", "rawget", "redis", "select", "string", "table"}
+    | {"setmetatable", "tonumber", "tostring", "type", "unpack"}
 )
 GETGLOBAL, SETGLOBAL = 5, 7
 _HEADER_BYTES = 12

@@ -293,7 +293,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
     local waits = #items == 0 and #stale == 0 and wait_ms > 0
     if waits then
       -- A worker that continues to wait keeps its watch of the next due moment.
-      ctx.watch_ended = nil
+      ctx.watch_ended = false
     end
     ff.flush(ctx)
     due = waits and wait(ctx, lanes, waiter, set, wait_ms, counted)

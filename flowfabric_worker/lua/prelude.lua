@@ -104,17 +104,32 @@ function ff.pack(parts)
   return table.concat(out)
 end
 
+-- The sizes that the texts before colons stand for, which are parsed once.
+local known_sizes = {}
+
+-- Return the size that a text stands for, or nil if it is none.
+local function size_in(digits)
+  local size = #digits <= 9 and string.find(digits, '^%d+$') and tonumber(digits) or nil
+  if size and size < 256 then
+    known_sizes[digits] = size
+  end
+  return size
+end
+
 -- Return the texts that ff.pack joined, or nil if the text is damaged.
 function ff.unpack(text)
-  local parts, at = {}, 1
-  while at <= #text do
-    local digits, from = string.match(text, '^(%d+):()', at)
-    local size = digits and #digits <= 9 and tonumber(digits)
-    if not size or from + size - 1 > #text then
+  local find, sub, last = string.find, string.sub, #text
+  local parts, count, at = {}, 0, 1
+  while at <= last do
+    local colon = find(text, ':', at, true)
+    local digits = colon and sub(text, at, colon - 1)
+    local size = digits and (known_sizes[digits] or size_in(digits))
+    if not size or colon + size > last then
       return nil
     end
-    parts[#parts + 1] = string.sub(text, from, from + size - 1)
-    at = from + size
+    count = count + 1
+    parts[count] = sub(text, colon + 1, colon + size)
+    at = colon + size + 1
   end
   return parts
 end
@@ -216,6 +231,30 @@ end
 
 -- The context of one call -------------------------------------------------------------------------------------------
 
+-- What a call notes until ff.flush, a table for each. Most calls use few of them, so each is made when it is first used.
+local NOTES = {
+  ready = true, due = true, records = true, counts = true, held = true, registered = true, gates = true, wakes = true,
+  new_in = true, queues = true, lane_sets = true, left_sets = true, is_gone = true, gone = true, listed = true, lost = true,
+  flows = true, changed_flows = true, jobs = true, jobs_at = true, resumed = true,
+}
+local NOTING = {
+  __index = function(ctx, name)
+    if NOTES[name] then
+      local notes = {}
+      ctx[name] = notes
+      return notes
+    end
+  end,
+}
+-- Return what a call has noted under one name, and begin it again; nil if it has noted nothing.
+function ff.take_noted(ctx, name)
+  local notes = rawget(ctx, name)
+  if notes then
+    ctx[name] = nil
+  end
+  return notes
+end
+
 -- Return the context of one call: its clock, its work budget, and what it notes until ff.flush.
 function ff.begin(keys)
   call = redis.call
@@ -232,7 +271,7 @@ function ff.begin(keys)
     meta.is_real = true
   end
   local prefix, partition = string.match(base, '^(.*):{fp:(%d+)}$')
-  return {
+  return setmetatable({
     base = base,
     now = now,
     now_text = ff.text(now),
@@ -245,36 +284,19 @@ function ff.begin(keys)
     feed_age = ff.stored_moment(meta[4]) or ff.DAY,
     last_end = latest,
     shared = ff.stored_moment(meta[5]) or 0,
-    ready = {},
-    due = {},
-    records = {},
     work = ff.MAX_WORK,
     ended = 0,
-    counts = {},
-    held = {},
-    registered = {},
-    gates = {},
-    wakes = {},
-    new_in = {},
-    queues = {},
-    lane_sets = {},
-    left_sets = {},
     removals = 0,
-    is_gone = {},
-    gone = {},
-    listed = {},
-    lost = {},
     passed = 0,
+    handled = 0,
     has_progressed = false,
     has_created = false,
     announced = false,
-    flows = {},
-    changed_flows = {},
-    jobs = {},
-    jobs_at = {},
-    resumed = {},
-    handled = 0,
-  }
+    watch_ended = false,
+    is_cut_short = false,
+    cost_of_end = false,
+    ends = false,
+  }, NOTING)
 end
 
 -- Functions ---------------------------------------------------------------------------------------------------------

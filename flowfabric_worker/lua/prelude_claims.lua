@@ -32,10 +32,10 @@ function ff.keep_instance(ctx, claims, ttl, ...)
   ff.due_at(ctx, 'retention', 'k' .. claims.field, claims.kept)
 end
 
--- Remember the reply of one more claim for `ttl` ms, and store the fields that follow `ttl`.
-function ff.keep_claim(ctx, claims, claim_id, answer, ttl, ...)
+-- Remember the reply of one more claim for `ttl` ms.
+function ff.keep_claim(ctx, claims, claim_id, answer, ttl)
   claims.memory = ff.remember(claims.memory, claim_id, answer)
-  ff.keep_instance(ctx, claims, ttl, ...)
+  ff.keep_instance(ctx, claims, ttl)
 end
 
 -- A claim got many ids, so they are stored in a field of their own, a slot, and the memory holds the slot's number.
@@ -43,10 +43,10 @@ local function slot_field(claims, slot)
   return claims.field .. '\0' .. slot
 end
 
+-- Return the slot behind that of the last claim, whose number, one digit, is the end of the memory.
 local function next_slot(claims)
-  local parts = ff.unpack(claims.memory or '') or {}
-  local last = #parts > 0 and ff.unpack(parts[#parts]) or {}
-  return ff.text(((tonumber(last[1]) or 0) + 1) % ff.MAX_CALLS_REMEMBERED)
+  local last = tonumber(string.sub(claims.memory or '', -1)) or 0
+  return ff.text((last + 1) % ff.MAX_CALLS_REMEMBERED)
 end
 
 -- Return the uuids that a repeated claim got, or nil if the claim is new.
@@ -61,11 +61,14 @@ end
 -- Remember the items that a claim got for as long as its lease holds, in ms.
 function ff.keep_claimed(ctx, claims, claim_id, items, ttl)
   local uuids = {}
-  for i, item in ipairs(items) do
-    uuids[i] = item[1]
+  for i = 1, #items do
+    uuids[i] = items[i][1]
   end
   local slot = next_slot(claims)
-  ff.keep_claim(ctx, claims, claim_id, { slot }, ttl, slot_field(claims, slot), ff.pack(uuids))
+  local added = ff.pack({ claim_id, ff.pack({ slot }) })
+  -- Claims have ids of one length, so the oldest is dropped without a look at what the memory holds.
+  claims.memory = string.sub(claims.memory or '', -(ff.MAX_CALLS_REMEMBERED - 1) * #added) .. added
+  ff.keep_instance(ctx, claims, ttl, slot_field(claims, slot), ff.pack(uuids))
 end
 
 -- Remove the remembered claims of an instance.

@@ -51,12 +51,32 @@ local function is_attempts(value)
 end
 
 local function is_marked(value)
-  return value == '' or string.sub(value, 1, 1) == '='
+  return value == '' or string.byte(value) == 61 -- '='
 end
+
+-- Return a check that remembers the value that it passed last. The executions of one claim have the same lease, and those of
+-- one submission the same place, so most values equal the one before.
+local function remembering(check)
+  local passed
+  return function(value)
+    if value ~= passed then
+      if not check(value) then
+        return false
+      end
+      passed = value
+    end
+    return true
+  end
+end
+
+local CORE_CHECKS = {
+  priority = remembering(is_whole), place = remembering(is_whole), fence = remembering(is_fence),
+  expires = remembering(is_whole), attempt = remembering(is_attempt),
+}
 
 -- The check of each field, if the field is present.
 local CHECKS = {
-  created = is_whole, deadline = is_number, delay_until = is_number, dedup_until = is_number,
+  created = remembering(is_whole), deadline = is_number, delay_until = is_number, dedup_until = is_number,
   reserved_until = is_number, retry_count = is_whole, reclaim_count = is_whole, replay_count = is_whole,
   steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
@@ -83,19 +103,19 @@ function ff.damage_in_core(record)
     return 'state'
   elseif not record.class or not ff.class(record.class) then
     return 'class'
-  elseif not record.priority or not is_whole(record.priority) then
+  elseif not record.priority or not CORE_CHECKS.priority(record.priority) then
     return 'priority'
-  elseif not record.place or not is_whole(record.place) then
+  elseif not record.place or not CORE_CHECKS.place(record.place) then
     return 'place'
   elseif record.policy and not ff.parse_policy(record.policy) then
     return 'policy'
   elseif not (fence or expires or attempt) and words.phase ~= 'active' then
     return nil
-  elseif not fence or not is_fence(fence) then
+  elseif not fence or not CORE_CHECKS.fence(fence) then
     return 'fence'
-  elseif not expires or not is_whole(expires) then
+  elseif not expires or not CORE_CHECKS.expires(expires) then
     return 'expires'
-  elseif not attempt or not is_attempt(attempt) then
+  elseif not attempt or not CORE_CHECKS.attempt(attempt) then
     return 'attempt'
   elseif record.timeout_at and not is_number(record.timeout_at) then
     return 'timeout_at'

@@ -64,11 +64,11 @@ end
 
 -- Update the due indexes. Return whether something is due sooner than the waiting workers expect.
 function ff.flush_due(ctx)
-  local noted = ctx.due
-  if not next(noted) then
+  local noted = ff.take_noted(ctx, 'due')
+  if not noted then
     return false
   end
-  ctx.due, ctx.removals = {}, 0
+  ctx.removals = 0
   local before = nil
   local sooner = false
   for index, entries in pairs(noted) do

@@ -270,7 +270,11 @@ end
 
 -- Write what this call changed of flows.
 function ff.flush_flows(ctx)
-  for id, flow in pairs(ctx.changed_flows) do
+  local changed = ff.take_noted(ctx, 'changed_flows')
+  if not changed then
+    return
+  end
+  for id, flow in pairs(changed) do
     if not flow.is_gone then
       local list = {}
       for name, value in pairs(flow.written) do
@@ -284,5 +288,4 @@ function ff.flush_flows(ctx)
     end
     flow.written, flow.new_edges, flow.new_groups = {}, {}, {}
   end
-  ctx.changed_flows = {}
 end

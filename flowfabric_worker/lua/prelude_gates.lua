@@ -305,7 +305,11 @@ end
 -- Write what was noted of the gates of this call, wake waiters behind those that opened, and note when a closed gate may
 -- open.
 function ff.flush_gates(ctx)
-  for name, gate in pairs(ctx.gates) do
+  local gates = rawget(ctx, 'gates')
+  if not gates then
+    return
+  end
+  for name, gate in pairs(gates) do
     if gate.is_changed then
       gate.is_changed = false
       gate.kind.flush(ctx, gate)

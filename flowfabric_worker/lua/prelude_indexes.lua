@@ -2,7 +2,11 @@
 
 -- Update the ready indexes, and note whom to wake for what became ready.
 function ff.flush_ready(ctx)
-  for class, entries in pairs(ctx.ready) do
+  local ready = ff.take_noted(ctx, 'ready')
+  if not ready then
+    return
+  end
+  for class, entries in pairs(ready) do
     local added, removed, count = {}, {}, 0
     for uuid, score in pairs(entries) do
       if score and score > ff.POSTPONED_FROM then
@@ -23,7 +27,6 @@ function ff.flush_ready(ctx)
     ff.chunked('ZADD', ctx.base .. ':ready:' .. class, added)
     ff.chunked('ZREM', ctx.base .. ':ready:' .. class, removed)
   end
-  ctx.ready = {}
 end
 
 -- Add to a counter and return its new value. A damaged counter starts again from zero, so that it stops no work.
@@ -38,28 +41,26 @@ end
 
 -- Update the depth counters of lanes and the counters of classes.
 local function flush_counts(ctx)
-  for lane, counts in pairs(ctx.counts) do
+  for lane, counts in pairs(ff.take_noted(ctx, 'counts') or {}) do
     for state, change in pairs(counts) do
       if change ~= 0 then
         ff.add(ctx.base .. ':lane:' .. lane, state, change)
       end
     end
   end
-  ctx.counts = {}
-  for class, change in pairs(ctx.held) do
+  for class, change in pairs(ff.take_noted(ctx, 'held') or {}) do
     if change ~= 0 then
       ff.add(ctx.base .. ':held', class, change)
     end
   end
-  ctx.held = {}
 end
 
 -- Delete the records that this call removed, and their entries for listings.
 local function flush_gone(ctx)
-  for first = 1, #ctx.gone, 1000 do
-    call('DEL', unpack(ctx.gone, first, math.min(first + 999, #ctx.gone))) -- bounded: 1000 at a time
+  local gone = ff.take_noted(ctx, 'gone')
+  for first = 1, gone and #gone or 0, 1000 do
+    call('DEL', unpack(gone, first, math.min(first + 999, #gone))) -- bounded: 1000 at a time
   end
-  ctx.gone = {}
 end
 
 -- Bring everything up to date that this call noted, and wake the waiters that it concerns.

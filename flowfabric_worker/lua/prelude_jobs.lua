@@ -71,6 +71,9 @@ end
 
 -- Run the jobs of this call within its budget, and derive the states of the flows that changed.
 function ff.run_jobs(ctx)
+  if not (rawget(ctx, 'jobs') or rawget(ctx, 'changed_flows')) then
+    return
+  end
   local at = 1
   repeat
     while at <= #ctx.jobs do
@@ -79,7 +82,7 @@ function ff.run_jobs(ctx)
     end
     ff.settle_flows(ctx)
   until at > #ctx.jobs
-  ctx.jobs = {}
+  ctx.jobs = nil
 end
 
 -- Continue a job that an earlier call left. Return true if only a newer release knows it.

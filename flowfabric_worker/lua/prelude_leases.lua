@@ -57,10 +57,9 @@ local function answer_before(record, fence, ending, call_id)
   return call_id and ff.recall(record.reported, call_id)
 end
 
--- Return whether a stored moment has passed.
+-- Return whether a stored moment has passed; it is false if there is none.
 local function is_over(ctx, moment)
-  local at = ff.number(moment)
-  return at and at <= ctx.now
+  return moment and moment ~= '' and tonumber(moment) <= ctx.now
 end
 
 -- Make the checks of every call of a lease holder, in this order: exists, repeated, active, revoked, expired, identity. What

@@ -62,7 +62,7 @@ function ff.unlist(ctx, uuid, known)
 end
 
 -- Take executions of unknown classes out of the indexes of all lanes and states, up to MOST_SEARCHED commands.
-local function search_lost(ctx)
+local function search_lost(ctx, lost)
   local left, last = MOST_SEARCHED, nil
   for _, listed in ipairs(call('ZRANGE', ctx.base .. ':lanes', 0, MOST_SEARCHED - 1)) do
     local name, namespace = ff.behind_first(listed)
@@ -72,23 +72,22 @@ local function search_lost(ctx)
     for _, state in ipairs(namespace ~= last and ff.LISTED or {}) do
       indexes[#indexes + 1] = ff.state_index(namespace, state)
     end
-    for _, uuid in ipairs(ctx.lost) do
+    for _, uuid in ipairs(lost) do
       ff.due_at(ctx, 'delays:' .. lane, 'x' .. uuid, false)
     end
     for _, index in ipairs(indexes) do
-      ff.chunked('ZREM', ctx.base .. ':' .. index, ctx.lost)
+      ff.chunked('ZREM', ctx.base .. ':' .. index, lost)
     end
     left, last = left - #indexes - COMMANDS_OF_DELAYS, namespace
     if left <= 0 then
       break
     end
   end
-  ctx.lost = {}
 end
 
 -- Update the indexes of listings.
 function ff.flush_listings(ctx)
-  for index, entries in pairs(ctx.listed) do
+  for index, entries in pairs(ff.take_noted(ctx, 'listed') or {}) do
     local added, removed, size = {}, {}, 0
     for member, is_in in pairs(entries) do
       if is_in then
@@ -101,8 +100,8 @@ function ff.flush_listings(ctx)
     ff.chunked('ZADD', ctx.base .. ':' .. index, added)
     ff.chunked('ZREM', ctx.base .. ':' .. index, removed)
   end
-  ctx.listed = {}
-  if #ctx.lost > 0 then
-    search_lost(ctx)
+  local lost = ff.take_noted(ctx, 'lost')
+  if lost then
+    search_lost(ctx, lost)
   end
 end

@@ -6,7 +6,11 @@
 
 -- Return what a call was answered according to a memory, or nil if the call is new.
 function ff.recall(memory, call_id)
-  local parts = memory and ff.unpack(memory) or {}
+  -- Nearly every call is new, so its id is looked for before the memory is split.
+  if not memory or not string.find(memory, call_id, 1, true) then
+    return nil
+  end
+  local parts = ff.unpack(memory) or {}
   for i = 1, #parts - 1, 2 do
     if parts[i] == call_id then
       return ff.unpack(parts[i + 1])
@@ -15,19 +19,18 @@ function ff.recall(memory, call_id)
   return nil
 end
 
--- Return a memory with one more call, without the oldest call if it is full. A damaged memory starts empty.
+-- Return a memory with one more call, without the oldest calls if it is full. A damaged memory starts empty.
 function ff.remember(memory, call_id, answer)
+  local added = ff.pack({ call_id, ff.pack(answer) })
   local parts = memory and ff.unpack(memory) or {}
-  if #parts % 2 == 1 then
-    parts = {}
+  if #parts == 0 or #parts % 2 == 1 then
+    return added
   end
-  for _ = ff.MAX_CALLS_REMEMBERED, #parts / 2 do
-    table.remove(parts, 1)
-    table.remove(parts, 1)
+  local dropped = {}
+  for i = 1, #parts - 2 * (ff.MAX_CALLS_REMEMBERED - 1) do
+    dropped[i] = parts[i]
   end
-  parts[#parts + 1] = call_id
-  parts[#parts + 1] = ff.pack(answer)
-  return ff.pack(parts)
+  return string.sub(memory, #ff.pack(dropped) + 1) .. added
 end
 
 -- Return whether a call removed something, which the partition remembers because a removed record cannot.

@@ -95,7 +95,7 @@ end
 
 -- Remove the sets that lost their last waiter in this call.
 function ff.flush_sets(ctx)
-  for set in pairs(ctx.left_sets) do
+  for set in pairs(ff.take_noted(ctx, 'left_sets') or {}) do
     if set ~= 'feed' and call('EXISTS', ctx.base .. ':idle:' .. set) == 0 then
       local parts = ff.unpack(call('HGET', ctx.base .. ':sets', set) or '') or {}
       local entries = {}
@@ -106,7 +106,6 @@ function ff.flush_sets(ctx)
       ff.chunked('ZREM', ctx.base .. ':lane_sets', entries)
     end
   end
-  ctx.left_sets = {}
 end
 
 -- Return the waiters under a key in turn, read once per call: waiter, turn, waiter, turn, ... from index `at` on.
@@ -255,11 +254,14 @@ end
 
 -- Wake the waiters that this call concerns, and remove the sets without waiters.
 function ff.flush_wakes(ctx, sooner)
-  local wanted = sooner or ctx.announced or ctx.watch_ended or next(ctx.wakes) or next(ctx.new_in)
+  local wanted = sooner or ctx.announced or ctx.watch_ended or rawget(ctx, 'wakes') or rawget(ctx, 'new_in')
   if wanted and call('EXISTS', ctx.base .. ':waiters') == 1 then
     wake_all(ctx, sooner)
     ff.flush_due(ctx)
+    ctx.queues, ctx.lane_sets = nil, nil
   end
-  ctx.wakes, ctx.new_in, ctx.queues, ctx.lane_sets, ctx.watch_ended = {}, {}, {}, {}, nil
+  if wanted then
+    ctx.wakes, ctx.new_in, ctx.watch_ended = nil, nil, false
+  end
   ff.flush_sets(ctx)
 end
