@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
@@ -122,13 +121,13 @@ class GatherNames:
     """Name the gathers of one run of a handler; those of the same children are counted."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}
 
     def name_of(self, names: Sequence[str], *, settle: bool) -> str:
         """Return the name under which the end of the next gather of these children is remembered."""
         name = f"{'settle' if settle else 'gather'} {sha256(pack(names)).hexdigest()[:_DIGITS]}"
-        self._counts[name] += 1
-        return f"{name} {self._counts[name]}"
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        return f"{name} {count}"
 
 
 _DIGITS: Final = 24

@@ -58,9 +58,10 @@ class Placement:
         Raises:
             TypeError: the message names them.
         """
-        default = type(self)()
+        if self is ANYWHERE:
+            return
         wrong = [
-            name for name in sorted(OPTIONS) if name not in allowed and getattr(self, name) != getattr(default, name)
+            name for name in sorted(OPTIONS) if name not in allowed and getattr(self, name) != getattr(ANYWHERE, name)
         ]
         if wrong:
             whose = "children, which spawn() makes" if "detached" in wrong else "nodes, which node() makes"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -37,20 +36,12 @@ class BudgetUses:
         execution: the execution of the handler.
         engine: where the budgets are.
         hooks: are called when a budget stops the handler, and when a soft limit is passed.
-        shield: defers the interruption of the handler.
     """
 
-    def __init__(
-        self,
-        execution: LeasedExecution,
-        engine: EngineBackend,
-        hooks: Hooks,
-        shield: Callable[[], AbstractContextManager[None]],
-    ) -> None:
+    def __init__(self, execution: LeasedExecution, engine: EngineBackend, hooks: Hooks) -> None:
         self._execution = execution
         self._engine = engine
         self._hooks = hooks
-        self._shield = shield
         self._numbers = itertools.count()
 
     def use(self, budget: str | None, amounts: Mapping[str, int]) -> None:
@@ -114,7 +105,7 @@ class BudgetUses:
             log.warning("The stream does not tell that %s: %s", text, error, extra=self._execution.fields)
 
     def _fenced(self, call: Callable[[], R]) -> R:
-        with self._shield():
+        with self._execution.shield():
             try:
                 return call()
             except StateError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -90,7 +90,7 @@ class HandlerContext(TaskContext):
         self.opened: AttemptTransaction | None = None
         self._sleeps = Sleeps()
         self._gathers = GatherNames()
-        self._uses = BudgetUses(execution, engine, hooks, self.shield)
+        self._uses = BudgetUses(execution, engine, hooks)
         # Whether the end of the last wait is recorded.
         self._has_looked = False
         # What ended the last suspension, and its signals; None before they are asked for.
@@ -198,8 +198,7 @@ class HandlerContext(TaskContext):
         return self.opened.connection
 
     def shield(self) -> AbstractContextManager[None]:
-        interruption = self._execution.interruption
-        return nullcontext() if interruption is None else interruption.shield()
+        return self._execution.shield()
 
     # Waiting
 

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from flowfabric_worker._runtime.frame_buffer import FrameBuffer
@@ -162,6 +163,10 @@ class LeasedExecution:
         # Interrupt last, because in the handler's own thread this call raises.
         if self.interruption is not None:
             self.interruption.interrupt()
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Defer the interruption of the handler to the end of a block."""
+        return nullcontext() if self.interruption is None else self.interruption.shield()
 
     def renewed(self, asked_at: float) -> None:
         """Note a renewal: the lease lasts for its full time from `asked_at`, when the renewal was sent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import datetime, timedelta
 
 from flowfabric_worker._steps.durable_calls import check_durable_name
@@ -16,7 +15,7 @@ class Sleeps:
     """
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}
 
     def name_of(self, until: timedelta | datetime, name: str | None) -> str:
         """Return the name under which the end of the next sleep is remembered.
@@ -27,8 +26,8 @@ class Sleeps:
         if name is not None:
             return check_durable_name(name, "sleep")
         kind = "until" if isinstance(until, datetime) else f"{milliseconds(until, 'a sleep')} ms"
-        self._counts[kind] += 1
-        return f"{kind} {self._counts[kind]}"
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        return f"{kind} {count}"
 
 
 def end_of_sleep(until: timedelta | datetime, now_ms: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker import Runtime, ValidationError, Worker, WorkerSettings, current
+from flowfabric_worker import Runtime, TaskContext, ValidationError, Worker, WorkerSettings, current
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.workers import WorkerInfo
 from tests.support.observation import info_of
@@ -340,4 +340,22 @@ def test_nothing_is_kept_of_failed_tasks(served: Worker, start: Start) -> None:
 
     # The store is in this process, too, and keeps a record with a traceback of each: a few kB, where a local has a MB.
     assert after - before < 1000 * 20_000
+    runtime.stop()
+
+
+def test_the_context_of_a_handler_is_freed_without_the_collector(served: Worker, start: Start) -> None:
+    contexts: list[weakref.ref[TaskContext]] = []
+
+    @served.task
+    def noting() -> None:
+        contexts.append(weakref.ref(current()))
+
+    runtime = start(served)
+    gc.collect()
+    gc.disable()
+    try:
+        noting.submit()
+        wait_until(lambda: contexts and contexts[0]() is None, "its handler's context is gone")
+    finally:
+        gc.enable()
     runtime.stop()
