@@ -45,7 +45,7 @@ class Admin(LanePauses, BudgetDebts):
             ) from None
         reason = cut(args.reason, MAX_MESSAGE_BYTES)
         self.call("cancel_execution", target.partition_number, [*self._once(target), reason, source.value])
-        self.pay_ends({target.partition_number})
+        self.pay_now(target.partition_number)
         return CancelExecutionResult(execution_id=target)
 
     def change_priority(self, args: ChangePriorityArgs) -> ChangePriorityResult:
@@ -71,6 +71,7 @@ class Admin(LanePauses, BudgetDebts):
             cut(args.reason, MAX_MESSAGE_BYTES),
         ]
         reply = self.call("revoke_lease", target.partition_number, arguments)
+        self.pay_now(target.partition_number)
         if reply[0] == b"revoked":
             return Revoked(lease_id=reply[1].decode(), lease_epoch=int(reply[2]))
         return AlreadySatisfied(reason=reply[1].decode())

@@ -186,7 +186,8 @@ class AttemptOperations(BudgetDebts):
             partition, uuid, fence = self.fenced(handle)
             return partition, (uuid, fence, moment)
 
-        replies, _ = self.call_encoded("release_many", handles, encode)
+        replies, partitions = self.call_encoded("release_many", handles, encode)
+        self.pay_ends(partitions)
         return [reply if isinstance(reply, EngineError) else _release_outcome(reply) for reply in replies]
 
     def delay(self, handle: Handle, delay_until: datetime | timedelta) -> None:
@@ -196,6 +197,7 @@ class AttemptOperations(BudgetDebts):
         else:
             moment = f"@{epoch_ms(delay_until, 'delay_until')}"
         self.call("delay", partition, [uuid, fence, moment])
+        self.pay_ends({partition})
 
     def wait_children(
         self, handle: Handle, need: int | None = None, names: Sequence[str] | None = None, settle: bool = False
@@ -209,6 +211,7 @@ class AttemptOperations(BudgetDebts):
         self.refuse_repeats(wanted, "The name")
         count = "" if need is None else str(need)
         self.call("wait_children", partition, [uuid, fence, count, "1" if settle else "", *wanted])
+        self.pay_ends({partition})
 
     def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:
         partition, uuid, fence = self.fenced(handle)

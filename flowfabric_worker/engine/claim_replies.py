@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +28,8 @@ from flowfabric_worker.engine.wire import (
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _NO_FURTHER = (b"",) * 7
+# Where the reply to a claim names the quota that the claim has to ask, and where it says what the claim owes.
+_ASKS, _OWES = 8, 9
 
 
 class Decoding(Damage):
@@ -107,3 +109,13 @@ def decode_end(partition: int, row: Reply, namespace: str) -> EndedByClaim | Non
         )
     except DAMAGE:
         return None
+
+
+def asked_by_claim(reply: Reply) -> Sequence[bytes]:
+    """Return the quota that a claim has to ask before it can take more; nothing if it has none to ask."""
+    return reply[_ASKS] if len(reply) > _ASKS else ()
+
+
+def owed_by_claim(reply: Reply) -> Sequence[bytes]:
+    """Return what a claim owes to other partitions."""
+    return reply[_OWES] if len(reply) > _OWES else ()

@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 
 import attrs
 
-from flowfabric_worker.engine.claim_replies import Decoding, decode_end
+from flowfabric_worker.engine.admissions import Admissions
+from flowfabric_worker.engine.claim_replies import Decoding, asked_by_claim, decode_end, owed_by_claim
 from flowfabric_worker.engine.class_cache import ClassCache, Lane, lane_arguments
 from flowfabric_worker.engine.errors import EngineError, TransportError, ValidationError
 from flowfabric_worker.engine.handle import Handle
@@ -73,7 +74,7 @@ class _Taken:
                 self.size += sum(map(len, each.journal.values()))
 
 
-class Claiming(Decoding, ClassCache):
+class Claiming(Decoding, ClassCache, Admissions):
     """The operations of the area claiming, without reservations."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -240,6 +241,8 @@ class Claiming(Decoding, ClassCache):
             before = attrs.evolve(terms, claim_id=lost[0])
             try:
                 items = self._call_claim(before, partition, [terms.lease_ms, 0, 1, ""], [])[3]
+                if items:
+                    self.pay_now(partition)
             except TransportError:
                 self._unanswered[key] = (*self._unanswered.get(key, ((), 0.0))[0], *lost), until
                 raise
@@ -308,22 +311,23 @@ class Claiming(Decoding, ClassCache):
                 except TransportError:
                     self._note_unanswered(terms, partition)
                     raise
-                now, due, behind, items, more, repeated, shared, *ended = reply
+                now, due, behind, items, more, repeated, shared, *further = reply
                 self.is_shared = bool(shared)
-                if ended:
-                    self._tell_ended(terms.request, partition, ended[0])
+                if further:
+                    self._tell_ended(terms.request, partition, further[0])
                 if repeated and not items and terms.request.claim_id is None:
                     # The call was repeated after the leases that it got had expired, so another claim is made.
                     terms, again = attrs.evolve(terms, claim_id=str(uuid4())), True
                     break
                 if items:
                     # All of them may be damaged, so the next look is at once.
-                    is_cut = more == b"1" or len(items) == most < wanted
+                    is_cut = more == b"1" or len(items) == most < wanted or bool(asked_by_claim(reply))
                     return self._decode(partition, items, terms), 0.0, is_cut
                 if due is not None:
                     next_due = min(next_due, max(0.0, (due - now) / 1000))
                 stale.update(behind)
-                again = again or more == b"1"
+                # What it paid may have opened a gate.
+                again = again or more == b"1" or bool(owed_by_claim(reply))
             if look >= MOST_LOOKS or not (stale or again):
                 break
             self.forget_lanes(partition, stale)
@@ -365,12 +369,25 @@ class Claiming(Decoding, ClassCache):
             yield list(lanes), wait_ms, 0
 
     def _call_claim(self, terms: _Terms, partition: int, numbers: Sequence[Argument], lanes: Sequence[Lane]) -> Reply:
-        return self.call("claim_many", partition, self._claim_arguments(terms, numbers, lanes))
+        """Call `claim_many`, pass the quotas of other partitions, and pay what the call owes."""
 
-    def _claim_arguments(self, terms: _Terms, numbers: Sequence[Argument], lanes: Sequence[Lane]) -> list[Argument]:
+        def send(admissions: bytes) -> Reply:
+            reply = self.call("claim_many", partition, self._claim_arguments(terms, numbers, lanes, admissions))
+            if owed := owed_by_claim(reply):
+                self.pay_all_now(partition, owed)
+            elif admissions and reply[5]:
+                # The reply that said what the call owes was lost.
+                self.pay_now(partition)
+            return reply
+
+        return self.passing(partition, terms.claim_id, send, lambda reply: () if reply[3] else asked_by_claim(reply))
+
+    def _claim_arguments(
+        self, terms: _Terms, numbers: Sequence[Argument], lanes: Sequence[Lane], admissions: bytes = b""
+    ) -> list[Argument]:
         name = terms.worker.waiter.name if terms.worker else ""
         counted = "1" if self.store.counts_listeners else ""
-        head: list[Argument] = [terms.claim_id, terms.holder, terms.instance, name, *numbers, counted]
+        head: list[Argument] = [terms.claim_id, terms.holder + admissions, terms.instance, name, *numbers, counted]
         return [*head, *lane_arguments(lanes)]
 
     def _claimed_before(self, terms: _Terms) -> list[Claimed] | None:
@@ -379,11 +396,17 @@ class Claiming(Decoding, ClassCache):
         replies = self.call_each("claim_many", range(self.partitions), arguments)
         if not any(reply[5] for reply in replies):
             return None
+        for partition in (number for number, reply in enumerate(replies) if reply[3]):
+            # The caller may have died before it settled this claim.
+            self.pay_now(partition)
         return [each for partition, reply in enumerate(replies) for each in self._decode(partition, reply[3], terms)]
 
     def _decode(self, partition: int, items: Reply, terms: _Terms) -> list[Claimed]:
         instance = terms.request.policy.worker_instance_id
-        return self.decode_items(partition, items, terms.claim_id, instance, terms.lease_ms)
+        claimed = self.decode_items(partition, items, terms.claim_id, instance, terms.lease_ms)
+        for each in claimed if self.partitions > 1 else ():
+            self.note_quota(partition, each.policy.quota_policy_id)
+        return claimed
 
 
 def _asks_for(request: ClaimRequest, claimed: Claimed) -> bool:

@@ -193,7 +193,8 @@ class Flows(Submission, EngineCore):
         while True:
             arguments: list[Argument] = [*flow.head, *head, graph.digest, call_id, total, stored]
             arguments += (part for item in _first_of(graph.items[stored:]) for part in item)
-            word, *more = self.call("submit_flow", flow.partition, arguments)
+            with self.creating():
+                word, *more = self.call("submit_flow", flow.partition, arguments)
             if word != b"more":
                 return bool(word == b"built" or more[0] == call_id.encode())
             stored = int(more[0])
@@ -208,7 +209,8 @@ class Flows(Submission, EngineCore):
         flow = self._flow(children_id(handle.execution_id, self.partitions))
         item = self._node_item(flow, member_id(flow.flow_id, name, partition), self._inheriting(handle, args))
         head: Item = [uuid, fence, new_call_id(), flow.flow_id, name, "1" if detached else ""]
-        word = self.call("spawn", partition, [*head, *item])[0]
+        with self.creating():
+            word = self.call("spawn", partition, [*head, *item])[0]
         return SpawnResult(execution_id=member_id(flow.flow_id, name, partition), created=word == b"created")
 
     def _inheriting(self, handle: Handle, args: CreateExecutionArgs) -> CreateExecutionArgs:
@@ -277,7 +279,9 @@ class Flows(Submission, EngineCore):
         if not isinstance(policy, CancelFlowPolicy):
             raise ValidationError("invalid_input", f"Pass a CancelFlowPolicy, not {policy!r:.100}.")
         why = "" if reason is None else check_name(reason, "reason")
-        return self.call("cancel_flow", flow.partition, [*flow.once(), policy.value, why, grace])
+        reply = self.call("cancel_flow", flow.partition, [*flow.once(), policy.value, why, grace])
+        self.pay_ends({flow.partition})
+        return reply
 
     def ack_cancel_member(self, flow_id: FlowId, execution_id: ExecutionId) -> None:
         flow = self._flow(flow_id)

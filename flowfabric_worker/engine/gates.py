@@ -24,6 +24,13 @@ def explain_gate(partition: int, closed: Reply, now: int) -> str:
     return _explain_quota(partition, unpack_text(name[1:])[1], about, now)
 
 
+def explain_elsewhere(closed: Reply, now: int) -> str:
+    """Return a sentence that tells that a quota of another partition refused a claim, and when it is asked again."""
+    name, _, _, _, till, *_ = closed
+    again = f"in {span(int(till) - now)}" if till else "by the next claim"
+    return f"Its quota {unpack_text(name[1:])[1]!r} was full when a worker asked it; it is asked again {again}."
+
+
 def _explain_budget(budget: str, about: Reply, now: int) -> str:
     if not about:
         return f"Its budget {budget!r} has reached a hard limit; raise or reset it."
@@ -36,14 +43,14 @@ def _explain_quota(partition: int, quota: str, about: Reply, now: int) -> str:
     why, limit, window, till, *holders = about
     if why == b"rate":
         length = timedelta(milliseconds=int(window))
-        opens = int(till)
+        next_one = f" at {moment(int(till))}, in {span(int(till) - now)}" if till else " when a claim leaves one"
         return (
             f"Its quota {quota!r} lets {int(limit)} attempts begin in {length}, and so many have begun; the next may "
-            f"begin at {moment(opens)}, in {span(opens - now)}."
+            f"begin{next_one}."
         )
     shown = [
-        f"{ExecutionId(partition, uuid.decode())}{_until(expires, now)}"
-        for uuid, expires in zip(holders[::2], holders[1::2], strict=True)
+        f"{ExecutionId(int(there or partition), uuid.decode())}{_until(expires, now)}"
+        for uuid, expires, there in zip(holders[::3], holders[1::3], holders[2::3], strict=True)
     ]
     more = ", ..." if int(limit) > len(shown) else ""
     return f"Its quota {quota!r} lets {int(limit)} run at once; its slots are held by {', '.join(shown)}{more}."

@@ -37,6 +37,11 @@ def partition_of_names(names: Iterable[str], partitions: int) -> int:
     return crc16("\0".join(names).encode()) % partitions
 
 
+def partition_of_quota(namespace: str, quota: str, partitions: int) -> int:
+    """Return the partition of a quota policy."""
+    return partition_of_names((namespace, "quota", quota), partitions)
+
+
 def partition_key(partition: int) -> str:
     """Return the text of a partition, `{fp:N}`, which is the hash tag of all its keys on a cluster."""
     return f"{{fp:{partition}}}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
+from flowfabric_worker.engine.admissions import Admissions, asked_of
 from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import ExecutionId, QuotaPolicyId, check_execution_id, check_name
@@ -30,7 +31,7 @@ from flowfabric_worker.engine.wire import pack, reading
 _LIMITS = {b"rate": AdmissionOutcome.RATE_EXCEEDED, b"concurrency": AdmissionOutcome.CONCURRENCY_EXCEEDED}
 
 
-class Quotas(Submission):
+class Quotas(Submission, Admissions):
     """The operations of the area quotas."""
 
     def create_quota_policy(self, args: CreateQuotaPolicyArgs) -> CreateQuotaPolicyResult:
@@ -51,18 +52,27 @@ class Quotas(Submission):
         check_record(policy, QuotaPolicy)
         partition, quota = self._home_of(quota_policy_id)
         arguments = [quota, new_call_id(), *_limits(policy)]
-        return self._quota_status(quota_policy_id, self.call("update_quota_policy", partition, arguments))
+        return self._changed(quota_policy_id, partition, self.call("update_quota_policy", partition, arguments))
 
     def reset_quota_policy(self, quota_policy_id: QuotaPolicyId) -> QuotaPolicyStatus:
         partition, quota = self._home_of(quota_policy_id)
-        return self._quota_status(quota_policy_id, self.call("reset_quota_policy", partition, [quota, new_call_id()]))
+        reply = self.call("reset_quota_policy", partition, [quota, new_call_id()])
+        return self._changed(quota_policy_id, partition, reply)
+
+    def _changed(self, name: QuotaPolicyId, partition: int, reply: Reply) -> QuotaPolicyStatus:
+        """Tell the partitions that use a quota policy that it was changed; return its status."""
+        self.pay_now(partition)
+        return self._quota_status(name, reply)
 
     def delete_quota_policy(self, quota_policy_id: QuotaPolicyId) -> None:
         partition, quota = self._home_of(quota_policy_id)
         call_id = new_call_id()
-        self.known_quotas.discard(quota)
+        self.known_quotas.clear()
+        for other in range(self.partitions):
+            while not self.is_reached(partition, other) and self.call("disuse_quota", other, [quota, ""])[0] == b"more":
+                # Its classes were removed in part: each call removes a bounded number of them.
+                continue
         while self.call("delete_quota_policy", partition, [quota, call_id])[0] == b"more":
-            # Its classes were removed in part: each call removes a bounded number of them.
             continue
 
     def list_quotas(self, cursor: str | None = None, limit: int = 100) -> ListQuotasPage:
@@ -82,30 +92,37 @@ class Quotas(Submission):
 
     def check_admission(self, args: CheckAdmissionArgs) -> CheckAdmissionResult:
         check_record(args, CheckAdmissionArgs)
-        partition, head = self._admission(args.quota_policy_id, args.execution_id)
-        answer, *wait = self.call("check_admission", partition, [*head, milliseconds(args.lease, "lease")])
+        partition, head = self._slot(args.quota_policy_id, args.execution_id)
+        lease, call_id = milliseconds(args.lease, "lease"), str(head[-1])
+
+        def send(admissions: bytes) -> Reply:
+            return self.call("check_admission", partition, [*head, lease, pack((b"", b"", b"")) + admissions])
+
+        reply = self.passing(partition, call_id, send, asked_of)
+        answer, *wait = (b"concurrency", b"") if asked_of(reply) else reply
+        self.pay_ends({partition})
         outcome = _LIMITS.get(answer) or AdmissionOutcome(answer.decode())
         return CheckAdmissionResult(outcome=outcome, retry_after_ms=int(wait[0]) if wait and wait[0] else None)
 
     def release_admission(self, quota_policy_id: QuotaPolicyId, execution_id: ExecutionId) -> bool:
-        partition, head = self._admission(quota_policy_id, execution_id)
-        return bool(self.call("release_admission", partition, head)[0] == b"released")
+        partition, head = self._slot(quota_policy_id, execution_id)
+        answer = self.call("release_admission", partition, head)
+        if not self.is_reached(self.home_of_quota(quota_policy_id), partition):
+            self.pay_now(partition)
+        return bool(answer[0] == b"released")
 
     def _home_of(self, quota_policy_id: QuotaPolicyId) -> tuple[int, bytes]:
         """Return the partition of a quota policy, and its address there."""
         name = check_name(quota_policy_id, "quota_policy_id")
         return self.home_of_quota(name), pack((self.namespace, name))
 
-    def _admission(self, quota_policy_id: QuotaPolicyId, execution_id: ExecutionId) -> tuple[int, list[Argument]]:
-        """Return the partition of a quota policy and of its execution, and what a call about both begins with."""
-        partition, quota = self._home_of(quota_policy_id)
+    def _slot(self, quota_policy_id: QuotaPolicyId, execution_id: ExecutionId) -> tuple[int, list[Argument]]:
+        """Return the partition of an execution, and what a call about its slot of a quota policy begins with."""
+        home, quota = self._home_of(quota_policy_id)
         target = check_execution_id(execution_id)
-        if target.partition_number != partition:
-            raise ValidationError(
-                "partition_mismatch",
-                f"{target} lies in another partition than the quota policy {quota_policy_id!r}; submit it with the "
-                "policy as its quota, which chooses the partition.",
-            )
+        partition = self.check_partition(target.partition_number)
+        if not self.is_reached(home, partition):
+            self.check_quota(quota_policy_id, partition)
         return partition, [target.uuid, self._packed_namespace, quota, new_call_id()]
 
     def _quotas_of(self, partition: int, first: bytes, count: int) -> Iterator[Reply]:

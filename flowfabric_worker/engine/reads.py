@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from flowfabric_worker.engine.batches import Item
-from flowfabric_worker.engine.core import EngineCore
-from flowfabric_worker.engine.errors import StateError, ValidationError
-from flowfabric_worker.engine.gates import explain_gate
+from flowfabric_worker.engine.errors import StateError, TransportError, ValidationError
+from flowfabric_worker.engine.gates import explain_elsewhere, explain_gate
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_execution_id, check_lane
 from flowfabric_worker.engine.limits import MAX_CALL_ROWS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.pages import is_text, page_size, read_cursor, read_rows
+from flowfabric_worker.engine.quota_debts import QuotaDebts
 from flowfabric_worker.engine.records import Record, summary_of
 from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.suspension_replies import OpenSuspension, damage_told
@@ -43,7 +43,7 @@ _COUNTERS = (*PublicState, "paused")
 _LEASE_FIELDS = ("state", "fence", "holder", "expires")
 
 
-class Reads(Workers, EngineCore):
+class Reads(Workers, QuotaDebts):
     """The operations of the area reads."""
 
     def describe_execution(self, execution_id: ExecutionId) -> ExecutionSnapshot | None:
@@ -162,17 +162,35 @@ class Reads(Workers, EngineCore):
                 execution_id=execution_id, public_state=state.public_state, code="waiting_children", text=text
             )
         work_class = record.work_class()
-        now, paused, place, held, closed = self.call(
-            "explain_execution",
-            execution_id.partition_number,
-            [execution_id.uuid, self.packed_lane(work_class.lane), record.raw("class") or b""],
-        )
+        partition = execution_id.partition_number
+        about: Item = [execution_id.uuid, self.packed_lane(work_class.lane), record.raw("class") or b""]
+        now, paused, place, held, closed = self.call("explain_execution", partition, about)
         workers = self._living_workers() if place is not None else []
-        gate = explain_gate(execution_id.partition_number, closed, now) if closed else None
+        gate = self._explain_gate(partition, about, closed, now) if closed else None
         code, text = record.explain(
             now=now, paused=paused is not None, place=place, held=held, workers=workers, gate=gate
         )
         return Explanation(execution_id=execution_id, public_state=state.public_state, code=code, text=text)
+
+    def _explain_gate(self, partition: int, about: Item, closed: Reply, now: int) -> str:
+        """Explain which gate holds an execution back. What holds the slots of a quota is known in its own partition."""
+        home = self.home_of_address(closed[0][1:]) if closed[0][:1] == b"q" else partition
+        if self.is_reached(home, partition):
+            return explain_gate(partition, closed, now)
+        with contextlib.suppress(TransportError):
+            now_there, _, _, _, closed_there = self.call("explain_execution", home, about)
+            if closed_there and closed_there[0] == closed[0]:
+                return explain_gate(home, self._with_leases(closed_there), now_there)
+        return explain_elsewhere(closed, now)
+
+    def _with_leases(self, closed: Reply) -> Reply:
+        """Fill in when the leases of holders expire that are in other partitions than their quota."""
+        for at in range(5, len(closed) - 2, 3):
+            uuid, _, partition = closed[at : at + 3]
+            if partition:
+                rows = self.call("read_executions", int(partition), [self._packed_namespace, 1, "expires", uuid])
+                closed[at + 1] = (rows[0] and rows[0][0]) or b""
+        return closed
 
     def _living_workers(self) -> list[tuple[frozenset[str], frozenset[str], frozenset[str]]]:
         """Return the lanes, tasks and capabilities of each worker that is alive."""

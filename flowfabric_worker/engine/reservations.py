@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from flowfabric_worker.engine.admissions import asked_of
 from flowfabric_worker.engine.claiming import MOST_LOOKS, Claiming, check_uuid, lease_ms
 from flowfabric_worker.engine.class_cache import Lane, lane_arguments
-from flowfabric_worker.engine.errors import ContentionError, NotFoundError, StateError, ValidationError
+from flowfabric_worker.engine.errors import (
+    ContentionError,
+    NotFoundError,
+    StateError,
+    ValidationError,
+    error_from_code,
+)
 from flowfabric_worker.engine.handle import Handle
 from flowfabric_worker.engine.ids import ExecutionId, check_lane, refuse_reserved
 from flowfabric_worker.engine.limits import MAX_GRANT_MS
@@ -101,10 +108,20 @@ class Reservations(Claiming):
         holder, packed_instance = self._holder(worker_id, instance, waits=False)
         minted = check_uuid(claim_id, "claim_id")
         ttl = lease_ms(lease)
-        head: list[Argument] = [target.uuid, minted, holder, worker_id, ttl, mode]
-        reply = self.call("redeem", target.partition_number, [*head, self._packed_namespace, packed_instance])
+        partition = target.partition_number
+
+        def send(admissions: bytes) -> Reply:
+            head: list[Argument] = [target.uuid, minted, holder + admissions, worker_id, ttl, mode]
+            return self.call("redeem", partition, [*head, self._packed_namespace, packed_instance])
+
+        reply = self.passing(partition, minted, send, asked_of)
+        self.pay_ends({partition})
+        if asked_of(reply):
+            raise error_from_code("execution_not_leaseable", [str(target), "rate_limited"])
         try:
-            return self.decode_claimed(target.partition_number, reply[1], minted, instance, ttl)
+            claimed = self.decode_claimed(partition, reply[1], minted, instance, ttl)
+            self.note_quota(partition, claimed.policy.quota_policy_id)
+            return claimed
         except DAMAGE as error:
             problem = self.set_aside(target, minted, error)
             raise ValidationError("corruption", f"{target}: {problem}.", execution_id=str(target), field="") from None

@@ -87,7 +87,10 @@ class Schedules(Submission):
                     away[partition] = error
                     replies = [error] * len(indices)
             for index, reply in zip(indices, replies, strict=True):
-                results[index] = _tick_result(reply, partition)
+                result = _tick_result(reply, partition)
+                if isinstance(result, EngineError):
+                    self.forget_unknown(result)
+                results[index] = result
 
     def _tick_batches(
         self, items: Sequence[tuple[int, Item]], args: Sequence[TickScheduleArgs], chosen: Iterable[int]
@@ -163,14 +166,14 @@ class Schedules(Submission):
         partition, schedule = self._place(args.name)
         following = "" if args.next_tick is None else str(epoch_ms(args.next_tick, "next_tick"))
         about = pack((args.spec, args.creation.task, args.creation.lane))
-        creations = self._creations(args)
+        creations = self._creations(args, partition)
         head: Item = (schedule, expected, last, following, about, new_call_id(), args.missed, len(args.ticks))
         return partition, [*head, *creations]
 
-    def _creations(self, args: TickScheduleArgs) -> Item:
+    def _creations(self, args: TickScheduleArgs, partition: int) -> Item:
         """Encode the executions of the ticks, in the schedule's partition, for the stored function."""
         # Check a call without ticks as if it had one, so that an invalid execution is refused at once.
-        made = [self._item(_creation(args, tick))[1] for tick in args.ticks or (_SOME_TICK,)]
+        made = [self._made(_creation(args, tick), partition) for tick in args.ticks or (_SOME_TICK,)]
         creations = [argument for item in made for argument in item] if args.ticks else []
         size = size_of(creations)
         if size > MAX_BATCH_BYTES:
@@ -180,6 +183,11 @@ class Schedules(Submission):
                 limit=MAX_BATCH_BYTES,
             )
         return creations
+
+    def _made(self, args: CreateExecutionArgs, partition: int) -> Item:
+        """Encode an execution that is created in a partition, whatever its quota or key would choose."""
+        _, uuid, key = self._identity(check_record(args, CreateExecutionArgs))
+        return self.creation(args, partition, uuid, key)[1]
 
 
 def _checked_ticks(args: TickScheduleArgs) -> tuple[str, str]:

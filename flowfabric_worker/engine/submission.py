@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from uuid import UUID
@@ -12,7 +13,7 @@ from flowfabric_worker.engine.backend.submission import batches_of
 from flowfabric_worker.engine.batches import Item, Steps, cut_items, finish
 from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.core import as_error, execution_id, is_put_off
-from flowfabric_worker.engine.errors import EngineError, ValidationError
+from flowfabric_worker.engine.errors import EngineError, NotFoundError, ValidationError
 from flowfabric_worker.engine.ids import (
     ExecutionId,
     check_capabilities,
@@ -53,9 +54,9 @@ class Submission(BudgetDebts):
 
     def _begin(self) -> None:
         super()._begin()
-        # The quota policies that exist, as far as this engine has seen.
-        self.known_quotas: set[bytes] = set()
-        # The budgets that exist, each with a partition whose executions name it, as far as this engine has seen.
+        # The quota policies and budgets that exist, each with a partition whose executions name it, as far as this
+        # engine has seen.
+        self.known_quotas: set[tuple[int, bytes]] = set()
         self.known_budgets: set[tuple[int, bytes]] = set()
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
@@ -153,7 +154,7 @@ class Submission(BudgetDebts):
                 "invalid_input", "Give either a deadline or the policy's execution_deadline, not both."
             )
         if args.policy.quota_policy_id is not None:
-            self._check_quota(args.policy.quota_policy_id, partition)
+            self.check_quota(args.policy.quota_policy_id, partition)
         for budget_id in args.policy.budget_ids:
             self._check_budget(budget_id, partition)
         return partition, (
@@ -200,32 +201,25 @@ class Submission(BudgetDebts):
             )
         return partition, uuid, key
 
-    def home_of_quota(self, quota: object) -> int:
-        """Return the partition of a quota policy, in which the executions that name it are placed."""
-        name = check_name(quota, "quota_policy_id")
-        return partition_of_names((self.namespace, "quota", name), self.partitions)
-
-    def _check_quota(self, quota: str, partition: int) -> None:
-        """Refuse a quota policy that does not exist or is in another partition, before anything is written.
+    def check_quota(self, quota: str, partition: int) -> None:
+        """Refuse a quota policy that does not exist, before anything is written, and let it know of the partition.
 
         A policy that another process deletes afterwards is refused by the stored function.
 
         Raises:
             NotFoundError: `quota_policy_not_found`.
-            ValidationError: `partition_mismatch`.
         """
         address, home = pack((self.namespace, quota)), self.home_of_quota(quota)
-        if home != partition:
-            raise ValidationError(
-                "partition_mismatch",
-                f"The quota policy {quota!r} is in partition {home}, and the execution is placed in {partition} by its "
-                "key, id, flow or schedule. On a cluster, submit it without these, or without the quota.",
-            )
-        if address not in self.known_quotas:
+        if (partition, address) in self.known_quotas:
+            return
+        if self.is_reached(home, partition):
             self.call("read_quota_policy", home, [address])
-            if len(self.known_quotas) >= _MOST_QUOTAS:
-                self.known_quotas.clear()
-            self.known_quotas.add(address)
+        else:
+            _, news = self.call("use_quota", home, [address, str(partition)])
+            self.call("pay", partition, ["news", address, news, str(partition)])
+        if len(self.known_quotas) >= _MOST_QUOTAS:
+            self.known_quotas.clear()
+        self.known_quotas.add((partition, address))
 
     def _check_budget(self, budget_id: str, partition: int) -> None:
         """Refuse a budget that does not exist, before anything is written, and let it know of the partition.
@@ -245,13 +239,26 @@ class Submission(BudgetDebts):
             self.known_budgets.clear()
         self.known_budgets.add((partition, address))
 
+    @contextlib.contextmanager
+    def creating(self) -> Iterator[None]:
+        """Provide a block that creates executions: it asks again, the next time, for a gate that is unknown."""
+        try:
+            yield
+        except NotFoundError as error:
+            self.forget_unknown(error)
+            raise
+
+    def forget_unknown(self, error: EngineError) -> None:
+        """Ask for every gate again the next time if a gate is unknown, because another process deleted it."""
+        if error.code in ("budget_not_found", "quota_policy_not_found"):
+            self.known_budgets.clear()
+            self.known_quotas.clear()
+
     def _result(
         self, args: CreateExecutionArgs, partition: int, uuid: str, reply: Reply | EngineError
     ) -> CreateExecutionResult | EngineError:
         if isinstance(reply, EngineError):
-            if reply.code == "budget_not_found":
-                # Another process deleted it; ask again the next time.
-                self.known_budgets.clear()
+            self.forget_unknown(reply)
             return reply
         existing = execution_id(partition, reply[1])
         if reply[0] == b"created":

@@ -10,9 +10,9 @@ from datetime import timedelta
 import attrs
 
 from flowfabric_worker.engine.batches import Item
+from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.conditions import to_postfix, validate
 from flowfabric_worker.engine.connection import new_call_id
-from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.errors import ContentionError, EngineError, ValidationError, error_from_code
 from flowfabric_worker.engine.handle import Handle, HandleKind
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, check_execution_id, check_lane, check_name, uuid7
@@ -70,7 +70,7 @@ from flowfabric_worker.engine.wire import optional, pack
 _PLACE = re.compile(rf"[0-9]{{{MOMENT_DIGITS}}}[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
 
 
-class Suspension(EngineCore):
+class Suspension(BudgetDebts):
     """The operations of the area suspension."""
 
     # Waitpoints
@@ -100,6 +100,7 @@ class Suspension(EngineCore):
         with damage_told(handle.execution_id):
             details = self._details(handle.execution_id, reply)
         if reply[0] == b"suspended":
+            self.pay_ends({handle.execution_id.partition_number})
             return Suspended(details=details, handle=attrs.evolve(handle, kind=HandleKind.SUSPENDED))
         return self._satisfied(handle, details)
 

@@ -85,11 +85,11 @@ end)
 -- Replies: 'ok'; or 'more' if the call has to be repeated.
 -- Errors: budget_in_use.
 ff.register('disuse_budget', { 'allow-oom' }, function(ctx, args)
-  local stopped = ff.forget_classes_of_budget(ctx, args[1])
+  local stopped = ff.forget_classes_of_gate(ctx, ff.gate_of_budget(args[1]))
   if stopped == 'in_use' then
     return ff.failure('budget_in_use', (ff.behind_first(args[1])))
   elseif not stopped then
-    call('DEL', ctx.base .. ':gate:' .. ff.gate_of_budget(args[1]))
+    ff.forget_elsewhere(ctx, ff.gate_of_budget(args[1]))
   end
   return { stopped or 'ok' }
 end)
@@ -127,7 +127,7 @@ ff.register('delete_budget', { 'allow-oom' }, function(ctx, args)
   elseif not call('ZSCORE', ctx.base .. ':budgets', address) then
     return ff.failure('budget_not_found', (ff.behind_first(address)))
   end
-  local stopped = ff.forget_classes_of_budget(ctx, address)
+  local stopped = ff.forget_classes_of_gate(ctx, ff.gate_of_budget(address))
   if stopped == 'in_use' then
     return ff.failure('budget_in_use', (ff.behind_first(address)))
   elseif stopped then
@@ -342,13 +342,21 @@ ff.register_single('stop_use', { 'allow-oom' }, function(ctx, args)
   return answer
 end)
 
--- pay: receive what another partition owes to a budget or to an execution of this one.
--- Arguments: what it is, budget, uuid (for 'tell' the news), see ff.owe; or 'open' for a budget if an execution that was to go on did not wait, so
--- that others may go on.
--- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go', 'idle' if it did not wait.
+-- pay: receive what another partition owes to a budget, to a quota or to an execution of this one.
+-- Arguments: what it is, budget or quota, uuid or what the debt says, partition, see ff.owe; or 'open' for a budget if an execution
+-- that was to go on did not wait, and 'pass' for a quota if the partition that was told had nothing to do, so that others may go on.
+-- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go' and 'news', 'idle' if nothing waited; to 'check', 'gone' if the
+-- holder has no slot. About a quota, then the mark of ff.mark.
+-- Errors: corruption of a quota.
 ff.register('pay', { 'allow-oom' }, function(ctx, args)
   local what, address, uuid = args[1], args[2], args[3]
   local answer = { 'ok' }
+  if ff.payments[what] then
+    answer = ff.payments[what](ctx, address, uuid, args[4])
+    ff.flush(ctx)
+    answer[2] = ff.mark(ctx)
+    return answer
+  end
   local budget = (what == 'open' or what == 'ask') and ff.budget(ctx, address)
   if what == 'tell' then
     ff.hear_of_budget(ctx, address, uuid)

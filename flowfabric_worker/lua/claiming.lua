@@ -54,7 +54,7 @@ local function claimed(ctx, record)
 end
 
 -- Make a lease with everything that is the same for all executions of one claim.
--- `holder` is pack{worker id, instance, topic}.
+-- `holder` is pack{worker id, instance, topic, ...}.
 local function new_lease(ctx, id, holder, ttl)
   local parts = ff.unpack(holder)
   local topic = parts[3] or ''
@@ -138,29 +138,8 @@ local function take(ctx, record, lease)
   if not gates then
     return lease_to(ctx, record, lease)
   end
-  lease_to(ctx, record, lease, ff.keep_for_run(ctx, record, gates))
+  lease_to(ctx, record, lease, ff.keep_for_run(ctx, record, gates, lease.id))
   ff.admit(ctx, record, gates, words.phase == 'runnable' and words.attempt == 'attempt_interrupted')
-end
-
--- End an execution that has used up its reclaims, and return whether it did. `last` is the memory of ended leases to
--- store if a call gave the work up, or nil.
-function ff.exhausted(ctx, record, last)
-  if record.words.phase ~= 'active' then
-    return false
-  end
-  local most = tonumber(ff.policy(record).max_reclaims) or ff.DEFAULT_MAX_RECLAIMS
-  if tonumber(record.reclaim_count or '0') < most then
-    return false
-  end
-  local why = ff.why_lost(ctx, record)
-  local list = { 'error', 'reclaims_exhausted', 'error_class', 'infra_crash', 'error_detail', why }
-  if last then
-    ff.append(list, { 'last', last })
-    -- End the attempt first: that of work that its holder gives up has not ended yet.
-    ff.append(list, ff.end_attempt(ctx, record, 'lease_expired'))
-  end
-  ff.finish(ctx, record, 'failed', list)
-  return true
 end
 
 -- End an execution whose flow was cancelled, whose deadline has passed or whose reclaims are used up, and return whether it
@@ -211,11 +190,11 @@ local function claimed_before(ctx, claims, claim_id)
 end
 
 -- Claim from lanes in their order. Stop before a lane whose classes the caller does not fully know, because its first
--- work in order may be in an unknown class.
+-- work in order may be in an unknown class, and before work for which the claim has to ask another partition.
 local function claim_lanes(ctx, lanes, limit, lease)
   local items = {}
   for _, lane in ipairs(lanes) do
-    if lane.stale then
+    if lane.stale or ctx.wants then
       break
     end
     local wanted = math.min(lane.limit, limit - #items)
@@ -256,14 +235,15 @@ local function wait(ctx, lanes, waiter, set, wait_ms, counted)
 end
 
 -- claim_many: claim what is ready, in the order of the lanes asked for.
--- Arguments: claim id, holder as pack{worker id, instance, topic}, pack{namespace, instance}, waiter or '', lease in ms,
--- how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts the subscribers of a
+-- Arguments: claim id, holder as pack{worker id, instance, topic, and what a quota of another partition admitted, if one was asked,
+-- as ff.receive_admissions reads it}, pack{namespace, instance}, waiter or '', lease in ms, how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts the subscribers of a
 -- topic, then the lanes as ff.lanes_of reads them.
 -- Replies: now; next due moment, or false (unused when there are items); the lanes whose classes have to be read again
 -- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
 -- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; 1 if others submit work, so that
--- calls should be short, else 0; and only if the claim itself ended executions that no worker held, those: uuid, class,
--- outcome, attempt, retries, tags, error, detail.
+-- calls should be short, else 0. Then, only as far as one of them is not empty: the executions that the claim itself ended and no
+-- worker held: uuid, class, outcome, attempt, retries, tags, error, detail; the quota of another partition that the claim has to
+-- ask before it can take more, for how many, how many are ready, and now; what the call owes to other partitions.
 -- Errors: instance_of_other_worker.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
@@ -279,18 +259,20 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   end
   local items, stale, due = claimed_before(ctx, claims, claim_id), {}, nil
   local repeated = items and 1 or 0
-  ctx.ends = {}
+  ctx.ends, ctx.asks = {}, true
   if not items then
+    ff.receive_admissions(ctx, claim_id, holder)
     ff.run_due(ctx, math.max(ff.DUE_PER_CLAIM, 2 * limit), 0.5)
     ff.run_removals(ctx, ff.DUE_PER_CLAIM, 0.25)
     stale = look_at(ctx, lanes)
     items = claim_lanes(ctx, lanes, math.min(limit, ff.MAX_CALL_ITEMS), new_lease(ctx, claim_id, holder, ttl))
+    ff.settle_admissions(ctx, ttl)
     if #items > 0 then
       ff.keep_claimed(ctx, claims, claim_id, items, ttl)
       ff.flush_ready(ctx)
       ff.wake_next(ctx, lanes)
     end
-    local waits = #items == 0 and #stale == 0 and wait_ms > 0
+    local waits = #items == 0 and #stale == 0 and wait_ms > 0 and not ctx.wants
     if waits then
       -- A worker that continues to wait keeps its watch of the next due moment.
       ctx.watch_ended = false
@@ -303,7 +285,12 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local is_cut_short = ctx.is_cut_short or ff.is_spent(ctx) or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
   local again = (is_cut_short or ff.has_passed_enough(ctx)) and '1' or ''
   local is_shared = ctx.now - ctx.shared <= ff.SHARED_FOR and 1 or 0
-  return { ctx.now, due, stale, items, again, repeated, is_shared, #ctx.ends > 0 and ctx.ends or nil }
+  local answer = { ctx.now, due, stale, items, again, repeated, is_shared }
+  local owes = rawget(ctx, 'owes')
+  if #ctx.ends > 0 or ctx.wants or owes then
+    ff.append(answer, { ctx.ends, ctx.wants or {}, owes or {} })
+  end
+  return answer
 end)
 
 -- forward_wakeup: pass a wake-up on to the next waiter, for a woken worker that has no capacity.
@@ -389,13 +376,20 @@ ff.register('reserve', {}, function(ctx, args)
   return answer
 end)
 
--- redeem: claim the execution that is reserved for a worker.
--- Arguments: uuid, claim id, holder as in claim_many, worker id, lease in ms, 'any' or 'resumed' (only an interrupted
--- attempt), pack{namespace}, pack{namespace, instance}.
--- Replies: 'claimed', the item.
--- Errors: execution_not_found, execution_not_leaseable, not_a_resumed_execution, invalid_claim_grant,
--- claim_grant_expired, instance_of_other_worker.
-ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
+-- Return the reply that redeem gives instead of a claim because of the lane or the gates of a record, or nil.
+local function held_back(ctx, record)
+  local class = ff.class(record.class)
+  if call('HGET', ctx.base .. ':lane:' .. class.lane, 'paused') then
+    return ff.failure('execution_not_leaseable', record.uuid, 'lane_paused')
+  elseif ff.closed_gate(ctx, record.class) then
+    return ff.failure('execution_not_leaseable', record.uuid, 'rate_limited')
+  end
+  local asked = ff.gate_to_ask(ctx, class.gates or {})
+  return asked and { 'asks', asked, '1', '1', ctx.now_text }
+end
+
+-- Claim an execution that is reserved for a worker, as redeem replies.
+local function redeem(ctx, args)
   local uuid, claim_id, holder, worker, ttl, mode = args[1], args[2], args[3], args[4], tonumber(args[5]), args[6]
   local namespace, instance = args[7], args[8]
   local record, failure = load_for_claim(ctx, uuid)
@@ -419,12 +413,9 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   end
   local claims
   claims, failure = ff.claims_of(ctx, instance, worker)
-  if not claims then
+  failure = failure or held_back(ctx, record)
+  if failure then
     return failure
-  elseif call('HGET', ctx.base .. ':lane:' .. ff.class(record.class).lane, 'paused') then
-    return ff.failure('execution_not_leaseable', uuid, 'lane_paused')
-  elseif ff.closed_gate(ctx, record.class) then
-    return ff.failure('execution_not_leaseable', uuid, 'rate_limited')
   elseif ff.number(record.deadline) and tonumber(record.deadline) <= ctx.now then
     ff.expire(ctx, record)
     return ff.failure('execution_not_leaseable', uuid, 'expired')
@@ -436,4 +427,18 @@ ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
   ff.keep_instance(ctx, claims, ttl)
   take(ctx, record, new_lease(ctx, claim_id, holder, ttl))
   return { 'claimed', claimed(ctx, record) }
+end
+
+-- redeem: claim the execution that is reserved for a worker.
+-- Arguments: uuid, claim id, holder as in claim_many, worker id, lease in ms, 'any' or 'resumed' (only an interrupted
+-- attempt), pack{namespace}, pack{namespace, instance}.
+-- Replies: 'claimed', the item; or 'asks', the quota of another partition that has to be asked first, 1, 1, now.
+-- Errors: execution_not_found, execution_not_leaseable, not_a_resumed_execution, invalid_claim_grant,
+-- claim_grant_expired, instance_of_other_worker.
+ff.register_single('redeem', { 'allow-oom' }, function(ctx, args)
+  ctx.asks = true
+  ff.receive_admissions(ctx, args[2], args[3])
+  local answer = redeem(ctx, args)
+  ff.settle_admissions(ctx, tonumber(args[5]))
+  return answer
 end)

@@ -129,6 +129,9 @@ local HANDLERS = {
   k = function(ctx, field)
     ff.forget_claims(ctx, field)
   end,
+  a = function(ctx, admission)
+    ff.lapse_admission(ctx, admission)
+  end,
   b = function(ctx, budget)
     ff.reset_due_budget(ctx, budget)
   end,
@@ -390,7 +393,9 @@ ff.register('erase', { 'allow-oom' }, function(ctx, args)
   is_empty = is_empty and empty(ctx, ':quotas', limit, function(member)
     local id, namespace = ff.behind_first(member)
     local quota = namespace .. ff.pack({ id })
-    call('DEL', ctx.base .. ':gate:q' .. quota, ctx.base .. ':holders:' .. quota, ctx.base .. ':began:' .. quota)
+    ff.remove_keys_of_quota(ctx, quota)
+  end) and empty(ctx, ':elsewhere', limit, function(gate)
+    call('DEL', ctx.base .. ':gate:' .. gate)
   end)
   if not is_empty then
     return { 'more' }

@@ -14,9 +14,11 @@
 --   :classes         zset    the classes that hold work, by lane
 --   :held            hash    per class the number of executions that have not ended
 --   :lanes           zset    the lanes, by namespace and name
---   :gate:<name>, :gated     the gates of classes, see prelude_gates.lua
+--   :gate:<name>, :gated     the gates of classes, see prelude_gates.lua; :elsewhere has those of other partitions
 --   :quotas, :holders:<quota>, :began:<quota>   zset   the quotas, and per quota the executions that have a slot and the
---                            attempts that began lately, see quotas.lua
+--                            attempts that began lately, see prelude_quotas.lua
+--   :admitted:<quota>        what claims of other partitions may still take, see prelude_admissions.lua
+--   :owed            zset    what this partition owes to others, see prelude_reservations.lua
 --   :lane:<lane>     hash    per lane the depth counters, the revision of its classes, since when it is paused, and the
 --                            turn of that pause
 --   :following       zset    the lanes that the other partitions may still have to pause or resume; see admin.lua
@@ -235,7 +237,7 @@ end
 local NOTES = {
   ready = true, due = true, records = true, counts = true, held = true, registered = true, gates = true, wakes = true,
   new_in = true, queues = true, lane_sets = true, left_sets = true, is_gone = true, gone = true, listed = true, lost = true,
-  flows = true, changed_flows = true, jobs = true, jobs_at = true, resumed = true,
+  flows = true, changed_flows = true, jobs = true, jobs_at = true, resumed = true, admissions = true, owes = true,
 }
 local NOTING = {
   __index = function(ctx, name)
@@ -296,6 +298,8 @@ function ff.begin(keys)
     is_cut_short = false,
     cost_of_end = false,
     ends = false,
+    asks = false,
+    wants = false,
   }, NOTING)
 end
 

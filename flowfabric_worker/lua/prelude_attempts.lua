@@ -60,6 +60,27 @@ function ff.fail_attempt(ctx, record, failed)
   return answer
 end
 
+-- End an execution that has used up its reclaims, and return whether it did. `last` is the memory of ended leases to
+-- store if a call gave the work up, or nil.
+function ff.exhausted(ctx, record, last)
+  if record.words.phase ~= 'active' then
+    return false
+  end
+  local most = tonumber(ff.policy(record).max_reclaims) or ff.DEFAULT_MAX_RECLAIMS
+  if tonumber(record.reclaim_count or '0') < most then
+    return false
+  end
+  local why = ff.why_lost(ctx, record)
+  local list = { 'error', 'reclaims_exhausted', 'error_class', 'infra_crash', 'error_detail', why }
+  if last then
+    ff.append(list, { 'last', last })
+    -- End the attempt first: that of work that its holder gives up has not ended yet.
+    ff.append(list, ff.end_attempt(ctx, record, 'lease_expired'))
+  end
+  ff.finish(ctx, record, 'failed', list)
+  return true
+end
+
 -- Attempts ----------------------------------------------------------------------------------------------------------
 
 -- The fields beyond the core that a past attempt is made of.

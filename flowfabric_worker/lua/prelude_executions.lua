@@ -18,7 +18,7 @@ ff.CORE = { 'state', 'class', 'priority', 'place', 'fence', 'expires', 'attempt'
 ff.MORE = {
   'deadline', 'delay_until', 'idempotency_key', 'dedup_until', 'ended', 'reserved_for', 'reserved_until', 'retry_count',
   'reclaim_count', 'tags', 'watchers', 'suspension', 'suspended_at', 'suspended_until', 'timeout_left', 'stream', 'budgets',
-  'slot_until', 'flow', 'children',
+  'slot_until', 'slot', 'flow', 'children',
 }
 -- The fields that make `more` true: all but the end, since everything is read of ended work.
 local NEEDS_MORE = {}

@@ -15,7 +15,7 @@
 -- The kinds of gates by their letters. A kind has these functions of a call's context and a gate:
 --   load    read it, and set `allowance`, how many more executions it admits; `till`, when that may change, or nil
 --   admit   note that an execution is handed out, until a moment; a further argument tells whether its attempt began earlier
---   leave   note that an execution, given by its uuid, is not running any more
+--   leave   note that an execution, given by its uuid, is not running any more; further, the claim that took its slot, if known
 --   flush   write what was noted, and set `allowance` and `till` again
 --   check   look for what it counts wrongly, now and then
 --   explain what explain_execution replies of it if it is closed
@@ -26,6 +26,9 @@ ff.gate_kinds = {}
 
 -- How many classes of a gate are looked at when it opens, and how many of a lane when its depths are read.
 local MOST_GATED = 1024
+
+-- How many classes of a gate one call removes.
+local MOST_FORGOTTEN = 256
 
 -- Return the name of a gate.
 function ff.gate_name(letter, namespace, id)
@@ -82,7 +85,7 @@ function ff.closed_gate(ctx, class)
   local gates = ff.class(class).gates
   for i = 1, gates and #gates or 0 do
     local gate = ff.gate(ctx, gates[i])
-    if gate.allowance <= 0 then
+    if gate.allowance <= 0 or gate.looks_closed then
       return gate
     end
   end
@@ -174,6 +177,20 @@ function ff.classes_of_gate(ctx, name, limit)
   return classes
 end
 
+-- Remove the classes of a gate that hold no work. Return 'in_use' if one does, 'more' if there may be more classes, or nil.
+function ff.forget_classes_of_gate(ctx, name)
+  local classes = ff.classes_of_gate(ctx, name, MOST_FORGOTTEN)
+  for _, class in ipairs(classes) do
+    if (ff.number(call('HGET', ctx.base .. ':held', class)) or 0) > 0 then
+      return 'in_use'
+    end
+  end
+  for _, class in ipairs(classes) do
+    ff.forget_class(ctx, class)
+  end
+  return #classes == MOST_FORGOTTEN and 'more' or nil
+end
+
 -- Return the failure if a class that is not registered names a gate that does not exist.
 function ff.unknown_gate(ctx, class)
   local gates = ff.class(class).gates
@@ -203,8 +220,9 @@ local function class_with_slot(class, quota)
   return ff.pack(parts)
 end
 
--- Move a record to the class of those that have a slot of a quota, or of none if it is nil. Return the fields to write.
-function ff.keep_slot(ctx, record, quota)
+-- Move a record to the class of those that have a slot of a quota, or of none if it is nil. `claim` is what took the slot if the
+-- quota is in another partition. Return the fields to write.
+function ff.keep_slot(ctx, record, quota, claim)
   local public, ready = ff.derive(record)
   local old, new = record.class, class_with_slot(record.class, quota)
   if ready then
@@ -220,14 +238,19 @@ function ff.keep_slot(ctx, record, quota)
     end
   end
   record.class = new
-  return { 'class', new }
+  if not claim and not record.slot then
+    return { 'class', new }
+  end
+  return { 'class', new, 'slot', claim or '' }
 end
 
--- Keep the slot of a record at a quota whose slots are held for the whole run. Return the fields to write, or nil.
-function ff.keep_for_run(ctx, record, gates)
+-- Keep the slot of a record that a claim takes, at a quota whose slots are held for the whole run. Return the fields to write,
+-- or nil.
+function ff.keep_for_run(ctx, record, gates, claim)
   for i = 1, #gates do
-    if ff.gate(ctx, gates[i]).is_for_run then
-      return ff.keep_slot(ctx, record, ff.unpack(string.sub(gates[i], 2))[2])
+    local gate = ff.gate(ctx, gates[i])
+    if gate.is_for_run then
+      return ff.keep_slot(ctx, record, ff.unpack(string.sub(gates[i], 2))[2], gate.is_elsewhere and claim)
     end
   end
   return nil
@@ -245,10 +268,10 @@ function ff.admit(ctx, record, gates, again)
   end
 end
 
-local function leave(ctx, name, uuid)
+local function leave(ctx, name, uuid, claim)
   local gate = ff.gate(ctx, name)
   if gate.kind and not gate.is_damaged then
-    gate.kind.leave(ctx, gate, uuid)
+    gate.kind.leave(ctx, gate, uuid, claim)
   end
 end
 
@@ -268,11 +291,11 @@ function ff.leave_gates(ctx, record, list, is_unused)
   local known = ff.class(record.class)
   if known.gates and record.words.leased then
     for i = 1, #known.gates do
-      leave(ctx, known.gates[i], record.uuid)
+      leave(ctx, known.gates[i], record.uuid, (ff.fence_parts(record.fence)))
     end
   end
   if known.held and (is_unused or is_end(list) or not ff.gate(ctx, known.held).is_for_run) then
-    leave(ctx, known.held, record.uuid)
+    leave(ctx, known.held, record.uuid, record.slot)
     ff.append(list, ff.keep_slot(ctx, record, nil))
   end
 end
@@ -287,18 +310,29 @@ function ff.forget_in_gates(ctx, uuid, known)
   end
 end
 
--- Wake waiters for as many executions as a gate admits.
-local function wake_behind(ctx, gate)
-  local left = gate.allowance
+-- Wake waiters for `left` executions behind a gate. Return whether a waiter waits for one of them.
+function ff.wake_behind(ctx, gate, left)
+  local is_waited_for = false
   if call('EXISTS', ctx.base .. ':waiters') == 0 then
-    return
+    return false
   end
   for _, class in ipairs(ff.classes_of_gate(ctx, gate.name, MOST_GATED)) do
     local count = left > 0 and math.min(left, call('ZCARD', ctx.base .. ':ready:' .. class)) or 0
     if count > 0 then
       ff.note_wake(ctx, class, count)
       left = left - count
+      is_waited_for = is_waited_for or gate.is_elsewhere and ff.is_waited_for(ctx, class)
     end
+  end
+  return is_waited_for
+end
+
+-- Wake waiters for as many executions as a gate admits, here and in the partitions that it refused. One that has to ask what the
+-- gate admits is enough: a claim that leaves work wakes the next.
+local function open_gate(ctx, gate)
+  ff.wake_behind(ctx, gate, gate.is_elsewhere and 1 or gate.allowance)
+  if gate.asking then
+    ff.tell_partitions(ctx, gate, 'asking', gate.allowance)
   end
 end
 
@@ -316,7 +350,7 @@ function ff.flush_gates(ctx)
       if gate.allowance <= 0 and gate.till then
         ff.due_at(ctx, 'due', 'g' .. name, gate.till)
       elseif gate.was_closed and gate.allowance > 0 then
-        wake_behind(ctx, gate)
+        open_gate(ctx, gate)
       end
       gate.was_closed = gate.allowance <= 0
     end
@@ -332,7 +366,7 @@ function ff.handle_gate(ctx, name, index)
   elseif index == 'retention' then
     gate.kind.check(ctx, gate)
   elseif gate.allowance > 0 then
-    wake_behind(ctx, gate)
+    open_gate(ctx, gate)
   elseif gate.till then
     ff.due_at(ctx, 'due', 'g' .. name, math.max(gate.till, ctx.now + 1))
   end

@@ -82,23 +82,7 @@ function ff.hear_of_budget(ctx, address, news)
     return
   end
   call('HSET', gate.key, 'turn', turn, 'shut', is_full)
+  call('ZADD', ctx.base .. ':elsewhere', 0, name)
   gate.was_closed, gate.is_changed = gate.allowance <= 0, true
   gate.allowance, gate.is_missing = is_full == '1' and 0 or math.huge, false
-end
-
--- How many classes of a budget one call removes.
-local MOST_FORGOTTEN = 256
-
--- Remove the classes of a budget that hold no work. Return 'in_use' if one does, 'more' if there may be more classes, or nil.
-function ff.forget_classes_of_budget(ctx, address)
-  local classes = ff.classes_of_gate(ctx, ff.gate_of_budget(address), MOST_FORGOTTEN)
-  for _, class in ipairs(classes) do
-    if (ff.number(call('HGET', ctx.base .. ':held', class)) or 0) > 0 then
-      return 'in_use'
-    end
-  end
-  for _, class in ipairs(classes) do
-    ff.forget_class(ctx, class)
-  end
-  return #classes == MOST_FORGOTTEN and 'more' or nil
 end

@@ -121,6 +121,23 @@ function ff.is_spent(ctx)
   return ctx.work <= 0 and ctx.has_progressed
 end
 
+-- Return whether a claim has to ask the partition of a quota before it can take the first entry of a source, and note for how many
+-- executions it asks, and how many are ready.
+local function has_to_ask(ctx, source, sources, wanted)
+  local name = ctx.asks and source.gates and ff.gate_to_ask(ctx, source.gates)
+  if not name then
+    return false
+  end
+  local count = 0
+  for _, other in ipairs(sources) do
+    for i = 1, other.gates and #other.gates or 0 do
+      count = count + (other.gates[i] == name and call('ZCARD', other.key) or 0)
+    end
+  end
+  ctx.wants = { name, ff.text(math.min(wanted, count)), ff.text(count), ctx.now_text }
+  return true
+end
+
 -- Give up to `wanted` ready records to `use`, in the common order of their classes, until it returns false. `find` returns
 -- the record of an entry, or nil if it cannot be handed out. The lanes of a call share its work budget.
 function ff.each_ready(ctx, classes, wanted, find, use)
@@ -129,7 +146,7 @@ function ff.each_ready(ctx, classes, wanted, find, use)
   end
   local sources = sources_of(ctx, classes, wanted)
   local source = first_of(ctx, sources)
-  while source do
+  while source and not has_to_ask(ctx, source, sources, wanted) do
     local record = find(ctx, source.uuid, source.class)
     if not record then
       ctx.passed = ctx.passed + 1

@@ -10,9 +10,12 @@ local MOST_LOOKED_AT = 50
 
 -- Write down what this partition owes to another one: 'end' and 'gone' say to a budget that an execution ended or was
 -- removed, 'go' says to an execution that it may go on, 'ask' asks a budget whether an execution still has to wait, and 'tell'
--- says to a partition whether a budget is full. The caller pays it at once, and upkeep pays what is left.
+-- says to a partition whether a budget is full. The kinds of ff.payments are about quotas, and say what they need in place of a
+-- uuid. The caller pays it at once, and upkeep pays what is left.
 function ff.owe(ctx, kind, address, uuid, partition)
-  call('ZADD', ctx.base .. ':owed', ctx.now, ff.pack({ kind, address, uuid, partition }))
+  local debt = ff.pack({ kind, address, uuid, partition })
+  call('ZADD', ctx.base .. ':owed', ctx.now, debt)
+  ctx.owes[#ctx.owes + 1] = debt
 end
 
 -- Return the mark of an answer: '1' if it repeats that of another call, followed by 'o' if this partition owes something.

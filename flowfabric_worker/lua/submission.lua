@@ -137,7 +137,7 @@ function ff.refuse_member(ctx, args, at)
   elseif not ff.has_place_for_class(ctx, class) then
     return ff.failure('too_many_classes', ff.class(class).lane_name, ff.MAX_CLASSES_PER_LANE)
   end
-  return nil
+  return ff.unknown_gate(ctx, class)
 end
 
 -- Create a member of a flow. Its arguments begin at `at`, and its key is unique in the flow.

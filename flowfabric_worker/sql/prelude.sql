@@ -134,6 +134,7 @@ CREATE TYPE fn.context AS (
   ended int,                   -- executions that ended
   removals int,                -- entries of the retention index that were handled
   wakes int[],                 -- a class id for each execution that became ready
+  wakes_elsewhere int[],       -- a class id of another partition for each execution that a quota lets begin
   new_in bytea[],              -- lanes with new classes
   announced boolean, watch_ended boolean,
   first_due bigint, first_count int,  -- the first due moment that was noted, and how many entries have it
@@ -225,7 +226,8 @@ BEGIN
   SELECT partition::smallint,
     -- A clock that is set back a little is held until it has caught up; set back by more, the earlier time was wrong.
     coalesce(clock, CASE WHEN latest > real.ms AND latest - real.ms <= 60000 THEN latest ELSE real.ms END),
-    clock IS NULL, coalesce(feed_age, fn.a_day()), 300::double precision, 0, 0, '{}'::int[], '{}'::bytea[], false, false,
+    clock IS NULL, coalesce(feed_age, fn.a_day()), 300::double precision, 0, 0, '{}'::int[], '{}'::int[],
+    '{}'::bytea[], false, false,
     NULL::bigint, 0, 0, false, false, false, '{}'::bytea[], '{}'::bytea[], '{}'::uuid[], '{}'::text[], '{}'::bytea[], '{}'::uuid[]
     INTO c FROM (SELECT trunc(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS ms) AS real
     LEFT JOIN db.partitions ON p = partition;

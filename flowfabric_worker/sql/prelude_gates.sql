@@ -126,7 +126,7 @@ BEGIN
       RETURN fn.failure('budget_not_found', budget);
     END IF;
   END LOOP;
-  IF parts[6] <> '' AND NOT EXISTS (SELECT FROM db.quotas WHERE p = c.p AND quota = fn.pack(parts[1], parts[6])) THEN
+  IF parts[6] <> '' AND NOT EXISTS (SELECT FROM db.quotas WHERE quota = fn.pack(parts[1], parts[6])) THEN
     RETURN fn.failure('quota_policy_not_found', parts[6]);
   END IF;
   RETURN NULL;
@@ -171,7 +171,7 @@ BEGIN
     SELECT DISTINCT name FROM db.classes AS k, unnest(k.gates) AS name WHERE k.id = ANY (classes) ORDER BY name
   );
   FOREACH of_name IN ARRAY names LOOP
-    PERFORM FROM db.quotas WHERE p = c.p AND quota = substring(of_name FROM 2) FOR UPDATE;
+    PERFORM FROM db.quotas WHERE quota = substring(of_name FROM 2) FOR UPDATE;
   END LOOP;
   IF c.is_real THEN
     c.now := greatest(c.now, trunc(extract(epoch FROM clock_timestamp()) * 1000));
@@ -291,20 +291,35 @@ BEGIN
     gate := fn.read_gate(c, freed.name);
     -- More slots are left than were given back: the gate was open before, so nothing waits behind it.
     IF gate.slots_left <= count THEN
-      c.wakes := c.wakes || fn.behind(c, freed.name, fn.allowance(gate));
+      c := fn.open_gate(c, freed.name, fn.allowance(gate));
     END IF;
   END LOOP;
   RETURN c;
 END $$;
 
--- Return the classes of the executions that are ready behind a gate, one for each of them, at most `most`.
-CREATE FUNCTION fn.behind(c fn.context, of_name bytea, most bigint) RETURNS int[] LANGUAGE plpgsql AS $$
+-- Return the classes of the executions of a partition that are ready behind a gate, one for each of them, at most `most`.
+CREATE FUNCTION fn.behind(of_p smallint, of_name bytea, most bigint) RETURNS int[] LANGUAGE plpgsql AS $$
 BEGIN
   RETURN ARRAY(
-    SELECT class_id FROM db.executions WHERE p = c.p AND ready IS NOT NULL AND class_id = ANY (ARRAY(
-      SELECT id FROM db.classes WHERE p = c.p AND gates @> ARRAY[of_name] AND gates IS NOT NULL LIMIT 1024
+    SELECT class_id FROM db.executions WHERE p = of_p AND ready IS NOT NULL AND class_id = ANY (ARRAY(
+      SELECT id FROM db.classes WHERE p = of_p AND gates @> ARRAY[of_name] AND gates IS NOT NULL LIMIT 1024
     )) LIMIT least(most, 1000)
   );
+END $$;
+
+-- Note the waiters to wake for up to `most` executions behind a gate that is open. A quota is the gate of all partitions.
+CREATE FUNCTION fn.open_gate(c fn.context, of_name bytea, most bigint) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  other smallint;
+BEGIN
+  c.wakes := c.wakes || fn.behind(c.p, of_name, most);
+  FOR other IN
+    SELECT DISTINCT p FROM db.classes WHERE of_name LIKE 'q%' AND gates @> ARRAY[of_name] AND gates IS NOT NULL AND p <> c.p
+    ORDER BY p
+  LOOP
+    c.wakes_elsewhere := c.wakes_elsewhere || fn.behind(other, of_name, most);
+  END LOOP;
+  RETURN c;
 END $$;
 
 -- Handle the due entry of a gate: wake waiters if it is open, or look again when it may be.
@@ -313,7 +328,7 @@ DECLARE
   gate fn.gate := fn.read_gate(c, of_name);
 BEGIN
   IF fn.allowance(gate) > 0 THEN
-    c.wakes := c.wakes || fn.behind(c, of_name, fn.allowance(gate));
+    c := fn.open_gate(c, of_name, fn.allowance(gate));
   ELSIF gate.till IS NOT NULL THEN
     c := fn.note_due(c, 'g', of_name, greatest(gate.till, c.now + 1));
   END IF;

@@ -67,7 +67,7 @@ BEGIN
     INSERT INTO db.owed (p, debt) VALUES (c.p, fn.pack('tell', b.address, fn.news_of_budget(b), other)) ON CONFLICT DO NOTHING;
   END LOOP;
   IF fn.full_dimension(b) IS NULL THEN
-    c.wakes := c.wakes || fn.behind(c, fn.gate_of_budget(b.address), 1000);
+    c.wakes := c.wakes || fn.behind(c.p, fn.gate_of_budget(b.address), 1000);
   END IF;
   u.c := c; u.b := b;
   RETURN u;
@@ -81,7 +81,7 @@ BEGIN
   INSERT INTO db.budget_news AS known (p, budget, turn, is_full) VALUES (c.p, address, parts[1]::bigint, parts[2] = '1')
     ON CONFLICT (p, budget) DO UPDATE SET turn = excluded.turn, is_full = excluded.is_full WHERE known.turn <= excluded.turn;
   IF FOUND AND parts[2] = '0' THEN
-    c.wakes := c.wakes || fn.behind(c, fn.gate_of_budget(address), 1000);
+    c.wakes := c.wakes || fn.behind(c.p, fn.gate_of_budget(address), 1000);
   END IF;
   RETURN c;
 END $$;

@@ -162,9 +162,30 @@ BEGIN
   RETURN c;
 END $$;
 
+-- Wake the waiters of other partitions that a call concerns.
+CREATE FUNCTION fn.wake_elsewhere(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  other record;
+  there fn.context;
+BEGIN
+  FOR other IN
+    SELECT k.p, array_agg(k.id) AS ids FROM unnest(c.wakes_elsewhere) AS each JOIN db.classes AS k ON k.id = each
+    GROUP BY k.p ORDER BY k.p
+  LOOP
+    there := fn.begin(other.p);
+    there.wakes := other.ids;
+    PERFORM fn.wake(there);
+  END LOOP;
+  c.wakes_elsewhere := '{}';
+  RETURN c;
+END $$;
+
 -- Wake the waiters that a call concerns, if it noted any reason.
 CREATE FUNCTION fn.wake(c fn.context) RETURNS fn.context LANGUAGE plpgsql AS $$
 BEGIN
+  IF cardinality(c.wakes_elsewhere) > 0 THEN
+    c := fn.wake_elsewhere(c);
+  END IF;
   IF cardinality(c.wakes) > 0 OR cardinality(c.new_in) > 0 OR c.announced OR c.watch_ended OR c.first_due IS NOT NULL THEN
     PERFORM fn.share_waiters(c);
     IF EXISTS (SELECT FROM db.waiters WHERE p = c.p) THEN

@@ -1,5 +1,6 @@
 -- Quotas: how many executions of their classes run at once, and how many attempts begin in a sliding window. A quota is
--- pack{namespace, id}.
+-- pack{namespace, id}. It limits the executions of all partitions: its row and what began are in its own partition, and a slot is in
+-- that of its execution.
 
 -- Return what a quota admits. One that does not exist was deleted, and admits everything.
 CREATE FUNCTION fn.read_quota(c fn.context, of_quota bytea) RETURNS fn.gate LANGUAGE plpgsql AS $$
@@ -9,14 +10,14 @@ DECLARE
   counted bigint;
   oldest bigint;
 BEGIN
-  SELECT * INTO known FROM db.quotas WHERE p = c.p AND quota = of_quota;
+  SELECT * INTO known FROM db.quotas WHERE quota = of_quota;
   gate.is_for_run := known.hold = 'run';
   IF known.slots IS NOT NULL THEN
-    gate.slots_left := known.slots - (SELECT count(*) FROM db.slots WHERE p = c.p AND quota = of_quota);
+    gate.slots_left := known.slots - (SELECT count(*) FROM db.slots WHERE quota = of_quota);
   END IF;
   IF known.rate IS NOT NULL THEN
     SELECT coalesce(sum(attempts), 0), min(moment) INTO counted, oldest FROM db.began
-      WHERE p = c.p AND quota = of_quota AND moment > c.now - known.window_ms;
+      WHERE p = known.p AND quota = of_quota AND moment > c.now - known.window_ms;
     gate.rate_left := known.rate - counted;
     IF gate.rate_left <= 0 THEN
       gate.till := oldest + known.window_ms;
@@ -33,7 +34,7 @@ DECLARE
   known db.quotas;
   grid bigint := 1;
 BEGIN
-  SELECT * INTO known FROM db.quotas WHERE p = c.p AND quota = of_quota;
+  SELECT * INTO known FROM db.quotas WHERE quota = of_quota;
   IF known.quota IS NULL THEN
     RETURN;
   END IF;
@@ -41,12 +42,12 @@ BEGIN
     SELECT c.p, of_quota, id, until FROM unnest((gate).holders, (gate).untils) AS each(id, until)
     ON CONFLICT (p, quota, uuid) DO UPDATE SET until = excluded.until;
   IF known.rate IS NOT NULL AND (gate).began > 0 THEN
-    DELETE FROM db.began WHERE p = c.p AND quota = of_quota AND moment <= c.now - known.window_ms;
+    DELETE FROM db.began WHERE p = known.p AND quota = of_quota AND moment <= c.now - known.window_ms;
     IF known.rate > 1000 THEN
       grid := (known.window_ms + 999) / 1000;
     END IF;
     INSERT INTO db.began AS b (p, quota, moment, attempts)
-      VALUES (c.p, of_quota, (c.now + grid - 1) / grid * grid, (gate).began)
+      VALUES (known.p, of_quota, (c.now + grid - 1) / grid * grid, (gate).began)
       ON CONFLICT (p, quota, moment) DO UPDATE SET attempts = b.attempts + excluded.attempts;
   END IF;
 END $$;
@@ -59,7 +60,7 @@ BEGIN
   RETURN ARRAY[
     fn.bytes(known.window_ms), coalesce(fn.bytes(known.rate), ''), coalesce(fn.bytes(known.slots), ''), known.hold,
     fn.bytes(known.created), fn.bytes(coalesce(known.rate - gate.rate_left, 0)),
-    fn.bytes((SELECT count(*) FROM db.slots WHERE p = c.p AND quota = known.quota)),
+    fn.bytes((SELECT count(*) FROM db.slots WHERE quota = known.quota)),
     CASE WHEN gate.rate_left <= 0 THEN 'rate'::bytea WHEN gate.slots_left <= 0 THEN 'concurrency' ELSE '' END,
     coalesce(fn.bytes(gate.till), ''), fn.bytes(c.now)
   ];
@@ -70,7 +71,7 @@ CREATE FUNCTION fn.quota(c fn.context, of_quota bytea) RETURNS db.quotas LANGUAG
 DECLARE
   known db.quotas;
 BEGIN
-  SELECT * INTO known FROM db.quotas WHERE p = c.p AND quota = of_quota FOR UPDATE;
+  SELECT * INTO known FROM db.quotas WHERE quota = of_quota FOR UPDATE;
   RETURN known;
 END $$;
 
@@ -196,6 +197,7 @@ DECLARE
   c fn.context := fn.begin(partition);
   known db.quotas := fn.quota(c, args[1]);
   gate bytea := 'q'::bytea || args[1];
+  other smallint;
   ids int[];
 BEGIN
   IF fn.was_removed(c, args[2]) THEN
@@ -204,42 +206,46 @@ BEGIN
     RETURN fn.unknown_quota(args[1]);
   END IF;
   -- A creation shares this lock until it commits, so none adds work to a class that is removed here.
-  PERFORM pg_advisory_xact_lock('db.classes'::regclass::oid::int, c.p);
-  ids := ARRAY(SELECT id FROM db.classes WHERE p = c.p AND (gates IS NOT NULL AND gates @> ARRAY[gate] OR held = gate) LIMIT 256);
-  IF EXISTS (SELECT FROM unnest(ids) AS id WHERE fn.held(c, id) > 0) THEN
+  FOR other IN SELECT p FROM db.partitions ORDER BY p LOOP
+    PERFORM pg_advisory_xact_lock('db.classes'::regclass::oid::int, other);
+  END LOOP;
+  ids := ARRAY(SELECT id FROM db.classes WHERE gates IS NOT NULL AND gates @> ARRAY[gate] OR held = gate LIMIT 256);
+  IF EXISTS (SELECT FROM db.classes AS k WHERE id = ANY (ids) AND fn.held(fn.begin(k.p), id) > 0) THEN
     RETURN fn.failure('quota_policy_in_use', (fn.unpack(args[1]))[2]);
   END IF;
   UPDATE db.lanes SET revision = greatest(revision + 1, c.now)
-    WHERE p = c.p AND lane IN (SELECT lane FROM db.classes WHERE id = ANY (ids));
+    WHERE (p, lane) IN (SELECT p, lane FROM db.classes WHERE id = ANY (ids));
   DELETE FROM db.classes WHERE id = ANY (ids);
   IF cardinality(ids) = 256 THEN
     RETURN fn.answer('more');
   END IF;
-  DELETE FROM db.slots WHERE p = c.p AND quota = args[1];
+  DELETE FROM db.slots WHERE quota = args[1];
   DELETE FROM db.began WHERE p = c.p AND quota = args[1];
   DELETE FROM db.quotas WHERE p = c.p AND quota = args[1];
-  DELETE FROM db.entries WHERE p = c.p AND kind = 'g' AND member = gate;
+  DELETE FROM db.entries WHERE kind = 'g' AND member = gate;
   PERFORM fn.remember_removal(c, args[2]);
   RETURN fn.answer('removed');
 END $$;
 
 -- Return what explain_execution tells of a closed quota: its name, which limit, how much it allows, the window, until when, then
--- the first executions that have a slot, each with the moment at which its lease expires.
+-- the first executions that have a slot: the uuid, the moment at which the lease expires, and the partition if that is another one
+-- than the caller's.
 CREATE FUNCTION fn.explain_quota(c fn.context, gate fn.gate) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   known db.quotas;
 BEGIN
-  SELECT * INTO known FROM db.quotas WHERE p = c.p AND quota = substring((gate).name FROM 2);
+  SELECT * INTO known FROM db.quotas WHERE quota = substring((gate).name FROM 2);
   RETURN fn.answer(VARIADIC ARRAY[
     (gate).name, CASE WHEN (gate).rate_left <= 0 THEN 'rate'::bytea ELSE 'concurrency' END,
     fn.bytes(CASE WHEN (gate).rate_left <= 0 THEN known.rate ELSE known.slots END), fn.bytes(known.window_ms),
     coalesce(fn.bytes((gate).till), '')
   ] || ARRAY(
     SELECT part FROM (
-      SELECT x.uuid, x.expires FROM db.slots AS s, LATERAL (
-        SELECT uuid, expires FROM db.executions WHERE p = c.p AND uuid = s.uuid LIMIT 1
-      ) AS x WHERE s.p = c.p AND s.quota = known.quota ORDER BY s.until, s.uuid LIMIT 3
-    ) AS holder, LATERAL unnest(ARRAY[fn.bytes(holder.uuid), coalesce(holder.expires, '')]) AS part
+      SELECT x.uuid, x.expires, CASE WHEN s.p = c.p THEN ''::bytea ELSE fn.bytes(s.p::bigint) END AS place
+      FROM db.slots AS s, LATERAL (
+        SELECT uuid, expires FROM db.executions WHERE p = s.p AND uuid = s.uuid LIMIT 1
+      ) AS x WHERE s.quota = known.quota ORDER BY s.until, s.uuid LIMIT 3
+    ) AS holder, LATERAL unnest(ARRAY[fn.bytes(holder.uuid), coalesce(holder.expires, ''), holder.place]) AS part
   ));
 END $$;
 

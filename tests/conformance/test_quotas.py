@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import QuotaPolicyId
 from flowfabric_worker.engine.types.policies import ExecutionPolicy
 from flowfabric_worker.engine.types.quotas import AdmissionOutcome, CreateQuotaPolicyArgs, QuotaPolicy, SlotHold
@@ -122,19 +121,6 @@ def test_a_quota_policy_is_removed_only_when_no_execution_needs_it(engine: Engin
     assert engine.list_quotas().policies == ()
     with refused("quota_policy_not_found"):
         created(engine, policy=UNDER_QUOTA)
-
-
-def test_an_execution_that_cannot_be_beside_its_quota_is_refused(engine: Engine) -> None:
-    limited(engine, max_concurrent=1)
-    refusals = []
-    for number in range(30):
-        try:
-            created(engine, policy=UNDER_QUOTA, idempotency_key=str(number))
-        except ValidationError as error:
-            refusals.append(error.code)
-
-    assert set(refusals) == ({"partition_mismatch"} if engine.partitions > 1 else set())
-    assert len(engine.list_executions().executions) == 30 - len(refusals)
 
 
 def test_quota_policies_of_two_namespaces_never_meet(engine: Engine, store_url: str) -> None:

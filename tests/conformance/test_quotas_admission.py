@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
+
+import pytest
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import ExecutionId
@@ -11,10 +14,17 @@ from flowfabric_worker.engine.types.quotas import AdmissionOutcome, CheckAdmissi
 from flowfabric_worker.engine.types.states import PublicState
 from tests.conftest import Clock
 from tests.support.executions import claim_one, claimed_ids, created, refused, upkeep_all
-from tests.support.quotas import QUOTA, admitted, check, limited, queued, running_now, status
+from tests.support.quotas import PLACES, QUOTA, admitted, check, limited, placed, queued, running_now, status
 
 SECOND = timedelta(seconds=1)
 ALREADY = CheckAdmissionResult(outcome=AdmissionOutcome.ALREADY_ADMITTED)
+
+
+@pytest.fixture(autouse=True, params=PLACES)
+def place(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test beside the quota, and with the executions in another partition."""
+    with placed(request.param):
+        yield
 
 
 def test_admission_refuses_above_the_rate_and_tells_when_to_ask_again(engine: Engine, clock: Clock) -> None:

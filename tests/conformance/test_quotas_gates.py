@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -32,7 +32,7 @@ from tests.support.executions import (
     request,
     upkeep_all,
 )
-from tests.support.quotas import QUOTA, UNDER_QUOTA, limited, queued, running_now, states, status
+from tests.support.quotas import PLACES, QUOTA, UNDER_QUOTA, limited, placed, queued, running_now, states, status
 from tests.support.servers import wait_until
 from tests.support.waiters import registered
 
@@ -41,6 +41,13 @@ MINUTE = timedelta(minutes=1)
 RETRYING = ExecutionPolicy(
     quota_policy_id=QUOTA, retry=RetryPolicy(max_retries=3, backoff="fixed", initial=SECOND, jitter=False)
 )
+
+
+@pytest.fixture(autouse=True, params=PLACES)
+def place(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test beside the quota, and with the executions in another partition."""
+    with placed(request.param):
+        yield
 
 
 # Closing

@@ -38,6 +38,7 @@ class LosingStore(Store):
         self.behind = behind
         self.label = behind.label
         self.default_partitions = behind.default_partitions
+        self.spans_partitions = behind.spans_partitions
         self.lost = 0
         self._loses = False
         self._seen: set[Hashable] = set()

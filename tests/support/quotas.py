@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from flowfabric_worker.engine.engine import Engine
@@ -16,7 +19,7 @@ from flowfabric_worker.engine.types.quotas import (
     QuotaPolicyStatus,
 )
 from flowfabric_worker.engine.types.states import PublicState
-from tests.support.executions import created
+from tests.support.executions import created, ids_in
 
 QUOTA = QuotaPolicyId("api")
 UNDER_QUOTA = ExecutionPolicy(quota_policy_id=QUOTA)
@@ -28,9 +31,31 @@ def limited(engine: Engine, quota: str = QUOTA, **limits: Any) -> None:
     assert engine.create_quota_policy(args).created
 
 
+_elsewhere: ContextVar[bool] = ContextVar("executions_are_elsewhere", default=False)
+
+
+PLACES = ("beside", "elsewhere")
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Let executions under the quota be beside it, or elsewhere: in another partition if the store has several."""
+    mark = _elsewhere.set(place == "elsewhere")
+    try:
+        yield
+    finally:
+        _elsewhere.reset(mark)
+
+
+def away(engine: Engine, distance: int = 1) -> int:
+    """Return a partition that is not the quota's, if there are several."""
+    return (engine.home_of_quota(QUOTA) + distance) % engine.partitions
+
+
 def queued(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
-    """Create executions under the quota, in their order."""
-    return [created(engine, **{"policy": UNDER_QUOTA, **changes}) for _ in range(count)]
+    """Create executions under the quota, in their order, where `placed` says."""
+    ids = ids_in(engine, away(engine), count) if _elsewhere.get() else [None] * count
+    return [created(engine, **{"policy": UNDER_QUOTA, "execution_id": each, **changes}) for each in ids]
 
 
 def status(engine: Engine, quota: str = QUOTA) -> QuotaPolicyStatus:

@@ -6,7 +6,7 @@ import re
 
 from flowfabric_worker.engine.stores.library import CONTRACT_MAJOR, lua_files
 from flowfabric_worker.engine.stores.sql_library import sql_library
-from tests.support.postgres import OF_POSTGRES_ALONE
+from tests.support.postgres import OF_POSTGRES_ALONE, OF_VALKEY_ALONE
 from tests.support.site import ROOT
 
 _CREATED = re.compile(r"^CREATE (?:FUNCTION|TYPE|TABLE) fn\.(\w+)", re.MULTILINE)
@@ -19,7 +19,7 @@ def sql_files() -> list[tuple[str, str]]:
 def test_postgres_has_the_operations_that_valkey_has() -> None:
     text = "".join(text for _, text in lua_files())
     of_lua = set(re.findall(r"^(?:ff\.)?register(?:_single|_read)?\('(\w+)'", text, re.MULTILINE))
-    assert of_lua | OF_POSTGRES_ALONE == sql_library().operations
+    assert of_lua - OF_VALKEY_ALONE | OF_POSTGRES_ALONE == sql_library().operations
 
 
 def test_an_operation_says_what_it_takes_and_what_it_replies() -> None:

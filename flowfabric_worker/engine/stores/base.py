@@ -106,11 +106,13 @@ class Store(ABC):
         label: the kind of store, for handles, logs and metrics.
         default_partitions: how many partitions a new store of this kind gets.
         counts_listeners: whether a function can count the listeners of a topic; False if they may be on other servers.
+        spans_partitions: whether a function reaches the data of all partitions.
     """
 
     label: str
     default_partitions: int = 1
     counts_listeners: bool = True
+    spans_partitions: bool = False
 
     @abstractmethod
     def install(self) -> bool:

@@ -96,6 +96,7 @@ class PostgresStore(Store):
 
     def __init__(self, pool: Pool, *, schema: str = "ff", address: str = "") -> None:
         self.label = "postgresql"
+        self.spans_partitions = True
         self.schema = schema
         self.library = sql_library()
         self.address = address or self.label

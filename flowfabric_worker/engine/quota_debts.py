@@ -1,0 +1,47 @@
+"""What quotas and executions of different partitions owe to each other, and how it is paid."""
+
+from __future__ import annotations
+
+from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.ids import check_name
+from flowfabric_worker.engine.partitions import partition_of_quota
+from flowfabric_worker.engine.wire import unpack_text
+
+# What a partition pays back to a quota, by what it answers.
+_THEN = {b"idle": b"pass", b"gone": b"left"}
+
+
+class QuotaDebts(EngineCore):
+    """Pay the debts that are about quotas, which a stored function wrote down in the step that caused them."""
+
+    def home_of_quota(self, quota: object) -> int:
+        """Return the partition of a quota policy."""
+        return partition_of_quota(self.namespace, check_name(quota, "quota_policy_id"), self.partitions)
+
+    def is_reached(self, home: int, partition: int) -> bool:
+        """Return True if what is called in a partition reaches the quotas of another one."""
+        return home == partition or self.store.spans_partitions
+
+    def home_of_address(self, quota: bytes) -> int:
+        """Return the partition of a quota policy from its address, pack{namespace, id}."""
+        namespace, name = unpack_text(quota)
+        return partition_of_quota(namespace, name, self.partitions)
+
+    def pay_quota(self, what: bytes, quota: bytes, about: bytes, home: int, other: int) -> set[int]:
+        """Pay one debt that is about a quota; return the partitions that may owe something by now.
+
+        Args:
+            what: `held`, `left`, `news`, `check` or `lapse`, see `ff.payments` in `prelude_admissions.lua`.
+            quota: the address of the quota.
+            about: what the debt says.
+            home: the partition of the quota.
+            other: the partition of the executions.
+        """
+        if what in (b"news", b"check"):
+            word = self.call("pay", other, [what, quota, about, str(other)])[0]
+            if word not in _THEN:
+                return set()
+            # Nothing there waits for the quota, so another partition may; or a holder is gone.
+            what = _THEN[word]
+        mark = self.call("pay", home, [what, quota, about, str(other)])[1]
+        return {home} if mark else set()

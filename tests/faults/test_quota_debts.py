@@ -1,0 +1,75 @@
+"""Damage to quotas of other partitions, and to what partitions owe to each other, stops only what it concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.wire import pack
+from tests.conftest import Clock
+from tests.support.executions import claim_one, claimed_ids, creation, raw_client, raw_key, upkeep_all
+from tests.support.quotas import QUOTA, away, limited, placed, queued, running_now
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = open_engine(f"memory://{uuid4().hex}?partitions=5")
+    engine.prepare(testing=True)
+    yield engine
+    engine.close()
+
+
+def test_a_damaged_quota_elsewhere_holds_back_only_its_own_work(engine: Engine, clock: Clock) -> None:
+    limited(engine, max_concurrent=1)
+    limited(engine, "other", max_concurrent=1)
+    with placed("elsewhere"):
+        queued(engine, 1)
+        (free,) = queued(engine, 1, policy=creation().policy)
+    home = engine.home_of_quota(QUOTA)
+    gate = raw_key(engine, home, f"gate:q{pack(('default', QUOTA)).decode()}")
+    raw_client(engine, home).hset(gate, "window", "damaged")
+
+    claimed = claim_one(engine)
+    assert claimed.execution_id == free
+    engine.complete(claimed.handle, None)
+    clock.move(MINUTE)
+    upkeep_all(engine)
+    assert claimed_ids(engine) == []
+
+
+def test_a_damaged_debt_stops_no_other_and_one_of_a_newer_release_is_kept(engine: Engine, clock: Clock) -> None:
+    limited(engine, max_concurrent=1)
+    with placed("elsewhere"):
+        executions = queued(engine, 2)
+    held = claim_one(engine)
+    key, client = raw_key(engine, away(engine), "owed"), raw_client(engine, away(engine))
+    newer = pack(("newer", "a", "b", "c"))
+    client.zadd(key, {b"damaged": 1, newer: 2, pack((b"left", b"x", b"y", b"0")): 3})
+    engine.complete(held.handle, None)
+    clock.move(SECOND)
+    upkeep_all(engine)
+
+    assert claimed_ids(engine) == executions[1:]
+    assert client.zscore(key, newer) == 2
+    assert client.zscore(key, b"damaged") is None
+
+
+def test_a_holder_that_its_partition_forgot_is_found_by_a_check(engine: Engine, clock: Clock) -> None:
+    limited(engine, max_concurrent=1)
+    with placed("elsewhere"):
+        lost, other = queued(engine, 2)
+    claim_one(engine, lease=SECOND)
+    raw_client(engine, lost.partition_number).delete(raw_key(engine, lost.partition_number, f"x:{lost.uuid}"))
+
+    for _ in range(4):
+        clock.move(MINUTE)
+        upkeep_all(engine)
+    assert running_now(engine) == 0
+    assert claimed_ids(engine) == [other]
