@@ -69,14 +69,20 @@ def register(engine: Engine, partition: int, count: int = 1, *, heard: bool = Tr
     Args:
         heard: their process listens on their topics.
     """
-    matching = engine.matching_lanes(partition, request())
     waiters = [engine.waiter() for _ in range(count)]
     for waiter in waiters:
         if heard:
             waiter.wait(0)
-        head = [str(uuid4()), b"", b"", waiter.name, 1000, 9000, 0, matching.set_name, "1"]
-        engine.store.call("claim_many", partition, [*head, *lane_arguments(matching.lanes)])
+        look(engine, partition, waiter, heard=heard)
     return waiters
+
+
+def look(engine: Engine, partition: int, waiter: Waiter, *, heard: bool = True) -> None:
+    """Make the call with which a worker finds nothing, and which registers its waiter as the last one."""
+    matching = engine.matching_lanes(partition, request())
+    counted = "" if heard and not engine.store.counts_listeners else "1"
+    head = [str(uuid4()), b"", b"", waiter.name, 1000, 9000, 0, matching.set_name, counted]
+    engine.store.call("claim_many", partition, [*head, *lane_arguments(matching.lanes)])
 
 
 def registered(engine: Engine) -> int:
