@@ -400,6 +400,7 @@ local function redeem(ctx, args)
   end
   local words = record.words
   if words.leased and tonumber(record.expires) > ctx.now and ff.fence_parts(record.fence) == claim_id then
+    ff.forget_admissions(ctx)
     read_inputs(ctx, record)
     return { 'claimed', claimed(ctx, record) }
   elseif not words.claimable then

@@ -102,6 +102,11 @@ function ff.receive_admissions(ctx, claim, holder)
   end
 end
 
+-- Forget what a call was admitted to, because it repeats one that has settled.
+function ff.forget_admissions(ctx)
+  ctx.admissions = nil
+end
+
 -- Write down what a claim took of what it was admitted to, for leases of `ttl` ms. Afterwards its gates are as they are for
 -- every other call.
 function ff.settle_admissions(ctx, ttl)

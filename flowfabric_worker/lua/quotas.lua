@@ -178,6 +178,7 @@ local function load_both(ctx, args)
   end
   local before = ff.recall(record.answered, call_id)
   if before then
+    ff.forget_admissions(ctx)
     return nil, before
   end
   local gate = ff.gate(ctx, names_of(quota))

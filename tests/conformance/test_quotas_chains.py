@@ -17,7 +17,7 @@ from flowfabric_worker.engine.types.quotas import QuotaPolicy, SlotHold
 from tests.conftest import Clock
 from tests.support.dumps import Dump
 from tests.support.executions import LANE, claim_one, claimed_ids, request, upkeep_all
-from tests.support.quotas import QUOTA, check, limited, placed, queued, running_now, status
+from tests.support.quotas import QUOTA, admitted, check, limited, placed, queued, running_now, status
 from tests.support.stepped_store import Killed, stepped
 
 SECOND = timedelta(seconds=1)
@@ -210,3 +210,20 @@ def test_a_chain_whose_replies_are_all_lost_counts_everything_once(
     upkeep_all(engine)
     assert (running_now(engine), status(engine).admitted_in_window) == (1, 3)
     assert settled(dump)
+
+
+def test_a_slot_by_hand_and_a_redemption_count_once_after_lost_replies(engine: Engine, clock: Clock) -> None:
+    del clock
+    limited(engine, max_concurrent=2)
+    first, second, _ = queued(engine, 3)
+    grant = engine.claim_for_worker(ClaimForWorkerArgs(lane=LANE, worker_id="w", worker_instance_id="w", grant=LEASE))
+    assert grant is not None
+    tried, store = stepped(engine)
+
+    with store.losing():
+        assert tried.claim_from_reclaim(ReclaimToken(grant=grant, worker_id="w", worker_instance_id="w")) is not None
+        assert admitted(tried, second)
+
+    assert grant.execution_id == first
+    assert running_now(engine) == 2
+    assert claimed_ids(engine, worker="next", limit=5) == [second]

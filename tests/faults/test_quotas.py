@@ -13,7 +13,7 @@ import pytest
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.types.claiming import Claimed
 from tests.support.executions import request
-from tests.support.quotas import limited, queued, running_now
+from tests.support.quotas import limited, placed, queued, running_now
 from tests.support.servers import wait_until
 
 LEASE = 1.0
@@ -32,14 +32,16 @@ while True:
 """
 
 
-@pytest.fixture(params=["valkey", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Provide the URL of an empty store on each kind of server."""
-    server = request.getfixturevalue(request.param)
-    if request.param == "valkey":
-        return f"{server.url}?prefix=t{uuid4().hex[:12]}"
-    server.empty_schema("ff")
-    return f"{server.url}&schema=ff"
+@pytest.fixture(params=["valkey", "elsewhere", "postgres"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Provide the URL of an empty store on each kind of server; with five partitions, the executions are elsewhere."""
+    server = request.getfixturevalue("postgres" if request.param == "postgres" else "valkey")
+    with placed(request.param):
+        if request.param == "postgres":
+            server.empty_schema("ff")
+            yield f"{server.url}&schema=ff"
+        else:
+            yield f"{server.url}?prefix=t{uuid4().hex[:12]}&partitions={5 if request.param == 'elsewhere' else 1}"
 
 
 @pytest.fixture
