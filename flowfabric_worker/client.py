@@ -20,6 +20,7 @@ from flowfabric_worker.engine.connection import DEFAULT_RETRY_FOR
 from flowfabric_worker.engine.ids import ExecutionId, FlowId
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE, Limits
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
+from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.feed import CompletionEvent, CompletionFilter
 from flowfabric_worker.engine.types.flows import FlowSummary
@@ -347,7 +348,7 @@ class Client(QuotaCalls, BudgetCalls):
 
         See `EngineBackend.subscribe_completions` for the arguments.
         """
-        if filter is not None and filter.tasks:
+        if filter is not None and check_record(filter, CompletionFilter).tasks:
             filter = attrs.evolve(filter, tasks={full_name(self.engine, task) for task in filter.tasks})  # noqa: A001  as above
         return self.engine.subscribe_completions(cursor, filter, timeout)
 

@@ -23,7 +23,7 @@ from flowfabric_worker.engine.errors import EngineTimeoutError, error_from_code
 from flowfabric_worker.engine.ids import ExecutionId, FlowId, check_name, uuid7
 from flowfabric_worker.engine.submission import check_tags
 from flowfabric_worker.engine.suggestions import did_you_mean
-from flowfabric_worker.engine.types.checks import word
+from flowfabric_worker.engine.types.checks import as_dict, word
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
 from flowfabric_worker.engine.types.flows import (
     CancelFlowPolicy,
@@ -72,7 +72,7 @@ class Flow:
         self, owner: Owner, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
         self.key = key if key is None else check_name(key, "a flow's key")
-        self.tags = dict(tags or {})
+        self.tags = as_dict({} if tags is None else tags)
         check_tags(self.tags)
         self._graph = Graph(name)
         self._owner = owner

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 from flowfabric_worker.codec import TaskCodec
 from flowfabric_worker.context import inside_handler
 from flowfabric_worker.engine.backend import EngineBackend
+from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ReplayExecutionArgs
 from flowfabric_worker.engine.types.feed import ExecutionOutcome
@@ -102,8 +103,7 @@ class Run(Generic[R]):
                 "result() inside a handler would block its thread, and a worker whose threads all wait cannot make "
                 "progress: use current().gather(...)."
             )
-        limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
-        outcome = self._engine.wait_for_result(self.id, limit)
+        outcome = self._engine.wait_for_result(self.id, _limit(timeout))
         if outcome.outcome is not TerminalOutcome.SUCCESS:
             raise result_error(outcome)
         codec = self._codec and self._codec.named(outcome.codec)
@@ -147,8 +147,8 @@ class Run(Generic[R]):
                 "stream() inside a handler would block its thread, and a worker whose threads all wait makes no "
                 "progress: read the stream in another process or thread."
             )
-        seconds = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
-        return RunStream(self._engine, self.id, self._codec, after, seconds)
+        limit = _limit(timeout)
+        return RunStream(self._engine, self.id, self._codec, after, None if limit is None else limit.total_seconds())
 
     def summary(self, attempt: int | None = None) -> RunSummary | None:
         """Return the summary document that the handler has made with `current().summary.merge(patch)`.
@@ -201,3 +201,19 @@ def _restore_run(source: Any, execution_id: ExecutionId, created: bool) -> Run[A
     run: Run[Any] = source.run(execution_id)
     run.created = created
     return run
+
+
+def _limit(timeout: float | timedelta | None) -> timedelta | None:
+    """Return for how long a caller waits, given in seconds or as a timedelta; None for no limit.
+
+    Raises:
+        ValidationError: `invalid_input`.
+    """
+    if timeout is None or isinstance(timeout, timedelta):
+        return timeout
+    try:
+        return timedelta(seconds=timeout)
+    except (TypeError, ValueError, OverflowError):
+        raise ValidationError(
+            "invalid_input", f"timeout is a number of seconds, a timedelta or None, not {timeout!r:.100}."
+        ) from None

@@ -17,6 +17,7 @@ from flowfabric_worker.engine.types.budgets import (
     CreateBudgetArgs,
     OnHardLimit,
 )
+from flowfabric_worker.engine.types.checks import as_dict, word
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.listing import rows_of
 
@@ -30,11 +31,14 @@ def budget_definition(
     limits: Mapping[str, int], soft: Mapping[str, int], every: timedelta | None, on_hard_limit: str
 ) -> BudgetDefinition:
     """Return the definition of a budget from how users write it."""
+    hard, soft = as_dict(limits), as_dict(soft)
     dimensions = [
-        BudgetDimension(name=name, hard_limit=limits.get(name), soft_limit=soft.get(name))
-        for name in sorted({*limits, *soft})
+        BudgetDimension(name=name, hard_limit=hard.get(name), soft_limit=soft.get(name))
+        for name in dict.fromkeys((*hard, *soft))
     ]
-    return BudgetDefinition(dimensions=dimensions, reset_interval=every, on_hard_limit=OnHardLimit(on_hard_limit))
+    dimensions.sort(key=lambda dimension: dimension.name)
+    action = word(OnHardLimit, on_hard_limit, "on_hard_limit")
+    return BudgetDefinition(dimensions=dimensions, reset_interval=every, on_hard_limit=action)
 
 
 class BudgetCalls:
