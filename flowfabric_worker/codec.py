@@ -243,9 +243,9 @@ class TaskCodec:
             value if value.__class__ in port.plain else port.receive(value)
             for value, port in zip(sent_args, places, strict=False)
         ]
-        kwargs = {
-            name: (HOLE if name in holes else ports.named(name)).receive(value) for name, value in sent_kwargs.items()
-        }
+        kwargs: dict[str, Any] = {}
+        for name, value in sent_kwargs.items():
+            kwargs[name] = (HOLE if name in holes else ports.named(name)).receive(value)
         if holes:
             received = self._fill(holes, results, received, kwargs)
         kept = self._before_skipped
@@ -330,7 +330,7 @@ class TaskCodec:
         except FAULTS as error:
             raise DecodingError(f"The payload of {self._name} is not {self._codec.name}{reason_of(error)}") from error
         if isinstance(call, list) and 1 <= len(call) <= 3 and isinstance(call[0], list):
-            kwargs, holes = [*call[1:], {}, {}][:2]
+            kwargs, holes = call[1] if len(call) > 1 else {}, call[2] if len(call) > 2 else {}
             if isinstance(kwargs, dict) and isinstance(holes, dict):
                 return call[0], kwargs, holes
         raise DecodingError(f"The payload of {self._name} is not a call: it must be [args] or [args, kwargs].")

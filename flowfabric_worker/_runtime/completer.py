@@ -41,7 +41,8 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
 
-@attrs.frozen
+# Not frozen, because creating a frozen one takes three times as long, and there is one for each execution.
+@attrs.define
 class _Outcome:
     """The outcome of one attempt: a result, a failure, or another call to the store.
 
