@@ -84,6 +84,12 @@ local CHECKS = {
   timeout_left = is_number, max_signals = is_number, budgets = is_packed, slot_until = is_number,
 }
 
+-- Return whether the value of a field is damaged.
+function ff.is_damaged(name, value)
+  local check = CHECKS[name]
+  return check and not check(value)
+end
+
 -- Return the first damaged field among `fields` from index `first` on, or nil.
 function ff.damage_in(record, fields, first)
   for i = first or 1, #fields do

@@ -4,64 +4,81 @@
 -- changes only when the result of an edge does, so what is repeated counts nothing. A result other than success belongs to
 -- the life of the group in which it came: a group that is opened again begins a life, and counts such edges no more.
 
--- The parts of a stored edge: both ends, the argument that receives the result or '', kind, when it was staged, its place in
--- the order of staging, '1' if it was applied, its result ('s' success, 'f' failure, 'k' skipped, or ''), and the group's life
--- at the time of the result.
-local EDGE = { 'up', 'down', 'ref', 'kind', 'created', 'place', 'applied', 'result', 'life' }
-
--- The parts of a stored group: policy, how many successes it wants, what becomes of the other upstream executions, numbers of
--- edges, of successes, of failures and of skips, state, life, '1' once one of its edges was applied, and the upstream
--- execution whose end decided it. Numbers are those in NUMBERS.
-local GROUP = { 'policy', 'k', 'others', 'n', 'ok', 'bad', 'skip', 'state', 'life', 'force', 'decided' }
-local NUMBERS = { 'k', 'n', 'ok', 'bad', 'skip', 'life' }
-
 -- The counter of each result.
 local COUNTERS = { s = 'ok', f = 'bad', k = 'skip' }
 
--- Return what is stored as a text of named parts. Parts that a newer release added are kept.
-local function read_parts(text, names)
-  local parts, thing = ff.unpack(text), { further = {} }
-  for i = 1, #names do
-    thing[names[i]] = parts[i] .. ''
-  end
-  if names == GROUP then
-    for i = 1, #NUMBERS do
-      thing[NUMBERS[i]] = tonumber(thing[NUMBERS[i]]) + 0
-    end
-  end
-  for i = #names + 1, #parts do
-    thing.further[i - #names] = parts[i]
-  end
-  return thing
+-- How many parts a stored edge and a stored group have.
+local EDGE_PARTS, GROUP_PARTS = 9, 11
+
+-- Return the parts of a text behind the first `count`, which a newer release added, or nil if there are none.
+local function behind(parts, count)
+  return #parts > count and { unpack(parts, count + 1) } or nil -- bounded: the parts of one text
 end
 
--- Return the stored form of what has named parts.
-local function write_parts(thing, names)
-  local parts = {}
-  for i, name in ipairs(names) do
-    local value = thing[name]
-    parts[i] = type(value) == 'number' and ff.text(value) or value
+-- Read a stored edge: both ends, the argument that receives the result or '', kind, when it was staged, its place in the order
+-- of staging, '1' if it was applied, its result ('s' success, 'f' failure, 'k' skipped, or ''), and the group's life at the
+-- time of the result. A damaged text raises an error.
+local function read_edge(text)
+  local parts = ff.unpack(text)
+  if #parts < EDGE_PARTS then
+    error('an edge is cut short')
   end
-  ff.append(parts, thing.further)
+  return {
+    up = parts[1], down = parts[2], ref = parts[3], kind = parts[4], created = parts[5], place = parts[6],
+    applied = parts[7], result = parts[8], life = parts[9], further = behind(parts, EDGE_PARTS),
+  }
+end
+
+local function write_edge(edge)
+  local parts = {
+    edge.up, edge.down, edge.ref, edge.kind, edge.created, edge.place, edge.applied, edge.result, edge.life,
+  }
+  ff.append(parts, edge.further or {})
   return ff.pack(parts)
 end
 
-local function packed(things, names)
-  local list = {}
+-- Read a stored group: policy, how many successes it wants, what becomes of the other upstream executions, numbers of edges, of
+-- successes, of failures and of skips, state, life, '1' once one of its edges was applied, and the upstream execution whose
+-- end decided it. A damaged text raises an error.
+local function read_group(text)
+  local parts = ff.unpack(text)
+  if #parts < GROUP_PARTS then
+    error('a group is cut short')
+  end
+  return {
+    policy = parts[1], k = tonumber(parts[2]) + 0, others = parts[3], n = tonumber(parts[4]) + 0,
+    ok = tonumber(parts[5]) + 0, bad = tonumber(parts[6]) + 0, skip = tonumber(parts[7]) + 0, state = parts[8],
+    life = tonumber(parts[9]) + 0, force = parts[10], decided = parts[11], further = behind(parts, GROUP_PARTS),
+  }
+end
+
+local function write_group(group)
+  local text = ff.text
+  local parts = {
+    group.policy, text(group.k), group.others, text(group.n), text(group.ok), text(group.bad), text(group.skip),
+    group.state, text(group.life), group.force, group.decided,
+  }
+  ff.append(parts, group.further or {})
+  return ff.pack(parts)
+end
+
+local function packed(things, write)
+  local list, size = {}, 0
   for id, thing in pairs(things) do
-    list[#list + 1], list[#list + 2] = id, write_parts(thing, names)
+    list[size + 1], list[size + 2] = id, write(thing)
+    size = size + 2
   end
   return list
 end
 
 -- Return the edges of a flow that this call changed: id, text, id, text, ...
 function ff.packed_edges(flow)
-  return packed(flow.new_edges, EDGE)
+  return packed(flow.new_edges, write_edge)
 end
 
 -- Return the groups of a flow that this call changed, in the same way.
 function ff.packed_groups(flow)
-  return packed(flow.new_groups, GROUP)
+  return packed(flow.new_groups, write_group)
 end
 
 -- Load what a page names and this call has not loaded.
@@ -83,9 +100,9 @@ local function load_missing(ctx, flow, kind, ids, loaded)
 end
 
 -- Return one thing that was loaded, read from its text when it is first used. What is damaged is taken for absent.
-local function read_loaded(loaded, id, names)
+local function read_loaded(loaded, id, read)
   if type(loaded[id]) == 'string' then
-    local good, thing = pcall(read_parts, loaded[id], names)
+    local good, thing = pcall(read, loaded[id])
     loaded[id] = good and thing
   end
   return loaded[id] or nil
@@ -106,7 +123,7 @@ function ff.edge(ctx, flow, id)
   if flow.edge_of[id] == nil then
     ff.load_edges(ctx, flow, { id })
   end
-  return read_loaded(flow.edge_of, id, EDGE)
+  return read_loaded(flow.edge_of, id, read_edge)
 end
 
 -- Return the group of a member, or nil if no edge leads to it and it has no policy.
@@ -114,7 +131,7 @@ function ff.group(ctx, flow, uuid)
   if flow.group_of[uuid] == nil then
     ff.load_groups(ctx, flow, { uuid })
   end
-  return read_loaded(flow.group_of, uuid, GROUP)
+  return read_loaded(flow.group_of, uuid, read_group)
 end
 
 -- Note that an edge or a group has changed. It is written at the end of the call.
@@ -132,7 +149,7 @@ end
 function ff.new_group(policy, k, others)
   return {
     policy = policy, k = k, others = others, n = 0, ok = 0, bad = 0, skip = 0, state = 'pending', life = 0, force = '',
-    decided = '', further = {},
+    decided = '',
   }
 end
 
@@ -149,7 +166,7 @@ function ff.new_edge(ctx, flow, id, up, down, ref, kind, links)
   local place = flow.edges
   local edge = {
     up = up, down = down, ref = ref, kind = kind, created = ctx.now_text, place = place, applied = '', result = '',
-    life = '0', further = {},
+    life = '0',
   }
   ff.set_flow(ctx, flow, 'edges', ff.text(tonumber(place) + 1))
   ff.change_edge(ctx, flow, id, edge)

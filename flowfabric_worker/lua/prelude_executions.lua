@@ -53,7 +53,8 @@ end
 local function read_missing(record, fields, first)
   local missing = {}
   for i = first, #fields do
-    if record[fields[i]] == nil then
+    -- What is absent of the fields that only some work has is known to be absent.
+    if record[fields[i]] == nil and not (record.more and NEEDS_MORE[fields[i]] ~= nil) then
       missing[#missing + 1] = fields[i]
     end
   end
@@ -79,6 +80,21 @@ local function read_new(ctx, uuid, fields)
   return record
 end
 
+-- Read the fields that only some work has. Those that are absent stay nil, since with all of them the table of the record
+-- would grow fourfold. Return the first damaged field, or nil.
+local function read_more(record)
+  local values = call('HMGET', record.key, unpack(ff.MORE)) -- bounded: a fixed list of names
+  local damaged
+  for i = 1, #ff.MORE do
+    local value = values[i]
+    if value then
+      record[ff.MORE[i]] = value
+      damaged = damaged or ff.is_damaged(ff.MORE[i], value) and ff.MORE[i]
+    end
+  end
+  return damaged
+end
+
 -- Return the first damaged field of a record that was just read, or nil. Its fields of ff.MORE are read here if it has any.
 local function damage_in_new(record, fields)
   local damaged = ff.damage_in_core(record)
@@ -86,7 +102,7 @@ local function damage_in_new(record, fields)
     damaged = ff.damage_in(record, fields, CORE_COUNT + 1)
   end
   if not damaged and (record.more or record.words.phase == 'terminal') then
-    damaged = ff.read(record, ff.MORE) or record.words.phase == 'terminal' and not record.ended and 'ended'
+    damaged = read_more(record) or record.words.phase == 'terminal' and not record.ended and 'ended'
   end
   return damaged
 end

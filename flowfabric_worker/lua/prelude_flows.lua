@@ -35,22 +35,44 @@ function ff.flow_key(ctx, kind, id)
   return ctx.base .. ':' .. kind .. ':' .. id
 end
 
--- Return a flow that a call begins to use, with the values of its fields.
-local function new_flow(ctx, id, values)
-  local flow = {
-    id = id, key = ff.flow_key(ctx, 'flow', id), links = ff.flow_key(ctx, 'links', id), written = {}, counts_of = {},
-    edge_of = {}, new_edges = {}, group_of = {}, new_groups = {},
-  }
-  for i, name in ipairs(FIELDS) do
-    flow[name] = values[i] or ''
+-- What is stored of how many members are in each public state, split once per text, since flows of one graph have the same.
+local MOST_COUNTS = 1024
+local known_counts, known_count = {}, 0
+
+local function split_counts(text)
+  local split = {}
+  for number in string.gmatch(text, '[^,]+') do
+    split[#split + 1] = tonumber(number) or 0
   end
-  local at = 0
-  for number in string.gmatch(flow.counts, '[^,]+') do
-    at = at + 1
-    if number ~= '0' then
-      flow.counts_of[ff.PUBLIC_STATES[at] or ''] = tonumber(number)
+  if known_count >= MOST_COUNTS then
+    known_counts, known_count = {}, 0
+  end
+  known_counts[text], known_count = split, known_count + 1
+  return split
+end
+
+-- Read how many members of a flow are in each public state, of those states that have any.
+local function read_counts(flow)
+  local split = known_counts[flow.counts] or split_counts(flow.counts)
+  for i = 1, #split do
+    if split[i] ~= 0 then
+      flow.counts_of[ff.PUBLIC_STATES[i] or ''] = split[i]
     end
   end
+end
+
+-- Return a flow that a call begins to use, with the values of FIELDS. The table is made with all its fields, because one that
+-- grows is made several times.
+local function new_flow(ctx, id, v)
+  local flow = {
+    id = id, key = ff.flow_key(ctx, 'flow', id), links = ff.flow_key(ctx, 'links', id), written = {}, counts_of = {},
+    edge_of = {}, new_edges = {}, group_of = {}, new_groups = {}, is_counted = false,
+    ns = v[1] or '', kind = v[2] or '', state = v[3] or '', counts = v[4] or '', revision = v[5] or '',
+    nodes = v[6] or '', edges = v[7] or '', sealed = v[8] or '', building = v[9] or '', ended = v[10] or '',
+    keep = v[11] or '', keep_until = v[12] or '', cancel_policy = v[13] or '', cancel_reason = v[14] or '',
+    cancelled_at = v[15] or '', acked = v[16] or '', begun = v[17] or '',
+  }
+  read_counts(flow)
   ctx.flows[id] = flow
   return flow
 end
@@ -222,7 +244,7 @@ end
 -- Derive the state of a flow whose members changed. A flow without members that may still run is over once it is sealed or
 -- cancelled; members that ended badly are looked at by a job of their own.
 local function settle(ctx, flow)
-  flow.is_counted = nil
+  flow.is_counted = false
   local numbers, open, ended = {}, 0, 0
   for i, state in ipairs(ff.PUBLIC_STATES) do
     local count = flow.counts_of[state] or 0
