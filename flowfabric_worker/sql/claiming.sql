@@ -81,6 +81,7 @@ DECLARE
   lanes fn.lane[];
   b fn.batch;
   due bigint;
+  was_due boolean;
 BEGIN
   IF failure IS NOT NULL THEN
     RETURN failure;
@@ -92,7 +93,8 @@ BEGIN
   before := fn.claim_before(c, instance, claim_id);
   c.collects := true;
   IF before IS NULL THEN
-    IF fn.is_anything_due(c) THEN
+    was_due := fn.is_anything_due(c);
+    IF was_due THEN
       b := fn.run_due(c, greatest(32, 2 * most), 0.5);
       b := fn.run_removals(b.c, c.now, fn.allowed(b.c, 32, 3, 0.25));
       c := b.c;
@@ -110,6 +112,9 @@ BEGIN
       due := fn.wait(c, args);
     END IF;
     c := fn.flush(c);
+    IF NOT was_due AND c.passed = 0 AND cardinality(b.items) = 0 THEN
+      PERFORM fn.skip_flush();
+    END IF;
   ELSE
     b.items := fn.claimed_before(c, claim_id, before);
     lanes := '{}';

@@ -25,6 +25,7 @@ BEGIN
       answers := answers || fn.answer('watched');
     END IF;
   END LOOP;
+  PERFORM fn.skip_flush();
   c := fn.flush(c);
   RETURN fn.replies(VARIADIC answers);
 END $$;

@@ -63,7 +63,7 @@ BEGIN
   WHILE at <= octet_length(packed) LOOP
     colon := position(':'::bytea IN substring(packed FROM at FOR 10));
     digits := encode(substring(packed FROM at FOR greatest(colon - 1, 0)), 'escape');
-    IF digits !~ '^[0-9]{1,9}$' OR at + colon + digits::int - 1 > octet_length(packed) THEN
+    IF octet_length(digits) NOT BETWEEN 1 AND 9 OR ltrim(digits, '0123456789') <> '' OR at + colon + digits::int - 1 > octet_length(packed) THEN
       RETURN NULL;
     END IF;
     parts := parts || substring(packed FROM at + colon FOR digits::int);
@@ -233,6 +233,10 @@ BEGIN
     LEFT JOIN db.partitions ON p = partition;
   RETURN c;
 END $$;
+
+-- Let the commit of a call not wait for the disk, because what it changed may be lost with the server: row locks, or hints that
+-- their readers give again after they have lost their connection.
+CREATE FUNCTION fn.skip_flush() RETURNS void LANGUAGE sql AS $$ SELECT set_config('synchronous_commit', 'off', true) $$;
 
 -- Return how many things of `commands` commands each a share of the remaining budget allows: at least 1, at most `most`.
 CREATE FUNCTION fn.allowed(c fn.context, most bigint, commands int, share double precision) RETURNS bigint

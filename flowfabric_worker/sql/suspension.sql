@@ -45,8 +45,10 @@ BEGIN
     x.mutated := fn.bytes(c.now);
     c := fn.put(c, f.was, x);
   END IF;
-  IF w.state <> 'closed' THEN
+  IF w.state <> 'closed' AND args[8] <> '' THEN
     PERFORM fn.show(c, x.uuid, w.id, args[8]);
+  ELSIF w.state NOT IN ('new', 'reopened') THEN
+    PERFORM fn.skip_flush();
   END IF;
   c := fn.flush(c);
   RETURN fn.answer('waitpoint', w.id, w.kid, w.expires);
@@ -90,6 +92,13 @@ BEGIN
   RETURN w;
 END $$;
 
+-- Remove the draft of the next suspension, and the suspensions before the last one.
+CREATE FUNCTION fn.drop_drafts(c fn.context, x db.executions) RETURNS void LANGUAGE sql AS $$
+  DELETE FROM db.suspensions WHERE p = c.p AND uuid = x.uuid AND (
+    number = coalesce(fn.num(x.suspension), 0) + 1 OR number <= coalesce(fn.num(x.suspension), 0) - 1
+  )
+$$;
+
 -- Return the draft of the next suspension: what an earlier call counted for the same request, or a new one. Its position is
 -- the last buffered signal that it has counted.
 CREATE FUNCTION fn.draft_of(c fn.context, x db.executions, args bytea[], first_signal int, count int) RETURNS db.suspensions
@@ -102,7 +111,7 @@ BEGIN
   IF draft.request = args[13] AND draft.position IS NOT NULL THEN
     RETURN draft;
   END IF;
-  DELETE FROM db.suspensions WHERE p = c.p AND uuid = x.uuid AND (number = next_number OR number <= next_number - 2);
+  PERFORM fn.drop_drafts(c, x);
   INSERT INTO db.suspensions (p, uuid, number, request, position, counts)
     VALUES (c.p, x.uuid, next_number, args[13], fn.bytes(coalesce(first_signal, 1) - 1::bigint), '') RETURNING * INTO draft;
   RETURN draft;
@@ -219,11 +228,17 @@ CREATE FUNCTION fn.suspend_with(
 DECLARE
   c fn.context := f.c;
   x db.executions := f.x;
-  draft db.suspensions := fn.draft_of(c, x, args, first_signal, 0);
+  draft db.suspensions;
   leaves fn.leaf[] := fn.leaves(args[10]);
   answer bytea[];
   is_met boolean;
 BEGIN
+  IF at_once AND first_signal IS NULL AND NOT fn.is_met(leaves, fn.read_counts('', leaves)) THEN
+    PERFORM fn.drop_drafts(c, x);
+    PERFORM fn.skip_flush();
+    RETURN fn.answer('waiting');
+  END IF;
+  draft := fn.draft_of(c, x, args, first_signal, 0);
   IF first_signal IS NOT NULL THEN
     draft := fn.count_buffered(c, draft, leaves, ARRAY(SELECT each.id FROM unnest(waitpoints) AS each));
     IF draft.last IS NULL THEN
@@ -232,8 +247,8 @@ BEGIN
   END IF;
   is_met := fn.is_met(leaves, fn.read_counts(draft.counts, leaves));
   IF at_once AND NOT is_met THEN
-    -- What was counted is kept in the draft.
-    DELETE FROM db.suspensions WHERE p = c.p AND uuid = x.uuid AND number = draft.number AND first_signal IS NULL;
+    -- What was counted is kept in the draft; if it is lost, it is counted again.
+    PERFORM fn.skip_flush();
     RETURN fn.answer('waiting');
   END IF;
   answer := ARRAY[CASE WHEN is_met THEN 'satisfied'::bytea ELSE 'suspended' END, args[4]] || ARRAY(
