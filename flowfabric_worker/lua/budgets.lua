@@ -278,12 +278,12 @@ end
 -- reservation_settled, too_many_reservations.
 ff.register_single('use_budget', { 'allow-oom' }, function(ctx, args)
   local uuid, fence, use = args[1], args[2], ff.use_of(args, 3)
-  local record, failure = ff.load(ctx, uuid, USING)
-  local before = record and ff.reported(ctx, use.address, use.call_id)
-  if before then
+  use.who = { uuid = uuid }
+  local before, is_another = ff.reported(ctx, use.address, use.call_id, ff.key_of_use(use))
+  if before and not is_another and ff.load(ctx, uuid, USING) then
     return ff.joined({ { '' }, before })
   end
-  record, failure = ff.fenced(ctx, uuid, fence, ending_of(use.call_id), USING)
+  local record, failure = ff.fenced(ctx, uuid, fence, ending_of(use.call_id), USING)
   if not record then
     return failure
   end

@@ -231,6 +231,11 @@ local function settled_key(use)
   return '\0' .. use.who.uuid .. use.key
 end
 
+-- Return the key under which the answer to a use is remembered beside its call id, or ''.
+function ff.key_of_use(use)
+  return use.what == 'report' and use.key or use.what == 'settle' and settled_key(use) or ''
+end
+
 -- Return the failure of a reservation that can never be made, or nil.
 local function impossible(ctx, budget, use, open)
   if ff.reported(ctx, budget.address, use.call_id, settled_key(use)) then
@@ -328,8 +333,7 @@ function ff.use_budget(ctx, use)
   if not budget then
     return failure
   end
-  local key = use.what == 'report' and use.key or use.what == 'settle' and settled_key(use) or ''
-  local answer, is_again = ff.reported(ctx, use.address, use.call_id, key)
+  local answer, is_again = ff.reported(ctx, use.address, use.call_id, ff.key_of_use(use))
   if not answer then
     failure = ff.uncountable(budget, use.amounts)
     answer = failure or uses[use.what](ctx, budget, use)

@@ -269,8 +269,8 @@ DECLARE
   done fn.used;
   before bytea[];
 BEGIN
-  before := CASE WHEN f.failure IS NULL THEN fn.reported(c, args[4], args[5]) END;
-  IF before IS NOT NULL THEN
+  before := fn.reported(c, args[4], args[5], fn.key_of_use(fn.usage_of(args, 3, fn.id(args[1]), '', 0)));
+  IF before[1] = '' AND f.failure IS NULL THEN
     RETURN fn.answer(VARIADIC fn.mark(c, before[1]) || before[2:]);
   END IF;
   f := fn.fenced(c, fn.id(args[1]), args[2], 'budget ' || fn.ascii(args[5]), NULL);

@@ -240,6 +240,11 @@ CREATE FUNCTION fn.settled_key(u fn.usage) RETURNS bytea LANGUAGE sql IMMUTABLE 
   SELECT '\x00'::bytea || fn.bytes(u.uuid) || u.key
 $$;
 
+-- Return the key under which the answer to a use is remembered beside its call id, or ''.
+CREATE FUNCTION fn.key_of_use(u fn.usage) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE u.what WHEN 'report' THEN u.key WHEN 'settle' THEN fn.settled_key(u) ELSE ''::bytea END
+$$;
+
 -- Return the failure of a reservation that can never be made, or null.
 CREATE FUNCTION fn.impossible(c fn.context, b fn.budget, u fn.usage, open int) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -362,7 +367,7 @@ BEGIN
     RETURN done;
   END IF;
   done.answer := fn.reported(
-    c, u.address, u.call_id, CASE u.what WHEN 'report' THEN u.key WHEN 'settle' THEN fn.settled_key(u) ELSE ''::bytea END
+    c, u.address, u.call_id, fn.key_of_use(u)
   );
   IF done.answer IS NOT NULL THEN
     RETURN done;

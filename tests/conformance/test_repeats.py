@@ -18,7 +18,7 @@ from flowfabric_worker.engine.types.admin import ChangePriorityArgs
 from flowfabric_worker.engine.types.submission import Created, Duplicate
 from tests.support.dumps import dump_of
 from tests.support.executions import created, creation, info_of, raw_client, raw_key
-from tests.support.interference import MEANWHILE
+from tests.support.interference import MEANWHILE, NAMED_BY_ITS_CALLER, STILL_SO
 from tests.support.lossy_store import LosingStore, empty_store_beside
 from tests.support.operations import OPERATIONS, START
 
@@ -114,6 +114,17 @@ def test_a_call_that_comes_again_leaves_what_happened_meanwhile_alone(
     assert repr(again) == repr(answer)
     assert held_again == held
     assert lost
+
+
+def test_every_operation_that_writes_is_repeated_after_another_call(engine: Engine) -> None:
+    repeated = {case.partition(":")[0] for case, _ in MEANWHILE}
+    waiting = {"tail_stream", "wait_for_result", "subscribe_completions", "feed_cursor", "observe_signals"}
+    plain = {*ASKS_NO_STORE, *waiting, "begin_transaction", "resolve_execution_flow_id", "ping", "server_time"}
+    reading = ("list_", "read_", "describe_", "explain_", "get_")
+    writing = {name for name in engine.capabilities().operations if not name.startswith(reading)} - plain
+
+    assert writing - repeated == NAMED_BY_ITS_CALLER.union(STILL_SO) & writing
+    assert not repeated & NAMED_BY_ITS_CALLER.union(STILL_SO)
 
 
 def test_the_last_eight_calls_of_an_execution_are_answered_again(engine: Engine) -> None:

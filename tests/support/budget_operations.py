@@ -94,6 +94,7 @@ BUDGET_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "report_usage_admin: with a key": _with_budget(lambda engine: spend(engine, 5, "k")),
     "report_usage_admin: with a key, above the limit": _with_budget(lambda engine: spend(engine, 50, "k")),
     "report_usage": _held(lambda engine, handle: engine.report_usage(handle, TEAM, tokens(5))),
+    "report_usage: with a key": _held(lambda engine, handle: engine.report_usage(handle, TEAM, tokens(5, "k"))),
     "report_usage: above the limit": _held(lambda engine, handle: engine.report_usage(handle, TEAM, tokens(50, "k"))),
     "report_usage: above a limit that suspends": _held(
         lambda engine, handle: engine.report_usage(handle, TEAM, tokens(50)), on_hard_limit="suspend"

@@ -13,10 +13,15 @@ from flowfabric_worker.engine.types.admin import (
     ReplayExecutionArgs,
     RevokeLeaseArgs,
 )
+from flowfabric_worker.engine.types.budgets import BudgetStatus, CreateBudgetArgs
 from flowfabric_worker.engine.types.claiming import Claimed, ClaimGrant, ReclaimToken
+from flowfabric_worker.engine.types.flows import CancelFlowArgs, CancelFlowPolicy, FlowSummary
+from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy, QuotaPolicyStatus
 from flowfabric_worker.engine.types.workers import RegisterWorkerArgs
+from tests.support.budgets import TEAM, definition, tokens
 from tests.support.executions import LANE, claim_one, created, request
 from tests.support.operations import SECOND, START, beat
+from tests.support.quotas import QUOTA
 
 
 def _execution(engine: Engine) -> ExecutionId:
@@ -67,6 +72,48 @@ def _another_step(engine: Engine) -> None:
     engine.record_step(_claim(engine).handle, "another", b"6")
 
 
+def _cancel_all(engine: Engine) -> None:
+    for row in engine.list_executions().executions:
+        engine.cancel_execution(CancelExecutionArgs(execution_id=row.execution_id))
+
+
+def _change_budgets(engine: Engine) -> None:
+    """Spend from every budget, change its limits and begin its period again."""
+    for row in engine.list_budgets().budgets:
+        assert isinstance(row, BudgetStatus)
+        engine.report_usage_admin(row.budget_id, tokens(3))
+        engine.update_budget(row.budget_id, definition(1000))
+        engine.reset_budget(row.budget_id)
+
+
+def _create_budget(engine: Engine) -> None:
+    engine.create_budget(CreateBudgetArgs(budget_id=TEAM, definition=definition(7)))
+
+
+def _change_quotas(engine: Engine) -> None:
+    """Change the limits of every quota policy and begin its window again."""
+    for row in engine.list_quotas().policies:
+        assert isinstance(row, QuotaPolicyStatus)
+        engine.update_quota_policy(row.quota_policy_id, QuotaPolicy(max_concurrent=7))
+        engine.reset_quota_policy(row.quota_policy_id)
+
+
+def _create_quota(engine: Engine) -> None:
+    engine.create_quota_policy(CreateQuotaPolicyArgs(quota_policy_id=QUOTA, policy=QuotaPolicy(max_concurrent=7)))
+
+
+def _cancel_flows(engine: Engine) -> None:
+    for row in engine.list_flows(0).flows:
+        assert isinstance(row, FlowSummary)
+        engine.cancel_flow_header(CancelFlowArgs(flow_id=row.flow_id, policy=CancelFlowPolicy.CANCEL_ALL))
+
+
+def _pass_time(engine: Engine) -> None:
+    engine.set_clock(START + timedelta(minutes=7))
+    while engine.run_upkeep().more:
+        pass
+
+
 # The case of OPERATIONS, and what happens before its repeat.
 MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
     ("create_execution: with a key", _cancel),
@@ -107,4 +154,67 @@ MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
     ("pause_schedule", lambda engine: engine.resume_schedule("beat")),
     ("resume_schedule", lambda engine: engine.pause_schedule("beat")),
     ("remove_schedule", lambda engine: engine.tick_schedule(beat())),
+    *(
+        (case, _cancel_all)
+        for case in (
+            "append_frame",
+            "append_frame: with a number",
+            "append_frame: to the summary",
+            "suspend",
+            "deliver_signal",
+            "deliver_approval_signal",
+            "resume_execution",
+            "report_usage",
+            "report_usage: with a key",
+            "report_usage: above a limit that suspends",
+            "reserve_budget",
+            "settle_budget",
+            "record_spend",
+        )
+    ),
+    *((case, _pass_time) for case in ("append_frame", "suspend", "deliver_signal", "reserve_budget", "settle_budget")),
+    *(
+        (case, _change_budgets)
+        for case in (
+            "create_budget",
+            "update_budget",
+            "reset_budget",
+            "report_usage_admin",
+            "report_usage",
+            "record_spend",
+            "release_budget",
+            "reserve_budget",
+            "settle_budget",
+        )
+    ),
+    ("delete_budget", _create_budget),
+    *(
+        (case, _change_quotas)
+        for case in ("create_quota_policy", "update_quota_policy", "reset_quota_policy", "release_admission")
+    ),
+    ("delete_quota_policy", _create_quota),
+    *(
+        (case, _cancel_flows)
+        for case in (
+            "create_flow",
+            "add_execution_to_flow",
+            "apply_dependency_to_child",
+            "set_edge_group_policy",
+            "seal_flow",
+            "cancel_flow",
+        )
+    ),
 ]
+
+# What each other operation that writes leaves is named by its caller, so that its repeat finds it; or it only says that
+# something is still so, of which the last call is true.
+NAMED_BY_ITS_CALLER = {
+    "claim", "claim_resumed_execution", "claim_from_reclaim", "complete_many", "fail_many", "create_executions",
+    "create_in_batches", "create_in_transaction", "create_waitpoint", "try_satisfy", "tick_schedules", "append_frames",
+    "stage_dependency_edge", "link", "spawn", "submit_flow", "cancel_flow_header", "ack_cancel_member", "purge_flow",
+    "check_admission", "rotate_waitpoint_hmac_secret_all",
+}  # fmt: skip
+STILL_SO = {
+    "renew", "renew_many", "heartbeat_worker", "publish_tasks", "lead_schedules", "resign_schedules", "forward_wakeup",
+    "stop_waiting", "run_upkeep", "set_clock", "prepare", "prune_libraries", "erase",
+}  # fmt: skip
