@@ -61,7 +61,8 @@ class Admissions(BudgetDebts):
         try:
             home = self.home_of_address(quota)
             arguments: list[Argument] = [quota, claim_id, str(partition), wanted, ready]
-            _, granted, usable_for, lapses, news = self.call("admit_claim", home, arguments)
+            _, granted, usable_for, lapses, news, owed = self.call("admit_claim", home, arguments)
+            self.pay_all_now(home, owed)
             return _packed(gate, granted, int(now) + int(usable_for), lapses, news)
         except NotFoundError:
             # It was deleted while work that names it was created, which is not limited then, as beside its quota.

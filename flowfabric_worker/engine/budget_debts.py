@@ -89,6 +89,7 @@ class BudgetDebts(QuotaDebts):
         """
         paid: list[bytes] = []
         homes: set[int] = set()
+        caused: list[tuple[int, Sequence[bytes]]] = []
         for each in owed:
             try:
                 debt = self._debt_of(each)
@@ -101,13 +102,19 @@ class BudgetDebts(QuotaDebts):
                 continue
             # What cannot be paid now must not keep the rest from being paid.
             with contextlib.suppress(EngineError):
-                homes |= self._pay_one(partition, debt)
+                if debt.what in _OF_QUOTAS:
+                    caused.append((debt.home, self._pay_one_of_quota(debt)))
+                else:
+                    homes |= self._pay_one(partition, debt)
                 paid.append(each)
         if paid:
             self.call("end_owed", partition, paid)
         for home in homes:
             # The space that an execution left is passed on to those that wait for it.
             self.pay(home)
+        for home, debts in caused:
+            if debts:
+                self.pay_all(home, debts)
 
     def _debt_of(self, owed: bytes) -> _Debt | None:
         """Decode a debt; return None for one that only a newer release pays.
@@ -122,14 +129,16 @@ class BudgetDebts(QuotaDebts):
         place = int(of_execution or 0)
         return _Debt(what=what, address=address, uuid=uuid, home=home, place=self.check_partition(place))
 
+    def _pay_one_of_quota(self, debt: _Debt) -> Sequence[bytes]:
+        """Pay one debt that is about a quota; return what the quota's partition owes by that."""
+        if debt.what == b"lapse":
+            # What the claim took may still be owed, and is settled by this.
+            self.pay(debt.place)
+        return self.pay_quota(debt.what, debt.address, debt.uuid, debt.home, debt.place)
+
     def _pay_one(self, partition: int, debt: _Debt) -> set[int]:
-        """Pay one debt of a partition; return the partition of the gate if that may owe something by now."""
+        """Pay one debt of a partition; return the partition of the budget if that may owe something by now."""
         what, address, uuid, home = debt.what, debt.address, debt.uuid, debt.home
-        if what in _OF_QUOTAS:
-            if what == b"lapse":
-                # What the claim took may still be owed, and is settled by this.
-                self.pay(debt.place)
-            return self.pay_quota(what, address, uuid, home, debt.place)
         if what == b"tell":
             self.call("pay", debt.place, [what, address, uuid])
             return set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowfabric_worker.engine.core import EngineCore
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.partitions import partition_of_quota
@@ -27,8 +29,8 @@ class QuotaDebts(EngineCore):
         namespace, name = unpack_text(quota)
         return partition_of_quota(namespace, name, self.partitions)
 
-    def pay_quota(self, what: bytes, quota: bytes, about: bytes, home: int, other: int) -> set[int]:
-        """Pay one debt that is about a quota; return the partitions that may owe something by now.
+    def pay_quota(self, what: bytes, quota: bytes, about: bytes, home: int, other: int) -> Sequence[bytes]:
+        """Pay one debt that is about a quota; return what the quota's partition owes by that.
 
         Args:
             what: `held`, `left`, `news`, `check` or `lapse`, see `ff.payments` in `prelude_admissions.lua`.
@@ -40,8 +42,8 @@ class QuotaDebts(EngineCore):
         if what in (b"news", b"check"):
             word = self.call("pay", other, [what, quota, about, str(other)])[0]
             if word not in _THEN:
-                return set()
+                return ()
             # Nothing there waits for the quota, so another partition may; or a holder is gone.
             what = _THEN[word]
-        mark = self.call("pay", home, [what, quota, about, str(other)])[1]
-        return {home} if mark else set()
+        owed: Sequence[bytes] = self.call("pay", home, [what, quota, about, str(other)])[1]
+        return owed

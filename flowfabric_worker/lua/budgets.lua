@@ -346,7 +346,7 @@ end)
 -- Arguments: what it is, budget or quota, uuid or what the debt says, partition, see ff.owe; or 'open' for a budget if an execution
 -- that was to go on did not wait, and 'pass' for a quota if the partition that was told had nothing to do, so that others may go on.
 -- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go' and 'news', 'idle' if nothing waited; to 'check', 'gone' if the
--- holder has no slot. About a quota, then the mark of ff.mark.
+-- holder has no slot. About a quota, then what this partition owes by that.
 -- Errors: corruption of a quota.
 ff.register('pay', { 'allow-oom' }, function(ctx, args)
   local what, address, uuid = args[1], args[2], args[3]
@@ -354,7 +354,7 @@ ff.register('pay', { 'allow-oom' }, function(ctx, args)
   if ff.payments[what] then
     answer = ff.payments[what](ctx, address, uuid, args[4])
     ff.flush(ctx)
-    answer[2] = ff.mark(ctx)
+    answer[2] = rawget(ctx, 'owes') or {}
     return answer
   end
   local budget = (what == 'open' or what == 'ask') and ff.budget(ctx, address)

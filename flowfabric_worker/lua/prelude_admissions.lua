@@ -244,8 +244,8 @@ function ff.tell_partitions(ctx, gate, field, most)
       left[#left + 1] = partition
     end
   end
-  gate.asking = ff.pack(left)
-  call('HSET', gate.key, 'turn', ff.text(gate.turn), 'asking', gate.asking)
+  gate.asking = #left > 0 and ff.pack(left) or nil
+  call('HSET', gate.key, 'turn', ff.text(gate.turn), 'asking', gate.asking or '')
 end
 
 -- Return the gate of a quota of this partition that receives something, or nil and the reply: the debt to a damaged quota stays,

@@ -327,12 +327,14 @@ function ff.wake_behind(ctx, gate, left)
   return is_waited_for
 end
 
--- Wake waiters for as many executions as a gate admits, here and in the partitions that it refused. One that has to ask what the
--- gate admits is enough: a claim that leaves work wakes the next.
-local function open_gate(ctx, gate)
-  ff.wake_behind(ctx, gate, gate.is_elsewhere and 1 or gate.allowance)
+-- Wake waiters for as many executions as an open gate admits, unless it `was_open`, and tell the partitions that it refused. One
+-- waiter that has to ask what the gate admits is enough: a claim that leaves work wakes the next.
+local function open_gate(ctx, gate, was_open)
+  if not was_open then
+    ff.wake_behind(ctx, gate, gate.is_elsewhere and 1 or gate.allowance)
+  end
   if gate.asking then
-    ff.tell_partitions(ctx, gate, 'asking', gate.allowance)
+    ff.tell_partitions(ctx, gate, 'asking', was_open and 1 or gate.allowance)
   end
 end
 
@@ -349,8 +351,9 @@ function ff.flush_gates(ctx)
       gate.kind.flush(ctx, gate)
       if gate.allowance <= 0 and gate.till then
         ff.due_at(ctx, 'due', 'g' .. name, gate.till)
-      elseif gate.was_closed and gate.allowance > 0 then
-        open_gate(ctx, gate)
+      elseif gate.allowance > 0 and (gate.was_closed or gate.asking) then
+        -- What a partition that was told leaves is for the next one.
+        open_gate(ctx, gate, not gate.was_closed)
       end
       gate.was_closed = gate.allowance <= 0
     end

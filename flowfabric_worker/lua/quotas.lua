@@ -291,7 +291,7 @@ end)
 -- admit_claim: admit executions to a claim of another partition, which may take them for a time.
 -- Arguments: quota, claim id, partition, how many at most, how many are ready there.
 -- Replies: 'admitted', how many, for how many ms the claim may take them, when they lapse, and the news for the partition if
--- the quota is full and more are ready there, else ''.
+-- the quota is full and more are ready there, else ''; what this partition owes by that.
 -- Errors: quota_policy_not_found, corruption.
 ff.register('admit_claim', { 'allow-oom' }, function(ctx, args)
   local gate, failure = known(ctx, args[1])
@@ -301,5 +301,6 @@ ff.register('admit_claim', { 'allow-oom' }, function(ctx, args)
   local answer = { 'admitted' }
   ff.append(answer, ff.admit_claim(ctx, gate, args[2], args[3], tonumber(args[4]), tonumber(args[5])))
   ff.flush(ctx)
+  answer[6] = rawget(ctx, 'owes') or {}
   return answer
 end)

@@ -204,6 +204,7 @@ def test_a_chain_whose_replies_are_all_lost_counts_everything_once(
         first = tried.claim_many(request(limit=5))
         for each in first:
             tried.complete(each.handle, None)
+        upkeep_all(tried)
         second = tried.claim_many(request(limit=5))
 
     assert [each.execution_id for each in (*first, *second)] == executions[:3]

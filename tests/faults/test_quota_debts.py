@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from uuid import uuid4
@@ -11,8 +13,8 @@ import pytest
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.wire import pack
 from tests.conftest import Clock
-from tests.support.executions import claim_one, claimed_ids, creation, raw_client, raw_key, upkeep_all
-from tests.support.quotas import QUOTA, away, limited, placed, queued, running_now
+from tests.support.executions import claim_one, claimed_ids, created, creation, raw_client, raw_key, request, upkeep_all
+from tests.support.quotas import QUOTA, UNDER_QUOTA, away, limited, placed, queued, running_now
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -73,3 +75,30 @@ def test_a_holder_that_its_partition_forgot_is_found_by_a_check(engine: Engine, 
         upkeep_all(engine)
     assert running_now(engine) == 0
     assert claimed_ids(engine) == [other]
+
+
+def test_slots_that_are_freed_at_once_are_told_to_partitions_in_turn() -> None:
+    engine = open_engine(f"memory://{uuid4().hex}?partitions=16")
+    engine.prepare()
+    limited(engine, max_concurrent=2)
+    for number in range(60):
+        created(engine, policy=UNDER_QUOTA, idempotency_key=str(number))
+    done: list[object] = []
+
+    def work(number: int) -> None:
+        while len(done) < 60:
+            for claimed in engine.claim_many(request(worker=f"w{number}", limit=2, max_wait=SECOND)):
+                engine.complete(claimed.handle, None)
+                done.append(claimed.execution_id)
+
+    begun = time.monotonic()
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    engine.close()
+
+    # A slot that no partition hears of stays free for a second, after which the workers look again.
+    assert len(done) == 60
+    assert time.monotonic() - begun < 10
