@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -12,6 +13,7 @@ import attrs
 
 from flowfabric_worker.engine.errors import ContentionError, ValidationError
 from flowfabric_worker.engine.limits import MAX_SECRET_BYTES
+from flowfabric_worker.engine.wire import DAMAGE
 
 FIRST_KID: Final = "k1"
 FIRST_SECRET_VARIABLE: Final = "FLOWFABRIC_WAITPOINT_SECRET"
@@ -45,12 +47,12 @@ class SecretRing:
     @classmethod
     def read(cls, reply: Sequence[bytes]) -> SecretRing:
         """Decode the reply of the stored function `read_secrets`."""
-        kids, values = reply[1::3], reply[2::3]
-        known = {
-            kid.decode(): Secret(kid.decode(), bytes.fromhex(value.decode()))
-            for kid, value in zip(kids, values, strict=True)
-        }
-        signing = known.get(reply[0].decode())
+        known: dict[str, Secret] = {}
+        for kid, value in zip(reply[1::3], reply[2::3], strict=True):
+            # No token names a damaged secret.
+            with contextlib.suppress(*DAMAGE):
+                known[kid.decode()] = Secret(kid.decode(), bytes.fromhex(value.decode()))
+        signing = known.get(reply[0].decode("utf-8", "replace"))
         if signing is None:
             raise ContentionError(message="The secrets of waitpoints are being rotated; send the call again.")
         return cls(signing, known)

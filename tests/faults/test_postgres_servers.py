@@ -22,6 +22,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores import postgres_connection, postgres_install
 from flowfabric_worker.engine.stores.postgres import PostgresStore
+from flowfabric_worker.engine.stores.postgres_connection import PostgresConnection
 from flowfabric_worker.engine.types.admin import CancelExecutionArgs
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.states import PublicState
@@ -91,6 +92,34 @@ def test_threads_that_subscribe_at_once_share_one_connection(postgres: PostgresS
             together(8, lambda number, store=engine.store: store.subscribe(f"t{number}"))  # type: ignore[misc]
             assert rows(postgres, listening) == [(1,)]
         wait_until(lambda: rows(postgres, listening) == [(0,)], "the connection is closed")
+
+
+def test_a_close_while_a_thread_begins_to_listen_leaves_no_connection(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(url)
+    store = engine.store
+    assert isinstance(store, PostgresStore)
+    connect, opened, closed = PostgresConnection.connect, threading.Event(), threading.Event()
+    pids: list[int] = []
+
+    def slowly(connection: PostgresConnection) -> None:
+        connect(connection)
+        pids.append(connection.pgconn.backend_pid)
+        opened.set()
+        assert closed.wait(20)
+
+    monkeypatch.setattr(PostgresConnection, "connect", slowly)
+    listener = threading.Thread(target=lambda: _suppressed(lambda: store.subscribe("topic")))
+    listener.start()
+    assert opened.wait(20)
+
+    engine.close()
+    closed.set()
+    listener.join(20)
+
+    left = f"SELECT FROM pg_stat_activity WHERE pid = {pids[0]}"
+    wait_until(lambda: not rows(postgres, left), "the connection is closed")
 
 
 def test_a_process_forked_while_a_thread_subscribes_subscribes_itself(engine: Engine) -> None:

@@ -108,6 +108,8 @@ class PostgresStore(Store):
     def reset_after_fork(self) -> None:
         """Forget the listening connection in a forked process, which is the parent's."""
         self.subscribing = threading.Lock()
+        # How often the store was closed, so that a connection which is opened meanwhile is closed as well.
+        self._closing, self._closes = threading.Lock(), 0
         self._topics: Topics | None = None
         self._deaf_until = -math.inf
 
@@ -218,7 +220,9 @@ class PostgresStore(Store):
         return info
 
     def close(self) -> None:
-        topics, self._topics = self._topics, None
+        with self._closing:
+            self._closes += 1
+            topics, self._topics = self._topics, None
         if topics is not None:
             topics.close()
         self._pool.disconnect()
@@ -230,18 +234,26 @@ class PostgresStore(Store):
 
         Raises:
             DeafError: no message would arrive, or none did a moment ago.
+            TransportError: `engine_closed`, the store was closed meanwhile.
         """
         with self.subscribing, self._translated():
             topics = self._topics
             if topics is None or not topics.is_open:
                 if time.monotonic() < self._deaf_until:
                     raise DeafError
+                closes = self._closes
                 connection = cast(PostgresConnection, self._pool.connection_class(**self._pool.connection_kwargs))
                 try:
-                    topics = self._topics = Topics(connection, self.channel, self.translate, self.wake)
+                    topics = Topics(connection, self.channel, self.translate, self.wake)
                 except DeafError:
                     self._deaf_until = time.monotonic() + _DEAF_FOR
                     raise
+                with self._closing:
+                    if closes == self._closes:
+                        self._topics = topics
+                        return topics
+                topics.close()
+                raise TransportError("engine_closed", backend=self.label)
             return topics
 
     def channel(self, topic: str) -> str:

@@ -21,6 +21,8 @@ _FULL = frozenset({"53100"})
 _NOT_LET_IN = frozenset({"28000", "28P01"})
 _REFUSED = frozenset({"42501"})
 _TOO_LONG = frozenset({"57014"})
+# The classes of errors for data that an expression cannot take.
+_DATA = ("21", "22")
 
 
 def is_missing_function(error: object) -> bool:
@@ -89,4 +91,9 @@ def _of_answer(code: str, text: str, address: str) -> EngineError:
         return transport("store_timeout", f"{address} stopped a call that took too long: {text}")
     if code in _BUSY:
         return transport("store_busy", f"{address} cannot serve calls now: {text}")
+    if code.startswith(_DATA):
+        # The server's text shows the damaged value.
+        return ValidationError(
+            "corruption", f"What the call reads at {address} is damaged; restore it or remove it ({code})."
+        )
     return transport("function_failed", f"{address} could not run the call: {text} ({code})")
