@@ -17,11 +17,18 @@ ff.SINGLE_KEYS = {
   stream = { ':feed' },
 }
 
--- How many lanes, and how many classes, are looked at for a key of another type.
-local MOST_LOOKED_AT = 100
+-- How many classes, and how many lanes, are looked at for a key of another type, and how many keys in one search.
+local MOST_CLASSES, MOST_LANES, MOST_KEYS = 100, 50, 250
+
+-- How many keys the present search may still look at.
+local keys_left
 
 -- Return the text that tells of a key if it holds another type than `wanted`, or nil.
 local function told(key, wanted)
+  if keys_left == 0 then
+    return nil
+  end
+  keys_left = keys_left - 1
   local found = call('TYPE', key)
   found = type(found) == 'table' and found.ok or found
   return found ~= wanted and found ~= 'none' and 'MISTYPED ' .. found .. ' ' .. wanted .. ' ' .. key or nil
@@ -29,22 +36,25 @@ end
 
 -- Return whether the record of an execution is stored as another type of value.
 function ff.mistyped_record(ctx, uuid)
+  keys_left = 1
   return told(ff.record_key(ctx, uuid), 'hash') ~= nil
 end
 
 -- Return what tells of the first mistyped key of some lanes, or nil.
 local function told_of_lanes(base, lanes)
+  local last
   for _, lane in ipairs(lanes) do
     local name, namespace = ff.behind_first(lane)
     local packed = namespace .. ff.pack({ name })
     local problem = told(base .. ':lane:' .. packed, 'hash') or told(base .. ':of_lane:' .. packed, 'zset')
       or told(base .. ':delays:' .. packed, 'zset')
-    for _, state in ipairs(ff.LISTED) do
+    for _, state in ipairs(namespace ~= last and ff.LISTED or {}) do
       problem = problem or told(base .. ':' .. ff.state_index(namespace, state), 'zset')
     end
     if problem then
       return problem
     end
+    last = namespace
   end
   return nil
 end
@@ -52,6 +62,7 @@ end
 -- Return what tells of the first key of a partition that holds another type of value than it must, or nil. The keys of one
 -- execution, flow, budget or quota are not looked at.
 function ff.mistyped(base)
+  keys_left = MOST_KEYS
   for wanted, names in pairs(ff.SINGLE_KEYS) do
     for _, name in ipairs(names) do
       local problem = told(base .. name, wanted)
@@ -60,12 +71,12 @@ function ff.mistyped(base)
       end
     end
   end
-  for _, class in ipairs(call('ZRANGE', base .. ':classes', 0, MOST_LOOKED_AT - 1)) do
+  for _, class in ipairs(call('ZRANGE', base .. ':classes', 0, MOST_CLASSES - 1)) do
     local problem = told(base .. ':ready:' .. class, 'zset')
     if problem then
       return problem
     end
   end
-  local readable, problem = pcall(told_of_lanes, base, call('ZRANGE', base .. ':lanes', 0, MOST_LOOKED_AT - 1))
+  local readable, problem = pcall(told_of_lanes, base, call('ZRANGE', base .. ':lanes', 0, MOST_LANES - 1))
   return readable and problem or nil
 end

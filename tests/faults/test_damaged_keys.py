@@ -26,7 +26,7 @@ OF_LANES = (
 def single_keys() -> list[str]:
     """Return the keys that the functions say a partition has once each."""
     text = dict(lua_files())["prelude_keys.lua"]
-    return re.findall(r"':([a-z_:]+)'", text[text.index("SINGLE_KEYS") : text.index("MOST_LOOKED_AT")])
+    return re.findall(r"':([a-z_:]+)'", text[text.index("SINGLE_KEYS") : text.index("MOST_CLASSES")])
 
 
 @pytest.fixture(params=["memory", "server"])
