@@ -22,6 +22,7 @@ from flowfabric_worker.engine.types.budgets import (
     ReserveBudgetResult,
     SettleBudgetResult,
     UsageDimensions,
+    passed_limit,
 )
 from flowfabric_worker.outcomes import Interrupted
 
@@ -91,9 +92,10 @@ class BudgetUses:
         self, budget: BudgetId, amounts: Mapping[str, int], answer: ReportUsageResult | SettleBudgetResult
     ) -> None:
         """Tell by log, hook and frame that a use has passed a limit: the one use that did, of all workers."""
-        name, used, limit = answer.dimension, answer.current_usage, answer.limit
-        if name is None or used is None or limit is None or answer.already_applied or used - amounts[name] > limit:
+        passed = passed_limit(amounts, answer)
+        if passed is None:
             return
+        name, used, limit = passed
         text = f"budget {budget!r} is above its limit of {name}: {used} of {limit}"
         log.warning("%s", text, extra=self._execution.fields)
         self._hooks.tell("on_soft_limit", self._execution, text, budget=budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -33,11 +34,15 @@ from flowfabric_worker.engine.types.budgets import (
     ResetBudgetResult,
     SettleBudgetResult,
     UsageDimensions,
+    UsageOutcome,
+    passed_limit,
 )
 from flowfabric_worker.engine.types.checks import check_record
 from flowfabric_worker.engine.types.conditions import OperatorOnly
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.wire import pack
+
+log = logging.getLogger(__name__)
 
 
 class Budgets(Submission):
@@ -105,7 +110,8 @@ class Budgets(Submission):
 
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         partition, item = self._spend(budget_id, dimensions)
-        return report_of(self._paid(partition, self.call("spend", partition, [*item, "", ""])))
+        reply = self._paid(partition, self.call("spend", partition, [*item, "", ""]))
+        return _told(budget_id, dimensions, report_of(reply))
 
     def record_spend(self, args: RecordSpendArgs) -> ReportUsageResult:
         check_record(args, RecordSpendArgs)
@@ -113,13 +119,15 @@ class Budgets(Submission):
         partition, item = self._spend(args.budget_id, args.usage)
         there = self.check_partition(execution.partition_number)
         if there == partition:
-            return report_of(self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "here"])))
+            reply = self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "here"]))
+            return _told(args.budget_id, args.usage, report_of(reply))
         # The execution notes the budget first, so that a share never outlives it.
         before = self.call("spend", partition, [*item, "", "check"])
         if before[0] != b"checked":
             return report_of(before)
         self.call("note_budget", there, [execution.uuid, self._packed_namespace, item[0]])
-        return report_of(self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "there"])))
+        reply = self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "there"]))
+        return _told(args.budget_id, args.usage, report_of(reply))
 
     def release_budget(self, budget_id: BudgetId, execution_id: ExecutionId) -> ReleaseBudgetResult:
         execution = check_execution_id(execution_id)
@@ -192,6 +200,14 @@ class Budgets(Submission):
         if len(parts) == 1:
             return DamagedRow(name, parts[0].decode("utf-8", "replace"))
         return self._budget_status(name, parts)
+
+
+def _told(budget_id: BudgetId, usage: UsageDimensions, report: ReportUsageResult) -> ReportUsageResult:
+    """Log that a report which belongs to no handler has passed a soft limit, and return the report."""
+    passed = passed_limit(usage.amounts(), report) if report.outcome is UsageOutcome.SOFT_BREACH else None
+    if passed is not None:
+        log.warning("Budget %r is above its limit of %s: %s of %s.", str(budget_id), *passed)
+    return report
 
 
 def _packed(usage: UsageDimensions) -> bytes:

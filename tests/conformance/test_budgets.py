@@ -15,6 +15,7 @@ from flowfabric_worker.engine.types.budgets import (
     BudgetStatus,
     CreateBudgetArgs,
     CreateBudgetResult,
+    RecordSpendArgs,
     ReleaseBudgetResult,
     ReportUsageResult,
     UsageDimensions,
@@ -72,6 +73,26 @@ def test_a_report_passes_the_soft_limit_and_never_the_hard_one(engine: Engine) -
     assert answers == [OK, OK, breach(SOFT, 85, 80), breach(HARD, 85, 100), breach(SOFT, 100, 80)]
     status = engine.get_budget_status(TEAM)
     assert (status.usage, status.breach_count, status.soft_breach_count) == ({"tokens": 100}, 1, 2)
+
+
+def test_an_operators_report_that_passes_a_soft_limit_is_logged_once(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget(engine, 100, 50)
+    execution = created(engine)
+
+    def recorded(amount: int) -> None:
+        engine.record_spend(RecordSpendArgs(execution_id=execution, budget_id=TEAM, usage=tokens(amount)))
+
+    spend(engine, 50)
+    spend(engine, 1)
+    recorded(9)
+    spend(engine, 50)
+    engine.reset_budget(TEAM)
+    recorded(60)
+
+    told = [each.getMessage() for each in caplog.records if "limit" in each.getMessage()]
+    assert told == [f"Budget 'team' is above its limit of tokens: {used} of 50." for used in (51, 60)]
 
 
 def test_a_report_names_the_soft_limit_that_it_passes_before_others(engine: Engine) -> None:

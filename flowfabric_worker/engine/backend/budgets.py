@@ -192,6 +192,8 @@ class BudgetsBackend:
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         """Add usage to a budget on behalf of an operator; otherwise the same as `report_usage`.
 
+        A report that passes a soft limit is logged, because it belongs to no handler whose hooks could be called.
+
         Args:
             budget_id: the budget.
             dimensions: what was used.

@@ -224,6 +224,19 @@ class SettleBudgetResult:
     already_applied: bool = False
 
 
+def passed_limit(
+    amounts: Mapping[str, int], answer: ReportUsageResult | SettleBudgetResult
+) -> tuple[str, int, int] | None:
+    """Return the limit that counted amounts have passed: its dimension, the counter and the limit.
+
+    None if they passed no limit: the counter was above it before, or another call told of it.
+    """
+    name, used, limit = answer.dimension, answer.current_usage, answer.limit
+    if name is None or used is None or limit is None or answer.already_applied or used - amounts[name] > limit:
+        return None
+    return name, used, limit
+
+
 @attrs.frozen(kw_only=True)
 class RecordSpendArgs:
     """A report of usage that is kept per execution, so that `release_budget` can take it back."""
