@@ -308,8 +308,10 @@ class EngineCore(EngineConnection):
         return pack((self.namespace, lane))
 
 
-def as_error(reply: Reply, partition: int) -> Reply | EngineError:
-    """Return the reply of a partition, or the error that it stands for."""
+def as_error(reply: Reply | bytes, partition: int) -> Reply | EngineError:
+    """Return the reply of a partition, or the error that it stands for. A word stands for a list of that word."""
+    if isinstance(reply, bytes):
+        return [reply]
     if not reply or reply[0] != b"error":
         return reply
     code, *details = (part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in reply[1:])

@@ -200,7 +200,7 @@ local function claim_lanes(ctx, lanes, limit, lease)
     local wanted = math.min(lane.limit, limit - #items)
     if wanted > 0 and #lane.classes > 0 and not lane.paused then
       ff.each_ready(ctx, lane.classes, wanted, claimable, function(record)
-        ff.spend(ctx, 2, #(record.payload or '') + tonumber(record.journal_bytes or '0'))
+        ff.spend(ctx, 2, #(record.payload or '') + (ff.number(record.journal_bytes) or 0))
         if not ff.isolated(ctx, record.uuid, take, record, lease) then
           items[#items + 1] = claimed(ctx, record)
         end

@@ -168,6 +168,17 @@ function ff.stored_moment(value)
   return value and #value <= 15 and string.find(value, '^%d+$') and tonumber(value) or nil
 end
 
+-- The moment that was read last, since most records of a call have the same.
+local last_text, last_moment
+
+-- Return the moment that a field holds.
+function ff.moment_in(text)
+  if text ~= last_text then
+    last_text, last_moment = text, tonumber(text)
+  end
+  return last_moment
+end
+
 -- Return a stored number, or nil if the field is absent, empty or damaged.
 function ff.number(value)
   local number = value and tonumber(value)
@@ -343,7 +354,8 @@ end
 
 -- Run a function for each item of a call, in isolation. Items have `width` arguments from `first` on, the uuid first, and
 -- take about `commands` commands each. `run` gets the context, the arguments and the index of the item's first argument.
--- Items over the call's work budget are answered 'batch_full'.
+-- Items over the call's work budget are answered 'batch_full'. An answer of one word is sent as that word, because the server
+-- takes longer for a list.
 function ff.each(ctx, args, first, width, commands, run)
   local answers, count = {}, 0
   for at = first, #args, width do
@@ -359,7 +371,7 @@ function ff.each(ctx, args, first, width, commands, run)
       answer = ff.isolated(ctx, args[at], run, args, at)
     end
     count = count + 1
-    answers[count] = answer
+    answers[count] = #answer == 1 and answer[1] or answer
   end
   ff.flush(ctx)
   return answers

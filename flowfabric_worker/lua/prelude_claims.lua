@@ -64,11 +64,13 @@ function ff.keep_claimed(ctx, claims, claim_id, items, ttl)
   for i = 1, #items do
     uuids[i] = items[i][1]
   end
+  -- Every uuid has 36 characters, so this is what ff.pack returns.
+  local packed = '36:' .. table.concat(uuids, '36:')
   local slot = next_slot(claims)
   local added = ff.pack({ claim_id, ff.pack({ slot }) })
   -- Claims have ids of one length, so the oldest is dropped without a look at what the memory holds.
   claims.memory = string.sub(claims.memory or '', -(ff.MAX_CALLS_REMEMBERED - 1) * #added) .. added
-  ff.keep_instance(ctx, claims, ttl, slot_field(claims, slot), ff.pack(uuids))
+  ff.keep_instance(ctx, claims, ttl, slot_field(claims, slot), packed)
 end
 
 -- Remove the remembered claims of an instance.

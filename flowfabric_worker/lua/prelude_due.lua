@@ -38,12 +38,12 @@ end
 
 -- Split the notes of one index: { moment, member, ... } to add, { member, ... } to remove, and the first moment added.
 function ff.split(entries)
-  local added, removed, first = {}, {}, math.huge
+  local added, removed, first, size = {}, {}, math.huge, 0
   for member, moment in pairs(entries) do
     if moment then
-      added[#added + 1] = moment
-      added[#added + 1] = member
-      first = math.min(first, moment)
+      added[size + 1], added[size + 2] = moment, member
+      size = size + 2
+      first = moment < first and moment or first
     else
       removed[#removed + 1] = member
     end

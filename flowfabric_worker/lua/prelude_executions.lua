@@ -146,7 +146,8 @@ end
 -- Return until when an ended execution is kept: its retention and the window of its idempotency key, whichever is longer.
 function ff.kept_until(record)
   local kept = record.ended + (ff.policy(record).retention or ff.DEFAULT_RETENTION_MS)
-  return math.max(kept, tonumber(record.dedup_until or '') or 0)
+  local held = record.dedup_until and tonumber(record.dedup_until)
+  return held and held > kept and held or kept
 end
 
 -- Return the next moment of work that has fields of ff.MORE and has not ended, and the due index that holds it.
@@ -184,7 +185,7 @@ function ff.derive(record)
   if record.more then
     due, index = next_moment(record)
   elseif words.leased then
-    due, index = sooner(tonumber(record.expires), record.timeout_at), 'due'
+    due, index = sooner(ff.moment_in(record.expires), record.timeout_at), 'due'
   end
   return words.public, ready, due, index
 end

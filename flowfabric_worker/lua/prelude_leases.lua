@@ -82,7 +82,7 @@ function ff.fenced(ctx, uuid, fence, ending, fields, call_id)
     return nil, ff.not_active(record)
   elseif record.words.ownership == 'lease_revoked' then
     return nil, ff.failure('lease_revoked', uuid)
-  elseif record.words.ownership ~= 'leased' or tonumber(record.expires) <= ctx.now then
+  elseif record.words.ownership ~= 'leased' or ff.moment_in(record.expires) <= ctx.now then
     return nil, ff.failure('lease_expired', uuid)
   elseif record.fence ~= fence then
     return nil, ff.failure('stale_lease', uuid)

@@ -65,7 +65,7 @@ local function advance(ctx, source)
   if source.at > #source.entries and source.has_more then
     read_page(ctx, source, LEAST_PAGE)
   else
-    source.uuid, source.score = source.entries[source.at], tonumber(source.entries[source.at + 1])
+    source.uuid, source.score = source.entries[source.at], ff.moment_in(source.entries[source.at + 1])
     stop_at_postponed(ctx, source)
   end
 end
