@@ -60,23 +60,31 @@ CREATE FUNCTION fn.is_class(class bytea) RETURNS boolean LANGUAGE sql IMMUTABLE 
   SELECT coalesce(cardinality(fn.unpack(class)) >= 6, false)
 $$;
 
--- Lock executions in the order of their ids, and return whether each is plain and held under its fence.
+-- Lock executions in the order of their ids, and return whether each is plain and held under its fence. Places are looked up and not
+-- joined, because the planner takes the arrays for short and would compare every pair.
 CREATE FUNCTION fn.lock_held(c fn.context, ids uuid[], fences bytea[]) RETURNS boolean[] LANGUAGE plpgsql AS $$
+DECLARE
+  is_plain boolean[] := array_fill(false, ARRAY[cardinality(ids)]);
+  places int[];
+  place int;
 BEGIN
-  RETURN ARRAY(
+  places := ARRAY(
     WITH kind AS MATERIALIZED (
       SELECT class_id, class, policy FROM (
         SELECT DISTINCT ON (class_id) class_id, class, policy FROM db.executions WHERE p = c.p AND uuid = ANY (ids) ORDER BY class_id
       ) AS first WHERE fn.is_class(class) AND fn.is_plain_policy(policy)
     ), locked AS MATERIALIZED (
-      SELECT asked.nth, fn.is_plain_held(e, asked.fence, c.now, kind.class, kind.policy) AS is_plain
-        FROM unnest(ids, fences) WITH ORDINALITY AS asked(id, fence, nth)
-        JOIN db.executions AS e ON e.p = c.p AND e.uuid = ANY (ids) AND e.uuid = asked.id LEFT JOIN kind USING (class_id)
-        ORDER BY e.uuid FOR UPDATE OF e
+      SELECT at.place, fn.is_plain_held(e, fences[at.place], c.now, kind.class, kind.policy) AS is_plain
+        FROM db.executions AS e LEFT JOIN kind USING (class_id),
+        LATERAL (SELECT array_position(ids, e.uuid) AS place OFFSET 0) AS at
+        WHERE e.p = c.p AND e.uuid = ANY (ids) ORDER BY e.uuid FOR UPDATE OF e
     )
-    SELECT coalesce(locked.is_plain, false) FROM unnest(ids) WITH ORDINALITY AS asked(id, nth) LEFT JOIN locked USING (nth)
-      ORDER BY nth
+    SELECT locked.place FROM locked WHERE locked.is_plain
   );
+  FOREACH place IN ARRAY places LOOP
+    is_plain[place] := true;
+  END LOOP;
+  RETURN is_plain;
 END $$;
 
 -- Return the fence and the attempt that the lease of a plain execution begins with.
@@ -122,16 +130,15 @@ BEGIN
     RETURN c;
   END IF;
   WITH done AS (
-    UPDATE db.executions AS e SET state = 'tunnsz', ended = moment, result = n.result, due_in = 'r', listed = NULL,
-        due = fn.kept_for(moment, e.policy, e.dedup_until)
-      FROM unnest(ids, results) WITH ORDINALITY AS n(id, result, nth)
-      WHERE e.p = c.p AND e.uuid = ANY (ids) AND e.uuid = n.id RETURNING nth, uuid, class, tags, lane_id, class_id
+    UPDATE db.executions SET state = 'tunnsz', ended = moment, result = results[array_position(ids, uuid)], due_in = 'r',
+        listed = NULL, due = fn.kept_for(moment, policy, dedup_until)
+      WHERE p = c.p AND uuid = ANY (ids) RETURNING array_position(ids, uuid) AS place, uuid, class, tags, lane_id, class_id
   ), counted AS (
     INSERT INTO db.depths (p, lane_id, class_id, state, change)
       SELECT c.p, lane_id, class_id, state, sum(change) FROM done, (VALUES ('active', -1), ('completed', 1)) AS of_state(state, change)
         GROUP BY lane_id, class_id, state
   )
   INSERT INTO db.feed (p, ended, uuid, outcome, class, tags)
-    SELECT c.p, c.now, uuid, 'success', class, nullif(tags, '') FROM done ORDER BY nth;
+    SELECT c.p, c.now, uuid, 'success', class, nullif(tags, '') FROM done ORDER BY place;
   RETURN fn.note_ends(c, cardinality(ids));
 END $$;
