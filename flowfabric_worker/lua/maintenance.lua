@@ -261,6 +261,7 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   if before then
     return { tonumber(before[1]), ctx.now, ff.next_due_or_removal(ctx) or false, ff.lanes_following(ctx), ff.owed(ctx, 100) }
   end
+  ff.repair_scores(ctx)
   local handled = ff.run_due(ctx, limit, 0.75)
   handled = handled + ff.run_removals(ctx, rest_of(limit, handled), 1)
   if handled > 0 then

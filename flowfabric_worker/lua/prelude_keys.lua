@@ -80,3 +80,34 @@ function ff.mistyped(base)
   local readable, problem = pcall(told_of_lanes, base, call('ZRANGE', base .. ':lanes', 0, MOST_LANES - 1))
   return readable and problem or nil
 end
+
+-- Scores ------------------------------------------------------------------------------------------------------------
+
+-- The indexes that are read in the order of their members beside that of the classes. A server keeps that order only where
+-- all scores are the same, which is 0.
+local IN_ORDER = {
+  ':gated', ':lane_sets', ':ids', ':damaged', ':lanes', ':workers', ':tasks', ':schedules', ':suspended', ':budgets', ':quotas',
+  ':flows', ':building', ':following',
+}
+
+-- How many scores one call repairs at each end of an index.
+local MOST_RESCORED = 50
+
+-- Set scores of an index back to 0.
+local function rescore(key)
+  for _, range in ipairs({ { '-inf', '(0' }, { '(0', '+inf' } }) do
+    local members = call('ZRANGE', key, range[1], range[2], 'BYSCORE', 'LIMIT', 0, MOST_RESCORED)
+    local entries = {}
+    for _, member in ipairs(members) do
+      entries[#entries + 1], entries[#entries + 2] = 0, member
+    end
+    ff.chunked('ZADD', key, entries)
+  end
+end
+
+-- Repair the scores of the index of classes, without which no work is found, and those of another index in turn.
+function ff.repair_scores(ctx)
+  local turn = math.floor(ctx.now / 1000) % #IN_ORDER
+  ff.readable(rescore, ctx.base .. ':classes')
+  ff.readable(rescore, ctx.base .. IN_ORDER[turn + 1])
+end

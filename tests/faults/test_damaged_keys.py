@@ -107,3 +107,18 @@ def test_work_goes_on_once_a_mistyped_key_is_deleted(engine: Engine) -> None:
     (claimed,) = engine.claim_many(request())
     assert claimed.execution_id == execution
     assert complete(engine, [claimed]) == [None]
+
+
+@pytest.mark.parametrize("score", [-1e300, 1e300])
+@pytest.mark.parametrize("whole", [False, True], ids=["an entry", "all entries"])
+def test_upkeep_repairs_the_scores_of_the_index_of_classes(engine: Engine, score: float, whole: bool) -> None:
+    client: Any = raw_client(engine)
+    (execution,) = all_created(engine, [creation(execution_id=ids_in(engine, 0, 1)[0])])
+    key = raw_key(engine, 0, "classes")
+    client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1) if whole else [b"7:default"], score))
+    created = all_created(engine, [creation(task="other", execution_id=ids_in(engine, 0, 1)[0])])
+
+    engine.run_upkeep()
+
+    another = Engine(lambda: (engine.store, None))
+    assert {each.execution_id for each in another.claim_many(request(limit=9))} == {execution, *created}
