@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, TransportError
-from flowfabric_worker.engine.stores.base import Argument, Reply
+from flowfabric_worker.engine.stores.base import Argument, Call, Reply
 from flowfabric_worker.engine.wire import pack
 
 # For how many ms work waits whose quota cannot be asked, because its partition is away or its data is damaged.
-_ASK_AGAIN_MS = 1000
+_ASK_AGAIN_MS = 5000
 # How many quotas one call asks at most: the gates of as many classes as a claim names.
 _MOST_ASKED = 64
 
@@ -60,8 +60,8 @@ class Admissions(BudgetDebts):
         quota, (wanted, ready, now) = gate[1:], counts
         try:
             home = self.home_of_address(quota)
-            arguments: list[Argument] = [quota, claim_id, str(partition), wanted, ready]
-            _, granted, usable_for, lapses, news, owed = self.call("admit_claim", home, arguments)
+            about: list[Argument] = [quota, claim_id, str(partition), wanted, ready]
+            _, granted, usable_for, lapses, news, owed = self.call_elsewhere(Call("admit_claim", home, about))
             self.pay_all_now(home, owed)
             return _packed(gate, granted, int(now) + int(usable_for), lapses, news)
         except NotFoundError:

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 
-from flowfabric_worker.engine.core import EngineCore
+from flowfabric_worker.engine.core import EngineCore, as_error
+from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.partitions import partition_of_quota
+from flowfabric_worker.engine.stores.base import Call, Reply
 from flowfabric_worker.engine.wire import unpack_text
 
 # What a partition pays back to a quota, by what it answers.
 _THEN = {b"idle": b"pass", b"gone": b"left"}
 
+# For how many seconds another partition is waited for, and for how many it is left alone after it could not be reached.
+_TIMEOUT, _LEFT_ALONE = 2.0, 5.0
+
 
 class QuotaDebts(EngineCore):
     """Pay the debts that are about quotas, which a stored function wrote down in the step that caused them."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        # The partitions that could not be reached, and until when each is left alone.
+        self._away: dict[int, float] = {}
+
+    def call_elsewhere(self, call: Call) -> Reply:
+        """Make a call that another partition causes, and that is made again later if it fails.
+
+        It is repeated once if its reply is lost. A partition that cannot be reached is left alone for a time, because
+        the work of the calling partition must not wait for it.
+        """
+        if self._away.get(self.check_partition(call.partition), 0.0) > time.monotonic():
+            raise TransportError(backend=self.store.label)
+        try:
+            reply = self._sent_twice(call)
+        except TransportError:
+            self._away[call.partition] = time.monotonic() + _LEFT_ALONE
+            raise
+        answer = as_error(reply, call.partition)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
+
+    def _sent_twice(self, call: Call) -> Reply:
+        """Send a call, and once more if its reply is lost."""
+        with self.under_way:
+            with contextlib.suppress(TransportError):
+                return self.store.call(call.function, call.partition, call.arguments, _TIMEOUT)
+            return self.store.call(call.function, call.partition, call.arguments, _TIMEOUT)
 
     def home_of_quota(self, quota: object) -> int:
         """Return the partition of a quota policy."""
@@ -40,10 +77,10 @@ class QuotaDebts(EngineCore):
             other: the partition of the executions.
         """
         if what in (b"news", b"check"):
-            word = self.call("pay", other, [what, quota, about, str(other)])[0]
+            word = self.call_elsewhere(Call("pay", other, [what, quota, about, str(other)]))[0]
             if word not in _THEN:
                 return ()
             # Nothing there waits for the quota, so another partition may; or a holder is gone.
             what = _THEN[word]
-        owed: Sequence[bytes] = self.call("pay", home, [what, quota, about, str(other)])[1]
+        owed: Sequence[bytes] = self.call_elsewhere(Call("pay", home, [what, quota, about, str(other)]))[1]
         return owed

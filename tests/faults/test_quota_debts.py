@@ -14,6 +14,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.wire import pack
 from tests.conftest import Clock
 from tests.support.executions import claim_one, claimed_ids, created, creation, raw_client, raw_key, request, upkeep_all
+from tests.support.lossy_store import AwayStore
 from tests.support.quotas import QUOTA, UNDER_QUOTA, away, limited, placed, queued, running_now
 
 SECOND = timedelta(seconds=1)
@@ -102,3 +103,25 @@ def test_slots_that_are_freed_at_once_are_told_to_partitions_in_turn() -> None:
     # A slot that no partition hears of stays free for a second, after which the workers look again.
     assert len(done) == 60
     assert time.monotonic() - begun < 10
+
+
+def test_work_goes_on_while_the_partition_of_its_quota_is_away(engine: Engine) -> None:
+    limited(engine, max_concurrent=1)
+    with placed("elsewhere"):
+        queued(engine, 2)
+        (plain,) = queued(engine, 1, policy=creation().policy)
+    store = AwayStore(engine.store, frozenset())
+    tried = Engine(lambda: (store, None))
+    held = claim_one(tried)
+    store.away = frozenset({engine.home_of_quota(QUOTA)})
+
+    tried.complete(held.handle, None)
+    assert store.waits == 2
+    other = Engine(lambda: (store, None), retry_for=0)
+    other._partitions = engine.partitions
+    assert claimed_ids(other, limit=5) == [plain]
+    assert claimed_ids(other, limit=5) == []
+
+    assert running_now(engine) == 1
+    upkeep_all(engine)
+    assert running_now(engine) == 0
