@@ -35,14 +35,20 @@ def reading(what: str, field: str, **details: str) -> Iterator[None]:
         raise ValidationError("corruption", f"{what} is damaged: {error}.", field=field, **details) from None
 
 
+# The lengths of short texts as `pack` writes them.
+_FEW = 256
+_LENGTHS = tuple(b"%d:" % size for size in range(_FEW))
+
+
 def pack(parts: Iterable[str | bytes]) -> bytes:
     """Join texts, each preceded by its length, so that different lists never give the same bytes."""
-    out = bytearray()
+    out: list[bytes] = []
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        out += b"%d:" % len(data)
-        out += data
-    return bytes(out)
+        size = len(data)
+        out.append(_LENGTHS[size] if size < _FEW else b"%d:" % size)
+        out.append(data)
+    return b"".join(out)
 
 
 def unpack(data: bytes) -> list[bytes]:

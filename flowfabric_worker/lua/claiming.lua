@@ -54,11 +54,10 @@ local function claimed(ctx, record)
 end
 
 -- Make a lease with everything that is the same for all executions of one claim.
--- `holder` is pack{worker id, instance, topic, ...}.
 local function new_lease(ctx, id, holder, ttl)
-  local parts = ff.unpack(holder)
-  local topic = parts[3] or ''
-  holder = ff.pack({ parts[1] or '', parts[2] or '' })
+  local of = ff.holder_in(holder)
+  local topic = of.topic
+  holder = of.packed
   local expires = ff.text(ctx.now + ttl)
   local fence, attempt = id .. ':1:', ff.attempt_text('0', 'initial', 'fresh', ctx.now_text)
   return {
@@ -249,7 +248,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]
   local ttl, wait_ms, limit, set, counted = tonumber(args[5]), tonumber(args[6]), tonumber(args[7]), args[8], args[9]
   local lanes = ff.lanes_of(args, 10)
-  local claims, failure = ff.claims_of(ctx, instance, ff.unpack(holder)[1])
+  local claims, failure = ff.claims_of(ctx, instance, ff.holder_in(holder).worker)
   if not claims then
     return failure
   end

@@ -268,6 +268,13 @@ function ff.take_noted(ctx, name)
   return notes
 end
 
+local NOTHING = {}
+
+-- Iterate over what a call has noted under one name, as pairs() does, and begin it again.
+function ff.each_noted(ctx, name)
+  return next, ff.take_noted(ctx, name) or NOTHING
+end
+
 -- Return the context of one call: its clock, its work budget, and what it notes until ff.flush.
 function ff.begin(keys)
   call = redis.call

@@ -84,11 +84,11 @@ end
 -- Receive what a claim was admitted to: the fourth part of its holder is pack{gate, count, usable until, lapses, news}. `news` is
 -- '' unless the quota is full.
 function ff.receive_admissions(ctx, claim, holder)
-  local parts = ff.unpack(ff.unpack(holder)[4] or '')
-  if #parts == 0 then
+  local admitted = ff.holder_in(holder).admitted
+  if admitted == '' then
     return
   end
-  local name, count, usable, lapses, news = unpack(parts, 1, 5) -- bounded: the five parts
+  local name, count, usable, lapses, news = unpack(ff.unpack(admitted), 1, 5) -- bounded: the five parts
   ctx.admissions[name] = {
     claim = claim, lapses = lapses, granted = tonumber(count), taken = {},
     count = ctx.now <= tonumber(usable) and tonumber(count) or 0,

@@ -292,11 +292,7 @@ end
 
 -- Write what this call changed of flows.
 function ff.flush_flows(ctx)
-  local changed = ff.take_noted(ctx, 'changed_flows')
-  if not changed then
-    return
-  end
-  for id, flow in pairs(changed) do
+  for id, flow in ff.each_noted(ctx, 'changed_flows') do
     if not flow.is_gone then
       local list = {}
       for name, value in pairs(flow.written) do

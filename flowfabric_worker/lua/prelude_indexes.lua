@@ -2,11 +2,7 @@
 
 -- Update the ready indexes, and note whom to wake for what became ready.
 function ff.flush_ready(ctx)
-  local ready = ff.take_noted(ctx, 'ready')
-  if not ready then
-    return
-  end
-  for class, entries in pairs(ready) do
+  for class, entries in ff.each_noted(ctx, 'ready') do
     local added, removed, count = {}, {}, 0
     for uuid, score in pairs(entries) do
       if score and score > ff.POSTPONED_FROM then
@@ -41,14 +37,14 @@ end
 
 -- Update the depth counters of lanes and the counters of classes.
 local function flush_counts(ctx)
-  for lane, counts in pairs(ff.take_noted(ctx, 'counts') or {}) do
+  for lane, counts in ff.each_noted(ctx, 'counts') do
     for state, change in pairs(counts) do
       if change ~= 0 then
         ff.add(ctx.base .. ':lane:' .. lane, state, change)
       end
     end
   end
-  for class, change in pairs(ff.take_noted(ctx, 'held') or {}) do
+  for class, change in ff.each_noted(ctx, 'held') do
     if change ~= 0 then
       ff.add(ctx.base .. ':held', class, change)
     end

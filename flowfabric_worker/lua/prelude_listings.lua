@@ -87,7 +87,7 @@ end
 
 -- Update the indexes of listings.
 function ff.flush_listings(ctx)
-  for index, entries in pairs(ff.take_noted(ctx, 'listed') or {}) do
+  for index, entries in ff.each_noted(ctx, 'listed') do
     local added, removed, size = {}, {}, 0
     for member, is_in in pairs(entries) do
       if is_in then

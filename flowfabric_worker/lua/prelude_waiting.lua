@@ -95,7 +95,7 @@ end
 
 -- Remove the sets that lost their last waiter in this call.
 function ff.flush_sets(ctx)
-  for set in pairs(ff.take_noted(ctx, 'left_sets') or {}) do
+  for set in ff.each_noted(ctx, 'left_sets') do
     if set ~= 'feed' and call('EXISTS', ctx.base .. ':idle:' .. set) == 0 then
       local parts = ff.unpack(call('HGET', ctx.base .. ':sets', set) or '') or {}
       local entries = {}
