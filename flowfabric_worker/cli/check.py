@@ -142,6 +142,12 @@ def _trial(client: Client) -> Finding:
 def _lane(lane: LaneInfo, is_served: bool) -> Finding:
     depths = [f"{depth} {state}" for state, depth in lane.depths.items() if depth and not state.is_terminal]
     what, text = f"lane {lane.lane}", ", ".join(depths) or "empty"
+    if lane.corruption is not None:
+        return Finding(
+            what=what,
+            text=f"{text}. {lane.corruption}",
+            advice="They count from zero again as work comes and goes; list --lane shows what the lane holds.",
+        )
     if lane.paused_since_ms is not None:
         return Finding(
             what=what,

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode
-from flowfabric_worker.cli.options import duration, json_option, limit_option, with_client
+from flowfabric_worker.cli.options import MOST_ROWS, duration, json_option, limit_option, with_client
 from flowfabric_worker.cli.output import console, moment, print_facts, print_json, print_table, shown, span
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.damage import DamagedRow
@@ -99,7 +99,7 @@ def _row(flow: FlowSummary | DamagedRow, now: int) -> tuple[object, ...]:
 )
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_ROWS),
     default=_NODES,
     show_default=True,
     metavar="N",

@@ -83,7 +83,8 @@ def _list_lanes(found: Sequence[LaneInfo], now: int, as_json: bool) -> None:
 
 
 def _is(lane: LaneInfo, now: int) -> str:
-    return "open" if lane.paused_since_ms is None else f"paused {span(now - lane.paused_since_ms)}"
+    state = "open" if lane.paused_since_ms is None else f"paused {span(now - lane.paused_since_ms)}"
+    return state if lane.corruption is None else f"{state}, counters damaged"
 
 
 def _holds(lane: LaneInfo) -> str:

@@ -21,6 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Seconds for which a failed call is retried: short, because a person is waiting.
 _RETRY_FOR: Final = 1.0
+# The most rows that an option may ask for.
+MOST_ROWS: Final = 1_000_000_000
 
 _JSON: Final = find_codec("json")
 # Characters of an argument that an error repeats.
@@ -122,7 +124,7 @@ def limit_option(rows: int) -> Callable[[F], F]:
     """Add --limit of a listing whose table has so many rows without it."""
     return click.option(
         "--limit",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MOST_ROWS),
         metavar="N",
         help=f"List at most N; defaults to {rows}, or to all with --json.",
     )

@@ -16,6 +16,7 @@ WRONG_USE = {
     "an unknown command": (["sbumit"], "no command 'sbumit'. Did you mean 'submit'?"),
     "an unknown option": (["list", "--limt", "1"], "--limit"),
     "a missing argument": (["status"], "ID"),
+    "a limit that no machine counts to": (["list", "--limit", "9" * 30], "--limit"),
     "an argument that is not JSON": (["submit", "add", "x"], """'"x"'"""),
     "arguments by name that are not an object": (["submit", "add", "--kwargs", "[1]"], "not a JSON object"),
     "a number that JSON does not have": (["submit", "add", "NaN"], "NaN"),

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+from uuid import uuid4
+
 import pytest
 
+from flowfabric_worker.engine.engine import open_engine
 from tests.support.cli import cli, ok, submitted
+from tests.support.executions import raw_client, raw_key
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -36,6 +42,17 @@ def test_lanes_pauses_and_resumes_a_lane() -> None:
     assert "paused" in ok("lanes").out
     assert ok("lanes", "resume", "sums", "--json").document == {"lane": "sums", "changed": True}
     assert ok("lanes", "resume", "sums").out == "sums: was not paused.\n"
+
+
+def test_lanes_and_check_tell_of_damaged_counters(embedded_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"embedded://{embedded_directory}?prefix=t{uuid4().hex[:12]}"
+    monkeypatch.setenv("FLOWFABRIC_URL", url)
+    submitted("add", "--lane", "sums", "--force")
+    with contextlib.closing(open_engine(url)) as engine:
+        raw_client(engine).hset(raw_key(engine, 0, "lane:7:default4:sums"), "waiting", "many")
+
+    assert "counters damaged" in ok("lanes").out
+    assert "Its counters of what is waiting are damaged" in ok("check").out
 
 
 def test_lanes_refuses_to_pause_without_a_name() -> None:
