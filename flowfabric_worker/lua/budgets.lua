@@ -343,10 +343,11 @@ ff.register_single('stop_use', { 'allow-oom' }, function(ctx, args)
 end)
 
 -- pay: receive what another partition owes to a budget, to a quota or to an execution of this one.
--- Arguments: what it is, budget or quota, uuid or what the debt says, partition, see ff.owe; or 'open' for a budget if an execution
--- that was to go on did not wait, and 'pass' for a quota if the partition that was told had nothing to do, so that others may go on.
--- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go' and 'news', 'idle' if nothing waited; to 'check', 'gone' if the
--- holder has no slot. About a quota, then what this partition owes by that.
+-- Arguments: what it is, budget or quota, uuid or what the debt says, partition, see ff.owe; or 'open' for a budget if an
+-- execution that was to go on did not wait, and 'pass' for a quota if the partition that was told had nothing to do, so that
+-- others may go on.
+-- Replies: 'ok'; to 'ask', 'go' if the execution may go on; to 'go' and 'news', 'idle' if nothing waited; to 'check', 'gone' if
+-- the holder has no slot. About a quota, then what this partition owes by that.
 -- Errors: corruption of a quota.
 ff.register('pay', { 'allow-oom' }, function(ctx, args)
   local what, address, uuid = args[1], args[2], args[3]

@@ -234,15 +234,16 @@ local function wait(ctx, lanes, waiter, set, wait_ms, counted)
 end
 
 -- claim_many: claim what is ready, in the order of the lanes asked for.
--- Arguments: claim id, holder as pack{worker id, instance, topic, and what a quota of another partition admitted, if one was asked,
--- as ff.receive_admissions reads it}, pack{namespace, instance}, waiter or '', lease in ms, how long to wait in ms, limit, name of the set of classes to wait for, '1' if the server counts the subscribers of a
--- topic, then the lanes as ff.lanes_of reads them.
+-- Arguments: claim id, holder as pack{worker id, instance, topic} and, if a quota of another partition was asked, what it
+-- admitted, as ff.receive_admissions reads it; pack{namespace, instance}, waiter or '', lease in ms, how long to wait in ms,
+-- limit, name of the set of classes to wait for, '1' if the server counts the subscribers of a topic, then the lanes as
+-- ff.lanes_of reads them.
 -- Replies: now; next due moment, or false (unused when there are items); the lanes whose classes have to be read again
 -- (nothing is claimed from those and the lanes after them, and no waiter is registered); the items; '1' to call again at
 -- once because this call used its budget, or ''; 1 if the claim was answered before, else 0; 1 if others submit work, so that
--- calls should be short, else 0. Then, only as far as one of them is not empty: the executions that the claim itself ended and no
--- worker held: uuid, class, outcome, attempt, retries, tags, error, detail; the quota of another partition that the claim has to
--- ask before it can take more, for how many, how many are ready, and now; what the call owes to other partitions.
+-- calls should be short, else 0. Then, if one of them is not empty: the executions that the claim itself ended and no worker
+-- held: uuid, class, outcome, attempt, retries, tags, error, detail; the quota of another partition that the claim has to ask
+-- before it can take more, for how many, how many are ready, and now; what the call owes to other partitions.
 -- Errors: instance_of_other_worker.
 ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   local claim_id, holder, instance, waiter = args[1], args[2], args[3], args[4]

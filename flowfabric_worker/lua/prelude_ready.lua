@@ -121,8 +121,8 @@ function ff.is_spent(ctx)
   return ctx.work <= 0 and ctx.has_progressed
 end
 
--- Return whether a claim has to ask the partition of a quota before it can take the first entry of a source, and note for how many
--- executions it asks, and how many are ready.
+-- Return whether a claim has to ask the partition of a quota before it can take the first entry of a source, and note for how
+-- many executions it asks, and how many are ready.
 local function has_to_ask(ctx, source, sources, wanted)
   local name = ctx.asks and source.gates and ff.gate_to_ask(ctx, source.gates)
   if not name then
