@@ -24,6 +24,7 @@ from tests.support.dumps import Dump
 from tests.support.executions import BOOM, RETRYING, TASK, refused, request, upkeep_all
 from tests.support.flows import DIAMOND, Run, graph_of
 from tests.support.lossy_store import LosingStore
+from tests.support.stepped_store import Killed
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -256,7 +257,7 @@ class DyingStore(LosingStore):
 
     def call(self, function: str, *arguments: Any, **options: Any) -> Any:
         if function == "submit_flow" and int(arguments[1][7]) > 0:
-            raise ConnectionAbortedError
+            raise Killed
         return super().call(function, *arguments, **options)
 
 
@@ -264,7 +265,7 @@ def half_built(engine: Engine) -> FlowGraph:
     """Return a graph whose submission died after its first call."""
     store = DyingStore(engine.store)
     graph = graph_of(*((f"p{number}", "join") for number in range(150)), task=TASK)
-    with pytest.raises(ConnectionAbortedError):
+    with pytest.raises(Killed):
         Engine(lambda: (store, None), retry_for=0).submit_flow(graph)
     return graph
 
