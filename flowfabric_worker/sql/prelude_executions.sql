@@ -124,15 +124,22 @@ BEGIN
   RETURN fn.checked(c, execution, x, with_history, sound_class, sound_policy);
 END $$;
 
--- Lock and return the records of some executions, null for one that does not exist. Rows are locked in the order of their ids.
+-- Lock and return the records of some executions, null for one that does not exist. Rows are locked in the order of their ids. Their
+-- places are looked up and not joined, see fn.lock_held.
 CREATE FUNCTION fn.load_all(c fn.context, ids uuid[]) RETURNS db.executions[] LANGUAGE plpgsql AS $$
+DECLARE
+  records db.executions[] := array_fill(NULL::db.executions, ARRAY[cardinality(ids)]);
+  each record;
 BEGIN
-  RETURN CASE WHEN cardinality(ids) = 0 THEN '{}' ELSE ARRAY(
-    WITH locked AS MATERIALIZED (
-      SELECT e AS record FROM db.executions AS e WHERE p = c.p AND uuid = ANY (ids) ORDER BY uuid FOR UPDATE
-    )
-    SELECT record FROM unnest(ids) WITH ORDINALITY AS asked(id, nth) LEFT JOIN locked ON (record).uuid = id ORDER BY nth
-  ) END;
+  IF cardinality(ids) > 0 THEN
+    FOR each IN
+      SELECT array_position(ids, e.uuid) AS place, e AS record FROM db.executions AS e WHERE p = c.p AND uuid = ANY (ids)
+        ORDER BY uuid FOR UPDATE
+    LOOP
+      records[each.place] := each.record;
+    END LOOP;
+  END IF;
+  RETURN records;
 END $$;
 
 -- Check a record that was just read; see fn.damage_in.
