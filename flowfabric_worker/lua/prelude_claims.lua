@@ -84,8 +84,13 @@ function ff.keep_claimed(ctx, claims, claim_id, items, ttl)
   local packed = '36:' .. table.concat(uuids, '36:')
   local slot = next_slot(claims)
   local added = ff.pack({ claim_id, ff.pack({ slot }) })
+  local memory = claims.memory or ''
+  if #memory % #added ~= 0 then
+    -- It is damaged.
+    memory = ''
+  end
   -- Claims have ids of one length, so the oldest is dropped without a look at what the memory holds.
-  claims.memory = string.sub(claims.memory or '', -(ff.MAX_CALLS_REMEMBERED - 1) * #added) .. added
+  claims.memory = string.sub(memory, -(ff.MAX_CALLS_REMEMBERED - 1) * #added) .. added
   ff.keep_instance(ctx, claims, ttl, slot_field(claims, slot), packed)
 end
 
