@@ -45,34 +45,41 @@ class Admissions(BudgetDebts):
             if not wants:
                 break
             self.owing.add(partition)
+            home = self.home_of_address(wants[0][1:])
+            admission, owed = self._admission(partition, claim_id, home, *wants)
             try:
-                reply = send(self._admission(partition, claim_id, *wants))
+                reply = send(admission)
             except TransportError:
                 # It is unknown what the call took.
                 raise
             except EngineError:
                 self.pay_now(partition)
                 raise
+            if owed:
+                self.pay_all_now(home, owed)
         return reply
 
-    def _admission(self, partition: int, claim_id: str, gate: bytes, *counts: bytes) -> bytes:
-        """Return what a quota of another partition admits to a claim, or nothing if the quota was deleted."""
+    def _admission(
+        self, partition: int, claim_id: str, home: int, gate: bytes, *counts: bytes
+    ) -> tuple[bytes, Sequence[bytes]]:
+        """Return what a quota of another partition admits to a claim, and what that partition owes by it.
+
+        Nothing is admitted by a quota that was deleted.
+        """
         quota, (wanted, ready, now) = gate[1:], counts
         try:
-            home = self.home_of_address(quota)
             about: list[Argument] = [quota, claim_id, str(partition), wanted, ready]
             _, granted, usable_for, lapses, news, owed = self.call_elsewhere(Call("admit_claim", home, about))
-            self.pay_all_now(home, owed)
-            return _packed(gate, granted, int(now) + int(usable_for), lapses, news)
+            return _packed(gate, granted, int(now) + int(usable_for), lapses, news), owed
         except NotFoundError:
             # It was deleted while work that names it was created, which is not limited then, as beside its quota.
             with contextlib.suppress(EngineError):
                 self.call("disuse_quota", partition, [quota, "1"])
-            return b""
+            return b"", ()
         except EngineError:
             # Other work goes on meanwhile.
             news = pack(("", "", str(_ASK_AGAIN_MS), "", "0"))
-            return _packed(gate, b"0", 0, b"0", news)
+            return _packed(gate, b"0", 0, b"0", news), ()
 
 
 def _packed(gate: bytes, count: bytes, usable_until: int, lapses: bytes, news: bytes) -> bytes:
