@@ -168,16 +168,23 @@ function ff.stored_moment(value)
   return value and #value <= 15 and string.find(value, '^%d+$') and tonumber(value) or nil
 end
 
--- The moment that was read last, since most records of a call have the same.
-local last_text, last_moment
+-- Return a function that remembers what it returned last. Values that follow each other are often equal: the executions of
+-- one claim have the same lease, and those of one submission the same place.
+function ff.remembering(read)
+  local last, result
+  return function(value)
+    if value ~= last then
+      result = read(value)
+      last = value
+    end
+    return result
+  end
+end
 
 -- Return the moment that a field holds.
-function ff.moment_in(text)
-  if text ~= last_text then
-    last_text, last_moment = text, tonumber(text)
-  end
-  return last_moment
-end
+ff.moment_in = ff.remembering(function(text)
+  return tonumber(text)
+end)
 
 -- Return a stored number, or nil if the field is absent, empty or damaged.
 function ff.number(value)
@@ -275,12 +282,21 @@ function ff.each_noted(ctx, name)
   return next, ff.take_noted(ctx, name) or NOTHING
 end
 
+-- What a call reads at its beginning, which is often what the call before it read.
+local latest_in, feed_age_in, shared_in, text_of_now =
+  ff.remembering(ff.stored_moment), ff.remembering(ff.stored_moment), ff.remembering(ff.stored_moment),
+  ff.remembering(ff.text)
+local address_in = ff.remembering(function(base)
+  local prefix, partition = string.match(base, '^(.*):{fp:(%d+)}$')
+  return { partition = partition, channel = prefix .. ':topic:' }
+end)
+
 -- Return the context of one call: its clock, its work budget, and what it notes until ff.flush.
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
   local meta = call('HMGET', base .. ':meta', 'clock', 'feed_last', 'watcher', 'feed_age', 'shared')
-  local now, latest = ff.number(meta[1]), ff.stored_moment(meta[2]) or 0
+  local now, latest = ff.number(meta[1]), latest_in(meta[2]) or 0
   if not now then
     local time = call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -290,20 +306,20 @@ function ff.begin(keys)
     end
     meta.is_real = true
   end
-  local prefix, partition = string.match(base, '^(.*):{fp:(%d+)}$')
+  local address = address_in(base)
   return setmetatable({
     base = base,
     now = now,
-    now_text = ff.text(now),
+    now_text = text_of_now(now),
     is_real_time = meta.is_real,
     -- Ids of the feed never go back, even if the clock does.
     feed_now = math.max(now, latest),
-    partition = partition,
-    channel = prefix .. ':topic:',
+    partition = address.partition,
+    channel = address.channel,
     watcher = meta[3],
-    feed_age = ff.stored_moment(meta[4]) or ff.DAY,
+    feed_age = feed_age_in(meta[4]) or ff.DAY,
     last_end = latest,
-    shared = ff.stored_moment(meta[5]) or 0,
+    shared = shared_in(meta[5]) or 0,
     work = ff.MAX_WORK,
     ended = 0,
     removals = 0,

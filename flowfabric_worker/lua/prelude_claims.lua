@@ -1,20 +1,14 @@
 -- The last claims of each worker instance, kept to answer repeated claims.
 
--- The holder that was read last. A worker gives the same one with nearly every claim.
-local last_text, last_holder
-
 -- Return what a holder says, pack{worker id, instance, topic, what a quota of another partition admitted}: the worker id, the
 -- topic or '', what was admitted or '', and how records store the holder.
-function ff.holder_in(text)
-  if text ~= last_text then
-    local parts = ff.unpack(text)
-    local worker = parts[1] or ''
-    last_text, last_holder = text, {
-      worker = worker, topic = parts[3] or '', admitted = parts[4] or '', packed = ff.pack({ worker, parts[2] or '' }),
-    }
-  end
-  return last_holder
-end
+ff.holder_in = ff.remembering(function(text)
+  local parts = ff.unpack(text)
+  local worker = parts[1] or ''
+  return {
+    worker = worker, topic = parts[3] or '', admitted = parts[4] or '', packed = ff.pack({ worker, parts[2] or '' }),
+  }
+end)
 
 -- Read a memory of a worker instance, for a worker id.
 local function read_memory(ctx, field, worker)

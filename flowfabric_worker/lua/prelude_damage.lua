@@ -54,29 +54,14 @@ local function is_marked(value)
   return value == '' or string.byte(value) == 61 -- '='
 end
 
--- Return a check that remembers the value that it passed last. The executions of one claim have the same lease, and those of
--- one submission the same place, so most values equal the one before.
-local function remembering(check)
-  local passed
-  return function(value)
-    if value ~= passed then
-      if not check(value) then
-        return false
-      end
-      passed = value
-    end
-    return true
-  end
-end
-
 local CORE_CHECKS = {
-  priority = remembering(is_whole), place = remembering(is_whole), fence = remembering(is_fence),
-  expires = remembering(is_whole), attempt = remembering(is_attempt),
+  priority = ff.remembering(is_whole), place = ff.remembering(is_whole), fence = ff.remembering(is_fence),
+  expires = ff.remembering(is_whole), attempt = ff.remembering(is_attempt),
 }
 
 -- The check of each field, if the field is present.
 local CHECKS = {
-  created = remembering(is_whole), deadline = is_number, delay_until = is_number, dedup_until = is_number,
+  created = ff.remembering(is_whole), deadline = is_number, delay_until = is_number, dedup_until = is_number,
   reserved_until = is_number, retry_count = is_whole, reclaim_count = is_whole, replay_count = is_whole,
   steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
