@@ -256,6 +256,7 @@ DECLARE
   items bytea[] := '{}';
   ids uuid[] := '{}';
   plain uuid[] := '{}';
+  before uuid[];
   nth int;
   gates fn.gate[] := '{}';
   passing fn.passing;
@@ -279,14 +280,19 @@ BEGIN
     IF clock_timestamp() - began > fn.a_long_search() THEN
       PERFORM fn.keep_bounds(c, page.ids, is_bounded);
     END IF;
-    last := page.last; goes_on := last IS NOT NULL; nth := 0;
+    last := page.last; goes_on := last IS NOT NULL; nth := 0; before := ids;
     FOR i IN 1 .. cardinality(page.ids) LOOP
+      IF page.items[i] IS NULL THEN
+        nth := nth + 1;
+      END IF;
+      -- Another call may have changed its place before it was locked, so that it is behind the earlier page as well.
+      CONTINUE WHEN page.ids[i] = ANY (before);
       IF page.items[i] IS NOT NULL THEN
         c.work := c.work - 2 - page.sizes[i];
         plain := plain || page.ids[i]; ids := ids || page.ids[i]; items := items || page.items[i];
         c.has_progressed := true;
       ELSE
-        nth := nth + 1; x := (page.records)[nth];
+        x := (page.records)[nth];
         CONTINUE WHEN x.gated AND x.class_id <> ALL (classes);
         IF x.class_id IS DISTINCT FROM of_class.id THEN
           SELECT * INTO of_class FROM db.classes WHERE id = x.class_id;

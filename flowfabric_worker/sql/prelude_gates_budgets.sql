@@ -39,12 +39,12 @@ CREATE FUNCTION fn.knows_budget(c fn.context, address bytea) RETURNS boolean LAN
 $$;
 
 -- Return what explain_execution tells of a full budget: its gate, the dimension, what is used or reserved of it, the hard limit,
--- and when it is reset or ''; its gate alone if the budget is in another partition.
+-- and when it is reset or ''; its gate alone if the budget is in another partition, or has got space since its gate was read.
 CREATE FUNCTION fn.explain_budget(c fn.context, of_name bytea) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
   b fn.budget := fn.load_budget(c, fn.budget_of_gate(of_name), true);
 BEGIN
-  IF b.failure IS NOT NULL THEN
+  IF b.failure IS NOT NULL OR fn.full_dimension(b) IS NULL THEN
     RETURN fn.answer(of_name);
   END IF;
   RETURN fn.answer(VARIADIC of_name || fn.full_dimension(b) || b.parts[5]);

@@ -19,6 +19,7 @@ from flowfabric_worker.engine.types.admin import CancelExecutionArgs, ChangePrio
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass
+from flowfabric_worker.engine.types.states import PublicState
 from tests.support.executions import (
     BOOM,
     LANE,
@@ -27,6 +28,7 @@ from tests.support.executions import (
     created,
     creation,
     depths,
+    queue,
     refused,
     request,
 )
@@ -230,6 +232,34 @@ def test_work_that_is_submitted_and_claimed_at_once_is_claimed_once(engine: Engi
     done.set()
     assert sorted(taken) == sorted(submitted)
     assert {state.value: count for state, count in depths(engine, LANE).items()} == {"completed": 100}
+
+
+# The heads of classes are picked by one statement and locked by the next.
+PAUSE_BEFORE_LOCKS = """
+ALTER FUNCTION fn.lock_ready RENAME TO lock_ready_at_once;
+CREATE FUNCTION fn.lock_ready(c fn.context, page fn.page, heads uuid[], lease fn.lease) RETURNS fn.page
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_catalog.pg_sleep(0.3);
+  RETURN fn.lock_ready_at_once(c, page, heads, lease);
+END $$;
+"""
+
+
+def test_work_whose_place_changes_under_a_claim_is_claimed_once(postgres: PostgresServer, engine: Engine) -> None:
+    _, moved = queue(engine, 1), queue(engine, 1, priority=9000)[0]
+    with postgres.session() as session:
+        session.execute(PAUSE_BEFORE_LOCKS.replace("fn.", f'"{functions_of(engine)}".'))  # type: ignore[arg-type]
+    claims: list[list[Claimed]] = []
+    claim = threading.Thread(target=lambda: claims.append(engine.claim_many(request(limit=9))))
+
+    claim.start()
+    time.sleep(0.1)
+    engine.change_priority(ChangePriorityArgs(execution_id=moved, priority=0))
+    claim.join(20)
+
+    assert sorted(each.execution_id for each in claims[0]) == sorted({each.execution_id for each in claims[0]})
+    assert depths(engine, LANE) == {PublicState.ACTIVE: 2}
 
 
 def test_a_waiting_claim_gets_work_whatever_else_calls_do_with_it(engine: Engine) -> None:
