@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -17,7 +16,7 @@ from tests.conftest import Clock
 from tests.support.budgets import TEAM, budget, spend, tokens, used
 from tests.support.dumps import Dump
 from tests.support.executions import LANE, claim_one, claimed_ids, created, creation, ids_in, running, upkeep_all
-from tests.support.stepped_store import Killed, stepped
+from tests.support.stepped_store import killed_after
 
 pytestmark = pytest.mark.usefixtures("clock")
 MINUTE = timedelta(minutes=1)
@@ -31,22 +30,6 @@ def holding(engine: Engine, **changes: object) -> Claimed:
     home, _ = engine._budget(TEAM)
     (minted,) = ids_in(engine, (home + 1) % engine.partitions, 1)
     return running(engine, execution_id=minted, lane=LANE, lease=LONG, **changes)
-
-
-def killed_after(engine: Engine, steps: int, act: Callable[[Engine], object]) -> None:
-    """Let another process make some calls of `act` and die, if it makes so many."""
-    tried, store = stepped(engine)
-
-    def kill() -> None:
-        raise Killed
-
-    store.after(steps, kill)
-    try:
-        act(tried)
-    except Killed:
-        assert len(store.sent) == steps
-    else:
-        assert len(store.sent) < steps
 
 
 @pytest.mark.parametrize("steps", range(1, MOST_STEPS))

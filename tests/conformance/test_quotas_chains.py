@@ -18,7 +18,7 @@ from tests.conftest import Clock
 from tests.support.dumps import Dump
 from tests.support.executions import LANE, claim_one, claimed_ids, request, upkeep_all
 from tests.support.quotas import QUOTA, admitted, check, limited, placed, queued, running_now, status
-from tests.support.stepped_store import Killed, stepped
+from tests.support.stepped_store import killed_after, stepped
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -31,22 +31,6 @@ MOST_STEPS = 18
 def _elsewhere() -> Iterator[None]:
     with placed("elsewhere"):
         yield
-
-
-def killed_after(engine: Engine, steps: int, act: Callable[[Engine], object]) -> None:
-    """Let another process make some calls of `act` and die, if it makes so many."""
-    tried, store = stepped(engine)
-
-    def kill() -> None:
-        raise Killed
-
-    store.after(steps, kill)
-    try:
-        act(tried)
-    except Killed:
-        assert len(store.sent) == steps
-    else:
-        assert len(store.sent) < steps
 
 
 def settled(dump: Dump) -> bool:

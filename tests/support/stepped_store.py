@@ -63,3 +63,15 @@ def stepped(engine: Engine) -> tuple[Engine, SteppedStore]:
 def kill() -> None:
     """End the caller, as SIGKILL would."""
     raise Killed
+
+
+def killed_after(engine: Engine, steps: int, act: Callable[[Engine], object]) -> None:
+    """Let another process make some calls of `act` and die, if it makes so many."""
+    tried, store = stepped(engine)
+    store.after(steps, kill)
+    try:
+        act(tried)
+    except Killed:
+        assert len(store.sent) == steps
+    else:
+        assert len(store.sent) < steps

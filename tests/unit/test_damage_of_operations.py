@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -15,6 +13,7 @@ from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores.base import Store
 from flowfabric_worker.engine.types.attempts import Completion
+from tests.support.engines import empty_engine
 from tests.support.executions import LANE, creation, raw_client, raw_key, request
 from tests.support.operations import OPERATIONS, START
 
@@ -53,16 +52,6 @@ def store() -> Iterator[Store]:
     engine.prepare(testing=True)
     yield engine.store
     engine.close()
-
-
-def prepared(store: Store) -> Engine:
-    """Return an engine on an empty store beside another one."""
-    beside: Any = copy.copy(store)
-    beside.prefix = f"d{uuid4().hex[:12]}"
-    engine = Engine(lambda: (beside, 1), retry_for=0)
-    engine.prepare(testing=True)
-    engine.set_clock(START)
-    return engine
 
 
 class Damage:
@@ -167,7 +156,7 @@ def go_on(engine: Engine) -> None:
 def test_damage_before_an_operation_is_told_and_stops_no_other_work(store: Store, case: str) -> None:
     draw = random.Random(case)
     for _ in range(TRIALS):
-        engine = prepared(store)
+        engine = empty_engine(store)
         act = OPERATIONS[case](engine)
         keys = keys_of(engine)
         if keys:
@@ -180,7 +169,7 @@ def test_damage_before_an_operation_is_told_and_stops_no_other_work(store: Store
 def test_damage_that_was_met_once_is_told(
     store: Store, case: str, beginning: str, field: bytes | None, value: bytes | None
 ) -> None:
-    engine = prepared(store)
+    engine = empty_engine(store)
     act = OPERATIONS[case](engine)
     for key in keys_of(engine, beginning):
         damage = Damage(engine, key)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -13,7 +11,8 @@ from flowfabric_worker.engine.backend import EngineBackend
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores.base import Store
-from tests.support.operations import OPERATIONS, START
+from tests.support.engines import empty_engine
+from tests.support.operations import OPERATIONS
 
 SET_UP = ("erase", "prepare", "prune_libraries", "close")
 CASES = {case.partition(":")[0]: case for case in reversed(OPERATIONS) if case.partition(":")[0] not in SET_UP}
@@ -67,16 +66,6 @@ def store() -> Iterator[Store]:
     engine.close()
 
 
-def prepared(store: Store) -> Engine:
-    """Return an engine on an empty store beside another one."""
-    beside: Any = copy.copy(store)
-    beside.prefix = f"h{uuid4().hex[:12]}"
-    engine = Engine(lambda: (beside, 1), retry_for=0)
-    engine.prepare(testing=True)
-    engine.set_clock(START)
-    return engine
-
-
 def recorded(engine: Engine, case: str) -> tuple[list[Any], dict[str, Any]]:
     """Return the arguments that a case of an operation passes first."""
     act, calls = OPERATIONS[case](engine), []
@@ -94,8 +83,8 @@ def recorded(engine: Engine, case: str) -> tuple[list[Any], dict[str, Any]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_hostile_objects_are_refused_with_a_typed_error(store: Store, name: str) -> None:
-    args, kwargs = recorded(prepared(store), CASES[name])
-    engine = prepared(store)
+    args, kwargs = recorded(empty_engine(store), CASES[name])
+    engine = empty_engine(store)
     for place in [*range(len(args)), *kwargs]:
         for kind, make in HOSTILE.items():
             given: Any = [list(args), dict(kwargs)]
