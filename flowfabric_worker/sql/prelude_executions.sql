@@ -255,6 +255,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
   ids uuid[] := '{}';
   is_ready boolean := false;
+  moves boolean := false;
   was db.executions;
   x db.executions;
   passing fn.passing;
@@ -283,6 +284,7 @@ BEGIN
       c := fn.follow(c, was, x);
     END IF;
     is_ready := is_ready OR x.ready IS NOT NULL;
+    moves := moves OR was.state IS DISTINCT FROM x.state OR was.class_id IS DISTINCT FROM x.class_id;
     afters[i] := x; ids := ids || x.uuid;
   END LOOP;
   UPDATE db.executions AS e SET (
@@ -304,7 +306,9 @@ BEGIN
   IF is_ready THEN
     PERFORM fn.drop_bounds(c, afters);
   END IF;
-  PERFORM fn.count(c, befores, afters);
+  IF moves THEN
+    PERFORM fn.count(c, befores, afters);
+  END IF;
   IF cardinality(left_gates) > 0 THEN
     c := fn.give_back(c, left_gates);
   END IF;
