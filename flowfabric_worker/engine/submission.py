@@ -48,6 +48,9 @@ from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pa
 # How many quota policies, and how many budgets, an engine remembers to exist.
 _MOST_QUOTAS = 4096
 
+# The codes of a class that names a gate which its partition does not know.
+_UNKNOWN_GATES = frozenset({"budget_not_found", "quota_policy_not_found"})
+
 
 class Submission(BudgetDebts):
     """The operations of the area submission."""
@@ -60,15 +63,34 @@ class Submission(BudgetDebts):
         self.known_budgets: set[tuple[int, bytes]] = set()
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
-        partition, item = self._item(args)
-        result = self._result(args, partition, str(item[0]), self.call_item("create_executions", partition, item))
+        (result,) = self._asked_again([args], [self._created(args)])
         if isinstance(result, EngineError):
             raise result
         return result
 
+    def _created(self, args: CreateExecutionArgs) -> CreateExecutionResult | EngineError:
+        partition, item = self._item(args)
+        return self._result(args, partition, str(item[0]), self.call_item("create_executions", partition, item))
+
+    def _asked_again(
+        self, args: Sequence[CreateExecutionArgs], results: Sequence[CreateExecutionResult | EngineError]
+    ) -> list[CreateExecutionResult | EngineError]:
+        """Repeat the creations that a partition refused because it does not know a gate, and return all results.
+
+        Another process may have deleted the gate and created it again since this engine asked for it.
+        """
+        again = list(results)
+        for place, (each, result) in enumerate(zip(args, results, strict=True)):
+            if isinstance(result, EngineError) and result.code in _UNKNOWN_GATES:
+                try:
+                    again[place] = self._created(each)
+                except EngineError as error:
+                    again[place] = error
+        return again
+
     def create_executions(self, args: Sequence[CreateExecutionArgs]) -> list[CreateExecutionResult | EngineError]:
         batch = self._batch(args)
-        return self._results(batch, finish(batch.steps))
+        return self._asked_again(args, self._results(batch, finish(batch.steps)))
 
     def create_in_batches(
         self, args: Iterable[CreateExecutionArgs]
@@ -95,7 +117,7 @@ class Submission(BudgetDebts):
             # Send nothing else after a refusal, because the caller may end here.
             if following is not None and not any(isinstance(reply, EngineError) for reply in replies):
                 following.send()
-            yield self._results(batch, replies)
+            yield self._asked_again(batch.args, self._results(batch, replies))
             if problem is not None:
                 raise problem
             batch = following
@@ -250,7 +272,7 @@ class Submission(BudgetDebts):
 
     def forget_unknown(self, error: EngineError) -> None:
         """Ask for every gate again the next time if a gate is unknown, because another process deleted it."""
-        if error.code in ("budget_not_found", "quota_policy_not_found"):
+        if error.code in _UNKNOWN_GATES:
             self.known_budgets.clear()
             self.known_quotas.clear()
 

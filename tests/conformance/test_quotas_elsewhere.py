@@ -29,6 +29,7 @@ from tests.support.executions import (
     refused,
     request,
     running,
+    tenant,
 )
 from tests.support.quotas import QUOTA, UNDER_QUOTA, away, limited, placed, queued, running_now, states, status
 from tests.support.servers import wait_until
@@ -340,3 +341,21 @@ def test_another_way_to_hold_slots_is_heard_elsewhere(engine: Engine, clock: Clo
     assert running_now(engine) == 1
     assert claimed_ids(engine) == []
     assert states(engine, [first, second]) == [PublicState.DELAYED, PublicState.RATE_LIMITED]
+
+
+def test_a_quota_that_another_process_created_again_is_found(engine: Engine, clock: Clock) -> None:
+    del clock
+    limited(engine, max_concurrent=1)
+    other = tenant(engine, "default")
+    for create in (engine.create_execution, lambda args: engine.create_executions([args])[0]):
+        (first,) = ids_in(engine, away(engine), 1)
+        created(engine, policy=UNDER_QUOTA, execution_id=first)
+        other.complete(claim_one(other).handle, None)
+        other.delete_quota_policy(QUOTA)
+        limited(other, max_concurrent=1)
+
+        (second,) = ids_in(engine, away(engine), 1)
+        result = create(creation(policy=UNDER_QUOTA, execution_id=second))
+        assert getattr(result, "execution_id", result) == second
+        other.complete(claim_one(other).handle, None)
+    assert running_now(engine) == 0
