@@ -13,6 +13,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 E = TypeVar("E", bound=type[EngineBackend])
 
+# Errors that say nothing of an argument. An outcome that meets one must not be dropped, as it is for a ValidationError.
+_OF_THE_PROCESS = (FlowFabricError, MemoryError, OSError, AssertionError)
+
 
 def refuses_unusable_arguments(engine: E) -> E:
     """Make each operation of an engine raise a `ValidationError` for an argument on which Python code fails.
@@ -34,9 +37,12 @@ def guarded(name: str, function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except (FlowFabricError, MemoryError):
+        except _OF_THE_PROCESS:
             raise
         except Exception as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+                # Such as a thread that cannot be started; the same call may succeed later.
+                raise
             # The error's text may show the argument, which may be a payload.
             raise ValidationError(
                 "invalid_input", f"{name} cannot use one of its arguments: it raised {type(error).__name__}."

@@ -105,3 +105,15 @@ def test_every_operation_is_guarded() -> None:
 
     unguarded = {name for name in own if not hasattr(getattr(Engine, name), "__wrapped__")}
     assert {name for name in unguarded if not name.startswith("_")} == set()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError("no more files")])
+def test_an_error_of_the_process_is_no_refusal(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    engine = empty_engine(store)
+
+    def call(*_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(engine.store, "call", call)
+    with pytest.raises(type(error)):
+        engine.run_upkeep()
