@@ -43,6 +43,17 @@ def test_counters_beyond_what_the_server_counts_are_damage(
     engine.complete(claim_one(engine).handle)
 
 
+def test_an_execution_that_has_lost_its_class_is_damage(postgres: PostgresServer, engine: Engine, schema: str) -> None:
+    damaged = running(engine, lane="a")
+    damage(postgres, schema, "executions SET class_id = NULL")
+
+    with refused("corruption"):
+        engine.complete(damaged.handle)
+
+    created(engine, lane="b")
+    engine.complete(claim_one(engine, "b").handle)
+
+
 def test_a_secret_whose_name_is_damaged_is_passed_over(postgres: PostgresServer, engine: Engine, schema: str) -> None:
     claimed = running(engine)
     damage(postgres, schema, r"secrets SET kid = kid || '\xff'::bytea")

@@ -21,8 +21,8 @@ _FULL = frozenset({"53100"})
 _NOT_LET_IN = frozenset({"28000", "28P01"})
 _REFUSED = frozenset({"42501"})
 _TOO_LONG = frozenset({"57014"})
-# The classes of errors for data that an expression cannot take.
-_DATA = ("21", "22")
+# The classes of errors for data that an expression cannot take, and the code for a null where none may be.
+_DATA = ("21", "22", "23502")
 
 
 def is_missing_function(error: object) -> bool:
