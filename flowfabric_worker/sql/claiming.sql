@@ -95,6 +95,7 @@ BEGIN
   IF before IS NULL THEN
     was_due := fn.is_anything_due(c);
     IF was_due THEN
+      PERFORM fn.lock_quotas_of(fn.lanes_of(c, args, 10));
       b := fn.run_due(c, greatest(32, 2 * most), 0.5);
       b := fn.run_removals(b.c, c.now, fn.allowed(b.c, 32, 3, 0.25));
       c := b.c;
@@ -253,6 +254,7 @@ BEGIN
   IF failure IS NOT NULL OR before IS NOT NULL THEN
     RETURN coalesce(failure, fn.answer(VARIADIC before));
   END IF;
+  PERFORM fn.lock_quotas_of(fn.lanes_of(c, args, 5));
   b := fn.run_due(c, 32, 0.5);
   c := b.c;
   lane := (fn.lanes_of(c, args, 5))[1];

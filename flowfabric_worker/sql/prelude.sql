@@ -4,8 +4,9 @@
 -- of a partition and an array of bytes, as in Lua. Its reply is a nested list of bytes and numbers, encoded as Valkey
 -- encodes it (RESP2), so one decoder serves all stores.
 --
--- Rows are locked in this order by every function: flows, see prelude_flows.sql; executions, in the order of their ids; then the registries of classes
--- and lanes; then the partition's row; then the advisory lock of the waiters. Claims and upkeep skip locked rows.
+-- Rows are locked in this order by every function: flows, see prelude_flows.sql; executions, in the order of their ids; quotas, in the
+-- order of their names; budgets; the registries of classes and lanes; due entries; the partition's row; the advisory lock of the waiters.
+-- Claims and upkeep skip locked rows. A claim locks its quotas first; upkeep handles an entry of a budget only if it gets that at once.
 
 -- Constants ---------------------------------------------------------------------------------------------------------
 
@@ -140,7 +141,6 @@ CREATE TYPE fn.context AS (
   first_due bigint, first_count int,  -- the first due moment that was noted, and how many entries have it
   passed int, is_cut_short boolean, has_progressed boolean,
   collects boolean, ends bytea[],     -- whether ended executions are collected, and the rows of those
-  handled_entries bytea[],
   flows uuid[],                       -- the flows that the call holds
   jobs text[], places bytea[],        -- what is caused to members of flows, and from which place on
   settles uuid[]                      -- the flows that may have ended
@@ -228,7 +228,7 @@ BEGIN
     coalesce(clock, CASE WHEN latest > real.ms AND latest - real.ms <= 60000 THEN latest ELSE real.ms END),
     clock IS NULL, coalesce(feed_age, fn.a_day()), 300::double precision, 0, 0, '{}'::int[], '{}'::int[],
     '{}'::bytea[], false, false,
-    NULL::bigint, 0, 0, false, false, false, '{}'::bytea[], '{}'::bytea[], '{}'::uuid[], '{}'::text[], '{}'::bytea[], '{}'::uuid[]
+    NULL::bigint, 0, 0, false, false, false, '{}'::bytea[], '{}'::uuid[], '{}'::text[], '{}'::bytea[], '{}'::uuid[]
     INTO c FROM (SELECT trunc(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS ms) AS real
     LEFT JOIN db.partitions ON p = partition;
   RETURN c;

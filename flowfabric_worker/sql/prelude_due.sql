@@ -90,12 +90,23 @@ BEGIN
   RETURN c;
 END $$;
 
--- Handle an entry of something other than an execution. A damaged one is postponed, as one that only a newer release knows is.
+-- Handle an entry of something other than an execution. A damaged one is postponed, as one that only a newer release knows is; so
+-- is, for a moment, one of a budget that another call holds, because that call may wait for the entry.
 CREATE FUNCTION fn.handle_entry(c fn.context, entry db.entries) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  pause bigint;
 BEGIN
-  RETURN fn.perform(c, entry);
-EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
-  UPDATE db.entries SET due = c.now + fn.postponed()
+  BEGIN
+    IF entry.kind IN ('b', 'h', 'u') THEN
+      PERFORM FROM db.budgets WHERE p = c.p AND budget = CASE entry.kind WHEN 'h' THEN fn.unpack_first(entry.member) ELSE entry.member END
+        FOR UPDATE NOWAIT;
+    END IF;
+    RETURN fn.perform(c, entry);
+  EXCEPTION
+    WHEN lock_not_available THEN pause := 50;
+    WHEN data_exception OR integrity_constraint_violation THEN pause := fn.postponed();
+  END;
+  UPDATE db.entries SET due = c.now + pause
     WHERE p = c.p AND due_in = entry.due_in AND kind = entry.kind AND member = entry.member;
   RETURN c;
 END $$;

@@ -158,6 +158,30 @@ END $$;
 
 -- Admitting ---------------------------------------------------------------------------------------------------------
 
+-- Lock the quotas of some classes in the order of their names; return the names of all their gates.
+CREATE FUNCTION fn.lock_quotas(classes int[]) RETURNS bytea[] LANGUAGE plpgsql AS $$
+DECLARE
+  names bytea[] := ARRAY(
+    SELECT DISTINCT name FROM db.classes AS k, unnest(k.gates) AS name WHERE k.id = ANY (classes) ORDER BY name
+  );
+  of_name bytea;
+BEGIN
+  FOREACH of_name IN ARRAY names LOOP
+    PERFORM FROM db.quotas WHERE quota = substring(of_name FROM 2) FOR UPDATE;
+  END LOOP;
+  RETURN names;
+END $$;
+
+-- Lock the quotas of lanes before anything else is locked, because a call that holds a quota may wait for due entries.
+CREATE FUNCTION fn.lock_quotas_of(lanes fn.lane[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  gated int[] := ARRAY(SELECT unnest(classes) FROM unnest(lanes) AS lane WHERE lane.gated);
+BEGIN
+  IF cardinality(gated) > 0 THEN
+    PERFORM fn.lock_quotas(gated);
+  END IF;
+END $$;
+
 -- Lock and return the gates of some classes. The call may have waited for them, so its clock is read again: who gets a gate later
 -- begins later.
 CREATE FUNCTION fn.lock_gates(c fn.context, classes int[]) RETURNS fn.passing LANGUAGE plpgsql AS $$
@@ -167,12 +191,7 @@ DECLARE
   gate fn.gate;
   of_name bytea;
 BEGIN
-  names := ARRAY(
-    SELECT DISTINCT name FROM db.classes AS k, unnest(k.gates) AS name WHERE k.id = ANY (classes) ORDER BY name
-  );
-  FOREACH of_name IN ARRAY names LOOP
-    PERFORM FROM db.quotas WHERE quota = substring(of_name FROM 2) FOR UPDATE;
-  END LOOP;
+  names := fn.lock_quotas(classes);
   IF c.is_real THEN
     c.now := greatest(c.now, trunc(extract(epoch FROM clock_timestamp()) * 1000));
   END IF;
