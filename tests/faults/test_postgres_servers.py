@@ -171,7 +171,7 @@ def _suppressed(call: Any) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "code"),
-    [("-c lock_timeout=100ms", "store_busy"), ("-c statement_timeout=100ms", "store_timeout")],
+    [("-c lock_timeout=500ms", "store_busy"), ("-c statement_timeout=500ms", "store_timeout")],
     ids=["lock", "statement"],
 )
 def test_the_server_ends_a_call_that_waits_too_long(

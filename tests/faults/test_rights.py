@@ -16,7 +16,7 @@ from tests.support.servers import ValkeyServer
 
 PASSWORD = "hunter2"
 RIGHTS = "+fcall +fcall_ro +function|load +function|list +publish +subscribe +info +ping +@hash +@sortedset +@stream"
-RIGHTS_TO_KEYS = "+get +set +del +unlink +exists +time"
+RIGHTS_TO_KEYS = "+get +set +del +unlink +exists +type +time"
 PREPARE: Callable[[Engine], Any] = Engine.prepare
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.stores.base import Argument
-from flowfabric_worker.engine.stores.library import lua_files
+from flowfabric_worker.engine.stores.library import joined, lua_files
 from tests.support.executions import raw_client, raw_key
 
 Probe: TypeAlias = Callable[..., Any]
@@ -59,7 +59,7 @@ def probe(engine: Engine) -> Iterator[Probe]:
         yield _probe_postgres(engine)
         return
     client = raw_client(engine)
-    prelude = "".join(text for name, text in lua_files() if name.startswith("prelude"))
+    prelude = joined((name, text) for name, text in lua_files() if name.startswith("prelude"))
     client.function_load(f"#!lua name=probe\n{(prelude + _PROBES).replace('@NAMES@', 'probe_')}", replace=True)
 
     def call(function: str, *arguments: Argument) -> Any:

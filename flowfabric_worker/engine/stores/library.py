@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Iterable
 
 import attrs
 
@@ -48,6 +49,14 @@ def lua_files() -> list[tuple[str, str]]:
     return [(name, (folder / name).read_text("utf-8")) for name in names]
 
 
+def joined(files: Iterable[tuple[str, str]]) -> str:
+    """Return Lua files as one text: each is a block but the first, whose names the others use.
+
+    Without blocks they would have more local names than the 200 that Lua allows.
+    """
+    return "".join(text if name == "prelude.lua" else f"\ndo\n{text}end\n" for name, text in files)
+
+
 def is_ours(name: str) -> bool:
     """Return True if a library belongs to any release of this package."""
     return _OURS.fullmatch(name) is not None
@@ -56,8 +65,7 @@ def is_ours(name: str) -> bool:
 @functools.cache
 def library() -> Library:
     """Return the library of this release, whose files are read only once."""
-    # Make each file a block but the first, whose names the others use, because Lua allows only 200 local names in one.
-    body = "".join(text if name == "prelude.lua" else f"\ndo\n{text}end\n" for name, text in lua_files())
+    body = joined(lua_files())
     name = f"ff{CONTRACT_MAJOR}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
     commands = {called or chunked for called, chunked in _COMMAND.findall(body)}
     return Library(name, f"#!lua name={name}\n{body.replace(_NAMES, name + '_')}", tuple(sorted(commands)))
