@@ -28,6 +28,7 @@ from tests.support.executions import (
     raw_client,
     raw_key,
     refused,
+    request,
     tenant,
 )
 from tests.support.suspensions import signal, suspended
@@ -323,6 +324,8 @@ def test_an_execution_that_was_set_aside_is_shown_whatever_is_asked_for(engine: 
     ids = created_many(engine, 3)
     damage(engine, ids[1], "class", b"what is this?")
     first, last = claim_one(engine), claim_one(engine)
+    # Only a claim that finds no other work has looked in each partition.
+    assert engine.claim_many(request()) == []
 
     assert sorted((first.execution_id, last.execution_id)) == [ids[0], ids[2]]
     assert ids_of(paged(engine, 1, filter=ExecutionFilter(lane="elsewhere"))) == [ids[1]]

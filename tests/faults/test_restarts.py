@@ -16,7 +16,8 @@ from tests.support.servers import PATIENCE, ValkeyServer, running, wait_until
 from tests.support.site import Site, opened_site, seeds
 
 SEEDS = seeds(5)
-COUNT = 150
+# Enough that there is work for longer than the harm is put off.
+COUNT = 250
 # Longer than any outage here: what is begun twice was handed out twice.
 LEASE = 60.0
 AWAY = 10.0
