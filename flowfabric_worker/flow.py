@@ -37,7 +37,7 @@ from flowfabric_worker.engine.types.flows import (
 )
 from flowfabric_worker.engine.types.states import TerminalOutcome
 from flowfabric_worker.outcomes import ResultError
-from flowfabric_worker.run import Owner, Run, SubmittedTask, result_error
+from flowfabric_worker.run import Owner, Run, SubmittedTask, result_error, time_limit
 
 if TYPE_CHECKING:
     from flowfabric_worker._flows.stored import StoredFlow
@@ -249,8 +249,8 @@ class FlowRun:
                 "result() inside a handler would block its thread, and a worker whose threads all wait cannot make "
                 "progress: let a node take the results."
             )
-        seconds = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
-        deadline = None if seconds is None else monotonic() + seconds
+        limit = time_limit(timeout)
+        deadline = None if limit is None else monotonic() + limit.total_seconds()
         runs = {key: self._plan.runs[key] for key in _flat(self._plan.results)}
         self._wait(list(runs.values()), deadline)
         snapshot = self.describe()

@@ -103,7 +103,7 @@ class Run(Generic[R]):
                 "result() inside a handler would block its thread, and a worker whose threads all wait cannot make "
                 "progress: use current().gather(...)."
             )
-        outcome = self._engine.wait_for_result(self.id, _limit(timeout))
+        outcome = self._engine.wait_for_result(self.id, time_limit(timeout))
         if outcome.outcome is not TerminalOutcome.SUCCESS:
             raise result_error(outcome)
         codec = self._codec and self._codec.named(outcome.codec)
@@ -147,7 +147,7 @@ class Run(Generic[R]):
                 "stream() inside a handler would block its thread, and a worker whose threads all wait makes no "
                 "progress: read the stream in another process or thread."
             )
-        limit = _limit(timeout)
+        limit = time_limit(timeout)
         return RunStream(self._engine, self.id, self._codec, after, None if limit is None else limit.total_seconds())
 
     def summary(self, attempt: int | None = None) -> RunSummary | None:
@@ -203,7 +203,7 @@ def _restore_run(source: Any, execution_id: ExecutionId, created: bool) -> Run[A
     return run
 
 
-def _limit(timeout: float | timedelta | None) -> timedelta | None:
+def time_limit(timeout: float | timedelta | None) -> timedelta | None:
     """Return for how long a caller waits, given in seconds or as a timedelta; None for no limit.
 
     Raises:

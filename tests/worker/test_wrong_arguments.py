@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from flowfabric_worker import Client, ValidationError, Worker
+from flowfabric_worker.engine.ids import uuid7
 from flowfabric_worker.run import Run
 
 WRONG: dict[str, Callable[[Client, Run[Any]], object]] = {
     "a timeout without a number": lambda _, run: run.result(math.nan),
     "an endless timeout": lambda _, run: run.result(math.inf),
     "a timeout that no clock counts": lambda _, run: run.result(10**40),
-    "a timeout in words": lambda _, run: run.stream(timeout="soon"),  # type: ignore[arg-type]
+    "a timeout in words": lambda _, run: run.stream(timeout="soon"),  # type: ignore[call-overload]
+    "a timeout of a flow in words": lambda client, _: client.flow_run(str(uuid7())).result("soon"),  # type: ignore[arg-type]
     "a filter that is none": lambda client, _: client.completions(filter=True),  # type: ignore[arg-type]
     "limits that are none": lambda client, _: client.create_budget("team", 5),  # type: ignore[arg-type]
     "soft limits that are none": lambda client, _: client.create_budget("team", {"a": 5}, soft="a"),  # type: ignore[arg-type]
