@@ -117,8 +117,7 @@ class Hooks(OwnedThread):
 
     def ended(self, execution: LeasedExecution, outcome: PublicState, error: str = "") -> None:
         """Queue the end of an execution, once the store has acknowledged it."""
-        if "on_ended" in self._hooks:
-            self.tell("on_ended", execution, error, outcome.value)
+        self.tell("on_ended", execution, error, outcome.value)
 
     def ended_by_claim(self, ended: EndedByClaim) -> None:
         """Queue the end of an execution whose deadline had passed, or whose reclaims were used up, at a claim."""

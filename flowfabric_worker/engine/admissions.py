@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from flowfabric_worker.engine.budget_debts import BudgetDebts
 from flowfabric_worker.engine.errors import EngineError, NotFoundError, TransportError
-from flowfabric_worker.engine.stores.base import Argument, Call, Reply
+from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.wire import pack
 
 # For how many ms work waits whose quota cannot be asked, because its partition is away or its data is damaged.
@@ -69,7 +69,7 @@ class Admissions(BudgetDebts):
         quota, (wanted, ready, now) = gate[1:], counts
         try:
             about: list[Argument] = [quota, claim_id, str(partition), wanted, ready]
-            _, granted, usable_for, lapses, news, owed = self.call_elsewhere(Call("admit_claim", home, about))
+            _, granted, usable_for, lapses, news, owed = self.call_elsewhere("admit_claim", home, about)
             return _packed(gate, granted, int(now) + int(usable_for), lapses, news), owed
         except NotFoundError:
             # It was deleted while work that names it was created, which is not limited then, as beside its quota.

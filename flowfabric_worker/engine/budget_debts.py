@@ -13,7 +13,6 @@ from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.limits import MAX_CALL_ITEMS
 from flowfabric_worker.engine.partitions import partition_of_names
 from flowfabric_worker.engine.quota_debts import QuotaDebts
-from flowfabric_worker.engine.stores.base import Call
 from flowfabric_worker.engine.wire import DAMAGE, unpack
 
 log = logging.getLogger(__name__)
@@ -141,17 +140,17 @@ class BudgetDebts(QuotaDebts):
         """Pay one debt of a partition; return the partition of the budget if that may owe something by now."""
         what, address, uuid, home = debt.what, debt.address, debt.uuid, debt.home
         if what == b"tell":
-            self.call_elsewhere(Call("pay", debt.place, [what, address, uuid]))
+            self.call_elsewhere("pay", debt.place, [what, address, uuid])
             return set()
         if what == b"go":
-            answer = self.call_elsewhere(Call("pay", debt.place, [what, address, uuid]))
+            answer = self.call_elsewhere("pay", debt.place, [what, address, uuid])
             if answer[0] != b"idle":
                 return set()
-            self.call_elsewhere(Call("pay", home, [b"open", address, uuid]))
+            self.call_elsewhere("pay", home, [b"open", address, uuid])
             return {home}
-        answer = self.call_elsewhere(Call("pay", home, [what, address, uuid]))
+        answer = self.call_elsewhere("pay", home, [what, address, uuid])
         if answer[0] == b"go":
-            self.call_elsewhere(Call("pay", partition, [b"go", address, uuid]))
+            self.call_elsewhere("pay", partition, [b"go", address, uuid])
         return {home}
 
     def _home_of_budget(self, address: bytes) -> int:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from datetime import timedelta
 
+from flowfabric_worker.engine.batches import Item
 from flowfabric_worker.engine.budget_replies import (
     definition_item,
     report_of,
@@ -65,7 +66,7 @@ class Budgets(Submission):
     def delete_budget(self, budget_id: BudgetId) -> None:
         partition, budget = self._budget(budget_id)
         call_id = new_call_id()
-        self.known_budgets.clear()
+        self.known_gates.clear()
         for other in range(self.partitions):
             while other != partition and self.call("disuse_budget", other, [budget])[0] == b"more":
                 # Its classes were removed in part: each call removes a bounded number of them.
@@ -110,8 +111,7 @@ class Budgets(Submission):
 
     def report_usage_admin(self, budget_id: BudgetId, dimensions: UsageDimensions) -> ReportUsageResult:
         partition, item = self._spend(budget_id, dimensions)
-        reply = self._paid(partition, self.call("spend", partition, [*item, "", ""]))
-        return _told(budget_id, dimensions, report_of(reply))
+        return self._report(budget_id, dimensions, partition, [*item, "", ""])
 
     def record_spend(self, args: RecordSpendArgs) -> ReportUsageResult:
         check_record(args, RecordSpendArgs)
@@ -119,15 +119,21 @@ class Budgets(Submission):
         partition, item = self._spend(args.budget_id, args.usage)
         there = self.check_partition(execution.partition_number)
         if there == partition:
-            reply = self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "here"]))
-            return _told(args.budget_id, args.usage, report_of(reply))
+            return self._report(args.budget_id, args.usage, partition, [*item, execution.uuid, "here"])
         # The execution notes the budget first, so that a share never outlives it.
         before = self.call("spend", partition, [*item, "", "check"])
         if before[0] != b"checked":
             return report_of(before)
         self.call("note_budget", there, [execution.uuid, self._packed_namespace, item[0]])
-        reply = self._paid(partition, self.call("spend", partition, [*item, execution.uuid, "there"]))
-        return _told(args.budget_id, args.usage, report_of(reply))
+        return self._report(args.budget_id, args.usage, partition, [*item, execution.uuid, "there"])
+
+    def _report(self, name: BudgetId, usage: UsageDimensions, partition: int, arguments: Item) -> ReportUsageResult:
+        """Spend what a report says that belongs to no handler; log it if the report has passed a soft limit."""
+        report = report_of(self._paid(partition, self.call("spend", partition, arguments)))
+        passed = passed_limit(usage.amounts(), report) if report.outcome is UsageOutcome.SOFT_BREACH else None
+        if passed is not None:
+            log.warning("Budget %r is above its limit of %s: %s of %s.", str(name), *passed)
+        return report
 
     def release_budget(self, budget_id: BudgetId, execution_id: ExecutionId) -> ReleaseBudgetResult:
         execution = check_execution_id(execution_id)
@@ -200,14 +206,6 @@ class Budgets(Submission):
         if len(parts) == 1:
             return DamagedRow(name, parts[0].decode("utf-8", "replace"))
         return self._budget_status(name, parts)
-
-
-def _told(budget_id: BudgetId, usage: UsageDimensions, report: ReportUsageResult) -> ReportUsageResult:
-    """Log that a report which belongs to no handler has passed a soft limit, and return the report."""
-    passed = passed_limit(usage.amounts(), report) if report.outcome is UsageOutcome.SOFT_BREACH else None
-    if passed is not None:
-        log.warning("Budget %r is above its limit of %s: %s of %s.", str(budget_id), *passed)
-    return report
 
 
 def _packed(usage: UsageDimensions) -> bytes:

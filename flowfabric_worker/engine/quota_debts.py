@@ -10,7 +10,7 @@ from flowfabric_worker.engine.core import EngineCore, as_error
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.ids import check_name
 from flowfabric_worker.engine.partitions import partition_of_quota
-from flowfabric_worker.engine.stores.base import Call, Reply
+from flowfabric_worker.engine.stores.base import Argument, Reply
 from flowfabric_worker.engine.wire import unpack_text
 
 # What a partition pays back to a quota, by what it answers.
@@ -28,30 +28,30 @@ class QuotaDebts(EngineCore):
         # The partitions that could not be reached, and until when each is left alone.
         self._away: dict[int, float] = {}
 
-    def call_elsewhere(self, call: Call) -> Reply:
+    def call_elsewhere(self, function: str, partition: int, arguments: Sequence[Argument]) -> Reply:
         """Make a call that another partition causes, and that is made again later if it fails.
 
         It is repeated once if its reply is lost. A partition that cannot be reached is left alone for a time, because
         the work of the calling partition must not wait for it.
         """
-        if self._away.get(self.check_partition(call.partition), 0.0) > time.monotonic():
+        if self._away.get(self.check_partition(partition), 0.0) > time.monotonic():
             raise TransportError(backend=self.store.label)
         try:
-            reply = self._sent_twice(call)
+            reply = self._sent_twice(function, partition, arguments)
         except TransportError:
-            self._away[call.partition] = time.monotonic() + _LEFT_ALONE
+            self._away[partition] = time.monotonic() + _LEFT_ALONE
             raise
-        answer = as_error(reply, call.partition)
+        answer = as_error(reply, partition)
         if isinstance(answer, EngineError):
             raise answer
         return answer
 
-    def _sent_twice(self, call: Call) -> Reply:
+    def _sent_twice(self, function: str, partition: int, arguments: Sequence[Argument]) -> Reply:
         """Send a call, and once more if its reply is lost."""
         with self.under_way:
             with contextlib.suppress(TransportError):
-                return self.store.call(call.function, call.partition, call.arguments, _TIMEOUT)
-            return self.store.call(call.function, call.partition, call.arguments, _TIMEOUT)
+                return self.store.call(function, partition, arguments, _TIMEOUT)
+            return self.store.call(function, partition, arguments, _TIMEOUT)
 
     def home_of_quota(self, quota: object) -> int:
         """Return the partition of a quota policy."""
@@ -77,10 +77,10 @@ class QuotaDebts(EngineCore):
             other: the partition of the executions.
         """
         if what in (b"news", b"check"):
-            word = self.call_elsewhere(Call("pay", other, [what, quota, about, str(other)]))[0]
+            word = self.call_elsewhere("pay", other, [what, quota, about, str(other)])[0]
             if word not in _THEN:
                 return ()
             # Nothing there waits for the quota, so another partition may; or a holder is gone.
             what = _THEN[word]
-        owed: Sequence[bytes] = self.call_elsewhere(Call("pay", home, [what, quota, about, str(other)]))[1]
+        owed: Sequence[bytes] = self.call_elsewhere("pay", home, [what, quota, about, str(other)])[1]
         return owed

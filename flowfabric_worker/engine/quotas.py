@@ -67,7 +67,7 @@ class Quotas(Submission, Admissions):
     def delete_quota_policy(self, quota_policy_id: QuotaPolicyId) -> None:
         partition, quota = self._home_of(quota_policy_id)
         call_id = new_call_id()
-        self.known_quotas.clear()
+        self.known_gates.clear()
         for other in range(self.partitions):
             while not self.is_reached(partition, other) and self.call("disuse_quota", other, [quota, ""])[0] == b"more":
                 # Its classes were removed in part: each call removes a bounded number of them.

@@ -45,8 +45,8 @@ from flowfabric_worker.engine.types.submission import Created, CreateExecutionAr
 from flowfabric_worker.engine.unusable_arguments import guarded
 from flowfabric_worker.engine.wire import WorkClass, encode_policy, optional, pack, pack_moment, pack_texts
 
-# How many quota policies, and how many budgets, an engine remembers to exist.
-_MOST_QUOTAS = 4096
+# How many quota policies and budgets an engine remembers to exist.
+_MOST_GATES = 4096
 
 # The codes of a class that names a gate which its partition does not know.
 _UNKNOWN_GATES = frozenset({"budget_not_found", "quota_policy_not_found"})
@@ -59,8 +59,7 @@ class Submission(BudgetDebts):
         super()._begin()
         # The quota policies and budgets that exist, each with a partition whose executions name it, as far as this
         # engine has seen.
-        self.known_quotas: set[tuple[int, bytes]] = set()
-        self.known_budgets: set[tuple[int, bytes]] = set()
+        self.known_gates: set[tuple[str, int, bytes]] = set()
 
     def create_execution(self, args: CreateExecutionArgs) -> CreateExecutionResult:
         (result,) = self._asked_again([args], [self._created(args)])
@@ -232,16 +231,14 @@ class Submission(BudgetDebts):
             NotFoundError: `quota_policy_not_found`.
         """
         address, home = pack((self.namespace, quota)), self.home_of_quota(quota)
-        if (partition, address) in self.known_quotas:
+        if ("quota", partition, address) in self.known_gates:
             return
         if self.is_reached(home, partition):
             self.call("read_quota_policy", home, [address])
         else:
             _, news = self.call("use_quota", home, [address, str(partition)])
             self.call("pay", partition, ["news", address, news, str(partition)])
-        if len(self.known_quotas) >= _MOST_QUOTAS:
-            self.known_quotas.clear()
-        self.known_quotas.add((partition, address))
+        self._remember_gate("quota", partition, address)
 
     def _check_budget(self, budget_id: str, partition: int) -> None:
         """Refuse a budget that does not exist, before anything is written, and let it know of the partition.
@@ -250,16 +247,19 @@ class Submission(BudgetDebts):
             NotFoundError: `budget_not_found`.
         """
         home, address = self._budget(budget_id)
-        if (partition, address) in self.known_budgets:
+        if ("budget", partition, address) in self.known_gates:
             return
         if home == partition:
             self.call("read_budget", home, [address])
         else:
             _, news = self.call("use_from", home, [address, str(partition)])
             self.call("pay", partition, ["tell", address, news])
-        if len(self.known_budgets) >= _MOST_QUOTAS:
-            self.known_budgets.clear()
-        self.known_budgets.add((partition, address))
+        self._remember_gate("budget", partition, address)
+
+    def _remember_gate(self, kind: str, partition: int, address: bytes) -> None:
+        if len(self.known_gates) >= _MOST_GATES:
+            self.known_gates.clear()
+        self.known_gates.add((kind, partition, address))
 
     @contextlib.contextmanager
     def creating(self) -> Iterator[None]:
@@ -273,8 +273,7 @@ class Submission(BudgetDebts):
     def forget_unknown(self, error: EngineError) -> None:
         """Ask for every gate again the next time if a gate is unknown, because another process deleted it."""
         if error.code in _UNKNOWN_GATES:
-            self.known_budgets.clear()
-            self.known_quotas.clear()
+            self.known_gates.clear()
 
     def _result(
         self, args: CreateExecutionArgs, partition: int, uuid: str, reply: Reply | EngineError

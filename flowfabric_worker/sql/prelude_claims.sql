@@ -239,7 +239,8 @@ BEGIN
 END $$;
 
 -- Claim up to `wanted` ready executions of some classes of a lane, in their common order. A page of heads is read and locked
--- at a time, and one statement takes its plain executions. Entries that cannot be handed out are passed over, up to 256 in a call. Classes behind closed gates are left out.
+-- at a time, and one statement takes its plain executions. Entries that cannot be handed out are passed over, up to 256 in a
+-- call. Classes behind closed gates are left out.
 CREATE FUNCTION fn.claim_from(c fn.context, classes int[], gated boolean, wanted bigint, lease fn.lease) RETURNS fn.batch
 LANGUAGE plpgsql AS $$
 DECLARE

@@ -50,7 +50,7 @@ BEGIN
   RETURN fn.damage_behind_core(x) IS NULL;
 END $$;
 
--- Return a policy if it is one that a plain execution may have: a sound one, under which a key is not free once a run begins.
+-- Return whether a plain execution may have a policy: a sound one, under which a key is not free once a run begins.
 CREATE FUNCTION fn.is_plain_policy(policy bytea) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
   SELECT policy IS NULL OR fn.is_policy(policy) AND fn.of_policy(policy, 14) IS DISTINCT FROM 's'
 $$;

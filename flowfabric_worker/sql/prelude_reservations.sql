@@ -366,9 +366,7 @@ BEGIN
     done.failure := b.failure;
     RETURN done;
   END IF;
-  done.answer := fn.reported(
-    c, u.address, u.call_id, fn.key_of_use(u)
-  );
+  done.answer := fn.reported(c, u.address, u.call_id, fn.key_of_use(u));
   IF done.answer IS NOT NULL THEN
     RETURN done;
   END IF;

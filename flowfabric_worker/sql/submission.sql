@@ -67,8 +67,8 @@ BEGIN
   RETURN x;
 END $$;
 
--- Insert new records with their keys, count them, and return the ids of those that are now there. Another session that creates the same one
--- at this moment wins.
+-- Insert new records with their keys, count them, and return the ids of those that are now there. Another session that creates
+-- the same one at this moment wins.
 CREATE FUNCTION fn.insert_all(c fn.context, records db.executions[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
   keyed boolean := false;

@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from tests.support.embedded import eventually, nothing_runs
+from tests.support.postgres import PostgresServer
 from tests.support.servers import ValkeyServer, running
 from tests.support.site import Site, opened_site
 
@@ -25,6 +28,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def schema() -> str:
     """Provide the name of a Postgres schema that no other test uses."""
     return f"t{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def session(postgres: PostgresServer, schema: str) -> Iterator[psycopg.Connection[Any]]:
+    """Provide a plain session whose tables are those of that schema."""
+    with postgres.session() as session:
+        session.execute(f"SET search_path = {schema}")
+        yield session
 
 
 @pytest.fixture

@@ -33,24 +33,15 @@ def engine(postgres: PostgresServer, schema: str) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture
-def holder(postgres: PostgresServer, schema: str, engine: Engine) -> Iterator[Session]:
-    """Provide the session of a call that holds gates."""
-    del engine
-    with postgres.session() as session:
-        session.execute(f"SET search_path = {schema}")
-        yield session
-
-
 def test_upkeep_leaves_a_budget_that_another_call_holds_for_later(
-    engine: Engine, clock: Clock, holder: Session
+    engine: Engine, clock: Clock, session: Session
 ) -> None:
     budget(engine, 100, reset_interval=HOUR)
     spend(engine, 5)
     clock.move(HOUR)
 
-    with holder.transaction():
-        holder.execute("SELECT FROM budgets FOR UPDATE")
+    with session.transaction():
+        session.execute("SELECT FROM budgets FOR UPDATE")
         engine.run_upkeep()
 
     clock.move(timedelta(seconds=1))
@@ -59,7 +50,7 @@ def test_upkeep_leaves_a_budget_that_another_call_holds_for_later(
 
 
 def test_a_claim_that_waits_for_a_quota_holds_no_due_entry(
-    postgres: PostgresServer, engine: Engine, clock: Clock, holder: Session
+    postgres: PostgresServer, engine: Engine, clock: Clock, session: Session
 ) -> None:
     limited(engine, max_concurrent=1)
     queued(engine, 1)
@@ -67,12 +58,12 @@ def test_a_claim_that_waits_for_a_quota_holds_no_due_entry(
     clock.move(HOUR)
     claimed: list[Claimed] = []
 
-    with postgres.session() as observer, holder.transaction():
-        holder.execute("SELECT FROM quotas FOR UPDATE")
+    with postgres.session() as observer, session.transaction():
+        session.execute("SELECT FROM quotas FOR UPDATE")
         thread = threading.Thread(target=lambda: claimed.extend(engine.claim_many(request())))
         thread.start()
         wait_until(lambda: observer.execute(WAITING).fetchone() != (0,), "the claim waits for the quota")
-        holder.execute("SELECT FROM entries FOR UPDATE NOWAIT")
+        session.execute("SELECT FROM entries FOR UPDATE NOWAIT")
     thread.join()
 
     assert len(claimed) == 1

@@ -43,13 +43,11 @@ def engine(postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def session(postgres: PostgresServer, schema: str, engine: Engine) -> Iterator[Session]:
+def session(session: Session, engine: Engine) -> Session:
     """Provide a session whose tables are never analyzed: statistics say that they are empty."""
     del engine
-    with postgres.session() as session:
-        session.execute(f"SET search_path = {schema}")
-        session.execute("ALTER TABLE executions SET (autovacuum_enabled = off)")
-        yield session
+    session.execute("ALTER TABLE executions SET (autovacuum_enabled = off)")
+    return session
 
 
 def copy(session: Session, template: str, count: int) -> None:

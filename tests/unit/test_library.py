@@ -29,9 +29,9 @@ def registered() -> list[str]:
 def called() -> set[str]:
     """Return the functions that the engine calls."""
     methods = (
-        "call|call_items?|call_encoded|call_each|item_steps|remove|_call_with_secret|_pause_or_resume|_send_suspension|"
+        "call|call_elsewhere|call_items?|call_encoded|call_each|item_steps|remove|_call_with_secret|_pause_or_resume|"
+        "_send_suspension|_operate|_rows"
     )
-    methods += "_operate|_rows"
     pattern = rf"""(?:\.(?:{methods})|\bCall)\(\s*"(\w+)\""""
     return {name for path in ENGINE.rglob("*.py") for name in re.findall(pattern, path.read_text())}
 
