@@ -88,11 +88,9 @@ function ff.shows_another(ctx, uuid, waitpoint, shown)
   return stored and stored ~= shown
 end
 
--- Keep the document that a waitpoint shows; the first one stands.
+-- Keep the document that a waitpoint shows; the first one stands. Return whether this one is the first.
 function ff.show(ctx, uuid, waitpoint, shown)
-  if shown ~= '' then
-    call('HSETNX', ff.waits_key(ctx, 'w', uuid), 'v' .. waitpoint.id, shown)
-  end
+  return shown ~= '' and call('HSETNX', ff.waits_key(ctx, 'w', uuid), 'v' .. waitpoint.id, shown) == 1
 end
 
 -- Write a waitpoint.

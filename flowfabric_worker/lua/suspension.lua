@@ -1,7 +1,7 @@
 -- Executions that wait for signals, an operator or a time-out, and continue.
 
 -- The fields that a holder's call reads for waiting, and the fields that a delivered signal reads.
-local WAITING = ff.joined({ ff.CORE, { 'last', 'keys' } })
+local WAITING = ff.joined({ ff.CORE, { 'last', 'reported', 'keys' } })
 local SIGNALLED = ff.joined({ ff.CORE, { 'max_signals', 'answered' } })
 
 -- How many secrets may hold at once.
@@ -10,13 +10,14 @@ local MAX_SECRETS = 64
 -- Waitpoints ------------------------------------------------------------------------------------------------------------
 
 -- create_waitpoint: create a waitpoint before its suspension, or return the one that has the name.
--- Arguments: uuid, fence, name, id, kid, fingerprint of the secret, how long it waits in ms, '=' + document or ''.
+-- Arguments: uuid, fence, name, id of a new one, which also names the call, kid, fingerprint of the secret, how long it waits
+-- in ms, '=' + document or ''.
 -- Replies: 'waitpoint', id, kid, when it expires; or 'secret_moved' if another secret signs by now.
 -- Errors: those of ff.fenced, document_mismatch, too_many_waitpoints.
 ff.register_single('create_waitpoint', {}, function(ctx, args)
   local uuid, fence, name, id, kid, fingerprint = args[1], args[2], args[3], args[4], args[5], args[6]
   local wait_ms, shown = tonumber(args[7]), args[8]
-  local record, answer = ff.fenced(ctx, uuid, fence, nil, WAITING)
+  local record, answer = ff.fenced(ctx, uuid, fence, nil, WAITING, id)
   if not record then
     return answer
   elseif not ff.is_signing(ctx, kid, fingerprint) then
@@ -26,20 +27,23 @@ ff.register_single('create_waitpoint', {}, function(ctx, args)
   if ff.shows_another(ctx, uuid, waitpoint, shown) then
     return ff.failure('document_mismatch', name)
   end
+  local list = {}
   if standing == 'new' or standing == 'reopened' then
     if ff.count_open(ctx, uuid) >= ff.MAX_WAITPOINTS then
       return ff.failure('too_many_waitpoints', uuid, ff.MAX_WAITPOINTS)
     end
-    local list = { 'mutated', ctx.now_text }
+    list = { 'mutated', ctx.now_text }
     waitpoint.expires = ff.text(ctx.now + wait_ms)
     ff.begin_waits(record, list)
     ff.open_waitpoint(ctx, uuid, waitpoint, waitpoint.expires)
+  end
+  local is_shown = standing ~= 'closed' and ff.show(ctx, uuid, waitpoint, shown)
+  answer = { 'waitpoint', waitpoint.id, waitpoint.kid, waitpoint.expires }
+  if #list > 0 or is_shown then
+    ff.append(list, { 'reported', ff.remember(record.reported, id, answer) })
     ff.change(ctx, record, list)
   end
-  if standing ~= 'closed' then
-    ff.show(ctx, uuid, waitpoint, shown)
-  end
-  return { 'waitpoint', waitpoint.id, waitpoint.kid, waitpoint.expires }
+  return answer
 end)
 
 -- Suspending ------------------------------------------------------------------------------------------------------------

@@ -103,8 +103,10 @@ CREATE FUNCTION fn.shows_another(c fn.context, execution uuid, of_id bytea, of_s
   )
 $$;
 
--- Keep the document that a waitpoint shows; the first one stands.
-CREATE FUNCTION fn.show(c fn.context, execution uuid, of_id bytea, of_shown bytea) RETURNS void LANGUAGE sql AS $$
+-- Keep the document that a waitpoint shows; the first one stands. Return whether this one is the first.
+CREATE FUNCTION fn.show(c fn.context, execution uuid, of_id bytea, of_shown bytea) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
   UPDATE db.waitpoints SET shown = of_shown
-  WHERE p = c.p AND uuid = execution AND id = of_id AND shown IS NULL AND of_shown <> ''
-$$;
+    WHERE p = c.p AND uuid = execution AND id = of_id AND shown IS NULL AND of_shown <> '';
+  RETURN FOUND;
+END $$;

@@ -4,7 +4,8 @@
 -- Waitpoints ------------------------------------------------------------------------------------------------------------
 
 -- create_waitpoint: create a waitpoint before its suspension, or return the one that has the name.
--- Arguments: uuid, fence, name, id, kid, fingerprint of the secret, how long it waits in ms, '=' + document or ''.
+-- Arguments: uuid, fence, name, id of a new one, which also names the call, kid, fingerprint of the secret, how long it waits
+-- in ms, '=' + document or ''.
 -- Replies: 'waitpoint', id, kid, when it expires; or 'secret_moved' if another secret signs by now.
 -- Errors: those of fn.fenced, document_mismatch, too_many_waitpoints.
 CREATE FUNCTION fn.create_waitpoint(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
@@ -20,7 +21,7 @@ END $$;
 
 CREATE FUNCTION fn.create_waitpoint(c fn.context, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-  f fn.found := fn.fenced(c, fn.id(args[1]), args[2], NULL, NULL);
+  f fn.found := fn.fenced(c, fn.id(args[1]), args[2], NULL, args[4]);
   x db.executions := f.x;
   w fn.waitpoint;
 BEGIN
@@ -43,11 +44,11 @@ BEGIN
     x := fn.begin_waits(c, x);
     PERFORM fn.write_waitpoint(c, x.uuid, w, c.now + fn.num(args[7]));
     x.mutated := fn.bytes(c.now);
-    c := fn.put(c, f.was, x);
   END IF;
-  IF w.state <> 'closed' AND args[8] <> '' THEN
-    PERFORM fn.show(c, x.uuid, w.id, args[8]);
-  ELSIF w.state NOT IN ('new', 'reopened') THEN
+  IF w.state <> 'closed' AND fn.show(c, x.uuid, w.id, args[8]) OR w.state IN ('new', 'reopened') THEN
+    x.reported := fn.remember(x.reported, args[4], 'waitpoint', w.id, w.kid, w.expires);
+    c := fn.put(c, f.was, x);
+  ELSE
     PERFORM fn.skip_flush();
   END IF;
   c := fn.flush(c);

@@ -67,8 +67,12 @@ def _register(engine: Engine) -> None:
     engine.register_worker(RegisterWorkerArgs(worker_id="w", worker_instance_id="w1", lanes=(LANE,)))
 
 
-def _another_step(engine: Engine) -> None:
+def _revoke(engine: Engine) -> None:
     engine.revoke_lease(RevokeLeaseArgs(execution_id=_execution(engine)))
+
+
+def _another_step(engine: Engine) -> None:
+    _revoke(engine)
     engine.record_step(_claim(engine).handle, "another", b"6")
 
 
@@ -114,6 +118,11 @@ def _pass_time(engine: Engine) -> None:
         pass
 
 
+_WAITING = (
+    "create_waitpoint", "create_waitpoint: of one that closed", "create_waitpoint: that shows a document later",
+    "try_satisfy: with signals that came before",
+)  # fmt: skip
+
 # The case of OPERATIONS, and what happens before its repeat.
 MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
     ("create_execution: with a key", _cancel),
@@ -132,6 +141,7 @@ MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
     ("wait_children", _claim),
     ("progress", _cancel),
     ("record_step", _cancel),
+    ("record_step", _another_step),
     ("cancel_execution", _replay),
     ("cancel_execution: of running work", _replay),
     (
@@ -160,6 +170,7 @@ MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
             "append_frame",
             "append_frame: with a number",
             "append_frame: to the summary",
+            *_WAITING,
             "suspend",
             "deliver_signal",
             "deliver_approval_signal",
@@ -172,7 +183,11 @@ MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
             "record_spend",
         )
     ),
-    *((case, _pass_time) for case in ("append_frame", "suspend", "deliver_signal", "reserve_budget", "settle_budget")),
+    *((case, _revoke) for case in _WAITING),
+    *(
+        (case, _pass_time)
+        for case in (*_WAITING, "append_frame", "suspend", "deliver_signal", "reserve_budget", "settle_budget")
+    ),
     *(
         (case, _change_budgets)
         for case in (
@@ -210,7 +225,7 @@ MEANWHILE: list[tuple[str, Callable[[Engine], object]]] = [
 # something is still so, of which the last call is true.
 NAMED_BY_ITS_CALLER = {
     "claim", "claim_resumed_execution", "claim_from_reclaim", "complete_many", "fail_many", "create_executions",
-    "create_in_batches", "create_in_transaction", "create_waitpoint", "try_satisfy", "tick_schedules", "append_frames",
+    "create_in_batches", "create_in_transaction", "tick_schedules", "append_frames",
     "stage_dependency_edge", "link", "spawn", "submit_flow", "cancel_flow_header", "ack_cancel_member", "purge_flow",
     "check_admission", "rotate_waitpoint_hmac_secret_all",
 }  # fmt: skip

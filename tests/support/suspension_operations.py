@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 from flowfabric_worker.engine.engine import Engine
@@ -20,6 +21,7 @@ from flowfabric_worker.engine.types.suspension import (
 from flowfabric_worker.engine.types.waitpoint_secrets import RotateWaitpointHmacSecretAllArgs
 from tests.support.executions import LANE, claim_one, running
 from tests.support.suspensions import JANE, MINUTE, SECOND, signal, suspended, waiting_for
+from tests.support.tickers import START
 
 Act: TypeAlias = Callable[[], Any]
 ROTATION = RotateWaitpointHmacSecretAllArgs(new_kid="k2", new_secret=b"2" * 32)
@@ -105,6 +107,18 @@ def _satisfied_at_once(engine: Engine) -> Act:
     return lambda: engine.try_satisfy(claimed.handle, waiting_for("go"))
 
 
+def _after_another(pause: timedelta, shown: bytes | None = None) -> Callable[[Engine], Act]:
+    """Return how to ask for a waitpoint that was created for a second, after a pause."""
+
+    def arrange(engine: Engine) -> Act:
+        handle = running(engine, lane=LANE).handle
+        engine.create_waitpoint(handle, "go", SECOND)
+        engine.set_clock(START + pause)
+        return lambda: engine.create_waitpoint(handle, "go", MINUTE, shown)
+
+    return arrange
+
+
 def _satisfied_by_many(engine: Engine) -> Act:
     claimed = running(engine, lane=LANE)
     waitpoint = engine.create_waitpoint(claimed.handle, "go", MINUTE)
@@ -128,6 +142,8 @@ def _resumed(engine: Engine) -> Act:
 
 SUSPENSION_OPERATIONS: dict[str, Callable[[Engine], Act]] = {
     "create_waitpoint": _held(lambda engine, handle: engine.create_waitpoint(handle, "go", MINUTE)),
+    "create_waitpoint: of one that closed": _after_another(2 * SECOND),
+    "create_waitpoint: that shows a document later": _after_another(0 * SECOND, b"{}"),
     "suspend": _held(lambda engine, handle: engine.suspend(handle, waiting_for("go", "other", timeout=MINUTE))),
     "suspend: to sleep": _held(lambda engine, handle: engine.suspend(handle, SLEEP)),
     "suspend: with signals that came before": _satisfied,
