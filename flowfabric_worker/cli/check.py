@@ -13,7 +13,8 @@ import click
 from flowfabric_worker._version import __version__
 from flowfabric_worker.cli.exit_codes import CommandError, exit_code_of
 from flowfabric_worker.cli.options import json_option, with_client
-from flowfabric_worker.cli.output import print_facts, print_json
+from flowfabric_worker.cli.output import print_json
+from flowfabric_worker.cli.tables import print_facts
 from flowfabric_worker.cli.trial_store import trial_client
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import EngineError

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 
@@ -132,11 +133,27 @@ def debug_option(function: F) -> F:
 
 
 class Commands(click.Group):
-    """The root of the command line, which turns every expected error into one sentence and an exit code."""
+    """The root of the command line, which turns every expected error into one sentence and an exit code.
+
+    A command is imported when it is asked for, so that a worker process does not load the commands for operators.
+
+    Args:
+        homes: the module in this package and the name of each command, such as `list:list_`, in the order of --help.
+        options: what `click.Group` takes.
+    """
+
+    def __init__(self, *, homes: Mapping[str, str], **options: Any) -> None:
+        super().__init__(**options)
+        self._homes = homes
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click passes it
-        # List the commands in the order in which a new user needs them, not by name.
-        return [*self.commands]
+        return [*self._homes]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._homes and cmd_name not in self.commands:
+            module, _, name = self._homes[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(f"{__package__}.{module}"), name), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Look for --json before parsing, so that errors of parsing are printed as JSON too.
@@ -150,7 +167,7 @@ class Commands(click.Group):
         name = args[0]
         # Refuse an unknown command here, because not every version of click suggests a similar one.
         if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"There is no command {name!r}.{did_you_mean(name, self.commands)}")
+            ctx.fail(f"There is no command {name!r}.{did_you_mean(name, self._homes)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -6,7 +6,8 @@ import click
 
 from flowfabric_worker.cli.exit_codes import existing
 from flowfabric_worker.cli.options import id_argument, json_option, with_client
-from flowfabric_worker.cli.output import console, one_line, print_json
+from flowfabric_worker.cli.output import one_line, print_json
+from flowfabric_worker.cli.tables import console
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.plain_ids import with_plain_ids
 

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode
 from flowfabric_worker.cli.options import MOST_ROWS, duration, json_option, limit_option, with_client
-from flowfabric_worker.cli.output import console, moment, print_facts, print_json, print_table, shown, span
+from flowfabric_worker.cli.output import moment, print_json, shown, span
+from flowfabric_worker.cli.tables import console, print_facts, print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.damage import DamagedRow
 from flowfabric_worker.engine.types.flows import (

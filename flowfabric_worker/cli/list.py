@@ -14,7 +14,8 @@ from flowfabric_worker.cli.options import (
     tag_option,
     with_client,
 )
-from flowfabric_worker.cli.output import print_json, print_table, span
+from flowfabric_worker.cli.output import print_json, span
+from flowfabric_worker.cli.tables import print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.types.reads import ExecutionSummary
 from flowfabric_worker.engine.types.states import PublicState

@@ -8,7 +8,8 @@ from datetime import timedelta
 import click
 
 from flowfabric_worker.cli.options import json_option, live_options, with_client
-from flowfabric_worker.cli.output import one_line, print_again, print_facts, print_json, print_table, shown, span
+from flowfabric_worker.cli.output import one_line, print_again, print_json, shown, span
+from flowfabric_worker.cli.tables import print_facts, print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError
 from flowfabric_worker.engine.suggestions import did_you_mean

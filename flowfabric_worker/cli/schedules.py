@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import click
 
 from flowfabric_worker.cli.options import json_option, with_client
-from flowfabric_worker.cli.output import print_json, print_table, shown, span
+from flowfabric_worker.cli.output import print_json, shown, span
+from flowfabric_worker.cli.tables import print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import NotFoundError
 from flowfabric_worker.engine.suggestions import did_you_mean

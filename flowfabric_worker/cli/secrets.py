@@ -11,7 +11,8 @@ import click
 
 from flowfabric_worker.cli.exit_codes import code_of, exit_code_of
 from flowfabric_worker.cli.options import duration, json_option, with_client
-from flowfabric_worker.cli.output import print_json, print_table, span
+from flowfabric_worker.cli.output import print_json, span
+from flowfabric_worker.cli.tables import print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.limits import MAX_SECRET_BYTES

@@ -8,7 +8,8 @@ import click
 
 from flowfabric_worker.cli.exit_codes import existing
 from flowfabric_worker.cli.options import id_argument, json_option, with_client
-from flowfabric_worker.cli.output import moment, print_facts, print_json, shown
+from flowfabric_worker.cli.output import moment, print_json, shown
+from flowfabric_worker.cli.tables import print_facts
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.suspension_replies import AT_TIMEOUT
 from flowfabric_worker.engine.types.reads import ExecutionInfo, PastAttempt, SuspensionInfo

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from flowfabric_worker.cli.options import json_option, limit_option, with_client
-from flowfabric_worker.cli.output import print_json, print_table, span
+from flowfabric_worker.cli.output import print_json, span
+from flowfabric_worker.cli.tables import print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.limits import MAX_PAGE_SIZE
 from flowfabric_worker.engine.types.damage import DamagedRow

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from flowfabric_worker.cli.options import id_argument, json_option, with_client
-from flowfabric_worker.cli.output import plain, print_json, print_table, span
+from flowfabric_worker.cli.output import plain, print_json, span
+from flowfabric_worker.cli.tables import print_table
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.limits import MAX_DURATION_MS, MAX_PAGE_SIZE

@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from flowfabric_worker.cli import main
 from flowfabric_worker.cli.completion import VARIABLE
-from tests.support.cli import ROOT, cli, ok
+from tests.support.cli import COMMANDS, ROOT, cli, ok
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -50,7 +49,7 @@ def completed(*words: str) -> list[str]:
 
 
 def test_commands_are_completed() -> None:
-    assert set(completed("")) == set(main.commands)
+    assert set(completed("")) == set(COMMANDS)
     assert completed("re") == ["result", "replay", "resume"]
 
 

@@ -7,12 +7,11 @@ import re
 import pytest
 
 from flowfabric_worker import __version__
-from flowfabric_worker.cli import main
 from flowfabric_worker.cli.exit_codes import ExitCode
-from tests.support.cli import cli, ok
+from tests.support.cli import COMMANDS, cli, ok
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)], ids=lambda command: " ".join(command))
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda command: " ".join(command))
 def test_help_fits_into_80_columns(command: list[str]) -> None:
     text = ok(*command, "--help").out
 
@@ -28,7 +27,7 @@ def test_main_help_documents_every_exit_code() -> None:
 
 
 def test_every_command_has_debug() -> None:
-    assert [name for name in main.commands if "--debug" not in ok(name, "--help").out] == []
+    assert [name for name in COMMANDS if "--debug" not in ok(name, "--help").out] == []
 
 
 def test_no_command_shows_the_help() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowfabric_worker.cli import main
-from tests.support.cli import UNKNOWN_ID, Ran, cli, ok, serving, submitted
+from tests.support.cli import COMMANDS, UNKNOWN_ID, Ran, cli, ok, serving, submitted
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -68,7 +67,7 @@ def test_a_failed_execution_is_reported_on_stdout_and_stderr(url: str) -> None:
 
 
 def test_every_command_that_prints_data_has_json() -> None:
-    without = {name for name in main.commands if "--json" not in ok(name, "--help").out}
+    without = {name for name in COMMANDS if "--json" not in ok(name, "--help").out}
 
     assert without <= WITHOUT
 

@@ -11,9 +11,8 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker._runtime.supervisor import STOP_WITHIN
-from flowfabric_worker.cli import main
 from flowfabric_worker.cli.options import duration
-from tests.support.cli import cli, ok
+from tests.support.cli import COMMANDS, cli, ok
 from tests.support.pages import code, section, snippet
 from tests.support.servers import ValkeyServer
 
@@ -68,7 +67,7 @@ def test_the_pod_gives_a_stop_its_time() -> None:
 
 def test_options_that_the_page_speaks_of_exist() -> None:
     text = "\n".join(section(PAGE, heading) for heading in ("Stopping", "Monitoring", "Leases"))
-    known = {option for command in main.commands.values() for each in command.params for option in each.opts}
+    known = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
     spoken = {word.split()[0] for word in code(text) if word.startswith("--")}
 
     assert spoken <= known

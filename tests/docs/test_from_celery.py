@@ -10,7 +10,7 @@ import pytest
 
 import flowfabric_worker
 from flowfabric_worker import Middleware, RetryPolicy, TaskOptions, Worker
-from flowfabric_worker.cli import main
+from tests.support.cli import COMMANDS
 from tests.support.pages import code, rows, section
 
 PAGE = "from-celery.md"
@@ -46,7 +46,7 @@ def test_every_class_is_public(heading: str) -> None:
 
 @pytest.mark.parametrize("heading", TABLES)
 def test_every_option_of_the_command_line_exists(heading: str) -> None:
-    known = {option for command in main.commands.values() for each in command.params for option in each.opts}
+    known = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
 
     assert set(re.findall(r"(?<!\w)--[a-z-]+", ours(heading))) <= known
 

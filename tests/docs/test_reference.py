@@ -12,11 +12,11 @@ import pytest
 
 import flowfabric_worker
 from flowfabric_worker import TaskOptions, WorkerSettings
-from flowfabric_worker.cli import main
 from flowfabric_worker.cli.exit_codes import ExitCode
 from flowfabric_worker.engine.errors import CODES, ValidationError
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.task import Submission
+from tests.support.cli import COMMANDS
 from tests.support.pages import ROOT, code, first_codes, rows, section
 
 PAGE = "reference.md"
@@ -96,7 +96,7 @@ def a_submission() -> Submission[..., None]:
 
 def test_every_setting_stands_in_the_reference_beside_its_option() -> None:
     table = {code(row[0])[0]: code(row[1]) for row in rows(section(PAGE, "Settings of a worker process"))}
-    of_run = {parameter.name: parameter.opts[0] for parameter in main.commands["run"].params}
+    of_run = {parameter.name: parameter.opts[0] for parameter in COMMANDS["run"].params}
 
     assert table.keys() == attrs.fields_dict(WorkerSettings).keys()
     assert table == {name: [of_run[name]] if name in of_run else [] for name in table}
@@ -112,30 +112,30 @@ def test_every_command_stands_in_the_reference_and_the_guide() -> None:
     headings = re.findall(r"^### (\w+)$", section(PAGE, "Commands"), re.M)
     table = {word.split()[0] for word in first_codes(section("guide.md", "The command line"))}
 
-    assert headings == list(main.commands)
-    assert table == set(main.commands)
+    assert headings == list(COMMANDS)
+    assert table == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", main.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_stands_in_the_reference(name: str) -> None:
-    parameters = [each for each in main.commands[name].params if isinstance(each, click.Option)]
+    parameters = [each for each in COMMANDS[name].params if isinstance(each, click.Option)]
 
     assert options_in(section(PAGE, name)) == {each for one in parameters for each in (*one.opts, *one.secondary_opts)}
 
 
-@pytest.mark.parametrize("name", main.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_first_sentence_of_each_command_stands_in_the_reference(name: str) -> None:
-    help_text = main.commands[name].help
+    help_text = COMMANDS[name].help
     assert help_text is not None
     sentence = " ".join(help_text.split("\n\n")[0].split())
 
     assert f": {sentence}" in " ".join(section(PAGE, name).split())
 
 
-@pytest.mark.parametrize("name", main.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_defaults_of_options_stand_in_the_reference(name: str) -> None:
     said = {code(row[0])[0].split()[0]: code(row[1]) for row in rows(section(PAGE, name))}
-    parameters = {each.opts[0]: each for each in main.commands[name].params if isinstance(each, click.Option)}
+    parameters = {each.opts[0]: each for each in COMMANDS[name].params if isinstance(each, click.Option)}
     shown = {
         option: [str(parameters[option].default)] if parameters[option].show_default else said[option]
         for option in said

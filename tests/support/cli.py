@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import attrs
+import click
 from click.testing import CliRunner
 from redis import Redis
 
@@ -36,6 +37,16 @@ APP = "tests.support.cli_app:worker"
 # The most characters of a log that the report of a failed test shows.
 MOST_LOGGED: Final = 20_000
 UNKNOWN_ID = "0-01890000-0000-7000-8000-000000000000"
+
+
+def _command(name: str) -> click.Command:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None, name
+    return command
+
+
+# Every command by its name, in the order of the help.
+COMMANDS: Final = {name: _command(name) for name in main.list_commands(click.Context(main))}
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,10 @@ FIGURES = "import sys, time; began = time.process_time(); {code}; print(time.pro
 def loaded(code: str) -> tuple[float, set[str]]:
     """Run code in a new process; return its seconds of CPU and the modules that are loaded afterwards."""
     command = [sys.executable, "-c", FIGURES.format(code=code)]
-    seconds, *modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    # Else every process would compile the package, which an installer does once.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    seconds, *modules = ran.stdout.split()
     return float(seconds), set(modules)
 
 
@@ -48,6 +52,21 @@ def test_importing_and_decorating_load_no_engine(code: str) -> None:
     _, modules = loaded(code)
 
     assert "flowfabric_worker.engine.engine" not in modules
+
+
+def test_a_worker_process_loads_no_other_command_and_no_tables() -> None:
+    _, modules = loaded(
+        "from flowfabric_worker.cli import main; main(['run', 'nowhere:worker'], standalone_mode=False)"
+    )
+
+    prefix = "flowfabric_worker.cli."
+    assert {name.removeprefix(prefix) for name in modules if name.startswith(prefix)} == {
+        "exit_codes",
+        "options",
+        "output",
+        "run",
+    }
+    assert modules.isdisjoint({"rich", "cattrs", "tenacity", "redis"})
 
 
 def cost(code: str) -> float:

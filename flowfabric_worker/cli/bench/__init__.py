@@ -13,7 +13,8 @@ from flowfabric_worker.cli.bench.measures import STEPS, Bench, Told
 from flowfabric_worker.cli.bench.verdict import Figures, Pace, Spread, bound_of_all, bound_of_one, verdict
 from flowfabric_worker.cli.exit_codes import debug_option
 from flowfabric_worker.cli.options import json_option, url_option
-from flowfabric_worker.cli.output import console, plain, print_json, print_table
+from flowfabric_worker.cli.output import plain, print_json
+from flowfabric_worker.cli.tables import console, print_table
 from flowfabric_worker.cli.trial_store import trial_store
 from flowfabric_worker.config import DEFAULT_THREADS, store_url
 

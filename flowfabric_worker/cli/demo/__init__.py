@@ -24,7 +24,8 @@ from flowfabric_worker.cli.demo.proof import Ended, Proof, Submitted, prove
 from flowfabric_worker.cli.demo.screen import Screen, show
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
 from flowfabric_worker.cli.options import json_option
-from flowfabric_worker.cli.output import console, plain, print_json
+from flowfabric_worker.cli.output import plain, print_json
+from flowfabric_worker.cli.tables import console
 from flowfabric_worker.client import Client
 from flowfabric_worker.engine.ids import ExecutionId
 from flowfabric_worker.engine.types.feed import CompletionEvent
