@@ -1,7 +1,9 @@
 -- What an operator or a producer does to an execution or a lane, without a lease.
 
-local OPERATE = ff.joined({ ff.CORE, ff.ATTEMPT, { 'started', 'replay_count', 'answered', 'last' } })
-local REPLAY = ff.joined({ OPERATE, { 'steps', 'journal_bytes' } })
+local OPERATE = ff.joined({ ff.CORE, { 'holder', 'answered' } })
+local REPLAY = ff.joined({
+  ff.CORE, ff.ATTEMPT, { 'started', 'replay_count', 'answered', 'last', 'steps', 'journal_bytes' },
+})
 
 -- Load the record that an operator's call is about, with some fields or those of OPERATE. Returns nil and the reply to give if the call was answered before or
 -- the namespace has no such execution.

@@ -8,7 +8,7 @@
 ff.register('renew_many', { 'allow-oom' }, function(ctx, args)
   return ff.each(ctx, args, 1, 3, 2, function(_, _, at)
     local uuid, fence, lease_ms = args[at], args[at + 1], tonumber(args[at + 2])
-    local record, answer = ff.fenced(ctx, uuid, fence)
+    local record, answer = ff.fenced(ctx, uuid, fence, nil, ff.CORE)
     if not record then
       return answer
     end

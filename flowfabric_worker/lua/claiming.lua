@@ -13,8 +13,9 @@ local function load_for_claim(ctx, uuid, _, class)
   end
   local damaged = not record.created and 'created'
   if not damaged and record.attempt then
-    damaged = ff.read(record, CLAIM_AGAIN)
-    record.journal = not damaged and ff.journal(record)
+    damaged = ff.read(ctx, record, CLAIM_AGAIN)
+    record.past = not damaged and ff.past_attempts(ctx, record)
+    record.journal = not damaged and ff.journal(ctx, record)
     damaged = damaged or not record.journal and 'steps'
   end
   if damaged then
@@ -199,7 +200,7 @@ local function claim_lanes(ctx, lanes, limit, lease)
     local wanted = math.min(lane.limit, limit - #items)
     if wanted > 0 and #lane.classes > 0 and not lane.paused then
       ff.each_ready(ctx, lane.classes, wanted, claimable, function(record)
-        ff.spend(ctx, 2, #(record.payload or '') + (ff.number(record.journal_bytes) or 0))
+        ff.spend(ctx, 2, 0)
         if not ff.isolated(ctx, record.uuid, take, record, lease) then
           items[#items + 1] = claimed(ctx, record)
         end

@@ -64,6 +64,32 @@ function ff.trim_feed(ctx)
   end
 end
 
+-- How many ends are read with one command, and at first, when it is not known how large they are.
+local ENDS_AT_ONCE, ENDS_AT_FIRST = 100, 8
+
+-- Return up to `limit` ends after one, within the call's work budget.
+local function read_ends(ctx, after, limit)
+  local ends, from, size = {}, after ~= '' and '(' .. after or '-', ENDS_AT_FIRST
+  while #ends < limit and ctx.work > 0 do
+    size = math.min(size, limit - #ends)
+    local page, bytes = call('XRANGE', ctx.base .. ':feed', from, '+', 'COUNT', size), 0
+    for _, entry in ipairs(page) do
+      for _, text in ipairs(entry[2]) do
+        bytes = bytes + #text
+      end
+      ends[#ends + 1] = { entry[1], unpack(entry[2], 1, 10) } -- bounded: five fields
+    end
+    ff.spend(ctx, 1 + #page / 3, bytes)
+    if #page < size then
+      break
+    end
+    from = '(' .. page[#page][1]
+    -- The next ends are about as large as these, and may take what is left of the budget.
+    size = math.min(ENDS_AT_ONCE, math.max(1, math.floor(ctx.work * ff.BYTES_PER_WORK * #page / math.max(1, bytes))))
+  end
+  return ends
+end
+
 -- read_feed: read a page of the feed, or wait for the next end.
 -- Arguments: after (an entry's id) or '', limit, waiter, how long to wait in ms, '1' if the server counts the subscribers
 -- of a topic.
@@ -76,17 +102,12 @@ ff.register('read_feed', { 'allow-oom' }, function(ctx, args)
     return ff.failure('cursor_expired', after)
   end
   ff.unwait(ctx, waiter)
-  local from = after ~= '' and '(' .. after or '-'
-  local entries = call('XRANGE', ctx.base .. ':feed', from, '+', 'COUNT', limit)
+  local entries = read_ends(ctx, after, limit)
   if #entries == 0 and wait_ms > 0 then
     ff.wait_for_feed(ctx, waiter, wait_ms, counted)
   end
   ff.flush(ctx)
-  local answer = { 'ok' }
-  for i, entry in ipairs(entries) do
-    answer[i + 1] = { entry[1], unpack(entry[2], 1, 10) } -- bounded: five fields
-  end
-  return answer
+  return ff.joined({ { 'ok' }, entries })
 end)
 
 -- feed_places: return the two ids behind which a reader of the feed can begin. A place need not be an entry; a cursor at

@@ -311,7 +311,6 @@ ff.register('purge_flow', { 'allow-oom' }, function(ctx, args)
   ff.due_at(ctx, 'retention', 'y' .. id, false)
   repeat
     ff.remove_flow(ctx, id)
-    ff.spend(ctx, 60, 0)
   until flow.is_gone or ctx.work <= 0
   if flow.is_gone then
     ff.remember_removal(ctx, call_id)

@@ -149,6 +149,9 @@ local HANDLERS = {
   end,
 }
 
+-- How many commands an entry of a due index takes, a removal, and an end: 3, but 100 ends with all that they read fit into a call.
+local ENTRY, REMOVAL, END = 4, 3, 2.9
+
 -- Handle one entry. A damaged entry, or one that only a newer release knows, is postponed.
 local function handle_entry(ctx, index, member)
   local kind, what = string.sub(member, 1, 1), string.sub(member, 2)
@@ -161,25 +164,30 @@ local function handle_entry(ctx, index, member)
   end
 end
 
--- Handle up to `limit` entries of one index that are due by `last`, after the first `offset`; return how many.
-local function run_index(ctx, index, last, offset, limit)
+-- Handle up to `limit` entries of one index that are due by `last`, after the first `offset`, and no more than one once the call
+-- has only `least` of its work left. Return how many, and whether that work stopped it. An end takes as long as an entry.
+local function run_index(ctx, index, last, offset, limit, least)
   local members = call('ZRANGE', ctx.base .. ':' .. index, '-inf', last, 'BYSCORE', 'LIMIT', offset, limit)
-  for _, member in ipairs(members) do
+  for i, member in ipairs(members) do
+    if i > 1 and ctx.work <= least then
+      return i - 1, true
+    end
+    local ended = ctx.ended
     handle_entry(ctx, index, member)
+    ff.spend(ctx, ENTRY * (1 + ctx.ended - ended), 0)
   end
-  ff.spend(ctx, 4 * #members, 0)
-  return #members
+  return #members, false
 end
 
 -- Handle up to `limit` delays that are over, in equal shares per lane. What a lane leaves of its share goes to the others.
-local function run_delays(ctx, limit)
+local function run_delays(ctx, limit, least)
   local lanes = call('ZRANGE', ctx.base .. ':delayed', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, math.min(limit, 32))
   local left, open, handled = limit, lanes, {}
   while left > 0 and #open > 0 do
     local share, still_open = math.ceil(left / #open), {}
     for _, lane in ipairs(open) do
       local wanted, before = math.min(share, left), handled[lane] or 0
-      local count = wanted > 0 and run_index(ctx, 'delays:' .. lane, ctx.now, before, wanted) or 0
+      local count = wanted > 0 and run_index(ctx, 'delays:' .. lane, ctx.now, before, wanted, least) or 0
       handled[lane] = before + count
       left = left - count
       if count == wanted then
@@ -191,26 +199,24 @@ local function run_delays(ctx, limit)
   return limit - left, lanes
 end
 
--- Handle up to `limit` removals that are due by `last`, after those that this call has handled; return how many.
-local function run_removals(ctx, last, limit)
-  local count = run_index(ctx, 'retention', last, ctx.removals, limit)
+-- Handle up to `limit` removals that are due by `last`, after those that this call has handled, for up to `work` commands;
+-- return how many.
+local function run_removals(ctx, last, limit, work)
+  local count = run_index(ctx, 'retention', last, ctx.removals, limit, ctx.work - work)
   ctx.removals = ctx.removals + count
   return count
 end
 
--- How many commands one removal takes.
-local REMOVAL = 3
-
 -- Handle up to `limit` removals that are due, within a share of the call's budget; return how many.
 function ff.run_removals(ctx, limit, share)
-  return run_removals(ctx, ctx.now, ff.allowed(ctx, limit, REMOVAL, share))
+  return run_removals(ctx, ctx.now, ff.allowed(ctx, limit, REMOVAL, share), math.max(0, ctx.work * share))
 end
 
 -- Handle twice as many removals as this call ended executions, so removal keeps pace. What ended in this millisecond is
 -- left for a later call, so that this call can be repeated.
 function ff.keep_pace(ctx)
   if ctx.ended > 0 then
-    run_removals(ctx, '(' .. ctx.now_text, 2 * ctx.ended)
+    run_removals(ctx, '(' .. ctx.now_text, 2 * ctx.ended, 2 * ENTRY * ctx.ended)
     ctx.ended = 0
   end
 end
@@ -219,7 +225,7 @@ end
 function ff.cost_of_end(ctx)
   if not ctx.cost_of_end then
     local removal = ff.first_moment(ctx, ':retention')
-    ctx.cost_of_end = removal and removal < ctx.now and 3 + 2 * REMOVAL or 3
+    ctx.cost_of_end = removal and removal < ctx.now and END + 2 * REMOVAL or END
   end
   return ctx.cost_of_end
 end
@@ -233,9 +239,10 @@ end
 -- Handle up to `limit` entries that are due, within a share of the call's budget: leases, deadlines and reservations
 -- first, then delays. Return how many. The indexes of both are up to date afterwards.
 function ff.run_due(ctx, limit, share)
-  limit = ff.allowed(ctx, limit, 4, share)
-  local handled = run_index(ctx, 'due', ctx.now, 0, limit)
-  local delays, lanes = run_delays(ctx, rest_of(limit, handled))
+  limit = ff.allowed(ctx, limit, ENTRY, share)
+  local least = ctx.work - ENTRY * limit
+  local handled, is_stopped = run_index(ctx, 'due', ctx.now, 0, limit, least)
+  local delays, lanes = run_delays(ctx, rest_of(limit, handled), math.min(least, ctx.work - ENTRY * limit / 4))
   if handled + delays > 0 then
     ff.run_jobs(ctx)
     ff.flush_gates(ctx)
@@ -245,7 +252,7 @@ function ff.run_due(ctx, limit, share)
   for _, lane in ipairs(lanes) do
     ff.settle_lane(ctx, lane)
   end
-  ctx.is_cut_short = handled + delays >= limit
+  ctx.is_cut_short = is_stopped or handled + delays >= limit
   return handled + delays
 end
 

@@ -106,6 +106,13 @@ local function cut(text, limit)
   return string.sub(text, 1, limit)
 end
 
+-- Return the past attempts of a record, each packed. To check one and to pack it again takes about 4 us.
+function ff.past_attempts(ctx, record)
+  local past = record.attempts and ff.unpack(record.attempts) or {}
+  ff.spend(ctx, 0.4 * #past, 0)
+  return past
+end
+
 -- Return the field of past attempts with the present one added, or nil if it has not begun. The oldest beyond
 -- ff.PAST_ATTEMPTS are dropped.
 function ff.archive(ctx, record, how)
@@ -113,7 +120,7 @@ function ff.archive(ctx, record, how)
   if not started or started == '' then
     return nil
   end
-  local past = record.attempts and ff.unpack(record.attempts) or {}
+  local past = record.past or ff.past_attempts(ctx, record)
   if #past >= ff.PAST_ATTEMPTS then
     table.remove(past, 1)
   end

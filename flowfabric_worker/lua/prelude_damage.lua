@@ -246,9 +246,14 @@ end
 
 -- Delete the further keys that a record names in its field `keys`, without the partition's base.
 function ff.remove_keys(ctx, names)
-  for _, name in ipairs(ff.unpack(names or '') or {}) do
+  local keys = ff.unpack(names or '') or {}
+  for i = 1, #keys do
+    keys[i] = ctx.base .. keys[i]
+  end
+  if #keys > 0 then
     -- A key may be large, so the server frees it in the background.
-    call('UNLINK', ctx.base .. name)
+    call('UNLINK', unpack(keys)) -- bounded: the keys that one record names
+    ff.spend(ctx, #keys / 4, 0)
   end
 end
 

@@ -92,9 +92,11 @@ function ff.announce(ctx, record, outcome, watchers)
     call('XADD', ctx.feed, ctx.feed_id, unpack(entry)) -- bounded: five fields
   end
   if watchers and watchers ~= '' then
-    for _, topic in ipairs(ff.unpack(watchers)) do
+    local topics = ff.unpack(watchers)
+    for _, topic in ipairs(topics) do
       call('PUBLISH', ctx.channel .. topic, 'done ' .. ff.id(ctx, record))
     end
+    ff.spend(ctx, #topics, 0)
   end
 end
 

@@ -30,12 +30,15 @@ local CORE_COUNT = #ff.CORE
 
 -- Loading -----------------------------------------------------------------------------------------------------------
 
--- Read further fields into a record; an absent field is false. Return the first damaged field, or nil.
-function ff.read(record, fields)
-  local values = call('HMGET', record.key, unpack(fields)) -- bounded: a fixed list of names
+-- Read further fields into a record; an absent field is false. Return the first damaged field, or nil. The bytes of all fields
+-- that are read into records count as work, because some fields may be large.
+function ff.read(ctx, record, fields)
+  local values, bytes = call('HMGET', record.key, unpack(fields)), 0 -- bounded: a fixed list of names
   for i = 1, #fields do
     record[fields[i]] = values[i]
+    bytes = bytes + (values[i] and #values[i] or 0)
   end
+  ff.spend(ctx, 0, bytes)
   return ff.damage_in(record, fields)
 end
 
@@ -50,7 +53,7 @@ function ff.record_key(ctx, uuid)
 end
 
 -- Read the fields from index `first` on that are not yet in a record. Return the first damaged field, or nil.
-local function read_missing(record, fields, first)
+local function read_missing(ctx, record, fields, first)
   local missing = {}
   for i = first, #fields do
     -- What is absent of the fields that only some work has is known to be absent.
@@ -58,7 +61,7 @@ local function read_missing(record, fields, first)
       missing[#missing + 1] = fields[i]
     end
   end
-  return #missing > 0 and ff.read(record, missing) or nil
+  return #missing > 0 and ff.read(ctx, record, missing) or nil
 end
 
 -- Read a record whose `fields` begin with ff.CORE, or return nil if there is none.
@@ -74,35 +77,41 @@ local function read_new(ctx, uuid, fields)
     uuid = uuid, key = key, words = state and ff.words(state), class = class, priority = priority, place = place,
     fence = fence, expires = expires, attempt = attempt, policy = policy, timeout_at = timeout_at, more = more,
   }
+  local bytes = 0
   for i = CORE_COUNT + 1, #fields do
-    record[fields[i]] = values[i]
+    local value = values[i]
+    record[fields[i]] = value
+    bytes = bytes + (value and #value or 0)
   end
+  ff.spend(ctx, 0, bytes)
   return record
 end
 
 -- Read the fields that only some work has. Those that are absent stay nil, since with all of them the table of the record
 -- would grow fourfold. Return the first damaged field, or nil.
-local function read_more(record)
+local function read_more(ctx, record)
   local values = call('HMGET', record.key, unpack(ff.MORE)) -- bounded: a fixed list of names
-  local damaged
+  local damaged, bytes = nil, 0
   for i = 1, #ff.MORE do
     local value = values[i]
     if value then
       record[ff.MORE[i]] = value
+      bytes = bytes + #value
       damaged = damaged or ff.is_damaged(ff.MORE[i], value) and ff.MORE[i]
     end
   end
+  ff.spend(ctx, 1, bytes)
   return damaged
 end
 
 -- Return the first damaged field of a record that was just read, or nil. Its fields of ff.MORE are read here if it has any.
-local function damage_in_new(record, fields)
+local function damage_in_new(ctx, record, fields)
   local damaged = ff.damage_in_core(record)
   if not damaged and #fields > CORE_COUNT then
     damaged = ff.damage_in(record, fields, CORE_COUNT + 1)
   end
   if not damaged and (record.more or record.words.phase == 'terminal') then
-    damaged = read_more(record) or record.words.phase == 'terminal' and not record.ended and 'ended'
+    damaged = read_more(ctx, record) or record.words.phase == 'terminal' and not record.ended and 'ended'
   end
   return damaged
 end
@@ -114,10 +123,10 @@ function ff.load(ctx, uuid, fields, class)
   fields = fields or ff.CORE
   local record, damaged = ctx.records[uuid], nil
   if record then
-    damaged = read_missing(record, fields, CORE_COUNT + 1)
+    damaged = read_missing(ctx, record, fields, CORE_COUNT + 1)
   else
     record = read_new(ctx, uuid, fields)
-    damaged = record and damage_in_new(record, fields)
+    damaged = record and damage_in_new(ctx, record, fields)
   end
   if not record or not record.words and not damaged then
     return nil, ff.failure('execution_not_found', uuid)
@@ -210,6 +219,10 @@ function ff.count(ctx, class, uuid, old, new)
     held = ff.ENDED[new] and held or held + 1
   end
   if held ~= 0 then
+    if not ctx.held[class] then
+      -- The commands that update the indexes of one more class when the call ends.
+      ff.spend(ctx, 2, 0)
+    end
     ctx.held[class] = (ctx.held[class] or 0) + held
   end
   if known.gates then

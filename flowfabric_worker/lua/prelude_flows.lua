@@ -84,6 +84,8 @@ function ff.flow(ctx, id)
     local values = call('HMGET', ff.flow_key(ctx, 'flow', id), unpack(FIELDS)) -- bounded: a fixed list of names
     flow = values[1] and new_flow(ctx, id, values) or false
     ctx.flows[id] = flow
+    -- It is read here, and written when the call ends.
+    ff.spend(ctx, 2, 0)
   end
   return flow or nil
 end

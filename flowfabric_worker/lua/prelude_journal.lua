@@ -11,35 +11,42 @@ local AT_ONCE = 500
 function ff.step_names(record)
   local names, steps = {}, tonumber(record.steps or '0')
   for first = 1, steps, AT_ONCE do
-    local slots = {}
-    for i = first, math.min(first + AT_ONCE - 1, steps) do
-      slots[#slots + 1] = 'step#' .. i
+    local slots, count = {}, math.min(AT_ONCE, steps - first + 1)
+    for i = 1, count do
+      slots[i] = 'step#' .. first + i - 1
     end
     local found = call('HMGET', record.key, unpack(slots)) -- bounded: AT_ONCE
-    for i = 1, #slots do
+    for i = 1, count do
       if not found[i] then
         return nil
       end
-      names[#names + 1] = found[i]
+      names[first + i - 1] = found[i]
     end
   end
   return names
 end
 
--- Return the steps of a record as { name, value, name, value }, or nil if one of them is missing.
-function ff.journal(record)
+-- Return a page of the values of steps from a place on, and how many these are.
+local function values_from(record, names, first)
+  local fields, count = {}, math.min(AT_ONCE, #names - first + 1)
+  for i = 1, count do
+    fields[i] = 'step:' .. names[first + i - 1]
+  end
+  return call('HMGET', record.key, unpack(fields)), count -- bounded: AT_ONCE
+end
+
+-- Return the steps of a record as { name, value, name, value }, or nil if one of them is missing. To read one takes about 3 us.
+function ff.journal(ctx, record)
   local names, entries = ff.step_names(record), {}
+  ff.spend(ctx, 0.3 * #(names or {}), ff.number(record.journal_bytes) or 0)
   for first = 1, names and #names or 0, AT_ONCE do
-    local fields = {}
-    for i = first, math.min(first + AT_ONCE - 1, #names) do
-      fields[#fields + 1] = 'step:' .. names[i]
-    end
-    local values = call('HMGET', record.key, unpack(fields)) -- bounded: AT_ONCE
-    for i = 1, #fields do
+    local values, count = values_from(record, names, first)
+    for i = 1, count do
       if not values[i] then
         return nil
       end
-      ff.append(entries, { names[first + i - 1], values[i] })
+      local at = 2 * (first + i - 1)
+      entries[at - 1], entries[at] = names[first + i - 1], values[i]
     end
   end
   return names and entries
@@ -60,9 +67,15 @@ end
 function ff.forget_steps(record, names, first)
   local forgotten, fields = 0, {}
   for i = first, #names do
-    local field = 'step:' .. names[i]
-    forgotten = forgotten + #names[i] + (first > 1 and call('HSTRLEN', record.key, field) or 0)
-    ff.append(fields, { 'step#' .. i, field })
+    forgotten = forgotten + #names[i]
+    ff.append(fields, { 'step#' .. i, 'step:' .. names[i] })
+  end
+  -- If all are forgotten, nothing is left to count.
+  for from = first, first > 1 and #names or 0, AT_ONCE do
+    local values, count = values_from(record, names, from)
+    for i = 1, count do
+      forgotten = forgotten + #(values[i] or '')
+    end
   end
   ff.chunked('HDEL', record.key, fields)
   return first - 1, first > 1 and math.max(0, tonumber(record.journal_bytes or '0') - forgotten) or 0

@@ -62,15 +62,18 @@ function ff.remove_flow(ctx, id)
     return
   end
   local uuids = ff.links(ctx, flow, 'm', '', MEMBERS_REMOVED)
-  for _, uuid in ipairs(uuids) do
+  local links = {}
+  for i, uuid in ipairs(uuids) do
     ff.isolated(ctx, uuid, function()
       local record = ff.load(ctx, uuid)
       if record then
         ff.remove(ctx, record)
       end
     end)
-    call('ZREM', flow.links, 'm' .. uuid)
+    links[i] = 'm' .. uuid
   end
+  ff.chunked('ZREM', flow.links, links)
+  ff.spend(ctx, 5 * #uuids, 0)
   if #uuids == MEMBERS_REMOVED then
     ff.due_at(ctx, 'retention', 'y' .. id, ctx.now)
     return

@@ -45,6 +45,7 @@ function ff.wake_tails(ctx, record)
   end
   call('HDEL', key, 'readers')
   local parts = ff.unpack(waiting) or {}
+  ff.spend(ctx, 1 + #parts / 2, 0)
   for i = 1, #parts - 1, 2 do
     local till = tonumber(parts[i + 1])
     if till and till > ctx.now then

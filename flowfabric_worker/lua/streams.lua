@@ -1,10 +1,12 @@
 -- Frames that running attempts append, and that readers follow.
 
-local FRAMES_PER_READ = 500
+local FRAMES_PER_READ = 200
 local BYTES_PER_READ = 512 * 1024
 -- How many processes one execution wakes. The readers in others poll.
 local MOST_READERS = 64
 
+-- The fields that an append reads, and those that a reader needs, which may ask for a past attempt.
+local APPENDING = ff.joined({ ff.CORE, { 'last', 'keys' } })
 local FIELDS = ff.joined({ ff.CORE, ff.ATTEMPT, { 'last', 'keys' } })
 
 -- Appending ---------------------------------------------------------------------------------------------------------
@@ -21,7 +23,7 @@ end
 
 -- Return the failure of a holder that may not append to an attempt, or nil if the holder may.
 local function why_refused(ctx, uuid, fence, index)
-  local record, failure = ff.fenced(ctx, uuid, fence, nil, FIELDS)
+  local record, failure = ff.fenced(ctx, uuid, fence, nil, APPENDING)
   if record and ff.attempt_parts(record.attempt) ~= index then
     return ff.failure('stale_lease', uuid)
   end
@@ -30,7 +32,7 @@ end
 
 -- Append the frames of an item, and return its reply.
 local function append(ctx, uuid, fence, index, item)
-  local record, failure = ff.load(ctx, uuid, FIELDS)
+  local record, failure = ff.load(ctx, uuid, APPENDING)
   local stream
   if record then
     stream, failure = ff.load_stream(ctx, record, index)

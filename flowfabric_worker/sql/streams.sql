@@ -266,7 +266,7 @@ BEGIN
     gap := fn.gap(c, x.uuid, s, begin_id, args[7]);
     b := fn.frames_between(
       c, x.uuid, begin_id, CASE WHEN fn.is_older(s.state[3], args[5]) THEN s.state[3] ELSE args[5] END,
-      least(fn.num(args[6]), 500), args[7]
+      least(fn.num(args[6]), 200), args[7]
     );
   END IF;
   IF cardinality(b.items) = 0 AND closing IS NULL AND gap[1] = '' AND args[8] <> '' THEN
