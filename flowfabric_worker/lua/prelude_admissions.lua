@@ -225,6 +225,7 @@ function ff.admit_claim(ctx, gate, claim, partition, wanted, ready)
     return { ff.text(count), ff.text(usable_for), ff.text(lapses), '' }
   end
   add_partition(gate, 'asking', partition)
+  ff.gate_kinds.q.watch(ctx, gate)
   local shut_for = gate.till and math.max(1, gate.till - ctx.now) or ff.FALLBACK
   return { ff.text(count), ff.text(usable_for), ff.text(lapses), news_of(gate, shut_for) }
 end
@@ -325,11 +326,18 @@ function ff.lapse_admission(ctx, member)
   end
 end
 
+-- Return whether there is another partition of this number.
+local function is_other_partition(ctx, partition)
+  local count = ff.number(call('HGET', ctx.base .. ':meta', 'partitions')) or math.huge
+  return partition ~= ctx.partition and tonumber(partition) < count
+end
+
 -- Ask the partition of a holder whether the holder still has its slot, if that is another one. Return whether it is.
 function ff.ask_about(ctx, gate, holder)
   local uuid, partition, claim = ff.holder_elsewhere(holder)
-  if uuid then
-    ff.owe(ctx, 'check', string.sub(gate.name, 2), ff.pack({ uuid, claim }), partition)
+  if not uuid or not is_other_partition(ctx, partition) then
+    return false
   end
-  return uuid ~= nil
+  ff.owe(ctx, 'check', string.sub(gate.name, 2), ff.pack({ uuid, claim }), partition)
+  return true
 end

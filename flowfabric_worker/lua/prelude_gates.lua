@@ -18,6 +18,7 @@
 --   leave   note that an execution, given by its uuid, is not running any more; further, the claim that took its slot, if known
 --   flush   write what was noted, and set `allowance` and `till` again
 --   check   look for what it counts wrongly, now and then
+--   watch   note that this has to be done, because a claim finds the gate closed; only of quotas
 --   explain what explain_execution replies of it if it is closed
 --   exists  return whether a gate of a name exists
 --   unknown return the failure for an id that does not exist
@@ -78,6 +79,16 @@ function ff.allowance(ctx, gates)
     least = math.min(least, ff.gate(ctx, gates[i]).allowance)
   end
   return least
+end
+
+-- Note that some gates are closed to a claim.
+function ff.watch_gates(ctx, gates)
+  for i = 1, #gates do
+    local gate = ff.gate(ctx, gates[i])
+    if gate.allowance <= 0 and gate.kind and gate.kind.watch then
+      gate.kind.watch(ctx, gate)
+    end
+  end
 end
 
 -- Return the first gate of a class that is closed, or nil.

@@ -24,8 +24,9 @@ local NUMBERS = {
 -- Up to which rate each millisecond is an entry of its own.
 local MOST_ENTRIES = 1000
 
--- How many entries of a window one call removes, and how many holders of slots it checks.
-local MOST_TRIMMED, MOST_CHECKED = 256, 32
+-- How many entries of a window one call removes; how many holders of slots it checks that are due, and how many of the last ones,
+-- whose moments may be damaged.
+local MOST_TRIMMED, MOST_CHECKED, LAST_CHECKED = 256, 32, 8
 
 -- How often the holders of slots are checked, in ms.
 local CHECK_EVERY = 60000
@@ -158,6 +159,19 @@ local function flush_window(ctx, gate)
   gate.expired, gate.began = {}, 0
 end
 
+-- Note that the holders of slots are checked, unless that is noted already.
+local function check_later(ctx, gate)
+  call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + CHECK_EVERY, 'g' .. gate.name)
+end
+
+-- A quota without a free slot may be full of holders that were written wrongly, of which nothing else is noted.
+function quotas.watch(ctx, gate)
+  if gate.window and gate.why == 'concurrency' and not gate.is_watched then
+    gate.is_watched = true
+    check_later(ctx, gate)
+  end
+end
+
 function quotas.flush(ctx, gate)
   if gate.is_elsewhere then
     ff.flush_elsewhere(ctx, gate)
@@ -169,7 +183,7 @@ function quotas.flush(ctx, gate)
   ff.chunked('ZREM', key, removed)
   ff.chunked('ZADD', key, added)
   if #added > 0 then
-    call('ZADD', ctx.base .. ':retention', 'NX', ctx.now + CHECK_EVERY, 'g' .. gate.name)
+    check_later(ctx, gate)
   end
   if gate.began > 0 or #gate.expired > 0 then
     flush_window(ctx, gate)
@@ -202,14 +216,16 @@ function quotas.has_until(ctx, gate, uuid)
   return nil
 end
 
--- Check the holders of slots whose lease should be over. What they count is right unless a record was damaged; what happened in
--- another partition is asked there.
+-- Check the holders of slots whose lease should be over, and the last ones. What they count is right unless a record or a holder
+-- was damaged; what happened in another partition is asked there.
 function quotas.check(ctx, gate)
   if gate.is_elsewhere then
     return
   end
   local key = quotas.holders_key(ctx, gate)
   local holders = call('ZRANGE', key, '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, MOST_CHECKED)
+  local has_more = #holders == MOST_CHECKED
+  ff.append(holders, call('ZRANGE', key, 0, LAST_CHECKED - 1, 'REV'))
   for _, holder in ipairs(holders) do
     local next_check = ctx.now + CHECK_EVERY
     if not ff.ask_about(ctx, gate, holder) then
@@ -220,7 +236,7 @@ function quotas.check(ctx, gate)
   end
   ff.spend(ctx, 2 * #holders, 0)
   if gate.running > 0 then
-    ff.due_at(ctx, 'retention', 'g' .. gate.name, ctx.now + CHECK_EVERY)
+    ff.due_at(ctx, 'retention', 'g' .. gate.name, has_more and ctx.now or ctx.now + CHECK_EVERY)
   end
 end
 

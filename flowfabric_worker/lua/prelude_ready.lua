@@ -80,6 +80,8 @@ local function sources_of(ctx, classes, wanted)
       local source = { class = class, gates = gates, key = ctx.base .. ':ready:' .. class, read = 0 }
       sources[#sources + 1] = source
       read_page(ctx, source, size)
+    else
+      ff.watch_gates(ctx, gates)
     end
   end
   return sources

@@ -208,6 +208,7 @@ local function check_admission(ctx, args)
   elseif gate.is_elsewhere and not ctx.admissions[gate.name] then
     return { 'asks', gate.name, '1', '1', ctx.now_text }
   elseif gate.allowance <= 0 then
+    quotas.watch(ctx, gate)
     return refusal(ctx, gate)
   end
   local expires = record.words.leased and tonumber(record.expires) or ctx.now + ttl

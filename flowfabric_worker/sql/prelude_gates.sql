@@ -57,6 +57,17 @@ BEGIN
   RETURN gate;
 END $$;
 
+-- Return a gate that this call has locked. The slots of a quota that has none left are checked first.
+CREATE FUNCTION fn.locked_gate(c fn.context, of_name bytea) RETURNS fn.gate LANGUAGE plpgsql AS $$
+DECLARE
+  gate fn.gate := fn.read_gate(c, of_name);
+BEGIN
+  IF of_name LIKE 'q%' AND gate.slots_left <= 0 AND fn.check_slots(c, substring(of_name FROM 2)) THEN
+    RETURN fn.read_gate(c, of_name);
+  END IF;
+  RETURN gate;
+END $$;
+
 -- Return how many more executions a gate admits now.
 CREATE FUNCTION fn.allowance(gate fn.gate) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
   SELECT greatest(0, coalesce(least((gate).slots_left, (gate).rate_left), 9007199254740992))
@@ -197,7 +208,7 @@ BEGIN
   END IF;
   passing.c := c; passing.gates := '{}';
   FOREACH of_name IN ARRAY names LOOP
-    gate := fn.read_gate(c, of_name);
+    gate := fn.locked_gate(c, of_name);
     gate.class_ids := ARRAY(SELECT id FROM db.classes AS k WHERE k.id = ANY (classes) AND of_name = ANY (k.gates));
     passing.gates := passing.gates || gate;
   END LOOP;

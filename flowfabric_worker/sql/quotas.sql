@@ -26,6 +26,45 @@ BEGIN
   RETURN gate;
 END $$;
 
+-- Return whether an execution has a slot of a quota. One in a phase that only a newer release knows keeps it.
+CREATE FUNCTION fn.has_slot(x db.executions, of_quota bytea) RETURNS boolean LANGUAGE sql AS $$
+  SELECT x.uuid IS NOT NULL AND NOT fn.is_bare(x)
+    AND NOT EXISTS (SELECT FROM db.damaged WHERE p = x.p AND uuid = x.uuid::text)
+    AND (fn.is_foreign(fn.ascii(x.state)) OR EXISTS (
+      SELECT FROM db.classes AS k WHERE k.id = x.class_id AND (
+        k.held = 'q'::bytea || of_quota AND x.state NOT LIKE 't%' OR k.gates @> ARRAY['q'::bytea || of_quota] AND x.state LIKE '_l%'
+      )
+    ))
+$$;
+
+-- Check the slots of a quota whose lease should be over, and the last ones, whose moments may be damaged; give those back that no
+-- execution has, and leave the others alone for a minute. Return whether one was given back. The quota must be locked, so that no
+-- claim takes a slot meanwhile.
+CREATE FUNCTION fn.check_slots(c fn.context, of_quota bytea) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  next_check bigint := c.now + 60000;
+  slot db.slots;
+  x db.executions;
+  is_freed boolean := false;
+BEGIN
+  FOR slot IN
+    SELECT * FROM db.slots WHERE (p, quota, uuid) IN (
+      (SELECT p, quota, uuid FROM db.slots WHERE quota = of_quota AND until <= c.now ORDER BY until LIMIT 32)
+      UNION (SELECT p, quota, uuid FROM db.slots WHERE quota = of_quota AND until > next_check ORDER BY until DESC LIMIT 8)
+      UNION (SELECT p, quota, uuid FROM db.slots WHERE quota = of_quota AND until IS NULL LIMIT 8)
+    ) FOR UPDATE SKIP LOCKED
+  LOOP
+    SELECT * INTO x FROM db.executions WHERE p = slot.p AND uuid = slot.uuid;
+    IF fn.has_slot(x, of_quota) THEN
+      UPDATE db.slots SET until = next_check WHERE p = slot.p AND quota = of_quota AND uuid = slot.uuid;
+    ELSE
+      DELETE FROM db.slots WHERE p = slot.p AND quota = of_quota AND uuid = slot.uuid;
+      is_freed := true;
+    END IF;
+  END LOOP;
+  RETURN is_freed;
+END $$;
+
 -- Write who was handed out under a quota, and how many attempts began. Many attempts are counted together: those of one
 -- millisecond, and under a high rate those of a thousandth of the window.
 CREATE FUNCTION fn.write_quota(c fn.context, gate fn.gate) RETURNS void LANGUAGE plpgsql AS $$
@@ -282,7 +321,7 @@ DECLARE
   until bigint;
 BEGIN
   IF f.failure IS NULL THEN
-    gate := fn.read_gate(c, 'q'::bytea || args[3]);
+    gate := fn.locked_gate(c, 'q'::bytea || args[3]);
     held := (SELECT k.held FROM db.classes AS k WHERE id = x.class_id);
     IF x.state LIKE 't%' THEN
       f.failure := fn.not_active(x);

@@ -19,7 +19,8 @@ from flowfabric_worker.engine.types.quotas import (
     QuotaPolicyStatus,
 )
 from flowfabric_worker.engine.types.states import PublicState
-from tests.support.executions import created, ids_in
+from flowfabric_worker.engine.wire import pack
+from tests.support.executions import created, ids_in, raw_client, raw_key
 
 QUOTA = QuotaPolicyId("api")
 UNDER_QUOTA = ExecutionPolicy(quota_policy_id=QUOTA)
@@ -56,6 +57,21 @@ def queued(engine: Engine, count: int, **changes: Any) -> list[ExecutionId]:
     """Create executions under the quota, in their order, where `placed` says."""
     ids = ids_in(engine, away(engine), count) if _elsewhere.get() else [None] * count
     return [created(engine, **{"policy": UNDER_QUOTA, "execution_id": each, **changes}) for each in ids]
+
+
+def hold(engine: Engine, holder: str, until: float) -> None:
+    """Write a holder of a slot behind the engine: a uuid, or uuid@partition@claim if it is elsewhere."""
+    home = engine.home_of_quota(QUOTA)
+    uuid, _, place = holder.partition("@")
+    quota = pack((engine.namespace, QUOTA))
+    client: Any = raw_client(engine, home)
+    if engine.backend_label() == "postgresql":
+        client.rows(
+            "INSERT INTO db.slots (p, quota, uuid, until) VALUES (%s, %s, %s, %s)",
+            int(place.partition("@")[0] or home), quota, uuid, min(until, 2**63 - 1),
+        )  # fmt: skip
+    else:
+        client.zadd(raw_key(engine, home, f"holders:{quota.decode()}"), {holder: until})
 
 
 def status(engine: Engine, quota: str = QUOTA) -> QuotaPolicyStatus:
