@@ -182,12 +182,16 @@ end
 -- Handle up to `limit` delays that are over, in equal shares per lane. What a lane leaves of its share goes to the others.
 local function run_delays(ctx, limit, least)
   local lanes = call('ZRANGE', ctx.base .. ':delayed', '-inf', ctx.now, 'BYSCORE', 'LIMIT', 0, math.min(limit, 32))
-  local left, open, handled = limit, lanes, {}
-  while left > 0 and #open > 0 do
+  local left, open, handled, is_stopped = limit, lanes, {}, false
+  while left > 0 and #open > 0 and (ctx.work > least or open == lanes) do
     local share, still_open = math.ceil(left / #open), {}
     for _, lane in ipairs(open) do
       local wanted, before = math.min(share, left), handled[lane] or 0
-      local count = wanted > 0 and run_index(ctx, 'delays:' .. lane, ctx.now, before, wanted, least) or 0
+      local count, stops = 0, false
+      if wanted > 0 then
+        count, stops = run_index(ctx, 'delays:' .. lane, ctx.now, before, wanted, least)
+      end
+      is_stopped = is_stopped or stops
       handled[lane] = before + count
       left = left - count
       if count == wanted then
@@ -196,7 +200,7 @@ local function run_delays(ctx, limit, least)
     end
     open = still_open
   end
-  return limit - left, lanes
+  return limit - left, lanes, is_stopped or left > 0 and #open > 0
 end
 
 -- Handle up to `limit` removals that are due by `last`, after those that this call has handled, for up to `work` commands;
@@ -242,7 +246,7 @@ function ff.run_due(ctx, limit, share)
   limit = ff.allowed(ctx, limit, ENTRY, share)
   local least = ctx.work - ENTRY * limit
   local handled, is_stopped = run_index(ctx, 'due', ctx.now, 0, limit, least)
-  local delays, lanes = run_delays(ctx, rest_of(limit, handled), math.min(least, ctx.work - ENTRY * limit / 4))
+  local delays, lanes, stops = run_delays(ctx, rest_of(limit, handled), math.min(least, ctx.work - ENTRY * limit / 4))
   if handled + delays > 0 then
     ff.run_jobs(ctx)
     ff.flush_gates(ctx)
@@ -252,7 +256,7 @@ function ff.run_due(ctx, limit, share)
   for _, lane in ipairs(lanes) do
     ff.settle_lane(ctx, lane)
   end
-  ctx.is_cut_short = is_stopped or handled + delays >= limit
+  ctx.is_cut_short = is_stopped or stops or handled + delays >= limit
   return handled + delays
 end
 
