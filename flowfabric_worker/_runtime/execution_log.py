@@ -6,7 +6,7 @@ import collections
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
 
 import attrs
@@ -24,11 +24,12 @@ log = log_queue.Log(EXECUTION_LOG)
 
 # The most completions in a second that are logged in a line each; more are summarized in one line per second.
 MOST_COMPLETIONS: Final = 20
-# The most failures in a second that are logged in a line each, with their tracebacks; more are only counted.
-MOST_FAILURES: Final = 100
+# The most other ends in a second that are logged in a line each, failures with their tracebacks. Further ones are only
+# counted, because the failures of a second would take megabytes.
+MOST_OTHERS: Final = 100
 _SECOND: Final = 1.0
-# The most successes, and the most other ends, that wait to be logged; then the oldest is dropped. It is the number that
-# a worker at full load reaches in about three seconds.
+# The most completions that wait to be logged; then the oldest is dropped. A worker at full load reaches this number in
+# about three seconds.
 MOST_WAITING: Final = 100_000
 # The most tasks that a summary names; it prefers those with the most executions.
 _MOST_NAMED: Final = 5
@@ -48,8 +49,8 @@ class Ended:
     Attributes:
         how: "completed", "cancelled", "retried", "failed" or "lost".
         seconds: how long the handler ran.
-        reason: why the attempt failed, and when the next one begins.
-        detail: further lines, such as a traceback.
+        reason: why the attempt did not complete, and when the next one begins.
+        detail: further lines in UTF-8, such as a traceback.
     """
 
     how: str
@@ -59,12 +60,20 @@ class Ended:
     execution_id: str
     seconds: float
     reason: str = ""
-    detail: str = ""
+    detail: bytes = b""
 
     @property
-    def is_failure(self) -> bool:
-        """Whether the attempt failed or was lost."""
-        return self.how in ("retried", "failed", "lost")
+    def is_completion(self) -> bool:
+        """Whether the attempt completed."""
+        return self.how == "completed"
+
+
+@attrs.define
+class _Counted:
+    """The ends of one task that are only counted, and the last of them."""
+
+    last: Ended
+    number: int = 0
 
 
 class ExecutionLog(OwnedThread):
@@ -79,6 +88,10 @@ class ExecutionLog(OwnedThread):
         self._ended: collections.deque[Ended] = collections.deque()
         # The tasks and seconds of completions, which are all that is kept while completions are summarized.
         self._times: collections.deque[tuple[str, float]] = collections.deque()
+        # How many other ends wait, and those beyond `MOST_OTHERS` by task; the lock guards both.
+        self._others = 0
+        self._counted: dict[str, _Counted] = {}
+        self._counting = threading.Lock()
         self._dropping = threading.Lock()
         self._dropped = 0
         self._wake = threading.Event()
@@ -94,8 +107,11 @@ class ExecutionLog(OwnedThread):
 
     def flush(self) -> None:
         """Log everything that waits, in the caller's thread; used if the thread was not started."""
-        for ended in _taken(self._ended):
-            _log_one(ended)
+        ended, counted_by_task = self._take()
+        for each in ended:
+            _log_one(each)
+        _log_completions(_taken(self._times))
+        _log_counted(counted_by_task)
 
     # Called by the thread that gets the store's answers
 
@@ -111,7 +127,7 @@ class ExecutionLog(OwnedThread):
     def cancelled(self, execution: LeasedExecution) -> None:
         """Note that a handler cancelled its execution."""
         if log.wants(logging.INFO):
-            self._tell("cancelled", execution)
+            self._tell("cancelled", execution, "cancelled by its handler")
 
     def retried(self, execution: LeasedExecution, reason: FailureReason, retry_at_ms: int) -> None:
         """Note that an attempt failed, and when the next one begins, in ms of the store's clock."""
@@ -125,36 +141,44 @@ class ExecutionLog(OwnedThread):
     def failed(self, execution: LeasedExecution, reason: FailureReason) -> None:
         """Note that an execution failed for good."""
         if log.wants(logging.ERROR):
-            # Only count most failures if very many executions fail at once: their tracebacks would fill the memory.
-            counted = len(self._ended) >= MOST_FAILURES
-            detail = "" if counted else reason.detail.decode("utf-8", "replace").rstrip("\n")
-            self._tell("failed", execution, reason.message, detail)
+            self._tell("failed", execution, reason.message, reason.detail)
 
     def ended_by_claim(self, ended: EndedByClaim) -> None:
         """Note that a claim ended an execution whose deadline had passed, or whose reclaims were used up."""
         if log.wants(logging.ERROR):
             reason, attempt = ended.error[:_LONGEST_REASON], ended.attempt_index
-            self._keep(
-                self._ended, Ended("failed", ended.task, ended.lane, attempt, str(ended.execution_id), 0.0, reason)
-            )
-            self._wake.set()
+            self._note(Ended("failed", ended.task, ended.lane, attempt, str(ended.execution_id), 0.0, reason))
 
     def lost(self, execution: LeasedExecution, what: str) -> None:
         """Note that the outcome of an attempt does not count."""
         if log.wants(logging.WARNING):
             self._tell("lost", execution, f"{what}: {execution.lost}")
 
-    def _tell(self, how: str, execution: LeasedExecution, reason: str = "", detail: str = "") -> None:
-        handle = execution.handle
-        seconds, reason = _seconds(execution), reason[:_LONGEST_REASON]
-        self._keep(
-            self._ended,
-            Ended(how, execution.task.name, handle.lane, handle.attempt_index, execution.key, seconds, reason, detail),
-        )
+    def _tell(self, how: str, execution: LeasedExecution, reason: str = "", detail: bytes = b"") -> None:
+        task, handle, reason = execution.task.name, execution.handle, reason[:_LONGEST_REASON]
+        seconds = _seconds(execution)
+        self._note(Ended(how, task, handle.lane, handle.attempt_index, execution.key, seconds, reason, detail))
+
+    def _note(self, ended: Ended) -> None:
+        if ended.is_completion:
+            self._keep(self._ended, ended)
+        else:
+            self._keep_or_count(ended)
         if self._over:
             self.flush()
         elif not self._summing:
             self._wake.set()
+
+    def _keep_or_count(self, ended: Ended) -> None:
+        """Keep an end that gets a line, or only count it if very many attempts end so at once."""
+        with self._counting:
+            if self._others < MOST_OTHERS:
+                self._others += 1
+                self._ended.append(ended)
+                return
+            ends = self._counted.setdefault(ended.task, _Counted(ended))
+            ends.last = ended
+            ends.number += 1
 
     def _keep(self, told: collections.deque[T], item: T) -> None:
         """Add an item to a queue; if the queue is full, drop and count its oldest item."""
@@ -163,6 +187,12 @@ class ExecutionLog(OwnedThread):
                 told.popleft()
                 self._dropped += 1
         told.append(item)
+
+    def _take(self) -> tuple[list[Ended], dict[str, _Counted]]:
+        """Remove and return the ends that wait for a line each, and those that are only counted, by task."""
+        with self._counting:
+            counted_by_task, self._counted, self._others = self._counted, {}, 0
+            return _taken(self._ended), counted_by_task
 
     def _take_dropped(self) -> int:
         """Return how many ends were dropped since the last call."""
@@ -181,7 +211,6 @@ class ExecutionLog(OwnedThread):
                 self._sum_up()
         # From here on, each end is logged by the thread that reports it, such as that of a released handler.
         self._over = True
-        _log_summary([], _taken(self._times))
         self.flush()
 
     def _log_each(self, window: _Window) -> bool:
@@ -189,8 +218,12 @@ class ExecutionLog(OwnedThread):
         while self._ended:
             if not window.takes(self._ended[0]):
                 return False
-            _log_one(self._ended.popleft())
-        return True
+            ended = self._ended.popleft()
+            if not ended.is_completion:
+                with self._counting:
+                    self._others -= 1
+            _log_one(ended)
+        return not self._counted
 
     def _sum_up(self) -> None:
         """Log one summary per second, until a second has few ends."""
@@ -198,12 +231,19 @@ class ExecutionLog(OwnedThread):
         few = False
         while not few:
             stopping = self._stopping.wait(_SECOND)
-            ended, times = _taken(self._ended), _taken(self._times)
-            _log_summary(ended, times)
+            ended, counted_by_task = self._take()
+            times = _taken(self._times)
+            few = stopping or len(ended) + len(times) <= MOST_COMPLETIONS
+            for each in ended:
+                if each.is_completion:
+                    times.append((each.task, each.seconds))
+                else:
+                    _log_one(each)
+            _log_completions(times)
+            _log_counted(counted_by_task)
             if dropped := self._take_dropped():
                 told = counted(dropped, "more execution")
                 log.warning("%s ended; there were too many to count them by task.", told)
-            few = stopping or len(ended) + len(times) <= MOST_COMPLETIONS
         self._summing = False
         self._wake.set()
 
@@ -230,17 +270,17 @@ class _Window:
 
     def _begin(self) -> None:
         self._ends_at = now() + _SECOND
-        self._completions, self._failures = MOST_COMPLETIONS, MOST_FAILURES
+        self._completions, self._others = MOST_COMPLETIONS, MOST_OTHERS
 
     def takes(self, ended: Ended) -> bool:
         """Count one more line; return False if this second has had the most lines of its kind."""
         if now() >= self._ends_at:
             self._begin()
-        if ended.is_failure:
-            self._failures -= 1
-            return self._failures >= 0
-        self._completions -= 1
-        return self._completions >= 0
+        if ended.is_completion:
+            self._completions -= 1
+            return self._completions >= 0
+        self._others -= 1
+        return self._others >= 0
 
 
 def _log_one(ended: Ended) -> None:
@@ -257,39 +297,35 @@ def _log_one(ended: Ended) -> None:
         case "lost":
             log.warning("%s %s %s.", task, brief, reason, extra=fields)
         case _:
-            detail = f"\n{shown(ended.detail, keep=_LINES)}" if ended.detail else ""
+            lines = ended.detail.decode("utf-8", "replace").rstrip("\n")
+            detail = f"\n{shown(lines, keep=_LINES)}" if lines else ""
             log.error("%s %s failed for good: %s%s", task, ended.execution_id, reason, detail, extra=fields)
 
 
-def _log_summary(gathered: Iterable[Ended], times: Iterable[tuple[str, float]]) -> None:
-    """Log the completions of a second in one line, and its failures one by one, unless there are too many."""
+def _log_completions(times: Iterable[tuple[str, float]]) -> None:
+    """Log the completions of a second in one line, with the median of their seconds by task."""
     completed: dict[str, list[float]] = {}
     for task, seconds in times:
         completed.setdefault(task, []).append(seconds)
-    failed: dict[str, list[Ended]] = {}
-    lines = 0
-    for each in gathered:
-        if each.how == "completed":
-            completed.setdefault(each.task, []).append(each.seconds)
-        elif not each.is_failure or lines < MOST_FAILURES:
-            lines += 1
-            _log_one(each)
-        else:
-            failed.setdefault(each.task, []).append(each)
-    if completed:
-        # Import statistics here, because only busy workers need it.
-        import statistics
+    if not completed:
+        return
+    # Import statistics here, because only busy workers need it.
+    import statistics
 
-        tasks = sorted(completed.items(), key=lambda item: -len(item[1]))
-        parts = [f"{task} {len(times):,} (median {spoken(statistics.median(times))})" for task, times in tasks]
-        if len(parts) > _MOST_NAMED:
-            others = sum(len(times) for _, times in tasks[_MOST_NAMED:])
-            parts[_MOST_NAMED:] = [f"{counted(len(parts) - _MOST_NAMED, 'more task')} {others:,}"]
-        log.info("completed in a second: %s", ", ".join(parts))
-    for task, ended in failed.items():
+    tasks = sorted(completed.items(), key=lambda item: -len(item[1]))
+    parts = [f"{task} {len(times):,} (median {spoken(statistics.median(times))})" for task, times in tasks]
+    if len(parts) > _MOST_NAMED:
+        others = sum(len(times) for _, times in tasks[_MOST_NAMED:])
+        parts[_MOST_NAMED:] = [f"{counted(len(parts) - _MOST_NAMED, 'more task')} {others:,}"]
+    log.info("completed in a second: %s", ", ".join(parts))
+
+
+def _log_counted(counted_by_task: Mapping[str, _Counted]) -> None:
+    """Log how many ends of each task have no line."""
+    for task, ends in counted_by_task.items():
         log.warning(
-            "%s: %s of a second failed or do not count; the last was %s: %s",
-            task, counted(len(ended), "more attempt"), ended[-1].execution_id, shown(ended[-1].reason),
+            "%s: %s of a second did not complete; the last was %s: %s",
+            task, counted(ends.number, "more attempt"), ends.last.execution_id, shown(ends.last.reason),
         )  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -13,13 +15,15 @@ import pytest
 from flowfabric_worker import Cancel, RetryPolicy, Worker
 from flowfabric_worker._runtime import execution_log
 from flowfabric_worker._runtime.claimer import hold
-from flowfabric_worker._runtime.execution_log import MOST_COMPLETIONS, MOST_FAILURES, ExecutionLog, short, spoken
-from flowfabric_worker._runtime.lease_table import now
+from flowfabric_worker._runtime.execution_log import MOST_COMPLETIONS, MOST_OTHERS, Ended, ExecutionLog, short, spoken
+from flowfabric_worker._runtime.lease_table import LeasedExecution, now
 from flowfabric_worker._runtime.log_filter import EXECUTION_LOG, ExecutionLogFormatter
+from flowfabric_worker.engine.types.attempts import FailureReason
 from tests.support.executions import claim_one
 from tests.support.servers import wait_until
 from tests.worker.conftest import Start
 
+BOOM = FailureReason(message="ValueError: boom", detail=b"Traceback of boom\n")
 SOON = RetryPolicy(max_retries=3, initial=timedelta(milliseconds=300))
 
 
@@ -28,6 +32,13 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """Provide what this package logs from INFO on."""
     caplog.set_level(logging.INFO, "flowfabric_worker")
     return caplog
+
+
+def held_in(worker: Worker) -> LeasedExecution:
+    """Provide an execution of the task `add` that a worker would run."""
+    task = worker.task(name="add", lane="sums")(lambda: None)
+    task.submit()
+    return hold(claim_one(worker.engine, "sums"), task, now())
 
 
 def of_runs(told: pytest.LogCaptureFixture) -> list[str]:
@@ -156,17 +167,61 @@ def test_a_storm_of_failures_is_bounded_and_counted(
     def pay() -> None:
         raise ValueError("boom")
 
-    pay.submit_many(() for _ in range(5 * MOST_FAILURES))
+    pay.submit_many(() for _ in range(5 * MOST_OTHERS))
     start(served)
 
     def counted() -> int:
         text = "\n".join(of_runs(told))
-        more = re.findall(
-            r"pay: (\d+) more attempts of a second failed or do not count; the last was \S+: ValueError", text
-        )
+        more = re.findall(r"pay: (\d+) more attempts of a second did not complete; the last was \S+: ValueError", text)
         return sum(map(int, more)) + text.count("failed for good")
 
-    wait_until(lambda: counted() == 5 * MOST_FAILURES, "each failure is told or counted")
+    wait_until(lambda: counted() == 5 * MOST_OTHERS, "each failure is told or counted")
+
+
+TELLERS: dict[str, Callable[[ExecutionLog, LeasedExecution], None]] = {
+    "failed": lambda run_log, held: run_log.failed(held, BOOM),
+    "retried": lambda run_log, held: run_log.retried(held, BOOM, 0),
+    "cancelled": lambda run_log, held: run_log.cancelled(held),
+    "lost": lambda run_log, held: run_log.lost(held, "was interrupted"),
+}
+
+
+@pytest.mark.parametrize("tell", TELLERS.values(), ids=TELLERS)
+def test_a_storm_of_ends_keeps_no_memory_for_each(
+    worker: Worker, told: pytest.LogCaptureFixture, tell: Callable[[ExecutionLog, LeasedExecution], None]
+) -> None:
+    held = held_in(worker)
+    run_log = ExecutionLog()
+
+    for _ in range(50 * MOST_OTHERS):
+        tell(run_log, held)
+    gc.collect()
+    kept = sum(isinstance(each, Ended) for each in gc.get_objects())
+    run_log.start()
+    run_log.stop()
+
+    assert run_log.join(10)
+    assert kept <= MOST_OTHERS + 1
+    *single, summary = of_runs(told)
+    assert len(single) == MOST_OTHERS
+    assert summary.startswith(f"add: {49 * MOST_OTHERS:,} more attempts of a second did not complete; the last was ")
+
+
+def test_a_failure_among_very_many_completions_is_told_with_its_traceback(
+    worker: Worker, told: pytest.LogCaptureFixture
+) -> None:
+    held = held_in(worker)
+    run_log = ExecutionLog()
+
+    for _ in range(10 * MOST_OTHERS):
+        run_log.completed(held)
+    run_log.failed(held, BOOM)
+    run_log.start()
+    run_log.stop()
+
+    assert run_log.join(10)
+    (line,) = [line for line in of_runs(told) if "failed for good" in line]
+    assert line.endswith("ValueError: boom\nTraceback of boom")
 
 
 def test_what_a_stop_interrupts_is_told(served: Worker, start: Start, told: pytest.LogCaptureFixture) -> None:
@@ -281,9 +336,7 @@ def test_ends_that_wait_to_be_told_are_bounded_and_the_rest_counted(
     worker: Worker, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution_log, "MOST_WAITING", 100)
-    task = worker.task(name="add", lane="sums")(lambda: None)
-    task.submit()
-    held = hold(claim_one(worker.engine, "sums"), task, now())
+    held = held_in(worker)
     run_log = ExecutionLog()
 
     for _ in range(1000):
