@@ -79,7 +79,7 @@ class MsgpackCodec:
         try:
             self._msgpack = importlib.import_module("msgpack")
         except ImportError as error:
-            raise ImportError("The codec 'msgpack' needs: pip install flowfabric_worker[msgpack]") from error
+            raise ImportError("The codec 'msgpack' needs: pip install 'flowfabric_worker[msgpack]'") from error
 
     def encode(self, value: Any) -> bytes:
         """Write a plain value or bytes."""

@@ -46,7 +46,7 @@ def suspended(client: Client, *, lane: str | None, limit: int | None, as_json: b
         now = client.engine.server_time()
         print_table(_HEADERS, [_cells(row, now) for row in rows], cut={"FOR", "LANE", "TASK"})
     else:
-        click.echo("There are none.", err=True)
+        click.echo("No suspended executions found.", err=True)
     if limit is not None and next(found, None) is not None:
         click.echo(f"There are more than {limit}; ask for them with --limit.", err=True)
 

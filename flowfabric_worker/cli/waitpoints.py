@@ -39,7 +39,7 @@ def waitpoints(client: Client, *, execution_id: str, as_json: bool) -> None:
         now = client.engine.server_time()
         print_table(_HEADERS, [_cells(row, now) for row in rows], cut={"WAITPOINT"}, folded={"SIGNALS"})
     else:
-        click.echo("There are none: the execution takes no signals now.", err=True)
+        click.echo("No waitpoints found: the execution takes no signals now.", err=True)
 
 
 def _rows(client: Client, execution_id: ExecutionId) -> Iterator[Row]:

@@ -29,7 +29,7 @@ def test_suspended_lists_what_waits_longest_first(client: Client) -> None:
     assert re.fullmatch(rf"{first.id} +\ds ago +in 5m +signal +ops +deploy", rows[0])
     assert re.fullmatch(rf"{second.id} +\ds ago +- +signal +mail +ask", rows[1])
     assert ok("suspended", "--lane", "mail").out.splitlines()[1:] == rows[1:]
-    assert "There are none" in ok("suspended", "--namespace", "other").err
+    assert "No suspended executions found" in ok("suspended", "--namespace", "other").err
 
 
 def test_suspended_says_in_json_since_when_and_until_when(client: Client) -> None:

@@ -45,5 +45,5 @@ def test_a_waitpoint_that_ends_with_its_execution_shows_no_end(client: Client) -
 def test_waitpoints_of_an_execution_that_takes_no_signals_are_none(client: Client) -> None:
     run = client.submit("add")
 
-    assert "There are none" in ok("waitpoints", run.id.plain).err
+    assert "No waitpoints found" in ok("waitpoints", run.id.plain).err
     assert cli("waitpoints", UNKNOWN_ID).code == 1

@@ -7,12 +7,13 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.metadata import metadata
 
 import click
 import pytest
 
 from flowfabric_worker.cli import main
-from tests.support.pages import PAGES, snippets
+from tests.support.pages import PAGES, ROOT, snippets
 
 _PROGRAM = re.compile(r"(?:^|[\s(\"'/])(?:flowfabric-worker|python -m flowfabric_worker)\s")
 _ENDS = re.compile(r"\s(?:\||&&|;)\s|\s#\s.*")
@@ -60,3 +61,13 @@ def test_the_pages_show_commands() -> None:
 def test_command_of_the_documentation_is_one(line: str) -> None:
     with contextlib.suppress(click.exceptions.Exit):  # how --help and --version end
         parse(shlex.split(line))
+
+
+def test_installations_quote_extras_that_exist() -> None:
+    # The shell zsh takes an extra without quotes as a pattern, and installs nothing.
+    texts = [path.read_text("utf-8") for path in (*PAGES, *(ROOT / "flowfabric_worker").rglob("*.py"))]
+    installed = re.findall(r"pip install (\S*flowfabric_worker\[[\w,-]+\]\S?)", "\n".join(texts))
+    extras = {extra for each in installed for extra in each.partition("[")[2].rstrip("]'").split(",")}
+
+    assert [each for each in installed if not re.fullmatch(r"'.*'", each)] == []
+    assert {"embedded", "memory", "msgpack"} <= extras <= {*metadata("flowfabric_worker").get_all("Provides-Extra", [])}

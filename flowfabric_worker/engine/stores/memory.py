@@ -30,7 +30,7 @@ class MemoryStore(ValkeyStore):
         except ImportError as error:
             raise UnavailableError(
                 "memory",
-                "memory:// needs fakeredis: install it with 'pip install flowfabric_worker[memory]'.",
+                "memory:// needs fakeredis: install it with pip install 'flowfabric_worker[memory]'.",
                 "store_not_supported",
             ) from error
         with _servers_lock:
