@@ -285,7 +285,7 @@ ff.register('claim_many', { 'allow-oom' }, function(ctx, args)
   due = due or #items == 0 and ff.next_due(ctx) or false
   local is_cut_short = ctx.is_cut_short or ff.is_spent(ctx) or #items == ff.MAX_CALL_ITEMS and limit > ff.MAX_CALL_ITEMS
   local again = (is_cut_short or ff.has_passed_enough(ctx)) and '1' or ''
-  local is_shared = ctx.now - ctx.shared <= ff.SHARED_FOR and 1 or 0
+  local is_shared = ctx.now - ff.shared_at(ctx) <= ff.SHARED_FOR and 1 or 0
   local answer = { ctx.now, due, stale, items, again, repeated, is_shared }
   local owes = rawget(ctx, 'owes')
   if #ctx.ends > 0 or ctx.wants or owes then

@@ -32,12 +32,12 @@ end)
 
 -- Return how long the feed may stay untrimmed, in ms.
 function ff.feed_pause(ctx)
-  return math.min(ff.HOUR, math.max(1000, math.floor(ctx.feed_age / 4)))
+  return math.min(ff.HOUR, math.max(1000, math.floor(ff.feed_age(ctx) / 4)))
 end
 
 -- Trim the feed to its age, in bounded pieces. `feed_floor` is the newest removed entry: an older cursor has missed some.
 function ff.trim_feed(ctx)
-  local feed, oldest_kept = ctx.base .. ':feed', ff.text(ctx.now - ctx.feed_age)
+  local feed, oldest_kept = ctx.base .. ':feed', ff.text(ctx.now - ff.feed_age(ctx))
   local newest = call('XREVRANGE', feed, '(' .. oldest_kept .. '-0', '-', 'COUNT', 1)[1]
   local trimmed = 0
   if newest then

@@ -278,7 +278,7 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   if handled > 0 then
     call('HSET', meta, 'upkeep', ff.remember(memory, call_id, { ff.text(handled) }))
   end
-  if ctx.is_real_time then
+  if ctx.meta.is_real then
     -- The latest time is stored, so a clock that is set back is noticed.
     call('HSET', meta, 'feed_last', ctx.feed_now)
   end

@@ -7,11 +7,11 @@
 -- Note that `member` is due at a moment in one of the due indexes, or leaves that index if the moment is false.
 function ff.due_at(ctx, index, member, moment)
   local entries = ctx.due[index]
-  if not entries then
-    entries = {}
-    ctx.due[index] = entries
+  if entries then
+    entries[member] = moment
+  else
+    ctx.due[index] = { [member] = moment }
   end
-  entries[member] = moment
 end
 
 -- Return the lane of an index of delays, or nil for another index.

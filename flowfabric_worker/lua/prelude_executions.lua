@@ -234,11 +234,11 @@ end
 -- Note that an execution is ready in a class with a score, or not ready if the score is false.
 function ff.ready_at(ctx, class, uuid, score)
   local entries = ctx.ready[class]
-  if not entries then
-    entries = {}
-    ctx.ready[class] = entries
+  if entries then
+    entries[uuid] = score
+  else
+    ctx.ready[class] = { [uuid] = score }
   end
-  entries[uuid] = score
 end
 
 -- Note what the indexes must say of a record and what they said before, both as ff.derive returns them. A new or removed

@@ -26,11 +26,11 @@ end
 -- Note that an execution joins or leaves an index of listings.
 local function list_in(ctx, index, member, is_in)
   local entries = ctx.listed[index]
-  if not entries then
-    entries = {}
-    ctx.listed[index] = entries
+  if entries then
+    entries[member] = is_in
+  else
+    ctx.listed[index] = { [member] = is_in }
   end
-  entries[member] = is_in
 end
 
 -- Note that an execution went from one public state to another; nil stands for a new or a removed one. `known` is its class.

@@ -172,7 +172,7 @@ end
 -- Note that work is submitted while other work ends, at most twice in the time for which a note counts.
 local function note_sharing(ctx)
   local half = ff.SHARED_FOR / 2
-  if ctx.now - ctx.last_end <= half and ctx.now - ctx.shared > half then
+  if ctx.now - ctx.last_end <= half and ctx.now - ff.shared_at(ctx) > half then
     call('HSET', ctx.base .. ':meta', 'shared', ctx.now_text)
   end
 end

@@ -36,9 +36,9 @@ _LOG_LINES: Final = 5
 # The process, user and group of the peer of a socket, as the kernel reports them.
 _CREDENTIALS: Final = struct.Struct("3i")
 _CHOOSE: Final = "Name a directory in which this user may write."
-# The allocator of glibc, which the server of the wheel uses, keeps 7 freed blocks of a size for quick reuse by default. A
-# call for 100 executions frees and allocates several thousand short texts, so with more of them kept it takes a third less
-# time. Longer blocks are not kept, because those of stored records would add up.
+# The allocator of glibc, which the server of the wheel uses, keeps 7 freed blocks of a size for quick reuse by default.
+# A call for 100 executions frees and allocates several thousand short texts, so with more of them kept it takes a third
+# less time. Longer blocks are not kept, because those of stored records would add up.
 ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=10000:glibc.malloc.tcache_max=128"}
 
 
