@@ -27,8 +27,9 @@ URL = os.environ.get("BENCHMARK_URL", "")
 VARIANT = os.environ.get("BENCHMARK_VARIANT", "")
 THREADS = 8
 
-# The interval at which the end of a drain is polled: it adds at most 1 % to the time and to the load.
-_POLL = 0.01
+# The interval at which the end of a drain is polled. It adds 1 % to the time of a drain of one second, and a poll takes
+# up to 0.6 ms of CPU time, which is 3 % of a core.
+_POLL = 0.02
 _STANDSTILL = 60.0
 _WARM_UP = 20
 _LATENCIES = 200

@@ -315,7 +315,7 @@ function ff.shared_at(ctx)
 end
 
 -- Return the context of one call: its clock, its work budget, and what it notes until ff.flush. What few calls need is left in
--- `meta`, because a table of more than 32 fields is made anew with 64, which takes 11,000 instructions.
+-- `meta`, because a table of more than 32 fields is made again with 64, which takes 11,000 instructions.
 function ff.begin(keys)
   call = redis.call
   local base = keys[1]
