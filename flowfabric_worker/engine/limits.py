@@ -44,7 +44,7 @@ MAX_HEADER_VALUE_BYTES: Final = 8 * KIB
 MAX_REGISTRATION_BYTES: Final = 64 * KIB
 
 MAX_FLOW_ROWS: Final = 1000
-MAX_EDGES_SEARCHED: Final = 1000
+MAX_EDGES_SEARCHED: Final = 500
 DEFAULT_CANCEL_GRACE_MS: Final = 30_000
 # How many bytes of inputs of an execution are read before it runs.
 DEFAULT_INPUT_BYTES: Final = 64 * MIB

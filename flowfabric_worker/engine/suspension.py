@@ -16,7 +16,7 @@ from flowfabric_worker.engine.connection import new_call_id
 from flowfabric_worker.engine.errors import ContentionError, EngineError, ValidationError, error_from_code
 from flowfabric_worker.engine.handle import Handle, HandleKind
 from flowfabric_worker.engine.ids import ExecutionId, WaitpointId, check_execution_id, check_lane, check_name, uuid7
-from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_CALL_ROWS, MAX_PAGE_SIZE
+from flowfabric_worker.engine.limits import MAX_CALL_ITEMS, MAX_PAGE_SIZE
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.pages import is_text
 from flowfabric_worker.engine.stores.base import Argument, Reply
@@ -241,7 +241,7 @@ class Suspension(BudgetDebts):
         after, rows = (cursor or "").encode(), list[SuspendedExecutionEntry | DamagedRow]()
         while True:
             # One more row tells whether there is a next page.
-            wanted = min(count - len(rows) + 1, MAX_CALL_ROWS)
+            wanted = min(count - len(rows) + 1, MAX_CALL_ITEMS)
             page = self.call("list_suspended", partition, [self._packed_namespace, after, wanted])
             for row in page:
                 if len(rows) == count:

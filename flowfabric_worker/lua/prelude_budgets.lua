@@ -129,11 +129,42 @@ function ff.budget(ctx, address)
   if not budget then
     return nil, ff.failure('corruption', '', 'budget ' .. ff.behind_first(address) .. ': ' .. damaged)
   end
+  -- To read a dimension, and to pack it again, takes about 5 us.
+  ff.spend(ctx, 1 + #budget.counted / 2, 0)
   budget.due_before = due_of(budget, '')
   budget.was_full = ff.full_dimension(budget) ~= nil
   catch_up(ctx, budget)
   ctx.budgets[address] = budget
   return budget
+end
+
+-- Whether budgets are full by their addresses: { what is stored, whether it is full, until when that holds }. Most calls that pass
+-- a budget need nothing else of it. The cache is emptied before it grows large.
+local known_fullness, known_bytes = {}, 0
+local MOST_KNOWN_BYTES = 4 * 1024 * 1024
+
+-- Return whether a budget is full; or nil and the failure if it cannot be read.
+function ff.is_budget_full(ctx, address)
+  local budget = ctx.budgets and ctx.budgets[address]
+  local stored = not budget and call('HGET', ctx.base .. ':budget', address)
+  local known = stored and known_fullness[address]
+  if known and known[1] == stored and ctx.now < known[3] then
+    return known[2]
+  end
+  local failure
+  budget, failure = ff.budget(ctx, address)
+  if not budget then
+    return nil, failure
+  end
+  local is_full = ff.full_dimension(budget) ~= nil
+  if stored and not budget.has_space then
+    if known_bytes > MOST_KNOWN_BYTES then
+      known_fullness, known_bytes = {}, 0
+    end
+    known_fullness[address] = { stored, is_full, tonumber(budget.next_reset) or math.huge }
+    known_bytes = known_bytes + #stored
+  end
+  return is_full
 end
 
 -- Return the parts of a budget in their order, after those that a newer release added were kept.

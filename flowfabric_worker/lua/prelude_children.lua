@@ -49,14 +49,33 @@ function ff.add_child(ctx, record, args, at, id, name, detached)
   ff.revise_flow(ctx, flow)
 end
 
+-- Return the edges of some names that exist, in their order.
+local function edges_of(ctx, flow, names)
+  local edges = {}
+  ff.load_edges(ctx, flow, names)
+  for _, name in ipairs(names) do
+    local edge = ff.edge(ctx, flow, name)
+    if edge then
+      edges[#edges + 1] = { name = name, edge = edge }
+    end
+  end
+  return edges
+end
+
 -- Return the edges of the children that a wait counts: those of some names, or of all children that are not detached.
 local function awaited(ctx, flow, uuid, names)
-  local edges = {}
-  ff.load_edges(ctx, flow, names or {})
-  for _, name in ipairs(names or ff.links(ctx, flow, 'i' .. uuid .. ':', '', MOST_AWAITED)) do
-    local edge = ff.edge(ctx, flow, name)
-    if edge and (names or flow.acked == '' or not ff.has_link(flow, 'a' .. edge.up)) then
-      edges[#edges + 1] = { name = name, edge = edge }
+  local all = edges_of(ctx, flow, names or ff.links(ctx, flow, 'i' .. uuid .. ':', '', MOST_AWAITED))
+  if names or flow.acked == '' or #all == 0 then
+    return all
+  end
+  local links, edges = {}, {}
+  for i, each in ipairs(all) do
+    links[i] = 'a' .. each.edge.up
+  end
+  local scores = call('ZMSCORE', flow.links, unpack(links)) -- bounded: MOST_AWAITED
+  for i, each in ipairs(all) do
+    if not scores[i] then
+      edges[#edges + 1] = each
     end
   end
   return edges

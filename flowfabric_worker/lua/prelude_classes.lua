@@ -111,4 +111,5 @@ function ff.forget_class(ctx, class)
   call('HDEL', ctx.base .. ':held', class)
   ff.list_gates(ctx, class, false)
   ff.revise(ctx, ff.class(class).lane)
+  ff.spend(ctx, 7, 0)
 end

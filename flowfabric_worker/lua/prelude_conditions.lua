@@ -68,13 +68,14 @@ end
 
 -- Add a signal to the counts of the leaves that it matches, and return whether it matched any. `key` is the hash of what has
 -- been counted: at most as many names as the leaf needs.
-function ff.count_signal(key, leaves, counts, signal)
+function ff.count_signal(ctx, key, leaves, counts, signal)
   local matched = false
   for i, leaf in ipairs(leaves) do
     if leaf.names[signal.waitpoint_name] and has_name(leaf, signal) then
       matched = true
       local counts_once = COUNTED_ONCE[leaf.kind]
       local what = leaf.kind == 'sources' and ff.pack({ signal.source_type, signal.source }) or signal.waitpoint_name
+      ff.spend(ctx, counts_once and 1 or 0, 0)
       if counts[i] < leaf.needed and (not counts_once or call('HSETNX', key, 'c' .. i .. ':' .. what, '') == 1) then
         counts[i] = counts[i] + 1
       end

@@ -54,10 +54,14 @@ local function count_buffered(ctx, uuid, draft, by_id)
     names[#names + 1] = 'h' .. ff.text(i)
   end
   if #names > 0 then
-    for _, text in ipairs(call('HMGET', signals, unpack(names))) do -- bounded: one page
+    for i, text in ipairs(call('HMGET', signals, unpack(names))) do -- bounded: one page
+      if i > 1 and ctx.work <= 0 then
+        stop = draft.position + i - 1
+        break
+      end
       local signal = ff.read_head(text)
       if by_id[signal.waitpoint] then
-        ff.count_signal(draft.key, draft.leaves, draft.counts, signal)
+        ff.count_signal(ctx, draft.key, draft.leaves, draft.counts, signal)
       end
     end
   end

@@ -4,8 +4,8 @@
 local DELTAS_KEPT = 256
 -- How many of the numbered frames that are not durable can be repeated: the newest.
 local SLOTS = 1024
--- How many frames one call drops at most.
-local MOST_TRIMMED = 1000
+-- How many frames an item drops at most: more than it appends, but few, because each may be large.
+local MOST_TRIMMED = 200
 
 ff.FIRST_FRAME = '0-0'
 ff.FRAME_KEYS = { durable = ':frames:', summary = ':deltas:', best_effort = ':live:' }

@@ -2,7 +2,7 @@
 --
 -- A budget is a gate: while a hard limit of it is reached, work that names it is not handed out. A partition with such work
 -- but without the budget has a hash ':gate:<name>' for it: `shut` is '1' while the budget is full, `turn` is that of this news.
-local gates = { eligibility = 'b', blocking = 'u' }
+local gates = { eligibility = 'b', blocking = 'u', cost = 1 }
 ff.gate_kinds.b = gates
 
 -- Return the budget that a gate is named after, and the name of a budget's gate.
@@ -17,10 +17,11 @@ function ff.gate_of_budget(address)
 end
 
 function gates.load(ctx, gate)
-  local budget, failure = ff.budget(ctx, budget_of(gate.name))
-  if budget then
-    gate.budget = budget
-    gate.allowance = ff.full_dimension(budget) and 0 or math.huge
+  local address = budget_of(gate.name)
+  local is_full, failure = ff.is_budget_full(ctx, address)
+  if not failure then
+    gate.address = address
+    gate.allowance = is_full and 0 or math.huge
   elseif failure[2] == 'corruption' then
     gate.damaged = failure[4]
   else
@@ -29,9 +30,9 @@ function gates.load(ctx, gate)
   end
 end
 
-function gates.flush(_, gate)
-  if gate.budget then
-    gate.allowance = ff.full_dimension(gate.budget) and 0 or math.huge
+function gates.flush(ctx, gate)
+  if gate.address then
+    gate.allowance = ff.is_budget_full(ctx, gate.address) and 0 or math.huge
   end
 end
 
@@ -50,12 +51,13 @@ end
 
 -- Return what explain_execution tells of a full budget: the dimension, what is used or reserved of it, the hard limit, and when
 -- it is reset or ''; nothing if the budget is in another partition.
-function gates.explain(_, gate)
-  if not gate.budget then
+function gates.explain(ctx, gate)
+  local budget = gate.address and ff.budget(ctx, gate.address)
+  if not budget then
     return {}
   end
-  local name, taken, hard = ff.full_dimension(gate.budget)
-  return { name or '', ff.text(taken or 0), ff.text(hard or 0), gate.budget.next_reset }
+  local name, taken, hard = ff.full_dimension(budget)
+  return { name or '', ff.text(taken or 0), ff.text(hard or 0), budget.next_reset }
 end
 
 -- Return the news for a partition that uses a budget: the turn, and '1' if the budget is full, else '0'.

@@ -1,7 +1,7 @@
 -- How the graph of a flow is built, edge by edge or as a whole.
 
 -- How many edges the search for a cycle follows at most.
-ff.MAX_EDGES_SEARCHED = 1000
+ff.MAX_EDGES_SEARCHED = 500
 
 -- Return the failure of an operation that changes the graph of a flow, or nil.
 function ff.refuse_building(flow)
@@ -23,8 +23,8 @@ end
 -- ancestors of its upstream execution are followed in turn, until those of one side are all known.
 local function closes_cycle(ctx, flow, id, up, down)
   local sides = {
-    { kind = 'o', other = 'down', queue = { down }, seen = { [down] = true }, goal = up },
-    { kind = 'i', other = 'up', queue = { up }, seen = { [up] = true }, goal = down },
+    { kind = 'o', queue = { down }, seen = { [down] = true }, goal = up },
+    { kind = 'i', queue = { up }, seen = { [up] = true }, goal = down },
   }
   local left, at = ff.MAX_EDGES_SEARCHED, 1
   while left > 0 do
@@ -36,7 +36,8 @@ local function closes_cycle(ctx, flow, id, up, down)
       local ids = ff.links(ctx, flow, side.kind .. uuid .. ':', '', left + 1)
       ff.load_edges(ctx, flow, ids)
       for _, each in ipairs(ids) do
-        local other = ff.edge(ctx, flow, each)[side.other]
+        local from, to = ff.ends_of_edge(ctx, flow, each)
+        local other = side.kind == 'o' and to or from
         if other == side.goal then
           return ff.failure('cycle_detected', id)
         elseif not side.seen[other] then

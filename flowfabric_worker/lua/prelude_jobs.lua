@@ -31,6 +31,11 @@ function ff.handled(ctx, count, commands)
   ff.spend(ctx, commands, 0)
 end
 
+-- Return whether a call has handled what it must, and used its work.
+function ff.has_handled_enough(ctx)
+  return ctx.work <= 0 and ctx.handled >= LEAST_HANDLED
+end
+
 -- Leave the rest of a job to a later call.
 local function postpone(ctx, job, cursor, moment)
   ff.due_at(ctx, 'due', 'j' .. job, moment)
@@ -53,7 +58,7 @@ local function advance(ctx, job)
   ctx.jobs_at[job] = nil
   if not cursor then
     return
-  elseif ctx.work <= 0 and ctx.handled >= LEAST_HANDLED then
+  elseif ff.has_handled_enough(ctx) then
     postpone(ctx, job, cursor, ctx.now)
     return
   end

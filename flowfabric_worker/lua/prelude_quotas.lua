@@ -31,7 +31,7 @@ local MOST_TRIMMED, MOST_CHECKED, LAST_CHECKED = 256, 32, 8
 -- How often the holders of slots are checked, in ms.
 local CHECK_EVERY = 60000
 
-local quotas = { eligibility = 'q', blocking = 'q' }
+local quotas = { eligibility = 'q', blocking = 'q', cost = 3 }
 ff.gate_kinds.q = quotas
 
 function quotas.holders_key(ctx, gate)

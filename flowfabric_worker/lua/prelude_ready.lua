@@ -70,6 +70,18 @@ local function advance(ctx, source)
   end
 end
 
+-- Return those of some gates that admit a number of executions, which an admission may use up; or nil if there are none.
+local function limits_of(ctx, gates)
+  local limits
+  for i = 1, gates and #gates or 0 do
+    if ff.gate(ctx, gates[i]).allowance < math.huge then
+      limits = limits or {}
+      limits[#limits + 1] = gates[i]
+    end
+  end
+  return limits
+end
+
 -- Return the sources of some classes, each with its first page. A class behind a closed gate is none.
 local function sources_of(ctx, classes, wanted)
   local size = math.min(wanted, math.max(2, math.floor(MOST_READ / #classes)))
@@ -78,6 +90,7 @@ local function sources_of(ctx, classes, wanted)
     local gates = ff.class(class).gates
     if not gates or ff.allowance(ctx, gates) > 0 then
       local source = { class = class, gates = gates, key = ctx.base .. ':ready:' .. class, read = 0 }
+      source.limits = limits_of(ctx, gates)
       sources[#sources + 1] = source
       read_page(ctx, source, size)
     else
@@ -92,7 +105,7 @@ end
 local function first_of(ctx, sources)
   local first
   for _, source in ipairs(sources) do
-    if source.gates and ff.allowance(ctx, source.gates) <= 0 then
+    if source.limits and ff.allowance(ctx, source.limits) <= 0 then
       source.uuid = nil
     end
     if source.uuid and (not first or source.score < first.score
@@ -171,8 +184,9 @@ function ff.has_passed_enough(ctx)
   return ctx.passed >= MOST_PASSED
 end
 
--- Return whether one of the classes between two places holds work. One class alone is looked at anyway.
-local function any_ready(ctx, classes, first, last)
+-- Return whether one of the classes between two places, at most MOST_LEFT, has ready executions. One class alone is looked at
+-- anyway.
+function ff.any_ready(ctx, classes, first, last)
   local keys = {}
   for i = first, last do
     keys[i - first + 1] = ctx.base .. ':ready:' .. classes[i]
@@ -188,7 +202,7 @@ function ff.classes_left(ctx, lanes)
     local count = lane.paused and 0 or #lane.classes
     for first = 1, count, MOST_LEFT do
       local last = math.min(first + MOST_LEFT - 1, count)
-      for i = first, any_ready(ctx, lane.classes, first, last) and last or 0 do
+      for i = first, ff.any_ready(ctx, lane.classes, first, last) and last or 0 do
         local class = lane.classes[i]
         if #left < MOST_LEFT and call('ZCOUNT', ctx.base .. ':ready:' .. class, '-inf', highest) > 0
           and not ff.closed_gate(ctx, class) then

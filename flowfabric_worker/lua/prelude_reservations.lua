@@ -3,8 +3,9 @@
 -- How many reservations of one budget an execution may have open.
 local MOST_RESERVED = 100
 
--- How many executions that wait for a budget one call looks at.
-local MOST_LOOKED_AT = 50
+-- How many executions that wait for a budget one call looks at: at most, and however little of its work is left. Each takes about
+-- so many commands.
+local MOST_LOOKED_AT, LEAST_LOOKED_AT, LOOK = 50, 10, 12
 
 -- Owed --------------------------------------------------------------------------------------------------------------
 
@@ -101,7 +102,8 @@ end
 -- due entry of the budget continues behind those that did not fit.
 function ff.open_budget(ctx, budget, walked)
   local key, further = ctx.base .. ':blocked:' .. budget.address, {}
-  local uuids = call('ZRANGE', key, walked, walked + MOST_LOOKED_AT - 1)
+  local most = math.max(LEAST_LOOKED_AT, ff.allowed(ctx, MOST_LOOKED_AT, LOOK, 1))
+  local uuids = call('ZRANGE', key, walked, walked + most - 1)
   for _, uuid in ipairs(uuids) do
     local share = ff.read_share(ctx, budget.address, uuid)
     if share[4] == '' and not waiting_record(ctx, uuid) then
@@ -117,8 +119,8 @@ function ff.open_budget(ctx, budget, walked)
       end
     end
   end
-  ff.spend(ctx, 5 * #uuids, 0)
-  budget.walked = #uuids == MOST_LOOKED_AT and ff.text(walked) or ''
+  ff.spend(ctx, LOOK * #uuids, 0)
+  budget.walked = #uuids == most and ff.text(walked) or ''
 end
 
 -- Return whether an execution still waits for a budget: it does not if the budget got space before it had stopped.
@@ -128,11 +130,11 @@ end
 
 -- Reservations ------------------------------------------------------------------------------------------------------
 
--- Return the open reservations of a share.
+-- Return the open reservations of a share. What they reserve stays packed, since most calls need it of few of them.
 local function reservations_of(share)
   local parts, list = ff.unpack(share[2]) or {}, {}
   for i = 1, #parts - 2, 3 do
-    list[#list + 1] = { key = parts[i], until_ms = tonumber(parts[i + 1]), amounts = ff.amounts_of(parts[i + 2]) }
+    list[#list + 1] = { key = parts[i], until_ms = tonumber(parts[i + 1]), packed = parts[i + 2] }
   end
   return list
 end
@@ -141,7 +143,7 @@ end
 local function store_reservations(ctx, address, uuid, share, list)
   local parts, first = {}, nil
   for _, each in ipairs(list) do
-    ff.append(parts, { each.key, ff.text(each.until_ms), ff.pack_amounts(each.amounts) })
+    ff.append(parts, { each.key, ff.text(each.until_ms), each.packed })
     first = math.min(first or each.until_ms, each.until_ms)
   end
   share[2] = ff.pack(parts)
@@ -154,7 +156,7 @@ local function free(budget, share, is_over)
   local kept, freed = {}, 0
   for _, each in ipairs(reservations_of(share)) do
     if is_over(each) then
-      ff.add_amounts(budget, each.amounts, 'reserved', -1)
+      ff.add_amounts(budget, ff.amounts_of(each.packed), 'reserved', -1)
       freed = freed + 1
     else
       kept[#kept + 1] = each
@@ -275,7 +277,7 @@ function uses.reserve(ctx, budget, use)
     return refuse(ctx, budget, use, name, current, hard)
   end
   ff.add_amounts(budget, use.amounts, 'reserved', 1)
-  list[#list + 1] = { key = use.key, until_ms = ctx.now + use.hold, amounts = use.amounts }
+  list[#list + 1] = { key = use.key, until_ms = ctx.now + use.hold, packed = ff.pack_amounts(use.amounts) }
   share[4] = use.who.partition
   store_reservations(ctx, address, uuid, share, list)
   local answer = { 'reserved', ff.text(ctx.now + use.hold) }

@@ -73,7 +73,7 @@ local function count(ctx, record, signal)
     return nil
   end
   local counts = ff.read_counts(stored[2], leaves)
-  if not ff.count_signal(key, leaves, counts, signal) then
+  if not ff.count_signal(ctx, key, leaves, counts, signal) then
     ff.add(key, 'unmatched', 1)
     return 'no_op'
   end

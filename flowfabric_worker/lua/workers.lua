@@ -188,12 +188,17 @@ end
 -- publish_tasks: store how tasks are submitted. The last description of a task stands.
 -- Arguments per item: task, description, how long it is kept in ms.
 -- Replies per item: 'published'.
--- Errors per item: too_many_tasks.
+-- Errors per item: too_many_tasks, batch_full.
 ff.register('publish_tasks', { 'allow-oom' }, function(ctx, args)
   local answers = {}
   for at = 1, #args, 3 do
     local task, about, keep_ms = args[at], args[at + 1], tonumber(args[at + 2])
-    answers[#answers + 1] = publish(ctx, task, about, keep_ms)
+    if ctx.work > 0 or at == 1 then
+      ff.spend(ctx, 4, #about)
+      answers[#answers + 1] = publish(ctx, task, about, keep_ms)
+    else
+      answers[#answers + 1] = ff.failure('batch_full')
+    end
   end
   ff.flush(ctx)
   return answers

@@ -7,7 +7,7 @@ DECLARE
   downs uuid[] := ARRAY[of_down];
   ups uuid[] := ARRAY[of_up];
   found uuid[];
-  left_over int := 1000;
+  left_over int := 500;
   at int := 1;
 BEGIN
   WHILE left_over > 0 LOOP

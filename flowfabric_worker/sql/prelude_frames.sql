@@ -192,7 +192,7 @@ RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
   END
 $$;
 
--- Drop the oldest frames of a mode beyond a number, at most 1000; return how many.
+-- Drop the oldest frames of a mode beyond a number, at most 200; return how many.
 CREATE FUNCTION fn.trim_frames(c fn.context, execution uuid, of_mode text, excess bigint) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
   gone int := 0;
@@ -200,7 +200,7 @@ BEGIN
   IF excess > 0 THEN
     DELETE FROM db.frames WHERE p = c.p AND uuid = execution AND (ms, n) IN (
       SELECT ms, n FROM db.frames WHERE p = c.p AND uuid = execution AND mode = of_mode AND mode <> 'durable'
-        ORDER BY ms, n LIMIT least(excess, 1000)
+        ORDER BY ms, n LIMIT least(excess, 200)
     );
     GET DIAGNOSTICS gone = ROW_COUNT;
   END IF;

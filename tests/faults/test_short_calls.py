@@ -7,26 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.ids import BudgetId
-from flowfabric_worker.engine.limits import MAX_HEADER_VALUE_BYTES, MAX_HEADERS, MAX_TAG_VALUE_BYTES, MAX_TAGS, MIB
+from flowfabric_worker.engine.ids import BudgetId, QuotaPolicyId
+from flowfabric_worker.engine.limits import (
+    MAX_BUDGET_DIMENSIONS,
+    MAX_EDGES_SEARCHED,
+    MAX_HEADER_VALUE_BYTES,
+    MAX_HEADERS,
+    MAX_TAG_VALUE_BYTES,
+    MAX_TAGS,
+    MIB,
+)
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Reply
 from flowfabric_worker.engine.types.attempts import Completion, Failure
-from flowfabric_worker.engine.types.budgets import OnHardLimit
+from flowfabric_worker.engine.types.budgets import BudgetDimension, CreateBudgetArgs, OnHardLimit, UsageDimensions
 from flowfabric_worker.engine.types.claiming import Claimed
+from flowfabric_worker.engine.types.conditions import AllOf, Count, CountKind
+from flowfabric_worker.engine.types.edges import AnyOf, OnSatisfied
+from flowfabric_worker.engine.types.flows import FlowState
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
-from tests.support.budgets import HOUR, budget, tokens
-from tests.support.executions import BOOM, all_created, creation, raw_client, request, upkeep_all
-from tests.support.flows import Run, graph_of
+from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.suspension import SignalSource, SuspendArgs, Suspended, WaitpointBinding
+from tests.support.budgets import HOUR, budget, definition, tokens
+from tests.support.executions import BOOM, all_created, creation, raw_client, raw_key, refused, request, upkeep_all
+from tests.support.flows import Run, flow_with, graph_of, stage
 from tests.support.lossy_store import LosingStore
 from tests.support.operations import START
 from tests.support.servers import ValkeyServer
+from tests.support.streams import append_all, frame, read_all
+from tests.support.suspensions import signal
 
 # A full call of work uses 300, and its last item and the indexes some more.
 MOST_COMMANDS = 500
@@ -147,6 +163,57 @@ def budgets_that_are_reset_at_once(engine: Engine) -> None:
     upkeep_all(engine)
 
 
+def executions_that_wait_for_a_budget(engine: Engine) -> None:
+    name = budget(engine, 1, on_hard_limit=OnHardLimit.SUSPEND)
+    all_created(engine, [creation(policy=ExecutionPolicy(budget_ids=(name,))) for _ in range(60)])
+    for each in claimed_all(engine):
+        engine.report_usage(each.handle, name, tokens(1))
+    engine.update_budget(name, definition(1000, on_hard_limit=OnHardLimit.SUSPEND))
+    upkeep_all(engine)
+    assert len(claimed_all(engine)) == 59
+
+
+def classes_of_one_quota(engine: Engine) -> None:
+    quota = QuotaPolicyId("quota")
+    engine.create_quota_policy(CreateQuotaPolicyArgs(quota_policy_id=quota, policy=QuotaPolicy(max_concurrent=1)))
+    policy = ExecutionPolicy(quota_policy_id=quota)
+    all_created(engine, [creation(task=f"task {number}", policy=policy) for number in range(600)])
+    (held,) = engine.claim_many(request())
+    (lane,) = engine.list_lanes().lanes
+    assert lane.depths[PublicState.RATE_LIMITED] == 599
+    # While a worker waits for other work, the end looks for work behind the quota.
+    engine.store.call("read_feed", 0, ["", 1, "waiter", 10_000, ""])
+    engine.complete(held.handle)
+    engine.update_quota_policy(quota, QuotaPolicy(max_concurrent=1000))
+    complete_all(engine)
+    engine.delete_quota_policy(quota)
+    engine.set_clock(START + 2 * HOUR)
+    upkeep_all(engine)
+
+
+def children_that_a_wait_counts(engine: Engine) -> None:
+    all_created(engine, [creation()])
+    (parent,) = claimed_all(engine)
+    for number in range(300):
+        engine.spawn(parent.handle, f"child {number}", creation(lane="children"))
+    engine.spawn(parent.handle, "detached", creation(lane="other"), detached=True)
+    engine.wait_children(parent.handle)
+    complete_all(engine, "children")
+    assert [each.execution_id for each in claimed_all(engine)] == [parent.execution_id]
+
+
+def signals_that_many_counts_count(engine: Engine) -> None:
+    all_created(engine, [creation()])
+    (held,) = claimed_all(engine)
+    waitpoint = engine.create_waitpoint(held.handle, "go", HOUR)
+    for number in range(100):
+        signal(engine, held.execution_id, waitpoint, source=SignalSource("user", f"user {number}"))
+    counts = [Count(n=200, kind=CountKind.SOURCES, waitpoint_keys=["go"]) for _ in range(30)]
+    binding = WaitpointBinding(waitpoint_key="go", pending=waitpoint.waitpoint_id)
+    outcome = engine.suspend(held.handle, SuspendArgs(condition=AllOf(counts), waitpoints=[binding]))
+    assert isinstance(outcome, Suspended)
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -156,6 +223,10 @@ def budgets_that_are_reset_at_once(engine: Engine) -> None:
         flows_to_remove,
         flow_to_purge,
         budgets_that_are_reset_at_once,
+        executions_that_wait_for_a_budget,
+        classes_of_one_quota,
+        children_that_a_wait_counts,
+        signals_that_many_counts_count,
     ],
 )
 def test_no_call_sends_many_commands_or_replies_many_bytes(measured: Engine, use: Callable[[Engine], None]) -> None:
@@ -194,16 +265,122 @@ def test_work_with_a_long_past_is_claimed_a_few_at_a_time(
     measured: Engine, arrange: Callable[[Engine], None], count: int, most: int
 ) -> None:
     arrange(measured)
-    taken: list[int] = []
-    send = measured.store.call
-
-    def call(function: str, *arguments: Any) -> Reply:
-        reply = send(function, *arguments)
-        if function == "claim_many":
-            taken.append(len(reply[3]))
-        return reply
-
-    measured.store.call = call  # type: ignore[method-assign]
+    taken = noted(measured, "claim_many", lambda reply: len(reply[3]))
 
     assert len(claimed_all(measured)) == count
     assert 1 <= max(taken) <= most
+
+
+def noted(engine: Engine, function: str, measure: Callable[[Reply], int]) -> list[int]:
+    """Return a list that receives a number for each reply of a function."""
+    numbers: list[int] = []
+    send = engine.store.call
+
+    def call(name: str, *arguments: Any) -> Reply:
+        reply = send(name, *arguments)
+        if name == function:
+            numbers.append(measure(reply))
+        return reply
+
+    engine.store.call = call  # type: ignore[method-assign]
+    return numbers
+
+
+def full_budgets(engine: Engine, count: int) -> tuple[BudgetId, ...]:
+    """Create budgets that count as many dimensions as a budget may have."""
+    names = [f"dimension {number}" for number in range(MAX_BUDGET_DIMENSIONS)]
+    dimensions = [BudgetDimension(name=name, hard_limit=1000) for name in names]
+    ids = tuple(BudgetId(f"budget {number:02}") for number in range(count))
+    for each in ids:
+        engine.create_budget(CreateBudgetArgs(budget_id=each, definition=definition(dimensions=dimensions)))
+        engine.report_usage_admin(each, UsageDimensions(custom=dict.fromkeys(names, 1)))
+    return ids
+
+
+def test_budgets_of_many_dimensions_are_listed_a_few_at_a_time(measured: Engine) -> None:
+    ids = full_budgets(measured, 40)
+    rows = noted(measured, "list_budgets", lambda reply: len(reply) - 1)
+
+    assert [each.budget_id for each in measured.list_budgets().budgets] == list(ids)
+    assert max(rows) <= 10
+
+
+def test_work_under_many_budgets_is_claimed_many_at_a_time(measured: Engine) -> None:
+    ids = full_budgets(measured, 40)
+    all_created(
+        measured,
+        [creation(task=f"task {n}", policy=ExecutionPolicy(budget_ids=ids[n : n + 20])) for n in range(20)] * 3,
+    )
+    taken = noted(measured, "claim_many", lambda reply: len(reply[3]))
+
+    assert len(claimed_all(measured)) == 60
+    # The first claim also reads the budgets, and later ones only see that they are as they were.
+    assert min(taken[1:-2], default=60) >= 20
+
+
+def stored(engine: Engine, name: str) -> tuple[Any, str]:
+    """Return a plain client of the server, and the full name of a key."""
+    behind = Engine(lambda: (engine.store.behind, None))
+    return raw_client(behind), raw_key(behind, 0, name)
+
+
+def jobs(engine: Engine) -> list[str]:
+    """Return the names of the jobs that calls left to upkeep."""
+    client, key = stored(engine, "due")
+    return [each.decode()[1:].partition(":")[0] for each in client.zrange(key, 0, -1) if each.startswith(b"j")]
+
+
+def test_the_dependants_of_a_sibling_are_looked_at_by_several_calls(measured: Engine) -> None:
+    downs = [f"d{number}" for number in range(300)]
+    pairs = [("a", "join"), ("b", "join"), *((up, each) for each in downs for up in ("b", "c"))]
+    policies = {"join": AnyOf(OnSatisfied.CANCEL_REMAINING), **{each: AnyOf() for each in downs}}
+    run = Run(measured, graph_of(*pairs, policies=policies, task="step"))
+    assert run.claim() == {"a", "b", "c"}
+    run.complete("c")
+    upkeep_all(measured)
+
+    run.complete("a")
+
+    assert jobs(measured) == ["others"]
+    upkeep_all(measured)
+    assert measured.read_execution_state(run.ids["b"]) is PublicState.CANCELLED
+
+
+def test_the_groups_that_cover_a_failure_are_looked_at_by_several_calls(measured: Engine) -> None:
+    joins = [f"j{number}" for number in range(300)]
+    pairs = [(up, each) for each in joins for up in ("good", "bad")]
+    run = Run(measured, graph_of(*pairs, policies={each: AnyOf() for each in joins}, task="step"))
+    assert run.claim() == {"good", "bad"}
+    run.fail("bad")
+    run.complete("good")
+    upkeep_all(measured)
+    claimed = claimed_all(measured)
+    measured.complete_many([Completion(handle=each.handle) for each in claimed])
+
+    assert jobs(measured) == ["decide"]
+    upkeep_all(measured)
+    assert run.flow.state is FlowState.COMPLETED
+
+
+def test_the_search_for_a_cycle_sends_few_commands(measured: Engine) -> None:
+    flow, members = flow_with(measured, MAX_EDGES_SEARCHED + 102)
+    middle = len(members) // 2
+    for number, ends in enumerate(pairwise(members)):
+        if number != middle:
+            stage(measured, flow, f"edge {number}", ends)
+
+    with refused("cycle_search_limit"):
+        stage(measured, flow, "bridge", (members[middle], members[middle + 1]))
+    store = measured.store
+    assert isinstance(store, Measuring)
+    assert store.commands["stage_dependency_edge"] <= 2 * MAX_EDGES_SEARCHED + 50
+
+
+def test_frames_are_read_a_few_at_a_time(measured: Engine) -> None:
+    all_created(measured, [creation()])
+    (held,) = claimed_all(measured)
+    append_all(measured, held.handle, [frame(b"x") for _ in range(500)])
+    counts = noted(measured, "read_stream", lambda reply: len(reply[11]))
+
+    assert len(read_all(measured, held.execution_id).frames) == 500
+    assert max(counts) <= 200

@@ -94,7 +94,7 @@ class FlowsBackend:
             NotFoundError: `flow_not_found`.
             StateError: `flow_already_terminal`, `flow_sealed`, `execution_not_in_flow`.
             ContentionError: `stale_graph_revision`, read the flow again.
-            ResourceExhaustedError: `cycle_search_limit`, the search for a cycle follows at most 1,000 edges.
+            ResourceExhaustedError: `cycle_search_limit`, the search for a cycle follows at most 500 edges.
         """
         raise UnavailableError("stage_dependency_edge")
 
