@@ -10,11 +10,13 @@ from typing import Final
 import attrs
 
 from flowfabric_worker.engine.ids import check_lane
+from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.checks import as_capabilities
 
 URL_VARIABLE: Final = "FLOWFABRIC_URL"
 DEFAULT_URL: Final = "embedded://.flowfabric"
 DEFAULT_THREADS: Final = 8
+MAX_THREADS: Final = 1000
 DEFAULT_MAX_STUCK_THREADS: Final = 4
 
 
@@ -59,9 +61,7 @@ class WorkerSettings:
             that stays close to the limit stops for a restart. None for no limit.
     """
 
-    threads: int = attrs.field(default=DEFAULT_THREADS, validator=attrs.validators.and_(
-        attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1000)
-    ))  # fmt: skip
+    threads: int = attrs.field(default=DEFAULT_THREADS, validator=checks.integer(1, MAX_THREADS))
     lanes: Mapping[str, int] = attrs.field(factory=dict)
     capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
     lease: timedelta = attrs.field(default=timedelta(seconds=30), validator=_positive)

@@ -9,6 +9,7 @@ import attrs
 
 from flowfabric_worker._flows.nodes import Node, leaves_of
 from flowfabric_worker.engine.errors import ValidationError
+from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.edges import AllEnded, AllOf, AnyOf, EdgeDependencyPolicy, OnSatisfied, Quorum
 
 Need = Literal["all", "ended"] | int
@@ -44,9 +45,8 @@ class Placement:
 
     after: tuple[Node[Any], ...] = attrs.field(default=(), converter=_nodes)
     need: Need = attrs.field(default="all", validator=_need)
-    others: Others = attrs.field(default="run", validator=attrs.validators.in_(tuple(_OTHERS)))
-
-    detached: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    others: Others = attrs.field(default="run", validator=checks.one_of(*_OTHERS))
+    detached: bool = attrs.field(default=False, validator=checks.true_or_false)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return the placement with those of the changes that belong to it."""

@@ -15,6 +15,7 @@ from flowfabric_worker.engine.limits import MAX_LEASE_MS, MAX_PRIORITY
 from flowfabric_worker.engine.moments import epoch_ms, milliseconds
 from flowfabric_worker.engine.submission import check_headers, check_tags
 from flowfabric_worker.engine.suggestions import did_you_mean
+from flowfabric_worker.engine.types import checks
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, RetryPolicy
 from flowfabric_worker.engine.types.workers import TaskPublication
 from flowfabric_worker.schedule import Missed
@@ -39,15 +40,22 @@ _UNTIL_ENDED: Final = timedelta(milliseconds=1)
 def _names(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
         raise TypeError(f"a collection of names is needed, not the single text {value!r}: write [{value!r}]")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"a collection of names is needed, such as ['name'], not {value!r:.100}")
     return tuple(value)
 
 
 def _exceptions(value: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
-    classes = tuple(value)
+    classes = tuple(value) if isinstance(value, Iterable) else (None,)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"permanent= takes classes of exceptions, not {each!r}")
+            raise TypeError(f"permanent= takes classes of exceptions, such as [ValueError], not {value!r:.100}")
     return classes
+
+
+def _retry(_: object, __: object, value: RetryPolicy | None) -> None:
+    if value is not None and not isinstance(value, RetryPolicy):
+        raise ValidationError("invalid_input", f"retry must be such as RetryPolicy(max_retries=3), not {value!r:.100}.")
 
 
 def _lease(_: object, attribute: attrs.Attribute[Any], value: timedelta | None) -> None:
@@ -132,18 +140,16 @@ class TaskOptions:
     """
 
     lane: str = attrs.field(default=DEFAULT_LANE, converter=check_lane)
-    retry: RetryPolicy | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(RetryPolicy))
-    )
+    retry: RetryPolicy | None = attrs.field(default=None, validator=_retry)
     timeout: timedelta | None = attrs.field(default=None, validator=_duration(1))
     deadline: timedelta | None = attrs.field(default=None, validator=_duration(1))
     priority: int = attrs.field(default=0, validator=_count(MAX_PRIORITY))
     delay: timedelta | None = attrs.field(default=None, validator=_duration(0))
     at: datetime | None = attrs.field(default=None, validator=_moment)
     key: str | None = attrs.field(default=None, validator=_optional_name)
-    on_conflict: OnConflict = attrs.field(default="raise", validator=attrs.validators.in_(("raise", "return")))
+    on_conflict: OnConflict = attrs.field(default="raise", validator=checks.one_of("raise", "return"))
     unique: Unique | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.in_(("waiting", "running")))
+        default=None, validator=attrs.validators.optional(checks.one_of("waiting", "running"))
     )
     tags: Mapping[str, str] = attrs.field(factory=dict, validator=_checked(check_tags))
     headers: Mapping[str, str] = attrs.field(factory=dict, validator=_checked(check_headers))
@@ -160,7 +166,7 @@ class TaskOptions:
     retention: timedelta | None = attrs.field(default=None, validator=_duration(0))
     max_reclaims: int = attrs.field(default=DEFAULT_MAX_RECLAIMS, validator=_count(1_000_000))
     permanent: tuple[type[Exception], ...] = attrs.field(default=(), converter=_exceptions)
-    interrupt: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    interrupt: bool = attrs.field(default=False, validator=checks.true_or_false)
     every: timedelta | None = None
     cron: str | None = None
     timezone: str = "UTC"

@@ -25,7 +25,7 @@ from flowfabric_worker._runtime.supervisor import Supervisor
 from flowfabric_worker._runtime.supervisor_channel import socket_from_environment
 from flowfabric_worker.cli.exit_codes import CommandError, ExitCode, debug_option
 from flowfabric_worker.cli.options import duration, size, url_option
-from flowfabric_worker.config import DEFAULT_MAX_STUCK_THREADS, DEFAULT_THREADS, WorkerSettings
+from flowfabric_worker.config import DEFAULT_MAX_STUCK_THREADS, DEFAULT_THREADS, MAX_THREADS, WorkerSettings
 from flowfabric_worker.engine import log_queue
 from flowfabric_worker.engine.ids import check_capabilities, check_lane
 from flowfabric_worker.runtime import RestartRequired, Runtime
@@ -70,7 +70,7 @@ class _Run(click.Command):
 @click.argument("app", metavar="APP:WORKER")
 @click.option(
     "--threads",
-    type=click.IntRange(1, 1000),
+    type=click.IntRange(1, MAX_THREADS),
     default=DEFAULT_THREADS,
     show_default=True,
     help="How many handlers each process runs at the same time.",

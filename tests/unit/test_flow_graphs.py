@@ -129,7 +129,7 @@ REFUSED: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("more than there are", lambda: total.options(need=2).node([fetch.node("a")]), ValidationError, "only 1 parents"),
     ("none", lambda: total.options(need=0).node([fetch.node("a")]), ValidationError, "need= is"),
     ("a word", lambda: total.options(need="most").node([]), ValidationError, "need= is"),
-    ("others", lambda: total.options(others="stop").node([]), ValueError, "others"),
+    ("others", lambda: total.options(others="stop").node([]), ValidationError, "others must be"),
     ("after a value", lambda: total.options(after=[3]).node([]), TypeError, "after= mixes nodes"),
     ("a list of successes", lambda: show.options(need=1).node(1.0, fetch.node("a")), TypeError, "annotated str"),
     (

@@ -72,7 +72,7 @@ def test_an_unknown_option_is_a_type_error_that_names_the_known_ones(worker: Wor
 @pytest.mark.parametrize(
     ("option", "error"),
     [
-        ({"retry": 3}, TypeError),
+        ({"retry": 3}, ValidationError),
         ({"lane": "läne"}, ValidationError),
         ({"timeout": 5}, ValidationError),
         ({"lease": 5}, ValidationError),
@@ -326,7 +326,7 @@ def test_a_submission_that_asks_for_it_gets_the_run_of_other_arguments(worker: W
 
 
 def test_a_word_that_is_no_way_to_treat_a_conflict_is_refused(worker: Worker) -> None:
-    with pytest.raises(ValueError, match="on_conflict"):
+    with pytest.raises(ValidationError, match="on_conflict"):
         worker.task(add).options(on_conflict="ignore")
 
 

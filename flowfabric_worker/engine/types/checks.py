@@ -78,6 +78,23 @@ def integer(least: int, most: int | None = None) -> Validator:
     return check
 
 
+def one_of(*words: str) -> Validator:
+    """Return a check that an option is one of some words."""
+
+    def check(_: Any, field: attrs.Attribute[Any], value: object) -> None:
+        if value not in words:
+            wanted = " or ".join(map(repr, words))
+            raise ValidationError("invalid_input", f"{field.name} must be {wanted}, not {value!r:.100}.")
+
+    return check
+
+
+def true_or_false(_: Any, field: attrs.Attribute[Any], value: object) -> None:
+    """Check that an option is a bool."""
+    if not isinstance(value, bool):
+        raise ValidationError("invalid_input", f"{field.name} must be True or False, not {value!r:.100}.")
+
+
 def at_most(limit: int) -> Validator:
     """Return a check that a field has at most `limit` elements."""
 
