@@ -264,6 +264,28 @@ def test_a_slot_held_for_the_run_outlasts_delays_retries_and_lost_leases(engine:
     assert claimed_ids(engine) == [second]
 
 
+def test_a_run_that_holds_its_slot_counts_once_in_the_window(engine: Engine, clock: Clock) -> None:
+    limited(engine, max_concurrent=2, max_requests_per_window=2, window=10 * MINUTE, hold=SlotHold.RUN)
+    first, second, third = queued(engine, 3, policy=RETRYING)
+    assert claim_one(engine).execution_id == first
+    taken = claim_one(engine)
+    assert (taken.execution_id, status(engine).admitted_in_window) == (second, 2)
+
+    # The window is full, and a retry and an attempt after a lost lease begin all the same.
+    engine.fail(taken.handle, BOOM, FailureClass.TRANSIENT)
+    clock.move(MINUTE)
+    again = {each.execution_id: each for each in engine.claim_many(request(limit=10))}
+    assert set(again) == {first, second}
+    assert again[second].attempt_type == "retry"
+    assert status(engine).admitted_in_window == 2
+
+    # An end frees the slot, but the next run waits for the window.
+    engine.complete(again[second].handle, None)
+    assert claimed_ids(engine) == []
+    clock.move(10 * MINUTE)
+    assert third in claimed_ids(engine)
+
+
 def test_a_slot_held_for_the_run_is_freed_by_any_end(engine: Engine, clock: Clock) -> None:
     del clock
     limited(engine, max_concurrent=1, hold=SlotHold.RUN)

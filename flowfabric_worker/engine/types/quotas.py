@@ -28,7 +28,8 @@ class SlotHold(StrEnum):
 
     Attributes:
         LEASE: while it is leased; a suspended or delayed execution frees its slot, and takes one again to continue.
-        RUN: from its first claim until it has ended, over suspensions, delays, retries and lost leases.
+        RUN: from its first claim until it has ended, over suspensions, delays, retries and lost leases. The quota
+            admits the run once, so a further attempt of it does not wait for the window, and does not count in it.
     """
 
     LEASE = "lease"
@@ -45,7 +46,8 @@ class QuotaPolicy:
 
     Attributes:
         window: the length of the sliding window, on the store's clock.
-        max_requests_per_window: attempts that may begin within it; an attempt that is resumed counts once.
+        max_requests_per_window: attempts that may begin within it; an attempt that is resumed counts once. With
+            `SlotHold.RUN`, the runs that may begin within it.
         max_concurrent: executions that hold a slot at once.
         hold: how long each of them holds it.
     """
