@@ -239,7 +239,7 @@ BEGIN
   ELSIF (known.paused IS NOT NULL) = is_pause THEN
     RETURN fn.answer('already', fn.bytes(coalesce(known.turn, 0)), coalesce(fn.bytes(known.paused), ''));
   END IF;
-  of_turn := greatest(coalesce(known.turn, 0) + 1, c.now);
+  of_turn := fn.next_turn(known.turn, c.now);
   answer := ARRAY['ok'::bytea, fn.bytes(of_turn), coalesce(fn.bytes(since), '')];
   c := fn.write_pause(c, args[1], of_turn, since);
   UPDATE db.lanes SET answered = fn.remember(answered, args[2], VARIADIC answer), is_followed = is_followed AND args[3] <> '1'

@@ -1,4 +1,42 @@
--- Executions whose records are damaged.
+-- Executions whose records are damaged, and calls that meet them.
+
+-- Return whether the present call is made carefully.
+CREATE FUNCTION fn.is_careful() RETURNS boolean LANGUAGE sql AS $$
+  SELECT current_setting('flowfabric.careful', true) = 'on'
+$$;
+
+-- carefully: make a call again that failed because it met damaged data. Each of its items and of the due executions is handled in a
+-- subtransaction, so that only the damaged ones fail and are set aside.
+-- Arguments: name of the function, its arguments.
+-- Replies: those of the function.
+-- Errors per item: corruption, those of the function.
+CREATE FUNCTION fn.carefully(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+  query text := format('SELECT fn.%I($1, $2)', fn.ascii(args[1]));
+  width int := CASE fn.ascii(args[1]) WHEN 'renew_many' THEN 3 WHEN 'complete_many' THEN 3 WHEN 'release_many' THEN 3
+    WHEN 'fail_many' THEN 7 END;
+  c fn.context := fn.begin(partition);
+  replies bytea[] := '{}';
+  reply bytea;
+BEGIN
+  PERFORM set_config('flowfabric.careful', 'on', true);
+  IF width IS NULL THEN
+    EXECUTE query INTO reply USING partition, args[2:];
+    RETURN reply;
+  END IF;
+  c := fn.lock_items(c, args[2:], width, true);
+  FOR at IN 2 .. cardinality(args) BY width LOOP
+    BEGIN
+      EXECUTE query INTO reply USING partition, args[at : at + width - 1];
+      -- The reply is a list of one.
+      reply := substring(reply FROM 5);
+    EXCEPTION WHEN data_exception OR cardinality_violation OR not_null_violation THEN
+      reply := fn.set_aside(c, fn.id(args[at]), 'record');
+    END;
+    replies := replies || reply;
+  END LOOP;
+  RETURN fn.replies(VARIADIC replies);
+END $$;
 
 -- set_aside: list as damaged a claimed execution that its worker cannot decode.
 -- Arguments: uuid, claim id, name of the damaged field.

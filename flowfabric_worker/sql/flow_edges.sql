@@ -146,6 +146,9 @@ BEGIN
   e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, fn.id(args[6]));
   x := fn.load(c, fn.id(args[6]));
   c := x.c;
+  IF e.id IS NOT NULL AND g.down IS NULL AND e.down = fn.id(args[6]) THEN
+    RETURN fn.failure('corruption', args[6], 'group');
+  END IF;
   is_known := coalesce(e.up = fn.id(args[5]) AND e.down = fn.id(args[6]) AND coalesce(e.ref, '') = args[7] AND e.kind = args[8], false);
   IF NOT is_known THEN
     failure := fn.refuse_edge(c, f, args, x.x, g);
@@ -195,6 +198,8 @@ BEGIN
   e := fn.edge_in(c, f.flow, args[4]); g := fn.group_of(c, f.flow, e.down);
   IF e.id IS NULL THEN
     RETURN fn.failure('edge_not_found', args[4]);
+  ELSIF g.down IS NULL THEN
+    RETURN fn.failure('corruption', fn.bytes(e.down), 'group');
   ELSIF e.applied THEN
     RETURN fn.answer('known', fn.unresolved(g));
   END IF;

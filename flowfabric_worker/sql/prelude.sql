@@ -10,6 +10,11 @@
 
 -- Constants ---------------------------------------------------------------------------------------------------------
 
+-- Return the number behind a stored one that never repeats: the present moment, or one more. A damaged number is passed over.
+CREATE FUNCTION fn.next_turn(value bigint, now bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN value < fn.max_count() THEN greatest(value + 1, now) ELSE now END
+$$;
+
 CREATE FUNCTION fn.an_hour() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 3600000::bigint';
 CREATE FUNCTION fn.a_day() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 86400000::bigint';
 -- How long a waiter waits at most before it looks again, in ms.
@@ -150,9 +155,9 @@ CREATE TYPE fn.context AS (
 CREATE TYPE fn.link AS (nth bigint, id bytea);
 
 -- What a page of edges came to: how many there were, whose and which the last was; the groups that changed their state, the
--- state and the upstream execution that decided it, and whether others are cancelled.
+-- state and the upstream execution that decided it, and whether others are cancelled; and the members whose groups are damaged.
 CREATE TYPE fn.resolved AS (
-  count bigint, last_nth bigint, last_id bytea, downs uuid[], states text[], deciders uuid[], cancels boolean[]
+  count bigint, last_nth bigint, last_id bytea, downs uuid[], states text[], deciders uuid[], cancels boolean[], damaged uuid[]
 );
 
 -- What a function that handles many things returns: the context, how many it handled, and replies.

@@ -21,7 +21,7 @@ BEGIN
   PERFORM fn.register_lane(c, of_lane);
   INSERT INTO db.classes (p, class, lane, gates, held)
     VALUES (c.p, of_class, of_lane, fn.gates_in(parts), fn.held_in(parts)) ON CONFLICT DO NOTHING;
-  UPDATE db.lanes SET revision = greatest(revision + 1, c.now) WHERE p = c.p AND lane = of_lane;
+  UPDATE db.lanes SET revision = fn.next_turn(revision, c.now) WHERE p = c.p AND lane = of_lane;
   PERFORM fn.note_entry(c, 'c', of_class, c.now + fn.an_hour());
   -- As many commands as this takes on Valkey.
   c.work := c.work - 8;
@@ -65,7 +65,7 @@ BEGIN
     RETURN;
   END IF;
   DELETE FROM db.classes WHERE id = known.id;
-  UPDATE db.lanes SET revision = greatest(revision + 1, c.now) WHERE p = c.p AND lane = known.lane;
+  UPDATE db.lanes SET revision = fn.next_turn(revision, c.now) WHERE p = c.p AND lane = known.lane;
 END $$;
 
 -- Remove a lane that holds nothing, is not paused, has no classes, and whose last turn all partitions have followed; it is

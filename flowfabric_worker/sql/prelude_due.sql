@@ -1,9 +1,27 @@
 -- How what is due is handled: executions first, then delays in equal shares per lane, then removals with a budget of their
 -- own. Rows that another call has locked are that call's.
 
+-- Handle executions that a due index names; each alone if the call is made carefully, see damage.sql.
+CREATE FUNCTION fn.handle_executions(c fn.context, records db.executions[]) RETURNS fn.context LANGUAGE plpgsql AS $$
+DECLARE
+  x db.executions;
+BEGIN
+  IF NOT fn.is_careful() THEN
+    RETURN fn.handle_together(c, records);
+  END IF;
+  FOREACH x IN ARRAY records LOOP
+    BEGIN
+      c := fn.handle_together(c, ARRAY[x]);
+    EXCEPTION WHEN data_exception OR cardinality_violation OR not_null_violation THEN
+      PERFORM fn.set_aside(c, x.uuid, 'record');
+    END;
+  END LOOP;
+  RETURN c;
+END $$;
+
 -- Handle executions that a due index names. An entry may be older than its record, so it is corrected first; what only a newer
 -- release can handle is postponed.
-CREATE FUNCTION fn.handle_executions(c fn.context, records db.executions[]) RETURNS fn.context LANGUAGE plpgsql AS $$
+CREATE FUNCTION fn.handle_together(c fn.context, records db.executions[]) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   f fn.found;
   x db.executions;

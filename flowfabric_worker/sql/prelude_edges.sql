@@ -16,6 +16,11 @@ CREATE FUNCTION fn.decided_state(
   END
 $$;
 
+-- Return whether the numbers of a group can be counted with; a larger or a negative one was damaged.
+CREATE FUNCTION fn.are_counts(VARIADIC numbers int[]) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+  SELECT 0 <= ALL (numbers) AND 500000000 > ALL (numbers)
+$$;
+
 -- Return whether a group is that of an execution and its children.
 CREATE FUNCTION fn.is_of_children(policy text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
   SELECT policy IN ('children', 'children_ended')
@@ -43,7 +48,8 @@ BEGIN
     -- A member that was removed because it was damaged has no state, and has failed.
     SELECT u.nth, u.up, e.id, e.down, fn.effective(e.result, e.life, g.policy, g.life) AS old, fn.result_of(x.state) AS new,
       CASE WHEN fn.is_of_children(g.policy) THEN e.life ELSE g.life END AS life,
-      e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts
+      e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts,
+      fn.are_counts(g.k, g.n, g.ok, g.bad, g.skip, g.life) AS is_sound
     FROM unnest(ups) WITH ORDINALITY AS u(up, nth)
     LEFT JOIN LATERAL (SELECT uuid, state FROM db.executions WHERE p = c.p AND uuid = u.up LIMIT 1) AS x ON true
     CROSS JOIN LATERAL (
@@ -54,7 +60,7 @@ BEGIN
     WHERE x.uuid IS NULL OR x.state LIKE 't%'
     ORDER BY u.nth, e.id LIMIT most
   ), changed AS MATERIALIZED (
-    SELECT * FROM page WHERE old <> 's' AND old <> new
+    SELECT * FROM page WHERE old <> 's' AND old <> new AND is_sound
   ), written AS (
     UPDATE db.edges AS e SET result = changed.new, life = changed.life FROM changed
     WHERE e.p = c.p AND e.flow = f.flow AND e.id = ANY (ARRAY(SELECT id FROM changed)) AND e.id = changed.id
@@ -84,7 +90,8 @@ BEGIN
     WHERE g.p = c.p AND g.flow = f.flow AND g.down = ANY (ARRAY(SELECT down FROM counted)) AND g.down = d.down
     RETURNING d.was, d.place, g.*
   )
-  SELECT (SELECT count(*) FROM page), last.nth, last.id, fired.downs, fired.states, fired.deciders, fired.cancels
+  SELECT (SELECT count(*) FROM page), last.nth, last.id, fired.downs, fired.states, fired.deciders, fired.cancels,
+    ARRAY(SELECT DISTINCT down FROM page WHERE NOT is_sound ORDER BY down)
     INTO r
   FROM (
     SELECT coalesce(array_agg(down ORDER BY place), '{}') AS downs, array_agg(state ORDER BY place) AS states,
@@ -105,16 +112,18 @@ DECLARE
 BEGIN
   WITH page AS MATERIALIZED (
     SELECT e.id, e.down, fn.effective(e.result, e.life, g.policy, g.life) AS old,
-      e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts
+      e.life = g.life OR NOT fn.is_of_children(g.policy) AS counts,
+      fn.are_counts(g.k, g.n, g.ok, g.bad, g.skip, g.life) AS is_sound
     FROM (
       SELECT * FROM db.edges WHERE p = c.p AND flow = f.flow AND up = of_up AND id > after ORDER BY id LIMIT most
     ) AS e CROSS JOIN LATERAL (SELECT * FROM db.groups WHERE p = c.p AND flow = f.flow AND down = e.down LIMIT 1) AS g
   ), written AS (
     UPDATE db.edges AS e SET result = '' FROM page
     WHERE e.p = c.p AND e.flow = f.flow AND e.id = ANY (ARRAY(SELECT id FROM page)) AND e.id = page.id AND old IN ('f', 'k')
+      AND is_sound
   ), counted AS MATERIALIZED (
     SELECT down, count(*) FILTER (WHERE old = 'f') AS bad, count(*) FILTER (WHERE old = 'k') AS skip, min(id) AS place
-    FROM page WHERE old IN ('f', 'k') AND counts GROUP BY down
+    FROM page WHERE old IN ('f', 'k') AND counts AND is_sound GROUP BY down
   ), noted AS (
     UPDATE db.groups AS g SET bad = g.bad - d.bad, skip = g.skip - d.skip,
       state = CASE g.state WHEN 'impossible' THEN 'pending' ELSE g.state END,
@@ -126,7 +135,8 @@ BEGIN
     RETURNING g.down, d.place, before.state AS was, g.state
   )
   SELECT (SELECT count(*) FROM page), 1, (SELECT id FROM page ORDER BY id DESC LIMIT 1), opened.downs, opened.states,
-    array_fill(NULL::uuid, ARRAY[cardinality(opened.downs)]), array_fill(false, ARRAY[cardinality(opened.downs)])
+    array_fill(NULL::uuid, ARRAY[cardinality(opened.downs)]), array_fill(false, ARRAY[cardinality(opened.downs)]),
+    ARRAY(SELECT DISTINCT down FROM page WHERE NOT is_sound ORDER BY down)
     INTO r
   FROM (
     SELECT coalesce(array_agg(down ORDER BY place), '{}') AS downs, array_agg(state ORDER BY place) AS states
@@ -149,7 +159,7 @@ BEGIN
     RETURNING g.*
   )
   SELECT count(*), NULL::bigint, NULL::bytea, coalesce(array_agg(down), '{}'), array_agg(state), array_agg(decided),
-    array_agg(fn.cancels_others(others, policy, state, n - ok - bad - skip))
+    array_agg(fn.cancels_others(others, policy, state, n - ok - bad - skip)), '{}'
     INTO r
   FROM noted;
   RETURN r;

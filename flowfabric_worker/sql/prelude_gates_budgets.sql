@@ -98,7 +98,7 @@ BEGIN
   IF EXISTS (SELECT FROM unnest(ids) AS id WHERE fn.held(c, id) > 0) THEN
     RETURN 'in_use';
   END IF;
-  UPDATE db.lanes SET revision = greatest(revision + 1, c.now)
+  UPDATE db.lanes SET revision = fn.next_turn(revision, c.now)
     WHERE p = c.p AND lane IN (SELECT lane FROM db.classes WHERE id = ANY (ids));
   DELETE FROM db.classes WHERE id = ANY (ids);
   RETURN CASE WHEN cardinality(ids) = 256 THEN 'more' END;

@@ -228,7 +228,8 @@ BEGIN
   RETURN b;
 END $$;
 
--- Carry out what groups have come to: their members run, are skipped, are cancelled with their flow, or wait again.
+-- Carry out what groups have come to: their members run, are skipped, are cancelled with their flow, or wait again. Members whose
+-- groups are damaged are set aside.
 CREATE FUNCTION fn.carry_out(c fn.context, f db.flows, r fn.resolved) RETURNS fn.context LANGUAGE plpgsql AS $$
 DECLARE
   records db.executions[];
@@ -236,7 +237,11 @@ DECLARE
   x db.executions;
   befores db.executions[] := '{}';
   afters db.executions[] := '{}';
+  damaged uuid;
 BEGIN
+  FOREACH damaged IN ARRAY r.damaged LOOP
+    PERFORM fn.set_aside(c, damaged, 'group');
+  END LOOP;
   IF cardinality(r.downs) = 0 THEN
     RETURN c;
   END IF;

@@ -252,7 +252,7 @@ BEGIN
   IF EXISTS (SELECT FROM db.classes AS k WHERE id = ANY (ids) AND fn.held(fn.begin(k.p), id) > 0) THEN
     RETURN fn.failure('quota_policy_in_use', (fn.unpack(args[1]))[2]);
   END IF;
-  UPDATE db.lanes SET revision = greatest(revision + 1, c.now)
+  UPDATE db.lanes SET revision = fn.next_turn(revision, c.now)
     WHERE (p, lane) IN (SELECT p, lane FROM db.classes WHERE id = ANY (ids));
   DELETE FROM db.classes WHERE id = ANY (ids);
   IF cardinality(ids) = 256 THEN

@@ -8,8 +8,16 @@ from datetime import timedelta
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from tests.support.executions import claim_one, created, refused, running
+from flowfabric_worker.engine.ids import ExecutionId
+from flowfabric_worker.engine.types.attempts import Completion
+from flowfabric_worker.engine.types.policies import ExecutionPolicy
+from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import Created
+from tests.support.executions import claim_one, claimed_ids, created, creation, refused, request, running
+from tests.support.flows import Run, apply, flow_with, graph_of, stage
 from tests.support.postgres import PostgresServer
+from tests.support.servers import wait_until
+from tests.support.suspensions import suspended
 
 MOST = 2**63 - 1
 
@@ -52,6 +60,84 @@ def test_an_execution_that_has_lost_its_class_is_damage(postgres: PostgresServer
 
     created(engine, lane="b")
     engine.complete(claim_one(engine, "b").handle)
+
+
+@pytest.mark.parametrize("value", [2**31 - 1, -(2**31)], ids=["most", "least"])
+@pytest.mark.parametrize("counter", ["n", "k", "ok", "bad", "skip", "life"])
+def test_a_damaged_group_sets_its_own_member_aside_alone(
+    postgres: PostgresServer, engine: Engine, schema: str, counter: str, value: int
+) -> None:
+    run, other = (Run(engine, graph_of(("a", "b"), ("x", "y"))) for _ in range(2))
+    plain = created(engine)
+    damage(postgres, schema, f"groups SET {counter} = {value} WHERE down = '{run.ids['b'].uuid}'")
+
+    claimed = engine.claim_many(request(limit=10))
+    answers = engine.complete_many([Completion(handle=each.handle) for each in claimed])
+
+    assert (len(claimed), answers) == (5, [None] * 5)
+    assert engine.read_execution_state(plain) == PublicState.COMPLETED
+    assert set(claimed_ids(engine)) == {run.ids["y"], other.ids["b"], other.ids["y"]}
+    assert [row.row_id for row in engine.list_damaged().executions] == [run.ids["b"]]
+
+
+def test_a_damaged_counter_of_one_execution_fails_its_own_end_alone(
+    postgres: PostgresServer, engine: Engine, schema: str
+) -> None:
+    created(engine)
+    damaged = suspended(engine)[0]
+    engine.resume_execution(damaged)
+    claimed = engine.claim_many(request(limit=10))
+    damage(postgres, schema, f"waits SET life = {2**31 - 1}")
+
+    answers = engine.complete_many([Completion(handle=each.handle) for each in claimed])
+
+    codes = {each.execution_id: getattr(told, "code", told) for each, told in zip(claimed, answers, strict=True)}
+    assert codes.pop(damaged) == "corruption"
+    assert list(codes.values()) == [None]
+    assert [row.row_id for row in engine.list_damaged().executions] == [damaged]
+
+
+def test_a_damaged_counter_of_one_execution_stops_no_other_timer(
+    postgres: PostgresServer, engine: Engine, schema: str
+) -> None:
+    damaged = suspended(engine)[0]
+    engine.resume_execution(damaged)
+    policy = ExecutionPolicy(execution_deadline=timedelta(seconds=1))
+    others = [created(engine, policy=policy, lane="other") for _ in range(3)]
+    damage(postgres, schema, f"waits SET life = {2**31 - 1}")
+    damage(postgres, schema, "executions SET deadline = '1', due = 1, due_in = 'd' WHERE suspension IS NOT NULL")
+
+    wait_until(lambda: engine.read_execution_state(others[0]) and upkeep_is_over(engine, others), "the deadlines pass")
+
+    assert [row.row_id for row in engine.list_damaged().executions] == [damaged]
+
+
+def upkeep_is_over(engine: Engine, executions: list[ExecutionId]) -> bool:
+    engine.run_upkeep()
+    return {engine.read_execution_state(each) for each in executions} == {PublicState.EXPIRED}
+
+
+def test_a_damaged_revision_of_a_lane_stops_no_submission(
+    postgres: PostgresServer, engine: Engine, schema: str
+) -> None:
+    created(engine)
+    damage(postgres, schema, f"lanes SET revision = {MOST}")
+
+    answers = engine.create_executions([creation(task="another"), creation(lane="another")])
+
+    assert all(isinstance(each, Created) for each in answers)
+    assert len(engine.claim_many(request(limit=10))) == 2
+
+
+def test_an_edge_whose_group_is_gone_is_damage(postgres: PostgresServer, engine: Engine, schema: str) -> None:
+    flow, (above, below) = flow_with(engine, 2)
+    stage(engine, flow, "e", (above, below))
+    damage(postgres, schema, "groups SET down = gen_random_uuid()")
+
+    with refused("corruption"):
+        stage(engine, flow, "e", (above, below))
+    with refused("corruption"):
+        apply(engine, flow, "e")
 
 
 def test_a_secret_whose_name_is_damaged_is_passed_over(postgres: PostgresServer, engine: Engine, schema: str) -> None:

@@ -20,8 +20,8 @@ import psycopg
 
 from tests.support.servers import wait_until
 
-# The functions that other stores do not have: for submissions in a transaction of the caller.
-OF_POSTGRES_ALONE = frozenset({"create_in_transaction", "register_classes"})
+# The functions that other stores do not have: for submissions in a caller's transaction, and calls that met damage.
+OF_POSTGRES_ALONE = frozenset({"create_in_transaction", "register_classes", "carefully"})
 # On Postgres a function reaches the quotas of all partitions.
 OF_VALKEY_ALONE = frozenset({"admit_claim", "disuse_quota", "use_quota"})
 # Postgres refuses to run as root, so root runs it as this user.

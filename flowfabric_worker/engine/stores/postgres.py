@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import attrs
-import hiredis
 import psycopg
 import tenacity
 from psycopg import pq
@@ -38,11 +37,14 @@ from flowfabric_worker.engine.stores.postgres_connection import (
     PostgresConnection,
     QueryTimeoutError,
     ServerError,
+    decoded,
     problem_of,
 )
 from flowfabric_worker.engine.stores.postgres_errors import (
     ends_connection,
     is_conflict,
+    is_damage,
+    is_made_again,
     is_missing_function,
     translate,
 )
@@ -144,7 +146,10 @@ class PostgresStore(Store):
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        return self._retried(lambda: self._installed(lambda: self._call_once(function, partition, arguments, timeout)))
+        def attempt() -> Reply:
+            return self._carried_out(function, partition, arguments, timeout)
+
+        return self._retried(lambda: self._installed(attempt))
 
     def begin(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
@@ -159,7 +164,7 @@ class PostgresStore(Store):
             try:
                 return self._receive(connection, deadline)
             except ServerError as error:
-                if not (is_conflict(error) or is_missing_function(error)):
+                if not is_made_again(error):
                     raise self.translate(error) from error
             except _DRIVER_ERRORS as error:
                 raise self.translate(error) from error
@@ -325,6 +330,15 @@ class PostgresStore(Store):
         deadline = time.monotonic() + timeout
         return self._receive(self._send(function, partition, arguments, deadline), deadline)
 
+    def _carried_out(self, function: str, partition: int, arguments: Sequence[Argument], timeout: float) -> Reply:
+        """Make a call; if it meets damaged data, make it once more so that only what is damaged fails."""
+        try:
+            return self._call_once(function, partition, arguments, timeout)
+        except ServerError as error:
+            if not is_damage(error):
+                raise
+        return self._call_once("carefully", partition, [function, *arguments], timeout)
+
     def _installed(self, attempt: Callable[[], Reply]) -> Reply:
         """Make a call; if functions are missing, install them and make it once more."""
         try:
@@ -361,7 +375,7 @@ class PostgresStore(Store):
             answers = self._pipeline(calls, time.monotonic() + timeout)
         return [
             self._answer_of(call, timeout)
-            if is_conflict(answer) or is_missing_function(answer)
+            if is_made_again(answer)
             else self.translate(answer)
             if isinstance(answer, Exception)
             else answer
@@ -431,10 +445,3 @@ def _answer(connection: PostgresConnection, deadline: float) -> Reply | Exceptio
             answer = problem_of(result)
             if isinstance(answer, psycopg.OperationalError):
                 raise answer
-
-
-def decoded(value: bytes) -> Reply:
-    """Return a reply as the areas read it, from the encoding that the functions use."""
-    reader = hiredis.Reader()
-    reader.feed(value)
-    return cast(Reply, reader.gets())

@@ -12,12 +12,13 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import hiredis
 import psycopg
 from psycopg import pq
 
-from flowfabric_worker.engine.stores.base import Argument
+from flowfabric_worker.engine.stores.base import Argument, Reply
 
 _BYTEA: Final = 17
 _BYTEA_ARRAY: Final = 1001
@@ -229,3 +230,10 @@ def _wait(handle: int, events: int, timeout: float) -> int:
     poll.register(handle, events)
     happened = poll.poll(timeout * 1000)
     return happened[0][1] if happened else 0
+
+
+def decoded(value: bytes) -> Reply:
+    """Return a reply as the areas read it, from the encoding that the functions use."""
+    reader = hiredis.Reader()
+    reader.feed(value)
+    return cast(Reply, reader.gets())

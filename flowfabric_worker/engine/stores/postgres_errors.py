@@ -35,6 +35,16 @@ def is_conflict(error: object) -> bool:
     return isinstance(error, ServerError) and error.code in _AGAIN
 
 
+def is_damage(error: object) -> bool:
+    """Return True if the call met data that it cannot use, and changed nothing."""
+    return isinstance(error, ServerError) and error.code.startswith(_DATA)
+
+
+def is_made_again(answer: object) -> bool:
+    """Return True if a call by itself may have another answer: it lost, missed its function, or met damaged data."""
+    return is_conflict(answer) or is_missing_function(answer) or is_damage(answer)
+
+
 def ends_connection(error: object) -> bool:
     """Return True if the connection must not be used again."""
     return not isinstance(error, ServerError) or error.code in _MOVED or error.code == "25P02"
