@@ -17,9 +17,9 @@ from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.errors import TransportError
 from flowfabric_worker.engine.stores import pool
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 from tests.support.engines import connections_to, opened
 from tests.support.executions import created
 from tests.support.servers import PATIENCE, ValkeyServer, free_ports, wait_until
@@ -27,13 +27,13 @@ from tests.support.servers import PATIENCE, ValkeyServer, free_ports, wait_until
 LIVE = 6
 
 
-def pool_of(url: str) -> Pool:
+def pool_of(url: str) -> ValkeyPool:
     store, _ = open_store(url)
     assert isinstance(store, ValkeyStore)
     return store.pool_of(0)
 
 
-def pool_of_store(engine: Engine) -> Pool:
+def pool_of_store(engine: Engine) -> ValkeyPool:
     assert isinstance(engine.store, ValkeyStore)
     return engine.store.pool_of(0)
 

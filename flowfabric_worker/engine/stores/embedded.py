@@ -12,8 +12,8 @@ from redis.connection import UnixDomainSocketConnection
 from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.stores.embedded_guard import Valkey
 from flowfabric_worker.engine.stores.embedded_server import Membership, runs_as_this_user
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 
 class OwnServerConnection(UnixDomainSocketConnection):
@@ -39,7 +39,7 @@ class EmbeddedStore(ValkeyStore):
 
     def __init__(self, directory: Path, *, prefix: str, pool_size: int, settings: dict[str, Any]) -> None:
         self._membership = Membership(directory, Valkey)
-        pool = Pool(
+        pool = ValkeyPool(
             OwnServerConnection,
             {**settings, "path": str(self._membership.socket_path)},
             size=pool_size,

@@ -7,8 +7,8 @@ from typing import Any
 
 from flowfabric_worker.engine.errors import UnavailableError
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, StoreInfo
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 _MOST_CONNECTIONS = 10_000
 _servers: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class MemoryStore(ValkeyStore):
                     _servers[name] = server
         self.default_partitions = partitions
         made = fakeredis.FakeRedis(server=server, protocol=2).connection_pool
-        pool = Pool(made.connection_class, made.connection_kwargs, size=_MOST_CONNECTIONS, retry_for=CALL_TIMEOUT)
+        pool = ValkeyPool(made.connection_class, made.connection_kwargs, size=_MOST_CONNECTIONS, retry_for=CALL_TIMEOUT)
         super().__init__(pool, label="memory", prefix=prefix, address=f"memory://{name}")
 
     def other_releases(self) -> tuple[str, ...]:

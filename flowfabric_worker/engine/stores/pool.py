@@ -1,7 +1,6 @@
 """A pool of the connections to one server, which costs a call as little time as possible.
 
-It derives from the driver's pool, so that the driver's clients work with it. The code that every call passes through is
-replaced: without the metrics, notifications and caches of the driver it takes less than half of the time.
+It knows no driver, so that a process loads only the driver of its store.
 
 Only connections that are open and have no reply outstanding are kept for the next call. An exception may reach a thread
 between any two lines here (Ctrl-C, a signal handler, an interrupted handler); the connection that it used is then
@@ -15,10 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from typing import Any, Final
-
-import redis
-from redis.connection import ConnectionPool
+from typing import Any, ClassVar, Final
 
 from flowfabric_worker.engine import forks as forking
 from flowfabric_worker.engine.stores.dedicated_connections import Kept
@@ -28,11 +24,11 @@ from flowfabric_worker.engine.stores.dedicated_connections import kept as kept_b
 LOOK_AFTER: Final = 0.5
 
 
-class NoFreeConnectionError(redis.RedisError):
+class NoFreeConnectionError(OSError):
     """Every connection was in use for as long as a call may wait for one."""
 
 
-class Pool(ConnectionPool):
+class Pool:
     """Connections that threads share, each used by one thread at a time; the last one released is used next.
 
     Args:
@@ -43,6 +39,9 @@ class Pool(ConnectionPool):
         saves: whether only vital threads have connections of their own, because a server takes few.
     """
 
+    # What the driver raises when a connection is lost.
+    lost: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+
     def __init__(
         self,
         connection_class: type[Any],
@@ -52,9 +51,12 @@ class Pool(ConnectionPool):
         retry_for: float,
         saves: bool = False,
     ) -> None:
+        self.connection_class = connection_class
+        self.connection_kwargs = settings
+        self.max_connections = size
         self.retry_for = retry_for
         self._saves = saves
-        super().__init__(connection_class=connection_class, max_connections=size, **settings)
+        self.reset()
         forking.remember(self)
 
     def reset(self) -> None:
@@ -77,7 +79,7 @@ class Pool(ConnectionPool):
 
         Raises:
             NoFreeConnectionError: all connections were in use for too long.
-            redis.ConnectionError: the server cannot be reached.
+            Exception: the driver's, because the server cannot be reached.
         """
         kept = self._kept()
         connection = self._take() if kept is None else self._take_own(kept)
@@ -160,14 +162,14 @@ class Pool(ConnectionPool):
                 self._used.add(connection)
             # Assume that a connection is alive if it was used a moment ago, and no other connection has failed since.
             recent = max(self._failed_at, time.monotonic() - LOOK_AFTER)
-            if given_back > recent or _is_alive(connection):
+            if given_back > recent or self._is_alive(connection):
                 return connection
             self.discard(connection)
 
     def _take_own(self, kept: Kept) -> Any:
         connection = kept.connections.pop(self, None)
         if connection is not None and connection in self._owned:
-            if _is_alive(connection):
+            if self._is_alive(connection):
                 return connection
             self.discard(connection)
         connection = self.connection_class(**self.connection_kwargs)
@@ -176,6 +178,13 @@ class Pool(ConnectionPool):
 
     def _has_free(self) -> bool:
         return len(self._used) < self.max_connections
+
+    def _is_alive(self, connection: Any) -> bool:
+        """Return False if the server hung up, or sent something that no call asked for."""
+        try:
+            return not connection.can_read(0)
+        except self.lost:
+            return False
 
 
 def _hang_up(connection: Any) -> None:
@@ -188,11 +197,3 @@ def _hang_up(connection: Any) -> None:
         with contextlib.suppress(OSError):
             # Bypass the method of a TLS socket, which would remove the state that the other thread reads with.
             socket.socket.shutdown(used, socket.SHUT_RDWR)
-
-
-def _is_alive(connection: Any) -> bool:
-    """Return False if the server hung up, or sent something that no call asked for."""
-    try:
-        return not connection.can_read(0)
-    except (redis.ConnectionError, redis.TimeoutError, OSError):
-        return False

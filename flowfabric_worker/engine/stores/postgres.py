@@ -32,7 +32,7 @@ from flowfabric_worker.engine.stores.base import (
     TransactionCall,
 )
 from flowfabric_worker.engine.stores.call_windows import windows
-from flowfabric_worker.engine.stores.pool import NoFreeConnectionError, Pool
+from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.postgres_connection import (
     PostgresConnection,
     QueryTimeoutError,
@@ -64,7 +64,7 @@ from flowfabric_worker.engine.stores.postgres_transactions import (
 )
 from flowfabric_worker.engine.stores.sql_library import sql_library
 
-_DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, NoFreeConnectionError, OSError, TypeError)
+_DRIVER_ERRORS = (psycopg.Error, QueryTimeoutError, ServerError, OSError, TypeError)
 # How often a call is made that loses against others.
 _MOST_TRIES = 8
 # A process that heard nothing tries to hear again after so many seconds, because a pooler may have got another mode.

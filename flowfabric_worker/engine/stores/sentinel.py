@@ -18,9 +18,9 @@ import redis
 from flowfabric_worker.engine.errors import EngineError, TransportError
 from flowfabric_worker.engine.stores.base import Subscription
 from flowfabric_worker.engine.stores.parallel_calls import side_by_side
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
 from flowfabric_worker.engine.stores.valkey import ValkeyStore
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 LOOK_EVERY = 1.0
 # The seconds to wait for the answer of a sentinel: a slow one must not delay calls, because there are others.
@@ -51,7 +51,7 @@ class _Primary:
 class _Sentinel:
     """A sentinel, and until when it is not asked."""
 
-    pool: Pool
+    pool: ValkeyPool
     left_out_until: float = 0.0
 
     def __str__(self) -> str:
@@ -74,9 +74,9 @@ class SentinelStore(ValkeyStore):
 
     def __init__(
         self,
-        sentinels: Sequence[Pool],
+        sentinels: Sequence[ValkeyPool],
         service: str,
-        pool_to: Callable[[str, int], Pool],
+        pool_to: Callable[[str, int], ValkeyPool],
         *,
         prefix: str = "ff",
         address: str = "",
@@ -93,9 +93,9 @@ class SentinelStore(ValkeyStore):
         # True after a failed call, because another server may be the primary.
         self._doubted = True
         self._primary: _Primary | None = None
-        self._current: Pool | None = None
+        self._current: ValkeyPool | None = None
 
-    def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
+    def pool_of(self, partition: int) -> ValkeyPool:  # noqa: ARG002  a cluster asks
         if self._doubted:
             with self._looking:
                 # Ask only once, even if many calls have failed at the same time.
@@ -113,7 +113,7 @@ class SentinelStore(ValkeyStore):
             )
         return self._current
 
-    def primaries(self) -> list[Pool]:
+    def primaries(self) -> list[ValkeyPool]:
         return [self.pool_of(0)]
 
     def subscribe(self, topic: str) -> Subscription:
@@ -192,7 +192,7 @@ class SentinelStore(ValkeyStore):
 class _PrimarySubscription(ValkeySubscription):
     """A subscription that ends when another server is the primary, because messages are sent to that one."""
 
-    def __init__(self, store: SentinelStore, pool: Pool, channel: str) -> None:
+    def __init__(self, store: SentinelStore, pool: ValkeyPool, channel: str) -> None:
         self._store = store
         self._pool = pool
         super().__init__(pool, channel, store.translated)

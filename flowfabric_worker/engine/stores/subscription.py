@@ -10,7 +10,7 @@ from typing import Final
 import redis
 
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Subscription
-from flowfabric_worker.engine.stores.pool import Pool
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 # The seconds of silence after which a server is pinged, and within which it must answer.
 _ASK_AFTER: Final = 2.0
@@ -25,7 +25,7 @@ class ValkeySubscription(Subscription):
         translated: turns the driver's errors into the engine's; the constructor raises the driver's.
     """
 
-    def __init__(self, pool: Pool, channel: str, translated: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, pool: ValkeyPool, channel: str, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._translated = translated
         self._connection = pool.connection_class(**pool.connection_kwargs)
         self._is_closed = False

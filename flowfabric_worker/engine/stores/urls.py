@@ -29,18 +29,18 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import attrs
-from redis.connection import Connection, UnixDomainSocketConnection
 
 from flowfabric_worker.engine.errors import UnavailableError, ValidationError
 from flowfabric_worker.engine.partitions import MAX_PARTITIONS
 from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Store
-from flowfabric_worker.engine.stores.pool import Pool
-from flowfabric_worker.engine.stores.tls import TlsConnection, tls_context
 from flowfabric_worker.engine.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -211,8 +211,13 @@ def _common(parts: SplitResult, options: _Options) -> dict[str, Any]:
     }
 
 
-def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Pool]:
+def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], ValkeyPool]:
     """Return a function that creates the connections to a host and port, over TLS if the options ask for it."""
+    from redis.connection import Connection
+
+    from flowfabric_worker.engine.stores.tls import TlsConnection, tls_context
+    from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
+
     connection_class: type[Connection] = Connection
     if options.tls:
         try:
@@ -223,9 +228,9 @@ def _tcp(options: _Options, settings: dict[str, Any]) -> Callable[[str, int], Po
     elif options.ca or options.cert or options.key:
         raise _wrong("ca, cert and key are for TLS: add tls=yes")
 
-    def pool_to(host: str, port: int) -> Pool:
+    def pool_to(host: str, port: int) -> ValkeyPool:
         place = {**settings, "host": host, "port": port}
-        return Pool(connection_class, place, size=options.pool_size, retry_for=options.timeout)
+        return ValkeyPool(connection_class, place, size=options.pool_size, retry_for=options.timeout)
 
     return pool_to
 
@@ -274,7 +279,10 @@ def _open_tls_server(parts: SplitResult, options: _Options) -> Store:
 
 
 def _open_unix(parts: SplitResult, options: _Options) -> Store:
+    from redis.connection import UnixDomainSocketConnection
+
     from flowfabric_worker.engine.stores.valkey import ValkeyStore
+    from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
     if _hosts(parts):
         raise _wrong("the path of a socket begins with '/', as in unix:///run/valkey.sock")
@@ -282,7 +290,7 @@ def _open_unix(parts: SplitResult, options: _Options) -> Store:
         raise _wrong("the path of the socket is missing")
     settings = {**_common(parts, options), "path": unquote(parts.path), "db": options.db}
     del settings["socket_keepalive"]
-    pool = Pool(UnixDomainSocketConnection, settings, size=options.pool_size, retry_for=options.timeout)
+    pool = ValkeyPool(UnixDomainSocketConnection, settings, size=options.pool_size, retry_for=options.timeout)
     return ValkeyStore(pool, prefix=options.prefix, address=parts.path, replicas=options.replicas)
 
 
@@ -374,6 +382,7 @@ def _open_postgres(parts: SplitResult, options: _Options) -> Store:
     with _needing_psycopg("postgresql", "postgres"):
         from psycopg.conninfo import make_conninfo
 
+        from flowfabric_worker.engine.stores.pool import Pool
         from flowfabric_worker.engine.stores.postgres import PostgresStore, shared_size
         from flowfabric_worker.engine.stores.postgres_connection import PostgresConnection
     host, port = options.host, 5432

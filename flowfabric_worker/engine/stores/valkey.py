@@ -22,10 +22,10 @@ from flowfabric_worker.engine.stores.call_windows import windows
 from flowfabric_worker.engine.stores.driver_errors import is_missing_function, translate
 from flowfabric_worker.engine.stores.library import is_ours, library
 from flowfabric_worker.engine.stores.parallel_calls import all_of, side_by_side
-from flowfabric_worker.engine.stores.pool import Pool
 from flowfabric_worker.engine.stores.replicas import REPLICA_COMMANDS, Replicas, reading_functions
 from flowfabric_worker.engine.stores.server_info import read_info
 from flowfabric_worker.engine.stores.subscription import ValkeySubscription
+from flowfabric_worker.engine.stores.valkey_pool import ValkeyPool
 
 T = TypeVar("T")
 Command: TypeAlias = tuple[Argument, ...]
@@ -47,7 +47,7 @@ class ValkeyStore(Store):
     """
 
     def __init__(
-        self, pool: Pool, *, label: str = "valkey", prefix: str = "ff", address: str = "", replicas: int = 0
+        self, pool: ValkeyPool, *, label: str = "valkey", prefix: str = "ff", address: str = "", replicas: int = 0
     ) -> None:
         self.label = label
         self.prefix = prefix
@@ -59,11 +59,11 @@ class ValkeyStore(Store):
 
     # Which server holds what; a cluster overrides these.
 
-    def pool_of(self, partition: int) -> Pool:  # noqa: ARG002  a cluster asks
+    def pool_of(self, partition: int) -> ValkeyPool:  # noqa: ARG002  a cluster asks
         """Return the connections to the server that holds a partition."""
         return self._pool
 
-    def primaries(self) -> list[Pool]:
+    def primaries(self) -> list[ValkeyPool]:
         """Return the connections to every server that holds partitions."""
         return [self._pool]
 
@@ -83,7 +83,7 @@ class ValkeyStore(Store):
                 backend=self.label,
             )
 
-    def _refused_by(self, pool: Pool) -> list[str]:
+    def _refused_by(self, pool: ValkeyPool) -> list[str]:
         """Return the commands that a server refuses to this user on the keys and channels of this store."""
         own = [*_OWN_COMMANDS, *(REPLICA_COMMANDS if self._replicas else ())]
         name = library().function("check_rights")
@@ -96,14 +96,14 @@ class ValkeyStore(Store):
         names = {name for found in self._everywhere(self._libraries_in) for name in found}
         return tuple(sorted(name for name in names if is_ours(name) and name != library().name))
 
-    def _libraries_in(self, pool: Pool) -> list[str]:
+    def _libraries_in(self, pool: ValkeyPool) -> list[str]:
         entries = self.execute(pool, "FUNCTION", "LIST", "LIBRARYNAME", "ff*")
         return [entry[entry.index(b"library_name") + 1].decode("utf-8", "replace") for entry in entries]
 
     def remove_release(self, name: str) -> None:
         self._everywhere(lambda pool: self._remove_from(pool, name))
 
-    def _remove_from(self, pool: Pool, name: str) -> None:
+    def _remove_from(self, pool: ValkeyPool, name: str) -> None:
         try:
             self.execute(pool, "FUNCTION", "DELETE", name)
         except TransportError as error:
@@ -124,7 +124,7 @@ class ValkeyStore(Store):
         except (redis.RedisError, OSError) as error:
             raise self.translate(error) from error
 
-    def _send_command(self, pool: Pool, command: Command, timeout: float) -> Reply:
+    def _send_command(self, pool: ValkeyPool, command: Command, timeout: float) -> Reply:
         try:
             (reply,) = self._exchange(pool, [command], timeout)
         except redis.ResponseError as error:
@@ -158,7 +158,7 @@ class ValkeyStore(Store):
         self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT
     ) -> Callable[[], list[Reply | EngineError]]:
         replies: list[Reply | EngineError] = [TransportError(backend=self.label)] * len(calls)
-        groups: dict[Pool, list[int]] = {}
+        groups: dict[ValkeyPool, list[int]] = {}
         for index, call in enumerate(calls):
             try:
                 groups.setdefault(self.pool_of(call.partition), []).append(index)
@@ -226,19 +226,19 @@ class ValkeyStore(Store):
     def _key(self, partition: int) -> str:
         return f"{self.prefix}:{partition_key(partition)}"
 
-    def execute(self, pool: Pool, *command: Argument) -> Any:
+    def execute(self, pool: ValkeyPool, *command: Argument) -> Any:
         """Run one plain command on one server."""
         with self.translated():
             return self._exchange(pool, [command], CALL_TIMEOUT)[0]
 
-    def _everywhere(self, ask: Callable[[Pool], T]) -> list[T]:
+    def _everywhere(self, ask: Callable[[ValkeyPool], T]) -> list[T]:
         """Ask every server in parallel; raise the first error if there is one."""
         return all_of(side_by_side([partial(ask, pool) for pool in self.primaries()]))
 
     # The following generators yield while replies are outstanding, so that several servers can work in parallel for one
     # thread. A generator that is dropped there drops its connection too.
 
-    def _call_server(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
+    def _call_server(self, pool: ValkeyPool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Make calls on one server, window by window, and return their replies and errors."""
         answers: list[Reply | EngineError] = []
         for window in windows(calls):
@@ -251,7 +251,7 @@ class ValkeyStore(Store):
                 answers += [error] * len(window)
         return answers
 
-    def _call_window(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
+    def _call_window(self, pool: ValkeyPool, calls: Sequence[Call], timeout: float) -> Steps[list[Reply | EngineError]]:
         """Make calls in one round trip; if functions are missing, load them and send those calls once more."""
         with self.translated():
             answers = yield from self._send_calls(pool, calls, timeout)
@@ -263,7 +263,7 @@ class ValkeyStore(Store):
                     answers[i] = answer
         return [self.translate(a) if isinstance(a, redis.RedisError) else a for a in answers]
 
-    def _send_calls(self, pool: Pool, calls: Sequence[Call], timeout: float) -> Steps[list[Any]]:
+    def _send_calls(self, pool: ValkeyPool, calls: Sequence[Call], timeout: float) -> Steps[list[Any]]:
         """Send calls to one server, and wait for its replicas if the URL asks for it."""
         commands = [self.command(call.function, call.partition, call.arguments) for call in calls]
         replicas = self._replicas
@@ -279,7 +279,7 @@ class ValkeyStore(Store):
         return answers[: len(commands)]
 
     def _exchange(
-        self, pool: Pool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
+        self, pool: ValkeyPool, commands: Sequence[Command], timeout: float, keep_errors: bool = False
     ) -> list[Any]:
         """Send commands over one connection, and read their replies, each within `timeout` seconds."""
         replies = _received(pool, _sent(pool, commands), len(commands), timeout)
@@ -289,7 +289,7 @@ class ValkeyStore(Store):
                     raise reply
         return replies
 
-    def _load_into(self, pool: Pool) -> bool:
+    def _load_into(self, pool: ValkeyPool) -> bool:
         """Add the library to one server; return False if the server has it already."""
         with self.translated():
             try:
@@ -309,7 +309,7 @@ class ValkeyStore(Store):
                 raise
             return True
 
-    def _has_library(self, pool: Pool) -> bool:
+    def _has_library(self, pool: ValkeyPool) -> bool:
         """Return True if a server has the library; works also for a user that may only call functions."""
         command = ("FCALL_RO", library().function("server_time"), 0)
         (answer,) = self._exchange(pool, [command], CALL_TIMEOUT, keep_errors=True)
@@ -328,7 +328,7 @@ class ValkeyStore(Store):
         return translate(error, self.address, self.label)
 
 
-def _sent(pool: Pool, commands: Sequence[Command]) -> Any:
+def _sent(pool: ValkeyPool, commands: Sequence[Command]) -> Any:
     """Send commands, and return the connection on which their replies are outstanding."""
     packed = _packed(commands)
     connection = pool.get_connection()
@@ -340,7 +340,9 @@ def _sent(pool: Pool, commands: Sequence[Command]) -> Any:
     return connection
 
 
-def _received(pool: Pool, connection: Any, count: int, timeout: float, deadline: float | None = None) -> list[Any]:
+def _received(
+    pool: ValkeyPool, connection: Any, count: int, timeout: float, deadline: float | None = None
+) -> list[Any]:
     """Read replies, each within `timeout` seconds and the first before `deadline`, and release the connection."""
     replies: list[Any] = []
     is_replica = False
