@@ -95,8 +95,17 @@ class Feed(EngineCore):
         Raises:
             EngineError: a partition did not answer; the executions of the other partitions were yielded before.
         """
+        waiting = list(map(ExecutionId.parse, ids))
+        while waiting:
+            left: list[ExecutionId] = []
+            yield from self._watch_each(waiting, left)
+            # Each call watches at least one.
+            waiting = left
+
+    def _watch_each(self, ids: list[ExecutionId], left: list[ExecutionId]) -> Iterator[str]:
+        """Do as `_ended_of`, and add to `left` the executions for which a call had no work budget."""
         by_partition: dict[int, list[ExecutionId]] = {}
-        for each in map(ExecutionId.parse, ids):
+        for each in ids:
             by_partition.setdefault(each.partition_number, []).append(each)
         groups = [
             group[first : first + MAX_CALL_ITEMS]
@@ -115,7 +124,11 @@ class Feed(EngineCore):
             if isinstance(reply, EngineError):
                 problem = reply
                 continue
-            yield from (str(each) for each, answer in zip(group, reply, strict=True) if answer[0] != b"watched")
+            for each, (answer,) in zip(group, reply, strict=True):
+                if answer == b"left":
+                    left.append(each)
+                elif answer != b"watched":
+                    yield str(each)
         if problem is not None:
             raise problem
 

@@ -5,19 +5,26 @@ local MAX_WATCHERS = 64
 
 -- watch_executions: register a topic for messages about the ends of executions.
 -- Arguments: topic, pack{namespace}, the uuids.
--- Replies per uuid: 'ended' if it has ended, 'watched' if the topic will get a message, 'missing' if it does not exist.
+-- Replies per uuid: 'ended' if it has ended, 'watched' if the topic will get a message, 'missing' if it does not exist; 'left' if
+-- the call's work budget was used up before.
 ff.register('watch_executions', { 'allow-oom' }, function(ctx, args)
   local topic, namespace = args[1], args[2]
   local answer = {}
   for at = 3, #args do
-    local record = ff.found(ctx, args[at], ff.load)
-    if not record or ff.class(record.class).namespace ~= namespace then
+    local is_left = ctx.work <= 0 and at > 3
+    local record = not is_left and ff.found(ctx, args[at], ff.load)
+    ff.spend(ctx, 3, 0)
+    if is_left then
+      answer[#answer + 1] = { 'left' }
+    elseif not record or ff.class(record.class).namespace ~= namespace then
       answer[#answer + 1] = { 'missing' }
     elseif record.words.phase == 'terminal' then
       answer[#answer + 1] = { 'ended' }
     else
-      local topics = { topic }
-      for _, other in ipairs(ff.unpack(record.watchers or '')) do
+      local topics, others = { topic }, ff.unpack(record.watchers or '')
+      -- To read and to write a topic takes half as long as a command.
+      ff.spend(ctx, #others / 2, 0)
+      for _, other in ipairs(others) do
         if other ~= topic and #topics < MAX_WATCHERS then
           topics[#topics + 1] = other
         end

@@ -31,9 +31,9 @@ function ff.handled(ctx, count, commands)
   ff.spend(ctx, commands, 0)
 end
 
--- Return whether a call has handled what it must, and used its work.
+-- Return whether a call has used its work and handled what it must; or has used it twice, because what it handles is large.
 function ff.has_handled_enough(ctx)
-  return ctx.work <= 0 and ctx.handled >= LEAST_HANDLED
+  return ctx.work <= 0 and (ctx.handled >= LEAST_HANDLED or ctx.work <= -ff.MAX_WORK)
 end
 
 -- Leave the rest of a job to a later call.

@@ -176,17 +176,17 @@ ff.define_job('cancel', function(ctx, id, cursor, limit)
   if not flow or not ff.is_cancelling(flow) then
     return nil
   end
-  local uuids = ff.links(ctx, flow, 'm', cursor, limit)
-  for _, uuid in ipairs(uuids) do
+  return walk(ctx, cursor, limit, function(after, most)
+    return ff.links(ctx, flow, 'm', after, most)
+  end, function(uuid)
     ff.isolated(ctx, uuid, function()
       local record = ff.load(ctx, uuid)
       if record and takes_along(ctx, flow, record) then
         ff.cancel_member(ctx, record, flow.cancel_reason)
       end
     end)
-  end
-  ff.handled(ctx, #uuids, 2 * #uuids)
-  return #uuids == limit and uuids[#uuids] or nil
+    ff.handled(ctx, 1, 2)
+  end)
 end)
 
 -- Return whether every edge that leaves a member leads to a group that was satisfied without it. Return nil and the last link if
