@@ -24,7 +24,7 @@ from tests.support.site import ROOT, Process
 KIB = 1024
 # An allocator never gives everything back at once. A hundred bytes for each task would be more than this.
 MAY_GROW_KIB = 6 * KIB
-MAY_OCCUPY_KIB = 60 * KIB
+MAY_OCCUPY_KIB = 60_000_000 // KIB
 
 
 @attrs.frozen
