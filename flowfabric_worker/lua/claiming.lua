@@ -96,7 +96,8 @@ end
 -- Put an execution under a lease; `kept` are fields to write besides, or nil. An interrupted attempt continues; after a lost lease a new attempt begins.
 local function lease_to(ctx, record, lease, kept)
   local words, timeout = record.words, record.policy and ff.policy(record).timeout
-  if words.attempt == 'pending_first_attempt' and not (record.more or timeout or kept) then
+  local is_first = words.attempt == 'pending_first_attempt'
+  if is_first and not (timeout or kept or ff.is_changed_by_lease(record)) then
     return ff.lease_alike(ctx, record, lease)
   end
   local _, epoch, attempt_id = ff.fence_parts(record.fence)

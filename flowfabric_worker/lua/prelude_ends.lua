@@ -22,6 +22,9 @@ function ff.end_attempt(ctx, record, reason)
   return { 'attempt', ff.attempt_text(index, kind, came, started, ctx.now_text), 'closed', reason }
 end
 
+-- The fields that an ended execution does not have.
+local FORGOTTEN = { 'watchers', 'reserved_for', 'reserved_until' }
+
 -- Note the end of an execution that no worker holds, for the reply of the claim that ends it; its holder learns of any other.
 local function note_end(ctx, record, outcome, list)
   if record.words.leased and tonumber(record.expires) > ctx.now then
@@ -39,6 +42,16 @@ local function note_end(ctx, record, outcome, list)
   }
 end
 
+-- Add what an ended execution has no more to the fields to write.
+local function forget(record, list)
+  for i = 1, #FORGOTTEN do
+    local value, size = record[FORGOTTEN[i]], #list
+    if value and value ~= '' then
+      list[size + 1], list[size + 2] = FORGOTTEN[i], ''
+    end
+  end
+end
+
 -- End an execution and its lease, if it has one; announce the end and keep the record for its retention. `list` has further
 -- fields to write as name, value, name, value. `told` is as in ff.end_lease.
 function ff.finish(ctx, record, outcome, list, told)
@@ -49,7 +62,7 @@ function ff.finish(ctx, record, outcome, list, told)
   list[size + 1], list[size + 2] = 'state', ff.ended_state(outcome, record)
   list[size + 3], list[size + 4] = 'ended', ctx.now_text
   if record.more then
-    ff.append(list, { 'watchers', '', 'reserved_for', '', 'reserved_until', '' })
+    forget(record, list)
     ff.close_waits(ctx, record, ff.OUTCOMES[outcome], list)
     if record.budgets then
       ff.end_shares(ctx, record.uuid, record.budgets)

@@ -289,15 +289,25 @@ function ff.change(ctx, record, list)
   ff.follow(ctx, record, new_public, new_ready, new_due, new_index, public, ready, due, index)
 end
 
--- Lease a plain ready record. What the lease writes is the same for all records of one claim, so it is made once: the words
--- of the new state, the fence, the moments, the attempt, and `first`, the fields to write. Fields that nothing reads after
--- this are not set in the table of the record: with more than 16 it would grow to 1280 bytes, and for each allocation of
--- that size the server's allocator first collects all its small free blocks.
+-- Return whether a lease changes fields of a record that only some work has.
+function ff.is_changed_by_lease(record)
+  return record.more and (record.reserved_for or record.slot_until or record.timeout_left
+    or record.idempotency_key and ff.policy(record).key == 's')
+end
+
+-- Lease a ready record of which nothing changes but its lease. What a lease writes is the same for all records of one claim,
+-- so it is made once: the words of the new state, the fence, the moments, the attempt, and `first`, the fields to write.
+-- Fields that nothing reads after this are not set in the table of the record: with more than 16 it would grow to 1280
+-- bytes, and for each allocation of that size the server's allocator first collects all its small free blocks.
 function ff.lease_alike(ctx, record, lease)
-  local public = record.words.public
+  local public, ready, due, index = record.words.public, true, nil, nil
+  if record.more then
+    public, ready, due, index = ff.derive(record)
+  end
   record.words, record.fence, record.expires, record.attempt = lease.words, lease.fence, lease.expires, lease.attempt
   call('HSET', record.key, unpack(lease.first)) -- bounded: the fields of one record
-  ff.follow(ctx, record, lease.words.public, nil, lease.due, 'due', public, true, nil, nil)
+  local new_due = record.more and next_moment(record) or lease.due
+  ff.follow(ctx, record, lease.words.public, nil, new_due, 'due', public, ready, due, index)
 end
 
 -- Change a record by { name = value }, and note when it was changed; `state` nil keeps the state.
