@@ -36,6 +36,8 @@ MAX_LANES_PER_CLAIM: Final = 64
 MAX_QUOTA: Final = 1_000_000_000
 
 MAX_TAGS: Final = 64
+# The most budgets that an execution may name.
+MAX_BUDGETS: Final = 64
 MAX_TAG_VALUE_BYTES: Final = 1024
 
 MAX_HEADERS: Final = 64

@@ -42,13 +42,16 @@ function ff.feed_pause(ctx)
   return math.min(ff.HOUR, math.max(1000, math.floor(ff.feed_age(ctx) / 4)))
 end
 
+-- How many entries one call removes. Each may have tags of 64 KiB.
+local TRIMMED_AT_ONCE = 1000
+
 -- Trim the feed to its age, in bounded pieces. `feed_floor` is the newest removed entry: an older cursor has missed some.
 function ff.trim_feed(ctx)
   local feed, oldest_kept = ctx.base .. ':feed', ff.text(ctx.now - ff.feed_age(ctx))
   local newest = call('XREVRANGE', feed, '(' .. oldest_kept .. '-0', '-', 'COUNT', 1)[1]
   local trimmed = 0
   if newest then
-    trimmed = call('XTRIM', feed, 'MINID', '~', oldest_kept, 'LIMIT', 10000)
+    trimmed = call('XTRIM', feed, 'MINID', '~', oldest_kept, 'LIMIT', TRIMMED_AT_ONCE)
     if trimmed == 0 then
       -- A cheap trim removes whole blocks only; the rest of the last block is removed exactly.
       trimmed = call('XTRIM', feed, 'MINID', oldest_kept)

@@ -260,6 +260,9 @@ function ff.run_due(ctx, limit, share)
   return handled + delays
 end
 
+-- How many removals one call of upkeep handles: few, because the server frees a payload and a result of 1 MiB at once.
+local MOST_REMOVED = 32
+
 -- run_upkeep: handle what is due.
 -- Arguments: most entries to handle, call id.
 -- Replies: how many were handled; now; next due moment or false; the lanes that other partitions have to follow, as
@@ -274,7 +277,7 @@ ff.register('run_upkeep', { 'allow-oom' }, function(ctx, args)
   end
   ff.repair_scores(ctx)
   local handled = ff.run_due(ctx, limit, 0.75)
-  handled = handled + ff.run_removals(ctx, rest_of(limit, handled), 1)
+  handled = handled + ff.run_removals(ctx, math.min(MOST_REMOVED, rest_of(limit, handled)), 1)
   if handled > 0 then
     call('HSET', meta, 'upkeep', ff.remember(memory, call_id, { ff.text(handled) }))
   end

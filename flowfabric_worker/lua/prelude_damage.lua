@@ -63,7 +63,7 @@ local CORE_CHECKS = {
 local CHECKS = {
   created = ff.remembering(is_whole), deadline = is_number, delay_until = is_number, dedup_until = is_number,
   reserved_until = is_number, retry_count = is_whole, reclaim_count = is_whole, replay_count = is_whole,
-  steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = is_pairs,
+  steps = is_whole, journal_bytes = is_whole, started = is_whole, ended = is_whole, tags = ff.remembering(is_pairs),
   watchers = is_packed, idempotency_key = is_packed, keys = is_packed, holder = is_holder, attempts = is_attempts,
   payload = is_marked, suspension = is_number, suspended_at = is_number, suspended_until = is_number,
   timeout_left = is_number, max_signals = is_number, budgets = is_packed, slot_until = is_number,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfabric_worker.engine.errors import ValidationError
-from flowfabric_worker.engine.limits import MAX_DURATION_MS
+from flowfabric_worker.engine.limits import MAX_BUDGETS, MAX_DURATION_MS
 from flowfabric_worker.engine.moments import milliseconds
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 
@@ -160,6 +160,13 @@ def test_the_limits_themselves_are_allowed() -> None:
     RetryPolicy(max_retries=1_000_000, initial=LONGEST, maximum=LONGEST, multiplier=1000)
     RetryPolicy(max_retries=0, initial=timedelta(), maximum=timedelta(), multiplier=1)
     ExecutionPolicy(retention=timedelta(), max_reclaim_count=0, max_replay_count=1_000_000, execution_deadline=LONGEST)
+
+
+def test_an_execution_names_so_many_budgets_and_no_more() -> None:
+    budgets = [f"budget {number}" for number in range(MAX_BUDGETS)]
+    assert len(ExecutionPolicy(budget_ids=budgets).budget_ids) == MAX_BUDGETS
+    with pytest.raises(ValidationError, match="at most 64"):
+        ExecutionPolicy(budget_ids=[*budgets, "one more"])
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from flowfabric_worker.engine.errors import ValidationError
 from flowfabric_worker.engine.limits import (
     DEFAULT_MAX_RECLAIMS,
     DEFAULT_MAX_REPLAYS,
+    MAX_BUDGETS,
 )
 from flowfabric_worker.engine.moments import milliseconds
-from flowfabric_worker.engine.types.checks import as_capabilities, as_tuple, duration
+from flowfabric_worker.engine.types.checks import as_capabilities, as_tuple, at_most, duration
 
 
 class FailureClass(StrEnum):
@@ -112,7 +113,7 @@ class ExecutionPolicy:
         dedup_window: how long its idempotency key stands for it, at least until it has ended; None for 24 h.
         frees_key: whether its idempotency key is free again once its first attempt begins.
         requires: the capabilities that a worker must have to claim it.
-        budget_ids: the budgets that it spends from.
+        budget_ids: the budgets that it spends from, at most 64.
         quota_policy_id: the quota policy under which it is admitted.
     """
 
@@ -125,5 +126,5 @@ class ExecutionPolicy:
     dedup_window: timedelta | None = attrs.field(default=None, validator=optional(duration(1)))
     frees_key: bool = attrs.field(default=False, validator=instance_of(bool))
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=as_capabilities)
-    budget_ids: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    budget_ids: tuple[str, ...] = attrs.field(default=(), converter=as_tuple, validator=at_most(MAX_BUDGETS))
     quota_policy_id: str | None = None
