@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -163,24 +164,30 @@ def test_a_signal_above_the_cap_is_refused_and_the_wait_times_out(either: Worker
 
 @pytest.mark.parametrize("end", ["time-out", "cancel", "deadline"])
 def test_a_signal_and_an_end_at_once_leave_one_winner(served: Worker, start: Start, end: str) -> None:
-    mailbox = Mailbox(served)
-    # Long enough that each execution hands its token out in time.
-    time_left = timedelta(seconds=1)
-    options: dict[str, Any] = {"deadline": time_left} if end == "deadline" else {}
+    mailbox, engine = Mailbox(served), served.engine
+    rounds, began = 40, datetime.now(UTC)
+    # The clock stands until each execution has handed its token out, and moves to the end of one after the other.
+    ends = [timedelta(seconds=number + 1) for number in range(rounds)]
+    engine.prepare(testing=True)
+    engine.set_clock(began)
 
     @served.task
     def pay(number: int) -> str:
         token = current().waitpoint("paid")
         if current().kind == "fresh":
             mailbox.post(f"{number} {token}")
-        timeout = time_left if end == "time-out" else None
+        timeout = ends[number] if end == "time-out" else None
         got: str = current().wait_for("paid", type=str, timeout=timeout, default="timed out")
         return got
 
-    rounds = 40
     start(served, threads=4)
-    runs = pay.options(**options).submit_many((number,) for number in range(rounds))
+    runs = [
+        pay.options(**({"deadline": ends[number]} if end == "deadline" else {})).submit(number)
+        for number in range(rounds)
+    ]
     tokens = dict(mailbox.take().split() for _ in range(rounds))
+    for run in runs:
+        in_state(served, run, PublicState.SUSPENDED)
     accepted: dict[int, str] = {}
 
     def signal(client: Client, number: int) -> None:
@@ -192,22 +199,18 @@ def test_a_signal_and_an_end_at_once_leave_one_winner(served: Worker, start: Sta
 
     def finish(number: int) -> None:
         if end == "cancel":
-            try:
+            # A run that has completed first is not cancelled any more.
+            with contextlib.suppress(StateError):
                 runs[number].cancel()
-            except StateError:
-                # The run has completed first.
-                return
+            return
+        engine.set_clock(began + ends[number])
+        engine.run_upkeep()
 
-    if end != "cancel":
-        time.sleep(time_left.total_seconds() - 0.1)
-    with Client(served.url) as client, ThreadPoolExecutor(SENDERS) as pool:
-        acts = []
+    with Client(served.url) as client, ThreadPoolExecutor(2) as pool:
         for number in range(rounds):
-            acts += [pool.submit(signal, client, number), pool.submit(finish, number)]
-            if end != "cancel":
-                time.sleep(0.005)
-        for each in acts:
-            each.result(30)
+            acts = [lambda number=number: signal(client, number), lambda number=number: finish(number)]
+            for act in [pool.submit(act) for act in (acts if number % 2 else reversed(acts))]:
+                act.result(30)
 
     outcomes = Counter((accepted[number], outcome(run)) for number, run in enumerate(runs))
     lost = {"time-out": "timed out", "cancel": "cancelled", "deadline": "expired"}[end]
