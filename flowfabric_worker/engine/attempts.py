@@ -210,7 +210,9 @@ class AttemptOperations(BudgetDebts):
             raise ValidationError("invalid_input", f"One wait names at most {MAX_FLOW_ROWS} children.")
         self.refuse_repeats(wanted, "The name")
         count = "" if need is None else str(need)
-        self.call("wait_children", partition, [uuid, fence, count, "1" if settle else "", *wanted])
+        arguments: Item = [uuid, fence, count, "1" if settle else "", new_call_id(), *wanted]
+        while self.call("wait_children", partition, arguments)[0] == b"more":
+            pass
         self.pay_ends({partition})
 
     def record_step(self, handle: Handle, name: str, value: bytes) -> StepRecord:

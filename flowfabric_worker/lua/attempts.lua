@@ -171,9 +171,9 @@ end)
 
 -- wait_children: end a lease and let the attempt continue when enough children succeeded, or can succeed no more; or when
 -- enough have ended. If that is so already, as without children, it is ready at once.
--- Arguments: uuid, fence, how many or '' for all, '1' if only ends count, then the names of the children, none for all that
--- are not detached.
--- Replies: 'ok'.
+-- Arguments: uuid, fence, how many or '' for all, '1' if only ends count, call id, then the names of the children, none for all
+-- that are not detached.
+-- Replies: 'ok'; or 'more' to be called again with the same call id, because there are more children than one call counts.
 -- Errors: those of ff.fenced.
 ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
   local uuid, fence, need, settles = args[1], args[2], tonumber(args[3] or ''), args[4] == '1'
@@ -181,9 +181,12 @@ ff.register_single('wait_children', { 'allow-oom' }, function(ctx, args)
   if not record then
     return answer
   end
-  local names = #args > 4 and { unpack(args, 5) } or nil -- bounded: the caller sends at most 1000 names
-  local is_over = ff.await_children(ctx, record, need, settles, names)
-  return interrupt(ctx, record, 'wait_children', fence, nil, not is_over and ff.WAITING_FOR_EDGES)
+  local names = #args > 5 and { unpack(args, 6) } or nil -- bounded: the caller sends at most 1000 names
+  local word = ff.await_children(ctx, record, { need = need, settles = settles, names = names, call_id = args[5] })
+  if word == 'more' then
+    return { 'more' }
+  end
+  return interrupt(ctx, record, 'wait_children', fence, nil, word == 'begun' and ff.WAITING_FOR_EDGES)
 end)
 
 -- record_step: record the result of a step for every later attempt. The first result of a name is kept.

@@ -4,8 +4,8 @@
 -- The group of these edges stands for the parent's last wait, whose number is the group's life. An edge counts if it belongs to
 -- that wait, and its result is that of the child, whichever wait it belongs to.
 
--- How many children one wait counts.
-local MOST_AWAITED = 1000
+-- How many children one wait counts, and how many one call.
+local MOST_AWAITED, AWAITED_AT_ONCE = 1000, 200
 
 local WAITS = { children = true, children_ended = true }
 
@@ -62,17 +62,16 @@ local function edges_of(ctx, flow, names)
   return edges
 end
 
--- Return the edges of the children that a wait counts: those of some names, or of all children that are not detached.
-local function awaited(ctx, flow, uuid, names)
-  local all = edges_of(ctx, flow, names or ff.links(ctx, flow, 'i' .. uuid .. ':', '', MOST_AWAITED))
-  if names or flow.acked == '' or #all == 0 then
-    return all
-  end
+-- Return those of some edges whose children are not detached.
+local function attached(flow, all)
   local links, edges = {}, {}
   for i, each in ipairs(all) do
     links[i] = 'a' .. each.edge.up
   end
-  local scores = call('ZMSCORE', flow.links, unpack(links)) -- bounded: MOST_AWAITED
+  if flow.acked == '' or #all == 0 then
+    return all
+  end
+  local scores = call('ZMSCORE', flow.links, unpack(links)) -- bounded: AWAITED_AT_ONCE
   for i, each in ipairs(all) do
     if not scores[i] then
       edges[#edges + 1] = each
@@ -81,25 +80,60 @@ local function awaited(ctx, flow, uuid, names)
   return edges
 end
 
--- Begin a wait of a record for its children, and return whether it is over at once. `need` is how many of them must succeed,
--- or end if `settles`; nil for all.
-function ff.await_children(ctx, record, need, settles, names)
-  local flow = ff.children_of(ctx, record)
-  local edges = flow and awaited(ctx, flow, record.uuid, names) or {}
-  if #edges == 0 then
-    return true
+-- Return a page of the edges of the children that a wait counts, behind a place or '': those of some names, or of all children
+-- that are not detached. Return also the place behind which the next page begins, or nil if there is none.
+local function awaited(ctx, flow, uuid, names, after)
+  if names then
+    local first, last = (tonumber(after) or 0) + 1, (tonumber(after) or 0) + AWAITED_AT_ONCE
+    local page = { unpack(names, first, math.min(last, #names)) } -- bounded: AWAITED_AT_ONCE
+    return edges_of(ctx, flow, page), last < #names and ff.text(last) or nil
   end
-  local group = ff.group(ctx, flow, record.uuid)
-  group.policy, group.life = settles and 'children_ended' or 'children', group.life + 1
-  group.n, group.k, group.ok, group.bad, group.skip = #edges, math.min(need or #edges, #edges), 0, 0, 0
-  for _, each in ipairs(edges) do
+  local ids = ff.links(ctx, flow, 'i' .. uuid .. ':', after, AWAITED_AT_ONCE)
+  return attached(flow, edges_of(ctx, flow, ids)), #ids == AWAITED_AT_ONCE and ids[#ids] or nil
+end
+
+-- Let a wait count a page of edges, and their results.
+local function count_edges(ctx, flow, group, edges)
+  local count = math.min(#edges, MOST_AWAITED - group.n)
+  for i = 1, count do
+    local each = edges[i]
     each.edge.life = ff.text(group.life)
     ff.count_result(group, each.edge.result, 1)
     ff.change_edge(ctx, flow, each.name, each.edge)
   end
-  group.force, group.state = '1', ff.is_wait_over(group) and 'satisfied' or 'pending'
+  group.n = group.n + count
+end
+
+-- Begin a wait of a record for its children, or count the next page of them. `wait` has: need, how many of them must succeed, or
+-- end if it settles, nil for all; settles; names, nil for all children; call_id. Return 'more' if there are more pages; else
+-- 'over' if the wait is over at once, or 'begun'.
+--
+-- Until all pages are counted the group is not in force, and `decided` holds the call and the place behind which it continues.
+function ff.await_children(ctx, record, wait)
+  local flow = ff.children_of(ctx, record)
+  local group, mark = flow and ff.group(ctx, flow, record.uuid), wait.call_id .. ':'
+  local continues = group and group.force == '' and string.sub(group.decided, 1, #mark) == mark
+  local edges, following = {}, nil
+  if group then
+    local after = continues and string.sub(group.decided, #mark + 1) or ''
+    edges, following = awaited(ctx, flow, record.uuid, wait.names, after)
+  end
+  if not continues then
+    if #edges == 0 and not following then
+      return 'over'
+    end
+    group.policy, group.life = wait.settles and 'children_ended' or 'children', group.life + 1
+    group.n, group.ok, group.bad, group.skip = 0, 0, 0, 0
+  end
+  count_edges(ctx, flow, group, edges)
   ff.change_group(ctx, flow, record.uuid, group)
-  return group.state == 'satisfied'
+  if following and group.n < MOST_AWAITED then
+    group.force, group.state, group.decided = '', 'pending', mark .. following
+    return 'more'
+  end
+  group.force, group.decided, group.k = '1', '', math.min(wait.need or group.n, group.n)
+  group.state = ff.is_wait_over(group) and 'satisfied' or 'pending'
+  return group.state == 'satisfied' and 'over' or 'begun'
 end
 
 -- Note that a parent has ended: it spawns no more children, and those that are attached go with it if it was cancelled or

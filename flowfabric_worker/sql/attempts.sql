@@ -295,8 +295,8 @@ END $$;
 
 -- wait_children: end a lease and let the attempt continue when enough children succeeded, or can succeed no more; or when
 -- enough have ended. If that is so already, as without children, it is ready at once.
--- Arguments: uuid, fence, how many or '' for all, '1' if only ends count, then the names of the children, none for all that
--- are not detached.
+-- Arguments: uuid, fence, how many or '' for all, '1' if only ends count, call id, then the names of the children, none for all
+-- that are not detached.
 -- Replies: 'ok'.
 -- Errors: those of fn.fenced.
 CREATE FUNCTION fn.wait_children(partition int, args bytea[]) RETURNS bytea LANGUAGE plpgsql AS $$
@@ -308,7 +308,7 @@ BEGIN
   c := f.c;
   IF f.failure IS NULL THEN
     x := fn.interrupt(c, f.x, 'wait_children', args[2], NULL);
-    IF NOT fn.await_children(c, x, fn.num(args[3]), coalesce(args[4] = '1', false), coalesce(args[5:], '{}')) THEN
+    IF NOT fn.await_children(c, x, fn.num(args[3]), coalesce(args[4] = '1', false), coalesce(args[6:], '{}')) THEN
       x.state := 'rudhni';
     END IF;
     c := fn.put(c, f.was, x);

@@ -11,7 +11,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from flowfabric_worker.engine.engine import Engine, open_engine
 from tests.support.embedded import eventually, nothing_runs
+from tests.support.executions import raw_client
+from tests.support.measuring import Measuring
+from tests.support.operations import START
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ValkeyServer, running
 from tests.support.site import Site, opened_site
@@ -61,3 +65,15 @@ def home() -> Iterator[Path]:
         directory = Path(parent).resolve() / "store"
         yield directory
         eventually(lambda: nothing_runs(directory))
+
+
+@pytest.fixture
+def measured(valkey: ValkeyServer) -> Iterator[Engine]:
+    """Provide an engine on a server, whose calls are measured."""
+    behind = open_engine(f"{valkey.url}?prefix=m{uuid4().hex[:12]}")
+    store = Measuring(behind.store, raw_client(behind))
+    engine = Engine(lambda: (store, None))
+    engine.prepare(testing=True)
+    engine.set_clock(START)
+    yield engine
+    behind.close()

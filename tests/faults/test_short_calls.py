@@ -5,44 +5,37 @@ Commands and bytes are counted, because seconds depend on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from itertools import islice, pairwise
-from typing import Any
-from uuid import uuid4
+from itertools import islice
 
 import pytest
 
 from flowfabric_worker.engine.batches import Item
-from flowfabric_worker.engine.engine import Engine, open_engine
+from flowfabric_worker.engine.engine import Engine
 from flowfabric_worker.engine.ids import BudgetId, ExecutionId, QuotaPolicyId
 from flowfabric_worker.engine.limits import (
     MAX_BUDGET_DIMENSIONS,
-    MAX_EDGES_SEARCHED,
     MAX_HEADER_VALUE_BYTES,
     MAX_HEADERS,
     MAX_TAG_VALUE_BYTES,
     MAX_TAGS,
     MIB,
 )
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Reply
 from flowfabric_worker.engine.types.attempts import Completion, Failure
 from flowfabric_worker.engine.types.budgets import BudgetDimension, CreateBudgetArgs, OnHardLimit, UsageDimensions
-from flowfabric_worker.engine.types.claiming import Claimed
 from flowfabric_worker.engine.types.conditions import AllOf, Count, CountKind
-from flowfabric_worker.engine.types.edges import AnyOf, OnSatisfied
-from flowfabric_worker.engine.types.flows import CancelFlowPolicy, CancelFlowWait, FlowState
+from flowfabric_worker.engine.types.flows import CancelFlowPolicy, CancelFlowWait
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy
 from flowfabric_worker.engine.types.states import PublicState
 from flowfabric_worker.engine.types.suspension import SignalSource, SuspendArgs, Suspended, WaitpointBinding
 from flowfabric_worker.engine.wire import pack
 from tests.support.budgets import HOUR, budget, definition, tokens
-from tests.support.executions import BOOM, all_created, creation, raw_client, raw_key, refused, request, upkeep_all
-from tests.support.flows import Run, flow_with, graph_of, stage
-from tests.support.lossy_store import LosingStore
+from tests.support.executions import BOOM, all_created, creation, request, upkeep_all
+from tests.support.flows import Run, graph_of
+from tests.support.measuring import Measuring, claimed_all, noted
 from tests.support.operations import START
-from tests.support.servers import ValkeyServer
 from tests.support.streams import append_all, frame, read_all
 from tests.support.suspensions import signal
 
@@ -51,56 +44,6 @@ MOST_COMMANDS = 600
 MOST_BYTES = 4 * MIB
 TAGS = {f"tag {number}": "x" * MAX_TAG_VALUE_BYTES for number in range(MAX_TAGS)}
 HEADERS = {f"header {number}": "x" * MAX_HEADER_VALUE_BYTES for number in range(MAX_HEADERS)}
-
-
-def size_of(value: object) -> int:
-    """Return how many bytes a reply has."""
-    if isinstance(value, list | tuple):
-        return sum(map(size_of, value))
-    return len(value) if isinstance(value, bytes) else 8
-
-
-class Measuring(LosingStore):
-    """A store that keeps the most commands that a call of each function sent, and the most bytes that it replied."""
-
-    def __init__(self, behind: Any, client: Any) -> None:
-        super().__init__(behind)
-        self.client = client
-        self.commands: dict[str, int] = {}
-        self.bytes: dict[str, int] = {}
-
-    def call(
-        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
-    ) -> Reply:
-        before = self._sent()
-        reply = super().call(function, partition, arguments, timeout)
-        self.commands[function] = max(self.commands.get(function, 0), self._sent() - before)
-        self.bytes[function] = max(self.bytes.get(function, 0), size_of(reply))
-        return reply
-
-    def _sent(self) -> int:
-        stats = self.client.info("commandstats").items()
-        return sum(int(stat["calls"]) for name, stat in stats if "fcall" not in name and name != "cmdstat_info")
-
-
-@pytest.fixture
-def measured(valkey: ValkeyServer) -> Iterator[Engine]:
-    """Provide an engine on a server, whose calls are measured."""
-    behind = open_engine(f"{valkey.url}?prefix=m{uuid4().hex[:12]}")
-    store = Measuring(behind.store, raw_client(behind))
-    engine = Engine(lambda: (store, None))
-    engine.prepare(testing=True)
-    engine.set_clock(START)
-    yield engine
-    behind.close()
-
-
-def claimed_all(engine: Engine, *lanes: str) -> list[Claimed]:
-    """Claim everything that is ready, by one request after the other."""
-    claimed: list[Claimed] = []
-    while more := engine.claim_many(request(*lanes, limit=100, lease=10 * HOUR)):
-        claimed += more
-    return claimed
 
 
 def complete_all(engine: Engine, *lanes: str) -> None:
@@ -290,21 +233,6 @@ def test_work_with_a_long_past_is_claimed_a_few_at_a_time(
     assert 1 <= max(taken) <= most
 
 
-def noted(engine: Engine, function: str, measure: Callable[[Reply], int]) -> list[int]:
-    """Return a list that receives a number for each reply of a function."""
-    numbers: list[int] = []
-    send = engine.store.call
-
-    def call(name: str, *arguments: Any) -> Reply:
-        reply = send(name, *arguments)
-        if name == function:
-            numbers.append(measure(reply))
-        return reply
-
-    engine.store.call = call  # type: ignore[method-assign]
-    return numbers
-
-
 def full_budgets(engine: Engine, count: int) -> tuple[BudgetId, ...]:
     """Create budgets that count as many dimensions as a budget may have."""
     names = [f"dimension {number}" for number in range(MAX_BUDGET_DIMENSIONS)]
@@ -333,64 +261,6 @@ def test_work_under_many_budgets_is_claimed_many_at_a_time(measured: Engine) -> 
     assert len(claimed_all(measured)) == 57
     # The first claim also reads the budgets, and later ones only see that they are as they were.
     assert min(taken[1:-2], default=57) >= 20
-
-
-def stored(engine: Engine, name: str) -> tuple[Any, str]:
-    """Return a plain client of the server, and the full name of a key."""
-    behind = Engine(lambda: (engine.store.behind, None))
-    return raw_client(behind), raw_key(behind, 0, name)
-
-
-def jobs(engine: Engine) -> list[str]:
-    """Return the names of the jobs that calls left to upkeep."""
-    client, key = stored(engine, "due")
-    return [each.decode()[1:].partition(":")[0] for each in client.zrange(key, 0, -1) if each.startswith(b"j")]
-
-
-def test_the_dependants_of_a_sibling_are_looked_at_by_several_calls(measured: Engine) -> None:
-    downs = [f"d{number}" for number in range(300)]
-    pairs = [("a", "join"), ("b", "join"), *((up, each) for each in downs for up in ("b", "c"))]
-    policies = {"join": AnyOf(OnSatisfied.CANCEL_REMAINING), **{each: AnyOf() for each in downs}}
-    run = Run(measured, graph_of(*pairs, policies=policies, task="step"))
-    assert run.claim() == {"a", "b", "c"}
-    run.complete("c")
-    upkeep_all(measured)
-
-    run.complete("a")
-
-    assert jobs(measured) == ["others"]
-    upkeep_all(measured)
-    assert measured.read_execution_state(run.ids["b"]) is PublicState.CANCELLED
-
-
-def test_the_groups_that_cover_a_failure_are_looked_at_by_several_calls(measured: Engine) -> None:
-    joins = [f"j{number}" for number in range(300)]
-    pairs = [(up, each) for each in joins for up in ("good", "bad")]
-    run = Run(measured, graph_of(*pairs, policies={each: AnyOf() for each in joins}, task="step"))
-    assert run.claim() == {"good", "bad"}
-    run.fail("bad")
-    run.complete("good")
-    upkeep_all(measured)
-    claimed = claimed_all(measured)
-    measured.complete_many([Completion(handle=each.handle) for each in claimed])
-
-    assert jobs(measured) == ["decide"]
-    upkeep_all(measured)
-    assert run.flow.state is FlowState.COMPLETED
-
-
-def test_the_search_for_a_cycle_sends_few_commands(measured: Engine) -> None:
-    flow, members = flow_with(measured, MAX_EDGES_SEARCHED + 102)
-    middle = len(members) // 2
-    for number, ends in enumerate(pairwise(members)):
-        if number != middle:
-            stage(measured, flow, f"edge {number}", ends)
-
-    with refused("cycle_search_limit"):
-        stage(measured, flow, "bridge", (members[middle], members[middle + 1]))
-    store = measured.store
-    assert isinstance(store, Measuring)
-    assert store.commands["stage_dependency_edge"] <= 2 * MAX_EDGES_SEARCHED + 50
 
 
 def test_frames_are_read_a_few_at_a_time(measured: Engine) -> None:
