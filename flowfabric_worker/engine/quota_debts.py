@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -16,8 +15,10 @@ from flowfabric_worker.engine.wire import unpack_text
 # What a partition pays back to a quota, by what it answers.
 _THEN = {b"idle": b"pass", b"gone": b"left"}
 
-# For how many seconds another partition is waited for, and for how many it is left alone after it could not be reached.
-_TIMEOUT, _LEFT_ALONE = 2.0, 5.0
+# For how many seconds another partition is waited for. An admission is usable for one; a later answer admits nothing.
+_TIMEOUT = 1.0
+# For how many seconds it is left alone after it could not be reached. Each time in a row doubles that, up to the most.
+_LEFT_ALONE, _MOST_LEFT_ALONE = 5.0, 20.0
 
 
 class QuotaDebts(EngineCore):
@@ -25,32 +26,38 @@ class QuotaDebts(EngineCore):
 
     def _begin(self) -> None:
         super()._begin()
-        # The partitions that could not be reached, and until when each is left alone.
-        self._away: dict[int, float] = {}
+        # The partitions that could not be reached: until when each is left alone, and for how long that is.
+        self._away: dict[int, tuple[float, float]] = {}
 
     def call_elsewhere(self, function: str, partition: int, arguments: Sequence[Argument]) -> Reply:
         """Make a call that another partition causes, and that is made again later if it fails.
 
-        It is repeated once if its reply is lost. A partition that cannot be reached is left alone for a time, because
-        the work of the calling partition must not wait for it.
+        It is repeated once if the connection is lost. A partition that cannot be reached, or does not answer in time,
+        is left alone for a while, because the work of the calling partition must not wait for it.
         """
-        if self._away.get(self.check_partition(partition), 0.0) > time.monotonic():
+        until, pause = self._away.get(self.check_partition(partition), (0.0, 0.0))
+        if until > time.monotonic():
             raise TransportError(backend=self.store.label)
         try:
             reply = self._sent_twice(function, partition, arguments)
         except TransportError:
-            self._away[partition] = time.monotonic() + _LEFT_ALONE
+            pause = min(2 * pause or _LEFT_ALONE, _MOST_LEFT_ALONE)
+            self._away[partition] = time.monotonic() + pause, pause
             raise
+        self._away.pop(partition, None)
         answer = as_error(reply, partition)
         if isinstance(answer, EngineError):
             raise answer
         return answer
 
     def _sent_twice(self, function: str, partition: int, arguments: Sequence[Argument]) -> Reply:
-        """Send a call, and once more if its reply is lost."""
+        """Send a call, and once more if its reply is lost for another reason than time."""
         with self.under_way:
-            with contextlib.suppress(TransportError):
+            try:
                 return self.store.call(function, partition, arguments, _TIMEOUT)
+            except TransportError as error:
+                if error.code == "store_timeout":
+                    raise
             return self.store.call(function, partition, arguments, _TIMEOUT)
 
     def home_of_quota(self, quota: object) -> int:

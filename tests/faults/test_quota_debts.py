@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
+from flowfabric_worker.engine import quota_debts
 from flowfabric_worker.engine.engine import Engine, open_engine
 from flowfabric_worker.engine.wire import pack
 from tests.conftest import Clock
@@ -125,3 +127,29 @@ def test_work_goes_on_while_the_partition_of_its_quota_is_away(engine: Engine) -
     assert running_now(engine) == 1
     upkeep_all(engine)
     assert running_now(engine) == 0
+
+
+def test_a_partition_that_hangs_is_asked_once_each_time_and_less_often(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(engine, max_concurrent=1)
+    with placed("elsewhere"):
+        (execution,) = queued(engine, 1)
+    store = AwayStore(engine.store, frozenset({engine.home_of_quota(QUOTA)}), "store_timeout")
+    tried = Engine(lambda: (store, None), retry_for=0)
+    tried._partitions = engine.partitions
+    began = clock.now
+    monkeypatch.setattr(quota_debts, "time", SimpleNamespace(monotonic=lambda: (clock.now - began) / SECOND))
+    asked = []
+
+    for second in range(60):
+        store.tried.clear()
+        assert claimed_ids(tried) == []
+        asked += [second] * store.tried.count("admit_claim")
+        clock.move(SECOND)
+
+    assert asked == [0, 5, 15, 35, 55]
+    store.away = frozenset()
+    clock.move(15 * SECOND)
+    assert claimed_ids(tried) == [execution]
+    assert running_now(engine) == 1

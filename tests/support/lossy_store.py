@@ -118,20 +118,25 @@ class AwayStore(LosingStore):
 
     Attributes:
         away: these partitions.
+        code: the code of the error: `transport` if connections are refused, `store_timeout` if they hang.
         waits: how often a caller waited for one of them.
+        tried: the functions that were called there one by one.
     """
 
-    def __init__(self, behind: Store, away: frozenset[int]) -> None:
+    def __init__(self, behind: Store, away: frozenset[int], code: str = "transport") -> None:
         super().__init__(behind)
         self.away = away
+        self.code = code
         self.waits = 0
+        self.tried: list[str] = []
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
         if partition in self.away:
             self.waits += 1
-            raise TransportError(backend=self.label)
+            self.tried.append(function)
+            raise TransportError(self.code, backend=self.label)
         return super().call(function, partition, arguments, timeout)
 
     def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
