@@ -43,7 +43,9 @@ local function further(ctx, record)
     local value = record[FURTHER[i]] or ''
     parts[i] = type(value) == 'number' and ff.text(value) or value
   end
-  return { ff.pack(parts), record.journal or {}, record.inputs }
+  local packed = ff.pack(parts)
+  ff.spend(ctx, 0, #packed) -- What was split and is packed again counts twice.
+  return { packed, record.journal or {}, record.inputs }
 end
 
 -- Return what the worker gets of one claimed execution.
