@@ -62,7 +62,7 @@ BEGIN
   RETURN fn.replies(VARIADIC fn.reply('ok'::text) || rows);
 END $$;
 
--- Return a page of ends behind a place, after numbering what is new.
+-- Return a page of ends behind a place, after numbering what is new: as many as asked for, and none behind 2 MiB of tags.
 CREATE FUNCTION fn.read_ends(c fn.context, after_ms bigint, after_n bigint, most bigint) RETURNS bytea[]
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -72,7 +72,12 @@ BEGIN
       ARRAY[fn.bytes(ms || '-' || n), 'execution'::bytea, fn.bytes(uuid), 'outcome', outcome, 'class', class]
       || CASE WHEN tags IS NOT NULL THEN ARRAY['tags'::bytea, tags] ELSE '{}' END
       || CASE WHEN ms <> ended THEN ARRAY['ended'::bytea, fn.bytes(ended)] ELSE '{}' END)
-    FROM db.feed WHERE p = c.p AND ms IS NOT NULL AND (ms, n) > (after_ms, after_n) ORDER BY ms, n LIMIT most
+    FROM (
+      SELECT *, sum(octet_length(tags)) OVER (ORDER BY ms, n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+      FROM (
+        SELECT * FROM db.feed WHERE p = c.p AND ms IS NOT NULL AND (ms, n) > (after_ms, after_n) ORDER BY ms, n LIMIT most
+      ) AS page
+    ) AS ends WHERE coalesce(before, 0) < 2097152 ORDER BY ms, n
   );
 END $$;
 
