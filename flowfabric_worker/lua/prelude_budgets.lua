@@ -41,8 +41,15 @@ local function count_of(text)
   return text and #text <= 16 and string.find(text, '^%d+$') and tonumber(text) or nil
 end
 
--- Return the limits by dimension, or nil if they are damaged.
+-- The limits of budgets by their texts, which seldom change. The cache is emptied before it grows large.
+local known_limits, known_limit_bytes = {}, 0
+local MOST_LIMIT_BYTES = 4 * 1024 * 1024
+
+-- Return the limits by dimension, or nil if they are damaged. The table is shared and stays as it is.
 local function parse_limits(text)
+  if known_limits[text] then
+    return known_limits[text]
+  end
   local parts, limits = ff.unpack(text), {}
   for i = 1, parts and #parts or 0, 3 do
     local hard, soft = parts[i + 1], parts[i + 2]
@@ -51,7 +58,13 @@ local function parse_limits(text)
     end
     limits[parts[i]] = { hard = count_of(hard), soft = count_of(soft) }
   end
-  return parts and limits
+  if not parts then
+    return nil
+  elseif known_limit_bytes > MOST_LIMIT_BYTES then
+    known_limits, known_limit_bytes = {}, 0
+  end
+  known_limits[text], known_limit_bytes = limits, known_limit_bytes + #text
+  return limits
 end
 
 -- Return the counters in their order and by dimension, or nil if they are damaged.
