@@ -119,13 +119,14 @@ BEGIN
 END $$;
 
 -- Count a page of the signals that were buffered at the waitpoints of a new suspension. Return the draft, whose `last` is set
--- once there are no more.
+-- once there are no more. A number without its signal is damage.
 CREATE FUNCTION fn.count_buffered(c fn.context, draft db.suspensions, leaves fn.leaf[], ids bytea[])
 RETURNS db.suspensions LANGUAGE plpgsql AS $$
 DECLARE
   counts int[] := fn.read_counts(draft.counts, leaves);
   last_number int := coalesce((SELECT last_signal FROM db.waits WHERE p = c.p AND uuid = draft.uuid), 0);
   stop int := least(fn.num(draft.position) + 100, last_number);
+  seen int := 0;
   each record;
   signal fn.signal;
 BEGIN
@@ -134,10 +135,14 @@ BEGIN
       ORDER BY number
   LOOP
     signal := fn.read_head(each.head);
+    seen := seen + 1;
     IF signal.waitpoint = ANY (ids) THEN
       counts := coalesce(fn.count_signal(c, draft.uuid, draft.number, leaves, counts, signal), counts);
     END IF;
   END LOOP;
+  IF seen < stop - fn.num(draft.position) THEN
+    PERFORM fn.damaged();
+  END IF;
   draft.counts := fn.counts_text(counts);
   draft.position := fn.bytes(stop::bigint);
   draft.last := CASE WHEN stop = last_number THEN 'all'::bytea END;

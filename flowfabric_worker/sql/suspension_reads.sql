@@ -83,8 +83,9 @@ BEGIN
     c.work := c.work - 1;
     at := each.number + 1;
   END LOOP;
-  IF cardinality(rows) < 2 * fn.num(args[4]) AND c.work > 0 THEN
-    at := stop + 1;
+  IF cardinality(rows) < 2 * fn.num(args[4]) AND c.work > 0 AND at <= stop THEN
+    -- The last number has no signal, and the numbers behind it would be looked for without end.
+    PERFORM fn.damaged();
   END IF;
   RETURN fn.replies(VARIADIC ARRAY[
     fn.reply(s.resumed), fn.reply(s.continuation), fn.reply(s.condition),

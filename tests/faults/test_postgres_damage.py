@@ -17,7 +17,7 @@ from tests.support.executions import claim_one, claimed_ids, created, creation, 
 from tests.support.flows import Run, apply, flow_with, graph_of, stage
 from tests.support.postgres import PostgresServer
 from tests.support.servers import wait_until
-from tests.support.suspensions import suspended
+from tests.support.suspensions import signal, suspended, waiting_for
 
 MOST = 2**63 - 1
 
@@ -115,6 +115,24 @@ def test_a_damaged_counter_of_one_execution_stops_no_other_timer(
 def upkeep_is_over(engine: Engine, executions: list[ExecutionId]) -> bool:
     engine.run_upkeep()
     return {engine.read_execution_state(each) for each in executions} == {PublicState.EXPIRED}
+
+
+def test_a_number_without_its_signal_is_damage_and_no_endless_search(
+    postgres: PostgresServer, engine: Engine, schema: str
+) -> None:
+    execution, waitpoint = suspended(engine)
+    signal(engine, execution, waitpoint)
+    claimed = claim_one(engine)
+    damage(postgres, schema, f"suspensions SET last = '{2**31 - 1}'")
+    with refused("corruption"):
+        engine.observe_signals(claimed.handle)
+
+    pending = engine.create_waitpoint(claimed.handle, "again", timedelta(hours=1))
+    signal(engine, execution, pending, name="other")
+    damage(postgres, schema, f"waits SET last_signal = {2**31 - 1}")
+    with refused("corruption"):
+        engine.suspend(claimed.handle, waiting_for("again"))
+    assert [row.row_id for row in engine.list_damaged().executions] == [execution]
 
 
 def test_a_damaged_revision_of_a_lane_stops_no_submission(
