@@ -16,6 +16,7 @@ from flowfabric_worker.engine.types.submission import Created
 from tests.support.executions import claim_one, claimed_ids, created, creation, refused, request, running
 from tests.support.flows import Run, apply, flow_with, graph_of, stage
 from tests.support.postgres import PostgresServer
+from tests.support.quotas import limited, queued
 from tests.support.servers import wait_until
 from tests.support.suspensions import signal, suspended, waiting_for
 
@@ -115,6 +116,22 @@ def test_a_damaged_counter_of_one_execution_stops_no_other_timer(
 def upkeep_is_over(engine: Engine, executions: list[ExecutionId]) -> bool:
     engine.run_upkeep()
     return {engine.read_execution_state(each) for each in executions} == {PublicState.EXPIRED}
+
+
+@pytest.mark.parametrize(
+    "change", [f"quotas SET window_ms = {MOST}", f"began SET attempts = {MOST}", f"began SET moment = {MOST}"]
+)
+def test_a_damaged_quota_closes_for_its_own_work_alone(
+    postgres: PostgresServer, engine: Engine, schema: str, change: str
+) -> None:
+    limited(engine, max_requests_per_window=1)
+    held = claimed_ids(engine, limit=len(queued(engine, 1)))
+    queued(engine, 2)
+    damage(postgres, schema, change)
+    plain = created(engine, priority=-1)
+
+    assert claimed_ids(engine, limit=5) == [plain]
+    assert len(held) == 1
 
 
 def test_a_number_without_its_signal_is_damage_and_no_endless_search(
