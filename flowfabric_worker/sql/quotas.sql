@@ -2,8 +2,8 @@
 -- pack{namespace, id}. It limits the executions of all partitions: its row and what began are in its own partition, and a slot is in
 -- that of its execution.
 
--- Return what a quota admits. One that does not exist was deleted, and admits everything; one with an impossible window was
--- damaged, and admits nothing.
+-- Return what a quota admits. One that does not exist was deleted, and admits everything; one with impossible numbers was damaged,
+-- and admits nothing.
 CREATE FUNCTION fn.read_quota(c fn.context, of_quota bytea) RETURNS fn.gate LANGUAGE plpgsql AS $$
 DECLARE
   gate fn.gate;
@@ -13,7 +13,7 @@ DECLARE
 BEGIN
   SELECT * INTO known FROM db.quotas WHERE quota = of_quota;
   gate.is_for_run := known.hold = 'run';
-  IF known.window_ms NOT BETWEEN 1 AND fn.max_count() THEN
+  IF least(known.window_ms, known.rate, known.slots) < 1 OR greatest(known.window_ms, known.rate, known.slots) > fn.max_count() THEN
     gate.slots_left := 0;
     RETURN gate;
   END IF;
@@ -21,7 +21,8 @@ BEGIN
     gate.slots_left := known.slots - (SELECT count(*) FROM db.slots WHERE quota = of_quota);
   END IF;
   IF known.rate IS NOT NULL THEN
-    SELECT least(coalesce(sum(attempts), 0), fn.max_count()), least(min(moment), fn.max_count()) INTO counted, oldest FROM db.began
+    SELECT least(coalesce(sum(greatest(attempts, 0)), 0), fn.max_count()), least(min(moment), fn.max_count())
+      INTO counted, oldest FROM db.began
       WHERE p = known.p AND quota = of_quota AND moment > c.now - known.window_ms;
     gate.rate_left := known.rate - counted;
     IF gate.rate_left <= 0 THEN

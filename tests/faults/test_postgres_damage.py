@@ -119,7 +119,12 @@ def upkeep_is_over(engine: Engine, executions: list[ExecutionId]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "change", [f"quotas SET window_ms = {MOST}", f"began SET attempts = {MOST}", f"began SET moment = {MOST}"]
+    "change",
+    [
+        *(f"quotas SET {number} = {value}" for number in ("window_ms", "rate", "slots") for value in (MOST, -MOST)),
+        f"began SET attempts = {MOST}",
+        f"began SET moment = {MOST}",
+    ],
 )
 def test_a_damaged_quota_closes_for_its_own_work_alone(
     postgres: PostgresServer, engine: Engine, schema: str, change: str
