@@ -72,25 +72,37 @@ function ff.watch(ctx, waiter, due)
   end
 end
 
--- Deregister a waiter. Return until when it would have waited, and whether the server counts its topic's subscribers; nil if
--- it was not waiting.
-function ff.unwait(ctx, waiter)
-  local entry = call('HGET', ctx.base .. ':waiters', waiter)
-  if not entry then
-    return nil
+-- Deregister those of some waiters that are registered, and return their entries by waiter: until when it waits, its set, and
+-- '1' if the server counts its topic's subscribers.
+local function deregister(ctx, waiters)
+  local stored = call('HMGET', ctx.base .. ':waiters', unpack(waiters)) -- bounded: MOST_WOKEN
+  local entries, found, of_sets = {}, {}, {}
+  for i = 1, #waiters do
+    local waiter, entry = waiters[i], stored[i] and (ff.unpack(stored[i]) or {})
+    if entry then
+      local set = entry[2] or ''
+      entries[waiter], found[#found + 1] = entry, waiter
+      of_sets[set] = of_sets[set] or {}
+      table.insert(of_sets[set], waiter)
+      ff.due_at(ctx, 'retention', 'q' .. waiter, false)
+    end
   end
-  local parts = ff.unpack(entry) or {}
-  local set = parts[2] or ''
-  call('ZREM', ctx.base .. ':idle:' .. set, waiter)
-  call('ZREM', ctx.base .. ':waiting', waiter)
-  call('HDEL', ctx.base .. ':waiters', waiter)
-  ff.due_at(ctx, 'retention', 'q' .. waiter, false)
-  ctx.left_sets[set] = true
-  if waiter == ctx.watcher then
+  for set, members in pairs(of_sets) do
+    ff.chunked('ZREM', ctx.base .. ':idle:' .. set, members)
+    ctx.left_sets[set] = true
+  end
+  ff.chunked('ZREM', ctx.base .. ':waiting', found)
+  ff.chunked('HDEL', ctx.base .. ':waiters', found)
+  if ctx.watcher and entries[ctx.watcher] then
     call('HDEL', ctx.base .. ':meta', 'watcher')
     ctx.watcher, ctx.watch_ended = nil, true
   end
-  return ff.number(parts[1]), parts[3] == '1'
+  return entries
+end
+
+-- Deregister a waiter, and return whether it was registered.
+function ff.unwait(ctx, waiter)
+  return deregister(ctx, { waiter })[waiter] ~= nil
 end
 
 -- Remove the sets that lost their last waiter in this call.
@@ -170,26 +182,41 @@ function ff.tell_waiter(ctx, waiter, word, text)
   return call('PUBLISH', ctx.channel .. waiter, word .. ' ' .. text)
 end
 
--- Wake a waiter and return whether it may call. A waiter without a subscriber is removed.
-local function wake_one(ctx, waiter)
-  local expiry, counted = ff.unwait(ctx, waiter)
-  if not expiry or expiry < ctx.now then
-    return false
+-- Take up to `wanted` waiters whose turns are next from their queues.
+local function take_some(queues, wanted)
+  local taken = {}
+  while #taken < wanted do
+    local waiter = take_next(queues)
+    if not waiter then
+      break
+    end
+    taken[#taken + 1] = waiter
   end
-  return ff.tell_waiter(ctx, waiter, 'wake', ctx.partition) > 0 or not counted
+  return taken
+end
+
+-- Wake waiters, and add those that may call to `woken`. Waiters without a subscriber are removed.
+local function wake(ctx, waiters, woken)
+  local entries = deregister(ctx, waiters)
+  for i = 1, #waiters do
+    local waiter, entry = waiters[i], entries[waiters[i]]
+    local expiry = entry and ff.number(entry[1])
+    if expiry and expiry >= ctx.now
+      and (ff.tell_waiter(ctx, waiter, 'wake', ctx.partition) > 0 or entry[3] ~= '1') then
+      woken[#woken + 1] = waiter
+    end
+  end
 end
 
 -- Wake up to `wanted` waiters of some queues, and let the waiter that registered last stand by for them.
 local function wake_some(ctx, queues, wanted)
   local woken = {}
   while #woken < wanted do
-    local waiter = take_next(queues)
-    if not waiter then
+    local waiters = take_some(queues, math.min(wanted - #woken, MOST_WOKEN))
+    if #waiters == 0 then
       return
     end
-    if wake_one(ctx, waiter) then
-      woken[#woken + 1] = waiter
-    end
+    wake(ctx, waiters, woken)
   end
   local last = #woken > 0 and last_of(queues)
   if last and call('HEXISTS', ctx.base .. ':waiters', last) == 1 then

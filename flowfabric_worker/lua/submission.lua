@@ -66,6 +66,7 @@ local function duplicate(ctx, existing, class, payload, codec)
   local values = call('HMGET', ff.record_key(ctx, existing), 'state', 'class', 'payload', 'codec', 'dedup_until')
   local state, stored_class, stored_payload, stored_codec, dedup_until = unpack(values, 1, 5) -- bounded: five fields
   local asked, found = ff.class(class), stored_class and ff.class(stored_class)
+  ff.spend(ctx, 0, #(stored_payload or ''))
   if not state or not ff.words(state) then
     return ff.set_aside(ctx, existing, 'state')
   elseif not found then

@@ -29,6 +29,7 @@ from flowfabric_worker.engine.types.flows import CancelFlowPolicy, CancelFlowWai
 from flowfabric_worker.engine.types.policies import ExecutionPolicy, FailureClass, RetryPolicy
 from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy
 from flowfabric_worker.engine.types.states import PublicState
+from flowfabric_worker.engine.types.submission import Duplicate
 from flowfabric_worker.engine.types.suspension import SignalSource, SuspendArgs, Suspended, WaitpointBinding
 from flowfabric_worker.engine.wire import pack
 from tests.support.budgets import HOUR, budget, definition, tokens
@@ -38,6 +39,7 @@ from tests.support.measuring import Measuring, claimed_all, noted
 from tests.support.operations import START
 from tests.support.streams import append_all, frame, read_all
 from tests.support.suspensions import signal
+from tests.support.waiters import known_class, register, registered
 
 # A full call uses 300, and twice as many if what it must handle is large.
 MOST_COMMANDS = 600
@@ -175,6 +177,14 @@ def signals_that_many_counts_count(engine: Engine) -> None:
     assert isinstance(outcome, Suspended)
 
 
+def many_workers_that_wait(engine: Engine) -> None:
+    known_class(engine)
+    waiters = register(engine, 0, 200, heard=False)
+    all_created(engine, [creation(task="new to all of them")])
+    assert len(waiters) == 200
+    assert registered(Engine(lambda: (engine.store.behind, None))) == 0
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -189,6 +199,7 @@ def signals_that_many_counts_count(engine: Engine) -> None:
         classes_of_one_quota,
         children_that_a_wait_counts,
         signals_that_many_counts_count,
+        many_workers_that_wait,
     ],
 )
 def test_no_call_sends_many_commands_or_replies_many_bytes(measured: Engine, use: Callable[[Engine], None]) -> None:
@@ -271,3 +282,14 @@ def test_frames_are_read_a_few_at_a_time(measured: Engine) -> None:
 
     assert len(read_all(measured, held.execution_id).frames) == 500
     assert max(counts) <= 200
+
+
+def test_large_executions_under_keys_are_compared_a_few_at_a_time(measured: Engine) -> None:
+    keys = [str(number) for number in range(12)]
+    all_created(measured, [creation(payload=b"x" * MIB, idempotency_key=key) for key in keys])
+    compared = noted(measured, "create_executions", lambda reply: sum(item[0] == b"duplicate" for item in reply))
+
+    results = measured.create_executions([creation(payload=b"y", idempotency_key=key) for key in keys])
+
+    assert all(isinstance(each, Duplicate) and not each.same_request for each in results)
+    assert max(compared) <= 4
