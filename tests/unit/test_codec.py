@@ -276,7 +276,7 @@ def test_an_unknown_name_lists_the_codecs() -> None:
 
 def test_msgpack_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "msgpack", None)
-    with pytest.raises(ImportError, match=r"pip install flowfabric_worker\[msgpack\]"):
+    with pytest.raises(ImportError, match=r"pip install 'flowfabric_worker\[msgpack\]'"):
         find_codec("msgpack")
 
 

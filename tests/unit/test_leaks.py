@@ -18,6 +18,7 @@ from tests.support.executions import created
 from tests.support.leaks import LEAKS, Leaks, judge
 from tests.support.suspension_operations import SUSPENSION_OPERATIONS
 from tests.support.suspensions import suspended
+from tests.support.tickers import START
 
 SECRET = secrets.token_bytes(32)
 DIGEST = secrets.token_hex(32)
@@ -101,6 +102,8 @@ def test_errors_and_results_of_operations_are_searched(store: Engine) -> None:
 def store() -> Iterator[Engine]:
     with closing(open_engine(f"memory://{uuid4()}")) as engine:
         engine.prepare(testing=True)
+        # The moment from which the operations move the clock on.
+        engine.set_clock(START)
         yield engine
 
 
