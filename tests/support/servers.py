@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,8 @@ import redis
 # Seconds that a test waits for what must happen soon. A loaded machine needs some of them; a test whose execution waits
 # for the end of a default lease, which takes 30 s, fails.
 PATIENCE: Final = 25.0
+# Tests seed the common one, and several processes would then look at the same ports in the same order.
+_RANDOM: Final = random.SystemRandom()
 
 
 def server_binary() -> str:
@@ -101,17 +104,18 @@ class ValkeyServer:
 
 
 def free_ports(count: int) -> list[int]:
-    """Find loopback ports that are free now and whose cluster ports (+ 10000) exist."""
-    sockets = []
+    """Find loopback ports that are free now, and whose cluster ports (+ 10000) are free too.
+
+    All of them are below 32768, from where on systems give ports to outgoing connections.
+    """
     ports: list[int] = []
-    while len(ports) < count:
-        probe = socket.socket()
-        probe.bind(("127.0.0.1", 0))
-        sockets.append(probe)
-        if probe.getsockname()[1] < 55000:
-            ports.append(probe.getsockname()[1])
-    for probe in sockets:
-        probe.close()
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            port = _RANDOM.randrange(10_000, 22_000)
+            with contextlib.suppress(OSError):
+                for number in (port, port + 10_000):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+                ports.append(port)
     return ports
 
 
