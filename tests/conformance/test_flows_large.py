@@ -6,19 +6,17 @@ A run by hand takes 20,000 nodes: FLOWFABRIC_TEST_NODES=20000.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Reply
 from flowfabric_worker.engine.types.attempts import Completion
 from flowfabric_worker.engine.types.flows import CancelFlowPolicy, CancelFlowWait, FlowGraph, FlowState
 from tests.support.executions import raw_client
 from tests.support.flows import Run, graph_of
-from tests.support.lossy_store import LosingStore
+from tests.support.measuring import Measuring
 from tests.support.servers import ValkeyServer
 
 NODES = int(os.environ.get("FLOWFABRIC_TEST_NODES", "2000"))
@@ -26,34 +24,11 @@ NODES = int(os.environ.get("FLOWFABRIC_TEST_NODES", "2000"))
 MOST_COMMANDS = 1000
 
 
-class Counting(LosingStore):
-    """A store that counts calls, and keeps the most commands that a call of each function sent."""
-
-    def __init__(self, store: Any, client: Any) -> None:
-        super().__init__(store)
-        self.client = client
-        self.most: dict[str, int] = {}
-        self.calls = 0
-
-    def call(
-        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
-    ) -> Reply:
-        before = self._sent()
-        reply = super().call(function, partition, arguments, timeout)
-        self.calls += 1
-        self.most[function] = max(self.most.get(function, 0), self._sent() - before)
-        return reply
-
-    def _sent(self) -> int:
-        stats = self.client.info("commandstats")
-        return sum(int(stat["calls"]) for name, stat in stats.items() if name != "cmdstat_info")
-
-
 @pytest.fixture
-def counting(valkey: ValkeyServer) -> Iterator[tuple[Engine, Counting]]:
+def counting(valkey: ValkeyServer) -> Iterator[tuple[Engine, Measuring]]:
     """Provide an engine on a server, and its store, which counts."""
     engine = open_engine(f"{valkey.url}?prefix=w{uuid4().hex[:12]}")
-    store = Counting(engine.store, raw_client(engine))
+    store = Measuring(engine.store, raw_client(engine))
     tried = Engine(lambda: (store, None))
     tried.prepare(testing=True)
     yield tried, store
@@ -73,7 +48,7 @@ def finish(run: Run) -> FlowState:
     return run.flow.state
 
 
-def test_no_call_of_a_large_flow_sends_more_than_1000_commands(counting: tuple[Engine, Counting]) -> None:
+def test_no_call_of_a_large_flow_sends_more_than_1000_commands(counting: tuple[Engine, Measuring]) -> None:
     engine, store = counting
     run = Run(engine, fan_of(NODES))
     while ready := run.claim():
@@ -92,6 +67,6 @@ def test_no_call_of_a_large_flow_sends_more_than_1000_commands(counting: tuple[E
     engine.cancel_flow(cancelled.flow_id, CancelFlowPolicy.CANCEL_ALL, CancelFlowWait(None))
     assert finish(cancelled) is FlowState.CANCELLED
 
-    assert {name: most for name, most in store.most.items() if most > MOST_COMMANDS} == {}
+    assert {name: most for name, most in store.commands.items() if most > MOST_COMMANDS} == {}
     # A node is stored, claimed, ended and passed on by calls that take many.
     assert store.calls < NODES

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
 from flowfabric_worker.engine.engine import Engine, open_engine
-from flowfabric_worker.engine.errors import EngineError
 from flowfabric_worker.engine.ids import BudgetId, QuotaPolicyId
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply, Store
 from flowfabric_worker.engine.types.budgets import CreateBudgetArgs
 from flowfabric_worker.engine.types.quotas import CreateQuotaPolicyArgs, QuotaPolicy
 from flowfabric_worker.engine.types.schedules import TickScheduleArgs
@@ -20,7 +15,7 @@ from tests.support.budgets import definition
 from tests.support.executions import all_created, creation, raw_client
 from tests.support.flow_operations import FLOW_OPERATIONS
 from tests.support.flows import graph_of
-from tests.support.lossy_store import LosingStore
+from tests.support.measuring import Measuring
 from tests.support.operations import OPERATIONS, START
 from tests.support.servers import ValkeyServer, running
 from tests.support.suspensions import suspended
@@ -33,31 +28,6 @@ A_FEW = 3
 # Flows of all namespaces share their ids, so these cases cannot run beside each other; test_flows_large.py has them.
 SPARED = ("erase", "prepare", "prune_libraries", "shutdown_prepare")
 CASES = [case for case in OPERATIONS if case.partition(":")[0] not in SPARED and case not in FLOW_OPERATIONS]
-
-
-class Counting(LosingStore):
-    """A store that counts the commands which each function sends at most."""
-
-    def __init__(self, behind: Store, client: Any) -> None:
-        super().__init__(behind)
-        self.client = client
-        self.most: Counter[str] = Counter()
-
-    def call(
-        self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
-    ) -> Reply:
-        before = self._sent()
-        try:
-            return super().call(function, partition, arguments, timeout)
-        finally:
-            self.most[function] = max(self.most[function], self._sent() - before)
-
-    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
-        return [self.call(each.function, each.partition, each.arguments, timeout) for each in calls]
-
-    def _sent(self) -> int:
-        stats = self.client.info("commandstats").items()
-        return sum(int(stat["calls"]) for name, stat in stats if "fcall" not in name and name != "cmdstat_info")
 
 
 def prepared(server: ValkeyServer) -> Engine:
@@ -91,14 +61,14 @@ def commands(engine: Engine) -> dict[tuple[str, str], int]:
     """Return how many commands each function sent at most in each case, each case in a namespace of its own."""
     sent: dict[tuple[str, str], int] = {}
     for number, case in enumerate(CASES):
-        store = Counting(engine.store, raw_client(engine))
+        store = Measuring(engine.store, raw_client(engine))
         tried = Engine(lambda store=store: (store, 1), namespace=f"n{number}", retry_for=0)  # type: ignore[misc]
         tried.prepare(testing=True)
         engine.set_clock(START)
         act = OPERATIONS[case](tried)
-        store.most.clear()
+        store.commands.clear()
         act()
-        sent.update({(case, function): count for function, count in store.most.items()})
+        sent.update({(case, function): count for function, count in store.commands.items()})
     return sent
 
 

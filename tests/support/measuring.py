@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from flowfabric_worker.engine.engine import Engine
-from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Reply
+from flowfabric_worker.engine.errors import EngineError
+from flowfabric_worker.engine.stores.base import CALL_TIMEOUT, Argument, Call, Reply
 from flowfabric_worker.engine.types.claiming import Claimed
 from tests.support.executions import raw_client, raw_key, request
 from tests.support.lossy_store import LosingStore
@@ -20,27 +22,42 @@ def size_of(value: object) -> int:
     return len(value) if isinstance(value, bytes) else 8
 
 
+def commands_run(client: Any) -> int:
+    """Return how many commands a server has run, those in functions and the calls of functions included."""
+    stats = client.info("commandstats").items()
+    return sum(int(stat["calls"]) for name, stat in stats if name != "cmdstat_info")
+
+
 class Measuring(LosingStore):
-    """A store that keeps the most commands that a call of each function sent, and the most bytes that it replied."""
+    """A store that measures each call by itself.
+
+    Attributes:
+        calls: how many calls there were.
+        commands: the most commands that a call of each function ran.
+        bytes: the most bytes that a call of each function replied.
+    """
 
     def __init__(self, behind: Any, client: Any) -> None:
         super().__init__(behind)
         self.client = client
-        self.commands: dict[str, int] = {}
-        self.bytes: dict[str, int] = {}
+        self.calls = 0
+        self.commands: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
 
     def call(
         self, function: str, partition: int, arguments: Sequence[Argument], timeout: float = CALL_TIMEOUT
     ) -> Reply:
-        before = self._sent()
-        reply = super().call(function, partition, arguments, timeout)
-        self.commands[function] = max(self.commands.get(function, 0), self._sent() - before)
-        self.bytes[function] = max(self.bytes.get(function, 0), size_of(reply))
+        before = commands_run(self.client)
+        try:
+            reply = super().call(function, partition, arguments, timeout)
+        finally:
+            self.calls += 1
+            self.commands[function] = max(self.commands[function], commands_run(self.client) - before)
+        self.bytes[function] = max(self.bytes[function], size_of(reply))
         return reply
 
-    def _sent(self) -> int:
-        stats = self.client.info("commandstats").items()
-        return sum(int(stat["calls"]) for name, stat in stats if "fcall" not in name and name != "cmdstat_info")
+    def call_many(self, calls: Sequence[Call], timeout: float = CALL_TIMEOUT) -> list[Reply | EngineError]:
+        return [self.call(each.function, each.partition, each.arguments, timeout) for each in calls]
 
 
 def noted(engine: Engine, function: str, measure: Callable[[Reply], int]) -> list[int]:
