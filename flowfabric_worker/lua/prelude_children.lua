@@ -64,12 +64,12 @@ end
 
 -- Return those of some edges whose children are not detached.
 local function attached(flow, all)
+  if flow.acked == '' or #all == 0 then
+    return all
+  end
   local links, edges = {}, {}
   for i, each in ipairs(all) do
     links[i] = 'a' .. each.edge.up
-  end
-  if flow.acked == '' or #all == 0 then
-    return all
   end
   local scores = call('ZMSCORE', flow.links, unpack(links)) -- bounded: AWAITED_AT_ONCE
   for i, each in ipairs(all) do

@@ -22,9 +22,6 @@ function ff.end_attempt(ctx, record, reason)
   return { 'attempt', ff.attempt_text(index, kind, came, started, ctx.now_text), 'closed', reason }
 end
 
--- The fields that an ended execution does not have.
-local FORGOTTEN = { 'watchers', 'reserved_for', 'reserved_until' }
-
 -- Note the end of an execution that no worker holds, for the reply of the claim that ends it; its holder learns of any other.
 local function note_end(ctx, record, outcome, list)
   if record.words.leased and tonumber(record.expires) > ctx.now then
@@ -41,6 +38,9 @@ local function note_end(ctx, record, outcome, list)
     record.tags or '', told.error, told.error_detail,
   }
 end
+
+-- The fields that an ended execution does not have.
+local FORGOTTEN = { 'watchers', 'reserved_for', 'reserved_until' }
 
 -- Add what an ended execution has no more to the fields to write.
 local function forget(record, list)
